@@ -1,0 +1,45 @@
+"""One root for everything jidm raises on purpose. Every message names what is wrong, where, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class JidmError(Exception):
+    """Root of all errors jidm raises on purpose; the command line prints it as one line."""
+
+
+class InputError(JidmError, ValueError):
+    """A value, shape or file the caller handed over cannot be used."""
+
+
+class UrdfError(InputError):
+    """A URDF file is malformed, unsafe or ambiguous; the message names file and element."""
+
+
+class EmbodimentError(InputError):
+    """A robot descriptor is unknown, incomplete or contradicts its URDF."""
+
+
+class CameraError(InputError):
+    """A camera file or matrix is not a pinhole camera in the OpenCV convention."""
+
+
+class VideoError(InputError):
+    """A video cannot be read, is ambiguous or is too short."""
+
+
+class MissingExtraError(JidmError, ImportError):
+    """An optional dependency is absent; the message names the extra that installs it."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the package '{package}': pip install 'jidm[{extra}]'")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A short tail for "unknown name" messages: the closest known name if there is one, and all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    return f"{guess}known: {', '.join(known) or 'none'}"

@@ -1,0 +1,191 @@
+"""The robot as a tree of links and joints: plain data, no parsing, no mathematics.
+
+`urdf.py` makes it from a file, `kinematics.py` moves it, `surface.py` samples its shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.errors import UrdfError, did_you_mean
+
+JointType = Literal["revolute", "continuous", "prismatic", "fixed", "floating", "planar"]
+MOVABLE: tuple[JointType, ...] = ("revolute", "continuous", "prismatic")
+"""Joint types with one coordinate. Floating and planar joints are read but held at their zero pose."""
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """One shape in its own frame, in metres.
+
+    kind and size: box (x, y, z edge lengths); cylinder and capsule (radius, length along z);
+    sphere (radius,); mesh (scale x, y, z).
+    """
+
+    kind: Literal["box", "cylinder", "sphere", "capsule", "mesh"]
+    size: tuple[float, ...]
+    filename: str | None = None
+    """Mesh reference as written in the file."""
+    path: Path | None = None
+    """Mesh file on disk, inside the allowed roots; None when the reference was not found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A visual or collision element of a link."""
+
+    geometry: Geometry
+    T_link_shape: NDArray[np.float64]
+    """(4, 4) pose of the shape in its link's frame [m]."""
+    rgba: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    name: str
+    visuals: tuple[Shape, ...] = ()
+    collisions: tuple[Shape, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Joint limits in rad or m (and per second); None where the file states none."""
+
+    lower: float | None = None
+    upper: float | None = None
+    velocity: float | None = None
+    effort: float | None = None
+
+
+@dataclass(frozen=True)
+class Mimic:
+    """This joint = multiplier * other joint + offset, as written (a chain is composed by `RobotModel.coupling`)."""
+
+    joint: str
+    multiplier: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    name: str
+    type: JointType
+    parent: str
+    child: str
+    T_parent_joint: NDArray[np.float64]
+    """(4, 4) pose of the joint frame in the parent link's frame at q = 0 [m]."""
+    axis: NDArray[np.float64]
+    """(3,) unit axis in the joint frame; rotation is right-handed about it, translation along it."""
+    limit: Limit = Limit()
+    mimic: Mimic | None = None
+
+    @property
+    def movable(self) -> bool:
+        return self.type in MOVABLE
+
+
+@dataclass(frozen=True, eq=False)
+class RobotModel:
+    """Links and joints in depth-first order from the root: `joints[k].child == links[k + 1].name`."""
+
+    name: str
+    links: tuple[Link, ...]
+    joints: tuple[Joint, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.links) != len(self.joints) + 1:
+            raise UrdfError(f"robot '{self.name}': {len(self.links)} links need {len(self.links) - 1} joints")
+        seen = {self.links[0].name}
+        for joint, link in zip(self.joints, self.links[1:], strict=True):
+            if joint.child != link.name or joint.parent not in seen:
+                raise UrdfError(f"robot '{self.name}': joint '{joint.name}' breaks the depth-first order of links")
+            seen.add(link.name)
+
+    @property
+    def root(self) -> str:
+        return self.links[0].name
+
+    @property
+    def movable_joints(self) -> tuple[Joint, ...]:
+        """All joints with one coordinate, mimics included; the order of `q_full`."""
+        return tuple(j for j in self.joints if j.movable)
+
+    def link_index(self, name: str) -> int:
+        for k, link in enumerate(self.links):
+            if link.name == name:
+                return k
+        raise UrdfError(f"robot '{self.name}' has no link '{name}': {did_you_mean(name, (x.name for x in self.links))}")
+
+    def coupling(
+        self, actuated: tuple[str, ...], locked: Mapping[str, float] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The linear map `q_full = A @ q + b` from actuated joints to all movable joints.
+
+        Args:
+            actuated: names of the actuated joints, the order of `q` (n of them).
+            locked: joints held at a fixed value [rad or m].
+
+        Returns:
+            A (m, n) and b (m,), m = number of movable joints; mimic chains are composed.
+
+        Raises:
+            UrdfError: a movable joint is neither actuated, locked nor a mimic of one that is.
+        """
+        locked = dict(locked or {})
+        by_name = {j.name: j for j in self.movable_joints}
+        for name in (*actuated, *locked):
+            if name not in by_name:
+                raise UrdfError(f"robot '{self.name}' has no movable joint '{name}': it has {', '.join(by_name)}")
+        column = {name: k for k, name in enumerate(actuated)}
+        rows: dict[str, tuple[NDArray[np.float64], float]] = {}
+
+        def row(name: str, chain: tuple[str, ...] = ()) -> tuple[NDArray[np.float64], float]:
+            if name in chain:
+                raise UrdfError(f"robot '{self.name}': joints mimic each other in a circle: {' -> '.join((*chain, name))}")
+            if name not in rows:
+                unit = np.zeros(len(actuated))
+                mimic = by_name[name].mimic
+                if name in column:
+                    unit[column[name]] = 1.0
+                    rows[name] = (unit, 0.0)
+                elif name in locked:
+                    rows[name] = (unit, float(locked[name]))
+                elif mimic is not None:
+                    a, b = row(mimic.joint, (*chain, name)) if mimic.joint in by_name else (unit, 0.0)
+                    rows[name] = (mimic.multiplier * a, mimic.multiplier * b + mimic.offset)
+                else:
+                    raise UrdfError(f"robot '{self.name}': joint '{name}' is neither actuated, locked nor a mimic; name it")
+            return rows[name]
+
+        pairs = [row(name) for name in by_name]
+        A = np.stack([a for a, _ in pairs]) if pairs else np.zeros((0, len(actuated)))
+        return A, np.array([b for _, b in pairs])
+
+
+def compose(name: str, parts: Mapping[str, tuple[RobotModel, NDArray[np.float64]]], root: str = "base") -> RobotModel:
+    """Mount several robots on one new root link.
+
+    Args:
+        name: name of the new robot.
+        parts: prefix -> (model, T_base_part (4, 4)); links and joints are renamed `<prefix>_<name>`.
+        root: name of the new root link.
+    """
+    links, joints = [Link(root)], []
+    for prefix, (model, T_base_part) in parts.items():
+
+        def renamed(x: str, prefix: str = prefix) -> str:
+            return f"{prefix}_{x}"
+
+        mount = Joint(renamed("mount"), "fixed", root, renamed(model.root), np.asarray(T_base_part, float), np.array([1.0, 0, 0]))
+        joints.append(mount)
+        links.extend(replace(link, name=renamed(link.name)) for link in model.links)
+        for j in model.joints:
+            mimic = replace(j.mimic, joint=renamed(j.mimic.joint)) if j.mimic else None
+            joints.append(replace(j, name=renamed(j.name), parent=renamed(j.parent), child=renamed(j.child), mimic=mimic))
+    return RobotModel(name, tuple(links), tuple(joints))
