@@ -1,0 +1,213 @@
+"""Joint conventions: how outside data count joints, as one invertible linear map per joint.
+
+Data sets, robot firmwares and other people's URDFs order joints differently, turn them the other way, start
+counting elsewhere, use degrees, or normalise grippers. With `x` the outside vector and `q` jidm's (rad or m, in the
+order of `embodiment.joint_names`), for joint k read from outside column `order[k]`:
+
+    q[k] = sign[k] * scale[k] * factor(unit[k]) * x[order[k]] + offset[k]
+
+`factor` is 1 for rad, m and normalised, pi/180 for deg and 1/1000 for mm; `offset` is in rad or m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.errors import EmbodimentError, did_you_mean
+
+Unit = Literal["rad", "deg", "m", "mm", "normalised"]
+FACTOR: dict[str, float] = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "normalised": 1.0}
+"""Size of one outside unit in rad or m; a normalised joint's size is its `scale` alone."""
+
+Vector = TypeVar("Vector")
+"""A numpy array or torch tensor (*batch, n); what comes out is what went in, same dtype and device."""
+
+
+@dataclass(frozen=True)
+class JointConvention:
+    """One outside way of writing a robot's joint vector.
+
+    All tuples have n entries, in the order of `joint_names` (the embodiment's order), except `outside_names`,
+    which is in the order of the outside vector.
+
+    Attributes:
+        joint_names: the embodiment's joints, the order of `q`.
+        outside_names: the embodiment joint that each outside column holds (a permutation of `joint_names`).
+        sign: +1 or -1.
+        scale: size of one outside unit; 1 unless the outside vector is stretched. For a normalised joint
+            with range [low, high]: scale = high - low, offset = low.
+        offset: `q` where the outside vector reads zero [rad or m].
+        unit: what the outside vector is written in.
+    """
+
+    joint_names: tuple[str, ...]
+    outside_names: tuple[str, ...]
+    sign: tuple[int, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    unit: tuple[Unit, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.joint_names)
+        for field in ("outside_names", "sign", "scale", "offset", "unit"):
+            value = tuple(getattr(self, field))
+            object.__setattr__(self, field, value)
+            if len(value) != n:
+                raise EmbodimentError(f"joint convention: {field} has {len(value)} entries, the robot has {n} joints")
+        if sorted(self.outside_names) != sorted(self.joint_names) or len(set(self.joint_names)) != n:
+            raise EmbodimentError(
+                f"joint convention: outside_names must hold every joint once; "
+                f"got {', '.join(self.outside_names)} for {', '.join(self.joint_names)}"
+            )
+        for name, sign, scale, offset, unit in zip(
+            self.joint_names, self.sign, self.scale, self.offset, self.unit, strict=True
+        ):
+            if sign not in (-1, 1):
+                raise EmbodimentError(f"joint convention: sign of '{name}' must be 1 or -1, got {sign}")
+            if not (math.isfinite(scale) and scale > 0):
+                raise EmbodimentError(
+                    f"joint convention: scale of '{name}' must be positive and finite, got {scale}; use sign to turn it"
+                )
+            if not math.isfinite(offset):
+                raise EmbodimentError(f"joint convention: offset of '{name}' must be finite, got {offset}")
+            if unit not in FACTOR:
+                raise EmbodimentError(f"joint convention: unit of '{name}' is '{unit}': {did_you_mean(str(unit), FACTOR)}")
+
+    @classmethod
+    def make(
+        cls,
+        joint_names: Sequence[str],
+        *,
+        joint_types: Sequence[str] | None = None,
+        order: Sequence[str] | None = None,
+        sign: Mapping[str, int] | None = None,
+        scale: Mapping[str, float] | None = None,
+        offset: Mapping[str, float] | None = None,
+        unit: Mapping[str, Unit] | None = None,
+        normalised: Mapping[str, tuple[float, float]] | None = None,
+    ) -> JointConvention:
+        """Convention from what differs: joints that are not named count as jidm counts them (rad or m).
+
+        Args:
+            joint_names: the embodiment's joints, the order of `q`.
+            joint_types: their types; prismatic joints then count in m where no unit is given.
+            order: joint held by each outside column; the embodiment's order if not given.
+            sign, scale, offset, unit: per joint name, see the class.
+            normalised: joint name -> (q at outside 0, q at outside 1) [rad or m]; may run downwards.
+
+        Raises:
+            EmbodimentError: unknown joint, or a joint given both a range and a sign, scale, offset or unit.
+        """
+        names = tuple(joint_names)
+        given: dict[str, Mapping[str, Any]] = {
+            "sign": sign or {}, "scale": scale or {}, "offset": offset or {}, "unit": unit or {}, "normalised": normalised or {}
+        }  # fmt: skip
+        for field, mapping in given.items():
+            for name in mapping:
+                if name not in names:
+                    raise EmbodimentError(f"joint convention: {field} names '{name}': {did_you_mean(name, names)}")
+        values = {field: dict(mapping) for field, mapping in given.items()}
+        for name, ends in values.pop("normalised").items():
+            if taken := [field for field, mapping in values.items() if name in mapping]:
+                raise EmbodimentError(f"joint convention: '{name}' is normalised and has {taken[0]} too; give one of them")
+            if len(ends) != 2 or not ends[0] != ends[1]:
+                raise EmbodimentError(f"joint convention: range of '{name}' must be two different numbers, got {ends}")
+            low, high = float(ends[0]), float(ends[1])
+            values["offset"][name], values["scale"][name] = low, abs(high - low)
+            values["sign"][name], values["unit"][name] = (1 if high > low else -1), "normalised"
+        types = tuple(joint_types) if joint_types is not None else ("revolute",) * len(names)
+        native = {x: "m" if t == "prismatic" else "rad" for x, t in zip(names, types, strict=True)}
+        return cls(
+            joint_names=names,
+            outside_names=names if order is None else tuple(order),
+            sign=tuple(values["sign"].get(x, 1) for x in names),
+            scale=tuple(float(values["scale"].get(x, 1.0)) for x in names),
+            offset=tuple(float(values["offset"].get(x, 0.0)) for x in names),
+            unit=tuple(values["unit"].get(x, native[x]) for x in names),
+        )
+
+    @classmethod
+    def compose(cls, parts: Mapping[str, JointConvention]) -> JointConvention:
+        """Conventions of several robots side by side, as `compose` joins the robots: names become `<part>_<name>`."""
+
+        def joined(field: str, prefix: bool = False) -> tuple[Any, ...]:
+            return tuple(
+                f"{part}_{x}" if prefix else x for part, convention in parts.items() for x in getattr(convention, field)
+            )
+
+        return cls(
+            joined("joint_names", True), joined("outside_names", True),
+            joined("sign"), joined("scale"), joined("offset"), joined("unit"),
+        )  # fmt: skip
+
+    @property
+    def n(self) -> int:
+        """Number of joints."""
+        return len(self.joint_names)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Outside column that holds joint k."""
+        return tuple(self.outside_names.index(x) for x in self.joint_names)
+
+    @property
+    def gain(self) -> NDArray[np.float64]:
+        """(n,) rad or m of `q[k]` per unit of its outside column, sign included."""
+        return np.array([s * c * FACTOR[u] for s, c, u in zip(self.sign, self.scale, self.unit, strict=True)])
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """(n, n) linear part: `q = matrix @ x + offset`; a covariance maps as `matrix @ S @ matrix.T`."""
+        matrix = np.zeros((self.n, self.n))
+        matrix[np.arange(self.n), list(self.order)] = self.gain
+        return matrix
+
+    def to_embodiment(self, x: Vector) -> Vector:
+        """Outside joint positions (*batch, n) to `q` (*batch, n) [rad or m]."""
+        return self._in(x, offset=True)
+
+    def from_embodiment(self, q: Vector) -> Vector:
+        """`q` (*batch, n) [rad or m] to outside joint positions (*batch, n); inverse of `to_embodiment`."""
+        return self._out(q, offset=True)
+
+    def delta_to_embodiment(self, x: Vector) -> Vector:
+        """Outside steps or velocities (*batch, n) to jidm's; as `to_embodiment` but without the offset."""
+        return self._in(x, offset=False)
+
+    def delta_from_embodiment(self, delta_q: Vector) -> Vector:
+        """Steps or velocities (*batch, n) [rad or m, per frame or second] to the outside; no offset."""
+        return self._out(delta_q, offset=False)
+
+    def _in(self, x: Any, *, offset: bool) -> Any:
+        x = _floating(x, self.n)
+        q = x[..., list(self.order)] * _like(self.gain, x)
+        return q + _like(np.array(self.offset), x) if offset else q
+
+    def _out(self, q: Any, *, offset: bool) -> Any:
+        q = _floating(q, self.n)
+        x = (q - _like(np.array(self.offset), q) if offset else q) / _like(self.gain, q)
+        return x[..., [self.joint_names.index(name) for name in self.outside_names]]
+
+
+def _floating(x: Any, n: int) -> Any:
+    """x as a floating array or tensor that ends in n; integers would silently lose what the map adds."""
+    if not hasattr(x, "new_tensor"):
+        x = np.asarray(x)
+        if not np.issubdtype(x.dtype, np.floating):
+            x = x.astype(np.float64)
+    elif not x.is_floating_point():
+        x = x.double()
+    if x.shape[-1:] != (n,):
+        raise EmbodimentError(f"joint convention: vectors must end in {n} joints, got shape {tuple(x.shape)}")
+    return x
+
+
+def _like(values: NDArray[np.float64], x: Any) -> Any:
+    """Constants in the dtype (and on the device) of x, without importing torch."""
+    return x.new_tensor(values.tolist()) if hasattr(x, "new_tensor") else values.astype(x.dtype)

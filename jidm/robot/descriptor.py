@@ -1,0 +1,240 @@
+"""embodiment.toml: the file that describes one robot. Read strictly, checked against its URDF.
+
+    name, title, licence, source     texts; name is the folder's
+    urdf                             "robot.urdf" beside the file, or "package:path" of an installed pip package
+    control_dt                       control period [s]
+    tip_links, gripper_joints        names
+    [joints]                         names = the order of q; home, amplitude, acceleration, jerk (one number per joint);
+                                     lower, upper, velocity, effort only where the URDF lacks them or is wrong;
+                                     reordered = true if names are not in the URDF's depth-first order
+    [locked]                         joint = value [rad or m] it is held at
+    [notes]                          where each number comes from
+    [cameras.<name>]                 a look-at or matrix form of `Camera.from_dict`
+    [conventions.<name>]             order, and tables sign, scale, offset, unit, normalised by joint: `JointConvention.make`
+    [compose.<part>]                 embodiment, xyz [m], rpy [rad]: other robots on one base, instead of urdf and joints
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jidm.errors import EmbodimentError, MissingExtraError, did_you_mean
+from jidm.robot import build
+from jidm.robot.convention import JointConvention
+from jidm.robot.embodiment import Embodiment
+from jidm.robot.model import RobotModel
+from jidm.robot.resources import package_file, package_roots
+from jidm.robot.urdf import read_urdf
+
+FILE = "embodiment.toml"
+_TEXTS = ("name", "title", "licence", "source", "urdf")
+_NAMES = ("tip_links", "gripper_joints")
+_TABLES = ("joints", "locked", "notes", "cameras", "conventions", "compose")
+_VECTORS = ("home", "amplitude", "acceleration", "jerk", "lower", "upper", "velocity", "effort")
+_CAMERA = ("width", "height", "K", "T_camera_base", "eye", "target", "up", "fov_y")
+_CONVENTION = ("order", "sign", "scale", "offset", "unit", "normalised")
+
+
+def read_descriptor(path: str | Path) -> Embodiment:
+    """The embodiment described by a folder's `embodiment.toml`.
+
+    Args:
+        path: the folder, or the file.
+
+    Raises:
+        EmbodimentError: unknown key, wrong length or type, or a contradiction with the URDF; names file and key.
+        UrdfError: the URDF is malformed.
+        MissingExtraError: the URDF is in a package that is not installed.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    data = _read_toml(path)
+    _check_shape(data, path)
+    if "compose" in data:
+        return _composed(data, path)
+    return _single(data, path)
+
+
+def _single(data: dict[str, Any], path: Path) -> Embodiment:
+    for key in ("urdf", "joints"):
+        if key not in data:
+            raise EmbodimentError(f"{path}: key '{key}' is missing; a descriptor has urdf and [joints], or [compose.<part>]")
+    urdf, roots = _urdf(data["urdf"], path)
+    model = read_urdf(urdf, mesh_roots=roots)
+    joints, locked = dict(data["joints"]), dict(data.get("locked", {}))
+    names = tuple(joints.pop("names", ()))
+    _check_joints(model, names, locked, bool(joints.pop("reordered", False)), path)
+    for key, values in joints.items():
+        if len(values) != len(names):
+            raise EmbodimentError(f"{path}: joints.{key} has {len(values)} values, joints.names has {len(names)}")
+    types = {j.name: j.type for j in model.joints}
+    conventions = _conventions(data, names, tuple(types[x] for x in names), path)
+    try:
+        return build.from_model(
+            model, name=data["name"], joints=names, locked=locked, conventions=conventions,
+            fingerprint=[build.urdf_fingerprint(urdf, model), data], **joints, **_descriptive(data),
+        )  # fmt: skip
+    except EmbodimentError as error:
+        raise EmbodimentError(f"{path}: {error}") from None
+
+
+def _composed(data: dict[str, Any], path: Path) -> Embodiment:
+    for key in ("urdf", "joints", "locked"):
+        if key in data:
+            raise EmbodimentError(f"{path}: a descriptor has {key} or [compose], not both")
+    parts: dict[str, Any] = {}
+    for prefix, part in data["compose"].items():
+        _known(part, ("embodiment", "xyz", "rpy"), f"{path}: compose.{prefix}")
+        if "embodiment" not in part:
+            raise EmbodimentError(f"{path}: compose.{prefix} lacks embodiment, the name of the robot to mount")
+        for key in ("xyz", "rpy"):
+            _numbers(part.get(key, [0.0, 0.0, 0.0]), 3, f"{path}: compose.{prefix}.{key}")
+        body = Embodiment.load(part["embodiment"])
+        parts[prefix] = (body, build.rigid(part.get("xyz", (0, 0, 0)), part.get("rpy", (0, 0, 0))))
+    whole = build.compose(data["name"], **parts)
+    given = _descriptive(data)
+    if "cameras" in given:
+        given["cameras"] = {**whole.cameras, **given["cameras"]}
+    given["notes"] = {**whole.notes, **given.get("notes", {})}
+    conventions = _conventions(data, whole.joint_names, whole.joint_types, path)
+    return replace(
+        whole, content_hash=build.digest([whole.content_hash, data]), conventions={**whole.conventions, **conventions}, **given
+    )
+
+
+def _descriptive(data: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("title", "licence", "source", "control_dt", "tip_links", "gripper_joints", "cameras", "notes")
+    return {key: data[key] for key in keys if key in data}
+
+
+def _urdf(reference: str, path: Path) -> tuple[Path, list[Path]]:
+    """The URDF file and the folders its meshes may lie in."""
+    if ":" not in reference:
+        file = path.parent / reference
+        if not file.is_file():
+            raise EmbodimentError(f"{path}: urdf '{reference}' is not there; put the file beside the descriptor")
+        return file, [path.parent]
+    try:
+        return package_file(reference), list(package_roots(reference))
+    except MissingExtraError:
+        raise
+    except EmbodimentError as error:
+        raise EmbodimentError(f"{path}: {error}") from None
+
+
+def _conventions(
+    data: Mapping[str, Any], names: tuple[str, ...], types: tuple[str, ...], path: Path
+) -> dict[str, JointConvention]:
+    out = {}
+    for key, table in data.get("conventions", {}).items():
+        where = f"{path}: conventions.{key}"
+        _known(table, _CONVENTION, where)
+        try:
+            out[key] = JointConvention.make(names, joint_types=types, **table)
+        except EmbodimentError as error:
+            raise EmbodimentError(f"{where}: {error}") from None
+    return out
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EmbodimentError(f"cannot read {path}: {error.strerror}; give a folder with an {FILE}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EmbodimentError(f"{path} is not TOML: {error}") from None
+
+
+def _check_shape(data: dict[str, Any], path: Path) -> None:
+    """Keys and types, before any meaning."""
+    _known(data, (*_TEXTS, *_NAMES, *_TABLES, "control_dt"), str(path))
+    for key in ("name", "title", "licence", "source"):
+        if key not in data:
+            raise EmbodimentError(f"{path}: key '{key}' is missing")
+    for key in _TEXTS:
+        if key in data and not (isinstance(data[key], str) and data[key].strip()):
+            raise EmbodimentError(f"{path}: {key} must be a text")
+    for key in _NAMES:
+        _texts(data.get(key, []), f"{path}: {key}")
+    for key in _TABLES:
+        if not isinstance(data.get(key, {}), dict):
+            raise EmbodimentError(f"{path}: [{key}] must be a table")
+    if not _number(data.get("control_dt", 1.0)):
+        raise EmbodimentError(f"{path}: control_dt must be a number of seconds")
+    joints = data.get("joints", {})
+    _known(joints, ("names", "reordered", *_VECTORS), f"{path}: joints")
+    _texts(joints.get("names", []), f"{path}: joints.names")
+    for key in _VECTORS:
+        if key in joints:
+            _numbers(joints[key], None, f"{path}: joints.{key}")
+    for key, value in data.get("locked", {}).items():
+        if not _number(value):
+            raise EmbodimentError(f"{path}: locked.{key} must be a number [rad or m]")
+    for key, text in data.get("notes", {}).items():
+        if not isinstance(text, str):
+            raise EmbodimentError(f"{path}: notes.{key} must be a text")
+    for key, form in data.get("cameras", {}).items():
+        where = f"{path}: cameras.{key}"
+        _known(form, _CAMERA, where)
+        for vector in ("eye", "target", "up"):
+            if vector in form:
+                _numbers(form[vector], 3, f"{where}.{vector}")
+    for table in ("conventions", "compose"):
+        for key, value in data.get(table, {}).items():
+            if not isinstance(value, dict):
+                raise EmbodimentError(f"{path}: {table}.{key} must be a table")
+
+
+def _check_joints(
+    model: RobotModel, names: tuple[str, ...], locked: Mapping[str, float], reordered: bool, path: Path
+) -> None:
+    free = [j.name for j in model.movable_joints if j.mimic is None]
+    movable = [j.name for j in model.movable_joints]
+    for name in (*names, *locked):
+        if name not in movable:
+            raise EmbodimentError(f"{path}: joint '{name}' is no movable joint of the URDF: {did_you_mean(name, movable)}")
+    if len(set(names)) != len(names):
+        raise EmbodimentError(f"{path}: joints.names holds a name twice")
+    if mimics := [name for name in names if name not in free]:
+        raise EmbodimentError(f"{path}: joint '{mimics[0]}' is a mimic in the URDF; leave it out of joints.names")
+    if forgotten := [name for name in free if name not in names and name not in locked]:
+        raise EmbodimentError(f"{path}: joint '{forgotten[0]}' of the URDF is neither in joints.names nor in [locked]")
+    in_order = [name for name in free if name in names]
+    if list(names) != in_order and not reordered:
+        raise EmbodimentError(
+            f"{path}: joints.names is not in the URDF's order ({', '.join(in_order)}); "
+            "say joints.reordered = true if that is meant"
+        )
+
+
+def _known(table: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(table, dict):
+        raise EmbodimentError(f"{where} must be a table")
+    for key in table:
+        if key not in (known := tuple(known)):
+            raise EmbodimentError(f"{where}: unknown key '{key}': {did_you_mean(key, known)}")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _numbers(value: Any, length: int | None, where: str) -> None:
+    if not isinstance(value, list) or not all(_number(x) for x in value) or (length and len(value) != length):
+        raise EmbodimentError(f"{where} must be a list of {length or 'as many numbers as joints, all'} numbers")
+
+
+def _texts(value: Any, where: str) -> None:
+    if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+        raise EmbodimentError(f"{where} must be a list of names")

@@ -1,0 +1,279 @@
+"""Embodiment: the frozen description of one robot, everything jidm needs to know about it before it sees a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jidm.errors import EmbodimentError, did_you_mean
+from jidm.robot.convention import JointConvention
+from jidm.robot.model import RobotModel
+
+if TYPE_CHECKING:
+    from jidm.robot.camera import Camera
+
+VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
+"""The per-joint numbers of an embodiment, each of shape (n,)."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Embodiment:
+    """One robot: its links, its n actuated joints in a fixed order, their limits, and default cameras.
+
+    The base frame is the frame of the root link. Every array is read-only; two embodiments are equal when their
+    content hashes are. Make one with `load`, `from_urdf` or `compose` rather than by hand.
+
+    Attributes:
+        name: registry name.
+        model: links and joints.
+        joint_names: the order of `q`; mimic and locked joints are not in it.
+        joint_types: revolute, continuous or prismatic.
+        lower, upper: (n,) position limits [rad or m]; infinite where unlimited.
+        velocity, acceleration, jerk: (n,) limits [rad or m per s, s^2, s^3]; infinite where unknown.
+        effort: (n,) [N m or N]; infinite where unknown.
+        control_dt: control period [s].
+        coupling_matrix, coupling_offset: A (m, n) and b (m,) of `q_full = A @ q + b` over `model.movable_joints`.
+        tip_links: the links that do the work (fingertips, tool).
+        gripper_joints: joints of `joint_names` that open and close a gripper.
+        home: (n,) a good pose to start from [rad or m].
+        amplitude: (n,) how far self-play moves each joint to either side of home [rad or m], limits permitting.
+        cameras: name -> look-at or matrix form of `Camera.from_dict`, in the base frame.
+        conventions: name -> how outside data count these joints.
+        title, licence, source: the robot's full name, the licence of its files, where they come from.
+        notes: key -> where that number comes from, or why it was chosen.
+        content_hash: sha256 over URDF, meshes and descriptor; the same on every machine.
+    """
+
+    name: str
+    model: RobotModel
+    joint_names: tuple[str, ...]
+    joint_types: tuple[str, ...]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    velocity: NDArray[np.float64]
+    acceleration: NDArray[np.float64]
+    jerk: NDArray[np.float64]
+    effort: NDArray[np.float64]
+    control_dt: float
+    coupling_matrix: NDArray[np.float64]
+    coupling_offset: NDArray[np.float64]
+    tip_links: tuple[str, ...]
+    gripper_joints: tuple[str, ...]
+    home: NDArray[np.float64]
+    amplitude: NDArray[np.float64]
+    content_hash: str
+    cameras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    conventions: Mapping[str, JointConvention] = field(default_factory=dict)
+    title: str = ""
+    licence: str = ""
+    source: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._freeze()
+        self._check()
+
+    # ---- where embodiments come from ----------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, name: str) -> Embodiment:
+        """The registered embodiment of that name.
+
+        Raises:
+            EmbodimentError: no such name (the message suggests the nearest), or its descriptor is wrong.
+            MissingExtraError: its URDF is in a package that is not installed.
+        """
+        from jidm.robot import registry
+
+        return registry.load(name)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """All registered names, sorted; nothing is loaded."""
+        from jidm.robot import registry
+
+        return registry.names()
+
+    @staticmethod
+    def register(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> None:
+        """Add a robot of your own for this process; others find theirs by the entry-point group `jidm.embodiments`.
+
+        Args:
+            source: folder with an `embodiment.toml` (or that file), an Embodiment, or a callable that returns either.
+
+        Raises:
+            EmbodimentError: the name is taken or not a plain word.
+        """
+        from jidm.robot import registry
+
+        registry.register(name, source)
+
+    @classmethod
+    def from_urdf(
+        cls, path: str | Path, *, mesh_roots: Sequence[str | Path] = (), name: str | None = None,
+        joints: Sequence[str] | None = None, locked: Mapping[str, float] | None = None, **given: Any,
+    ) -> Embodiment:  # fmt: skip
+        """A usable embodiment from any URDF file; see `jidm.robot.build.from_urdf` for defaults and arguments."""
+        from jidm.robot import build
+
+        return build.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **given)
+
+    # ---- what is asked of it ------------------------------------------------------------------------------------
+
+    @property
+    def n(self) -> int:
+        """Number of actuated joints."""
+        return len(self.joint_names)
+
+    @property
+    def base_link(self) -> str:
+        """The link whose frame is the base frame."""
+        return self.model.root
+
+    @property
+    def gripper_mask(self) -> NDArray[np.bool_]:
+        """(n,) True for gripper joints."""
+        return np.array([name in self.gripper_joints for name in self.joint_names], dtype=bool)
+
+    def joint_index(self, name: str) -> int:
+        """Place of a joint in `q`.
+
+        Raises:
+            EmbodimentError: the robot has no such actuated joint.
+        """
+        if name not in self.joint_names:
+            raise EmbodimentError(f"'{self.name}' has no joint '{name}': {did_you_mean(name, self.joint_names)}")
+        return self.joint_names.index(name)
+
+    def camera(self, name: str = "front") -> Camera:
+        """A default camera by name, placed in the base frame.
+
+        Raises:
+            EmbodimentError: no camera of that name.
+        """
+        from jidm.robot.camera import Camera
+
+        if name not in self.cameras:
+            raise EmbodimentError(f"'{self.name}' has no camera '{name}': {did_you_mean(name, self.cameras)}")
+        return Camera.from_dict(self.cameras[name])
+
+    def convention(self, name: str) -> JointConvention:
+        """A joint convention by name.
+
+        Raises:
+            EmbodimentError: no convention of that name.
+        """
+        if name not in self.conventions:
+            raise EmbodimentError(f"'{self.name}' has no joint convention '{name}': {did_you_mean(name, self.conventions)}")
+        return self.conventions[name]
+
+    def within_limits(self, q: ArrayLike, *, tolerance: float = 1e-9) -> NDArray[np.bool_]:
+        """Which of q (*batch, n) [rad or m] lie inside the position limits: (*batch, n)."""
+        q = np.asarray(q, dtype=np.float64)
+        return (q >= self.lower - tolerance) & (q <= self.upper + tolerance)
+
+    # ---- value semantics ----------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        return self.content_hash == other.content_hash if isinstance(other, Embodiment) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash)
+
+    def __repr__(self) -> str:
+        return f"Embodiment('{self.name}', n={self.n}, content_hash='{self.content_hash[:12]}')"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Embodiment:
+        return self  # nothing in it can change
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            object.__setattr__(self, key, value)
+        self._freeze()  # numpy forgets "read-only" when it is pickled
+
+    def _freeze(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in (*VECTORS, "coupling_matrix", "coupling_offset"):
+            array = np.array(getattr(self, name), dtype=np.float64)
+            array.flags.writeable = False
+            put(name, array)
+        for name in ("joint_names", "joint_types", "tip_links", "gripper_joints"):
+            put(name, tuple(getattr(self, name)))
+        for name in ("cameras", "conventions", "notes"):
+            put(name, _frozen(getattr(self, name)))
+        for joint in self.model.joints:
+            joint.T_parent_joint.flags.writeable = joint.axis.flags.writeable = False
+        for link in self.model.links:
+            for shape in (*link.visuals, *link.collisions):
+                shape.T_link_shape.flags.writeable = False
+
+    def _check(self) -> None:
+        where, n = f"embodiment '{self.name}'", self.n
+        if len(set(self.joint_names)) != n or len(self.joint_types) != n:
+            raise EmbodimentError(f"{where}: joint names must be unique and each must have a type")
+        for name in VECTORS:
+            value = getattr(self, name)
+            if value.shape != (n,):
+                raise EmbodimentError(f"{where}: {name} has {value.size} values, the robot has {n} joints")
+            if np.isnan(value).any() or (name in ("home", "amplitude") and not np.isfinite(value).all()):
+                raise EmbodimentError(f"{where}: {name} holds a value that is not a number")
+        m = len(self.model.movable_joints)
+        if self.coupling_matrix.shape != (m, n) or self.coupling_offset.shape != (m,):
+            raise EmbodimentError(f"{where}: the coupling map must be {m} x {n}")
+        for k, joint in enumerate(self.joint_names):
+            if self.lower[k] > self.upper[k]:
+                raise EmbodimentError(f"{where}: joint '{joint}' has lower {self.lower[k]:g} > upper {self.upper[k]:g}")
+            if not self.within_limits(self.home)[k]:
+                raise EmbodimentError(
+                    f"{where}: home of '{joint}' is {self.home[k]:g}, outside [{self.lower[k]:g}, {self.upper[k]:g}]"
+                )
+            for name in ("velocity", "acceleration", "jerk"):
+                if getattr(self, name)[k] <= 0:
+                    raise EmbodimentError(f"{where}: {name} of '{joint}' must be positive, got {getattr(self, name)[k]:g}")
+            for name in ("effort", "amplitude"):
+                if getattr(self, name)[k] < 0:
+                    raise EmbodimentError(f"{where}: {name} of '{joint}' must not be negative")
+        if not (np.isfinite(self.control_dt) and self.control_dt > 0):
+            raise EmbodimentError(f"{where}: control_dt must be positive seconds, got {self.control_dt}")
+        for name in self.gripper_joints:
+            self.joint_index(name)
+        links = tuple(link.name for link in self.model.links)
+        for name in self.tip_links:
+            if name not in links:
+                raise EmbodimentError(f"{where}: tip link '{name}' is not in the URDF: {did_you_mean(name, links)}")
+        for name, convention in self.conventions.items():
+            if convention.joint_names != self.joint_names:
+                raise EmbodimentError(f"{where}: convention '{name}' is for other joints: {convention.joint_names}")
+
+
+def compose(name: str | None = None, **parts: Any) -> Embodiment:
+    """Mount several robots on one new base link as one robot; see `jidm.robot.build.compose`."""
+    from jidm.robot import build
+
+    return build.compose(name, **parts)
+
+
+class _FrozenDict(dict[str, Any]):
+    """A dictionary that cannot change; unlike MappingProxyType it pickles, copies and prints as one."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("an embodiment is frozen; make a new one with dataclasses.replace or its descriptor")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _FrozenDict, (dict(self),)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _FrozenDict({key: _frozen(item) for key, item in value.items()})
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+

@@ -1,0 +1,73 @@
+"""Which robots are known by name. A registry is data: nothing is read before it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from jidm.errors import EmbodimentError, did_you_mean
+from jidm.robot.descriptor import FILE, read_descriptor
+from jidm.robot.embodiment import Embodiment
+
+ENTRY_POINT_GROUP = "jidm.embodiments"
+"""Packages name their robots here; the value is a folder with an embodiment.toml, an Embodiment, or a callable that
+returns one of them."""
+
+_registered: dict[str, Any] = {}
+
+
+def shipped_folder() -> Path:
+    """The folder of the descriptors that come with jidm: inside the wheel, or at the top of the repository."""
+    package = Path(__file__).parents[1]
+    inside, beside = package / "_embodiments", package.parent / "embodiments"
+    return inside if inside.is_dir() else beside
+
+
+def names() -> tuple[str, ...]:
+    """All known names, sorted."""
+    return tuple(sorted({*_shipped(), *_registered, *_entry_points()}))
+
+
+def load(name: str) -> Embodiment:
+    """The embodiment of that name; see `Embodiment.load`."""
+    if name in _registered:
+        return resolve(_registered[name], name)
+    if name in (shipped := _shipped()):
+        return resolve(shipped[name], name)
+    if name in (points := _entry_points()):
+        return resolve(points[name].load(), name)
+    raise EmbodimentError(f"unknown embodiment '{name}': {did_you_mean(name, names())}")
+
+
+def register(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> None:
+    """Add a robot for this process; see `Embodiment.register`."""
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
+        raise EmbodimentError(f"embodiment name '{name}' must be of letters, digits and _ . + -")
+    if name in _shipped() or (name in _registered and _registered[name] != source):
+        raise EmbodimentError(f"embodiment '{name}' exists already; register yours under another name")
+    _registered[name] = source
+
+
+def resolve(source: Any, name: str) -> Embodiment:
+    """An embodiment from whatever a registration or entry point holds: folder, file, Embodiment or callable."""
+    if callable(source) and not isinstance(source, Embodiment):
+        source = source()
+    if isinstance(source, (str, Path)):
+        source = read_descriptor(source)
+    if not isinstance(source, Embodiment):
+        raise EmbodimentError(
+            f"embodiment '{name}': its provider gave {type(source).__name__}; it must give a folder with {FILE} or an Embodiment"
+        )
+    return source
+
+
+def _shipped() -> dict[str, Path]:
+    folder = shipped_folder()
+    return {path.parent.name: path for path in folder.glob(f"*/{FILE}")} if folder.is_dir() else {}
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
