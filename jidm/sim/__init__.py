@@ -1,0 +1,19 @@
+"""Simulation: a robot drawn by PyBullet from any camera, exact flow, smooth random motion. Needs the extra `sim`."""
+
+from jidm.sim.look import Background, Light, Look, Texture
+from jidm.sim.motion import smooth_motion
+from jidm.sim.truth import ExactFlow, exact_flow, stays_visible
+from jidm.sim.world import Rendering, World
+
+__all__ = [
+    "Background",
+    "ExactFlow",
+    "Light",
+    "Look",
+    "Rendering",
+    "Texture",
+    "World",
+    "exact_flow",
+    "smooth_motion",
+    "stays_visible",
+]

@@ -1,0 +1,166 @@
+"""The robot's visuals as files the renderer draws rightly: one OBJ per link and colour, geometry in the link frame.
+
+PyBullet reads COLLADA files, but paints all their parts in one colour, shades STL files flat and leaves out formats it
+does not know. Reading every shape with trimesh instead means that the picture shows the very triangles that the
+analytic field samples, in the colours the file states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.errors import EmbodimentError, MissingExtraError
+from jidm.robot.model import Geometry, Link, RobotModel, Shape
+
+if TYPE_CHECKING:
+    import trimesh
+
+Colour = tuple[float, float, float, float]
+
+DEFAULT_COLOUR: Colour = (0.82, 0.82, 0.82, 1.0)
+"""What a shape is painted in when neither its file nor the URDF names a colour."""
+
+_CREASE = 0.5
+"""Neighbouring triangles that meet at a sharper angle than this [rad] keep a visible edge; others are shaded smooth."""
+
+
+def drawable(model: RobotModel, folder: Path) -> RobotModel:
+    """A copy of the model without collisions, its visuals written as OBJ files into `folder`.
+
+    A colour inside a mesh file counts before the URDF's (as in RViz), and the URDF's before `DEFAULT_COLOUR`.
+
+    Raises:
+        EmbodimentError: a mesh is missing or unreadable, or the robot has no visual shapes.
+    """
+    if not any(link.visuals for link in model.links):
+        raise EmbodimentError(f"robot '{model.name}' has no visual shapes to draw; add <visual> elements to its URDF")
+    links = []
+    for index, link in enumerate(model.links):
+        visuals = []
+        for k, (rgba, mesh) in enumerate(_parts_by_colour(link, model.name).items()):
+            path = folder / f"link{index}_{k}.obj"
+            path.write_text(_obj(mesh), encoding="ascii")
+            visuals.append(Shape(Geometry("mesh", (1.0, 1.0, 1.0), str(path), path), np.eye(4), rgba))
+        links.append(replace(link, visuals=tuple(visuals), collisions=()))
+    return replace(model, links=tuple(links))
+
+
+def link_mesh(link: Link, robot: str) -> trimesh.Trimesh | None:
+    """All visuals of a link as one mesh in the link frame [m]; None for a link that shows nothing."""
+    import trimesh
+
+    parts = list(_parts_by_colour(link, robot).values())
+    return trimesh.util.concatenate(parts) if parts else None
+
+
+def _parts_by_colour(link: Link, robot: str) -> dict[Colour, trimesh.Trimesh]:
+    import trimesh
+
+    parts: dict[Colour, list[trimesh.Trimesh]] = {}
+    for shape in link.visuals:
+        for mesh, own in _meshes(shape.geometry, robot):
+            mesh.apply_transform(shape.T_link_shape)
+            parts.setdefault(own or shape.rgba or DEFAULT_COLOUR, []).extend(_shaded(mesh))
+    return {rgba: trimesh.util.concatenate(meshes) for rgba, meshes in parts.items()}
+
+
+def _meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, Colour | None]]:
+    """The shape's parts in its own frame [m], each with the colour its file gives it."""
+    import trimesh
+
+    size = geometry.size
+    if geometry.kind == "box":
+        return [(trimesh.creation.box(extents=size), None)]
+    if geometry.kind == "cylinder":
+        return [(trimesh.creation.cylinder(radius=size[0], height=size[1], sections=64), None)]
+    if geometry.kind == "capsule":
+        return [(trimesh.creation.capsule(radius=size[0], height=size[1], count=(32, 64)), None)]
+    if geometry.kind == "sphere":
+        return [(trimesh.creation.icosphere(subdivisions=4, radius=size[0]), None)]
+    if geometry.path is None:
+        raise EmbodimentError(
+            f"robot '{robot}': mesh '{geometry.filename}' was not found; pass mesh_roots= where its package lies"
+        )
+    try:
+        scene = trimesh.load_scene(geometry.path)
+    except ImportError as missing:
+        raise MissingExtraError(
+            f"reading the mesh {geometry.path.name}", str(missing.name or "pycollada"), "sim"
+        ) from None
+    except Exception as error:  # trimesh has no common error class
+        raise EmbodimentError(f"cannot read mesh {geometry.path}: {error}") from None
+    found = []
+    for part in scene.dump():
+        if isinstance(part, trimesh.Trimesh) and len(part.faces):
+            own = _own_colour(part)
+            part.apply_scale(size)
+            found.append((part, own))
+    return found
+
+
+def _own_colour(mesh: trimesh.Trimesh) -> Colour | None:
+    """The single colour a mesh file names for this part, if it names one."""
+    material = getattr(mesh.visual, "material", None)
+    if material is not None:
+        rgba = np.asarray(material.main_color, dtype=float) / 255
+    elif mesh.visual.defined:
+        rgba = np.asarray(mesh.visual.main_color, dtype=float) / 255
+    else:
+        return None
+    return (float(rgba[0]), float(rgba[1]), float(rgba[2]), 1.0)
+
+
+def _shaded(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
+    """The same triangles with smooth normals, and a second time inside out where both sides can be seen.
+
+    TinyRenderer leaves out triangles that turn their back to the camera, so open or inverted parts would have holes.
+    """
+    import trimesh
+
+    bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    bare.merge_vertices()
+    closed = _closed(bare)
+    parts = []
+    for faces, two_sided in ((bare.faces[closed], False), (bare.faces[~closed], True)):
+        if len(faces):
+            part = trimesh.graph.smooth_shade(
+                trimesh.Trimesh(bare.vertices, faces, process=False), angle=_CREASE, facet_minarea=None
+            )
+            parts.append(part)
+            if two_sided:
+                back = part.copy()
+                back.invert()
+                parts.append(back)
+    return parts
+
+
+def _closed(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
+    """Which faces (F,) belong to a closed body whose triangles all face outwards."""
+    import trimesh
+
+    body = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))
+    face_of_edge = mesh.edges_face
+    ends, edge = np.unique(mesh.edges_sorted, axis=0, return_inverse=True)
+    edge = edge.reshape(-1)
+    sense = np.where(mesh.edges[:, 0] < mesh.edges[:, 1], 1, -1)
+    count, balance = np.bincount(edge, minlength=len(ends)), np.bincount(edge, sense, minlength=len(ends))
+    loose = (count[edge] != 2) | (balance[edge] != 0)
+    a, b, c = np.swapaxes(mesh.triangles, 0, 1)
+    volume = np.bincount(body, np.einsum("fi,fi->f", a, np.cross(b, c)))
+    broken = np.bincount(body[face_of_edge], loose, minlength=len(volume)) > 0
+    return ((volume > 0) & ~broken)[body]
+
+
+def _obj(mesh: trimesh.Trimesh) -> str:
+    def rows(prefix: str, values: NDArray[np.float64]) -> str:
+        return (f"{prefix} %.7g %.7g %.7g\n" * len(values)) % tuple(values.ravel().tolist())
+
+    corners = np.repeat(np.asarray(mesh.faces) + 1, 2, axis=1)
+    faces = ("f %d//%d %d//%d %d//%d\n" * len(corners)) % tuple(corners.ravel().tolist())
+    normals = np.nan_to_num(np.asarray(mesh.vertex_normals))
+    return rows("v", np.asarray(mesh.vertices)) + rows("vn", normals) + faces
