@@ -1,0 +1,63 @@
+# Everything runs in this repository's own virtual environment; `make demo` and `make test` need nothing set up before.
+#   PYTHON=python3.12   the interpreter to build it with (3.10 or newer)
+#   VENV=.venv          where it lies
+#   PYTEST_ARGS=...     extra arguments for pytest, for instance PYTEST_ARGS="-k camera"
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= auto
+PYTEST_ARGS ?=
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint format types boundaries bench clean
+
+help:
+	@echo "make demo    render a robot video, decode it, write plot, overlay and error table to jidm_demo/"
+	@echo "make test    the default test suite;  make slow: the long tests"
+	@echo "make lint    ruff;  make types: mypy;  make boundaries: what may import what;  make format: rewrite"
+	@echo "make bench   the measurements of docs/benchmarks.md"
+	@echo "make clean   remove the virtual environment and what was written"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "jidm needs Python 3.10 or newer: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# Two stamps: who only wants the demo does not install the test tools.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[sim]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/jidm demo --out jidm_demo
+
+test: $(VENV)/.dev
+	$(PYTEST)
+
+slow: $(VENV)/.dev
+	$(PYTEST) -m slow
+
+boundaries: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/test_import_boundaries.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) jidm_demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,78 @@
+"""jidm: joint velocities out of robot video, by flow, Jacobian field and an analytic inverse.
+
+What is named here is loaded when it is first touched, so that `import jidm` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jidm.errors import (
+        CameraError,
+        EmbodimentError,
+        InputError,
+        JidmError,
+        MissingExtraError,
+        UrdfError,
+        VideoError,
+    )
+    from jidm.field.analytic import AnalyticField
+    from jidm.idm import JacobianIDM, JointMotion
+    from jidm.motion.video import read_video, write_video
+    from jidm.robot.camera import Camera
+    from jidm.robot.embodiment import Embodiment, compose
+    from jidm.robot.kinematics import Kinematics
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AnalyticField": "jidm.field.analytic",
+    "Camera": "jidm.robot.camera",
+    "CameraError": "jidm.errors",
+    "Embodiment": "jidm.robot.embodiment",
+    "EmbodimentError": "jidm.errors",
+    "InputError": "jidm.errors",
+    "JacobianIDM": "jidm.idm",
+    "JidmError": "jidm.errors",
+    "JointMotion": "jidm.idm",
+    "Kinematics": "jidm.robot.kinematics",
+    "MissingExtraError": "jidm.errors",
+    "UrdfError": "jidm.errors",
+    "VideoError": "jidm.errors",
+    "compose": "jidm.robot.embodiment",
+    "read_video": "jidm.motion.video",
+    "write_video": "jidm.motion.video",
+}
+
+__all__ = [
+    "AnalyticField",
+    "Camera",
+    "CameraError",
+    "Embodiment",
+    "EmbodimentError",
+    "InputError",
+    "JacobianIDM",
+    "JidmError",
+    "JointMotion",
+    "Kinematics",
+    "MissingExtraError",
+    "UrdfError",
+    "VideoError",
+    "compose",
+    "read_video",
+    "write_video",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jidm' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
