@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jidm.robot.build import compose, from_model, rigid
+from jidm.robot.build import from_model
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.mount import compose, rigid
 from jidm.robot.urdf import parse_urdf
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")

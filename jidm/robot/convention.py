@@ -77,7 +77,9 @@ class JointConvention:
             if not math.isfinite(offset):
                 raise EmbodimentError(f"joint convention: offset of '{name}' must be finite, got {offset}")
             if unit not in FACTOR:
-                raise EmbodimentError(f"joint convention: unit of '{name}' is '{unit}': {did_you_mean(str(unit), FACTOR)}")
+                raise EmbodimentError(
+                    f"joint convention: unit of '{name}' is '{unit}': {did_you_mean(str(unit), FACTOR)}"
+                )
 
     @classmethod
     def make(
@@ -115,7 +117,9 @@ class JointConvention:
         values = {field: dict(mapping) for field, mapping in given.items()}
         for name, ends in values.pop("normalised").items():
             if taken := [field for field, mapping in values.items() if name in mapping]:
-                raise EmbodimentError(f"joint convention: '{name}' is normalised and has {taken[0]} too; give one of them")
+                raise EmbodimentError(
+                    f"joint convention: '{name}' is normalised and has {taken[0]} too; give one of them"
+                )
             if len(ends) != 2 or not ends[0] != ends[1]:
                 raise EmbodimentError(f"joint convention: range of '{name}' must be two different numbers, got {ends}")
             low, high = float(ends[0]), float(ends[1])

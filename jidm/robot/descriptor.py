@@ -1,17 +1,17 @@
 """embodiment.toml: the file that describes one robot. Read strictly, checked against its URDF.
 
-    name, title, licence, source     texts; name is the folder's
-    urdf                             "robot.urdf" beside the file, or "package:path" of an installed pip package
-    control_dt                       control period [s]
-    tip_links, gripper_joints        names
-    [joints]                         names = the order of q; home, amplitude, acceleration, jerk (one number per joint);
-                                     lower, upper, velocity, effort only where the URDF lacks them or is wrong;
-                                     reordered = true if names are not in the URDF's depth-first order
-    [locked]                         joint = value [rad or m] it is held at
-    [notes]                          where each number comes from
-    [cameras.<name>]                 a look-at or matrix form of `Camera.from_dict`
-    [conventions.<name>]             order, and tables sign, scale, offset, unit, normalised by joint: `JointConvention.make`
-    [compose.<part>]                 embodiment, xyz [m], rpy [rad]: other robots on one base, instead of urdf and joints
+name, title, licence, source     texts; name is the folder's
+urdf                             "robot.urdf" beside the file, or "package:path" of an installed pip package
+control_dt                       control period [s]
+tip_links, gripper_joints        names
+[joints]                         names = the order of q; home, amplitude, acceleration, jerk (one number per joint);
+                                 lower, upper, velocity, effort only where the URDF lacks them or is wrong;
+                                 reordered = true if names are not in the URDF's depth-first order
+[locked]                         joint = value [rad or m] it is held at
+[notes]                          where each number comes from
+[cameras.<name>]                 a look-at or matrix form of `Camera.from_dict`
+[conventions.<name>]             order, and tables sign, scale, offset, unit, normalised by joint: `JointConvention.make`
+[compose.<part>]                 embodiment, xyz [m], rpy [rad]: other robots on one base, instead of urdf and joints
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jidm.robot import build
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.model import RobotModel
+from jidm.robot.mount import compose, rigid
 from jidm.robot.resources import package_file, package_roots
 from jidm.robot.urdf import read_urdf
 
@@ -62,7 +63,9 @@ def read_descriptor(path: str | Path) -> Embodiment:
 def _single(data: dict[str, Any], path: Path) -> Embodiment:
     for key in ("urdf", "joints"):
         if key not in data:
-            raise EmbodimentError(f"{path}: key '{key}' is missing; a descriptor has urdf and [joints], or [compose.<part>]")
+            raise EmbodimentError(
+                f"{path}: key '{key}' is missing; a descriptor has urdf and [joints], or [compose.<part>]"
+            )
     urdf, roots = _urdf(data["urdf"], path)
     model = read_urdf(urdf, mesh_roots=roots)
     joints, locked = dict(data["joints"]), dict(data.get("locked", {}))
@@ -94,15 +97,18 @@ def _composed(data: dict[str, Any], path: Path) -> Embodiment:
         for key in ("xyz", "rpy"):
             _numbers(part.get(key, [0.0, 0.0, 0.0]), 3, f"{path}: compose.{prefix}.{key}")
         body = Embodiment.load(part["embodiment"])
-        parts[prefix] = (body, build.rigid(part.get("xyz", (0, 0, 0)), part.get("rpy", (0, 0, 0))))
-    whole = build.compose(data["name"], **parts)
+        parts[prefix] = (body, rigid(part.get("xyz", (0, 0, 0)), part.get("rpy", (0, 0, 0))))
+    whole = compose(data["name"], **parts)
     given = _descriptive(data)
     if "cameras" in given:
         given["cameras"] = {**whole.cameras, **given["cameras"]}
     given["notes"] = {**whole.notes, **given.get("notes", {})}
     conventions = _conventions(data, whole.joint_names, whole.joint_types, path)
     return replace(
-        whole, content_hash=build.digest([whole.content_hash, data]), conventions={**whole.conventions, **conventions}, **given
+        whole,
+        content_hash=build.digest([whole.content_hash, data]),
+        conventions={**whole.conventions, **conventions},
+        **given,
     )
 
 
@@ -203,7 +209,9 @@ def _check_joints(
     movable = [j.name for j in model.movable_joints]
     for name in (*names, *locked):
         if name not in movable:
-            raise EmbodimentError(f"{path}: joint '{name}' is no movable joint of the URDF: {did_you_mean(name, movable)}")
+            raise EmbodimentError(
+                f"{path}: joint '{name}' is no movable joint of the URDF: {did_you_mean(name, movable)}"
+            )
     if len(set(names)) != len(names):
         raise EmbodimentError(f"{path}: joints.names holds a name twice")
     if mimics := [name for name in names if name not in free]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +169,9 @@ class Embodiment:
             EmbodimentError: no convention of that name.
         """
         if name not in self.conventions:
-            raise EmbodimentError(f"'{self.name}' has no joint convention '{name}': {did_you_mean(name, self.conventions)}")
+            raise EmbodimentError(
+                f"'{self.name}' has no joint convention '{name}': {did_you_mean(name, self.conventions)}"
+            )
         return self.conventions[name]
 
     def within_limits(self, q: ArrayLike, *, tolerance: float = 1e-9) -> NDArray[np.bool_]:
@@ -236,7 +238,9 @@ class Embodiment:
                 )
             for name in ("velocity", "acceleration", "jerk"):
                 if getattr(self, name)[k] <= 0:
-                    raise EmbodimentError(f"{where}: {name} of '{joint}' must be positive, got {getattr(self, name)[k]:g}")
+                    raise EmbodimentError(
+                        f"{where}: {name} of '{joint}' must be positive, got {getattr(self, name)[k]:g}"
+                    )
             for name in ("effort", "amplitude"):
                 if getattr(self, name)[k] < 0:
                     raise EmbodimentError(f"{where}: {name} of '{joint}' must not be negative")
@@ -254,10 +258,10 @@ class Embodiment:
 
 
 def compose(name: str | None = None, **parts: Any) -> Embodiment:
-    """Mount several robots on one new base link as one robot; see `jidm.robot.build.compose`."""
-    from jidm.robot import build
+    """Mount several robots on one new base link as one robot; see `jidm.robot.mount.compose`."""
+    from jidm.robot import mount
 
-    return build.compose(name, **parts)
+    return mount.compose(name, **parts)
 
 
 class _FrozenDict(dict[str, Any]):
@@ -266,7 +270,7 @@ class _FrozenDict(dict[str, Any]):
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("an embodiment is frozen; make a new one with dataclasses.replace or its descriptor")
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _FrozenDict, (dict(self),)
@@ -276,4 +280,3 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _FrozenDict({key: _frozen(item) for key, item in value.items()})
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
