@@ -197,6 +197,11 @@ class Camera:
         """Same camera on another device or dtype, arguments as for `Tensor.to`."""
         return replace(self, K=self.K.to(*args, **kwargs), T_camera_base=self.T_camera_base.to(*args, **kwargs))
 
+    @property
+    def position(self) -> Float[Tensor, "3"]:
+        """(3,) position of the camera in the base frame [m]."""
+        return -self.T_camera_base[:3, :3].T @ self.T_camera_base[:3, 3]
+
     def resized(self, width: int, height: int) -> Camera:
         """Camera of the same view sampled on another grid (the image is stretched to width x height)."""
         sx, sy = width / self.width, height / self.height

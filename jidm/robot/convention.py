@@ -14,14 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import EmbodimentError, did_you_mean
 
-Unit = Literal["rad", "deg", "m", "mm", "normalised"]
 FACTOR: dict[str, float] = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "normalised": 1.0}
 """Size of one outside unit in rad or m; a normalised joint's size is its `scale` alone."""
 
@@ -43,7 +42,7 @@ class JointConvention:
         scale: size of one outside unit; 1 unless the outside vector is stretched. For a normalised joint
             with range [low, high]: scale = high - low, offset = low.
         offset: `q` where the outside vector reads zero [rad or m].
-        unit: what the outside vector is written in.
+        unit: what the outside vector is written in, one of the keys of `FACTOR`.
     """
 
     joint_names: tuple[str, ...]
@@ -51,7 +50,7 @@ class JointConvention:
     sign: tuple[int, ...]
     scale: tuple[float, ...]
     offset: tuple[float, ...]
-    unit: tuple[Unit, ...]
+    unit: tuple[str, ...]
 
     def __post_init__(self) -> None:
         n = len(self.joint_names)
@@ -91,8 +90,8 @@ class JointConvention:
         sign: Mapping[str, int] | None = None,
         scale: Mapping[str, float] | None = None,
         offset: Mapping[str, float] | None = None,
-        unit: Mapping[str, Unit] | None = None,
-        normalised: Mapping[str, tuple[float, float]] | None = None,
+        unit: Mapping[str, str] | None = None,
+        normalised: Mapping[str, Sequence[float]] | None = None,
     ) -> JointConvention:
         """Convention from what differs: joints that are not named count as jidm counts them (rad or m).
 

@@ -114,7 +114,7 @@ def _composed(data: dict[str, Any], path: Path) -> Embodiment:
 
 def _descriptive(data: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("title", "licence", "source", "control_dt", "tip_links", "gripper_joints", "cameras", "notes")
-    return {key: data[key] for key in keys if key in data}
+    return {key: tuple(v) if isinstance(v := data[key], list) else v for key in keys if key in data}
 
 
 def _urdf(reference: str, path: Path) -> tuple[Path, list[Path]]:

@@ -38,7 +38,13 @@ def load(name: str) -> Embodiment:
     if name in (shipped := _shipped()):
         return resolve(shipped[name], name)
     if name in (points := _entry_points()):
-        return resolve(points[name].load(), name)
+        try:
+            provider = points[name].load()
+        except Exception as error:  # other people's package: whatever it raises is one clear line here
+            raise EmbodimentError(
+                f"embodiment '{name}': its entry point {points[name].value} does not load: {error}; mend that package"
+            ) from error
+        return resolve(provider, name)
     raise EmbodimentError(f"unknown embodiment '{name}': {did_you_mean(name, names())}")
 
 

@@ -97,7 +97,7 @@ class Background:
         picture = np.zeros((height, width, 3), np.float32)
         # Three scales: small features to measure motion by, large ones so that it resembles a room.
         for octave, (size, weight) in enumerate(((1.0, 0.5), (4.0, 0.6), (12.0, 0.6))):
-            p = np.stack([u / (cell * size), v / (cell * size), np.full_like(u, 7.3 * octave)], axis=-1)
+            p = np.stack([u, v], axis=-1) / (cell * size)
             # Mostly grey, as rooms are; the first channel is shared.
             noise = solid_noise(p, seed=seed + 31 * octave, channels=3)
             picture += weight * (0.75 * noise[..., :1] + 0.25 * noise)
@@ -155,7 +155,7 @@ def solid_noise(p: NDArray[np.float64], *, seed: int, channels: int = 1) -> NDAr
     """Smooth random numbers in space, mean 0, standard deviation 1, features about one unit of `p` in size.
 
     Args:
-        p: (*batch, 3) points; the noise repeats every 64 / 3 units.
+        p: (*batch, 3) points, or (*batch, 2) for a plane through the noise, which repeats every 64 / 3 units.
 
     Returns:
         (*batch, channels), a function of p, seed and channel alone.
@@ -163,10 +163,10 @@ def solid_noise(p: NDArray[np.float64], *, seed: int, channels: int = 1) -> NDAr
     from scipy.ndimage import map_coordinates
 
     coordinates = np.moveaxis(np.asarray(p, np.float64), -1, 0) * 3.0  # a feature is about three cells wide
-    planes = [
-        map_coordinates(_noise_block(seed, k), coordinates, order=1, mode="grid-wrap", prefilter=False)
-        for k in range(channels)
-    ]
+    planes = []
+    for k in range(channels):
+        block = _noise_block(seed, k) if len(coordinates) == 3 else _noise_block(seed, k)[0]
+        planes.append(map_coordinates(block, coordinates, order=1, mode="grid-wrap", prefilter=False))
     return np.stack(planes, axis=-1).astype(np.float32)
 
 

@@ -62,12 +62,10 @@ def smooth_motion(
     weight /= weight.sum(axis=1, keepdims=True)
     frequency = np.exp(rng.uniform(np.log(band[0]), np.log(band[1]), (n, _WAVES)))
     phase = rng.uniform(-np.pi, np.pi, (n, _WAVES))
-    centre, reach = _room(embodiment, amplitude, scale, start, margin)
-    still = np.array([joints is not None and name not in joints for name in embodiment.joint_names])
-    if joints is not None:
-        for name in joints:
-            embodiment.joint_index(name)  # names the alternatives when it is wrong
-    reach = np.where(still, 0.0, reach)
+    for name in joints or ():
+        embodiment.joint_index(name)  # names the alternatives when it is wrong
+    moves = np.array([joints is None or name in joints for name in embodiment.joint_names])
+    centre, reach = _room(embodiment, amplitude, scale * moves, start, margin)
     omega = 2 * np.pi * frequency
     for order, limit in enumerate((embodiment.velocity, embodiment.acceleration, embodiment.jerk), start=1):
         peak = reach * (weight * omega**order).sum(axis=1)
@@ -86,12 +84,16 @@ def smooth_motion(
 
 
 def _room(
-    embodiment: Embodiment, amplitude: ArrayLike | None, scale: float, start: ArrayLike | None, margin: float
+    embodiment: Embodiment,
+    amplitude: ArrayLike | None,
+    scale: NDArray[np.float64],
+    start: ArrayLike | None,
+    margin: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centre and amplitude (n,) of the motion, inside `margin` of the position range."""
     n, lower, upper = embodiment.n, embodiment.lower, embodiment.upper
     wanted = np.asarray(embodiment.amplitude if amplitude is None else amplitude, dtype=np.float64)
-    if wanted.shape not in ((), (n,)) or not np.isfinite(wanted).all() or (wanted < 0).any() or not scale >= 0:
+    if wanted.shape not in ((), (n,)) or not np.isfinite(wanted).all() or (wanted < 0).any() or not (scale >= 0).all():
         raise InputError(f"amplitude must be {n} finite numbers >= 0, or one, and scale >= 0")
     home = np.asarray(embodiment.home if start is None else start, dtype=np.float64)
     if home.shape != (n,) or not embodiment.within_limits(home).all():

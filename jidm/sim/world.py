@@ -278,8 +278,11 @@ class World:
         v, u = np.nonzero(robot)
         v, u = v + window[0].start, u + window[1].start
         k = link[v, u]
-        uv = torch.from_numpy(np.stack([u, v], axis=-1).astype(np.float64))
-        p_base = camera.to(torch.float64).unproject(uv, torch.from_numpy(depth[v, u].astype(np.float64))).numpy()
+        # In numpy, as it runs for every frame beside TinyRenderer: small torch operations wait for busy cores.
+        K, T_camera_base = (x.double().cpu().numpy() for x in (camera.K, camera.T_camera_base))
+        z = depth[v, u].astype(np.float64)
+        p_camera = np.stack([(u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z, z], axis=-1)
+        p_base = (p_camera - T_camera_base[:3, 3]) @ T_camera_base[:3, :3]
         T = self._poses_now()[k]
         p_link = np.einsum("pij,pi->pj", T[:, :3, :3], p_base - T[:, :3, 3])  # R^T (p - t)
         # Every link gets its own place in the noise, so that no two look alike.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.errors import InputError
+from jidm.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +80,17 @@ def forward_backward_weight(
     forward: Float[Tensor, "*batch 2 H W"],
     backward: Float[Tensor, "*batch 2 H W"],
     *,
-    sigma: float = 0.5,
+    sigma: float = 0.05,
     relative: float = 0.05,
 ) -> Float[Tensor, "*batch H W"]:
-    """Confidence from the round trip: `exp(-|f(x) + b(x + f(x))|^2 / (2 s^2))`, 0 where x + f(x) leaves the frame.
+    """Confidence from the round trip: `1 / (1 + |f(x) + b(x + f(x))|^2 / s^2)`, 0 where x + f(x) leaves the frame.
+
+    The round trip's error estimates the error of the flow, so this is a weight by inverse variance with a floor.
+    It is a relative weight: on noisy video every pixel's is small, and only their ratios mean something.
 
     Args:
         forward, backward: flow first -> second and second -> first [px].
-        sigma, relative: the tolerated disagreement is `s = sigma + relative * |f|` [px].
+        sigma, relative: the floor `s = sigma + relative * |f|` [px].
     """
     height, width = forward.shape[-2:]
     f, b = forward.reshape(-1, 2, height, width), backward.reshape(-1, 2, height, width)
@@ -98,9 +103,9 @@ def forward_backward_weight(
     grid = torch.stack([(2 * target_u + 1) / width - 1, (2 * target_v + 1) / height - 1], dim=-1)
     returned = torch.nn.functional.grid_sample(b, grid, mode="bilinear", padding_mode="border", align_corners=False)
     error = (f + returned).square().sum(1)
-    tolerance = sigma + relative * f.square().sum(1).clamp(min=1e-12).sqrt()
+    floor = sigma + relative * f.square().sum(1).clamp(min=1e-12).sqrt()
     inside = (target_u >= 0) & (target_u <= width - 1) & (target_v >= 0) & (target_v <= height - 1)
-    weight = torch.exp(-error / (2 * tolerance.square())) * inside
+    weight = inside / (1 + error / floor.square())
     return weight.reshape(*forward.shape[:-3], height, width)
 
 
@@ -116,3 +121,99 @@ def check_pair(first: Tensor, second: Tensor) -> None:
         raise InputError(
             f"two frames of one shape (*batch, 3, H, W) are needed, got {tuple(first.shape)} and {tuple(second.shape)}"
         )
+
+
+@runtime_checkable
+class TimedFlow(Protocol):
+    """A source that knows the whole video already and is asked by frame numbers."""
+
+    def between(
+        self,
+        first: Float[Tensor, "*batch 3 H W"],
+        second: Float[Tensor, "*batch 3 H W"],
+        start: int,
+        stop: int,
+    ) -> Flow:
+        """Flow from frame number `start` to frame number `stop`; the pictures give size, type and device."""
+        ...
+
+
+def flow_between(
+    estimator: FlowEstimator,
+    first: Float[Tensor, "*batch 3 H W"],
+    second: Float[Tensor, "*batch 3 H W"],
+    start: int,
+    stop: int,
+) -> Flow:
+    """Flow between frames number `start` and `stop` of one video: sources that know the video are asked by number."""
+    if isinstance(estimator, TimedFlow):
+        return estimator.between(first, second, start, stop)
+    return estimator(first, second)
+
+
+@dataclass(frozen=True)
+class CallableFlow:
+    """Any function `(first, second) -> flow` or `(flow, weight)` or `Flow` as an estimator; its answer is checked.
+
+    A missing weight is 1. Items with a non-finite pixel, and pixels of non-finite flow or weight, get zero flow and
+    zero weight.
+    """
+
+    function: Callable[[Tensor, Tensor], Any]
+
+    def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
+        check_pair(first, second)
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        answer = self.function(first, second)
+        if isinstance(answer, Flow):
+            flow, weight = answer.flow, answer.weight
+        elif isinstance(answer, tuple) and len(answer) == 2:
+            flow, weight = torch.as_tensor(answer[0]), torch.as_tensor(answer[1])
+        else:
+            flow = torch.as_tensor(answer)
+            weight = torch.ones_like(flow[..., 0, :, :])
+        expected = (*first.shape[:-3], 2, *first.shape[-2:])
+        if tuple(flow.shape) != expected:
+            raise InputError(f"flow function '{name}' gave shape {tuple(flow.shape)}; expected {expected}")
+        alive = finite_items(first, second)[..., None, None].to(flow.device)
+        return clean(flow, weight * alive)
+
+
+def clean(flow: Float[Tensor, "*batch 2 H W"], weight: Float[Tensor, "*batch H W"]) -> Flow:
+    """Flow with weights in [0, 1]; where flow or weight is not finite, or the weight is 0, both are 0."""
+    good = flow.isfinite().all(-3) & weight.isfinite() & (weight > 0)
+    weight = torch.where(good, weight, torch.zeros_like(weight)).clamp(0.0, 1.0)
+    return Flow(torch.where(good[..., None, :, :], flow, torch.zeros_like(flow)), weight)
+
+
+def as_flow_estimator(source: Any) -> FlowEstimator:
+    """An estimator from whatever was handed over.
+
+    Args:
+        source: an estimator; "dis"; "raft_small" or "raft_large" (torchvision's default weights, fetched on first
+            use); an array (*batch, T-1, 2, H, W) of flow; or any function `(first, second) -> flow, (flow, weight)
+            or Flow`.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    from jidm.motion.flow.dis import DisFlow
+    from jidm.motion.flow.precomputed import PrecomputedFlow
+    from jidm.motion.flow.raft import MODELS, RaftFlow
+    from jidm.motion.flow.tracks import TrackFlow
+
+    if isinstance(source, (DisFlow, RaftFlow, TrackFlow, PrecomputedFlow, CallableFlow)):
+        return source
+    if isinstance(source, str):
+        if source == "dis":
+            return DisFlow()
+        if source in MODELS:
+            return RaftFlow(source, weights="DEFAULT")
+        raise InputError(f"unknown flow '{source}'; {did_you_mean(source, ('dis', *MODELS))}")
+    if isinstance(source, (Tensor, np.ndarray)):
+        return PrecomputedFlow(source)
+    if isinstance(source, TimedFlow) and callable(source):
+        return source
+    if callable(source):
+        return CallableFlow(source)
+    raise InputError(f"cannot measure flow with {type(source).__name__}: pass 'dis', an estimator, an array or a function")

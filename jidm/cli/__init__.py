@@ -1,0 +1,115 @@
+"""The command line, `jidm <verb>`: each verb is a typed dataclass with `run()`, found in the table below.
+
+Nothing heavy is loaded before a verb runs, so `jidm --help` answers at once. Every failure is one line on standard
+error and a non-zero exit code: 2 for a wrong command line, 1 for anything else, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+from jidm.errors import JidmError
+
+VERBS = {
+    "demo": "jidm.cli.demo:Demo",
+    "decode": "jidm.cli.decode:Decode",
+    "embodiments": "jidm.cli.embodiments:Embodiments",
+    "doctor": "jidm.cli.doctor:Doctor",
+}
+"""Verb -> where its dataclass lives. A new verb is one file and one line here."""
+
+_DESCRIPTION = """Joint velocities out of robot video, for any robot.
+
+Failures are one line; --traceback anywhere on the line shows where they come from. --version prints the version."""
+
+
+class Verb(Protocol):
+    """What a verb's dataclass offers once its fields are filled from the command line."""
+
+    def run(self) -> int | None:
+        """Do it; the exit code, 0 if None."""
+        ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name; `sys.argv` if not given) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in arguments
+    arguments = [a for a in arguments if a != "--traceback"]
+    if arguments[:1] == ["--version"]:
+        from jidm import __version__
+
+        print(f"jidm {__version__}")
+        return 0
+    try:
+        verb = _parse(arguments)
+        if isinstance(verb, int):
+            return verb
+        code = verb.run() or 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output is gone (`jidm ... | head`); without this Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if traceback:
+            raise
+        return _fail(_one_line(error), 1)
+
+
+def _parse(arguments: list[str]) -> Verb | int:
+    """The filled dataclass of the chosen verb, or the exit code when there is nothing to run."""
+    import tyro
+
+    verbs = {name: _load(where) for name, where in VERBS.items()}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            verb: Verb = tyro.extras.subcommand_cli_from_dict(
+                verbs,
+                prog="jidm",
+                description=_DESCRIPTION,
+                args=arguments or ["--help"],
+                config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+            return verb
+    except SystemExit as stop:
+        if not stop.code:
+            return 0
+        return _fail(_flatten(complaint.getvalue()), 2)
+
+
+def _load(where: str) -> Any:
+    module, name = where.split(":")
+    return getattr(import_module(module), name)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, JidmError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {text or 'no message'} (a fault of jidm; --traceback shows where)"
+
+
+def _flatten(boxed: str) -> str:
+    """Tyro's framed complaint as one line."""
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in boxed.splitlines()]
+    text = " ".join(" ".join(line for line in lines if line).split())
+    return text.replace("For full helptext, run:", "Help:").replace("For full helptext, run", "Help:")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"jidm: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,159 @@
+"""`jidm doctor`: what is installed, what works, what to install."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+CORE = (
+    "torch", "numpy", "scipy", "roma", "kornia", "trimesh", "opencv-python-headless", "av", "pyarrow", "safetensors",
+    "huggingface_hub", "tyro", "tqdm", "matplotlib", "defusedxml", "jaxtyping",
+)  # fmt: skip
+EXTRAS = {
+    "sim": ("pybullet", "example-robot-data", "pycollada"),
+    "raft": ("torchvision",),
+    "train": ("lightning", "tensorboard"),
+    "serve": ("websockets", "msgpack"),
+    "view": ("viser",),
+    "ray": ("ray",),
+    "pytorch3d": ("pytorch3d",),
+}
+_REMEDY = {
+    "pytorch3d": "no Linux wheel exists; build it from its source beside your torch: "
+    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/pytorch3d.git'",
+    "torchvision": "torchvision must be made for the torch that is installed; install both together from one index: "
+    "pip install -c constraints.txt torch torchvision",
+    "opencv-python-headless": "opencv-python and opencv-python-headless overwrite each other: "
+    "uninstall both, then pip install opencv-python-headless",
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Something to try out.
+
+    Attributes:
+        name: function in `jidm.cli.probes`.
+        what: what it means when it works.
+        package: the package to look for first; the probe is skipped without it.
+        extra: the extra the package belongs to; None for core, whose failure makes the doctor's exit code 1.
+    """
+
+    name: str
+    what: str
+    package: str
+    extra: str | None = None
+
+
+PROBES = (
+    Probe("torch", "tensors", "torch"),
+    Probe("gpu", "GPU", "torch", "a CUDA build of torch"),
+    Probe("flow", "DIS flow", "opencv-python-headless"),
+    Probe("video", "video files", "av"),
+    Probe("sim", "simulator", "pybullet", "sim"),
+    Probe("meshes", "robot files", "example-robot-data", "sim"),
+    Probe("torchvision", "RAFT flow", "torchvision", "raft"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; status is ok, missing, none (nothing to try) or broken."""
+
+    what: str
+    status: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What is installed, what works, what to install."""
+
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> int:
+        packages = {group: {name: installed(name) for name in names} for group, names in _groups().items()}
+        findings = [*missing(packages), *try_out()]
+        broken = any(finding.status == "broken" for finding in findings)
+        if self.json:
+            report = {"jidm": _own_version(), "python": platform.python_version(), "platform": platform.platform()}
+            print(json.dumps({**report, "packages": packages, "findings": [asdict(f) for f in findings]}, indent=2))
+        else:
+            print("\n".join(_text(packages, findings)))
+        return 1 if broken else 0
+
+
+def installed(package: str) -> str | None:
+    """Version of an installed package, None if it is absent; the package is not imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def missing(packages: dict[str, dict[str, str | None]]) -> list[Finding]:
+    """A finding for every package that is not there: broken if it is core, missing if it belongs to an extra."""
+    found = []
+    for group, versions in packages.items():
+        for name in (name for name, number in versions.items() if number is None):
+            remedy = _REMEDY.get(name) if group == "pytorch3d" else None
+            status, install = ("broken", f"pip install '{name}'") if group == "core" else ("missing", f"pip install 'jidm[{group}]'")
+            found.append(Finding(name, status, remedy or install))
+    return found
+
+
+def try_out(probes: tuple[Probe, ...] = PROBES, *, limit: float = 120.0) -> list[Finding]:
+    """Run every probe whose package is there, each in its own process of at most `limit` seconds."""
+    from tqdm import tqdm
+
+    bar = tqdm(probes, desc="trying out", unit="probe", delay=2, leave=False)
+    return [_try(probe, limit) for probe in bar if installed(probe.package) is not None]
+
+
+def _try(probe: Probe, limit: float) -> Finding:
+    command = [sys.executable, "-c", f"from jidm.cli.probes import run; run({probe.name!r})"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
+    except subprocess.TimeoutExpired:
+        return Finding(probe.what, "broken", f"no answer after {limit:g} s")
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines()
+    said = lines[-1] if lines else "it says nothing"
+    if done.returncode == 0:
+        return Finding(probe.what, "ok", said)
+    if done.returncode == 3:
+        return Finding(probe.what, "none", said)
+    if done.returncode < 0:
+        said = f"the process was killed by signal {-done.returncode}"
+    remedy = _REMEDY.get(probe.package, f"install {probe.package} again")
+    return Finding(probe.what, "broken", f"{said}; {remedy}")
+
+
+def _groups() -> dict[str, tuple[str, ...]]:
+    return {"core": CORE, **EXTRAS}
+
+
+def _own_version() -> str:
+    from jidm import __version__
+
+    return __version__
+
+
+def _text(packages: dict[str, dict[str, str | None]], findings: list[Finding]) -> list[str]:
+    lines = [f"jidm {_own_version()}, Python {platform.python_version()}, {platform.platform()}", ""]
+    for group, versions in packages.items():
+        there = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+        lines.append(f"{group:<10} {there or '(not installed)'}")
+    width = max(len(f.what) for f in findings)
+    lines += ["", *(f"{f.what:<{width}}  {f.status:<7}  {f.detail}" for f in findings if f.status != "missing")]
+    absent = [f for f in findings if f.status == "missing"]
+    if absent:
+        lines += ["", "not installed, needed only for what its extra names"]
+        lines += [f"{f.what:<{width}}  {f.detail}" for f in absent]
+    return lines

@@ -1,0 +1,166 @@
+"""`jidm embodiments`: the robots jidm knows, and everything it knows about one of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Union
+
+import tyro
+
+from jidm.errors import JidmError
+
+if TYPE_CHECKING:
+    from jidm.robot.embodiment import Embodiment
+
+
+@dataclass(frozen=True)
+class ListRobots:
+    """One line per robot (what `jidm embodiments` alone does)."""
+
+    def run(self) -> int:
+        rows = [("NAME", "JOINTS", "ROBOT", "LICENCE"), *((r.name, r.joints, r.title, r.licence) for r in table())]
+        print(columns(rows))
+        return 0
+
+
+@dataclass(frozen=True)
+class ShowRobot:
+    """The whole descriptor of one robot."""
+
+    name: tyro.conf.Positional[str]
+    """Name of the robot, as listed."""
+
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> int:
+        from jidm.robot.embodiment import Embodiment
+
+        robot = Embodiment.load(self.name)
+        print(json.dumps(as_dict(robot), indent=2) if self.json else describe(robot))
+        return 0
+
+
+@dataclass(frozen=True)
+class Embodiments:
+    """Robots jidm knows by name."""
+
+    action: Union[
+        Annotated[ListRobots, tyro.conf.subcommand("list")],
+        Annotated[ShowRobot, tyro.conf.subcommand("show")],
+    ] = field(default_factory=ListRobots)  # noqa: UP007  (tyro reads this at run time, on Python 3.10 too)
+
+    def run(self) -> int:
+        return self.action.run()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of robots; plain text in every field."""
+
+    name: str
+    joints: str
+    title: str
+    licence: str
+    source: str
+
+
+def table() -> list[Row]:
+    """All registered robots, sorted by name; one that cannot be loaded says why in place of its title."""
+    from tqdm import tqdm
+
+    from jidm.robot.embodiment import Embodiment
+
+    rows = []
+    for name in tqdm(Embodiment.names(), desc="reading robots", unit="robot", delay=2, leave=False):
+        try:
+            robot = Embodiment.load(name)
+        except JidmError as error:
+            rows.append(Row(name, "?", str(error), "", ""))
+            continue
+        grip = len(robot.gripper_joints)
+        joints = f"{robot.n - grip} + {grip}" if grip else f"{robot.n}"
+        rows.append(Row(name, joints, robot.title or robot.model.name, robot.licence, robot.source))
+    return rows
+
+
+def as_dict(robot: Embodiment) -> dict[str, object]:
+    """The descriptor as plain data, ready for JSON; unlimited values are null."""
+
+    def numbers(x: object) -> list[float | None]:
+        return [float(v) if abs(float(v)) != float("inf") else None for v in x]  # type: ignore[attr-defined]
+
+    vectors = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
+    return {
+        "name": robot.name,
+        "title": robot.title,
+        "joint_names": list(robot.joint_names),
+        "joint_types": list(robot.joint_types),
+        **{name: numbers(getattr(robot, name)) for name in vectors},
+        "control_dt": robot.control_dt,
+        "base_link": robot.base_link,
+        "tip_links": list(robot.tip_links),
+        "gripper_joints": list(robot.gripper_joints),
+        "mimic": mimic_lines(robot),
+        "links": len(robot.model.links),
+        "cameras": {name: dict(camera) for name, camera in robot.cameras.items()},
+        "conventions": sorted(robot.conventions),
+        "licence": robot.licence,
+        "source": robot.source,
+        "notes": dict(robot.notes),
+        "content_hash": robot.content_hash,
+    }
+
+
+def describe(robot: Embodiment) -> str:
+    """The descriptor as text, one joint a line; every number has its unit."""
+    vectors = (robot.lower, robot.upper, robot.velocity, robot.acceleration, robot.jerk, robot.effort, robot.home)
+    head = ("JOINT", "TYPE", "LOWER", "UPPER", "VELOCITY", "ACCEL", "JERK", "EFFORT", "HOME")
+    rows = [
+        (name, kind, *(_short(v[k]) for v in vectors))
+        for k, (name, kind) in enumerate(zip(robot.joint_names, robot.joint_types, strict=True))
+    ]
+    lines = [
+        f"{robot.name}: {robot.title}",
+        f"  joints        {robot.n} ({len(robot.gripper_joints)} gripper), {len(robot.model.links)} links",
+        f"  base, tips    {robot.base_link}; {', '.join(robot.tip_links) or 'none'}",
+        f"  gripper       {', '.join(robot.gripper_joints) or 'none'}",
+        f"  followers     {'; '.join(mimic_lines(robot)) or 'none'}",
+        f"  control       every {robot.control_dt * 1000:g} ms",
+        f"  cameras       {', '.join(robot.cameras) or 'none'}",
+        f"  conventions   {', '.join(robot.conventions) or 'none'}",
+        f"  licence       {robot.licence}",
+        f"  source        {robot.source}",
+        f"  content hash  {robot.content_hash}",
+        "",
+        columns([head, *rows]),
+        "revolute: rad, rad/s, rad/s^2, rad/s^3, N m; prismatic: m, m/s, m/s^2, m/s^3, N; inf: no limit known",
+    ]
+    if robot.notes:
+        lines += ["", "where the numbers come from", *(f"  {key}: {note}" for key, note in robot.notes.items())]
+    return "\n".join(lines)
+
+
+def mimic_lines(robot: Embodiment) -> list[str]:
+    """`follower = factor * joint + offset` for every movable joint that is not actuated itself."""
+    lines = []
+    for m, joint in enumerate(robot.model.movable_joints):
+        if joint.name in robot.joint_names:
+            continue
+        row, offset = robot.coupling_matrix[m], robot.coupling_offset[m]
+        terms = [f"{row[k]:g} * {name}" for k, name in enumerate(robot.joint_names) if row[k]]
+        if offset or not terms:
+            terms.append(f"{offset:g}")
+        lines.append(f"{joint.name} = {' + '.join(terms)}")
+    return lines
+
+
+def columns(rows: list[tuple[str, ...]]) -> str:
+    """Rows as aligned text."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _short(x: float) -> str:
+    return f"{x:.4g}"

@@ -1,0 +1,102 @@
+"""What `jidm doctor` tries out: each probe does the real thing once, on something tiny, and says how it went.
+
+Every probe runs in a process of its own (`run` is called there), because a broken build of torch or PyBullet does not
+raise an error, it kills the process.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+
+def torch() -> str:
+    import torch
+
+    x = torch.rand(64, 64, dtype=torch.float64)
+    if not torch.allclose(torch.linalg.solve(x + 64 * torch.eye(64), x), torch.linalg.inv(x + 64 * torch.eye(64)) @ x):
+        raise RuntimeError("torch solves a linear system wrongly")
+    return f"{torch.get_num_threads()} threads"
+
+
+def gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        raise LookupError(f"torch sees no CUDA device ({built})")
+    x = torch.rand(64, 64, device="cuda")
+    torch.linalg.inv(x @ x.T + torch.eye(64, device="cuda")).sum().item()
+    return torch.cuda.get_device_name()
+
+
+def torchvision() -> str:
+    import torch
+    import torchvision
+
+    kept = torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1]]), torch.tensor([0.9, 0.8]), 0.5)
+    if kept.tolist() != [0]:
+        raise RuntimeError("torchvision's operators give wrong answers")
+    return "its operators run beside this torch"
+
+
+def flow() -> str:
+    import numpy as np
+    import torch
+
+    from jidm.motion.flow import DisFlow
+
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.random((1, 3, 24, 32))).float()
+    big = torch.nn.functional.interpolate(image, size=(96, 128), mode="bicubic").clamp(0, 1)[0]
+    measured = DisFlow()(big, big.roll(2, dims=-1)).flow[0, 24:72, 32:96].median().item()
+    if abs(measured - 2.0) > 0.3:
+        raise RuntimeError(f"DIS measures {measured:.2f} px where the picture moved 2 px")
+    return f"a move of 2 px is measured as {measured:.2f} px"
+
+
+def video() -> str:
+    import torch
+
+    from jidm.motion.video import read_video, write_video
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.mp4"
+        write_video(path, torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 3, 48, 64), 10.0)
+        back = read_video(path)
+    if len(back) != 5:
+        raise RuntimeError(f"{len(back)} of 5 frames came back")
+    return "h264 written and read"
+
+
+def sim() -> str:
+    from jidm.robot.embodiment import Embodiment
+    from jidm.sim import World
+
+    robot = Embodiment.load("planar_finger_2")
+    with World(robot) as world:
+        seen = int(world.render(robot.home, robot.camera(next(iter(robot.cameras)))).on_robot.sum())
+    if not seen:
+        raise RuntimeError("the robot is not in the picture it rendered")
+    return f"a robot drawn on {seen} pixels"
+
+
+def meshes() -> str:
+    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.surface import sample_surface
+
+    robot = Embodiment.load("panda")
+    return f"panda: {robot.n} joints, {len(sample_surface(robot.model, 500))} surface points"
+
+
+def run(name: str) -> None:
+    """Run one probe and leave: exit code 0 and what it says, 3 if there is nothing to try, else 1 and why."""
+    try:
+        print(globals()[name]())
+    except LookupError as nothing:
+        print(nothing)
+        sys.exit(3)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        sys.exit(1)

@@ -1,0 +1,135 @@
+"""Point tracks as flow: exact where a point is, silent everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.errors import InputError
+from jidm.motion.flow.base import Flow, check_pair, finite_items
+
+Tracker = Callable[[Tensor], tuple[Any, Any]]
+"""`video (*batch, T, 3, H, W) in [0, 1] -> tracks (*batch, T, N, 2) [px], visibility (*batch, T, N)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class SparseFlow:
+    """Motion known at points only.
+
+    Attributes:
+        points: (*batch, N, 2) position (u, v) in the first frame [px].
+        displacement: (*batch, N, 2) motion to the second frame [px], finite everywhere.
+        weight: (*batch, N) confidence in [0, 1].
+    """
+
+    points: Float[Tensor, "*batch N 2"]
+    displacement: Float[Tensor, "*batch N 2"]
+    weight: Float[Tensor, "*batch N"]
+
+    def rasterised(self, height: int, width: int) -> Flow:
+        """Each point written to its nearest pixel, weight 0 elsewhere; points in one pixel are averaged by weight.
+
+        The weight of a pixel is the largest of its points'. Points outside the frame are dropped.
+        """
+        batch, n = self.weight.shape[:-1], self.weight.shape[-1]
+        uv = self.points.reshape(-1, n, 2).round()
+        inside = (uv >= 0).all(-1) & (uv[..., 0] <= width - 1) & (uv[..., 1] <= height - 1)
+        w = self.weight.reshape(-1, n) * inside
+        pixel = torch.where(inside, uv[..., 1] * width + uv[..., 0], torch.zeros_like(w)).long()
+        mass = w.new_zeros(len(w), height * width).scatter_add_(1, pixel, w)
+        moved = w[..., None] * self.displacement.reshape(-1, n, 2)
+        total = w.new_zeros(len(w), height * width, 2).scatter_add_(1, pixel[..., None].expand(-1, -1, 2), moved)
+        # Divided by one where nothing landed: zero over zero would poison gradients.
+        mean = total / torch.where(mass > 0, mass, torch.ones_like(mass))[..., None]
+        weight = w.new_zeros(len(w), height * width).scatter_reduce_(1, pixel, w, reduce="amax")
+        flow = mean.transpose(1, 2).reshape(*batch, 2, height, width)
+        return Flow(flow, weight.reshape(*batch, height, width))
+
+
+class TrackFlow:
+    """Flow from point tracks, in the shapes CoTracker gives.
+
+    Args:
+        tracks: (*batch, T, N, 2) positions (u, v) of N points in each frame [px], or a `Tracker`, which is then run
+            on every pair of frames.
+        visibility: (*batch, T, N) bool or [0, 1], a trailing axis of 1 allowed; 1 everywhere if not given.
+
+    Raises:
+        InputError: shapes do not agree.
+    """
+
+    def __init__(self, tracks: Tensor | np.ndarray | Tracker, visibility: Tensor | np.ndarray | None = None) -> None:
+        self.tracker: Tracker | None = None
+        if isinstance(tracks, (Tensor, np.ndarray)):
+            self.tracks, self.visibility = _checked(tracks, visibility)
+        elif callable(tracks):
+            self.tracker = tracks
+        else:
+            raise InputError(f"tracks must be an array (*batch, T, N, 2) or a function, got {type(tracks).__name__}")
+
+    @classmethod
+    def from_video(cls, tracker: Tracker, video: Float[Tensor, "*batch T 3 H W"]) -> TrackFlow:
+        """Run a tracker once over a whole video: tracks stay on their points, and any two frames can be compared."""
+        return cls(*tracker(video))
+
+    def sparse(self, start: int, stop: int) -> SparseFlow:
+        """Motion of all points from frame `start` to frame `stop`; a point hidden in either has weight 0."""
+        if self.tracker is not None:
+            raise InputError("a tracker that runs pair by pair knows no frame numbers: use TrackFlow.from_video(tracker, video)")
+        length = self.tracks.shape[-3]
+        if not (0 <= start < length and 0 <= stop < length):
+            raise InputError(f"frames {start} and {stop} are not among the {length} tracked frames")
+        return _sparse(self.tracks, self.visibility, torch.tensor([start]), torch.tensor([stop]))[..., 0]
+
+    def between(
+        self,
+        first: Float[Tensor, "*batch 3 H W"],
+        second: Float[Tensor, "*batch 3 H W"],
+        start: int,
+        stop: int,
+    ) -> Flow:
+        """Rasterised flow from frame number `start` to `stop`; see `TimedFlow`."""
+        if self.tracker is not None:
+            return self(first, second)
+        return _fitted(self.sparse(start, stop), first, second)
+
+    def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
+        """Rasterised flow. With tracks, `first` and `second` are all T - 1 consecutive pairs (*batch, T-1, 3, H, W)."""
+        check_pair(first, second)
+        if self.tracker is not None:
+            alive = finite_items(first, second)[..., None, None, None]
+            pair = torch.stack([first, second], dim=-4)
+            tracks, visibility = _checked(*self.tracker(torch.where(alive[..., None], pair, torch.zeros_like(pair))))
+            return _fitted(_sparse(tracks, visibility, torch.tensor([0]), torch.tensor([1]))[..., 0], first, second)
+        length = self.tracks.shape[-3]
+        if tuple(first.shape[:-3]) != (*self.tracks.shape[:-3], length - 1):
+            if length == 2 and first.shape[:-3] == self.tracks.shape[:-3]:
+                return self.between(first, second, 0, 1)
+            raise InputError(
+                f"tracks of {length} frames answer for all {length - 1} pairs at once, got batch {tuple(first.shape[:-3])}; "
+                "use flow_between or .sparse(start, stop) for one pair"
+            )
+        step = torch.arange(length - 1)
+        return _fitted(_sparse(self.tracks, self.visibility, step, step + 1).stacked(), first, second)
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """Sparse flow of S pairs of frames, the pairs on axis -3 of points (-2 of weight)."""
+
+    points: Tensor
+    displacement: Tensor
+    weight: Tensor
+
+    def __getitem__(self, index: tuple[Any, int]) -> SparseFlow:
+        k = index[1]
+        return SparseFlow(self.points[..., k, :, :], self.displacement[..., k, :, :], self.weight[..., k, :])
+
+    def stacked(self) -> SparseFlow:
+        return SparseFlow(self.points, self.displacement, self.weight)

@@ -1,0 +1,164 @@
+"""One frame aligned to what is known of the frames before it: coarse brightness, then fine brightness and outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.least_squares import bounded_solve
+from jidm.solve.outline import OutlineTerm
+from jidm.solve.photometric import Appearance, BrightnessTerm, Quadratic
+
+
+@dataclass(frozen=True)
+class AlignOptions:
+    """How a frame is aligned. The defaults were chosen on two ALOHA episodes and a few rendered arms.
+
+    Attributes:
+        coarse_levels: coarsest first; each start is brought down these levels against the nearest reference alone.
+        fine_levels: then the best start is refined against all references and the outlines.
+        reaches: search range for edges on each fine level [px].
+        damping: relative to the mean diagonal, on the coarsest level; falls by `damping_decay` a level, so that
+            joints the blurred picture cannot tell apart wait for a sharper one.
+        iterations: Gauss-Newton steps a level at most.
+        outline_weight: of the outlines against brightness.
+        correlated_points: neighbouring points that share one error; puts the prior on the data's scale.
+        max_step: largest joint motion of one iteration, in units.
+    """
+
+    coarse_levels: tuple[int, ...] = (4, 3, 2)
+    fine_levels: tuple[int, ...] = (1, 0)
+    reaches: tuple[float, ...] = (4.0, 2.5)
+    damping: float = 0.1
+    damping_decay: float = 0.3
+    iterations: int = 6
+    outline_weight: float = 10.0
+    correlated_points: float = 30.0
+    max_step: float = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Pose of one frame.
+
+    Attributes:
+        q: (n,) [rad or m], inside the bounds.
+        covariance: (n, n) of q given the references.
+        cost: truncated brightness error of the start that was chosen, see `BrightnessTerm.cost`.
+    """
+
+    q: Float[Tensor, " n"]
+    covariance: Float[Tensor, "n n"]
+    cost: float
+
+
+def align(
+    pyramid: BrightnessPyramid,
+    references: Sequence[Appearance],
+    starts: Sequence[Float[Tensor, " n"]],
+    *,
+    outline: OutlineTerm | None = None,
+    bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
+    prior_std: Float[Tensor, " n"],
+    options: AlignOptions,
+) -> Alignment:
+    """Pose at which the references' points look as they did and the robot's lines lie on the picture's edges.
+
+    Args:
+        pyramid: the frame.
+        references: earlier appearances, the most recent first.
+        starts: poses to try.
+        outline: contour matching with its memory; brightness only if not given.
+        bounds: lower and upper bound of q.
+        prior_std: (n,) how far each joint may plausibly be from the most recent reference's pose [rad or m]; holds
+            joints the picture says nothing about.
+    """
+    prior = _Prior(references[0].pose.q, prior_std)
+    problem = _Problem(pyramid, bounds, prior, options)
+    best: tuple[float, Tensor] | None = None
+    levels = [k for k in options.coarse_levels if k < len(pyramid)]
+    for start in starts:
+        q = problem.descend([BrightnessTerm(references[0], pyramid)], start, levels)
+        cost = BrightnessTerm(references[0], pyramid).cost(q, min(1, len(pyramid) - 1))
+        if best is None or cost < best[0]:
+            best = cost, q
+    if best is None:
+        raise ValueError("align needs at least one start")
+    cost, q = best
+    terms = [BrightnessTerm(reference, pyramid) for reference in references]
+    q, matrix = problem.refine(terms, outline, q)
+    covariance = torch.linalg.inv(matrix.double()).to(q)
+    return Alignment(q, covariance, cost)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prior:
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(eq=False)
+class _Problem:
+    pyramid: BrightnessPyramid
+    bounds: tuple[Tensor, Tensor]
+    prior: _Prior
+    options: AlignOptions
+
+    def descend(self, terms: Sequence[BrightnessTerm], q: Tensor, levels: Sequence[int]) -> Tensor:
+        """Brightness alone, from coarse to fine."""
+        damping = self.options.damping
+        for level in levels:
+            for _ in range(self.options.iterations):
+                q, step, _ = self._step(q, [term.quadratic(q, level) for term in terms], damping)
+                for term in terms:
+                    term.moved(step)
+                if float(step.abs().max()) < 3e-4:
+                    break
+            damping *= self.options.damping_decay
+        return q
+
+    def refine(self, terms: Sequence[BrightnessTerm], outline: OutlineTerm | None, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Brightness of all references and the outlines together, on the fine levels."""
+        damping = 1e-3
+        matrix = torch.eye(len(q), dtype=q.dtype, device=q.device)
+        for level, reach in zip(self.options.fine_levels, self.options.reaches, strict=True):
+            index = None if outline is None else outline.field.visible_contour(q)
+            for _ in range(self.options.iterations):
+                # Several references share their errors with this frame: together they count as the root of their number.
+                share = len(terms) ** -0.5
+                parts = [_scaled(term.quadratic(q, level), share) for term in terms]
+                if outline is not None and index is not None:
+                    lines = outline.quadratic(q, self.pyramid, index, reach)
+                    if lines is not None:
+                        parts.append(_scaled(lines, self.options.outline_weight))
+                q, step, matrix = self._step(q, parts, damping)
+                for term in terms:
+                    term.moved(step)
+                if float(step.abs().max()) < 2e-5:
+                    break
+            damping = 1e-4
+        return q, matrix
+
+    def _step(self, q: Tensor, parts: Sequence[Quadratic], damping: float) -> tuple[Tensor, Tensor, Tensor]:
+        """One damped, bounded Gauss-Newton step; returns the new pose, the step and the information matrix."""
+        independent = self.options.correlated_points
+        matrix = sum((p.matrix for p in parts), torch.zeros(len(q), len(q)).to(q)) / independent
+        vector = sum((p.vector for p in parts), torch.zeros_like(q)) / independent
+        stiffness = self.prior.std**-2
+        information = matrix + torch.diag(stiffness)
+        vector = vector + stiffness * (self.prior.mean - q)
+        damped = information + damping * matrix.diagonal().mean() * torch.eye(len(q)).to(q)
+        lower = torch.maximum(self.bounds[0] - q, torch.full_like(q, -self.options.max_step))
+        upper = torch.minimum(self.bounds[1] - q, torch.full_like(q, self.options.max_step))
+        step = bounded_solve(damped.double(), vector.double(), lower.double(), upper.double().clamp(min=lower.double()))
+        step = step[0].to(q)
+        return q + step, step, information
+
+
+def _scaled(part: Quadratic, factor: float) -> Quadratic:
+    return Quadratic(part.matrix * factor, part.vector * factor, part.count)

@@ -1,0 +1,108 @@
+"""Lines of the robot matched to edges of the picture: an anchor that does not drift.
+
+Every visible contour point is searched along its normal for the nearest strong edge. The distance it finds is a
+measurement of the pose itself, not of a step. Each point finds its edge with an offset of its own (a highlight beside
+a crease, a rounded rim), nearly constant from frame to frame; the offsets are remembered and subtracted, so steps are
+measured between like and like and only what moves slowly is left to the absolute position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from jidm.field.base import ContourField, ContourJacobian
+from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.photometric import Quadratic
+
+_STEP = 0.5  # [px] between samples along the normal
+_MIN_STRENGTH = 0.012  # brightness per px; a fainter edge is noise
+_FOCUS = 0.6  # nearer edges win: weight exp(-(distance / (focus * reach))^2 / 2)
+_MIN_SCALE = 0.05  # [px]
+_MAD = 1.4826
+_ENOUGH = 20  # points; fewer are no measurement
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeMatch:
+    """Edges found near contour points.
+
+    Attributes:
+        offset: (K,) signed distance along the normal to the edge [px].
+        strength: (K,) brightness change across the edge per px.
+        found: (K,) whether there was an edge within reach.
+    """
+
+    offset: Float[Tensor, " K"]
+    strength: Float[Tensor, " K"]
+    found: Bool[Tensor, " K"]
+
+
+def match_edges(contour: ContourJacobian, pyramid: BrightnessPyramid, reach: float) -> EdgeMatch:
+    """Search the finest level along each point's normal, up to `reach` px either way, sub-pixel."""
+    half = round(reach / _STEP) + 1
+    s = torch.arange(-half, half + 1, dtype=contour.points.dtype, device=contour.points.device) * _STEP
+    positions = contour.points[:, None] + s[:, None] * contour.normals[:, None]
+    _, gradient = pyramid.sample(0, positions)
+    slope = torch.einsum("ksa,ka->ks", gradient, contour.normals).abs()
+    score = slope * torch.exp(-0.5 * (s / (_FOCUS * reach)) ** 2)
+    peak = (slope[:, 1:-1] >= slope[:, :-2]) & (slope[:, 1:-1] >= slope[:, 2:])
+    best = torch.where(peak, score[:, 1:-1], torch.zeros_like(score[:, 1:-1])).argmax(dim=1, keepdim=True) + 1
+    before, top, after = (slope.gather(1, best + k)[:, 0] for k in (-1, 0, 1))
+    # A parabola through the peak and its neighbours.
+    shift = 0.5 * (before - after) / (before - 2 * top + after).clamp(max=-1e-9)
+    offset = s[best[:, 0]] + shift.clamp(-1, 1) * _STEP
+    is_peak = peak.gather(1, best - 1)[:, 0]
+    found = is_peak & (top > _MIN_STRENGTH) & pyramid.inside(contour.points, margin=3.0)
+    return EdgeMatch(offset, top, found)
+
+
+class OutlineTerm:
+    """Contour matching over a whole video, with the memory of each point's own offset."""
+
+    def __init__(self, field: ContourField, *, learning_rate: float = 0.05, unknown_weight: float = 0.3) -> None:
+        self.field = field
+        self._learning_rate = learning_rate
+        self._unknown_weight = unknown_weight
+        self._offset = torch.zeros(field.contour_points, dtype=torch.float64)
+        # Contrast of each point's edge at the last known pose; 0 = never seen at one.
+        self._strength = torch.zeros(field.contour_points, dtype=torch.float64)
+
+    def remember(self, q: Float[Tensor, " n"], pyramid: BrightnessPyramid, *, known_pose: bool = False) -> None:
+        """Update the points' offsets from a frame with pose q: fully where the pose is known, else slowly.
+
+        A point never seen at a known pose starts without offset: its edge is taken at its word.
+        """
+        contour = self.field.contour(q, self.field.visible_contour(q))
+        match = match_edges(contour, pyramid, reach=2.5)
+        index = contour.index[match.found].cpu()
+        offset, strength = (x[match.found].double().cpu() for x in (match.offset, match.strength))
+        if known_pose:
+            self._offset[index], self._strength[index] = offset, strength
+            return
+        self._offset[index] += self._learning_rate * (offset - self._offset[index])
+        followed = torch.where(self._strength[index] > 0, self._learning_rate, 0.0)
+        self._strength[index] += followed * (strength - self._strength[index])
+
+    def quadratic(
+        self, q: Float[Tensor, " n"], pyramid: BrightnessPyramid, index: Int[Tensor, " K"], reach: float
+    ) -> Quadratic | None:
+        """Point-to-line model at pose q over the contour points `index`; None where too few find an edge."""
+        contour = self.field.contour(q, index)
+        match = match_edges(contour, pyramid, reach)
+        offset, strength = (x[index.cpu()].to(q) for x in (self._offset, self._strength))
+        residual = match.offset - offset
+        known = strength > 0
+        # The same edge cannot double its contrast from one frame to the next; another edge can.
+        alike = (match.strength < 2 * strength) & (2 * match.strength > strength)
+        use = match.found & (alike | ~known)
+        if int(use.sum()) < _ENOUGH:
+            return None
+        scale = _MIN_SCALE + _MAD * residual[use].abs().median()
+        weight = use * (1 - (residual / (4.685 * scale)) ** 2).clamp(min=0) ** 2 / scale**2
+        weight = weight * torch.where(known, 1.0, self._unknown_weight)
+        weighted = contour.jacobian * weight[:, None]
+        return Quadratic(weighted.T @ contour.jacobian, weighted.T @ residual, float(use.sum()))

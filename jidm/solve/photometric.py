@@ -1,0 +1,129 @@
+"""Brightness Gauss-Newton on the joint step itself, the field as motion model.
+
+Flow has 2HW unknowns and textureless robots cannot pay for them; the field leaves n. A point keeps the brightness it
+had when it was last seen, up to shading: for a matt surface under distant light, brightness is linear in the normal,
+so its change is `light . (normal_now - normal_then)` with three unknowns per picture, eliminated on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.field.base import FieldAtPose
+from jidm.motion.pyramid import BrightnessPyramid
+
+_MAD = 1.4826
+_TUKEY = 4.685
+_NOISE = 0.002  # brightness; half a grey level of 8 bits: no residual scale is finer
+_LIGHT_PRIOR = 1e-3  # share of the points' weight that pulls the light towards none
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """`x'matrix x / 2 - vector'x` around the current pose, in units of the residuals' variance.
+
+    Attributes:
+        matrix: (n, n); vector: (n,).
+        count: number of points that took part.
+    """
+
+    matrix: Float[Tensor, "n n"]
+    vector: Float[Tensor, " n"]
+    count: float
+
+
+@dataclass(frozen=True, eq=False)
+class Appearance:
+    """What the visible points of a pose looked like: a reference to align later frames to.
+
+    Attributes:
+        pose: the field at the pose, restricted to its visible points (N of them).
+        brightness: per level (N,); gradient: per level (N, 2) [1/px].
+        normals: (N, 3) in the base frame, or None.
+    """
+
+    pose: FieldAtPose
+    brightness: tuple[Float[Tensor, " N"], ...]
+    gradient: tuple[Float[Tensor, "N 2"], ...]
+    normals: Float[Tensor, "N 3"] | None
+
+    @classmethod
+    def of(cls, pose: FieldAtPose, pyramid: BrightnessPyramid) -> Appearance:
+        """Remember the brightness of the points a pose shows in a frame."""
+        surface = pose.surface()
+        seen = (surface.visible & pyramid.inside(surface.points)).nonzero()[:, 0]
+        samples = [pyramid.sample(k, surface.points[seen]) for k in range(len(pyramid))]
+        normals = None if surface.normals is None else surface.normals[seen]
+        return cls(pose.keep(seen), tuple(b for b, _ in samples), tuple(g for _, g in samples), normals)
+
+    def __len__(self) -> int:
+        return self.brightness[0].shape[0]
+
+
+class BrightnessTerm:
+    """Brightness of one reference in one frame, linearised again and again as the pose moves."""
+
+    def __init__(self, reference: Appearance, pyramid: BrightnessPyramid) -> None:
+        self.reference = reference
+        self.pyramid = pyramid
+        self._light: Tensor | None = None
+        self._light_after: tuple[Tensor, Tensor] | None = None
+
+    def quadratic(self, q: Float[Tensor, " n"], level: int) -> Quadratic:
+        """Gauss-Newton model at pose q on one blur level, robust (Tukey on the MAD), light eliminated."""
+        reference = self.reference
+        surface = reference.pose.surface(q - reference.pose.q)
+        brightness, gradient = self.pyramid.sample(level, surface.points)
+        residual = brightness - reference.brightness[level]
+        # The mean of both pictures' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
+        gradient = (gradient + reference.gradient[level]) / 2
+        row = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
+        inside = self.pyramid.inside(surface.points).to(q)
+        turned = None
+        if reference.normals is not None and surface.normals is not None:
+            turned = surface.normals - reference.normals
+        left = residual if turned is None or self._light is None else residual - turned @ self._light
+        weight = inside * _tukey(left, inside) if len(left) else inside
+        if turned is None:
+            weighted = row * weight[:, None]
+            return Quadratic(weighted.T @ row, -(weighted.T @ residual), float(inside.sum()))
+        return self._without_light(row, turned, residual, weight, float(inside.sum()))
+
+    def moved(self, step: Float[Tensor, " n"]) -> None:
+        """Tell the term which step was taken, so that its light follows."""
+        if self._light_after is not None:
+            slope, offset = self._light_after
+            self._light = offset - slope @ step
+
+    def cost(self, q: Float[Tensor, " n"], level: int, scale: float = 0.03) -> float:
+        """Truncated mean squared brightness error in units of `scale`, for comparing poses; 9 = nothing fits."""
+        surface = self.reference.pose.surface(q - self.reference.pose.q)
+        brightness, _ = self.pyramid.sample(level, surface.points)
+        error = ((brightness - self.reference.brightness[level]) / scale) ** 2
+        error = torch.where(self.pyramid.inside(surface.points), error, torch.full_like(error, 9.0))
+        return float(error.clamp(max=9.0).mean()) if len(error) else 9.0
+
+    def _without_light(
+        self, row: Tensor, turned: Tensor, residual: Tensor, weight: Tensor, count: float
+    ) -> Quadratic:
+        """Schur complement: the light takes what it can explain, the joints get the rest."""
+        n = row.shape[-1]
+        both = torch.cat([row, -turned], dim=-1)
+        weighted = both * weight[:, None]
+        A, b = weighted.T @ both, -(weighted.T @ residual)
+        light = A[n:, n:] + _LIGHT_PRIOR * weight.sum().clamp(min=1e-6) * torch.eye(3, dtype=A.dtype, device=A.device)
+        solved = torch.linalg.solve(light, torch.cat([A[n:, :n], b[n:, None]], dim=-1))
+        slope, offset = solved[:, :n], solved[:, n]
+        self._light_after = slope, offset
+        return Quadratic(A[:n, :n] - A[:n, n:] @ slope, b[:n] - A[:n, n:] @ offset, count)
+
+
+def _tukey(residual: Tensor, inside: Tensor) -> Tensor:
+    """Tukey's biweight over the residual's own scale, divided by its variance."""
+    known = residual[inside > 0]
+    scale = _NOISE + (_MAD * known.abs().median() if len(known) else 0.0)
+    return (1 - (residual / (_TUKEY * scale)) ** 2).clamp(min=0) ** 2 / scale**2
