@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     return _CHECK(function)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _typing_only_names(file: str | None) -> frozenset[str]:
     if file is None or not Path(file).is_file():
         return frozenset()
@@ -43,7 +43,7 @@ def _typing_only_names(file: str | None) -> frozenset[str]:
     return frozenset(names)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _names(annotation: str) -> frozenset[str]:
     tree = ast.parse(annotation.strip(), mode="eval")
     return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))

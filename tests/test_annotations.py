@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 
 def test_wrong_shape_is_refused():
     camera = Camera.look_at((1, 1, 1), (0, 0, 0))
-    with pytest.raises(Exception, match="(?s)project_camera|shape"):
+    with pytest.raises(Exception, match="project_camera"):
         camera.project_camera(torch.zeros(5, 4))
     assert camera.project_camera(torch.ones(5, 3)).shape == (5, 2)
 

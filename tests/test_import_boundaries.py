@@ -1,6 +1,6 @@
 """What may import what: a room imports only from lower floors, and core rooms stay free of heavy packages.
 
-Floors, from the ground up: errors; robot and motion; data and field; solve; idm and learn; adapters, sim, view and
+Floors, from the ground up: errors and files; robot and motion; data and field; solve; idm and learn; adapters, sim, view and
 planner; cli. Every import counts for the floors, wherever in a file it stands. A heavy package counts only where it
 is loaded with the module: inside a function it costs nothing until it is needed.
 """
@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "jidm"
 FLOORS = (
-    ("errors",),
+    ("errors", "files"),
     ("robot", "motion"),
     ("data", "field"),
     ("solve",),
@@ -27,8 +27,17 @@ FLOORS = (
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CORE = ("errors", "robot", "motion", "data", "field", "solve", "idm")
-NEVER_IN_CORE = {"pybullet", "pybullet_data", "lightning", "pytorch_lightning", "torchvision", "ray", "websockets", "viser"}
+CORE = ("errors", "files", "robot", "motion", "data", "field", "solve", "idm")
+NEVER_IN_CORE = {
+    "pybullet",
+    "pybullet_data",
+    "lightning",
+    "pytorch_lightning",
+    "torchvision",
+    "ray",
+    "websockets",
+    "viser",
+}
 SLOW_TO_LOAD = {"cv2", "av", "trimesh", "matplotlib", "scipy", "kornia", "pyarrow", "huggingface_hub", "PIL", "tqdm"}
 LIGHT_CLI = {"torch", "numpy"}  # `jidm --help` answers without them
 

@@ -105,7 +105,9 @@ def _one_line(error: Exception) -> str:
 
 def _flatten(boxed: str) -> str:
     """Tyro's framed complaint as one line."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in boxed.splitlines()]
+    # The frame's top repeats what follows; deep lines explain arguments, which --help does better.
+    body = (line for line in boxed.splitlines() if not line.startswith("╭") and not re.match(r"│ {9}", line))
+    lines = [re.sub(r"[│╰╯─]+", " ", line).strip() for line in body]
     text = " ".join(" ".join(line for line in lines if line).split())
     return text.replace("For full helptext, run:", "Help:").replace("For full helptext, run", "Help:")
 

@@ -1,6 +1,174 @@
+"""`jidm demo`: render a robot video, decode it back from its pixels, and compare with the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jidm.errors import InputError
+from jidm.files import whole_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from jidm.idm import JointMotion
+    from jidm.robot.camera import Camera
+    from jidm.robot.embodiment import Embodiment
+    from jidm.sim import World
+
+
 @dataclass(frozen=True)
 class Demo:
-    "d"
-    x: int = 0
-    def run(self): raise RuntimeError("x")
+    """Render a robot video, decode it, show how right it is."""
+
+    out: Path = Path("jidm_demo")
+    """Folder for input.mp4, overlay.mp4, plot.png, errors.csv, motion.npz, motion.csv, truth.npy and summary.json."""
+
+    embodiment: str = "panda"
+    """Robot, a name from `jidm embodiments`."""
+
+    camera: str = "front"
+    """Camera of the robot."""
+
+    frames: int = 64
+    """Length of the video."""
+
+    fps: float = 16.0
+    """Frame rate [1/s]."""
+
+    seed: int = 0
+    """Of the motion; another seed, another video."""
+
+    def run(self) -> int:
+        import numpy as np
+
+        from jidm.cli.inputs import find_camera, find_robot
+        from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
+        from jidm.sim import World, smooth_motion
+
+        if self.frames < 2:
+            raise InputError(f"--frames {self.frames}: at least 2 are needed, motion lies between frames")
+        robot = find_robot(self.embodiment)
+        camera = find_camera(self.camera, robot)
+        make_folder(self.out)
+        truth = smooth_motion(robot, self.frames, 1.0 / self.fps, self.seed)
+        np.save(self.out / "truth.npy", truth)
+        video = self.out / "input.mp4"
+        with World(robot, seed=self.seed) as world:
+            self._render(world, truth, camera, video)
+            decoded = decode_file(video, robot, camera, q0=truth[0], fps=self.fps, flow="dis")
+            errors = joint_errors(decoded.motion, truth)
+            position = decoded.motion.position
+
+            def draw(t: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+                picture = world.render(position[t], decoded.camera)
+                return picture.rgb, picture.on_robot
+
+            more = {"errors": errors, "tip_error_mm": tip_errors(robot, position, truth)}
+            write_results(decoded, self.out, truth=truth, draw=draw, more=more)
+        write_errors(self.out / "errors.csv", errors)
+        print(summary_text(decoded), error_text(errors, more["tip_error_mm"]), sep="\n\n")
+        print(f"\nwritten to {self.out}/: look at overlay.mp4 and plot.png")
+        return 0
+
+    def _render(self, world: World, truth: NDArray[Any], camera: Camera, video: Path) -> None:
+        from tqdm import tqdm
+
+        from jidm.motion.video import write_video
+
+        def pictures() -> Iterator[NDArray[Any]]:
+            for q in tqdm(truth, desc="rendering", unit="frame", delay=2, leave=False):
+                yield world.render(q, camera).rgb
+
+        write_video(video, pictures(), self.fps)
+
+
+def joint_errors(motion: JointMotion, truth: NDArray[Any]) -> list[dict[str, Any]]:
+    """One row per joint, the last row over all revolute joints; over valid steps.
+
+    Columns: `joint`; `unit`; `moved` mean |delta_q| and `error` mean |error of delta_q| [unit per frame]; `nve` their
+    ratio (0 is perfect, 1 is as good as answering zero); `end_error` |error| of the last position [unit];
+    `within_2std` share of steps whose error is within two of its standard deviations; `observable` share of steps.
+
+    Args:
+        truth: (T, n) true positions [rad or m].
+    """
+    import numpy as np
+
+    valid = motion.valid.bool().cpu().numpy()
+    moved = np.abs(np.diff(truth, axis=0))[valid]
+    error = np.abs(motion.delta_q.double().cpu().numpy() - np.diff(truth, axis=0))[valid]
+    std = np.sqrt(np.diagonal(motion.covariance.double().cpu().numpy(), axis1=-2, axis2=-1))[valid]
+    end = np.abs(motion.position[-1].double().cpu().numpy() - truth[-1])
+    observable = motion.observable.cpu().numpy()[valid]
+    revolute = np.array([kind != "prismatic" for kind in motion.joint_types])
+
+    def row(name: str, which: NDArray[Any], unit: str) -> dict[str, Any]:
+        m, e = float(moved[:, which].mean()), float(error[:, which].mean())
+        return {
+            "joint": name,
+            "unit": unit,
+            "moved": m,
+            "error": e,
+            "nve": e / m if m > 0 else None,
+            "end_error": float(end[which].mean()),
+            "within_2std": float((error <= 2 * std)[:, which].mean()),
+            "observable": float(observable[:, which].mean()),
+        }
+
+    if not len(moved):
+        return []
+    each = np.eye(len(revolute), dtype=bool)
+    rows = [row(name, each[k], "rad" if revolute[k] else "m") for k, name in enumerate(motion.joint_names)]
+    return [*rows, row("all revolute", revolute, "rad")] if revolute.any() else rows
+
+
+def tip_errors(robot: Embodiment, position: Any, truth: NDArray[Any]) -> dict[str, float]:
+    """Distance between decoded and true position of the first tip link [mm]: mean over the video, and at its end."""
+    import torch
+
+    from jidm.robot.kinematics import Kinematics
+
+    if not robot.tip_links:
+        return {}
+    kinematics = Kinematics.from_embodiment(robot)
+    tip = [link.name for link in robot.model.links].index(robot.tip_links[0])
+    decoded, true = (kinematics.link_poses(torch.as_tensor(q).double().cpu())[:, tip, :3, 3] for q in (position, truth))
+    distance = (decoded - true).norm(dim=-1) * 1000
+    return {"mean": float(distance.mean()), "end": float(distance[-1])}
+
+
+def write_errors(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The error table as CSV; the file appears whole or not at all."""
+    import csv
+
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        if rows:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def error_text(rows: list[dict[str, Any]], tip: dict[str, float]) -> str:
+    """The error table for a reader."""
+    from jidm.cli.text import columns
+
+    if not rows:
+        return "no step of this video could be decoded"
+    head = ("JOINT", "MOVED/FRAME", "ERROR/FRAME", "ERROR/MOVED", "END ERROR", "WITHIN 2 STD", "OBSERVABLE")
+    body = [
+        (
+            r["joint"],
+            f"{r['moved']:.5f} {r['unit']}",
+            f"{r['error']:.5f} {r['unit']}",
+            "-" if r["nve"] is None else f"{r['nve']:.3f}",
+            f"{r['end_error']:.4f} {r['unit']}",
+            f"{r['within_2std']:.0%}",
+            f"{r['observable']:.0%}",
+        )
+        for r in rows
+    ]
+    tail = f"\ntip of the arm: {tip['mean']:.1f} mm off on average, {tip['end']:.1f} mm at the end" if tip else ""
+    return "against the truth\n" + columns([head, *body]) + tail

@@ -103,7 +103,9 @@ def missing(packages: dict[str, dict[str, str | None]]) -> list[Finding]:
     for group, versions in packages.items():
         for name in (name for name, number in versions.items() if number is None):
             remedy = _REMEDY.get(name) if group == "pytorch3d" else None
-            status, install = ("broken", f"pip install '{name}'") if group == "core" else ("missing", f"pip install 'jidm[{group}]'")
+            status, install = (
+                ("broken", f"pip install '{name}'") if group == "core" else ("missing", f"pip install 'jidm[{group}]'")
+            )
             found.append(Finding(name, status, remedy or install))
     return found
 
@@ -131,7 +133,7 @@ def _try(probe: Probe, limit: float) -> Finding:
         return Finding(probe.what, "none", said)
     if done.returncode < 0:
         said = f"the process was killed by signal {-done.returncode}"
-    remedy = _REMEDY.get(probe.package, f"install {probe.package} again")
+    remedy = _REMEDY.get(probe.package, f"try pip install --force-reinstall '{probe.package}'")
     return Finding(probe.what, "broken", f"{said}; {remedy}")
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from jidm.cli.text import columns
 from jidm.errors import JidmError
 
 if TYPE_CHECKING:
@@ -46,10 +47,9 @@ class ShowRobot:
 class Embodiments:
     """Robots jidm knows by name."""
 
-    action: Union[
-        Annotated[ListRobots, tyro.conf.subcommand("list")],
-        Annotated[ShowRobot, tyro.conf.subcommand("show")],
-    ] = field(default_factory=ListRobots)  # noqa: UP007  (tyro reads this at run time, on Python 3.10 too)
+    action: Annotated[ListRobots, tyro.conf.subcommand("list")] | Annotated[ShowRobot, tyro.conf.subcommand("show")] = (
+        field(default_factory=ListRobots)
+    )
 
     def run(self) -> int:
         return self.action.run()
@@ -154,12 +154,6 @@ def mimic_lines(robot: Embodiment) -> list[str]:
             terms.append(f"{offset:g}")
         lines.append(f"{joint.name} = {' + '.join(terms)}")
     return lines
-
-
-def columns(rows: list[tuple[str, ...]]) -> str:
-    """Rows as aligned text."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _short(x: float) -> str:

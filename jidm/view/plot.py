@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jidm.errors import InputError
+from jidm.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,13 +38,8 @@ def plot_motion(
         InputError: the motion is a batch, or the truth has another shape.
     """
     figure = draw_motion(motion, truth=truth, title=title)
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw_motion(motion: JointMotion, *, truth: ArrayLike | None = None, title: str = "") -> Figure:

@@ -1,0 +1,205 @@
+"""What `decode` and `demo` leave behind: numbers, a plot, an overlay video and a summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jidm.errors import InputError
+from jidm.files import whole_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from jidm.idm import JacobianIDM, JointMotion
+    from jidm.robot.camera import Camera
+    from jidm.robot.embodiment import Embodiment
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded video and what it was decoded with.
+
+    Attributes:
+        seconds: time the decoding took, reading the file included [s].
+    """
+
+    motion: JointMotion
+    robot: Embodiment
+    camera: Camera
+    video: Path
+    fps: float
+    flow: str
+    seconds: float
+
+
+def decode_file(
+    video: Path, robot: Embodiment, camera: Camera, *, q0: NDArray[Any], fps: float | None, flow: str
+) -> Decoded:
+    """Decode a video file frame by frame, with a progress bar.
+
+    Raises:
+        VideoError: the file cannot be read, or its frame rate is unknown and not given.
+        CameraError: the camera's picture has another shape than the video's.
+    """
+    from jidm.cli.inputs import fit_camera, frame_rate
+    from jidm.idm import JacobianIDM
+    from jidm.motion.video import open_video
+
+    stream = open_video(video, fps=fps if video.is_dir() else None)
+    rate = frame_rate(fps, stream.fps, video)
+    camera = fit_camera(camera, stream.width, stream.height, video)
+    idm: JacobianIDM = JacobianIDM.from_embodiment(robot, camera=camera, flow=flow)
+    began = time.perf_counter()
+    motion = idm.decode(_Watched(stream), fps=rate, q0=q0)
+    return Decoded(motion, robot, camera, video, rate, flow, time.perf_counter() - began)
+
+
+def make_folder(out: Path) -> None:
+    """Make the output folder before the long work, so that a wrong path fails at once.
+
+    Raises:
+        InputError: a file is in the way.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def write_results(
+    decoded: Decoded,
+    out: Path,
+    *,
+    overlay: bool = True,
+    truth: NDArray[Any] | None = None,
+    draw: Callable[[int], tuple[NDArray[Any], NDArray[Any]]] | None = None,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Write motion.npz, motion.csv, plot.png, summary.json and, if wanted, overlay.mp4 into a folder that exists.
+
+    Args:
+        truth: (T, n) true positions for the plot [rad or m].
+        draw: how to draw the robot at frame t in the overlay; surface points if not given.
+        more: further entries of summary.json.
+    """
+    from jidm.view import plot_motion
+
+    motion = decoded.motion
+    motion.save(out / "motion.npz")
+    motion.to_csv(out / "motion.csv")
+    plot_motion(motion, out / "plot.png", truth=truth, title=f"{decoded.robot.title}, {decoded.video.name}")
+    write_json(out / "summary.json", {**summary(decoded), **(more or {})})
+    if overlay:
+        _write_overlay(decoded, out / "overlay.mp4", draw)
+
+
+def summary(decoded: Decoded) -> dict[str, Any]:
+    """How the decoding went, as plain data."""
+    from jidm import __version__
+
+    motion, robot = decoded.motion, decoded.robot
+    valid = motion.valid.bool()
+    residual = motion.residual[valid]
+    speed = motion.velocity[valid].abs()
+    joints = {
+        name: {
+            "unit": "m" if motion.joint_types[k] == "prismatic" else "rad",
+            "observable_share": _mean(motion.observable[valid][:, k]),
+            "mean_speed": _mean(speed[:, k]),
+            "end_position": _number(motion.position[-1, k]),
+            "end_position_std": _number(motion.position_std[-1, k]),
+        }
+        for k, name in enumerate(motion.joint_names)
+    }
+    return {
+        "jidm": __version__,
+        "video": str(decoded.video),
+        "frames": int(motion.position.shape[0]),
+        "fps": decoded.fps,
+        "embodiment": robot.name,
+        "embodiment_hash": robot.content_hash,
+        "camera": decoded.camera.to_dict(),
+        "flow": decoded.flow,
+        "valid_share": _mean(valid),
+        "mean_residual_px": _mean(residual),
+        "seconds": round(decoded.seconds, 3),
+        "joints": joints,
+        "provenance": dict(motion.provenance),
+    }
+
+
+def summary_text(decoded: Decoded) -> str:
+    """The summary for a reader, one joint a line."""
+    from jidm.cli.text import columns
+
+    data = summary(decoded)
+    rows = [("JOINT", "MEAN SPEED", "END", "+- 2 STD", "OBSERVABLE")]
+    for name, joint in data["joints"].items():
+        unit, std = joint["unit"], joint["end_position_std"]
+        rows.append(
+            (
+                name,
+                _text(joint["mean_speed"], f" {unit}/s"),
+                _text(joint["end_position"], f" {unit}"),
+                _text(None if std is None else 2 * std),
+                _text(joint["observable_share"], "", ".0%"),
+            )
+        )
+    rate = data["frames"] / decoded.seconds if decoded.seconds else float("nan")
+    return "\n".join(
+        [
+            columns(rows),
+            f"{data['frames']} frames in {decoded.seconds:.1f} s ({rate:.1f} frames/s), "
+            f"{_text(data['valid_share'], '', '.0%')} of the steps valid, "
+            f"motion no joint explains {_text(data['mean_residual_px'], ' px')}",
+        ]
+    )
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Strict JSON (no NaN); the file appears whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
+
+
+def _write_overlay(decoded: Decoded, path: Path, draw: Any) -> None:
+    from jidm.field.analytic import AnalyticField
+    from jidm.motion.flow import DisFlow
+    from jidm.motion.video import open_video
+    from jidm.view import write_overlay
+
+    field = AnalyticField(decoded.robot, decoded.camera, points=6000)
+    stream = open_video(decoded.video, fps=decoded.fps if decoded.video.is_dir() else None)
+    write_overlay(path, stream, decoded.motion, field, DisFlow(), fps=decoded.fps, robot=draw, progress=True)
+
+
+class _Watched:
+    """A video stream that shows a progress bar while it is iterated; everything else is the stream's."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __iter__(self) -> Any:
+        from tqdm import tqdm
+
+        return iter(tqdm(self._stream, total=self._stream.length, desc="decoding", unit="frame", delay=2, leave=False))
+
+
+def _mean(x: Any) -> float | None:
+    return _number(x.double().mean()) if x.numel() else None
+
+
+def _number(x: Any) -> float | None:
+    value = float(x)
+    return value if abs(value) < float("inf") else None
+
+
+def _text(value: float | None, unit: str = "", spec: str = ".4f") -> str:
+    return "unknown" if value is None else f"{value:{spec}}{unit}"
