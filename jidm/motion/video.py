@@ -5,8 +5,8 @@ Decoding and encoding go through PyAV. Pictures leave as `(T, 3, H, W)` RGB, tim
 
 from __future__ import annotations
 
-import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +23,8 @@ from jidm.motion.layout import as_video
 
 __all__ = ["Video", "VideoStream", "as_video", "open_video", "read_video", "write_video"]
 
+_BT601 = 5  # AVCOL_SPC_BT470BG
+_SIZE_NOTE = re.compile(r"jidm size (?P<width>\d+)x(?P<height>\d+)")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -64,16 +66,23 @@ class Video:
         """
         if self.time is None:
             raise VideoError("images without a stated rate cannot be resampled: read them with fps=")
-        return Video(*_resample_tensors(self.pixels, self.time, fps))
+        _check_fps(fps)
+        ticks, frames = zip(*_at_rate(zip(self.time.tolist(), self.pixels, strict=True), fps), strict=True)
+        return Video(torch.stack(frames), torch.tensor(ticks, dtype=torch.float64))
 
 
-def _resample_tensors(pixels: Tensor, time: Tensor, fps: float) -> tuple[Tensor, Tensor]:
-    _check_fps(fps)
-    ticks = time[0] + torch.arange(int((time[-1] - time[0]) * fps + 1e-6) + 1, dtype=time.dtype) / fps
-    after = torch.searchsorted(time, ticks).clamp(max=len(time) - 1)
-    before = (after - 1).clamp(min=0)
-    nearest = torch.where((time[after] - ticks) < (ticks - time[before]), after, before)
-    return pixels[nearest], ticks
+def _at_rate(timed: Iterable[tuple[float, Tensor]], fps: float) -> Iterator[tuple[float, Tensor]]:
+    """The nearest frame to each tick of a clock started at the first frame, holding one frame at a time."""
+    start, count, last = 0.0, 0, None
+    for time, pixels in timed:
+        start = time if last is None else start
+        while last is not None and (tick := start + count / fps) < (last[0] + time) / 2:
+            yield tick, last[1]
+            count += 1
+        last = (time, pixels)
+    while last is not None and (tick := start + count / fps) <= last[0] + 1e-6:
+        yield tick, last[1]
+        count += 1
 
 
 def _check_fps(fps: float) -> None:
@@ -91,7 +100,8 @@ class VideoStream:
 
     Attributes:
         path: the file or folder.
-        length: number of frames the container declares; None when it does not (count while iterating).
+        length: number of frames the container declares (edit lists may hide a few); None when it does not say or
+            the stream is resampled.
         fps: nominal rate [1/s], None when unknown.
         height, width: picture size [px], rotation applied.
     """
@@ -108,32 +118,38 @@ class VideoStream:
         self.fps: float | None = fps
         if self._images is not None:
             self.length = len(self._images)
-        else:
+        elif fps is None:
             with _open_container(self.path) as container:
                 stream = container.streams.video[0]
                 self.length = stream.frames or None
                 rate = stream.average_rate or stream.guessed_rate
                 self.fps = float(rate) if rate else None
         first = next(self.pixels())[1]
-        self.height, self.width = first.shape[-2:]
+        self.height, self.width = int(first.shape[-2]), int(first.shape[-1])
 
     def __iter__(self) -> Iterator[Float[Tensor, "3 H W"]]:
         for _, pixels in self.pixels():
             yield pixels.to(torch.float32) / 255.0
 
-    def pixels(self) -> Iterator[tuple[float | None, UInt8[Tensor, "3 H W"]]]:
-        """Pairs of presentation time [s] (None for images without fps) and (3, H, W) uint8 RGB."""
+    def pixels(self, *, start: float | None = None) -> Iterator[tuple[float | None, UInt8[Tensor, "3 H W"]]]:
+        """Pairs of presentation time [s] (None for images without fps) and (3, H, W) uint8 RGB.
+
+        Args:
+            start: leave out frames before this time [s]; a file is entered at the key frame before it.
+        """
         if self._images is not None:
-            yield from _decode_images(self._images, self._rate)
-        else:
-            yield from _decode_container(self.path)
+            timed = _decode_images(self._images, self._rate)
+            return timed if start is None else (pair for pair in timed if pair[0] is None or pair[0] >= start)
+        frames = _decode_container(self.path, start)
+        return frames if self._rate is None else _at_rate(frames, self._rate)
 
 
 def open_video(path: str | Path, *, fps: float | None = None) -> VideoStream:
     """A stream over a video file or a folder of images, for videos that do not fit in memory.
 
     Args:
-        fps: rate of a folder of images [1/s].
+        fps: for a file, resample to this rate [1/s] as `Video.resampled` does; for a folder of images (natural order
+            of names), the rate they were taken at.
 
     Raises:
         VideoError: the file is missing, corrupt, truncated or holds no pictures.
@@ -141,26 +157,33 @@ def open_video(path: str | Path, *, fps: float | None = None) -> VideoStream:
     return VideoStream(path, fps=fps)
 
 
-def read_video(path: str | Path, *, fps: float | None = None, min_frames: int = 1) -> Video:
-    """All frames of a video file or a folder of images (natural order of names).
+def read_video(path: str | Path, *, fps: float | None = None, min_frames: int = 1, max_bytes: int = 4 * 2**30) -> Video:
+    """All frames of a video file or a folder of images.
 
     Args:
-        fps: for a file, resample to this rate [1/s]; for a folder, the rate its images were taken at.
+        fps: as for `open_video`.
         min_frames: fewest frames accepted; motion needs 2.
+        max_bytes: most memory the pixels may take; longer videos are for `open_video`.
 
     Raises:
-        VideoError: the file is missing, corrupt, truncated, holds no pictures or fewer than min_frames.
+        VideoError: the file is missing, corrupt, truncated, too long, holds no pictures or fewer than min_frames.
     """
-    stream = open_video(path, fps=fps if Path(path).is_dir() else None)
-    times, frames = zip(*stream.pixels(), strict=True)
+    times, frames, size = [], [], 0
+    for time, pixels in open_video(path, fps=fps).pixels():
+        times.append(time)
+        frames.append(pixels)
+        size += pixels.nbytes
+        if size > max_bytes:
+            raise VideoError(
+                f"{path}: more than {max_bytes / 2**20:.0f} MiB of pixels; stream it with open_video or raise max_bytes="
+            )
     if len(frames) < min_frames:
         raise VideoError(
             f"{path}: {len(frames)} frame(s), at least {min_frames} are needed: motion lies between frames"
         )
     known = [t for t in times if t is not None]
-    time = torch.tensor(known, dtype=torch.float64) if len(known) == len(times) else None
-    video = Video(torch.stack(frames), time)
-    return video.resampled(fps) if fps is not None and not Path(path).is_dir() else video
+    time_axis = torch.tensor(known, dtype=torch.float64) if len(known) == len(times) else None
+    return Video(torch.stack(frames), time_axis)
 
 
 def _open_container(path: Path) -> Any:
@@ -180,36 +203,58 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).split(":")[0].lower()
 
 
-def _decode_container(path: Path) -> Iterator[tuple[float, Tensor]]:
+def _decode_container(path: Path, begin: float | None = None) -> Iterator[tuple[float, Tensor]]:
     import av
 
-    count, last = 0, -np.inf
+    count, last, size = 0, -np.inf, None
     with _open_container(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        declared, rate = stream.frames, stream.average_rate or stream.guessed_rate or Fraction(30)
-        end = float(stream.duration * stream.time_base) if stream.duration else None
-        start = float((stream.start_time or 0) * stream.time_base)
+        declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 30)
+        origin = float((stream.start_time or 0) * stream.time_base)
+        end = origin + float(stream.duration * stream.time_base) if stream.duration else None
+        written = _written_size(container)
         try:
+            if begin is not None:
+                container.seek(max(0, int(begin / stream.time_base)), stream=stream, backward=True)
             for frame in container.decode(stream):
                 if frame.is_corrupt:
-                    raise VideoError(f"{path}: frame {count} is damaged; copy or encode the file again")
-                time = frame.time if frame.time is not None else count / float(rate)
+                    raise VideoError(f"{path}: damaged or cut off after frame {count}; copy or encode the file again")
+                time = frame.time if frame.time is not None else origin + count / rate
                 if time <= last:
                     raise VideoError(
                         f"{path}: frame {count} at {time:.6f} s does not follow {last:.6f} s; encode it again"
                     )
                 count, last = count + 1, time
-                yield time, _frame_pixels(frame)
+                if begin is not None and time < begin - 1e-6:
+                    continue
+                pixels = _cropped(_frame_pixels(frame), written)
+                size = size or pixels.shape
+                if pixels.shape != size:
+                    raise VideoError(f"{path}: the picture size changes at {time:.3f} s; encode it again at one size")
+                yield time, pixels
         except av.error.FFmpegError as error:
             raise VideoError(
                 f"{path}: broken after frame {count} ({_reason(error)}); copy or encode it again"
             ) from None
     if count == 0:
         raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
-    # Both must fall short: an edit list alone may hide frames the container still counts.
-    if count < declared and end is not None and last - start < end - 2.5 / float(rate):
+    # Both must fall short: an edit list hides frames the container still counts, a last frame may be shown for long.
+    if begin is None and count < declared and end is not None and last < end - 1.5 / rate:
         raise VideoError(f"{path}: truncated, {count} of {declared} frames are there; copy it again")
+
+
+def _written_size(container: Any) -> tuple[int, int] | None:
+    """(height, width) before `write_video` padded odd sizes; None for other files."""
+    comment = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "")
+    match = _SIZE_NOTE.fullmatch(comment)
+    return (int(match["height"]), int(match["width"])) if match else None
+
+
+def _cropped(pixels: Tensor, written: tuple[int, int] | None) -> Tensor:
+    if written is None or any(not 0 <= have - want <= 1 for have, want in zip(pixels.shape[-2:], written, strict=True)):
+        return pixels  # no note, or one that a later tool carried over to another picture
+    return pixels[:, : written[0], : written[1]]
 
 
 def _frame_pixels(frame: Any) -> Tensor:
@@ -219,8 +264,8 @@ def _frame_pixels(frame: Any) -> Tensor:
         array = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
     else:
         array = frame.to_ndarray(format="rgb24")
-    if frame.rotation % 90 == 0 and frame.rotation:
-        array = np.rot90(array, frame.rotation // 90)
+    if frame.rotation:  # degrees counter-clockwise, as FFmpeg's display matrix counts
+        array = np.rot90(array, round(frame.rotation / 90))
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
@@ -260,30 +305,38 @@ def _decode_images(files: list[Path], fps: float | None) -> Iterator[tuple[float
 def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18) -> None:
     """Write RGB frames as h264 (yuv420p); the file appears whole or not at all.
 
+    yuv420p has even sizes only: an odd size is padded by one repeated row or column and noted in the file, so that
+    `read_video` gives back the size that was written.
+
     Args:
         path: where to; the suffix chooses the container (.mp4, .mkv, ...).
         frames: any video `as_video` understands without batch axes, or an iterator of frames, each (3, H, W) or
-            (H, W, 3), uint8 or float in [0, 1]. Odd sizes are padded by one repeated row or column, because
-            yuv420p has even sizes only. Non-finite pixels are written black.
+            (H, W, 3) uint8, float in [0, 1], or PIL. Non-finite pixels are written black.
         fps: frames per second.
-        crf: quality of x264, 0 (lossless in yuv420p) to 51.
+        crf: quality of x264, 0 (finest) to 51.
 
     Raises:
-        VideoError: no frames, frames of different size, a value out of range, or a container PyAV cannot write.
+        VideoError: no frames, frames of different size, a value out of range, or a place that cannot be written.
     """
     import av
 
     _check_fps(fps)
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        with av.open(str(temporary), "w") as container:
-            _encode(container, _frames_to_write(frames), Fraction(fps).limit_denominator(100_000), crf)
-        os.replace(temporary, path)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, VideoError):
-            raise
-        raise VideoError(f"{path}: cannot write the video ({_reason(error)})") from None
+        container = av.open(str(temporary), "w")
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise VideoError(
+            f"{path}: cannot be written ({_reason(error)}); use an existing folder and a suffix like .mp4"
+        ) from None
+    try:
+        with container:
+            _encode(container, _frames_to_write(frames), Fraction(fps).limit_denominator(1001), crf)
+        temporary.replace(path)
+    except av.error.FFmpegError as error:
+        raise VideoError(
+            f"{path}: writing failed ({_reason(error)}); check the space on the disk and the suffix"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -291,35 +344,41 @@ def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18) -> 
 def _encode(container: Any, frames: Iterable[np.ndarray], rate: Fraction, crf: int) -> None:
     import av
 
-    stream = None
-    for frame in frames:
+    stream, size = None, (0, 0)
+    for index, image in enumerate(frames):
         if stream is None:
+            size = image.shape[:2]
             stream = container.add_stream("libx264", rate=rate)
-            stream.height, stream.width, stream.pix_fmt = frame.shape[0], frame.shape[1], "yuv420p"
+            stream.height, stream.width, stream.pix_fmt = size[0] + size[0] % 2, size[1] + size[1] % 2, "yuv420p"
             stream.options = {"crf": str(crf)}
-            stream.codec_context.colorspace = (
-                5  # swscale converts by BT.601 (bt470bg); say so, or HD players assume BT.709
-            )
-        if frame.shape[:2] != (stream.height, stream.width):
-            raise VideoError(
-                f"frames differ in size: {frame.shape[1]}x{frame.shape[0]} after {stream.width}x{stream.height}"
-            )
-        for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
-            container.mux(packet)
+            stream.codec_context.time_base = 1 / rate
+            stream.codec_context.colorspace = _BT601  # what swscale converts to; unsaid, players assume BT.709 for HD
+            if size != (stream.height, stream.width):
+                container.metadata["comment"] = f"jidm size {size[1]}x{size[0]}"
+        if image.shape[:2] != size:
+            raise VideoError(f"frames differ in size: {image.shape[1]}x{image.shape[0]} after {size[1]}x{size[0]}")
+        padded = np.pad(image, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
+        frame.pts, frame.time_base = index, 1 / rate
+        container.mux(stream.encode(frame))
     if stream is None:
         raise VideoError("there are no frames to write")
-    for packet in stream.encode():
-        container.mux(packet)
+    container.mux(stream.encode())
 
 
 def _frames_to_write(frames: Any) -> Iterator[np.ndarray]:
-    """Even-sized (H, W, 3) uint8, one at a time."""
-    if isinstance(frames, (Tensor, np.ndarray, list, tuple, Video)):
+    """(H, W, 3) uint8, one at a time."""
+    if isinstance(frames, Video):
+        frames = frames.pixels
+    elif isinstance(frames, (Tensor, np.ndarray, list, tuple)):
         frames = as_video(frames)
         if frames.ndim != 4:
             raise VideoError(f"cannot write a batch of shape {tuple(frames.shape)} into one file; pass one video")
     for frame in frames:
-        image = as_video([frame])[0].detach().nan_to_num(0.0)
-        array = (image * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        odd_height, odd_width = array.shape[0] % 2, array.shape[1] % 2
-        yield np.ascontiguousarray(np.pad(array, ((0, odd_height), (0, odd_width), (0, 0)), mode="edge"))
+        floating = frame.is_floating_point() if isinstance(frame, Tensor) else _is_float_array(frame)
+        image = as_video([frame], value_range=(0.0, 1.0) if floating else None)[0].detach().nan_to_num(0.0)
+        yield (image * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def _is_float_array(frame: Any) -> bool:
+    return isinstance(frame, np.ndarray) and frame.dtype.kind == "f"

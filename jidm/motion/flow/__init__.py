@@ -1,6 +1,33 @@
 """Optical flow: what moved between two frames, and how far to trust it."""
 
-from jidm.motion.flow.base import Flow, FlowEstimator, forward_backward_weight, resize_flow
+from jidm.motion.flow.base import (
+    CallableFlow,
+    Flow,
+    FlowEstimator,
+    TimedFlow,
+    as_flow_estimator,
+    flow_between,
+    forward_backward_weight,
+    resize_flow,
+)
 from jidm.motion.flow.dis import DisFlow
+from jidm.motion.flow.precomputed import PrecomputedFlow, read_flow
+from jidm.motion.flow.raft import RaftFlow
+from jidm.motion.flow.tracks import SparseFlow, TrackFlow
 
-__all__ = ["DisFlow", "Flow", "FlowEstimator", "forward_backward_weight", "resize_flow"]
+__all__ = [
+    "CallableFlow",
+    "DisFlow",
+    "Flow",
+    "FlowEstimator",
+    "PrecomputedFlow",
+    "RaftFlow",
+    "SparseFlow",
+    "TimedFlow",
+    "TrackFlow",
+    "as_flow_estimator",
+    "flow_between",
+    "forward_backward_weight",
+    "read_flow",
+    "resize_flow",
+]

@@ -216,4 +216,6 @@ def as_flow_estimator(source: Any) -> FlowEstimator:
         return source
     if callable(source):
         return CallableFlow(source)
-    raise InputError(f"cannot measure flow with {type(source).__name__}: pass 'dis', an estimator, an array or a function")
+    raise InputError(
+        f"cannot measure flow with {type(source).__name__}: pass 'dis', an estimator, an array or a function"
+    )

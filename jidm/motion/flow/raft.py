@@ -51,7 +51,9 @@ class RaftFlow:
         a, b = (_fitted(x.detach().reshape(-1, 3, height, width)) for x in (first, second))
         self.module.to(first.device)
         flows = [self._pair(a[k : k + 1], b[k : k + 1], height, width) for k in range(len(a))]
-        forward, backward = (torch.stack(x) for x in zip(*flows, strict=True)) if flows else (first.new_zeros(0, 2, height, width),) * 2
+        forward, backward = (
+            (torch.stack(x) for x in zip(*flows, strict=True)) if flows else (first.new_zeros(0, 2, height, width),) * 2
+        )
         weight = forward_backward_weight(forward, backward) * finite[:, None, None]
         flow = clean(forward.to(first.dtype), weight.to(first.dtype))
         return Flow(flow.flow.reshape(*batch, 2, height, width), flow.weight.reshape(*batch, height, width))
@@ -81,7 +83,9 @@ def _build(model: str, weights: str | Path | None) -> nn.Module:
     if model not in MODELS:
         raise InputError(f"unknown RAFT model '{model}'; {did_you_mean(model, MODELS)}")
     if weights is None:
-        raise InputError(f"{model} without weights measures nothing: pass weights= (a file, or 'DEFAULT' from torchvision's hub)")
+        raise InputError(
+            f"{model} without weights measures nothing: pass weights= (a file, or 'DEFAULT' from torchvision's hub)"
+        )
     optical_flow = _torchvision_optical_flow()
     path = Path(weights)
     if path.suffix in (".pth", ".pt", ".safetensors") or path.exists():
@@ -90,11 +94,15 @@ def _build(model: str, weights: str | Path | None) -> nn.Module:
         return module
     known = getattr(optical_flow, {"raft_large": "Raft_Large_Weights", "raft_small": "Raft_Small_Weights"}[model])
     if str(weights) not in known.__members__:
-        raise InputError(f"no weights file '{weights}' and no such weights of {model}: {did_you_mean(str(weights), known.__members__)}")
+        raise InputError(
+            f"no weights file '{weights}' and no such weights of {model}: {did_you_mean(str(weights), known.__members__)}"
+        )
     try:
         fetched: nn.Module = getattr(optical_flow, model)(weights=known[str(weights)])
     except OSError as error:
-        raise InputError(f"cannot fetch the weights '{weights}' of {model} ({error}); pass a local file as weights=") from None
+        raise InputError(
+            f"cannot fetch the weights '{weights}' of {model} ({error}); pass a local file as weights="
+        ) from None
     return fetched
 
 
@@ -125,7 +133,7 @@ def _load(module: nn.Module, path: Path, model: str) -> None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - zip, pickle and safetensors errors share no root
+    except Exception as error:  # zip, pickle and safetensors errors share no root
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: not a readable file of weights ({reason}); save a plain state dict") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow.base import Flow, check_pair, finite_items
+from jidm.motion.flow.base import Flow, check_pair, clean, finite_items
 
 Tracker = Callable[[Tensor], tuple[Any, Any]]
 """`video (*batch, T, 3, H, W) in [0, 1] -> tracks (*batch, T, N, 2) [px], visibility (*batch, T, N)`."""
@@ -81,11 +81,13 @@ class TrackFlow:
     def sparse(self, start: int, stop: int) -> SparseFlow:
         """Motion of all points from frame `start` to frame `stop`; a point hidden in either has weight 0."""
         if self.tracker is not None:
-            raise InputError("a tracker that runs pair by pair knows no frame numbers: use TrackFlow.from_video(tracker, video)")
+            raise InputError(
+                "a tracker that runs pair by pair knows no frame numbers: use TrackFlow.from_video(tracker, video)"
+            )
         length = self.tracks.shape[-3]
         if not (0 <= start < length and 0 <= stop < length):
             raise InputError(f"frames {start} and {stop} are not among the {length} tracked frames")
-        return _sparse(self.tracks, self.visibility, torch.tensor([start]), torch.tensor([stop]))[..., 0]
+        return _sparse(self.tracks, self.visibility, start, stop)
 
     def between(
         self,
@@ -106,7 +108,7 @@ class TrackFlow:
             alive = finite_items(first, second)[..., None, None, None]
             pair = torch.stack([first, second], dim=-4)
             tracks, visibility = _checked(*self.tracker(torch.where(alive[..., None], pair, torch.zeros_like(pair))))
-            return _fitted(_sparse(tracks, visibility, torch.tensor([0]), torch.tensor([1]))[..., 0], first, second)
+            return _fitted(_sparse(tracks, visibility, 0, 1), first, second)
         length = self.tracks.shape[-3]
         if tuple(first.shape[:-3]) != (*self.tracks.shape[:-3], length - 1):
             if length == 2 and first.shape[:-3] == self.tracks.shape[:-3]:
@@ -115,21 +117,44 @@ class TrackFlow:
                 f"tracks of {length} frames answer for all {length - 1} pairs at once, got batch {tuple(first.shape[:-3])}; "
                 "use flow_between or .sparse(start, stop) for one pair"
             )
-        step = torch.arange(length - 1)
-        return _fitted(_sparse(self.tracks, self.visibility, step, step + 1).stacked(), first, second)
+        steps = _sparse(self.tracks, self.visibility, slice(0, -1), slice(1, None))
+        return _fitted(steps, first, second)
 
 
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """Sparse flow of S pairs of frames, the pairs on axis -3 of points (-2 of weight)."""
+def _sparse(tracks: Tensor, visibility: Tensor, start: int | slice, stop: int | slice) -> SparseFlow:
+    """Motion from frame(s) `start` to frame(s) `stop`; slices keep their axis as a batch axis."""
+    here, there = tracks[..., start, :, :], tracks[..., stop, :, :]
+    good = (here.isfinite() & there.isfinite()).all(-1)
+    weight = visibility[..., start, :] * visibility[..., stop, :]
+    zero = torch.zeros_like(here)
+    return SparseFlow(
+        torch.where(good[..., None], here, zero),
+        torch.where(good[..., None], there - here, zero),
+        torch.where(good, weight, torch.zeros_like(weight)),
+    )
 
-    points: Tensor
-    displacement: Tensor
-    weight: Tensor
 
-    def __getitem__(self, index: tuple[Any, int]) -> SparseFlow:
-        k = index[1]
-        return SparseFlow(self.points[..., k, :, :], self.displacement[..., k, :, :], self.weight[..., k, :])
+def _fitted(sparse: SparseFlow, first: Tensor, second: Tensor) -> Flow:
+    """On the frames' grid, device and type; frames with a non-finite pixel get weight 0."""
+    if sparse.weight.shape[:-1] != first.shape[:-3]:
+        raise InputError(
+            f"tracks of batch {tuple(sparse.weight.shape[:-1])} for frames of batch {tuple(first.shape[:-3])}"
+        )
+    flow = sparse.rasterised(*first.shape[-2:]).to(first)
+    alive = finite_items(first, second)[..., None, None]
+    return clean(flow.flow, flow.weight * alive)
 
-    def stacked(self) -> SparseFlow:
-        return SparseFlow(self.points, self.displacement, self.weight)
+
+def _checked(tracks: Any, visibility: Any) -> tuple[Tensor, Tensor]:
+    """Floating-point tracks (*batch, T, N, 2) and visibility (*batch, T, N) in [0, 1]."""
+    xy = torch.as_tensor(tracks)
+    if xy.ndim < 3 or xy.shape[-1] != 2:
+        raise InputError(f"tracks must be (*batch, T, N, 2), got {tuple(xy.shape)}")
+    if not xy.is_floating_point():
+        xy = xy.to(torch.float32)
+    seen = torch.ones_like(xy[..., 0]) if visibility is None else torch.as_tensor(visibility)
+    if seen.shape == (*xy.shape[:-1], 1):
+        seen = seen[..., 0]
+    if seen.shape != xy.shape[:-1]:
+        raise InputError(f"visibility must be {tuple(xy.shape[:-1])} to go with the tracks, got {tuple(seen.shape)}")
+    return xy, seen.to(xy).nan_to_num(0.0).clamp(0.0, 1.0)
