@@ -69,7 +69,9 @@ def aloha_embodiment(material_path: str | Path) -> tuple[Embodiment, JointConven
         camera: `Camera.from_dict` form of the 640x480 top camera; base frame = the data set's world frame.
     """
     arm = viperx(Path(material_path))
-    left, right = rigid((-0.469, 0.5, 0.0)), rigid((0.469, 0.5, 0.0), (0.0, 0.0, math.pi))
+    # The simulator's shoulder sits 0.3 mm higher than the URDF's; lifting the base puts every moving link in place.
+    lift = 0.0003
+    left, right = rigid((-0.469, 0.5, lift)), rigid((0.469, 0.5, lift), (0.0, 0.0, math.pi))
     robot = compose("aloha", left=(arm, left), right=(arm, right))
     one_arm = JointConvention.make(
         arm.joint_names,

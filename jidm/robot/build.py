@@ -100,7 +100,9 @@ def from_model(
     actuated = [movable[joint] for joint in names]
     A, b = model.coupling(names, locked) if coupling is None else coupling
     numbers, notes = _vectors(actuated, {key: given[key] for key in VECTORS if given.get(key) is not None}, where)
-    extra = {key: tuple(v) if isinstance(v := given[key], list) else v for key in _DESCRIPTIVE if key in given}
+    extra: dict[str, Any] = {
+        key: tuple(v) if isinstance(v := given[key], list) else v for key in _DESCRIPTIVE if key in given
+    }
     parents = {j.parent for j in model.joints}
     extra.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
     if "control_dt" not in extra:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jidm.errors import EmbodimentError, MissingExtraError, did_you_mean
+from jidm.errors import EmbodimentError, JidmError, MissingExtraError, did_you_mean
 from jidm.robot import build
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
@@ -32,6 +33,7 @@ from jidm.robot.resources import package_file, package_roots
 from jidm.robot.urdf import read_urdf
 
 FILE = "embodiment.toml"
+_being_read: ContextVar[tuple[Path, ...]] = ContextVar("descriptors being read", default=())
 _TEXTS = ("name", "title", "licence", "source", "urdf")
 _NAMES = ("tip_links", "gripper_joints")
 _TABLES = ("joints", "locked", "notes", "cameras", "conventions", "compose")
@@ -55,9 +57,18 @@ def read_descriptor(path: str | Path) -> Embodiment:
     path = path / FILE if path.is_dir() else path
     data = _read_toml(path)
     _check_shape(data, path)
-    if "compose" in data:
-        return _composed(data, path)
-    return _single(data, path)
+    if (file := path.resolve()) in _being_read.get():
+        raise EmbodimentError(f"{path}: this robot is made of itself; compose it of others")
+    token = _being_read.set((*_being_read.get(), file))
+    try:
+        return _composed(data, path) if "compose" in data else _single(data, path)
+    except MissingExtraError:
+        raise
+    except JidmError as error:
+        text = str(error)
+        raise type(error)(text if str(path) in text else f"{path}: {text}") from None
+    finally:
+        _being_read.reset(token)
 
 
 def _single(data: dict[str, Any], path: Path) -> Embodiment:
@@ -76,13 +87,10 @@ def _single(data: dict[str, Any], path: Path) -> Embodiment:
             raise EmbodimentError(f"{path}: joints.{key} has {len(values)} values, joints.names has {len(names)}")
     types = {j.name: j.type for j in model.joints}
     conventions = _conventions(data, names, tuple(types[x] for x in names), path)
-    try:
-        return build.from_model(
-            model, name=data["name"], joints=names, locked=locked, conventions=conventions,
-            fingerprint=[build.urdf_fingerprint(urdf, model), data], **joints, **_descriptive(data),
-        )  # fmt: skip
-    except EmbodimentError as error:
-        raise EmbodimentError(f"{path}: {error}") from None
+    return build.from_model(
+        model, name=data["name"], joints=names, locked=locked, conventions=conventions,
+        fingerprint=[build.urdf_fingerprint(urdf, model), data], **joints, **_descriptive(data),
+    )  # fmt: skip
 
 
 def _composed(data: dict[str, Any], path: Path) -> Embodiment:
@@ -91,11 +99,6 @@ def _composed(data: dict[str, Any], path: Path) -> Embodiment:
             raise EmbodimentError(f"{path}: a descriptor has {key} or [compose], not both")
     parts: dict[str, Any] = {}
     for prefix, part in data["compose"].items():
-        _known(part, ("embodiment", "xyz", "rpy"), f"{path}: compose.{prefix}")
-        if "embodiment" not in part:
-            raise EmbodimentError(f"{path}: compose.{prefix} lacks embodiment, the name of the robot to mount")
-        for key in ("xyz", "rpy"):
-            _numbers(part.get(key, [0.0, 0.0, 0.0]), 3, f"{path}: compose.{prefix}.{key}")
         body = Embodiment.load(part["embodiment"])
         parts[prefix] = (body, rigid(part.get("xyz", (0, 0, 0)), part.get("rpy", (0, 0, 0))))
     whole = compose(data["name"], **parts)
@@ -119,17 +122,12 @@ def _descriptive(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _urdf(reference: str, path: Path) -> tuple[Path, list[Path]]:
     """The URDF file and the folders its meshes may lie in."""
-    if ":" not in reference:
-        file = path.parent / reference
-        if not file.is_file():
-            raise EmbodimentError(f"{path}: urdf '{reference}' is not there; put the file beside the descriptor")
-        return file, [path.parent]
-    try:
+    if ":" in reference:
         return package_file(reference), list(package_roots(reference))
-    except MissingExtraError:
-        raise
-    except EmbodimentError as error:
-        raise EmbodimentError(f"{path}: {error}") from None
+    file = path.parent / reference
+    if not file.is_file() or not file.resolve().is_relative_to(path.parent.resolve()):
+        raise EmbodimentError(f"{path}: urdf '{reference}' is not there; put the file beside the descriptor")
+    return file, [path.parent]
 
 
 def _conventions(
@@ -137,12 +135,10 @@ def _conventions(
 ) -> dict[str, JointConvention]:
     out = {}
     for key, table in data.get("conventions", {}).items():
-        where = f"{path}: conventions.{key}"
-        _known(table, _CONVENTION, where)
         try:
             out[key] = JointConvention.make(names, joint_types=types, **table)
         except EmbodimentError as error:
-            raise EmbodimentError(f"{where}: {error}") from None
+            raise EmbodimentError(f"{path}: conventions.{key}: {error}") from None
     return out
 
 
@@ -196,10 +192,31 @@ def _check_shape(data: dict[str, Any], path: Path) -> None:
         for vector in ("eye", "target", "up"):
             if vector in form:
                 _numbers(form[vector], 3, f"{where}.{vector}")
-    for table in ("conventions", "compose"):
-        for key, value in data.get(table, {}).items():
-            if not isinstance(value, dict):
-                raise EmbodimentError(f"{path}: {table}.{key} must be a table")
+    for key, table in data.get("conventions", {}).items():
+        _check_convention(table, f"{path}: conventions.{key}")
+    for key, part in data.get("compose", {}).items():
+        where = f"{path}: compose.{key}"
+        _known(part, ("embodiment", "xyz", "rpy"), where)
+        if not isinstance(part.get("embodiment"), str):
+            raise EmbodimentError(f"{where} lacks embodiment, the name of the robot to mount")
+        for vector in ("xyz", "rpy"):
+            _numbers(part.get(vector, [0.0, 0.0, 0.0]), 3, f"{where}.{vector}")
+
+
+def _check_convention(table: Any, where: str) -> None:
+    _known(table, _CONVENTION, where)
+    _texts(table.get("order", []), f"{where}.order")
+    for field in ("sign", "scale", "offset", "unit", "normalised"):
+        values = table.get(field, {})
+        if not isinstance(values, dict):
+            raise EmbodimentError(f"{where}.{field} must be a table from joint to value")
+        for joint, value in values.items():
+            if field == "normalised":
+                _numbers(value, 2, f"{where}.{field}.{joint}")
+            elif field == "unit" and not isinstance(value, str):
+                raise EmbodimentError(f"{where}.{field}.{joint} must be a text")
+            elif field != "unit" and not _number(value):
+                raise EmbodimentError(f"{where}.{field}.{joint} must be a number")
 
 
 def _check_joints(

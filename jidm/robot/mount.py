@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from jidm.errors import EmbodimentError
 from jidm.robot import model as robot_model
@@ -16,7 +16,7 @@ from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import VECTORS, Embodiment
 
 
-def compose(name: str | None = None, **parts: Embodiment | str | tuple[Embodiment | str, ArrayLike]) -> Embodiment:
+def compose(name: str | None = None, **parts: Any) -> Embodiment:
     """Mount several robots on one new base link as one robot.
 
     Joints, links, cameras and tips become `<part>_<name>`; `q` is the parts' joints one after the other; the control

@@ -1,0 +1,284 @@
+"""Embodiments: every shipped one loads, is consistent, frozen, and findable."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jidm.errors import EmbodimentError
+from jidm.robot import registry
+from jidm.robot.embodiment import VECTORS, Embodiment
+from jidm.robot.kinematics import Kinematics
+
+NAMES = (
+    *("allegro_left", "allegro_right", "cobot_magic", "iiwa7", "panda", "piper"),
+    *(f"planar_finger_{n}" for n in range(1, 6)),
+    *("so100", "ur5", "xarm7"),
+)
+JOINTS = {"allegro_left": 16, "allegro_right": 16, "cobot_magic": 14, "iiwa7": 7, "panda": 8, "piper": 7, "so100": 6}
+JOINTS |= {"ur5": 6, "xarm7": 7} | {f"planar_finger_{n}": n for n in range(1, 6)}
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_the_registry_holds_what_is_shipped() -> None:
+    assert set(NAMES) <= set(Embodiment.names())
+    assert list(Embodiment.names()) == sorted(Embodiment.names())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_descriptor_is_complete_and_consistent(name: str) -> None:
+    e = Embodiment.load(name)
+    assert e.name == name and e.n == JOINTS[name] and e.base_link == e.model.root
+    for vector in VECTORS:
+        assert getattr(e, vector).shape == (e.n,), vector
+        assert np.isfinite(getattr(e, vector)).all(), vector
+    assert (e.lower < e.upper).all() and (e.velocity > 0).all() and (e.amplitude > 0).all()
+    assert e.within_limits(e.home).all()
+    assert 1e-4 <= e.control_dt <= 0.1
+    assert e.tip_links and e.title and e.licence and e.source
+    types = {j.name: j.type for j in e.model.joints}
+    assert e.joint_types == tuple(types[x] for x in e.joint_names)
+    # Every number says where it comes from, or that it was chosen.
+    parts = [""] if name != "cobot_magic" else ["left.", "right."]
+    for key in ("position", "velocity", "effort", "acceleration", "jerk", "control_dt", "home", "amplitude"):
+        for part in parts:
+            assert len(e.notes[part + key]) > 2, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_limits_are_those_of_the_urdf_unless_the_notes_say_so(name: str) -> None:
+    e = Embodiment.load(name)
+    limits = {j.name: j.limit for j in e.model.joints}
+    overridden = {"iiwa7": {"velocity", "effort"}}.get(name, set())
+    for field in {"lower", "upper", "velocity", "effort"} - overridden:
+        stated = [getattr(limits[x], field) for x in e.joint_names]
+        np.testing.assert_array_equal(getattr(e, field), stated, err_msg=field)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_coupling_map_moves_actuated_joints_one_to_one(name: str) -> None:
+    e = Embodiment.load(name)
+    movable = [j.name for j in e.model.movable_joints]
+    assert e.coupling_matrix.shape == (len(movable), e.n)
+    rows = [movable.index(x) for x in e.joint_names]
+    np.testing.assert_array_equal(e.coupling_matrix[rows], np.eye(e.n))
+    np.testing.assert_array_equal(e.coupling_offset[rows], 0)
+
+
+def test_panda_is_seven_joints_and_one_gripper() -> None:
+    e = Embodiment.load("panda")
+    assert e.gripper_joints == ("panda_finger_joint1",) and e.joint_types[-1] == "prismatic"
+    row = [j.name for j in e.model.movable_joints].index("panda_finger_joint2")
+    np.testing.assert_array_equal(e.coupling_matrix[row], np.eye(8)[7])
+    np.testing.assert_array_equal(e.acceleration[:7], [15, 7.5, 10, 12.5, 15, 20, 20])
+    np.testing.assert_array_equal(e.jerk[:7], [7500, 3750, 5000, 6250, 7500, 10000, 10000])
+    assert e.control_dt == 0.001 and list(e.gripper_mask) == [False] * 7 + [True]
+
+
+def test_allegro_hands_count_index_to_thumb() -> None:
+    for side in ("left", "right"):
+        assert Embodiment.load(f"allegro_{side}").joint_names == tuple(f"joint_{k}.0" for k in range(16))
+
+
+def test_allegro_hands_mirror_each_other() -> None:
+    """Two independent files: at mirrored joint angles every fingertip of one is the mirror image of the other's."""
+    import torch
+
+    tips = {}
+    for side, sign in (("right", 1.0), ("left", -1.0)):
+        e = Embodiment.load(f"allegro_{side}")
+        q = torch.as_tensor(np.array(e.home))
+        q[[0, 4, 8]] = torch.tensor([0.1, -0.2, 0.3], dtype=q.dtype) * sign
+        poses = Kinematics.from_embodiment(e).link_poses(q)
+        tips[side] = np.stack([poses[e.model.link_index(x), :3, 3].numpy() for x in e.tip_links])
+    np.testing.assert_allclose(tips["left"], tips["right"] * [1, -1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_planar_finger_stays_in_its_plane_and_reaches(n: int) -> None:
+    import torch
+
+    e = Embodiment.load(f"planar_finger_{n}")
+    kinematics = Kinematics.from_embodiment(e)
+    q = torch.as_tensor(np.random.default_rng(0).uniform(e.lower, e.upper, size=(50, n)))
+    tip = kinematics.link_poses(q)[..., e.model.link_index("tip"), :3, 3]
+    angles = torch.cumsum(q, dim=-1)
+    np.testing.assert_allclose(tip[:, 0], 0.1 * angles.cos().sum(-1), atol=1e-12)
+    np.testing.assert_allclose(tip[:, 1], 0.1 * angles.sin().sum(-1), atol=1e-12)
+    np.testing.assert_allclose(tip[:, 2], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_cameras_see_the_robot(name: str) -> None:
+    """Link origins stay inside the picture at home and, for `front`, in nearly all self-play poses."""
+    import torch
+
+    e = Embodiment.load(name)
+    low, high = np.maximum(e.lower, e.home - e.amplitude), np.minimum(e.upper, e.home + e.amplitude)
+    play = np.random.default_rng(0).uniform(low, high, size=(200, e.n))
+    q = torch.as_tensor(np.vstack([e.home, play]))
+    origins = Kinematics.from_embodiment(e).link_poses(q)[..., :3, 3]
+    assert "front" in e.cameras
+    for key in e.cameras:
+        if key.startswith(("left_", "right_")):
+            continue  # a part's camera, made for that part alone
+        camera = e.camera(key)
+        assert (camera.width, camera.height) == (320, 240)
+        uv, depth = camera.project(origins)
+        size = torch.tensor([camera.width, camera.height])
+        inside = ((uv > 0) & (uv < size - 1)).all(-1) & (depth > 0.05)
+        assert inside[0].all(), f"{key} loses a link at home"
+        assert inside.double().mean() > 0.98, f"{key} loses links in self-play"
+
+
+# ---- frozen ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_embodiment_cannot_change() -> None:
+    e = Embodiment.load("piper")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        e.name = "other"  # type: ignore[misc]
+    for array in (e.home, e.lower, e.coupling_matrix, e.model.joints[0].axis, e.model.joints[1].T_parent_joint):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1.0
+    with pytest.raises(TypeError, match="frozen"):
+        e.cameras["front"]["eye"] = (0, 0, 0)  # type: ignore[index]
+    with pytest.raises(TypeError, match="frozen"):
+        e.notes.update(a="b")  # type: ignore[attr-defined]
+
+
+def test_an_embodiment_is_a_value() -> None:
+    a, b, other = Embodiment.load("piper"), Embodiment.load("piper"), Embodiment.load("planar_finger_2")
+    assert a == b and a is not b and hash(a) == hash(b) and a != other and a != "piper"
+    assert len({a, b, other}) == 2
+    assert copy.deepcopy(a) == a
+    again = pickle.loads(pickle.dumps(a))
+    assert again == a and again.joint_names == a.joint_names and again.conventions == a.conventions
+    assert not again.home.flags.writeable and not again.model.joints[0].axis.flags.writeable
+    with pytest.raises(TypeError, match="frozen"):
+        again.cameras["x"] = {}
+    json.dumps(a.cameras)
+
+
+def test_a_read_only_embodiment_still_makes_tensors() -> None:
+    import torch
+
+    e = Embodiment.load("planar_finger_2")
+    q = torch.as_tensor(np.array(e.home))
+    q += 1
+    assert e.home[0] == 0.5
+
+
+# ---- content hash ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_robot(tmp_path: Path) -> Path:
+    """A folder like those of `embodiments/`, with a mesh."""
+    folder = tmp_path / "hinge"
+    folder.mkdir()
+    (folder / "part.stl").write_bytes(b"solid a\nendsolid a\n")
+    (folder / "robot.urdf").write_text(
+        '<robot name="hinge"><link name="a"/><link name="b"><visual><geometry><mesh filename="part.stl"/></geometry>'
+        '</visual></link><joint name="j" type="revolute"><parent link="a"/><child link="b"/><axis xyz="0 0 1"/>'
+        '<limit lower="-1" upper="1" velocity="2" effort="3"/></joint></robot>'
+    )
+    (folder / "embodiment.toml").write_text(
+        'name = "hinge"\ntitle = "Hinge"\nlicence = "none"\nsource = "this test"\nurdf = "robot.urdf"\n'
+        '[joints]\nnames = ["j"]\nhome = [0.25]\n'
+    )
+    return folder
+
+
+def test_hash_follows_urdf_mesh_and_descriptor_and_nothing_else(own_robot: Path, tmp_path: Path) -> None:
+    hashes = [registry.resolve(own_robot, "hinge").content_hash]
+    moved = tmp_path / "elsewhere" / "hinge"
+    moved.parent.mkdir()
+    own_robot.rename(moved)
+    assert registry.resolve(moved, "hinge").content_hash == hashes[0], "the folder's place must not matter"
+    toml, urdf = moved / "embodiment.toml", moved / "robot.urdf"
+    toml.write_text("# a comment\n" + toml.read_text())
+    urdf.write_bytes(urdf.read_bytes().replace(b"\n", b"\r\n"))
+    assert registry.resolve(moved, "hinge").content_hash == hashes[0], "nor comments and line endings"
+    for path, old, new in (
+        (toml, "0.25", "0.5"),
+        (urdf, 'upper="1"', 'upper="1.5"'),
+        (moved / "part.stl", "solid a", "solid c"),
+    ):
+        path.write_text(path.read_text().replace(old, new))
+        hashes.append(registry.resolve(moved, "hinge").content_hash)
+    assert len(set(hashes)) == 4
+
+
+def test_hash_is_the_same_in_another_process() -> None:
+    code = "from jidm.robot.embodiment import Embodiment as E; print(E.load('piper').content_hash)"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert out.stdout.strip() == Embodiment.load("piper").content_hash, out.stderr
+
+
+def test_describing_a_robot_needs_no_torch() -> None:
+    code = "import sys; from jidm.robot.embodiment import Embodiment as E; E.load('cobot_magic'); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    if "torch" in (REPOSITORY / "jidm" / "__init__.py").read_text():
+        pytest.skip("the package itself imports torch")
+    assert out.stdout.strip() == "False", out.stderr
+
+
+# ---- registry -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+
+
+def test_unknown_names_get_a_suggestion() -> None:
+    with pytest.raises(EmbodimentError, match=r"unknown embodiment 'pnda': did you mean 'panda'\? known: allegro_left"):
+        Embodiment.load("pnda")
+
+
+@pytest.mark.usefixtures("empty_registry")
+def test_registering_folders_embodiments_and_callables(own_robot: Path) -> None:
+    Embodiment.register("by_folder", own_robot)
+    Embodiment.register("by_file", str(own_robot / "embodiment.toml"))
+    Embodiment.register("by_callable", lambda: own_robot)
+    Embodiment.register("by_value", Embodiment.load("planar_finger_1"))
+    for name in ("by_folder", "by_file", "by_callable"):
+        assert name in Embodiment.names() and Embodiment.load(name).name == "hinge"
+    assert Embodiment.load("by_value").name == "planar_finger_1"
+    Embodiment.register("by_folder", own_robot)  # the same again, as when a notebook cell is run twice
+    with pytest.raises(EmbodimentError, match="exists already"):
+        Embodiment.register("by_folder", own_robot.parent)
+    with pytest.raises(EmbodimentError, match="exists already"):
+        Embodiment.register("panda", own_robot)
+    with pytest.raises(EmbodimentError, match="letters, digits"):
+        Embodiment.register("../panda", own_robot)
+    Embodiment.register("wrong", lambda: 3)
+    with pytest.raises(EmbodimentError, match="gave int"):
+        Embodiment.load("wrong")
+
+
+def test_robots_of_other_packages_are_found(own_robot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package installed beside jidm names its robots by an entry point; one returns a folder, one is an attribute."""
+    site = own_robot.parent / "site"
+    (site / "theirs-1.0.dist-info").mkdir(parents=True)
+    (site / "theirs.py").write_text(f"FOLDER = {str(own_robot)!r}\ndef robot():\n    return FOLDER\n")
+    (site / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text(
+        "[jidm.embodiments]\ntheirs_called = theirs:robot\ntheirs_named = theirs:FOLDER\ntheirs_gone = theirs:nothing\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    assert {"theirs_called", "theirs_named"} <= set(Embodiment.names())
+    assert Embodiment.load("theirs_called") == Embodiment.load("theirs_named")
+    with pytest.raises(EmbodimentError, match=r"theirs_gone.*theirs:nothing"):
+        Embodiment.load("theirs_gone")
