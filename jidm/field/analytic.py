@@ -59,7 +59,7 @@ class AnalyticField:
         self.kinematics = Kinematics.from_embodiment(embodiment)
         self.points = points
         self.contour_points = contour_points
-        self._seed = seed
+        self.seed = seed
         self.surface = _interleaved(sample_surface(embodiment.model, occluders, seed=seed), seed)
 
     def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
@@ -107,7 +107,7 @@ class AnalyticField:
     @cached_property
     def edges(self) -> Contour:
         """Candidate points of outlines and creases, sampled on first use."""
-        return sample_contour(self.embodiment.model, self.contour_points, seed=self._seed)
+        return sample_contour(self.embodiment.model, self.contour_points, seed=self.seed)
 
     def visible_contour(self, q: Float[Tensor, " n"]) -> Int[Tensor, " K"]:
         """Identities of the edge points that draw a line in the picture at q and are not hidden."""

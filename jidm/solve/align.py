@@ -48,12 +48,14 @@ class Alignment:
 
     Attributes:
         q: (n,) [rad or m], inside the bounds.
-        covariance: (n, n) of q given the references.
+        relative: (n, n) information about q relative to the references (brightness).
+        absolute: (n, n) information about q itself (outlines).
         cost: truncated brightness error of the start that was chosen, see `BrightnessTerm.cost`.
     """
 
     q: Float[Tensor, " n"]
-    covariance: Float[Tensor, "n n"]
+    relative: Float[Tensor, "n n"]
+    absolute: Float[Tensor, "n n"]
     cost: float
 
 
@@ -91,9 +93,8 @@ def align(
         raise ValueError("align needs at least one start")
     cost, q = best
     terms = [BrightnessTerm(reference, pyramid) for reference in references]
-    q, matrix = problem.refine(terms, outline, q)
-    covariance = torch.linalg.inv(matrix.double()).to(q)
-    return Alignment(q, covariance, cost)
+    q, relative, absolute = problem.refine(terms, outline, q)
+    return Alignment(q, relative, absolute, cost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class _Problem:
         damping = self.options.damping
         for level in levels:
             for _ in range(self.options.iterations):
-                q, step, _ = self._step(q, [term.quadratic(q, level) for term in terms], damping)
+                q, step = self._step(q, [term.quadratic(q, level) for term in terms], damping)
                 for term in terms:
                     term.moved(step)
                 if float(step.abs().max()) < 3e-4:
@@ -122,42 +123,47 @@ class _Problem:
             damping *= self.options.damping_decay
         return q
 
-    def refine(self, terms: Sequence[BrightnessTerm], outline: OutlineTerm | None, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Brightness of all references and the outlines together, on the fine levels."""
-        damping = 1e-3
-        matrix = torch.eye(len(q), dtype=q.dtype, device=q.device)
+    def refine(
+        self, terms: Sequence[BrightnessTerm], outline: OutlineTerm | None, q: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Brightness of all references and the outlines together, on the fine levels; q and both informations."""
+        relative = absolute = torch.zeros(len(q), len(q)).to(q)
         for level, reach in zip(self.options.fine_levels, self.options.reaches, strict=True):
+            if level >= len(self.pyramid):
+                continue
             index = None if outline is None else outline.field.visible_contour(q)
             for _ in range(self.options.iterations):
-                # Several references share their errors with this frame: together they count as the root of their number.
+                # References share their errors with this frame: together they count as the root of their number.
                 share = len(terms) ** -0.5
                 parts = [_scaled(term.quadratic(q, level), share) for term in terms]
+                relative = self._information(parts)
                 if outline is not None and index is not None:
                     lines = outline.quadratic(q, self.pyramid, index, reach)
                     if lines is not None:
                         parts.append(_scaled(lines, self.options.outline_weight))
-                q, step, matrix = self._step(q, parts, damping)
+                        absolute = self._information(parts[-1:])
+                q, step = self._step(q, parts, damping=1e-3 if level else 1e-4)
                 for term in terms:
                     term.moved(step)
                 if float(step.abs().max()) < 2e-5:
                     break
-            damping = 1e-4
-        return q, matrix
+        return q, relative, absolute
 
-    def _step(self, q: Tensor, parts: Sequence[Quadratic], damping: float) -> tuple[Tensor, Tensor, Tensor]:
-        """One damped, bounded Gauss-Newton step; returns the new pose, the step and the information matrix."""
-        independent = self.options.correlated_points
-        matrix = sum((p.matrix for p in parts), torch.zeros(len(q), len(q)).to(q)) / independent
-        vector = sum((p.vector for p in parts), torch.zeros_like(q)) / independent
+    def _information(self, parts: Sequence[Quadratic]) -> Tensor:
+        total = sum((p.matrix for p in parts), torch.zeros_like(parts[0].matrix))
+        return total / self.options.correlated_points
+
+    def _step(self, q: Tensor, parts: Sequence[Quadratic], damping: float) -> tuple[Tensor, Tensor]:
+        """One damped, bounded Gauss-Newton step; returns the new pose and the step."""
+        matrix = self._information(parts)
+        vector = sum((p.vector for p in parts), torch.zeros_like(q)) / self.options.correlated_points
         stiffness = self.prior.std**-2
-        information = matrix + torch.diag(stiffness)
         vector = vector + stiffness * (self.prior.mean - q)
-        damped = information + damping * matrix.diagonal().mean() * torch.eye(len(q)).to(q)
+        damped = matrix + torch.diag(stiffness) + damping * matrix.diagonal().mean() * torch.eye(len(q)).to(q)
         lower = torch.maximum(self.bounds[0] - q, torch.full_like(q, -self.options.max_step))
         upper = torch.minimum(self.bounds[1] - q, torch.full_like(q, self.options.max_step))
-        step = bounded_solve(damped.double(), vector.double(), lower.double(), upper.double().clamp(min=lower.double()))
-        step = step[0].to(q)
-        return q + step, step, information
+        step, _ = bounded_solve(damped.double(), vector.double(), lower.double(), torch.maximum(lower, upper).double())
+        return q + step.to(q), step.to(q)
 
 
 def _scaled(part: Quadratic, factor: float) -> Quadratic:

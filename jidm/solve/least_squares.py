@@ -403,7 +403,7 @@ _Record = TypeVar("_Record", NormalEquations, Solution)
 
 def _unflatten(record: _Record, batch: torch.Size) -> _Record:
     """The same record with the flat batch axis of every field unfolded again."""
-    fields = {k: v.reshape(*batch, *v.shape[1:]) for k, v in vars(record).items()}
+    fields = {k: v.reshape((*batch, *v.shape[1:])) for k, v in vars(record).items()}
     return type(record)(**fields)
 
 

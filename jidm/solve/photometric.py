@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jidm.field.base import FieldAtPose
@@ -42,11 +42,13 @@ class Appearance:
 
     Attributes:
         pose: the field at the pose, restricted to its visible points (N of them).
+        index: (N,) which of the field's points these are.
         brightness: per level (N,); gradient: per level (N, 2) [1/px].
         normals: (N, 3) in the base frame, or None.
     """
 
     pose: FieldAtPose
+    index: Int[Tensor, " N"]
     brightness: tuple[Float[Tensor, " N"], ...]
     gradient: tuple[Float[Tensor, "N 2"], ...]
     normals: Float[Tensor, "N 3"] | None
@@ -58,10 +60,21 @@ class Appearance:
         seen = (surface.visible & pyramid.inside(surface.points)).nonzero()[:, 0]
         samples = [pyramid.sample(k, surface.points[seen]) for k in range(len(pyramid))]
         normals = None if surface.normals is None else surface.normals[seen]
-        return cls(pose.keep(seen), tuple(b for b, _ in samples), tuple(g for _, g in samples), normals)
+        return cls(pose.keep(seen), seen, tuple(b for b, _ in samples), tuple(g for _, g in samples), normals)
 
     def __len__(self) -> int:
-        return self.brightness[0].shape[0]
+        return self.index.shape[0]
+
+    def seen_by(self, visible: Bool[Tensor, " M"]) -> Appearance:
+        """Only the points that another pose of the same field shows as well."""
+        both = visible[self.index].nonzero()[:, 0]
+        return Appearance(
+            self.pose.keep(both),
+            self.index[both],
+            tuple(b[both] for b in self.brightness),
+            tuple(g[both] for g in self.gradient),
+            None if self.normals is None else self.normals[both],
+        )
 
 
 class BrightnessTerm:

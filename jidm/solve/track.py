@@ -1,0 +1,228 @@
+"""A robot's pose followed through a video, frame by frame, from a known start.
+
+Each frame is aligned to the frame before and to a few keyframes, and its outlines to the picture. Streaming: the
+tracker holds a handful of appearances, never the video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jidm.field.base import ContourField, FieldAtPose, JacobianField
+from jidm.motion.flow import Flow
+from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.align import Alignment, AlignOptions, align
+from jidm.solve.least_squares import Solution
+from jidm.solve.outline import OutlineTerm
+from jidm.solve.photometric import Appearance
+from jidm.solve.relinearise import solve_step
+
+Refine = Literal["none", "photometric"]
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """How a pose is followed.
+
+    Attributes:
+        refine: "photometric" aligns brightness and outlines; "none" trusts the flow alone.
+        anchor: match outlines (where the field has them), which keeps steps from adding up to drift.
+        keyframes: how many keyframes are kept besides the first.
+        references: how many keyframes are used besides the previous frame.
+        keyframe_turn: mean joint motion [rad] since the last keyframe after which a new one is made.
+        keyframe_reach: a keyframe further than this from the current pose [rad, mean over joints] is not used.
+        align: of one frame.
+    """
+
+    refine: Refine = "photometric"
+    anchor: bool = True
+    keyframes: int = 8
+    references: int = 2
+    keyframe_turn: float = 0.05
+    keyframe_reach: float = 0.25
+    align: AlignOptions = AlignOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class JointLimits:
+    """What the joints can do: positions [rad or m], speed [rad/s or m/s], and a unit that compares rad with m."""
+
+    lower: Float[Tensor, " n"]
+    upper: Float[Tensor, " n"]
+    velocity: Float[Tensor, " n"]
+    unit: Float[Tensor, " n"]
+
+    def reach(self, dt: float) -> Float[Tensor, " n"]:
+        """Largest step within dt seconds [rad or m]; a joint without a speed limit may go a quarter of its unit."""
+        return torch.where(self.velocity.isfinite(), self.velocity * dt, self.unit * 0.25)
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedStep:
+    """One step: everything (n,) or (n, n) or scalar; see `JointMotion` for the meaning of each."""
+
+    delta_q: Tensor
+    position: Tensor
+    position_covariance: Tensor
+    covariance: Tensor
+    residual: Tensor
+    explained: Tensor
+    observable: Tensor
+    valid: bool
+
+
+class PoseTracker:
+    """Follows one robot in one video.
+
+    Args:
+        field: one robot seen by one camera.
+        limits: of its joints; bounds are kept inside the solve.
+        options: how.
+    """
+
+    def __init__(self, field: JacobianField, limits: JointLimits, options: TrackOptions) -> None:
+        self.field = field
+        self.limits = limits
+        self.options = options
+        self._outline: OutlineTerm | None = None
+        if options.refine == "photometric" and options.anchor and isinstance(field, ContourField):
+            self._outline = OutlineTerm(field)
+        self._started = False
+
+    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"]) -> None:
+        """Begin at a frame whose joint positions are known."""
+        self.q = q0
+        self.position_covariance = torch.zeros(len(q0), len(q0)).to(q0)
+        self._velocity = torch.zeros_like(q0)
+        self._pose = self.field.at(q0, frame)
+        self._elapsed = 0.0
+        self._started = True
+        if self.options.refine == "photometric":
+            pyramid = BrightnessPyramid.of(frame)
+            self._previous = Appearance.of(self._pose, pyramid)
+            self._first = self._previous
+            self._keyframes: list[Appearance] = []
+            if self._outline is not None:
+                self._outline.remember(q0, pyramid, known_pose=True)
+
+    def skip(self, dt: float) -> TrackedStep:
+        """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
+        self._elapsed += dt
+        n = len(self.q)
+        zero, unknown = torch.zeros_like(self.q), torch.zeros((), dtype=self.q.dtype)
+        wide = self.position_covariance + torch.diag(self.limits.reach(self._elapsed) ** 2)
+        never = torch.zeros(n, dtype=torch.bool, device=self.q.device)
+        return TrackedStep(zero, self.q, wide, torch.diag(self.limits.reach(dt) ** 2), unknown, unknown, never, False)
+
+    def step(self, frame: Float[Tensor, "3 H W"], dt: float, flow: Flow) -> TrackedStep:
+        """Follow the robot into the next frame.
+
+        Args:
+            frame: finite, same size as the first.
+            dt: time since the previous frame, skipped ones included through `skip` [s].
+            flow: from the last good frame to this one.
+        """
+        assert self._started, "call start first"
+        gap = self._elapsed
+        self._elapsed = 0.0
+        reach = self.limits.reach(dt + gap)
+        low = torch.maximum(self.limits.lower.minimum(self.q), self.q - reach)
+        high = torch.minimum(self.limits.upper.maximum(self.q), self.q + reach)
+        sampled, weight = self._flow_at_points(flow)
+        by_flow = solve_step(
+            self._pose, sampled, weight, bounds=(low - self.q, high - self.q), unit=self.limits.unit
+        )
+        q, covariance, fused = self._refined(frame, by_flow, (low, high), reach, dt)
+        explained, residual = self._explained(sampled, weight, q)
+        step = q - self.q
+        self._velocity = step / (dt + gap)
+        self.q, self.position_covariance = q, fused
+        self._pose = self.field.at(q, frame)
+        valid = bool(by_flow.valid) and gap == 0.0
+        if self.options.refine == "photometric":
+            self._remember(frame)
+        return TrackedStep(
+            step if valid else torch.zeros_like(step), q, fused, covariance, residual, explained, by_flow.observable, valid
+        )
+
+    # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def _refined(
+        self, frame: Tensor, by_flow: Solution, bounds: tuple[Tensor, Tensor], reach: Tensor, dt: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pose, covariance of the step, covariance of the position."""
+        # Joints nobody sees are known only to within their reach.
+        prior = torch.diag(reach**-2)
+        if self.options.refine == "none":
+            step_covariance = by_flow.covariance.nan_to_num(posinf=1e6).clamp(-1e6, 1e6)
+            step_covariance = _inverse(_inverse(step_covariance) + prior)
+            return self.q + by_flow.delta_q, step_covariance, self.position_covariance + step_covariance
+        pyramid = BrightnessPyramid.of(frame)
+        starts = [self.q, self.q + by_flow.delta_q]
+        if float(self._velocity.abs().max()) > 0:
+            starts.append((self.q + self._velocity * dt).clamp(*bounds))
+        found: Alignment = align(
+            pyramid,
+            [self._previous, *self._useful_keyframes()],
+            starts,
+            outline=self._outline,
+            bounds=bounds,
+            prior_std=reach,
+            options=self.options.align,
+        )
+        self._pyramid = pyramid
+        step_covariance = _inverse(found.relative + prior)
+        predicted = self.position_covariance + step_covariance
+        return found.q, step_covariance, _inverse(_inverse(predicted) + found.absolute)
+
+    def _useful_keyframes(self) -> list[Appearance]:
+        def distance(keyframe: Appearance) -> float:
+            return float(((keyframe.pose.q - self.q) / self.limits.unit).abs().mean())
+
+        near = [k for k in (self._first, *self._keyframes) if k is not self._previous]
+        near = [k for k in near if distance(k) < self.options.keyframe_reach]
+        near = sorted(near, key=distance)[: self.options.references]
+        return [seen for k in near if len(seen := k.seen_by(self._pose.visible)) > 50]
+
+    def _remember(self, frame: Tensor) -> None:
+        self._previous = Appearance.of(self._pose, self._pyramid)
+        last = self._keyframes[-1] if self._keyframes else self._first
+        turned = ((last.pose.q - self.q) / self.limits.unit).abs().mean()
+        if float(turned) > self.options.keyframe_turn:
+            self._keyframes = [*self._keyframes, self._previous][-self.options.keyframes :]
+        if self._outline is not None:
+            self._outline.remember(self.q, self._pyramid)
+
+    def _flow_at_points(self, flow: Flow) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
+        """Flow and its confidence at the pose's points; weight 0 where a point is hidden or out of the picture."""
+        surface = self._pose.surface()
+        height, width = flow.flow.shape[-2:]
+        scale = torch.tensor([width, height]).to(surface.points)
+        grid = ((surface.points + 0.5) * 2 / scale - 1)[None, None]
+        stacked = torch.cat([flow.flow, flow.weight[None]]).to(grid)[None]
+        values = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
+        u, v = surface.points.unbind(-1)
+        inside: Bool[Tensor, " N"] = (u > -0.5) & (v > -0.5) & (u < width - 0.5) & (v < height - 0.5)
+        return values[:2].T, values[2] * (surface.visible & inside)
+
+    def _explained(self, flow: Tensor, weight: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of the robot's image motion that the step explains, and what is left [px rms]."""
+        pose: FieldAtPose = self._pose
+        moved = pose.surface(q - self.q).points - pose.surface().points
+        total = weight.sum().clamp(min=1e-12)
+        left = (weight * (flow - moved).square().sum(-1)).sum() / total
+        motion = (weight * flow.square().sum(-1)).sum() / total
+        return (1 - left / motion.clamp(min=1e-12)).clamp(0, 1), left.sqrt()
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a positive semi-definite matrix, in float64, with a whisper of damping."""
+    x = matrix.double()
+    floor = 1e-12 * x.diagonal().mean().clamp(min=1e-12)
+    return torch.linalg.inv(x + floor * torch.eye(len(x), dtype=x.dtype, device=x.device)).to(matrix)
