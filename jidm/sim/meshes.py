@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ Colour = tuple[float, float, float, float]
 
 DEFAULT_COLOUR: Colour = (0.82, 0.82, 0.82, 1.0)
 """What a shape is painted in when neither its file nor the URDF names a colour."""
+
+# Names that exporters give to the absence of a material.
+_NAMELESS = {"none", "", "default", "defaultmaterial"}
 
 _CREASE = 0.5
 """Neighbouring triangles that meet at a sharper angle than this [rad] keep a visible edge; others are shaded smooth."""
@@ -50,23 +53,21 @@ def drawable(model: RobotModel, folder: Path) -> RobotModel:
     return replace(model, links=tuple(links))
 
 
-def link_mesh(link: Link, robot: str) -> trimesh.Trimesh | None:
-    """All visuals of a link as one mesh in the link frame [m]; None for a link that shows nothing."""
-    import trimesh
-
-    parts = list(_parts_by_colour(link, robot).values())
-    return trimesh.util.concatenate(parts) if parts else None
-
-
 def _parts_by_colour(link: Link, robot: str) -> dict[Colour, trimesh.Trimesh]:
-    import trimesh
 
     parts: dict[Colour, list[trimesh.Trimesh]] = {}
     for shape in link.visuals:
         for mesh, own in _meshes(shape.geometry, robot):
             mesh.apply_transform(shape.T_link_shape)
             parts.setdefault(own or shape.rgba or DEFAULT_COLOUR, []).extend(_shaded(mesh))
-    return {rgba: trimesh.util.concatenate(meshes) for rgba, meshes in parts.items()}
+    return {rgba: _joined(meshes) for rgba, meshes in parts.items()}
+
+
+def _joined(meshes: list[trimesh.Trimesh]) -> trimesh.Trimesh:
+    import trimesh
+
+    joined: Any = trimesh.util.concatenate(meshes)  # of meshes alone it makes a mesh, whatever its annotation says
+    return joined
 
 
 def _meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, Colour | None]]:
@@ -104,15 +105,25 @@ def _meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, Colou
 
 
 def _own_colour(mesh: trimesh.Trimesh) -> Colour | None:
-    """The single colour a mesh file names for this part, if it names one."""
-    material = getattr(mesh.visual, "material", None)
+    """The colour a mesh file names for this part, if it names one; a picture counts with its mean colour."""
+    visual: Any = mesh.visual
+    material = getattr(visual, "material", None)
     if material is not None:
-        rgba = np.asarray(material.main_color, dtype=float) / 255
-    elif mesh.visual.defined:
-        rgba = np.asarray(mesh.visual.main_color, dtype=float) / 255
+        name = getattr(material, "name", None)
+        if isinstance(name, str) and name.lower() in _NAMELESS:
+            return None
+        picture = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
+        colour = material.main_color if picture is None else _mean_colour(picture)
+    elif visual is not None and visual.defined:
+        colour = visual.main_color
     else:
         return None
-    return (float(rgba[0]), float(rgba[1]), float(rgba[2]), 1.0)
+    red, green, blue = (float(x) / 255 for x in colour[:3])
+    return (red, green, blue, 1.0)
+
+
+def _mean_colour(picture: Any) -> NDArray[np.float64]:
+    return np.asarray(picture.convert("RGB"), dtype=np.float64).reshape(-1, 3).mean(axis=0)
 
 
 def _shaded(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
