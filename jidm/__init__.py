@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         VideoError,
     )
     from jidm.field.analytic import AnalyticField
-    from jidm.idm import JacobianIDM, JointMotion
+    from jidm.idm import JacobianIDM
+    from jidm.joint_motion import JointMotion
     from jidm.motion.video import read_video, write_video
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment, compose
@@ -36,7 +37,7 @@ _HOMES = {
     "InputError": "jidm.errors",
     "JacobianIDM": "jidm.idm",
     "JidmError": "jidm.errors",
-    "JointMotion": "jidm.idm",
+    "JointMotion": "jidm.joint_motion",
     "Kinematics": "jidm.robot.kinematics",
     "MissingExtraError": "jidm.errors",
     "UrdfError": "jidm.errors",

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "jidm"
 FLOORS = (
     ("errors", "files"),
-    ("robot", "motion"),
+    ("robot", "motion", "joint_motion"),
     ("data", "field"),
     ("solve",),
     ("idm", "learn"),
@@ -27,7 +27,7 @@ FLOORS = (
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CORE = ("errors", "files", "robot", "motion", "data", "field", "solve", "idm")
+CORE = ("errors", "files", "robot", "motion", "joint_motion", "data", "field", "solve", "idm")
 NEVER_IN_CORE = {
     "pybullet",
     "pybullet_data",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -30,8 +31,11 @@ class Decode:
     fps: float | None = None
     """Frame rate [1/s], where the file does not know it or is wrong about it."""
 
-    flow: str = "dis"
-    """How motion is measured first: dis or raft."""
+    flow: Literal["dis", "raft"] = "dis"
+    """How motion is measured first."""
+
+    limits: Literal["all", "position", "none"] = "all"
+    """Which joint limits hold: a sped-up or dreamt video may break speed limits, then say position."""
 
     overlay: bool = True
     """Write overlay.mp4."""
@@ -43,7 +47,7 @@ class Decode:
         robot = find_robot(self.embodiment)
         q0, camera = read_q0(self.q0, robot), find_camera(self.camera, robot)
         make_folder(self.out)
-        decoded = decode_file(self.video, robot, camera, q0=q0, fps=self.fps, flow=self.flow)
+        decoded = decode_file(self.video, robot, camera, q0=q0, fps=self.fps, flow=self.flow, limits=self.limits)
         write_results(decoded, self.out, overlay=self.overlay)
         print(summary_text(decoded))
         print(f"written to {self.out}/: motion.npz, motion.csv, plot.png, summary.json{', overlay.mp4' * self.overlay}")

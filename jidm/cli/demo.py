@@ -13,7 +13,7 @@ from jidm.files import whole_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.idm import JointMotion
+    from jidm.joint_motion import JointMotion
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
     from jidm.sim import World
@@ -66,10 +66,11 @@ class Demo:
                 picture = world.render(position[t], decoded.camera)
                 return picture.rgb, picture.on_robot
 
-            more = {"errors": errors, "tip_error_mm": tip_errors(robot, position, truth)}
+            tip = tip_errors(robot, position, truth)
+            more = {"errors": errors, "tip_error_mm": tip}
             write_results(decoded, self.out, truth=truth, draw=draw, more=more)
         write_errors(self.out / "errors.csv", errors)
-        print(summary_text(decoded), error_text(errors, more["tip_error_mm"]), sep="\n\n")
+        print(summary_text(decoded), error_text(errors, tip), sep="\n\n")
         print(f"\nwritten to {self.out}/: look at overlay.mp4 and plot.png")
         return 0
 

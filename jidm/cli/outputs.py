@@ -15,7 +15,7 @@ from jidm.files import whole_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.idm import JacobianIDM, JointMotion
+    from jidm.joint_motion import JointMotion
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
@@ -38,7 +38,14 @@ class Decoded:
 
 
 def decode_file(
-    video: Path, robot: Embodiment, camera: Camera, *, q0: NDArray[Any], fps: float | None, flow: str
+    video: Path,
+    robot: Embodiment,
+    camera: Camera,
+    *,
+    q0: NDArray[Any],
+    fps: float | None,
+    flow: str,
+    limits: str = "all",
 ) -> Decoded:
     """Decode a video file frame by frame, with a progress bar.
 
@@ -53,9 +60,9 @@ def decode_file(
     stream = open_video(video, fps=fps if video.is_dir() else None)
     rate = frame_rate(fps, stream.fps, video)
     camera = fit_camera(camera, stream.width, stream.height, video)
-    idm: JacobianIDM = JacobianIDM.from_embodiment(robot, camera=camera, flow=flow)
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, flow=flow, limits=limits)
     began = time.perf_counter()
-    motion = idm.decode(_Watched(stream), fps=rate, q0=q0)
+    motion = idm.decode(video, q0=q0, fps=fps, progress=True)
     return Decoded(motion, robot, camera, video, rate, flow, time.perf_counter() - began)
 
 
@@ -175,21 +182,6 @@ def _write_overlay(decoded: Decoded, path: Path, draw: Any) -> None:
     field = AnalyticField(decoded.robot, decoded.camera, points=6000)
     stream = open_video(decoded.video, fps=decoded.fps if decoded.video.is_dir() else None)
     write_overlay(path, stream, decoded.motion, field, DisFlow(), fps=decoded.fps, robot=draw, progress=True)
-
-
-class _Watched:
-    """A video stream that shows a progress bar while it is iterated; everything else is the stream's."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def __iter__(self) -> Any:
-        from tqdm import tqdm
-
-        return iter(tqdm(self._stream, total=self._stream.length, desc="decoding", unit="frame", delay=2, leave=False))
 
 
 def _mean(x: Any) -> float | None:

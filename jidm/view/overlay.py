@@ -23,7 +23,8 @@ from jidm.motion.video import write_video
 
 if TYPE_CHECKING:
     from jidm.field.analytic import AnalyticField
-    from jidm.idm import JointMotion
+    from jidm.joint_motion import JointMotion
+    from jidm.robot.camera import Camera
 
 Picture = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
@@ -163,27 +164,32 @@ def unexplained(
 
 def draw_points(image: Picture, field: AnalyticField, q: Float[Tensor, " n"]) -> Picture:
     """The visible surface points of the robot at q over the dimmed image: colour by link, brightness by slant."""
-    height, width = image.shape[:2]
     canvas = _dimmed(image)
     if not bool(q.isfinite().all()):
         return canvas
     with torch.no_grad():
         pose = field.at(q)
         surface = pose.surface()
-        normal = field.surface.normal_link[: field.points].to(q)
-        normal = torch.einsum("pij,pj->pi", pose.poses[pose.link, :3, :3], normal)
-        to_camera = torch.nn.functional.normalize(field.camera.position.to(q) - pose.p_base, dim=-1)
-        slant = (normal * to_camera).sum(-1).clamp(0.0, 1.0)
-    camera = field.camera
-    scale = surface.points.new_tensor([width / camera.width, height / camera.height])
-    uv = (((surface.points + 0.5) * scale) - 0.5).round().long()
-    seen = surface.visible & (uv >= 0).all(-1) & (uv[:, 0] < width) & (uv[:, 1] < height)
-    colours = _LINK_COLOURS[pose.link[seen].cpu().numpy() % len(_LINK_COLOURS)]
-    colours = colours * (0.35 + 0.65 * slant[seen].cpu().double().numpy()[:, None])
-    size = max(1, round(width / 320))
-    for column, row, colour in zip(*uv[seen].T.tolist(), _bytes(colours), strict=True):
-        canvas[row : row + size, column : column + size] = colour
+        normals = field.surface.normal_link.new_zeros(0) if surface.normals is None else surface.normals
+        towards_camera = -field.camera.T_camera_base[2, :3].to(q)
+        slant = (normals @ towards_camera)[surface.visible].clamp(0.0, 1.0)
+        outline = field.contour(q, field.visible_contour(q)).points
+    link = pose.skin.link[surface.visible].cpu().numpy()
+    colours = _LINK_COLOURS[link % len(_LINK_COLOURS)] * (0.3 + 0.7 * slant.cpu().double().numpy()[:, None])
+    _dot(canvas, surface.points[surface.visible], _bytes(colours), field.camera)
+    _dot(canvas, outline, np.full((len(outline), 3), 255, np.uint8), field.camera)
     return canvas
+
+
+def _dot(canvas: Picture, points: Tensor, colours: Picture, camera: Camera) -> None:
+    """Set dots at points (N, 2) given in the camera's pixels, in colours (N, 3)."""
+    height, width = canvas.shape[:2]
+    scale = points.new_tensor([width / camera.width, height / camera.height])
+    uv = ((points + 0.5) * scale - 0.5).round().long().cpu().numpy()
+    inside = ((uv >= 0) & (uv < (width, height))).all(axis=-1)
+    size = max(1, round(width / 320))
+    for (column, row), colour in zip(uv[inside], colours[inside], strict=True):
+        canvas[row : row + size, column : column + size] = colour
 
 
 def blend(image: Picture, drawn: Picture, mask: NDArray[np.bool_]) -> Picture:
@@ -198,7 +204,7 @@ def blend(image: Picture, drawn: Picture, mask: NDArray[np.bool_]) -> Picture:
 
     if drawn.shape != image.shape:
         height, width = image.shape[:2]
-        drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
+        drawn = _bytes(cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA))
         mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     canvas = _dimmed(image)
     tint = np.array((0.55, 0.8, 1.0))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jidm.idm import JointMotion
+    from jidm.joint_motion import JointMotion
 
 _DECODED, _TRUTH, _INVALID, _BLIND = "#1f5fbf", "#111111", "#999999", "#e0a030"
 _UNITS = {"prismatic": ("m", "m/s")}
