@@ -188,7 +188,7 @@ def own_robot(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "part.stl").write_bytes(b"solid a\nendsolid a\n")
     (folder / "robot.urdf").write_text(
-        '<robot name="hinge"><link name="a"/><link name="b"><visual><geometry><mesh filename="part.stl"/></geometry>'
+        '<robot name="hinge">\n<link name="a"/><link name="b"><visual><geometry><mesh filename="part.stl"/></geometry>'
         '</visual></link><joint name="j" type="revolute"><parent link="a"/><child link="b"/><axis xyz="0 0 1"/>'
         '<limit lower="-1" upper="1" velocity="2" effort="3"/></joint></robot>'
     )
