@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -56,7 +56,8 @@ def parse_urdf(
     mesh_roots: Sequence[str | Path] = (),
 ) -> RobotModel:
     """Robot model from URDF text; `where` names it in messages, `directory` is where relative meshes start."""
-    return _Reader(where, directory, MeshLocator(mesh_roots)).model(_parse_xml(text, where))
+    root = _parse_xml(text, where)
+    return _Reader(where, directory, MeshLocator(mesh_roots), _named_colours(root)).model(root)
 
 
 def write_urdf(model: RobotModel, path: str | Path | None = None) -> str:
@@ -107,11 +108,21 @@ def _parse_xml(text: str | bytes, where: str) -> Element:
     return root
 
 
+def _named_colours(root: Element) -> dict[str | None, Element]:
+    """Colours by material name: shapes may name a material that is defined elsewhere, first of all below <robot>."""
+    colours: dict[str | None, Element] = {}
+    for material in (*root.findall("material"), *root.iter("material")):
+        if (colour := material.find("color")) is not None:
+            colours.setdefault(material.get("name"), colour)
+    return colours
+
+
 @dataclass(frozen=True)
 class _Reader:
     where: str
     directory: Path | None
     locator: MeshLocator
+    colours: Mapping[str | None, Element]
 
     def model(self, root: Element) -> RobotModel:
         name = root.get("name") or "robot"
@@ -143,7 +154,9 @@ class _Reader:
         geometry = self._geometry(kinds[0], place)
         if geometry is None:
             return None
-        colour = e.find("material/color")
+        material, colour = e.find("material"), e.find("material/color")
+        if colour is None and material is not None:
+            colour = self.colours.get(material.get("name"))
         rgba = None if colour is None else tuple(self._numbers(colour, "rgba", 4, place, default="1 1 1 1"))
         return Shape(geometry, self._origin(e, place), rgba)  # type: ignore[arg-type]
 
