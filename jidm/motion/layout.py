@@ -50,10 +50,10 @@ def as_video(
     Raises:
         VideoError: the layout or range cannot be told, the frames are latents, sizes differ, or T < min_frames.
     """
-    x = _to_tensor(frames)
+    x, known = _to_tensor(frames)
     if x.numel() == 0:
         raise VideoError(f"the video is empty: shape {tuple(x.shape)}")
-    order = _parse_layout(layout, x) if layout is not None else _guess_layout(x)
+    order = _parse_layout(layout, x) if layout is not None else known or _guess_layout(x)
     _refuse_latents(x, order, value_range)
     black, white = _parse_range(value_range) if value_range is not None else _guess_range(x, order)
     video = _to_canonical_axes(x, order)
@@ -69,7 +69,9 @@ def as_video(
 # ---- from anything to one tensor ------------------------------------------------------------------------------------
 
 
-def _to_tensor(frames: Any) -> Tensor:
+def _to_tensor(frames: Any) -> tuple[Tensor, str | None]:
+    """The numbers, and the order of the last axes where the kind of object says it (PIL images, `Video`)."""
+    known = None
     if isinstance(frames, Tensor):
         x = frames
     elif isinstance(frames, np.ndarray):
@@ -77,9 +79,9 @@ def _to_tensor(frames: Any) -> Tensor:
     elif _is_pil(frames):
         raise VideoError("one image is not a video: pass a list of images")
     elif isinstance(getattr(frames, "pixels", None), Tensor):
-        x = frames.pixels  # a Video
+        x, known = frames.pixels, "TCHW"  # a Video
     elif isinstance(frames, Sequence) and not isinstance(frames, (str, bytes)):
-        x = _stack(frames)
+        x, known = _stack(frames)
     else:
         raise VideoError(
             f"cannot read a video from {type(frames).__name__}: pass a tensor, an array or a list of images; "
@@ -87,7 +89,7 @@ def _to_tensor(frames: Any) -> Tensor:
         )
     if x.is_complex() or x.dtype == torch.bool:
         raise VideoError(f"frames of type {x.dtype} are not pictures: pass uint8 or float")
-    return x
+    return x, known
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
@@ -102,10 +104,12 @@ def _is_pil(x: Any) -> bool:
     return hasattr(x, "getbands") and hasattr(x, "convert")
 
 
-def _stack(items: Sequence[Any]) -> Tensor:
+def _stack(items: Sequence[Any]) -> tuple[Tensor, str | None]:
     if len(items) == 0:
         raise VideoError("the video is an empty list")
-    parts = [_from_pil(item) if _is_pil(item) else _to_tensor(item) for item in items]
+    parts, orders = zip(
+        *((_from_pil(item), "THWC") if _is_pil(item) else _to_tensor(item) for item in items), strict=True
+    )
     shapes = {(tuple(p.shape), p.dtype) for p in parts}
     if len(shapes) > 1:
         listed = ", ".join(
@@ -114,7 +118,7 @@ def _stack(items: Sequence[Any]) -> Tensor:
         raise VideoError(
             f"the listed frames or videos differ in shape or type: {listed}; make them equal or pass one at a time"
         )
-    return torch.stack(parts)
+    return torch.stack(parts), orders[0] if len(set(orders)) == 1 else None
 
 
 def _from_pil(image: Any) -> Tensor:

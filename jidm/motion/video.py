@@ -194,8 +194,9 @@ def _open_container(path: Path) -> Any:
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)}); copy or encode it again") from None
     if not container.streams.video:
+        found = ", ".join(stream.type for stream in container.streams) or "no stream at all"
         container.close()
-        raise VideoError(f"{path}: holds no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}")
+        raise VideoError(f"{path}: holds no pictures ({found}); copy it again or pass another file")
     return container
 
 
@@ -302,7 +303,7 @@ def _decode_images(files: list[Path], fps: float | None) -> Iterator[tuple[float
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18) -> None:
+def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18, layout: str | None = None) -> None:
     """Write RGB frames as h264 (yuv420p); the file appears whole or not at all.
 
     yuv420p has even sizes only: an odd size is padded by one repeated row or column and noted in the file, so that
@@ -314,6 +315,7 @@ def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18) -> 
             (H, W, 3) uint8, float in [0, 1], or PIL. Non-finite pixels are written black.
         fps: frames per second.
         crf: quality of x264, 0 (finest) to 51.
+        layout: of a tensor or array, where `as_video` cannot tell it.
 
     Raises:
         VideoError: no frames, frames of different size, a value out of range, or a place that cannot be written.
@@ -322,16 +324,18 @@ def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18) -> 
 
     _check_fps(fps)
     path = Path(path)
+    if not path.parent.is_dir():
+        raise VideoError(f"{path}: cannot be written, the folder {path.parent} does not exist; make it first")
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         container = av.open(str(temporary), "w")
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise VideoError(
-            f"{path}: cannot be written ({_reason(error)}); use an existing folder and a suffix like .mp4"
+            f"{path}: cannot be written ({_reason(error)}); use a suffix like .mp4 and a folder that can be written"
         ) from None
     try:
         with container:
-            _encode(container, _frames_to_write(frames), Fraction(fps).limit_denominator(1001), crf)
+            _encode(container, _frames_to_write(frames, layout), Fraction(fps).limit_denominator(1001), crf)
         temporary.replace(path)
     except av.error.FFmpegError as error:
         raise VideoError(
@@ -366,17 +370,20 @@ def _encode(container: Any, frames: Iterable[np.ndarray], rate: Fraction, crf: i
     container.mux(stream.encode())
 
 
-def _frames_to_write(frames: Any) -> Iterator[np.ndarray]:
+def _frames_to_write(frames: Any, layout: str | None) -> Iterator[np.ndarray]:
     """(H, W, 3) uint8, one at a time."""
     if isinstance(frames, Video):
-        frames = frames.pixels
+        frames, layout = frames.pixels, "TCHW"
     elif isinstance(frames, (Tensor, np.ndarray, list, tuple)):
-        frames = as_video(frames)
+        frames = as_video(frames, layout=layout)
         if frames.ndim != 4:
             raise VideoError(f"cannot write a batch of shape {tuple(frames.shape)} into one file; pass one video")
+        layout = "TCHW"
     for frame in frames:
         floating = frame.is_floating_point() if isinstance(frame, Tensor) else _is_float_array(frame)
-        image = as_video([frame], value_range=(0.0, 1.0) if floating else None)[0].detach().nan_to_num(0.0)
+        image = (
+            as_video([frame], layout=layout, value_range=(0.0, 1.0) if floating else None)[0].detach().nan_to_num(0.0)
+        )
         yield (image * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 

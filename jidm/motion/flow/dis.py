@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,21 +73,19 @@ class DisFlow:
         """Both frames blurred, stretched alike to the full 8 bits that OpenCV's DIS takes, and not too small."""
         import cv2
 
-        if self.blur > 0:
-            greys = tuple(cv2.GaussianBlur(x, (0, 0), self.blur) for x in greys)
-        low, high = np.percentile(
-            np.stack([x[::2, ::2] for x in greys]), [1, 99]
-        )  # every other pixel: a third of the time
+        blurred = [cv2.GaussianBlur(x, (0, 0), self.blur) if self.blur > 0 else x for x in greys]
+        sample = np.stack([x[::2, ::2] for x in blurred])  # every other pixel: the percentiles in a third of the time
+        low, high = np.percentile(sample, [1, 99])
         gain = 255.0 / max(high - low, _FEWEST_LEVELS)
         bottom, right = (max(0, _SMALLEST - n) for n in greys[0].shape)
-        stretched = (np.clip((x - low) * gain + 0.5, 0, 255).astype(np.uint8) for x in greys)
+        stretched = (np.clip((x - low) * gain + 0.5, 0, 255).astype(np.uint8) for x in blurred)
         return [np.pad(x, ((0, bottom), (0, right)), mode="edge") for x in stretched]
 
     def _match(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Tensor:
         """(2, H, W) float32. The OpenCV object is made anew because it keeps buffers and threads must not share it."""
         import cv2
 
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         dis.setFinestScale(0)
         dis.setPatchSize(self.patch_size)
         dis.setPatchStride(self.patch_stride)
