@@ -10,14 +10,14 @@ import torch
 from aloha import aloha_embodiment
 from conftest import material
 
-from jidm.errors import EmbodimentError
+from jidm.errors import EmbodimentError, UrdfError
 from jidm.robot.embodiment import Embodiment, compose
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.mount import rigid
 
 
 def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
-    T = Kinematics.from_embodiment(e).link_poses(torch.as_tensor(q)).numpy()
+    T = Kinematics.from_embodiment(e).link_poses(torch.as_tensor(np.array(q))).numpy()
     return {link.name: T[..., k, :, :] for k, link in enumerate(e.model.links)}
 
 
@@ -170,6 +170,23 @@ def test_what_is_given_replaces_the_defaults(tmp_path: Path) -> None:
 def test_what_contradicts_the_urdf_is_refused(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(EmbodimentError, match=message):
         from_text(tmp_path, **options)
+
+
+def test_urdfs_written_by_others_become_embodiments() -> None:
+    """Whatever the reader accepts is usable at once, unless nothing in it moves."""
+    made = 0
+    for path in sorted((material("urdf_conformance") / "real").rglob("*.[uU][rR][dD][fF]")):
+        try:
+            e = Embodiment.from_urdf(path)
+        except UrdfError:
+            continue  # the reader's business
+        except EmbodimentError as error:
+            assert "no joint moves" in str(error), path
+            continue
+        made += 1
+        assert e.within_limits(e.home).all() and e.camera().width == 320, path
+        assert not set(e.joint_names) & {j.name for j in e.model.joints if j.mimic}, path
+    assert made > 80
 
 
 # ---- ALOHA ----------------------------------------------------------------------------------------------------------

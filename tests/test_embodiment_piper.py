@@ -38,7 +38,7 @@ def piper() -> Embodiment:
 
 
 def poses(e: Embodiment, q: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    T = Kinematics.from_embodiment(e).link_poses(torch.as_tensor(q)).numpy()
+    T = Kinematics.from_embodiment(e).link_poses(torch.as_tensor(np.array(q))).numpy()
     return {link.name: T[..., k, :, :] for k, link in enumerate(e.model.links)}
 
 

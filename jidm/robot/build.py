@@ -189,7 +189,8 @@ def _wide_view(e: Embodiment, poses: int = 64) -> dict[str, Any]:
     """
     rng = np.random.default_rng(0)
     low, high = (np.clip(x, e.home - 2 * e.amplitude, e.home + 2 * e.amplitude) for x in (e.lower, e.upper))
-    points = np.concatenate([_link_origins(e, q) for q in (e.home, *rng.uniform(low, high, size=(poses, e.n)))])
+    q = np.vstack([e.home, rng.uniform(low, high, size=(poses, e.n))])
+    points = _link_origins(e, q).reshape(-1, 3)
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
     radius = max(1.25 * float(np.linalg.norm(points - centre, axis=1).max()), 0.05)
     fov_y = 45.0
@@ -205,19 +206,24 @@ def _wide_view(e: Embodiment, poses: int = 64) -> dict[str, Any]:
 
 
 def _link_origins(e: Embodiment, q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(links, 3) link origins in the base frame [m]; describing a robot must not import torch, so not `Kinematics`."""
-    value = dict(zip((j.name for j in e.model.movable_joints), e.coupling_matrix @ q + e.coupling_offset))
-    pose = {e.model.root: np.eye(4)}
+    """(poses, links, 3) link origins in the base frame [m] at q (poses, n).
+
+    Not by `Kinematics`: describing a robot must not import torch.
+    """
+    q_full = q @ e.coupling_matrix.T + e.coupling_offset
+    value = {j.name: q_full[:, k] for k, j in enumerate(e.model.movable_joints)}
+    pose = {e.model.root: np.tile(np.eye(4), (len(q), 1, 1))}
     for joint in e.model.joints:
-        motion = np.eye(4)
+        motion = np.tile(np.eye(4), (len(q), 1, 1))
         if joint.type == "prismatic":
-            motion[:3, 3] = joint.axis * value[joint.name]
+            motion[:, :3, 3] = joint.axis * value[joint.name][:, None]
         elif joint.movable:
             x, y, z = joint.axis
             K = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-            motion[:3, :3] += np.sin(value[joint.name]) * K + (1 - np.cos(value[joint.name])) * K @ K
+            s, c = (f(value[joint.name])[:, None, None] for f in (np.sin, np.cos))
+            motion[:, :3, :3] += s * K + (1 - c) * K @ K
         pose[joint.child] = pose[joint.parent] @ joint.T_parent_joint @ motion
-    return np.stack([T[:3, 3] for T in pose.values()])
+    return np.stack([T[:, :3, 3] for T in pose.values()], axis=1)
 
 
 # ---- content hash ---------------------------------------------------------------------------------------------------
