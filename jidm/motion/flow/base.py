@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.errors import InputError, did_you_mean
@@ -175,13 +175,18 @@ class CallableFlow:
         expected = (*first.shape[:-3], 2, *first.shape[-2:])
         if tuple(flow.shape) != expected:
             raise InputError(f"flow function '{name}' gave shape {tuple(flow.shape)}; expected {expected}")
-        alive = finite_items(first, second)[..., None, None].to(flow.device)
-        return clean(flow, weight * alive)
+        return clean(flow, weight, finite_items(first, second))
 
 
-def clean(flow: Float[Tensor, "*batch 2 H W"], weight: Float[Tensor, "*batch H W"]) -> Flow:
-    """Flow with weights in [0, 1]; where flow or weight is not finite, or the weight is 0, both are 0."""
-    good = flow.isfinite().all(-3) & weight.isfinite() & (weight > 0)
+def clean(
+    flow: Float[Tensor, "*batch 2 H W"],
+    weight: Float[Tensor, "*batch H W"],
+    alive: Bool[Tensor, "*batch"] | None = None,
+) -> Flow:
+    """Flow with weights in [0, 1]; both are 0 where either is not finite and in the items that are not `alive`."""
+    good = flow.isfinite().all(-3) & weight.isfinite()
+    if alive is not None:
+        good = good & alive[..., None, None].to(good.device)
     weight = torch.where(good, weight, torch.zeros_like(weight)).clamp(0.0, 1.0)
     return Flow(torch.where(good[..., None, :, :], flow, torch.zeros_like(flow)), weight)
 

@@ -91,7 +91,7 @@ class PrecomputedFlow:
                 "resize it with Flow.resized, or ask for one pair with flow_between"
             )
         flow = flow.to(first)
-        return clean(flow.flow, flow.weight * finite_items(first, second)[..., None, None])
+        return clean(flow.flow, flow.weight, finite_items(first, second))
 
 
 def read_flow(path: str | Path, *, layout: Layout | None = None) -> Flow:
@@ -137,7 +137,8 @@ def _read_middlebury(path: Path) -> Flow:
         .reshape(height, width, 2)
         .permute(2, 0, 1)
     )
-    return clean(uv, (uv.abs() < _MIDDLEBURY_UNKNOWN).all(0).to(uv))
+    known = (uv.abs() < _MIDDLEBURY_UNKNOWN).all(0)
+    return _with_weight(torch.where(known, uv, torch.nan), None)
 
 
 def _read_kitti(path: Path) -> Flow:
@@ -150,7 +151,8 @@ def _read_kitti(path: Path) -> Flow:
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"{path}: not KITTI flow, which is a PNG of three 16-bit channels")
     known, v, u = (torch.from_numpy(image[..., k].astype(np.float32)) for k in range(3))
-    return clean((torch.stack([u, v]) - _KITTI_ZERO) / _KITTI_SCALE, (known > 0).to(torch.float32))
+    uv = (torch.stack([u, v]) - _KITTI_ZERO) / _KITTI_SCALE
+    return _with_weight(torch.where(known > 0, uv, torch.nan), None)
 
 
 def _channels_first(flow: Tensor | np.ndarray, layout: Layout | None) -> Tensor:

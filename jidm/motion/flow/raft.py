@@ -54,8 +54,8 @@ class RaftFlow:
         forward, backward = (
             (torch.stack(x) for x in zip(*flows, strict=True)) if flows else (first.new_zeros(0, 2, height, width),) * 2
         )
-        weight = forward_backward_weight(forward, backward) * finite[:, None, None]
-        flow = clean(forward.to(first.dtype), weight.to(first.dtype))
+        weight = forward_backward_weight(forward, backward)
+        flow = clean(forward.to(first.dtype), weight.to(first.dtype), finite)
         return Flow(flow.flow.reshape(*batch, 2, height, width), flow.weight.reshape(*batch, height, width))
 
     @torch.no_grad()

@@ -141,8 +141,7 @@ def _fitted(sparse: SparseFlow, first: Tensor, second: Tensor) -> Flow:
             f"tracks of batch {tuple(sparse.weight.shape[:-1])} for frames of batch {tuple(first.shape[:-3])}"
         )
     flow = sparse.rasterised(*first.shape[-2:]).to(first)
-    alive = finite_items(first, second)[..., None, None]
-    return clean(flow.flow, flow.weight * alive)
+    return clean(flow.flow, flow.weight, finite_items(first, second))
 
 
 def _checked(tracks: Any, visibility: Any) -> tuple[Tensor, Tensor]:
