@@ -217,7 +217,7 @@ class World:
         return getattr(self._bullet, function)(*args, physicsClientId=self._client, **options)
 
     def _load(self) -> int:
-        # PyBullet caches files by name; a later world's file of the same name must not be mistaken for this one.
+        # PyBullet would keep every file it has read for the life of the process; these are read once and deleted.
         self._call("setPhysicsEngineParameter", enableFileCaching=0)
         with tempfile.TemporaryDirectory(prefix="jidm-sim-") as folder:
             path = Path(folder) / "robot.urdf"
