@@ -145,25 +145,31 @@ class RobotModel:
         column = {name: k for k, name in enumerate(actuated)}
         rows: dict[str, tuple[NDArray[np.float64], float]] = {}
 
-        def row(name: str, chain: tuple[str, ...] = ()) -> tuple[NDArray[np.float64], float]:
-            if name in chain:
-                raise UrdfError(f"robot '{self.name}': joints mimic each other in a circle: {' -> '.join((*chain, name))}")
-            if name not in rows:
-                unit = np.zeros(len(actuated))
-                mimic = by_name[name].mimic
+        for name in by_name:
+            chain: dict[str, Mimic] = {}  # the mimics on the way to a joint that is known; a loop, as chains may be long
+            while name not in rows:
+                unit, mimic = np.zeros(len(actuated)), by_name[name].mimic
+                if name in chain:
+                    circle = " -> ".join((*chain, name))
+                    raise UrdfError(f"robot '{self.name}': joints mimic each other in a circle: {circle}")
                 if name in column:
                     unit[column[name]] = 1.0
                     rows[name] = (unit, 0.0)
                 elif name in locked:
                     rows[name] = (unit, float(locked[name]))
-                elif mimic is not None:
-                    a, b = row(mimic.joint, (*chain, name)) if mimic.joint in by_name else (unit, 0.0)
-                    rows[name] = (mimic.multiplier * a, mimic.multiplier * b + mimic.offset)
+                elif mimic is None:
+                    what = f"joint '{name}' is neither actuated, locked nor a mimic; name it"
+                    raise UrdfError(f"robot '{self.name}': {what}")
+                elif mimic.joint not in by_name:  # a fixed joint, which stays at zero
+                    rows[name] = (unit, mimic.offset)
                 else:
-                    raise UrdfError(f"robot '{self.name}': joint '{name}' is neither actuated, locked nor a mimic; name it")
-            return rows[name]
+                    chain[name] = mimic
+                    name = mimic.joint
+            for name, mimic in reversed(chain.items()):
+                a, b = rows[mimic.joint]
+                rows[name] = (mimic.multiplier * a, mimic.multiplier * b + mimic.offset)
 
-        pairs = [row(name) for name in by_name]
+        pairs = [rows[name] for name in by_name]
         A = np.stack([a for a, _ in pairs]) if pairs else np.zeros((0, len(actuated)))
         return A, np.array([b for _, b in pairs])
 

@@ -1,146 +1,228 @@
 """Files of robots: where installed packages keep them, and which mesh references may be followed.
 
 A URDF is text from strangers. A mesh reference in it may name a file inside the robot's own folders and nothing else,
-in whatever spelling: `..`, absolute paths, `file://`, `package://x/../..`, percent-encoding and symbolic links are
-all judged by where they end.
+in whatever spelling: `..`, absolute paths, `file://`, `package://x/../..`, percent-encoding, backslashes and symbolic
+links are all judged by where they end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
 from jidm.errors import MissingExtraError, UrdfError
 
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
-# A package folder may lie this many levels above the file that names it.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _LEVELS = 4
+"""A package folder is looked for this many levels above the file that names it."""
+_BESIDE_MESHES = frozenset(
+    {"urdf", "urdfs", "robot", "robots", "model", "models", "xml", "description", "xacro", "sdf"}
+)
+"""Folders that by custom hold URDFs beside `meshes/`; from these alone may `../meshes` be followed unasked."""
 
 
 class MeshLocator:
     """Finds the files that mesh references name.
 
+    Allowed without asking: the URDF's own folder; the folder of its ROS package (the nearest of four folders above
+    that holds a `package.xml`, or that has the name a `package://` reference asks for); for a URDF in a folder with a
+    customary name such as `urdf/` also that folder's parent, because meshes lie beside it as a rule. Never a home
+    folder, what lies above it, or the root of a file system: a URDF downloaded to `~/urdf` may not read `~`.
+
     Args:
-        roots: folders meshes may lie in, besides the URDF's own folder and that folder's parent (the usual
-            `urdf/` beside `meshes/`).
+        roots: folders meshes may lie in as well. A package is looked for in each (`root/package/rest`), and a root
+            that has the package's name is taken for it (`root/rest`).
     """
 
     def __init__(self, roots: Sequence[str | Path] = ()) -> None:
-        self.roots = tuple(Path(root).resolve() for root in roots)
+        self.roots = tuple(_real(Path(root)) for root in roots)
 
-    def resolve(self, reference: str, urdf_dir: Path | None) -> Path | None:
-        """The file a reference names; None if there is no such file where one may be.
+    def resolve(self, reference: str, urdf_dir: str | Path | None) -> Path | None:
+        """The file a reference names, symbolic links resolved; None if there is no such file where one may be.
 
         Args:
-            reference: as written: `package://name/rest`, a relative path, or an absolute or `file://` path that lies
-                inside an allowed root.
+            reference: as written: `package://name/rest`, a path relative to the URDF (or, after that, to a root), or
+                an absolute or `file://` path.
             urdf_dir: folder of the URDF; None for text without a file.
 
         Raises:
-            UrdfError: the reference leads outside the allowed roots, or to the network.
+            UrdfError: the reference leads outside the allowed folders, or to the network.
         """
-        home = None if urdf_dir is None else Path(urdf_dir).resolve()
-        written = unquote(reference.strip()).replace("\\", "/")
-        if not written or "\0" in written:
-            raise UrdfError(f"mesh reference {reference!r} is empty or holds a zero byte; name a mesh file")
-        scheme = _SCHEME.match(written)
-        kind = scheme.group(1).lower() if scheme else ""
-        allowed = [*self.roots, *([home, home.parent] if home else [])]
-        if kind == "package":
-            return self._in_package(reference, written[len("package:") :].lstrip("/"), home)
-        if kind == "file":
-            written = "/" + written[len("file:") :].lstrip("/")
-        elif kind:
-            raise UrdfError(f"mesh '{reference}' names the network or an unknown scheme; use a file or package://")
-        if written.startswith("/"):
-            return self._inside(reference, [Path(written)], allowed)
-        # A relative reference is relative to the file; explicit roots are tried after it.
-        starts = [*([home] if home else []), *self.roots]
-        return self._inside(reference, [start / written for start in starts], allowed)
-
-    def _in_package(self, reference: str, rest: str, home: Path | None) -> Path | None:
-        package, _, inside = rest.partition("/")
-        if package in ("", ".", "..") or not inside:
-            raise UrdfError(f"mesh '{reference}' must read package://<package>/<path>")
-        candidates: list[tuple[Path, Path]] = []
-        for root in self.roots:
-            candidates.append((root / package / inside, root / package))
-            if root.name == package:
-                candidates.append((root / inside, root))
-        for parent in [home, *home.parents][: _LEVELS + 1] if home else []:
-            if parent.name == package:
-                candidates.append((parent / inside, parent))
-            elif (parent / package).is_dir():
-                candidates.append((parent / package / inside, parent / package))
-        found = [self._inside(reference, [path], [folder]) for path, folder in candidates]
-        if not candidates:  # nothing to look in, but an escape is refused all the same
-            self._inside(reference, [Path("/package") / package / inside], [Path("/package") / package])
+        home = None if urdf_dir is None else _real(Path(urdf_dir))
+        # Some tools decode %20, some do not: both readings must stay inside, and the one that exists is taken.
+        readings = dict.fromkeys(spelling.strip().replace("\\", "/") for spelling in (reference, unquote(reference)))
+        found = [self._resolve(reading, reference, home) for reading in readings]
         return next((path for path in found if path is not None), None)
 
-    @staticmethod
-    def _inside(reference: str, paths: Sequence[Path], allowed: Sequence[Path]) -> Path | None:
-        for path in paths:
-            real = path.resolve()
-            if not any(real.is_relative_to(root.resolve()) for root in allowed):
-                raise UrdfError(
-                    f"mesh '{reference}' leads outside the robot's folders; move it there, or pass mesh_roots= with "
-                    "the folder it lies in"
-                )
-            if real.is_file():
+    def _resolve(self, reading: str, reference: str, home: Path | None) -> Path | None:
+        if not reading or "\0" in reading:
+            raise UrdfError(f"mesh {reference!r} is empty or holds a zero byte; name a mesh file")
+        scheme = _SCHEME.match(reading)
+        kind = scheme[1].lower() if scheme else ""
+        if kind == "package":
+            return self._in_package(reading[len("package:") :].lstrip("/"), reference, home)
+        if kind == "file":
+            reading = _local_path(reading[len("file:") :], reference)
+        elif len(kind) == 1:
+            raise UrdfError(f"mesh {reference!r} is a path of another system; write it relative to the URDF")
+        elif kind:
+            raise UrdfError(
+                f"mesh {reference!r} is not a file: nothing is loaded from the network; download it and name the file"
+            )
+        allowed = [*self.roots, *(_own_folders(home) if home else [])]
+        if reading.startswith("/"):
+            return _first_inside([(Path(reading), allowed)], reference)
+        starts = [*([home] if home else []), *self.roots]
+        if not starts:  # nowhere to look, but what leads out of any usual layout is refused all the same
+            starts = [Path("/robot/urdf")]
+            allowed = [Path("/robot")]
+        return _first_inside([(start / reading, allowed) for start in starts], reference)
+
+    def _in_package(self, rest: str, reference: str, home: Path | None) -> Path | None:
+        package, _, inside = rest.partition("/")
+        if package in ("", ".", "..") or not inside.strip("/"):
+            raise UrdfError(f"mesh {reference!r} must read package://<package>/<path>; name a file in a package")
+        if ".." in os.path.normpath(inside).split("/") or inside.startswith("/"):
+            raise UrdfError(f"mesh {reference!r} leads outside its package; write package://<its package>/<path>")
+        folders = [root / package for root in self.roots]
+        folders += [root for root in self.roots if root.name == package]
+        folders += [folder / package for folder in (_own_folders(home) if home else ())]
+        for ancestor in _ancestors(home) if home else ():
+            if ancestor.name == package:
+                folders.append(ancestor)
+            elif (ancestor / package / "package.xml").is_file() and _real(ancestor / package).parent == ancestor:
+                folders.append(ancestor / package)
+        # A package folder that is a link elsewhere brings in nothing but what the roots allow anyway.
+        return _first_inside([(f / inside, [*self.roots, *([f] if _real(f) == f else [])]) for f in folders], reference)
+
+
+def _local_path(rest: str, reference: str) -> str:
+    """Path of a `file:` address, whose part before `file:` has been cut off."""
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise UrdfError(f"mesh {reference!r} names the host {host!r}; write file:/// and an absolute path")
+        return f"/{path.lstrip('/')}"
+    return f"/{rest.lstrip('/')}"
+
+
+def _own_folders(home: Path) -> Iterator[Path]:
+    """Folders a URDF in `home` may refer into without being asked."""
+    yield home
+    above = list(_ancestors(home))
+    package = next((folder for folder in (home, *above) if (folder / "package.xml").is_file()), None)
+    if package is not None:
+        yield package
+    if home.name.lower() in _BESIDE_MESHES and home.parent in above:
+        yield home.parent
+
+
+def _ancestors(folder: Path) -> Iterator[Path]:
+    """The folder (if it has a name) and a few above it, short of home folders and the root of the file system."""
+    try:
+        users = _real(Path.home())
+    except RuntimeError:  # a user without a home
+        users = Path("/nonexistent")
+    for ancestor in (folder, *folder.parents)[: _LEVELS + 1]:
+        if ancestor.parent == ancestor or users.is_relative_to(ancestor):
+            return
+        yield ancestor
+
+
+def _first_inside(candidates: Sequence[tuple[Path, Sequence[Path]]], reference: str) -> Path | None:
+    """The first candidate that is a file inside its allowed folders; None if there is none where one may be.
+
+    A candidate outside counts against the reference if it exists, or if no other leads inside.
+    """
+    some_inside = some_outside = False
+    for path, allowed in candidates:
+        real = _real(path)
+        if any(real.is_relative_to(folder) for folder in allowed):
+            if os.path.isfile(real):
                 return real
-        return None
+            some_inside = True
+        elif os.path.lexists(path):
+            raise _outside(reference)
+        else:
+            some_outside = True
+    if some_outside and not some_inside:
+        raise _outside(reference)
+    return None
+
+
+def _outside(reference: str) -> UrdfError:
+    return UrdfError(
+        f"mesh {reference!r} leads outside the robot's folders; move it there, or pass mesh_roots= with the folder it lies in"
+    )
+
+
+def _real(path: Path) -> Path:
+    # Unlike Path.resolve, never raises on loops of links; such a path is no file then.
+    return Path(os.path.realpath(path))
 
 
 def package_file(spec: str) -> Path:
-    """A file shipped by an installed package, without importing the package.
+    """A file shipped by an installed package, found without importing the package.
 
     Args:
-        spec: "example_robot_data:<robot folder>/<path>" or "<any package>:<path inside it>", for instance
-            "pybullet_data:kuka_iiwa/model.urdf".
+        spec: "<package>:<path inside it>", for instance "pybullet_data:kuka_iiwa/model.urdf"; paths of
+            "example_robot_data" start in its folder of robots: "example_robot_data:panda_description/urdf/panda.urdf".
 
     Raises:
-        MissingExtraError: the package is not installed.
-        UrdfError: it is, but has no such file.
+        MissingExtraError: a package of the extra `sim` is not installed.
+        UrdfError: another one is not, or the package has no such file.
     """
     package, _, inside = spec.partition(":")
     folder = _package_folder(package)
-    path = (folder / inside).resolve()
-    if not inside or not path.is_relative_to(folder.resolve()) or not path.is_file():
+    path = _real(folder / inside)
+    if not inside or not path.is_relative_to(folder) or not os.path.isfile(path):
         raise UrdfError(f"package '{package}' has no file '{inside}'; is another version of it installed?")
     return path
 
 
 def package_roots(spec: str) -> tuple[Path, ...]:
-    """Folders in which meshes of a `package_file` may lie."""
-    folder = _package_folder(spec.partition(":")[0])
-    # example-robot-data refers to its meshes as package://example-robot-data/robots/...
-    return (folder.parent.parent, folder) if folder.name == "robots" else (folder,)
+    """Folders in which meshes of a `package_file` may lie; `MeshLocator` takes them as its roots."""
+    package = spec.partition(":")[0]
+    folder = _package_folder(package)
+    # example-robot-data names its meshes package://example-robot-data/robots/..., so the root lies two folders up.
+    return (folder.parent.parent, folder) if package == _ROBOTS else (folder,)
+
+
+_ROBOTS = "example_robot_data"
+_EXTRA_SIM = {_ROBOTS: "example-robot-data", "pybullet_data": "pybullet"}
 
 
 def _package_folder(package: str) -> Path:
-    if package == "example_robot_data":
-        # Its data lie beside its compiled module: <site-packages>/cmeel.prefix/share/example-robot-data/robots.
-        spec = find_spec("cmeel_pth") or find_spec("example_robot_data") or find_spec("cmeel")
-        for root in _site_packages(spec.origin if spec else None):
-            folder = root / "cmeel.prefix" / "share" / "example-robot-data" / "robots"
-            if folder.is_dir():
-                return folder
-        raise MissingExtraError("this robot's description", "example-robot-data", "sim")
-    spec = find_spec(package)
+    folder = _example_robots() if package == _ROBOTS else _top_level_folder(package)
+    if folder is not None:
+        return _real(folder)
+    if package in _EXTRA_SIM:
+        raise MissingExtraError("this robot's description", _EXTRA_SIM[package], "sim")
+    raise UrdfError(f"package '{package}' is not installed; pip install it, or name the URDF by its path")
+
+
+def _example_robots() -> Path | None:
+    """<site-packages>/cmeel.prefix/share/example-robot-data/robots of the wheel, or where conda and ROS put it."""
+    inside = Path("share", "example-robot-data", "robots")
+    places = [Path(sys.prefix) / inside, *(Path(entry) / "cmeel.prefix" / inside for entry in sys.path if entry)]
+    with contextlib.suppress(PackageNotFoundError):
+        places.insert(0, Path(str(distribution("example-robot-data").locate_file("cmeel.prefix"))) / inside)
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _top_level_folder(package: str) -> Path | None:
+    if not package.isidentifier():  # for a dotted name find_spec would import the parent
+        raise UrdfError(f"'{package}' is no package; write <package>:<path>, for instance pybullet_data:r2d2.urdf")
+    try:
+        spec = find_spec(package)
+    except (ValueError, ImportError):  # a module without a spec, as __main__
+        return None
     places = list(spec.submodule_search_locations or []) if spec else []
-    if not places:
-        wheel = "pybullet" if package == "pybullet_data" else package
-        raise MissingExtraError("this robot's description", wheel, "sim")
-    return Path(places[0])
-
-
-def _site_packages(origin: str | None) -> list[Path]:
-    import sys
-
-    roots = [Path(entry) for entry in sys.path if entry]
-    if origin is not None:
-        roots.insert(0, Path(origin).parent)
-    return roots
+    return Path(places[0]) if places else None
