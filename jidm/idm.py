@@ -324,9 +324,9 @@ def _split_flow(
     return list(vectors.reshape(count, *expected[len(batch) :]))
 
 
-def _with_progress(frames: Iterator[Tensor], total: int | None) -> Iterable[Tensor]:
+def _with_progress(frames: Iterator[Tensor], total: int | None) -> Iterator[Tensor]:
     if total is None:
         return frames
     from tqdm import tqdm
 
-    return tqdm(frames, total=total - 1, desc="decode", unit="frame")
+    return iter(tqdm(frames, total=total - 1, desc="decode", unit="frame"))

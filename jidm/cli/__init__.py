@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jidm.errors import JidmError
 
@@ -30,6 +30,7 @@ _DESCRIPTION = """Joint velocities out of robot video, for any robot.
 Failures are one line; --traceback anywhere on the line shows where they come from. --version prints the version."""
 
 
+@runtime_checkable
 class Verb(Protocol):
     """What a verb's dataclass offers once its fields are filled from the command line."""
 

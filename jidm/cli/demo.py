@@ -72,6 +72,8 @@ class Demo:
         write_errors(self.out / "errors.csv", errors)
         print(summary_text(decoded), error_text(errors, tip), sep="\n\n")
         print(f"\nwritten to {self.out}/: look at overlay.mp4 and plot.png")
+        again = f"--embodiment {self.embodiment} --camera {self.camera} --q0 {self.out}/truth.npy --out jidm_decode"
+        print(f"the same by hand: jidm decode {video} {again}")
         return 0
 
     def _render(self, world: World, truth: NDArray[Any], camera: Camera, video: Path) -> None:
@@ -171,5 +173,5 @@ def error_text(rows: list[dict[str, Any]], tip: dict[str, float]) -> str:
         )
         for r in rows
     ]
-    tail = f"\ntip of the arm: {tip['mean']:.1f} mm off on average, {tip['end']:.1f} mm at the end" if tip else ""
+    tail = f"\ntip of the arm: {tip['mean']:.2f} mm off on average, {tip['end']:.2f} mm at the end" if tip else ""
     return "against the truth\n" + columns([head, *body]) + tail

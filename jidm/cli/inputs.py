@@ -70,8 +70,9 @@ def read_q0(given: tuple[str, ...], robot: Embodiment) -> NDArray[Any]:
     """Start positions (n,) [rad or m] from the command line.
 
     Args:
-        given: n numbers (commas or spaces between them), `home`, or the path of a .npy file with n numbers or a .json
-            file with a list of n numbers or an object joint -> number.
+        given: n numbers (commas or spaces between them), `home`, or the path of a .npy file with n numbers or a
+            (T, n) trajectory whose first row counts, or a .json file with a list of n numbers or an object
+            joint -> number.
 
     Raises:
         InputError: the number of values is wrong, a value is no number, or it lies outside the joint's limits.
@@ -92,9 +93,10 @@ def read_q0(given: tuple[str, ...], robot: Embodiment) -> NDArray[Any]:
                 f"--q0 '{' '.join(given)}' must be {robot.n} numbers, 'home', or a .npy or .json file"
             ) from None
     try:
-        q0 = np.asarray(values, dtype=np.float64).reshape(-1)
+        q0 = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(f"{path}: must hold {robot.n} numbers") from None
+    q0 = q0[0] if q0.ndim == 2 and len(q0) else q0
     if q0.shape != (robot.n,):
         raise InputError(
             f"--q0 has {q0.size} values, '{robot.name}' has {robot.n} joints: {', '.join(robot.joint_names)}"

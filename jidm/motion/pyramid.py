@@ -24,7 +24,7 @@ class BrightnessPyramid:
             image. Level k has 2^-k of the resolution and a blur of about 0.8 * 2^k px.
     """
 
-    levels: tuple[Float[Tensor, "3 h w"], ...]
+    levels: tuple[Float[Tensor, "3 _h _w"], ...]
 
     @classmethod
     def of(cls, frame: Float[Tensor, "3 H W"], levels: int = 5) -> BrightnessPyramid:

@@ -1,0 +1,96 @@
+"""The wheel alone is enough: built, installed into a fresh environment, every embodiment loads from it.
+
+Dependencies are not installed twice: the fresh environment sees the running one's packages behind its own, and the
+test makes sure that jidm itself comes from the wheel.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHIPPED = {path.parent.name for path in (REPOSITORY / "embodiments").glob("*/embodiment.toml")}
+
+
+def call(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("hatchling", reason="builds the package: extra dev")
+    out = tmp_path_factory.mktemp("sdist")
+    call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", out, cwd=REPOSITORY)
+    return next(out.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """Built from the unpacked source distribution, so that this is whole as well."""
+    source, out = sdist.parent / "source", sdist.parent / "wheel"
+    with tarfile.open(sdist) as archive:
+        if sys.version_info >= (3, 12):
+            archive.extractall(source, filter="data")
+        else:
+            archive.extractall(source)
+    call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", out, cwd=next(source.iterdir()))
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_what_it_must_and_nothing_else(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"jidm"}
+    assert "jidm/py.typed" in names
+    assert {n.split("/")[2] for n in names if n.startswith("jidm/_embodiments/")} == SHIPPED
+    sources = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "jidm").rglob("*.py")}
+    assert sources <= set(names)
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+    for extra in ("sim", "train", "raft", "serve", "view", "ray", "pytorch3d", "dev"):
+        assert f"Provides-Extra: {extra}" in metadata
+
+
+def test_sdist_holds_the_tests_and_the_robots(sdist: Path):
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {f"embodiments/{name}/embodiment.toml" for name in SHIPPED} <= names
+    assert {"tests/test_wheel.py", "Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
+
+
+def test_every_embodiment_loads_from_the_wheel(wheel: Path, tmp_path: Path):
+    home = tmp_path / "fresh"
+    call(sys.executable, "-m", "venv", "--without-pip", home, cwd=tmp_path)
+    python = home / "bin" / "python"
+    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    site = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=tmp_path).strip())
+    # A path file only appends: what is installed in the fresh environment comes first, and the .pth files of the
+    # running one, an editable jidm among them, are not read.
+    (site / "running.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    program = """
+import json, jidm, jidm.robot.registry
+robots = {}
+for name in jidm.Embodiment.names():
+    try:
+        robots[name] = jidm.Embodiment.load(name).n
+    except jidm.MissingExtraError as error:
+        robots[name] = str(error)
+print(json.dumps([jidm.__file__, str(jidm.robot.registry.shipped_folder()), robots]))
+"""
+    file, folder, robots = json.loads(call(python, "-c", program, cwd=tmp_path))
+    assert Path(file).is_relative_to(home) and Path(folder).is_relative_to(home)
+    assert set(robots) == SHIPPED
+    failed = {name: n for name, n in robots.items() if not isinstance(n, int)}
+    assert not failed, failed
+    assert "panda" in call(home / "bin" / "jidm", "embodiments", cwd=tmp_path)
