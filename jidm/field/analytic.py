@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # The z-buffer has this many cells along the longer image side, whatever the resolution: its density of points is then
 # a property of the robot, not of the video.
-_BUFFER_CELLS = 80
+_BUFFER_CELLS = 120
 
 
 class AnalyticField:

@@ -130,7 +130,7 @@ def visible_points(
     z = torch.where(inside, depth, torch.full_like(depth, torch.inf))
     buffer = z.new_full((*z.shape[:-1], rows * columns + 1), torch.inf)
     nearest = buffer.scatter_reduce(-1, index, z, reduce="amin").gather(-1, index)
-    slant = (1 / cosine.clamp(min=0.25) ** 2 - 1).sqrt()
+    slant = (1 / cosine.clamp(min=0.5) ** 2 - 1).sqrt()
     slack = depth * (_DEPTH_SLACK + slant * cell / focal)
     return inside & (cosine > _MIN_COSINE) & (depth <= nearest + slack)
 

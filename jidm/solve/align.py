@@ -140,8 +140,9 @@ class _Problem:
                 if outline is not None and index is not None:
                     lines = outline.quadratic(q, self.pyramid, index, reach)
                     if lines is not None:
+                        # The weight is a preference, not knowledge: information counts the lines once.
+                        absolute = self._information([lines])
                         parts.append(_scaled(lines, self.options.outline_weight))
-                        absolute = self._information(parts[-1:])
                 q, step = self._step(q, parts, damping=1e-3 if level else 1e-4)
                 for term in terms:
                     term.moved(step)

@@ -37,6 +37,8 @@ class TrackOptions:
         references: how many keyframes are used besides the previous frame.
         keyframe_turn: mean joint motion [rad] since the last keyframe after which a new one is made.
         keyframe_reach: a keyframe further than this from the current pose [rad, mean over joints] is not used.
+        min_motion: image motion [px rms over the robot, per radian or 0.1 m] that a joint must cause on its own to be
+            called observable.
         align: of one frame.
     """
 
@@ -46,6 +48,7 @@ class TrackOptions:
     references: int = 2
     keyframe_turn: float = 0.05
     keyframe_reach: float = 0.25
+    min_motion: float = 2.5
     align: AlignOptions = AlignOptions()
 
 
@@ -136,7 +139,12 @@ class PoseTracker:
         high = torch.minimum(self.limits.upper.maximum(self.q), self.q + reach)
         sampled, weight = self._flow_at_points(flow)
         by_flow = solve_step(
-            self._pose, sampled, weight, bounds=(low - self.q, high - self.q), unit=self.limits.unit
+            self._pose,
+            sampled,
+            weight,
+            bounds=(low - self.q, high - self.q),
+            unit=self.limits.unit,
+            min_motion=self.options.min_motion,
         )
         q, covariance, fused = self._refined(frame, by_flow, (low, high), reach, dt)
         explained, residual = self._explained(sampled, weight, q)

@@ -1,0 +1,136 @@
+"""Decode rendered videos of a robot: error at the true pose and tracked from the first pose. Prints JSON.
+
+    python benchmarks/picture_decode.py --embodiment panda --videos 20 --frames 32
+
+Nothing was tuned on these seeds (1000 and up; tuning used seeds below 100).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+
+from jidm import Embodiment, JacobianIDM, Kinematics
+from jidm.sim import Look, World, smooth_motion
+from jidm.solve.track import TrackOptions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--embodiment", default="panda")
+    parser.add_argument("--camera", default="front")
+    parser.add_argument("--videos", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=1000)
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--fps", type=float, default=16.0)
+    parser.add_argument("--look", default="plain", choices=("plain", "random"))
+    parser.add_argument("--true-pose-steps", type=int, default=8, help="steps per video decoded from the true pose")
+    parser.add_argument("--no-anchor", action="store_true", help="without outlines, to see what they bring")
+    args = parser.parse_args()
+
+    robot = Embodiment.load(args.embodiment)
+    camera = robot.camera(args.camera)
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=TrackOptions(anchor=not args.no_anchor))
+    moving = np.array([name not in robot.gripper_joints for name in robot.joint_names])
+    rows = []
+    for k in range(args.videos):
+        seed = args.first_seed + k
+        q = smooth_motion(robot, args.frames, 1 / args.fps, seed)
+        look = Look.plain() if args.look == "plain" else Look.random(seed)
+        with World(robot, seed=seed, look=look) as world:
+            video = torch.from_numpy(world.render_video(q, camera).rgb.copy())
+        rows.append(one_video(idm, video, q, args, moving) | {"seed": seed})
+        print(json.dumps({k: v for k, v in rows[-1].items() if not isinstance(v, list)}), file=sys.stderr, flush=True)
+    print(json.dumps(summary(rows, robot, args), indent=2))
+
+
+def one_video(idm: JacobianIDM, video: torch.Tensor, q: np.ndarray, args: argparse.Namespace, moving: np.ndarray) -> dict:
+    started = time.perf_counter()
+    tracked = idm.decode(video, q0=q[0], fps=args.fps)
+    seconds = (time.perf_counter() - started) / (len(video) - 1)
+    delta = np.diff(q, axis=0)
+    tracked_error = np.abs(tracked.delta_q.numpy() - delta)
+    chosen = np.linspace(0, len(q) - 2, args.true_pose_steps).astype(int)
+    true_error = np.stack(
+        [
+            np.abs(idm.decode(video[t : t + 2], q0=q[t], fps=args.fps).delta_q[0].numpy() - delta[t])
+            for t in chosen
+        ]
+    )
+    position = tracked.position.numpy()
+    tip_mm, reprojection = geometry_error(idm, position, q)
+    return {
+        "nve_tracked": ratio(tracked_error[:, moving], delta[:, moving]),
+        "nve_true_pose": ratio(true_error[:, moving], delta[chosen][:, moving]),
+        "tracked_error": tracked_error.mean(0).tolist(),
+        "true_error": true_error.mean(0).tolist(),
+        "step": np.abs(delta).mean(0).tolist(),
+        "step_true": np.abs(delta[chosen]).mean(0).tolist(),
+        "position_error_end": float(np.abs(position[-1] - q[-1])[moving].mean()),
+        "position_error_mean": float(np.abs(position - q)[:, moving].mean()),
+        "tip_mm": tip_mm,
+        "reprojection_px": reprojection,
+        "within_2_std": float((np.abs(position - q)[1:] <= 2 * tracked.position_std.numpy()[1:])[:, moving].mean()),
+        "seconds_per_frame": seconds,
+    }
+
+
+def ratio(error: np.ndarray, truth: np.ndarray) -> float:
+    """NVE: mean |error| / mean |delta_q|."""
+    return float(error.mean() / np.abs(truth).mean())
+
+
+def geometry_error(idm: JacobianIDM, position: np.ndarray, q: np.ndarray) -> tuple[float, float]:
+    """Mean end-effector error [mm] and mean re-projection error of the surface [px] over the tracked video."""
+    robot = idm.embodiment
+    kinematics = Kinematics.from_embodiment(robot)
+    tips = [robot.model.link_index(name) for name in robot.tip_links]
+    both = torch.from_numpy(np.stack([position.astype(np.float64), q]))
+    poses = kinematics.link_poses(both)[..., tips, :3, 3]
+    surface = [idm.field.at(x).surface() for x in both]
+    seen = surface[1].visible
+    px = (surface[0].points - surface[1].points).norm(dim=-1)[seen].mean()
+    return float((poses[0] - poses[1]).norm(dim=-1).mean() * 1000), float(px)
+
+
+def summary(rows: list[dict], robot: Embodiment, args: argparse.Namespace) -> dict:
+    def mean(key: str) -> np.ndarray:
+        return np.mean([row[key] for row in rows], axis=0)
+
+    per_joint = {
+        name: {"true_pose": round(float(a), 3), "tracked": round(float(b), 3)}
+        for name, a, b in zip(
+            robot.joint_names, mean("true_error") / mean("step_true"), mean("tracked_error") / mean("step"), strict=True
+        )
+    }
+    moving = np.array([name not in robot.gripper_joints for name in robot.joint_names])
+    return {
+        "benchmark": "picture_decode",
+        **vars(args),
+        "nve_true_pose": float(mean("true_error")[moving].mean() / mean("step_true")[moving].mean()),
+        "nve_tracked": float(mean("tracked_error")[moving].mean() / mean("step")[moving].mean()),
+        "nve_true_pose_median_video": float(np.median([row["nve_true_pose"] for row in rows])),
+        "nve_tracked_median_video": float(np.median([row["nve_tracked"] for row in rows])),
+        "per_joint": per_joint,
+        "mean_step_rad": float(mean("step")[moving].mean()),
+        **{
+            key: float(mean(key))
+            for key in (
+                "position_error_mean",
+                "position_error_end",
+                "tip_mm",
+                "reprojection_px",
+                "within_2_std",
+                "seconds_per_frame",
+            )
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
