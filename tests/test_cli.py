@@ -286,7 +286,7 @@ def test_doctor_knows_the_declared_dependencies():
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("pybullet", reason="the demo renders with PyBullet: extra sim")
     out = tmp_path_factory.mktemp("demo")
-    assert cli.main(["demo", "--embodiment", "planar_finger_2", "--frames", "8", "--out", str(out), "--traceback"]) == 0
+    assert cli.main(["demo", "--embodiment", "planar_finger_2", "--frames", "5", "--out", str(out), "--traceback"]) == 0
     return out
 
 
@@ -297,10 +297,10 @@ def test_demo_leaves_numbers_and_pictures(demo: Path):
     names = {"input.mp4", "overlay.mp4", "plot.png", "errors.csv", "motion.npz", "motion.csv", "truth.npy", "summary.json"}
     assert {path.name for path in demo.iterdir()} == names
     motion, truth = JointMotion.load(demo / "motion.npz"), np.load(demo / "truth.npy")
-    assert motion.position.shape == truth.shape == (8, 2)
-    assert len(read_video(demo / "overlay.mp4")) == 7
+    assert motion.position.shape == truth.shape == (5, 2)
+    assert len(read_video(demo / "overlay.mp4")) == 4
     summary = json.loads((demo / "summary.json").read_text(), parse_constant=pytest.fail)
-    assert summary["frames"] == 8 and summary["embodiment"] == "planar_finger_2"
+    assert summary["frames"] == 5 and summary["embodiment"] == "planar_finger_2"
     with (demo / "errors.csv").open() as file:
         rows = {row["joint"]: row for row in csv.DictReader(file)}
     # The error table is recomputed here from the files, in another way than the program does.
