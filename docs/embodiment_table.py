@@ -1,6 +1,6 @@
 """Write the README's table of robots from the registry; a test fails when it is out of date.
 
-    python docs/embodiment_table.py            rewrites README.md
+python docs/embodiment_table.py            rewrites README.md
 """
 
 from __future__ import annotations

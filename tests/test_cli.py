@@ -37,9 +37,13 @@ def finger() -> Embodiment:
 # ---- what it loads ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", [["--help"], ["decode", "--help"], ["--version"], ["embodiments"], ["embodiments", "show", "panda"]])
+@pytest.mark.parametrize(
+    "line", [["--help"], ["decode", "--help"], ["--version"], ["embodiments"], ["embodiments", "show", "panda"]]
+)
 def test_answers_without_torch(line: list[str]):
-    program = f"import sys; from jidm.cli import main; code = main({line!r}); assert code == 0; print('torch' in sys.modules)"
+    program = (
+        f"import sys; from jidm.cli import main; code = main({line!r}); assert code == 0; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout.strip().endswith("False"), done.stderr
 
@@ -145,7 +149,11 @@ def test_reader_that_goes_away_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "jidm.cli", "embodiments"], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
+        [sys.executable, "-m", "jidm.cli", "embodiments"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
@@ -230,7 +238,13 @@ def test_show_says_everything(capsys: pytest.CaptureFixture[str]):
     robot = Embodiment.load("panda")
     assert cli.main(["embodiments", "show", "panda"]) == 0
     text = capsys.readouterr().out
-    for word in (*robot.joint_names, *robot.tip_links, robot.content_hash, robot.licence, "panda_finger_joint2 = 1 * panda"):
+    for word in (
+        *robot.joint_names,
+        *robot.tip_links,
+        robot.content_hash,
+        robot.licence,
+        "panda_finger_joint2 = 1 * panda",
+    ):
         assert word in text
     assert cli.main(["embodiments", "show", "panda", "--json"]) == 0
     data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
@@ -258,8 +272,14 @@ def test_doctor_tells_ok_from_broken_from_crashed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_doctor_names_what_to_install():
-    found = doctor.missing({"core": {"torch": None, "numpy": "2"}, "serve": {"msgpack": None}, "pytorch3d": {"pytorch3d": None}})
-    assert [(f.what, f.status) for f in found] == [("torch", "broken"), ("msgpack", "missing"), ("pytorch3d", "missing")]
+    found = doctor.missing(
+        {"core": {"torch": None, "numpy": "2"}, "serve": {"msgpack": None}, "pytorch3d": {"pytorch3d": None}}
+    )
+    assert [(f.what, f.status) for f in found] == [
+        ("torch", "broken"),
+        ("msgpack", "missing"),
+        ("pytorch3d", "missing"),
+    ]
     assert "pip install 'jidm[serve]'" in found[1].detail and "build it from its source" in found[2].detail
 
 
@@ -294,7 +314,16 @@ def test_demo_leaves_numbers_and_pictures(demo: Path):
     from jidm.joint_motion import JointMotion
     from jidm.motion.video import read_video
 
-    names = {"input.mp4", "overlay.mp4", "plot.png", "errors.csv", "motion.npz", "motion.csv", "truth.npy", "summary.json"}
+    names = {
+        "input.mp4",
+        "overlay.mp4",
+        "plot.png",
+        "errors.csv",
+        "motion.npz",
+        "motion.csv",
+        "truth.npy",
+        "summary.json",
+    }
     assert {path.name for path in demo.iterdir()} == names
     motion, truth = JointMotion.load(demo / "motion.npz"), np.load(demo / "truth.npy")
     assert motion.position.shape == truth.shape == (5, 2)

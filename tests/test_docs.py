@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,7 +31,7 @@ def rendered(tmp_path: Path) -> Path:
     camera.save(tmp_path / "camera.json")
     with World(robot, supersample=1) as world:
         pictures = [world.render(q, camera).rgb for q in smooth_motion(robot, 3, 1 / 16, seed=0, start=robot.home)]
-    write_video(tmp_path / "robot.mp4", np.stack(pictures), 16)
+    write_video(tmp_path / "robot.mp4", iter(pictures), 16)
     return tmp_path
 
 
@@ -88,7 +87,9 @@ def test_benchmark_commands_exist():
 
 def test_every_room_is_on_the_map():
     map_ = (REPOSITORY / "docs/architecture.md").read_text()
-    rooms = {p.stem for p in (REPOSITORY / "jidm").iterdir() if not p.name.startswith(("_", ".")) and p.suffix in ("", ".py")}
+    rooms = {
+        p.stem for p in (REPOSITORY / "jidm").iterdir() if not p.name.startswith(("_", ".")) and p.suffix in ("", ".py")
+    }
     assert {room for room in rooms if f"`{room}`" not in map_} == set()
 
 

@@ -85,7 +85,10 @@ def test_plot_shades_what_must_not_be_trusted(motion: JointMotion):
     axes = np.array(draw_motion(motion).axes).reshape(2, 2)
     shades = [[sorted(round(p.get_x(), 6) for p in axis.patches) for axis in row] for row in axes]
     assert shades == [[[0.2], [0.2]], [[0.2, 0.4], [0.2, 0.4]]]  # step 2 for all, step 4 for the second joint
-    assert not any(axis.patches for axis in draw_motion(replace(motion, valid=motion.valid | True, observable=motion.observable | True)).axes)
+    assert not any(
+        axis.patches
+        for axis in draw_motion(replace(motion, valid=motion.valid | True, observable=motion.observable | True)).axes
+    )
 
 
 def test_a_blind_joint_does_not_flatten_its_curve(motion: JointMotion):
@@ -123,7 +126,9 @@ def test_batches_and_wrong_truth_are_refused(motion: JointMotion, field: Analyti
 
 def test_flow_colours_show_direction_and_speed():
     def colour(u: float, v: float) -> np.ndarray:
-        return overlay.flow_colours(torch.tensor([float(u), float(v)])[:, None, None].expand(2, 3, 3), 4.0)[1, 1].astype(int)
+        return overlay.flow_colours(torch.tensor([float(u), float(v)])[:, None, None].expand(2, 3, 3), 4.0)[
+            1, 1
+        ].astype(int)
 
     np.testing.assert_array_equal(colour(0, 0), [255, 255, 255])
     np.testing.assert_array_equal(colour(4, 0), [255, 0, 0])
