@@ -22,9 +22,7 @@ from jidm.errors import MissingExtraError, UrdfError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _LEVELS = 4
 """A package folder is looked for this many levels above the file that names it."""
-_BESIDE_MESHES = frozenset(
-    {"urdf", "urdfs", "robot", "robots", "model", "models", "xml", "description", "xacro", "sdf"}
-)
+_BESIDE_MESHES = frozenset({"urdf", "urdfs", "robots", "xacro", "xml"})
 """Folders that by custom hold URDFs beside `meshes/`; from these alone may `../meshes` be followed unasked."""
 
 
@@ -43,6 +41,9 @@ class MeshLocator:
 
     def __init__(self, roots: Sequence[str | Path] = ()) -> None:
         self.roots = tuple(_real(Path(root)) for root in roots)
+        # A robot has hundreds of meshes in a few folders; looking at those once is enough.
+        self._own: dict[Path, tuple[Path, ...]] = {}
+        self._packages: dict[tuple[str, Path | None], list[tuple[Path, tuple[Path, ...]]]] = {}
 
     def resolve(self, reference: str, urdf_dir: str | Path | None) -> Path | None:
         """The file a reference names, symbolic links resolved; None if there is no such file where one may be.
@@ -76,13 +77,12 @@ class MeshLocator:
             raise UrdfError(
                 f"mesh {reference!r} is not a file: nothing is loaded from the network; download it and name the file"
             )
-        allowed = [*self.roots, *(_own_folders(home) if home else [])]
+        allowed = (*self.roots, *self._own_folders(home))
         if reading.startswith("/"):
             return _first_inside([(Path(reading), allowed)], reference)
         starts = [*([home] if home else []), *self.roots]
         if not starts:  # nowhere to look, but what leads out of any usual layout is refused all the same
-            starts = [Path("/robot/urdf")]
-            allowed = [Path("/robot")]
+            starts, allowed = [Path("/robot/urdf")], (Path("/robot"),)
         return _first_inside([(start / reading, allowed) for start in starts], reference)
 
     def _in_package(self, rest: str, reference: str, home: Path | None) -> Path | None:
@@ -91,16 +91,32 @@ class MeshLocator:
             raise UrdfError(f"mesh {reference!r} must read package://<package>/<path>; name a file in a package")
         if ".." in os.path.normpath(inside).split("/") or inside.startswith("/"):
             raise UrdfError(f"mesh {reference!r} leads outside its package; write package://<its package>/<path>")
-        folders = [root / package for root in self.roots]
-        folders += [root for root in self.roots if root.name == package]
-        folders += [folder / package for folder in (_own_folders(home) if home else ())]
+        if (package, home) not in self._packages:
+            self._packages[package, home] = [(f, self._allowed(f)) for f in self._package_folders(package, home)]
+        folders = self._packages[package, home]
+        return _first_inside([(folder / inside, allowed) for folder, allowed in folders], reference)
+
+    def _package_folders(self, package: str, home: Path | None) -> Iterator[Path]:
+        """Where the folder of a package may be, best first; most of them do not exist."""
+        yield from (root / package for root in self.roots)
+        yield from (root for root in self.roots if root.name == package)
+        yield from (folder / package for folder in self._own_folders(home))
         for ancestor in _ancestors(home) if home else ():
             if ancestor.name == package:
-                folders.append(ancestor)
-            elif (ancestor / package / "package.xml").is_file() and _real(ancestor / package).parent == ancestor:
-                folders.append(ancestor / package)
+                yield ancestor
+            elif (ancestor / package / "package.xml").is_file():
+                yield ancestor / package
+
+    def _allowed(self, folder: Path) -> tuple[Path, ...]:
         # A package folder that is a link elsewhere brings in nothing but what the roots allow anyway.
-        return _first_inside([(f / inside, [*self.roots, *([f] if _real(f) == f else [])]) for f in folders], reference)
+        return (*self.roots, folder) if _real(folder) == folder else self.roots
+
+    def _own_folders(self, home: Path | None) -> tuple[Path, ...]:
+        if home is None:
+            return ()
+        if home not in self._own:
+            self._own[home] = tuple(_around(home))
+        return self._own[home]
 
 
 def _local_path(rest: str, reference: str) -> str:
@@ -113,7 +129,7 @@ def _local_path(rest: str, reference: str) -> str:
     return f"/{rest.lstrip('/')}"
 
 
-def _own_folders(home: Path) -> Iterator[Path]:
+def _around(home: Path) -> Iterator[Path]:
     """Folders a URDF in `home` may refer into without being asked."""
     yield home
     above = list(_ancestors(home))
