@@ -80,7 +80,7 @@ def forward_backward_weight(
     forward: Float[Tensor, "*batch 2 H W"],
     backward: Float[Tensor, "*batch 2 H W"],
     *,
-    sigma: float = 0.05,
+    sigma: float = 0.1,
     relative: float = 0.05,
 ) -> Float[Tensor, "*batch H W"]:
     """Confidence from the round trip: `1 / (1 + |f(x) + b(x + f(x))|^2 / s^2)`, 0 where x + f(x) leaves the frame.

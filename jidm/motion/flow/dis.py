@@ -23,9 +23,10 @@ class DisFlow:
     """OpenCV's dense inverse search (Kroeger et al. 2016), tuned for half-pixel work on white robot arms.
 
     The settings were chosen on rendered Panda video (320x240) and MuJoCo ALOHA video (640x480) with exact flow, by
-    the error of the joint steps a weighted least squares makes of the flow (mean |error| / mean |delta_q|). OpenCV's
-    medium preset with an even weight gives .49 and .61 there; these settings give .27 and .27, and half of the gain
-    is the weight: the round trip (forward_backward_weight) times the texture of the picture.
+    the error of the joint steps that a robust, weighted least squares makes of the flow (mean |error| / mean
+    |delta_q| at the true pose). OpenCV's medium preset with an even weight gives .33 and .61 there; these settings
+    give .20 and .28. On Panda the gain comes from the finest scale, on ALOHA from the weight: the round trip
+    (`forward_backward_weight`) times the texture of the picture.
 
     Attributes:
         patch_size: edge of a patch [px]; 12 is steadier at 640x480 and worse at 320x240.
