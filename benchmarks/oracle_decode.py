@@ -51,8 +51,12 @@ def main() -> None:
             torch.stack([torch.as_tensor(f.flow) for f in flows]).float(),
             torch.stack([torch.as_tensor(f.on_robot) for f in flows]).float(),
         )
-        motion = idm.decode(torch.from_numpy(video.rgb.copy()).double() / 255, q0=q[0], fps=args.fps,
-                            flow=Flow(flow.flow.double(), flow.weight.double()))
+        motion = idm.decode(
+            torch.from_numpy(video.rgb.copy()).double() / 255,
+            q0=q[0],
+            fps=args.fps,
+            flow=Flow(flow.flow.double(), flow.weight.double()),
+        )
         pose = judge.at(torch.from_numpy(q[:-1]))
         surface = pose.surface()
         equations = normal_equations(
@@ -61,8 +65,16 @@ def main() -> None:
         oracle = solve_normal_equations(equations, unit=unit, min_motion=UNSEEN_PX)
         totals.append(compare(motion, q, oracle.observable.numpy(), unit.numpy()))
         print(json.dumps(totals[-1]), flush=True)
-    print(json.dumps({"benchmark": "oracle_decode", **vars(args),
-                      **{key: float(np.nanmean([t[key] for t in totals])) for key in totals[0]}}, indent=2))
+    print(
+        json.dumps(
+            {
+                "benchmark": "oracle_decode",
+                **vars(args),
+                **{key: float(np.nanmean([t[key] for t in totals])) for key in totals[0]},
+            },
+            indent=2,
+        )
+    )
 
 
 def compare(motion, q: np.ndarray, seen: np.ndarray, unit: np.ndarray) -> dict[str, float]:  # type: ignore[no-untyped-def]

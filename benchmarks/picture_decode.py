@@ -49,7 +49,9 @@ def main() -> None:
     print(json.dumps(summary(rows, robot, args), indent=2))
 
 
-def one_video(idm: JacobianIDM, video: torch.Tensor, q: np.ndarray, args: argparse.Namespace, moving: np.ndarray) -> dict:
+def one_video(
+    idm: JacobianIDM, video: torch.Tensor, q: np.ndarray, args: argparse.Namespace, moving: np.ndarray
+) -> dict:
     started = time.perf_counter()
     tracked = idm.decode(video, q0=q[0], fps=args.fps)
     seconds = (time.perf_counter() - started) / (len(video) - 1)
@@ -57,10 +59,7 @@ def one_video(idm: JacobianIDM, video: torch.Tensor, q: np.ndarray, args: argpar
     tracked_error = np.abs(tracked.delta_q.numpy() - delta)
     chosen = np.linspace(0, len(q) - 2, args.true_pose_steps).astype(int)
     true_error = np.stack(
-        [
-            np.abs(idm.decode(video[t : t + 2], q0=q[t], fps=args.fps).delta_q[0].numpy() - delta[t])
-            for t in chosen
-        ]
+        [np.abs(idm.decode(video[t : t + 2], q0=q[t], fps=args.fps).delta_q[0].numpy() - delta[t]) for t in chosen]
     )
     position = tracked.position.numpy()
     tip_mm, reprojection = geometry_error(idm, position, q)

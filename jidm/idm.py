@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class JacobianIDM:
         options: of the tracking; the defaults suit most video.
         limits: which of the descriptor's limits hold inside the solve: "all" (position and speed), "position",
             "none". A sped-up or dreamt video may break speed limits; then say "position".
+        flow_side: where brightness refines the flow, larger pictures are reduced to this longer side for it [px].
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class JacobianIDM:
         *,
         options: TrackOptions | None = None,
         limits: str = "all",
+        flow_side: int = 320,
     ) -> None:
         if limits not in ("all", "position", "none"):
             raise InputError(f"limits must be 'all', 'position' or 'none', got {limits!r}")
@@ -59,6 +61,7 @@ class JacobianIDM:
         self.flow = flow
         self.options = options or TrackOptions()
         self.limits = limits
+        self.flow_side = flow_side
 
     @classmethod
     def from_embodiment(
@@ -79,7 +82,7 @@ class JacobianIDM:
             flow: "dis", "raft", or an estimator.
             points: surface points in use.
             seed: of the surface sampling.
-            options: `options` and `limits` of the constructor.
+            options: `options`, `limits` and `flow_side` of the constructor.
         """
         from jidm.robot.embodiment import Embodiment
 
@@ -136,15 +139,7 @@ class JacobianIDM:
             self._decode_one(iter(clip), iter(time), q, f, len(clip) if progress else None)
             for clip, q, f in zip(clips, start, flows, strict=True)
         ]
-        if not batch:
-            return motions[0]
-        joined = stack(motions)
-        arrays = {
-            k: v.reshape(*batch, *v.shape[1:])
-            for k, v in vars(joined).items()
-            if isinstance(v, Tensor) and k != "time"
-        }
-        return replace(joined, **arrays)
+        return stack(motions, batch) if batch else motions[0]
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -184,7 +179,13 @@ class JacobianIDM:
 
     def _flow_between(self, first: Tensor, second: Tensor, given: Flow | Tensor | None, k: int) -> Flow:
         if given is None:
-            return self.flow(first, second)
+            height, width = first.shape[-2:]
+            scale = self.flow_side / max(height, width)
+            if self.options.refine == "none" or scale >= 1:
+                return self.flow(first, second)
+            # Brightness does the measuring; the flow only has to start it and to tell what moved.
+            small = [_shrunk(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
+            return self.flow(small[0], small[1]).resized(height, width)
         if isinstance(given, Flow):
             return given[k]
         weight = given[k].isfinite().all(0).to(given.dtype)
@@ -217,7 +218,9 @@ class JacobianIDM:
     def _motion(self, q0: Tensor, clock: list[float], steps: list[TrackedStep]) -> JointMotion:
         time = torch.tensor(clock, dtype=torch.float64)
         delta_q = torch.stack([s.delta_q for s in steps])
-        covariances = torch.stack([torch.zeros_like(steps[0].position_covariance), *(s.position_covariance for s in steps)])
+        covariances = torch.stack(
+            [torch.zeros_like(steps[0].position_covariance), *(s.position_covariance for s in steps)]
+        )
         return JointMotion(
             joint_names=tuple(self.embodiment.joint_names),
             joint_types=tuple(self.embodiment.joint_types),
@@ -246,6 +249,7 @@ class JacobianIDM:
             "seed": getattr(self.field, "seed", None),
             "flow": type(self.flow).__name__,
             "limits": self.limits,
+            "flow_side": self.flow_side,
             "options": asdict(self.options),
             "camera": camera.to_dict() if camera is not None else None,
         }
@@ -322,6 +326,12 @@ def _split_flow(
         weight = flow.weight.reshape(count, *flow.weight.shape[len(batch) :])
         return [Flow(f, w) for f, w in zip(vectors.reshape(count, *expected[len(batch) :]), weight, strict=True)]
     return list(vectors.reshape(count, *expected[len(batch) :]))
+
+
+def _shrunk(frame: Float[Tensor, "3 H W"], height: int, width: int) -> Float[Tensor, "3 h w"]:
+    return torch.nn.functional.interpolate(
+        frame[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
+    )[0]
 
 
 def _with_progress(frames: Iterator[Tensor], total: int | None) -> Iterator[Tensor]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.errors import InputError
+from jidm.files import whole_file
 
 _TIMES = {"time": -1, "position": -2, "position_std": -2}  # fields with T entries, and the axis they lie on
 _STEPS = {  # fields with T - 1 entries
@@ -77,7 +77,7 @@ class JointMotion:
             raise InputError(f"frames {start}:{stop} of {self.frames} hold nothing")
         cut = {k: getattr(self, k).narrow(axis, start, stop - start) for k, axis in _TIMES.items()}
         cut |= {k: getattr(self, k).narrow(axis, start, stop - start - 1) for k, axis in _STEPS.items()}
-        return replace(self, **cut)
+        return _with(self, cut)
 
     def numpy(self) -> dict[str, np.ndarray]:
         """All numeric fields as NumPy arrays."""
@@ -88,7 +88,9 @@ class JointMotion:
         header = json.dumps(
             {"joint_names": self.joint_names, "joint_types": self.joint_types, "provenance": dict(self.provenance)}
         )
-        _write_whole(Path(path), lambda f: np.savez_compressed(f, header=np.array(header), **self.numpy()))
+        arrays: dict[str, Any] = {"header": np.array(header), **self.numpy()}
+        with whole_file(path) as temporary, open(temporary, "wb") as f:
+            np.savez_compressed(f, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> JointMotion:
@@ -115,30 +117,19 @@ class JointMotion:
         header += [f"position.{name}" for name in self.joint_names] + [f"velocity.{name}" for name in self.joint_names]
         header += ["residual_px", "valid"]
 
-        def write(f: Any) -> None:
-            import io
-
-            text = io.TextIOWrapper(f, encoding="utf-8", newline="", write_through=True)
-            table = csv.writer(text)
+        with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+            table = csv.writer(f)
             table.writerow(header)
             for k, time in enumerate(self.time.tolist()):
                 step = [*v[k], residual[k], int(valid[k])] if k < len(v) else [""] * (len(self.joint_names) + 2)
                 table.writerow([time, *p[k], *step])
-            text.detach()
-
-        _write_whole(Path(path), write)
 
 
-def stack(motions: list[JointMotion]) -> JointMotion:
-    """Motions of equally long videos of one robot as one batch."""
+def stack(motions: list[JointMotion], batch: torch.Size) -> JointMotion:
+    """Motions of equally long videos of one robot as one, with leading axes `batch`."""
     arrays = {k: torch.stack([getattr(m, k) for m in motions]) for k in (*_TIMES, *_STEPS) if k != "time"}
-    return replace(motions[0], **arrays)
+    return _with(motions[0], {k: v.reshape(*batch, *v.shape[1:]) for k, v in arrays.items()})
 
 
-def _write_whole(path: Path, write: Callable[[Any], None]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as f:
-        write(f)
-    os.replace(temporary, path)
-
-
+def _with(motion: JointMotion, arrays: dict[str, Any]) -> JointMotion:
+    return replace(motion, **arrays)

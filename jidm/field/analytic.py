@@ -68,9 +68,7 @@ class AnalyticField:
         poses = self.kinematics.link_poses(q)
         p_base = self.kinematics.move_points(poses, surface.link, surface.p_link)
         visible = self._visible(poses, surface, p_base)
-        head = Surface(
-            surface.link[: self.points], surface.p_link[: self.points], surface.normal_link[: self.points]
-        )
+        head = Surface(surface.link[: self.points], surface.p_link[: self.points], surface.normal_link[: self.points])
         return AnalyticPose(self, q, head, visible[..., : self.points])
 
     def dense(
@@ -119,7 +117,9 @@ class AnalyticField:
             candidates = drawn.nonzero()[:, 0]
             uv, depth = camera.project(p_base[candidates])
             hiding_uv, hiding_depth = camera.project(self.kinematics.move_points(poses, surface.link, surface.p_link))
-            free = not_hidden(uv, depth, hiding_uv, hiding_depth, **self._buffer)
+            free = not_hidden(
+                uv, depth, hiding_uv, hiding_depth, width=camera.width, height=camera.height, cell=self._cell
+            )
             return candidates[free]
 
     def contour(self, q: Float[Tensor, " n"], index: Int[Tensor, " K"]) -> ContourJacobian:
@@ -138,14 +138,9 @@ class AnalyticField:
         )
 
     @property
-    def _buffer(self) -> dict[str, float]:
-        """The z-buffer's grid."""
-        camera = self.camera
-        return {
-            "width": camera.width,
-            "height": camera.height,
-            "cell": max(camera.width, camera.height) / _BUFFER_CELLS,
-        }
+    def _cell(self) -> float:
+        """Edge of a z-buffer cell [px]."""
+        return max(self.camera.width, self.camera.height) / _BUFFER_CELLS
 
     def _visible(self, poses: Tensor, surface: Surface, p_base: Tensor) -> Bool[Tensor, "*batch N"]:
         camera = self.camera
@@ -154,7 +149,15 @@ class AnalyticField:
             to_camera = camera.position.to(p_base) - p_base
             cosine = (normal * to_camera).sum(-1) / to_camera.norm(dim=-1).clamp(min=1e-9)
             uv, depth = camera.project(p_base)
-            return visible_points(uv, depth, cosine, focal=float(camera.K[0, 0]), **self._buffer)
+            return visible_points(
+                uv,
+                depth,
+                cosine,
+                width=camera.width,
+                height=camera.height,
+                focal=float(camera.K[0, 0]),
+                cell=self._cell,
+            )
 
     def _image_jacobian(
         self, camera: Camera, poses: Tensor, p_base: Tensor, link: Int[Tensor, "*batch N"]

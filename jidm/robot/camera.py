@@ -7,7 +7,6 @@ optical axis has its principal point at ((W - 1) / 2, (H - 1) / 2).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import CameraError
+from jidm.files import whole_file
 
 # OpenGL cameras look along -z with y up; OpenCV cameras along +z with y down.
 _OPENGL_TO_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
@@ -134,7 +134,13 @@ class Camera:
 
     @classmethod
     def from_pybullet(
-        cls, view: Sequence[float], projection: Sequence[float], *, width: int, height: int, T_world_base: Tensor | None = None
+        cls,
+        view: Sequence[float],
+        projection: Sequence[float],
+        *,
+        width: int,
+        height: int,
+        T_world_base: Tensor | None = None,
     ) -> Camera:
         """Camera from PyBullet's column-major view and projection matrices (16 numbers each).
 
@@ -188,10 +194,8 @@ class Camera:
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON; the file appears whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:
         """Same camera on another device or dtype, arguments as for `Tensor.to`."""

@@ -146,7 +146,9 @@ class RobotModel:
         rows: dict[str, tuple[NDArray[np.float64], float]] = {}
 
         for name in by_name:
-            chain: dict[str, Mimic] = {}  # the mimics on the way to a joint that is known; a loop, as chains may be long
+            chain: dict[
+                str, Mimic
+            ] = {}  # the mimics on the way to a joint that is known; a loop, as chains may be long
             while name not in rows:
                 unit, mimic = np.zeros(len(actuated)), by_name[name].mimic
                 if name in chain:
@@ -188,10 +190,14 @@ def compose(name: str, parts: Mapping[str, tuple[RobotModel, NDArray[np.float64]
         def renamed(x: str, prefix: str = prefix) -> str:
             return f"{prefix}_{x}"
 
-        mount = Joint(renamed("mount"), "fixed", root, renamed(model.root), np.asarray(T_base_part, float), np.array([1.0, 0, 0]))
+        mount = Joint(
+            renamed("mount"), "fixed", root, renamed(model.root), np.asarray(T_base_part, float), np.array([1.0, 0, 0])
+        )
         joints.append(mount)
         links.extend(replace(link, name=renamed(link.name)) for link in model.links)
         for j in model.joints:
             mimic = replace(j.mimic, joint=renamed(j.mimic.joint)) if j.mimic else None
-            joints.append(replace(j, name=renamed(j.name), parent=renamed(j.parent), child=renamed(j.child), mimic=mimic))
+            joints.append(
+                replace(j, name=renamed(j.name), parent=renamed(j.parent), child=renamed(j.child), mimic=mimic)
+            )
     return RobotModel(name, tuple(links), tuple(joints))

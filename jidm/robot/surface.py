@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -169,12 +169,12 @@ def _load_mesh(path: Path, modified: float) -> trimesh.Trimesh:
     import trimesh
 
     try:
-        mesh = trimesh.load(path, force="mesh")
+        mesh: Any = trimesh.load(path, force="mesh")
     except ImportError as missing:
         raise MissingExtraError(f"reading the mesh {path.name}", str(missing.name or "pycollada"), "sim") from None
     except Exception as error:  # trimesh has no common error class
         raise EmbodimentError(f"cannot read mesh {path}: {error}") from None
-    return mesh
+    return cast("trimesh.Trimesh", mesh)
 
 
 def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:

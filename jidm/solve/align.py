@@ -21,6 +21,7 @@ class AlignOptions:
 
     Attributes:
         coarse_levels: coarsest first; each start is brought down these levels against the nearest reference alone.
+        coarse_points: points in use on the coarse levels; blurred pictures hold no more.
         fine_levels: then the best start is refined against all references and the outlines.
         reaches: search range for edges on each fine level [px].
         damping: relative to the mean diagonal, on the coarsest level; falls by `damping_decay` a level, so that
@@ -32,6 +33,7 @@ class AlignOptions:
     """
 
     coarse_levels: tuple[int, ...] = (4, 3, 2)
+    coarse_points: int = 500
     fine_levels: tuple[int, ...] = (1, 0)
     reaches: tuple[float, ...] = (4.0, 2.5)
     damping: float = 0.1
@@ -84,9 +86,10 @@ def align(
     problem = _Problem(pyramid, bounds, prior, options)
     best: tuple[float, Tensor] | None = None
     levels = [k for k in options.coarse_levels if k < len(pyramid)]
+    coarse = references[0].thinned(options.coarse_points)
     for start in starts:
-        q = problem.descend([BrightnessTerm(references[0], pyramid)], start, levels)
-        cost = BrightnessTerm(references[0], pyramid).cost(q, min(1, len(pyramid) - 1))
+        q = problem.descend([BrightnessTerm(coarse, pyramid)], start, levels)
+        cost = BrightnessTerm(coarse, pyramid).cost(q, min(1, len(pyramid) - 1))
         if best is None or cost < best[0]:
             best = cost, q
     if best is None:

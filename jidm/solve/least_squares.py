@@ -12,6 +12,7 @@ cond(J) above 1e3 in float32 give float64 input.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from enum import IntEnum
 from typing import Literal, TypeVar
 
@@ -328,9 +329,7 @@ def _accumulate(J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float
         matrix = matrix + (weighted @ x.transpose(-1, -2)).sum(1)
         vector = vector + (weighted @ f[:, :, part, None]).sum((1, 3))
     assert isinstance(matrix, Tensor) and isinstance(vector, Tensor)
-    return NormalEquations(
-        matrix, vector, (w[:, None] * f**2).sum((1, 2)), w.sum(-1), (w > 0).sum(-1).to(w.dtype)
-    )
+    return NormalEquations(matrix, vector, (w[:, None] * f**2).sum((1, 2)), w.sum(-1), (w > 0).sum(-1).to(w.dtype))
 
 
 def _residual(J: Tensor, f: Tensor, delta_q: Float[Tensor, "B n"]) -> Float[Tensor, "B P"]:
@@ -403,8 +402,8 @@ _Record = TypeVar("_Record", NormalEquations, Solution)
 
 def _unflatten(record: _Record, batch: torch.Size) -> _Record:
     """The same record with the flat batch axis of every field unfolded again."""
-    fields = {k: v.reshape((*batch, *v.shape[1:])) for k, v in vars(record).items()}
-    return type(record)(**fields)
+    fields: dict[str, Tensor] = {f.name: getattr(record, f.name) for f in dataclass_fields(record)}
+    return type(record)(**{name: x.reshape((*batch, *x.shape[1:])) for name, x in fields.items()})
 
 
 def _with_status(solution: Solution, where: Bool[Tensor, " B"], status: Status) -> Solution:

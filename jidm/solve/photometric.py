@@ -67,13 +67,19 @@ class Appearance:
 
     def seen_by(self, visible: Bool[Tensor, " M"]) -> Appearance:
         """Only the points that another pose of the same field shows as well."""
-        both = visible[self.index].nonzero()[:, 0]
+        return self._subset(visible[self.index].nonzero()[:, 0])
+
+    def thinned(self, most: int) -> Appearance:
+        """At most that many of the points, evenly (a field's points are in random order)."""
+        return self if len(self) <= most else self._subset(torch.arange(most, device=self.index.device))
+
+    def _subset(self, kept: Int[Tensor, " K"]) -> Appearance:
         return Appearance(
-            self.pose.keep(both),
-            self.index[both],
-            tuple(b[both] for b in self.brightness),
-            tuple(g[both] for g in self.gradient),
-            None if self.normals is None else self.normals[both],
+            self.pose.keep(kept),
+            self.index[kept],
+            tuple(b[kept] for b in self.brightness),
+            tuple(g[kept] for g in self.gradient),
+            None if self.normals is None else self.normals[kept],
         )
 
 
@@ -120,9 +126,7 @@ class BrightnessTerm:
         error = torch.where(self.pyramid.inside(surface.points), error, torch.full_like(error, 9.0))
         return float(error.clamp(max=9.0).mean()) if len(error) else 9.0
 
-    def _without_light(
-        self, row: Tensor, turned: Tensor, residual: Tensor, weight: Tensor, count: float
-    ) -> Quadratic:
+    def _without_light(self, row: Tensor, turned: Tensor, residual: Tensor, weight: Tensor, count: float) -> Quadratic:
         """Schur complement: the light takes what it can explain, the joints get the rest."""
         n = row.shape[-1]
         both = torch.cat([row, -turned], dim=-1)

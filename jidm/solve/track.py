@@ -6,7 +6,7 @@ tracker holds a handful of appearances, never the video.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -49,7 +49,7 @@ class TrackOptions:
     keyframe_turn: float = 0.05
     keyframe_reach: float = 0.25
     min_motion: float = 2.5
-    align: AlignOptions = AlignOptions()
+    align: AlignOptions = field(default_factory=AlignOptions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,14 @@ class PoseTracker:
         if self.options.refine == "photometric":
             self._remember(frame)
         return TrackedStep(
-            step if valid else torch.zeros_like(step), q, fused, covariance, residual, explained, by_flow.observable, valid
+            step if valid else torch.zeros_like(step),
+            q,
+            fused,
+            covariance,
+            residual,
+            explained,
+            by_flow.observable,
+            valid,
         )
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
