@@ -12,7 +12,6 @@ cond(J) above 1e3 in float32 give float64 input.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from enum import IntEnum
 from typing import Literal, TypeVar
 
@@ -397,13 +396,12 @@ def _flat(x: Tensor, batch: torch.Size, n: int) -> Tensor:
     return x.expand(*batch, n).reshape(-1, n)
 
 
-_Record = TypeVar("_Record", NormalEquations, Solution)
+_Record = TypeVar("_Record", bound="NormalEquations | Solution")
 
 
 def _unflatten(record: _Record, batch: torch.Size) -> _Record:
     """The same record with the flat batch axis of every field unfolded again."""
-    fields: dict[str, Tensor] = {f.name: getattr(record, f.name) for f in dataclass_fields(record)}
-    return type(record)(**{name: x.reshape((*batch, *x.shape[1:])) for name, x in fields.items()})
+    return type(record)(**{name: x.reshape((*batch, *x.shape[1:])) for name, x in vars(record).items()})
 
 
 def _with_status(solution: Solution, where: Bool[Tensor, " B"], status: Status) -> Solution:
