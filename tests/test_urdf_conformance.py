@@ -119,7 +119,7 @@ def test_writing_and_reading_again_gives_the_model_back(path: Path) -> None:
 def test_cut_off_anywhere_it_is_refused(path: Path) -> None:
     data = path.read_bytes().rstrip()
     for at in np.random.default_rng(2).integers(0, len(data), 4):
-        with pytest.raises(UrdfError, match="not well-formed XML|is empty"):
+        with pytest.raises(UrdfError, match=r"not well-formed XML|is empty"):
             parse_urdf(data[:at])
 
 

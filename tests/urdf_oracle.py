@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from jidm.robot.model import Joint, RobotModel, Shape
-
-REFUSED_BY_PIN = Exception  # pinocchio raises ValueError, RuntimeError or its own, by what is wrong
 
 
 def links_by_scipy(model: RobotModel, q: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
     """T_base_link (4, 4) of every link at joint values by name [rad or m]; joints not named stay at zero."""
-    from scipy.spatial.transform import Rotation
-
     poses = {model.root: np.eye(4)}
     for joint in model.joints:
         motion = np.eye(4)

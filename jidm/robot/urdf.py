@@ -53,14 +53,17 @@ def read_urdf(path: str | Path, *, mesh_roots: Sequence[str | Path] = ()) -> Rob
     path = Path(path)
     where = one_line(str(path))
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UrdfError(f"{where}: is not a file; name the URDF file itself")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe or a device could wait for ever
+        data = b""
+        if regular:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UrdfError(f"{where}: cannot be read ({error.strerror}); check the path") from None
     except ValueError:  # a zero byte in the path
         raise UrdfError(f"{where}: is no file name; check the path") from None
+    if not regular:
+        raise UrdfError(f"{where}: is not a file; name the URDF file itself")
     check_size(len(data), where)
     return parse_urdf(data, where=where, directory=path.parent, mesh_roots=mesh_roots)
 
