@@ -64,6 +64,16 @@ def test_the_material_is_there() -> None:
     assert all(any(path.as_posix().endswith(end) for path in FILES) for end in (*REFUSED, *ONLY_HERE))
 
 
+def test_the_page_of_the_docs_lists_what_is_refused() -> None:
+    """`python benchmarks/urdf_conformance.py --packages --markdown docs/urdf_conformance.md` writes it anew."""
+    page = (REPOSITORY / "docs" / "urdf_conformance.md").read_text(encoding="utf-8")
+    for kind in ("real", "edge"):
+        section = page.split(f"## Refused in `{kind}`")[1].split("## ")[0]
+        listed = {line.split("|")[1].strip() for line in section.splitlines() if ".urdf |" in line}
+        folder = material("urdf_conformance") / kind
+        assert listed == {x.relative_to(folder).as_posix() for x in FILES if x.is_relative_to(folder) and reason(x)}
+
+
 @pytest.mark.parametrize("path", [pytest.param(x, id=i) for x, i in zip(FILES, IDS, strict=True) if reason(x)])
 def test_faulty_files_are_refused_with_file_element_and_remedy(path: Path) -> None:
     with pytest.raises(UrdfError) as refusal:
