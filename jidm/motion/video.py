@@ -1,6 +1,7 @@
 """Video files and folders of images: read whole, read as a bounded stream, write.
 
-Decoding and encoding go through PyAV. Pictures leave as `(T, 3, H, W)` RGB, times as seconds from the container.
+Decoding and encoding go through PyAV. Missing and visibly damaged pictures are refused; damage that still decodes to
+a picture the codec does not mark cannot be told, and shows as motion no joint explains. Pictures leave as `(T, 3, H, W)` RGB, times as seconds from the container.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class DisFlow:
         variational_iterations: iterations of variational refinement per level; 0 loses a fifth in end-point error.
         smoothness: weight of smoothness in the refinement (OpenCV's alpha); 80 smears across joints.
         blur: standard deviation of the blur before matching [px]; tames the staircase of rendered edges.
-        texture: corner strength at which the weight is one half, in squared grey levels of 0..255 per px^2.
+        texture: corner strength at which the weight is one half, in squared grey levels of 0..255 per px^2; 0 = do not ask.
     """
 
     patch_size: int = 8
@@ -64,7 +64,9 @@ class DisFlow:
             forward[k] = self._match(a, b)[:, :height, :width]
             backward[k] = self._match(b, a)[:, :height, :width]
             texture[k] = torch.from_numpy(_corner_strength(greys[0][k]))
-        weight = forward_backward_weight(forward, backward) * texture / (texture + self.texture)
+        weight = forward_backward_weight(forward, backward)
+        if self.texture > 0:
+            weight = weight * texture / (texture + self.texture)
         weight = weight * finite[:, None, None]
         return Flow(
             forward.to(first).reshape(*batch, 2, height, width), weight.to(first).reshape(*batch, height, width)
