@@ -32,7 +32,7 @@ class Demo:
     camera: str = "front"
     """Camera of the robot."""
 
-    frames: int = 64
+    frames: int = 32
     """Length of the video."""
 
     fps: float = 16.0

@@ -179,7 +179,7 @@ def _write_overlay(decoded: Decoded, path: Path, draw: Any) -> None:
     from jidm.motion.video import open_video
     from jidm.view import write_overlay
 
-    field = AnalyticField(decoded.robot, decoded.camera, points=6000)
+    field = AnalyticField(decoded.robot, decoded.camera, points=12000)
     stream = open_video(decoded.video, fps=decoded.fps if decoded.video.is_dir() else None)
     write_overlay(path, stream, decoded.motion, field, DisFlow(), fps=decoded.fps, robot=draw, progress=True)
 
