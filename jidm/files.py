@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jidm.errors import InputError
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
@@ -14,8 +16,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never half of one, and a killed process leaves nothing under the name.
     The suffix is kept, because many writers choose their format by it.
+
+    Raises:
+        InputError: the folder does not exist.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written, the folder {path.parent} does not exist; make it first")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary

@@ -16,7 +16,8 @@ from torch import Tensor
 from jidm.errors import InputError, VideoError
 from jidm.field.analytic import AnalyticField
 from jidm.joint_motion import JointMotion, stack
-from jidm.motion.flow import Flow, FlowEstimator
+from jidm.motion.flow import Flow, FlowEstimator, PrecomputedFlow, TimedFlow, as_flow_estimator
+from jidm.motion.flow.base import clean
 from jidm.motion.layout import as_video
 from jidm.solve.track import JointLimits, PoseTracker, TrackedStep, TrackOptions
 
@@ -98,6 +99,8 @@ class JacobianIDM:
         q0: Sequence[float] | np.ndarray | Tensor,
         fps: float | None = None,
         flow: Flow | Tensor | None = None,
+        layout: str | None = None,
+        value_range: tuple[float, float] | None = None,
         progress: bool = False,
     ) -> JointMotion:
         """Joint motion of a video.
@@ -107,7 +110,9 @@ class JacobianIDM:
                 any layout `as_video` takes, with any batch shape.
             q0: (n,) or (*batch, n) joint positions in the first frame [rad or m].
             fps: frames a second; taken from the file where not given. Needed for arrays.
-            flow: (*batch, T-1, 2, H, W) measured elsewhere, used in place of the estimator [px].
+            flow: (*batch, T-1, 2, H, W) measured elsewhere, used in place of the estimator [px]. After a frame that
+                shows nothing the estimator is asked all the same: no flow given spans the gap.
+            layout, value_range: as for `as_video`, where an array's own shape and values leave a choice.
             progress: show a progress bar.
 
         Returns:
@@ -127,11 +132,15 @@ class JacobianIDM:
         if not start.isfinite().all():
             raise InputError("q0 holds NaN or infinity; give the joint positions of the first frame")
         if isinstance(video, (str, Path)):
+            if start.dim() != 1:
+                raise InputError(f"q0 must be ({self.embodiment.n},) for one file, got shape {tuple(start.shape)}")
             frames, times, length = _stream(video, fps)
             return self._decode_one(frames, times, start, flow, length if progress else None)
-        tensor = as_video(getattr(video, "frames", video), min_frames=2)
+        tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
         time = _times(video, fps, tensor.shape[-4])
         batch = tensor.shape[:-4]
+        if not _expands(start.shape[:-1], batch):
+            raise InputError(f"q0 of shape {tuple(start.shape)} does not fit a video with batch shape {tuple(batch)}")
         start = start.expand(*batch, self.embodiment.n).reshape(-1, self.embodiment.n)
         clips = tensor.reshape(-1, *tensor.shape[-4:])
         flows = _split_flow(flow, batch, tensor.shape)
@@ -162,7 +171,7 @@ class JacobianIDM:
         tracker.start(first, q)
         clock = [next(times)]
         steps: list[TrackedStep] = []
-        good = first
+        good, good_index = first, 0
         for k, frame in enumerate(_with_progress(frames, progress_total)):
             clock.append(next(times))
             dt = clock[-1] - clock[-2]
@@ -171,25 +180,34 @@ class JacobianIDM:
             if not frame.isfinite().all():
                 steps.append(tracker.skip(dt))
                 continue
-            steps.append(tracker.step(frame, dt, self._flow_between(good, frame, flow, k)))
-            good = frame
+            steps.append(tracker.step(frame, dt, self._flow_between(good, frame, flow, good_index, k + 1)))
+            good, good_index = frame, k + 1
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
         return self._motion(q, clock, steps)
 
-    def _flow_between(self, first: Tensor, second: Tensor, given: Flow | Tensor | None, k: int) -> Flow:
-        if given is None:
-            height, width = first.shape[-2:]
+    def _flow_between(self, first: Tensor, second: Tensor, given: Flow | Tensor | None, start: int, stop: int) -> Flow:
+        """Flow between frames number `start` and `stop`; a flow given for single steps says nothing across a gap."""
+        height, width = first.shape[-2:]
+        if given is None or stop > start + 1:
+            if isinstance(self.flow, PrecomputedFlow) and stop > start + 1:
+                return Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0]))
+            if isinstance(self.flow, TimedFlow):
+                return self.flow.between(first, second, start, stop)
             scale = self.flow_side / max(height, width)
             if self.options.refine == "none" or scale >= 1:
                 return self.flow(first, second)
             # Brightness does the measuring; the flow only has to start it and to tell what moved.
             small = [_shrunk(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
             return self.flow(small[0], small[1]).resized(height, width)
+        vectors = given.flow if isinstance(given, Flow) else given
+        if vectors.dim() != 4 or start >= len(vectors) or vectors.shape[1:] != (2, height, width):
+            raise InputError(
+                f"flow must be (T-1, 2, {height}, {width}) for this video, got {tuple(vectors.shape)} at step {start}"
+            )
         if isinstance(given, Flow):
-            return given[k]
-        weight = given[k].isfinite().all(0).to(given.dtype)
-        return Flow(given[k].nan_to_num(0.0, 0.0, 0.0), weight)
+            return given[start]
+        return clean(given[start], torch.ones_like(given[start, 0]))
 
     def _check_size(self, frame: Tensor) -> None:
         """The field's pixels must be the video's: the camera is resampled to the video where the aspect is the same."""
@@ -267,18 +285,12 @@ def _camera(robot: Embodiment, camera: str | Path | Camera) -> Camera:
     return robot.camera(str(camera))  # raises with the known names
 
 
-def _flow_estimator(flow: str | FlowEstimator) -> FlowEstimator:
-    if not isinstance(flow, str):
-        return flow
-    if flow == "dis":
-        from jidm.motion.flow import DisFlow
-
-        return DisFlow()
+def _flow_estimator(flow: Any) -> FlowEstimator:
     if flow == "raft":
         from jidm.motion.flow import RaftFlow
 
         return RaftFlow()
-    raise InputError(f"unknown flow '{flow}': 'dis', 'raft' or a FlowEstimator")
+    return as_flow_estimator(flow)
 
 
 def _stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], Iterator[float], int | None]:
@@ -310,6 +322,11 @@ def _times(video: Any, fps: float | None, length: int) -> list[float]:
     if time is None:
         raise VideoError("frames without a clock: pass fps= (frames a second), velocities need it")
     return [float(t) for t in time]
+
+
+def _expands(shape: torch.Size, batch: torch.Size) -> bool:
+    """Whether values of this batch shape serve a video of that one."""
+    return len(shape) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(batch)))
 
 
 def _split_flow(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,14 +96,20 @@ class JointMotion:
 
     @classmethod
     def load(cls, path: str | Path) -> JointMotion:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; nothing in the file is ever executed.
+
+        Raises:
+            InputError: the file is absent, damaged, or another kind of file.
+        """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with open(path, "rb") as f, np.lib.npyio.NpzFile(f, allow_pickle=False) as data:
                 header = json.loads(str(data["header"]))
                 arrays = {k: torch.from_numpy(data[k]) for k in (*_TIMES, *_STEPS)}
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is not a joint motion written by JointMotion.save: {error}") from None
-        names, types = tuple(header["joint_names"]), tuple(header["joint_types"])
+            names, types = tuple(header["joint_names"]), tuple(header["joint_types"])
+            _check_shapes(arrays, len(names))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{path} is not a joint motion written by JointMotion.save: {reason}") from None
         return cls(names, types, provenance=header["provenance"], **arrays)
 
     def to_csv(self, path: str | Path) -> None:
@@ -123,6 +131,19 @@ class JointMotion:
             for k, time in enumerate(self.time.tolist()):
                 step = [*v[k], residual[k], int(valid[k])] if k < len(v) else [""] * (len(self.joint_names) + 2)
                 table.writerow([time, *p[k], *step])
+
+
+def _check_shapes(arrays: Mapping[str, Tensor], n: int) -> None:
+    *batch, T, joints = arrays["position"].shape
+    if joints != n or arrays["time"].shape != (T,):
+        raise ValueError(
+            f"{n} joint names, position {tuple(arrays['position'].shape)}, time {tuple(arrays['time'].shape)}"
+        )
+    for key, axis in (_TIMES | _STEPS).items():
+        length = T if key in _TIMES else T - 1
+        expected = (length,) if key == "time" else (*batch, length, *[n] * (-1 - axis))
+        if arrays[key].shape != expected:
+            raise ValueError(f"{key} is {tuple(arrays[key].shape)}, expected {expected}")
 
 
 def stack(motions: list[JointMotion], batch: torch.Size) -> JointMotion:
