@@ -11,7 +11,7 @@ cond(J) above 1e3 in float32 give float64 input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, TypeVar
 
@@ -20,14 +20,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jidm.errors import InputError
+from jidm.solve.bounded import bounded_solve
 
 # Pixels a pass: small enough that the weighted copy of J stays in the processor's cache (J is then read once).
 _CHUNK = 4096
-# The residual scale (a median) is taken over at most about this many pixels.
+# The residual scale (a median) is taken over all pixels that have weight, or over at least this many of them.
 _MEDIAN_SAMPLES = 4096
 _RAYLEIGH_MEDIAN = 1.17741  # median length of a 2-vector with unit normal components
 _TUKEY = 4.685  # 95 % efficiency at the normal distribution (Huber 1981)
 _CAUCHY = 2.385  # likewise
+# Re-weighting shortens residuals. At normal noise a weighted residual variance times this is the variance to multiply
+# inv(J'WJ) with: (E[w^2 t^2] / E[w + w' t / 2]^2) E[w]^2 / E[w t^2] for a Rayleigh distributed length t.
+_VARIANCE_FACTOR = {"tukey": 1.0935, "cauchy": 1.0209}
+
+
+Layout = Literal["dense", "points"]
 
 
 class Status(IntEnum):
@@ -51,7 +58,7 @@ class NormalEquations:
         vector: (*batch, n) sum of w J'f [px^2 per unit].
         energy: (*batch,) sum of w |f|^2 [px^2].
         total_weight: (*batch,) sum of w.
-        count: (*batch,) number of pixels with w > 0.
+        count: (*batch,) number of pixels with w > 0; after robust re-weighting, what they are worth.
     """
 
     matrix: Float[Tensor, "*batch n n"]
@@ -112,18 +119,35 @@ class Solution:
         return self.status <= Status.UNOBSERVABLE
 
 
-def normal_equations(jacobian: Tensor, flow: Tensor, weight: Tensor | None = None) -> NormalEquations:
+def normal_equations(
+    jacobian: Tensor, flow: Tensor, weight: Tensor | None = None, *, layout: Layout | None = None
+) -> NormalEquations:
     """Build the least-squares problem in one pass over the field.
 
     Args:
         jacobian: dense (*batch, 2, n, H, W) or at points (*batch, N, 2, n) [px per rad or m].
         flow: (*batch, 2, H, W) or (*batch, N, 2) [px].
-        weight: (*batch, H, W) or (*batch, N), non-negative; 0 = ignore, also a NaN flow there. All 1 if not given.
+        weight: (*batch, H, W) or (*batch, N), non-negative; 0 = ignore, also a NaN flow there (but not a NaN
+            Jacobian). All 1 if not given.
+        layout: "dense" or "points"; read off the shapes if not given. Only 2x2 pixels of a 2-joint robot fit both.
 
-    Dense input is told from points by its number of dimensions relative to `flow`.
+    Returns:
+        The sums; NaN for items of the batch that hold a NaN or an infinity, which spoil nothing else.
+
+    Raises:
+        InputError: shapes do not fit together or fit both layouts, or a weight is negative.
     """
-    batch, J, f, w = _as_rows(jacobian, flow, weight)
-    return _unflatten(_accumulate(J, f, w), batch)
+    batch, J, f, w = _as_rows(jacobian, flow, weight, layout)
+    *_, bad, equations = _finite_items(J, f, w)
+    if bad.any():
+        nan = torch.full_like(equations.energy, torch.nan)
+        equations = replace(
+            equations,
+            matrix=torch.where(bad[:, None, None], nan[:, None, None], equations.matrix),
+            vector=torch.where(bad[:, None], nan[:, None], equations.vector),
+            energy=torch.where(bad, nan, equations.energy),
+        )
+    return _unflatten(equations, batch)
 
 
 def solve_normal_equations(
@@ -140,54 +164,55 @@ def solve_normal_equations(
 
     Args:
         ridge: damping relative to the mean diagonal of J'WJ (in `unit`s), so the answer does not depend on how many
-            pixels there are or how weights are scaled.
+            pixels there are or how weights are scaled. Pulls to the prior's mean, or to zero without a prior.
         unit: (n,) a typical motion of each joint, to compare rad with m; 1 if not given.
-        bounds: lower and upper bound of delta_q, applied inside the solve (`joint_bounds` makes them).
+        bounds: lower and upper bound of delta_q, applied inside the solve (`joint_bounds` makes them). They do not
+            narrow the covariance.
         prior: Gaussian prior on the step.
         min_motion: a joint is observable if moving it by its `unit` moves the image by this much [px rms over the
             weighted pixels] in a way the other joints cannot imitate.
         correlated_pixels: how many neighbouring pixels share one flow error; scales the covariance.
+
+    Raises:
+        InputError: a lower bound is above its upper bound, or a unit or the prior's deviation is not positive.
     """
-    out = equations.vector.dtype
-    A, g = equations.matrix.double(), equations.vector.double()
-    energy, total, count = equations.energy.double(), equations.total_weight.double(), equations.count.double()
-    n = g.shape[-1]
-    finite = A.isfinite().flatten(-2).all(-1) & g.isfinite().all(-1) & energy.isfinite() & total.isfinite()
-    usable = finite & (total > 0)
-    A = torch.where(usable[..., None, None], A, torch.zeros_like(A))
-    g = torch.where(usable[..., None], g, torch.zeros_like(g))
-    energy, total = (torch.where(usable, x, torch.zeros_like(x)) for x in (energy, total))
-    count = torch.where(usable, count, torch.zeros_like(count))
-
-    unit = torch.ones(n, dtype=A.dtype, device=A.device) if unit is None else unit.to(A)
+    out, shape = equations.vector.dtype, equations.vector.shape
+    A, g, energy, total, count, finite = _usable(equations)
+    unit = torch.ones(shape[-1], dtype=A.dtype, device=A.device) if unit is None else unit.to(A)
+    _check_problem(unit, bounds, prior)
     A, g = A * unit[:, None] * unit, g * unit  # from here on joints are counted in units
-    eye = torch.eye(n, dtype=A.dtype, device=A.device)
-    mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    # The absolute term only keeps an all-zero problem regular; its answer is zero (or the prior's mean).
-    damped = A + (ridge * mean_diagonal + torch.finfo(A.dtype).tiny ** 0.5) * eye
-    if prior is not None:
-        stiffness = (prior.flow_std * unit / prior.std.to(A)) ** 2
-        damped, g = damped + torch.diag_embed(stiffness.expand_as(g)), g + stiffness * prior.mean.to(A) / unit
-    lower, upper = (None, None) if bounds is None else (b.to(A) / unit for b in bounds)
-    x, at_bound = bounded_solve(damped, g, lower, upper)
+    mean, stiffness, lower, upper, known = _in_units(g, unit, bounds, prior)
+    finite = finite & known
+    usable = finite & (total > 0)
+    eye = torch.eye(shape[-1], dtype=A.dtype, device=A.device)
+    mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
+    # Without any motion in J the answer is zero (or the prior's mean); the 1 only keeps that problem regular, and its
+    # gradients finite.
+    scale = torch.where(mean_diagonal > 0, mean_diagonal, torch.ones_like(mean_diagonal))
+    # Sums of squares are rounded, so duplicate columns need this much damping in any case to stay a regular problem.
+    floor = max(1e-12, 4 * torch.finfo(out).eps) * scale
+    pull = torch.maximum(ridge * scale, floor) + stiffness
+    x, at_bound = bounded_solve(A + torch.diag_embed(pull.expand_as(g)), g + pull * mean, lower, upper)
 
-    # `g` may hold the prior's pull, so the residual is taken from the data terms alone.
-    data_vector = equations.vector.double() * unit
-    data_vector = torch.where(usable[..., None], data_vector, torch.zeros_like(data_vector))
-    left = (energy - 2 * (x * data_vector).sum(-1) + torch.einsum("...i,...ij,...j->...", x, A, x)).clamp(min=0)
-    variance = left / (2 * count - n).clamp(min=1) * correlated_pixels
-    inverse = torch.linalg.inv(damped)
-    covariance = variance[..., None, None] * inverse * unit[:, None] * unit
-    covariance = torch.where(usable[..., None, None], covariance, torch.diag(torch.full_like(unit, torch.inf)))
-    motion = _independent_motion(A, total, mean_diagonal, eye)
+    left = (energy - 2 * (x * g).sum(-1) + torch.einsum("...i,...ij,...j->...", x, A, x)).clamp(min=0)
+    variance = left / (2 * count - shape[-1]).clamp(min=1) * correlated_pixels
+    inverse = torch.linalg.inv(A + floor[..., None] * eye)
+    motion = _independent_motion(inverse, total)
+    if prior is None:
+        spread = variance[..., None, None] * inverse
+    else:
+        inverse = torch.linalg.inv(A + torch.diag_embed(floor + stiffness))
+        noise = variance[..., None, None] * A + prior.flow_std**2 * torch.diag_embed(stiffness)
+        spread = inverse @ noise @ inverse
+    # A joint that only the floor holds in place may be anywhere.
+    reach = inverse.diagonal(dim1=-2, dim2=-1)
+    spread = _unknown_where((reach <= 0) | (reach > 0.1 / floor), spread)
     observable = (motion >= min_motion) & usable[..., None]
     status = torch.where(observable.all(-1), Status.OK, Status.UNOBSERVABLE)
     status = torch.where(finite & (total <= 0), int(Status.NO_DATA), status)
-    status = torch.where(finite, status, int(Status.NOT_FINITE))
-    delta_q = torch.where(finite[..., None], x * unit, torch.zeros_like(x))
-    return Solution(
-        delta_q=delta_q.to(out),
-        covariance=covariance.to(out),
+    solution = Solution(
+        delta_q=(x * unit).to(out),
+        covariance=(spread * unit[:, None] * unit).to(out),
         residual=(left / total.clamp(min=1e-30)).clamp(min=1e-30).sqrt().to(out) * (total > 0),
         explained=(1 - left / energy.clamp(min=1e-30)).clamp(0, 1).to(out) * usable,
         motion=(motion / unit).to(out),
@@ -195,6 +220,7 @@ def solve_normal_equations(
         at_bound=at_bound & usable[..., None],
         status=status,
     )
+    return _not_finite(solution, ~finite)
 
 
 def solve_flow(
@@ -210,11 +236,12 @@ def solve_flow(
     prior: Prior | None = None,
     min_motion: float = 2.0,
     correlated_pixels: float = 1.0,
+    layout: Layout | None = None,
 ) -> Solution:
     """Joint step that best explains a flow field.
 
     Args:
-        jacobian, flow, weight: as for `normal_equations`. Give weight 0 off the robot: those pixels say nothing about
+        jacobian, flow, weight, layout: as for `normal_equations`. Give weight 0 off the robot: those pixels say nothing about
             the joints but would drag the residual scale to zero.
         robust: re-weighting by the residual against its scale (MAD); "tukey" starts with Cauchy steps, which converge
             from anywhere, and ends with Tukey's biweight, which ignores outliers altogether. None = plain.
@@ -228,7 +255,7 @@ def solve_flow(
     """
     if robust not in (None, "tukey", "cauchy"):
         raise InputError(f"robust must be 'tukey', 'cauchy' or None, got {robust!r}")
-    batch, J, f, w = _as_rows(jacobian, flow, weight)
+    batch, J, f, w = _as_rows(jacobian, flow, weight, layout)
     flat_bounds = None if bounds is None else tuple(_flat(b, batch, J.shape[-2]) for b in bounds)
     flat_prior = prior and Prior(
         _flat(prior.mean, batch, J.shape[-2]), _flat(prior.std, batch, J.shape[-2]), prior.flow_std
@@ -245,24 +272,14 @@ def solve_flow(
             correlated_pixels=correlated_pixels,
         )
 
-    equations = _accumulate(J, f, w)
+    J, f, w, bad, equations = _finite_items(J, f, w)
     solution = solved(equations)
-    bad = solution.status == Status.NOT_FINITE
-    if bad.any():
-        # Emptied here, so that a NaN of one item reaches nobody's gradient.
-        J = torch.where(bad[:, None, None, None], torch.zeros_like(J), J)
-        f = torch.where(bad[:, None, None], torch.zeros_like(f), f)
-        w = torch.where(bad[:, None], torch.zeros_like(w), w)
-    if robust is not None:
-        for k in range(iterations):
-            r = _residual(J, f, solution.delta_q)
-            tukey = robust == "tukey" and k >= iterations // 2
-            w_robust = w * _robust_weight(r, w, tukey)
-            equations = _accumulate(J, f, w_robust)
-            solution = solved(equations)
-    if bad.any():
-        solution = _with_status(solution, bad, Status.NOT_FINITE)
-    return _unflatten(solution, batch)
+    for k in range(iterations if robust else 0):
+        kind: Literal["tukey", "cauchy"] = "tukey" if robust == "tukey" and k >= iterations // 2 else "cauchy"
+        w_robust = _robust_weight(_residual(J, f, solution.delta_q), w, kind)
+        worth = torch.where(w > 0, w_robust, torch.zeros_like(w)).sum(-1) / _VARIANCE_FACTOR[kind]
+        solution = solved(replace(_accumulate(J, f, w * w_robust), count=worth))
+    return _unflatten(_not_finite(solution, bad), batch)
 
 
 def joint_bounds(
@@ -286,36 +303,64 @@ def joint_bounds(
 
 
 def _as_rows(
-    jacobian: Tensor, flow: Tensor, weight: Tensor | None
+    jacobian: Tensor, flow: Tensor, weight: Tensor | None, layout: Layout | None
 ) -> tuple[torch.Size, Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"]]:
     """One layout for dense fields and points, as views: batch flattened, pixels last."""
-    if jacobian.dim() == flow.dim() + 1 and flow.dim() >= 3 and jacobian.shape[-2:] == flow.shape[-2:]:
-        dense = flow.shape[-3] == 2 and jacobian.shape[-4] == 2
-    else:
-        dense = False
-    if dense:
-        batch = flow.shape[:-3]
+    if _told_layout(jacobian, flow, layout) == "dense":
+        batch, expected_weight = flow.shape[:-3], (*flow.shape[:-3], *flow.shape[-2:])
         J, f = jacobian.flatten(-2), flow.flatten(-2)
-        expected_weight = (*batch, *flow.shape[-2:])
-    elif jacobian.dim() == flow.dim() + 1 and flow.shape[-1] == 2 and jacobian.shape[:-1] == flow.shape:
-        batch = flow.shape[:-2]
-        J, f = jacobian.movedim(-3, -1), flow.transpose(-1, -2)
-        expected_weight = flow.shape[:-1]
     else:
-        raise InputError(
-            "jacobian and flow must be (*batch, 2, n, H, W) with (*batch, 2, H, W), or (*batch, N, 2, n) with "
-            f"(*batch, N, 2); got {tuple(jacobian.shape)} and {tuple(flow.shape)}"
-        )
-    if jacobian.shape[: len(batch)] != batch:
-        raise InputError(f"jacobian {tuple(jacobian.shape)} and flow {tuple(flow.shape)} differ in batch shape")
+        batch, expected_weight = flow.shape[:-2], tuple(flow.shape[:-1])
+        J, f = jacobian.movedim(-3, -1), flow.transpose(-1, -2)
     if weight is None:
         weight = torch.ones(expected_weight, dtype=flow.dtype, device=flow.device)
-    if tuple(weight.shape) != tuple(expected_weight):
-        raise InputError(f"weight must be {tuple(expected_weight)} for this flow, got {tuple(weight.shape)}")
-    w = weight.to(f.dtype).reshape(-1, f.shape[-1])
-    f = f.reshape(-1, 2, f.shape[-1])
+    if tuple(weight.shape) != expected_weight:
+        raise InputError(f"weight must be {expected_weight} for this flow, got {tuple(weight.shape)}")
+    if (weight < 0).any():
+        raise InputError("weight must not be negative; 0 makes a pixel count for nothing")
+    dtype = torch.promote_types(J.dtype, f.dtype)
+    count = batch.numel()  # reshape(-1) could not tell it for an empty batch
+    w = weight.to(dtype).reshape(count, f.shape[-1])
+    f = f.to(dtype).reshape(count, 2, f.shape[-1])
     f = torch.where((w > 0)[:, None], f, torch.zeros_like(f))  # 0 * NaN is NaN
-    return batch, J.to(f.dtype).reshape(-1, *J.shape[-3:]), f, w
+    return batch, J.to(dtype).reshape(count, *J.shape[-3:]), f, w
+
+
+def _told_layout(jacobian: Tensor, flow: Tensor, layout: Layout | None) -> Layout:
+    J, f = tuple(jacobian.shape), tuple(flow.shape)
+    # dense: J is f with the joints put in after the 2; points: J is f with the joints put at the end.
+    dense = len(f) >= 3 and len(J) == len(f) + 1 and f[-3] == 2 and (*J[:-3], *J[-2:]) == f
+    points = len(f) >= 2 and f[-1] == 2 and J[:-1] == f
+    if layout is None and dense and points:
+        raise InputError(f"jacobian {J} and flow {f} are a dense field or points alike; say layout='dense' or 'points'")
+    fits = {"dense": dense, "points": points}
+    for name, fit in fits.items():
+        if fit and layout in (None, name):
+            return "dense" if name == "dense" else "points"
+    if layout not in (None, *fits):
+        raise InputError(f"layout must be 'dense', 'points' or None, got {layout!r}")
+    raise InputError(
+        "jacobian and flow must be (*batch, 2, n, H, W) with (*batch, 2, H, W), or (*batch, N, 2, n) with "
+        f"(*batch, N, 2); got {J} and {f}" + (f" for layout='{layout}'" if layout else "")
+    )
+
+
+def _finite_items(
+    J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]
+) -> tuple[Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"], Bool[Tensor, " B"], NormalEquations]:
+    """The rows with items emptied that hold a NaN or infinity, which items those are, and the sums over the rest.
+
+    Emptied before anything is derived from them, so that a NaN reaches nobody's gradient, not even its own.
+    """
+    equations = _accumulate(J, f, w)
+    sums = torch.cat([equations.matrix.flatten(-2), equations.vector, equations.energy[:, None]], dim=-1)
+    bad = ~(sums.isfinite().all(-1) & equations.total_weight.isfinite())
+    if bad.any():
+        J = torch.where(bad[:, None, None, None], torch.zeros_like(J), J)
+        f = torch.where(bad[:, None, None], torch.zeros_like(f), f)
+        w = torch.where(bad[:, None], torch.zeros_like(w), w)
+        equations = _accumulate(J, f, w)
+    return J, f, w, bad, equations
 
 
 def _accumulate(J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]) -> NormalEquations:
@@ -337,58 +382,77 @@ def _residual(J: Tensor, f: Tensor, delta_q: Float[Tensor, "B n"]) -> Float[Tens
     return (r.square().sum(1) + torch.finfo(r.dtype).tiny ** 0.5).sqrt()  # sqrt'(0) is infinite
 
 
-def _robust_weight(r: Float[Tensor, "B P"], w: Float[Tensor, "B P"], tukey: bool) -> Float[Tensor, "B P"]:
-    stride = max(1, r.shape[-1] // _MEDIAN_SAMPLES)
-    sampled = torch.where(w[:, ::stride] > 0, r[:, ::stride], torch.nan)
+def _robust_weight(
+    r: Float[Tensor, "B P"], w: Float[Tensor, "B P"], kind: Literal["tukey", "cauchy"]
+) -> Float[Tensor, "B P"]:
+    """Factor on every pixel's weight, from its residual's length against the median of them all."""
+    if not w.numel():
+        return w
+    has_weight = w > 0
+    fewest = torch.where(has_weight.any(-1), has_weight.sum(-1), w.shape[-1]).min().item()
+    stride = max(1, int(fewest) // _MEDIAN_SAMPLES) | 1  # odd, so that it walks all columns of an even image
+    sampled = torch.where(has_weight, r, torch.nan)[:, ::stride]
     scale = sampled.nanmedian(dim=-1, keepdim=True).values.nan_to_num(0.0) / _RAYLEIGH_MEDIAN
     # Below a thousandth of a pixel every residual is as good as zero.
     t = r / scale.clamp(min=1e-3)
-    if tukey:
+    if kind == "tukey":
         return (1 - (t / _TUKEY) ** 2).clamp(min=0) ** 2
     return 1 / (1 + (t / _CAUCHY) ** 2)
 
 
-def bounded_solve(
-    H: Float[Tensor, "*batch n n"], g: Float[Tensor, "*batch n"], lower: Tensor | None, upper: Tensor | None
-) -> tuple[Float[Tensor, "*batch n"], Bool[Tensor, "*batch n"]]:
-    """argmin x'Hx/2 - g'x in a box, by an active set; differentiable with the final set held (exact almost everywhere).
-
-    Each sweep fixes joints that left the box at the bound they crossed and frees those whose gradient points back in;
-    for the well-conditioned, damped H here it settles in a few sweeps, and the last clamp only guards rounding.
-    """
-    if lower is None or upper is None:
-        return torch.linalg.solve(H, g), torch.zeros_like(g, dtype=torch.bool)
-    lower, upper = lower.expand_as(g), upper.expand_as(g)
-    n = g.shape[-1]
-    with torch.no_grad():
-        side = torch.zeros_like(g)  # -1 held at lower, +1 at upper
-        for _ in range(3 * n):
-            x = _solve_with_held(H, g, side, lower, upper)
-            pull = g - torch.einsum("...ij,...j->...i", H, x)  # > 0 wants to grow
-            stays = side * pull > 0
-            new = torch.where(side != 0, side * stays, (x > upper).to(g) - (x < lower).to(g))
-            if torch.equal(new, side):
-                break
-            side = new
-    x = _solve_with_held(H, g, side, lower, upper)
-    return torch.minimum(torch.maximum(x, lower), upper), side != 0
+def _usable(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Bool[Tensor, "*batch"]]:
+    """Matrix, vector, energy, weight and count in float64, zero for items that are not finite; which items are."""
+    e = equations
+    A, g, energy, total, count = (x.double() for x in (e.matrix, e.vector, e.energy, e.total_weight, e.count))
+    finite = A.isfinite().flatten(-2).all(-1) & g.isfinite().all(-1) & energy.isfinite() & total.isfinite()
+    usable = finite & (total > 0)
+    A = torch.where(usable[..., None, None], A, torch.zeros_like(A))
+    g = torch.where(usable[..., None], g, torch.zeros_like(g))
+    energy, total, count = (torch.where(usable, x, torch.zeros_like(x)) for x in (energy, total, count))
+    return A, g, energy, total, count, finite
 
 
-def _solve_with_held(H: Tensor, g: Tensor, side: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    held = side != 0
-    value = torch.where(side > 0, upper, torch.where(side < 0, lower, torch.zeros_like(g)))
-    free = (~held).to(H)
-    H_free = H * free[..., :, None] * free[..., None, :] + torch.diag_embed(held.to(H))
-    right = torch.where(held, value, g - torch.einsum("...ij,...j->...i", H, value))
-    return torch.linalg.solve(H_free, right)
+def _check_problem(unit: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None) -> None:
+    if not ((unit > 0) & unit.isfinite()).all():
+        raise InputError("every unit must be a positive number")
+    if bounds is not None and (bounds[0] > bounds[1]).any():
+        raise InputError("a lower bound is above its upper bound; joint_bounds makes bounds that fit together")
+    if prior is not None and (prior.std <= 0).any():
+        raise InputError("the prior's standard deviation must be positive; to hold a joint give equal bounds")
 
 
-def _independent_motion(A: Tensor, total: Tensor, mean_diagonal: Tensor, eye: Tensor) -> Tensor:
+def _in_units(
+    g: Tensor, unit: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Bool[Tensor, "*batch"]]:
+    """Prior mean and stiffness, lower and upper bound, each (*batch, n) in units; which items are free of NaN."""
+    mean, stiffness, lower, upper = torch.zeros_like(g), torch.zeros_like(g), None, None
+    known = torch.ones_like(g, dtype=torch.bool)
+    if prior is not None:
+        mean = (prior.mean.to(g) / unit).expand_as(g)
+        stiffness = ((prior.flow_std * unit / prior.std.to(g)) ** 2).expand_as(g)
+        known = mean.isfinite() & stiffness.isfinite()
+        mean, stiffness = (torch.where(known, x, torch.zeros_like(x)) for x in (mean, stiffness))
+    if bounds is not None:
+        lower, upper = ((b.to(g) / unit).expand_as(g) for b in bounds)
+        bounded = ~(lower.isnan() | upper.isnan())
+        lower, upper = (torch.where(bounded, x, torch.zeros_like(x)) for x in (lower, upper))
+        known = known & bounded
+    return mean, stiffness, lower, upper, known.all(-1)
+
+
+def _unknown_where(unknown: Bool[Tensor, "*batch n"], covariance: Tensor) -> Tensor:
+    """The covariance with infinite variance, and no covariance, for joints of which nothing is known."""
+    off = unknown[..., :, None] | unknown[..., None, :]
+    covariance = torch.where(off, torch.zeros_like(covariance), covariance)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    return covariance + torch.diag_embed(torch.where(unknown, torch.full_like(diagonal, torch.inf), 0.0))
+
+
+def _independent_motion(inverse: Tensor, total: Tensor) -> Tensor:
     """Root mean square image motion of each joint that the others cannot imitate: sqrt(1 / inv(A)_kk / sum w)."""
-    # A whisper of damping (a 1e-12 part) keeps the inverse defined; a truly unseen joint then reports about 1e-6 of
-    # the mean motion.
-    inverse = torch.linalg.inv(A + (1e-12 * mean_diagonal + torch.finfo(A.dtype).tiny ** 0.5) * eye)
-    information = 1 / inverse.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(A.dtype).tiny)
+    diagonal = inverse.diagonal(dim1=-2, dim2=-1)
+    # Rounding can leave a singular matrix with a negative eigenvalue: nothing is known of such a joint either.
+    information = torch.where(diagonal > 0, 1 / diagonal.clamp(min=1e-300), torch.zeros_like(diagonal))
     return (information / total[..., None].clamp(min=1e-30)).clamp(min=1e-30).sqrt()
 
 
@@ -404,16 +468,18 @@ def _unflatten(record: _Record, batch: torch.Size) -> _Record:
     return type(record)(**{name: x.reshape((*batch, *x.shape[1:])) for name, x in vars(record).items()})
 
 
-def _with_status(solution: Solution, where: Bool[Tensor, " B"], status: Status) -> Solution:
-    n = solution.delta_q.shape[-1]
-    unknown = torch.diag(torch.full((n,), torch.inf)).to(solution.covariance)
-    return Solution(
-        delta_q=torch.where(where[:, None], torch.zeros_like(solution.delta_q), solution.delta_q),
-        covariance=torch.where(where[:, None, None], unknown, solution.covariance),
-        residual=solution.residual,
-        explained=solution.explained,
-        motion=solution.motion,
-        observable=solution.observable & ~where[:, None],
-        at_bound=solution.at_bound & ~where[:, None],
-        status=torch.where(where, int(status), solution.status),
+def _not_finite(solution: Solution, where: Bool[Tensor, "*batch"]) -> Solution:
+    """The same solution with the items `where` withdrawn."""
+    if not where.any():
+        return solution
+    everything = torch.ones_like(solution.observable)
+    return replace(
+        solution,
+        delta_q=torch.where(where[..., None], torch.zeros_like(solution.delta_q), solution.delta_q),
+        covariance=torch.where(
+            where[..., None, None], _unknown_where(everything, solution.covariance), solution.covariance
+        ),
+        observable=solution.observable & ~where[..., None],
+        at_bound=solution.at_bound & ~where[..., None],
+        status=torch.where(where, int(Status.NOT_FINITE), solution.status),
     )

@@ -1,0 +1,612 @@
+"""The inverse: laws of weighted least squares, independent solvers, Monte Carlo, gradients and hostile input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import lsq_linear
+from torch import Tensor
+
+from jidm.errors import InputError
+from jidm.solve.bounded import bounded_solve
+from jidm.solve.least_squares import (
+    Prior,
+    Solution,
+    Status,
+    joint_bounds,
+    normal_equations,
+    solve_flow,
+    solve_normal_equations,
+)
+
+N = 5
+
+
+def problem(*batch: int, points: int = 400, n: int = N, noise: float = 0.0, seed: int = 0, dtype=torch.float64):
+    """Jacobian (*batch, points, 2, n) of about 100 px per unit, the step, and the flow it makes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*batch, *shape, generator=generator, dtype=torch.float64)
+
+    J, d = 100 * normal(points, 2, n), 0.03 * normal(n)
+    f = torch.einsum("...pak,...k->...pa", J, d) + noise * normal(points, 2)
+    return J.to(dtype), d.to(dtype), f.to(dtype)
+
+
+def dense(J: Tensor, f: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """The same pixels as images of that height."""
+    return J.movedim(-3, -1).unflatten(-1, (height, -1)), f.movedim(-2, -1).unflatten(-1, (height, -1))
+
+
+def same(a: Solution, b: Solution, tolerance: float = 1e-9) -> None:
+    for key, value in vars(a).items():
+        torch.testing.assert_close(value, getattr(b, key), rtol=tolerance, atol=tolerance * 1e-3, msg=key)
+
+
+def unchecked(function):
+    """The function without the checks of annotations that tests add."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+# ---- laws -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("robust", [None, "cauchy", "tukey"])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)])
+def test_a_step_is_found_again_from_its_own_flow(batch, robust) -> None:
+    J, d, f = problem(*batch)
+    solution = solve_flow(J, f, robust=robust, ridge=0.0)
+    torch.testing.assert_close(solution.delta_q, d, rtol=1e-9, atol=1e-12)
+    assert solution.valid.all() and solution.observable.all() and (solution.status == Status.OK).all()
+    assert solution.status.shape == batch and solution.covariance.shape == (*batch, N, N)
+    assert (solution.residual < 1e-6).all() and (solution.explained > 1 - 1e-9).all()
+
+
+def test_the_default_ridge_bends_the_answer_by_a_millionth() -> None:
+    J, d, f = problem()
+    assert (solve_flow(J, f).delta_q - d).abs().max() < 3e-6 * d.abs().max()
+
+
+def test_zero_flow_is_zero_motion() -> None:
+    J, _, f = problem(4)
+    solution = solve_flow(J, torch.zeros_like(f))
+    assert (solution.delta_q == 0).all() and solution.valid.all()
+
+
+@pytest.mark.parametrize("robust", [None, "tukey"])
+def test_pixels_have_no_order_no_number_and_no_unit_of_weight(robust) -> None:
+    J, _, f = problem(2, noise=0.5)
+    w = torch.rand(2, 400, dtype=torch.float64)
+    w[:, :20] = 0
+    whole = solve_flow(J, f, w, robust=robust)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    same(solve_flow(J[:, order], f[:, order], w[:, order], robust=robust), whole)
+    scaled = solve_flow(J, f, 7e-5 * w, robust=robust)
+    for key in ("delta_q", "residual", "explained", "motion", "observable"):
+        torch.testing.assert_close(getattr(scaled, key), getattr(whole, key), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scaled.covariance, whole.covariance, rtol=1e-9, atol=0)
+    twice = solve_flow(J.repeat(1, 2, 1, 1), f.repeat(1, 2, 1), w.repeat(1, 2), robust=robust)
+    for key in ("delta_q", "residual", "explained", "motion", "observable"):
+        torch.testing.assert_close(getattr(twice, key), getattr(whole, key), rtol=1e-9, atol=1e-12)
+    # Twice the data, half the variance (but for the n degrees of freedom).
+    torch.testing.assert_close(twice.covariance * 2, whole.covariance, rtol=0.02, atol=0)
+
+
+def test_zero_weight_is_the_same_as_absence_even_of_nan() -> None:
+    J, _, f = problem(noise=0.3)
+    w = torch.ones(400, dtype=torch.float64)
+    w[::3] = 0
+    f_broken = f.clone()
+    f_broken[::3] = torch.nan
+    f_broken[3] = torch.inf
+    same(solve_flow(J, f_broken, w), solve_flow(J[w > 0], f[w > 0]))
+
+
+@pytest.mark.parametrize("robust", [None, "tukey"])
+def test_a_joint_in_other_units_answers_in_other_units(robust) -> None:
+    """Millimetres in place of metres: the Jacobian shrinks, the step grows; `unit` says so to ridge and threshold."""
+    J, _, f = problem(noise=0.3)
+    scale = torch.tensor([1.0, 1e3, 57.3, 1.0, 1e-2], dtype=torch.float64)
+    bounds = (torch.full((N,), -0.04, dtype=torch.float64), torch.full((N,), 0.01, dtype=torch.float64))
+    a = solve_flow(J, f, robust=robust, bounds=bounds)
+    b = solve_flow(J / scale, f, robust=robust, unit=scale, bounds=(bounds[0] * scale, bounds[1] * scale))
+    assert a.at_bound.any() and not a.at_bound.all()
+    torch.testing.assert_close(b.delta_q, a.delta_q * scale, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(b.covariance, a.covariance * scale[:, None] * scale, rtol=1e-8, atol=0)
+    torch.testing.assert_close(b.motion * scale, a.motion, rtol=1e-8, atol=0)
+    assert torch.equal(a.observable, b.observable) and torch.equal(a.at_bound, b.at_bound)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
+def test_dense_fields_and_points_agree(batch) -> None:
+    J, _, f = problem(*batch, noise=0.5)
+    w = torch.rand(*batch, 400, dtype=torch.float64)
+    for height in (1, 16, 400):
+        same(solve_flow(*dense(J, f, height), w.unflatten(-1, (height, -1))), solve_flow(J, f, w), 1e-8)
+    assert normal_equations(J, f).count.shape == batch
+
+
+def test_a_batch_is_its_items() -> None:
+    J, _, f = problem(2, 3, noise=0.5)
+    whole = solve_flow(J, f)
+    for i in range(2):
+        for j in range(3):
+            one = solve_flow(J[i, j], f[i, j])
+            torch.testing.assert_close(one.delta_q, whole.delta_q[i, j], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(one.covariance, whole.covariance[i, j], rtol=1e-9, atol=0)
+
+
+def test_more_pixels_than_one_pass_holds() -> None:
+    J, d, f = problem(points=20_000, n=3, noise=0.5)
+    plain = torch.linalg.lstsq(J.flatten(0, 1), f.flatten()).solution
+    torch.testing.assert_close(solve_flow(J, f, robust=None, ridge=0.0).delta_q, plain, rtol=1e-9, atol=0)
+    assert (solve_flow(J, f).delta_q - d).abs().max() < 1e-4
+
+
+def test_a_small_robot_in_a_large_picture_keeps_its_residual_scale() -> None:
+    """The median is over pixels with weight, however few of the picture they are."""
+    J, d, f = problem(points=40_000, n=3, noise=0.5)
+    w = torch.zeros(40_000, dtype=torch.float64)
+    w[1:400:2] = 1
+    same(solve_flow(J, f, w), solve_flow(J[w > 0], f[w > 0]), 1e-8)
+    assert (solve_flow(J, f, w).delta_q - d).abs().max() < 3e-3
+
+
+def test_float32_is_close_to_float64_and_stays_float32() -> None:
+    J, _, f = problem(2, noise=0.5)
+    a, b = solve_flow(J, f), solve_flow(J.float(), f.float())
+    assert b.delta_q.dtype == b.covariance.dtype == b.residual.dtype == torch.float32
+    assert a.delta_q.dtype == torch.float64
+    torch.testing.assert_close(b.delta_q.double(), a.delta_q, rtol=0, atol=2e-6)
+    assert solve_flow(J, f.float()).delta_q.dtype == torch.float64
+
+
+# ---- independent oracles --------------------------------------------------------------------------------------------
+
+
+def test_plain_least_squares_is_lapacks() -> None:
+    J, _, f = problem(3, noise=2.0)
+    w = torch.rand(3, 400, dtype=torch.float64)
+    root = w.sqrt()[..., None]
+    truth = torch.linalg.lstsq((J * root[..., None]).flatten(1, 2), (f * root).flatten(1, 2)[..., None]).solution[
+        ..., 0
+    ]
+    solution = solve_flow(J, f, w, robust=None, ridge=0.0)
+    torch.testing.assert_close(solution.delta_q, truth, rtol=1e-9, atol=0)
+    left = f - torch.einsum("...pak,...k->...pa", J, truth)
+    rms = ((w[..., None] * left**2).sum((1, 2)) / w.sum(1)).sqrt()
+    torch.testing.assert_close(solution.residual, rms, rtol=1e-9, atol=0)
+    share = 1 - (w[..., None] * left**2).sum((1, 2)) / (w[..., None] * f**2).sum((1, 2))
+    torch.testing.assert_close(solution.explained, share, rtol=1e-9, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 10), st.floats(0.01, 3.0), st.floats(0.0, 3.0))
+def test_bounded_least_squares_is_scipys(seed: int, n: int, tightness: float, skew: float) -> None:
+    rng = np.random.default_rng(seed)
+    J = rng.normal(size=(3 * n, 2, n)) @ (np.eye(n) + skew * rng.normal(size=(n, n)))  # far from orthogonal
+    f = rng.normal(size=(3 * n, 2)) + np.einsum("pak,k->pa", J, rng.normal(size=n))
+    middle, half = rng.normal(size=n), tightness * rng.uniform(0.01, 1, n)
+    lower, upper = middle - half, middle + half
+    lower[rng.random(n) < 0.2], upper[rng.random(n) < 0.2] = -np.inf, np.inf
+    truth = lsq_linear(J.reshape(-1, n), f.reshape(-1), (lower, upper), method="bvls", tol=1e-14, max_iter=10_000)
+    bounds = (torch.from_numpy(lower), torch.from_numpy(upper))
+    ours = solve_flow(torch.from_numpy(J), torch.from_numpy(f), robust=None, ridge=0.0, bounds=bounds, layout="points")
+    x = ours.delta_q.numpy()
+    assert (x >= lower).all() and (x <= upper).all()
+    cost = 0.5 * np.square(J.reshape(-1, n) @ x - f.reshape(-1)).sum()
+    assert cost <= truth.cost * (1 + 1e-9) + 1e-12
+    assert (ours.at_bound.numpy() | ((x > lower) & (x < upper))).all()
+
+
+def spread_matrices(count: int, n: int, generator: torch.Generator) -> Tensor:
+    """Symmetric positive definite matrices of condition up to 1e6, the kind on which block changes cycle."""
+    Q = torch.linalg.qr(torch.randn(count, n, n, generator=generator, dtype=torch.float64)).Q
+    spectrum = 10 ** (-6 * torch.rand(count, n, generator=generator, dtype=torch.float64))
+    return Q @ torch.diag_embed(spectrum) @ Q.mT
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 16, 30])
+def test_every_answer_in_a_box_meets_the_conditions_of_an_optimum(n: int) -> None:
+    """Karush, Kuhn and Tucker, on a thousand ill-conditioned problems with many joints at their bounds."""
+    generator = torch.Generator().manual_seed(n)
+    H = spread_matrices(1000, n, generator)
+    g = torch.randn(1000, n, generator=generator, dtype=torch.float64)
+    half = 10 ** (3 * torch.rand(1000, n, generator=generator, dtype=torch.float64) - 2)
+    x, at_bound = bounded_solve(H, g, -half, half)
+    pull = g - torch.einsum("bij,bj->bi", H, x)
+    size = torch.einsum("bij,bj->bi", H.abs(), x.abs()) + g.abs()
+    assert (x.abs() <= half).all()
+    assert (pull.abs() <= 1e-8 * size)[~at_bound].all(), "a free joint must be at rest"
+    assert (x.abs() == half)[at_bound].all() and (pull * x.sign() >= -1e-8 * size)[at_bound].all()
+    assert 0.05 < at_bound.double().mean() < 0.98
+
+
+def test_equal_bounds_hold_a_joint_and_the_others_make_the_best_of_it() -> None:
+    J, _, f = problem(noise=0.3)
+    fixed = torch.tensor([torch.nan, 0.01, torch.nan, -0.02, torch.nan], dtype=torch.float64)
+    bounds = (fixed.nan_to_num(-torch.inf), fixed.nan_to_num(torch.inf))
+    held, free = ~fixed.isnan(), fixed.isnan()
+    rest = f - torch.einsum("pak,k->pa", J[..., held], fixed[held])
+    truth = torch.linalg.lstsq(J[..., free].flatten(0, 1), rest.flatten()).solution
+    solution = solve_flow(J, f, robust=None, ridge=0.0, bounds=bounds)
+    assert torch.equal(solution.delta_q[held], fixed[held])
+    torch.testing.assert_close(solution.delta_q[free], truth, rtol=1e-9, atol=0)
+    # Clipping the free answer is not the same: that is why the bounds are inside the solve.
+    clipped = solve_flow(J[:4], f[:4], robust=None).delta_q.clamp(*bounds)
+    inside = solve_flow(J[:4], f[:4], robust=None, bounds=bounds).delta_q
+    assert (clipped - inside).abs().max() > 1e-4
+
+
+def test_bounds_in_any_batch_shape() -> None:
+    for batch in ((), (0,), (2, 3)):
+        J, d, f = problem(*batch)
+        solution = solve_flow(J, f, bounds=(d - 1e-3, d - 5e-4))
+        torch.testing.assert_close(solution.delta_q, (d - 5e-4).clamp(d - 1e-3, d - 5e-4), rtol=0, atol=5.1e-4)
+        assert solution.at_bound.shape == d.shape and solution.at_bound.any(-1).all()
+
+
+def test_joint_bounds_keep_position_and_velocity_and_let_nothing_further_out() -> None:
+    q = torch.tensor([0.0, 0.95, -1.2, 1.5], dtype=torch.float64)
+    low, high = joint_bounds(q, *(torch.full((4,), x, dtype=torch.float64) for x in (-1.0, 1.0, 2.0)), dt=0.1)
+    torch.testing.assert_close(low, torch.tensor([-0.2, -0.2, 0.0, -0.2], dtype=torch.float64))
+    torch.testing.assert_close(high, torch.tensor([0.2, 0.05, 0.2, 0.0], dtype=torch.float64))
+    unlimited = torch.full((4,), torch.inf, dtype=torch.float64)
+    low, high = joint_bounds(q, -unlimited, unlimited, unlimited, dt=0.1)
+    assert (low == -torch.inf).all() and (high == torch.inf).all()
+    J, d, f = problem(n=4)
+    torch.testing.assert_close(solve_flow(J, f, bounds=(low, high), ridge=0.0).delta_q, d, rtol=1e-8, atol=1e-10)
+
+
+# ---- robustness -----------------------------------------------------------------------------------------------------
+
+
+def test_a_third_of_random_flow_hardly_hurts() -> None:
+    trials, points = 20, 2000
+    J, d, f = problem(trials, points=points, n=7, noise=0.5)
+    generator = torch.Generator().manual_seed(1)
+    f_bad = f.clone()
+    hit = torch.rand(trials, points, generator=generator) < 0.3
+    f_bad[hit] = 20 * torch.randn(int(hit.sum()), 2, generator=generator, dtype=torch.float64)
+
+    def error(flow: Tensor, robust) -> float:
+        return float((solve_flow(J, flow, robust=robust).delta_q - d).square().mean().sqrt())
+
+    clean = error(f, "tukey")
+    assert error(f_bad, "tukey") <= 1.5 * clean
+    assert error(f_bad, None) > 5 * clean, "the trial must be hard for plain least squares"
+    assert clean <= 1.1 * error(f, None), "robustness must cost little on clean data"
+
+
+def test_outliers_that_agree_with_each_other_are_left_out() -> None:
+    """A moving background: a quarter of the pixels slide together. Tukey forgets them, Cauchy only weakens them."""
+    J, d, f = problem(points=2000, noise=0.3)
+    f[:500] = torch.tensor([6.0, -3.0], dtype=torch.float64)
+    tukey, plain = (solve_flow(J, f, robust=r).delta_q for r in ("tukey", None))
+    assert (tukey - d).abs().max() < 5e-4 < (plain - d).abs().max()
+
+
+# ---- how sure the answer is -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("robust", [None, "cauchy", "tukey"])
+def test_covariance_is_what_repeated_noise_shows(robust) -> None:
+    trials, points, n = 1500, 300, 3
+    generator = torch.Generator().manual_seed(3)
+    J = 100 * torch.randn(points, 2, n, generator=generator, dtype=torch.float64)
+    J[..., 2] = 0.9 * J[..., 1] + 0.3 * J[..., 2]  # correlated answers
+    f = 0.4 * torch.randn(trials, points, 2, generator=generator, dtype=torch.float64)
+    w = 1.0 if robust else 0.3
+    solution = solve_flow(J.expand(trials, -1, -1, -1), f, torch.full((trials, points), w).double(), robust=robust)
+    seen, said = torch.cov(solution.delta_q.T), solution.covariance.mean(0)
+    ratio = torch.linalg.eigvals(torch.linalg.solve(said, seen)).real  # along every direction, not only the diagonal
+    assert ((ratio > 0.8) & (ratio < 1.2)).all(), ratio
+    both = solve_flow(J.repeat(4, 1, 1), f[0].repeat(4, 1), robust=robust, correlated_pixels=4.0)
+    once = solve_flow(J, f[0], robust=robust)
+    torch.testing.assert_close(both.covariance, once.covariance, rtol=0.02, atol=0)
+
+
+def test_outliers_are_not_counted_as_knowledge() -> None:
+    trials, points, n = 600, 400, 3
+    generator = torch.Generator().manual_seed(3)
+    J = 100 * torch.randn(points, 2, n, generator=generator, dtype=torch.float64)
+    f = 0.4 * torch.randn(trials, points, 2, generator=generator, dtype=torch.float64)
+    f[:, :120] += 60 * torch.randn(trials, 120, 2, generator=generator, dtype=torch.float64)
+    solution = solve_flow(J.expand(trials, -1, -1, -1), f)
+    ratio = torch.cov(solution.delta_q.T).diagonal() / solution.covariance.mean(0).diagonal()
+    assert ((ratio > 0.75) & (ratio < 1.3)).all(), ratio
+
+
+def test_hidden_and_imitated_joints_are_flagged_and_the_others_are_not() -> None:
+    J, d, f = problem(2, noise=0.1)
+    J[0, ..., 1] = 0  # hidden
+    J[1, ..., 4] = -2 * J[1, ..., 0]  # joint 0 can imitate joint 4, so neither is known
+    f = torch.einsum("...pak,...k->...pa", J, d)
+    for dtype in (torch.float64, torch.float32):
+        solution = solve_flow(J.to(dtype), f.to(dtype))
+        assert solution.observable.tolist() == [[True, False, True, True, True], [False, True, True, True, False]]
+        assert (solution.status == Status.UNOBSERVABLE).all() and solution.valid.all()
+        assert solution.delta_q[0, 1] == 0 and solution.delta_q.isfinite().all()
+        variance = solution.covariance.diagonal(dim1=-2, dim2=-1)
+        assert torch.equal(variance.isinf(), ~solution.observable), (
+            "nothing is known of them, and the covariance says so"
+        )
+        seen = solution.observable
+        torch.testing.assert_close(solution.delta_q[seen].double(), d[seen], rtol=1e-4, atol=1e-5)
+    # The pair moves together as much as the flow asks for.
+    both = solution.delta_q[1, 0] - 2 * solution.delta_q[1, 4]
+    torch.testing.assert_close(both.double(), d[1, 0] - 2 * d[1, 4], rtol=1e-3, atol=1e-5)
+
+
+def test_motion_is_the_part_of_a_column_that_the_others_cannot_imitate() -> None:
+    J, _, f = problem()
+    rows = J.flatten(0, 1)
+    solution = solve_flow(J, f, robust=None)
+    for k in range(N):
+        others = torch.cat([rows[:, :k], rows[:, k + 1 :]], dim=1)
+        rest = rows[:, k] - others @ torch.linalg.lstsq(others, rows[:, k]).solution
+        torch.testing.assert_close(solution.motion[k], (rest.square().sum() / 400).sqrt(), rtol=1e-6, atol=0)
+    level = float(solution.motion.sort().values[1:3].mean())
+    assert solve_flow(J, f, robust=None, min_motion=level).observable.sum() == N - 2
+
+
+# ---- prior and several cameras --------------------------------------------------------------------------------------
+
+
+def test_two_cameras_are_one_stacked_problem() -> None:
+    (J_a, d, f_a), (J_b, _, _) = problem(3, noise=0.5), problem(3, points=150, seed=1)
+    f_b = torch.einsum("...pak,...k->...pa", J_b, d)
+    w_a, w_b = torch.rand(3, 400, dtype=torch.float64), torch.rand(3, 150, dtype=torch.float64)
+    parts = normal_equations(J_a, f_a, w_a) + normal_equations(J_b, f_b, w_b)
+    stacked = (torch.cat(pair, dim=1) for pair in ((J_a, J_b), (f_a, f_b), (w_a, w_b)))
+    same(solve_normal_equations(parts), solve_flow(*stacked, robust=None))
+
+
+def test_a_strong_prior_wins_a_weak_one_loses_and_a_hidden_joint_believes_it() -> None:
+    J, d, f = problem(noise=0.5)
+    J[..., 2] = 0
+    f = f - torch.einsum("pak,k->pa", J, torch.zeros_like(d))
+    mean = torch.linspace(-0.1, 0.2, N, dtype=torch.float64)
+
+    def solved(std: float) -> Solution:
+        return solve_flow(J, f, prior=Prior(mean, torch.full_like(mean, std)))
+
+    torch.testing.assert_close(solved(1e-9).delta_q, mean, rtol=1e-6, atol=1e-9)
+    free, weak = solve_flow(J, f), solved(1e3)
+    seen = free.observable
+    torch.testing.assert_close(weak.delta_q[seen], free.delta_q[seen], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(weak.covariance[seen][:, seen], free.covariance[seen][:, seen], rtol=1e-4, atol=1e-12)
+    between = solved(0.1)
+    torch.testing.assert_close(between.delta_q[2], mean[2], rtol=1e-9, atol=0)  # the ridge must not pull it to zero
+    torch.testing.assert_close(between.covariance[2, 2].sqrt(), torch.tensor(0.1).double(), rtol=1e-4, atol=0)
+
+
+def test_prior_and_data_are_weighed_by_their_variances() -> None:
+    """One joint, known flow noise: the posterior of two Gaussians."""
+    generator = torch.Generator().manual_seed(0)
+    J = 10 * torch.randn(500, 2, 1, generator=generator, dtype=torch.float64)
+    f = 0.02 * J[..., 0] + 0.5 * torch.randn(500, 2, generator=generator, dtype=torch.float64)
+    data_variance = 0.25 / float(J.square().sum())
+    measured = float(torch.linalg.lstsq(J.flatten(0, 1), f.flatten()).solution)
+    std = 1.5 * data_variance**0.5
+    prior = Prior(*torch.tensor([[0.05], [std]], dtype=torch.float64), flow_std=0.5)
+    solution = solve_flow(J, f, robust=None, ridge=0.0, prior=prior)
+    precision = 1 / data_variance + 1 / std**2
+    expected = (measured / data_variance + 0.05 / std**2) / precision
+    assert float(solution.delta_q) == pytest.approx(expected, rel=1e-9)
+    assert float(solution.covariance) == pytest.approx(1 / precision, rel=0.1)
+
+
+def test_without_data_the_prior_is_the_answer() -> None:
+    J, d, f = problem(2)
+    prior = Prior(d, torch.full_like(d, 0.02))
+    for solution in (
+        solve_flow(J, f, torch.zeros(2, 400).double(), prior=prior),
+        solve_flow(torch.zeros_like(J), f, prior=prior),
+    ):
+        torch.testing.assert_close(solution.delta_q, d, rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            solution.covariance, 4e-4 * torch.eye(N).double().expand(2, N, N), rtol=1e-6, atol=1e-12
+        )
+        assert not solution.observable.any()
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("robust", [None, "cauchy", "tukey"])
+def test_gradients_to_jacobian_flow_and_weight(robust) -> None:
+    J, _, f = problem(2, points=7, n=2, noise=2.0, seed=5)
+    J = J / 20  # so that the finite differences of gradcheck are small against the residuals
+    w = 0.2 + torch.rand(2, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = tuple(x.clone().requires_grad_() for x in (J, f, w))
+
+    def outputs(J: Tensor, f: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        solution = solve_flow(J, f, w, robust=robust, iterations=3, ridge=1e-3)
+        return solution.delta_q, solution.covariance, solution.residual, solution.motion
+
+    assert torch.autograd.gradcheck(outputs, inputs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("width", [10.0, 0.6], ids=["bounds inactive", "bounds active"])
+def test_gradients_through_prior_and_bounds(width: float) -> None:
+    J, d, f = problem(2, points=6, n=3, noise=2.0, seed=5)
+    J = J / 100
+    mean, std = 0.1 * d, torch.full_like(d, 0.7)
+    bound = width * torch.ones(3, dtype=torch.float64)
+    f = f / 3
+
+    def outputs(J: Tensor, f: Tensor, mean: Tensor, std: Tensor, bound: Tensor) -> tuple[Tensor, ...]:
+        solution = solve_flow(J, f, robust=None, prior=Prior(mean, std), bounds=(-bound, 1.5 * bound))
+        return solution.delta_q, solution.residual, solution.explained
+
+    inputs = tuple(x.clone().requires_grad_() for x in (J, f, mean, std, bound))
+    held = solve_flow(J, f, robust=None, prior=Prior(mean, std), bounds=(-bound, 1.5 * bound)).at_bound
+    assert held.any() == (width < 1) and not held.all()
+    assert torch.autograd.gradcheck(outputs, inputs, atol=1e-6, rtol=1e-4)
+
+
+def spoiled(kind: str, J: Tensor, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    J, f, w = J.clone(), f.clone(), w.clone()
+    if kind == "duplicate columns":
+        J[0, ..., 1] = J[0, ..., 0]
+    elif kind == "zero column":
+        J[0, ..., 1] = 0
+    elif kind == "zero jacobian":
+        J[0] = 0
+    elif kind == "zero weight":
+        w[0] = 0
+    elif kind == "one pixel":
+        w[0, 1:] = 0
+    elif kind == "no flow":
+        f[0] = 0
+    else:
+        what, where = kind.split(" in ")
+        {"jacobian": J, "flow": f, "weight": w}[where][0].view(-1)[3] = float(what)
+    return J, f, w
+
+
+SINGULAR = ["duplicate columns", "zero column", "zero jacobian", "zero weight", "one pixel", "no flow"]
+NOT_FINITE = [f"{what} in {where}" for what in ("nan", "inf") for where in ("jacobian", "flow", "weight")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("robust", [None, "tukey"])
+@pytest.mark.parametrize("kind", SINGULAR + NOT_FINITE)
+def test_a_spoiled_item_spoils_nobody(kind: str, robust, dtype) -> None:
+    """Values elsewhere are bit-equal, and every gradient is finite, the spoiled item's own included."""
+    J, _, f = problem(3, noise=0.5, dtype=dtype)
+    w = torch.rand(3, 400, generator=torch.Generator().manual_seed(0)).to(dtype)
+    inputs = tuple(x.requires_grad_() for x in spoiled(kind, J, f, w))
+    solution, clean = solve_flow(*inputs, robust=robust), solve_flow(J, f, w, robust=robust)
+    for key, value in vars(solution).items():
+        assert torch.equal(value[1:], getattr(clean, key)[1:]), key
+    assert solution.delta_q.isfinite().all() and solution.residual.isfinite().all()
+    expected = {"zero weight": Status.NO_DATA, "no flow": Status.OK}
+    expected |= dict.fromkeys(NOT_FINITE, Status.NOT_FINITE)
+    assert solution.status[0] == expected.get(kind, Status.UNOBSERVABLE)
+    assert solution.valid.tolist() == [kind in SINGULAR and kind != "zero weight", True, True]
+    if not solution.valid[0]:
+        assert (solution.delta_q[0] == 0).all() and not solution.observable[0].any()
+        assert solution.covariance[0].diagonal().isinf().all()
+    known = solution.covariance.isfinite()
+    total = solution.delta_q.square().sum() + solution.residual.sum() + solution.covariance[known].sum()
+    (total + solution.motion.sum() + solution.explained.sum()).backward()
+    for name, x in zip(("jacobian", "flow", "weight"), inputs, strict=True):
+        assert x.grad.isfinite().all(), name
+    assert inputs[0].grad[1:].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", NOT_FINITE)
+def test_normal_equations_carry_a_spoiled_item_on(kind: str) -> None:
+    J, _, f = problem(3)
+    w = torch.ones(3, 400, dtype=torch.float64)
+    inputs = tuple(x.requires_grad_() for x in spoiled(kind, J, f, w))
+    equations = normal_equations(*inputs) + normal_equations(J, f, w)
+    solution = solve_normal_equations(equations)
+    assert solution.valid.tolist() == [False, True, True]
+    solution.delta_q.sum().backward()
+    assert all(x.grad.isfinite().all() for x in inputs)
+
+
+def test_nan_in_a_prior_or_a_bound_spoils_only_its_item() -> None:
+    J, d, f = problem(3)
+    J.requires_grad_()
+    mean, wide = d.clone(), torch.full_like(d, 0.1)
+    mean[1, 2] = torch.nan
+    clean = solve_flow(J, f)
+    for options in ({"prior": Prior(mean, 1e6 * wide)}, {"bounds": (mean - 1, mean + 1)}):
+        solution = solve_flow(J, f, **options)
+        assert solution.status.tolist() == [Status.OK, Status.NOT_FINITE, Status.OK]
+        torch.testing.assert_close(solution.delta_q[[0, 2]], clean.delta_q[[0, 2]], rtol=1e-5, atol=1e-9)
+        (gradient,) = torch.autograd.grad(solution.delta_q.sum(), J)
+        assert gradient.isfinite().all()
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_shapes_that_fit_two_layouts_are_refused_until_told() -> None:
+    J, f = torch.randn(2, 2, 2, 2, dtype=torch.float64), torch.randn(2, 2, 2, dtype=torch.float64)
+    with pytest.raises(InputError, match="layout='dense' or 'points'"):
+        solve_flow(J, f)
+    told_dense = solve_flow(J, f, robust=None, ridge=0.0, layout="dense")
+    truth = torch.linalg.lstsq(J.movedim(1, -1).reshape(-1, 2), f.reshape(-1)).solution
+    torch.testing.assert_close(told_dense.delta_q, truth, rtol=1e-8, atol=1e-12)
+    assert told_dense.status.shape == () and solve_flow(J, f, layout="points").status.shape == (2,)
+
+
+@pytest.mark.parametrize("points", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("batch", [(), (2,), (1, 2), (2, 2)])
+def test_few_points_are_never_taken_for_an_image(points: int, n: int, batch) -> None:
+    J, _, f = problem(*batch, points=points, n=n)
+    equations = normal_equations(J, f, layout="points")
+    torch.testing.assert_close(equations.vector, torch.einsum("...pan,...pa->...n", J, f))
+    if batch and batch[-1] == points == n == 2:
+        with pytest.raises(InputError, match="alike"):
+            normal_equations(J, f)
+    else:
+        torch.testing.assert_close(normal_equations(J, f).vector, equations.vector)
+
+
+@pytest.mark.parametrize("height", [1, 2, 3])
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_tiny_image_is_never_taken_for_points(height: int, width: int, n: int) -> None:
+    J, _, f = problem(2, points=height * width, n=n)
+    J, f = dense(J, f, height)
+    equations = normal_equations(J, f, layout="dense")
+    torch.testing.assert_close(equations.vector, torch.einsum("banhw,bahw->bn", J, f))
+    if height == width == n == 2:
+        with pytest.raises(InputError, match="alike"):
+            normal_equations(J, f)
+    else:
+        torch.testing.assert_close(normal_equations(J, f).vector, equations.vector)
+
+
+def test_wrong_input_is_refused_by_name() -> None:
+    J, d, f = problem(3)
+    with pytest.raises(InputError, match=r"must be \(\*batch, 2, n, H, W\).*\(3, 400, 2, 5\) and \(3, 399, 2\)"):
+        solve_flow(J, f[:, 1:])
+    with pytest.raises(InputError, match="for layout='dense'"):
+        solve_flow(J, f, layout="dense")
+    with pytest.raises(InputError, match=r"weight must be \(3, 400\)"):
+        solve_flow(J, f, torch.ones(3, 399).double())
+    with pytest.raises(InputError, match="negative"):
+        solve_flow(J, f, torch.full((3, 400), -1.0).double())
+    # Without the checked annotations of the tests, the message is the library's own.
+    with pytest.raises(InputError, match="robust must be"):
+        unchecked(solve_flow)(J, f, robust="huber")
+    with pytest.raises(InputError, match="above its upper"):
+        solve_flow(J, f, bounds=(d, d - 1))
+    with pytest.raises(InputError, match="unit"):
+        solve_flow(J, f, unit=torch.zeros(N).double())
+    with pytest.raises(InputError, match="standard deviation"):
+        solve_flow(J, f, prior=Prior(d, torch.zeros_like(d)))
+
+
+def test_no_points_at_all_are_no_data() -> None:
+    solution = solve_flow(torch.zeros(2, 0, 2, N), torch.zeros(2, 0, 2))
+    assert (solution.status == Status.NO_DATA).all() and (solution.delta_q == 0).all()
+
+
+@pytest.mark.gpu
+def test_the_same_on_a_gpu() -> None:
+    J, d, f = problem(4, noise=0.5)
+    w = torch.rand(4, 400, dtype=torch.float64)
+    bounds = (torch.full((N,), -0.02, dtype=torch.float64), torch.full((N,), 0.02, dtype=torch.float64))
+    prior = Prior(d, torch.full_like(d, 0.05))
+    here = solve_flow(J, f, w, bounds=bounds, prior=prior)
+    there = solve_flow(
+        J.cuda(), f.cuda(), w.cuda(), bounds=tuple(b.cuda() for b in bounds), prior=Prior(d.cuda(), prior.std.cuda())
+    )
+    assert there.delta_q.is_cuda
+    torch.testing.assert_close(there.delta_q.cpu(), here.delta_q, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(there.covariance.cpu(), here.covariance, rtol=1e-8, atol=0)
