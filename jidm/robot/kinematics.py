@@ -46,9 +46,7 @@ class Kinematics:
 
     @classmethod
     def from_embodiment(cls, embodiment: Embodiment) -> Kinematics:
-        return cls(
-            embodiment.model, embodiment.joint_names, (embodiment.coupling_matrix, embodiment.coupling_offset)
-        )
+        return cls(embodiment.model, embodiment.joint_names, (embodiment.coupling_matrix, embodiment.coupling_offset))
 
     @property
     def n(self) -> int:
@@ -59,6 +57,8 @@ class Kinematics:
         """Poses `T_base_link` of all links [m] at joint positions q [rad or m]."""
         if q.shape[-1:] != (self.n,):
             raise InputError(f"q must end in {self.n} joints ({', '.join(self.joint_names)}), got {tuple(q.shape)}")
+        if not q.is_floating_point():
+            raise InputError(f"q must be a floating-point tensor [rad or m], got {q.dtype}")
         constants = self._on(q)
         q_full = q @ constants.A.T + constants.b
         features = torch.stack([torch.ones_like(q_full), q_full.sin(), 1 - q_full.cos(), q_full], dim=-2)
@@ -74,9 +74,7 @@ class Kinematics:
         frames = torch.stack([eye, *moved], dim=-3)
         return frames[..., self._tree.link_frame, :, :] @ constants.T_frame_link
 
-    def link_twists(
-        self, poses: Float[Tensor, "*batch links 4 4"]
-    ) -> Float[Tensor, "*batch links 6 n"]:
+    def link_twists(self, poses: Float[Tensor, "*batch links 4 4"]) -> Float[Tensor, "*batch links 6 n"]:
         """Spatial velocity of every link per unit joint velocity, in the base frame.
 
         A point of link l at p_base moves with `v + w x p_base` per unit of joint k, where
@@ -92,7 +90,13 @@ class Kinematics:
         w = axis * constants.is_revolute[:, None]
         v = torch.linalg.cross(origin, w, dim=-1) + axis * (1 - constants.is_revolute)[:, None]
         per_joint = torch.cat([v, w], dim=-1)  # (*batch, m, 6)
-        return torch.einsum("...mi,lm,mn->...lin", per_joint, constants.ancestors, constants.A)
+        # Column by column of A, which holds little but one entry a row: never the (links, m, n) product.
+        per_entry = per_joint[..., constants.entry_joint, :] * constants.entry_value[:, None]
+        twists = per_entry.mT.unsqueeze(-3) * constants.entry_carries[:, None, :]
+        if constants.one_to_one:
+            return twists
+        out = twists.new_zeros(*twists.shape[:-1], self.n)
+        return out.index_add(-1, constants.entry_column, twists)
 
     def link_jacobians(self, q: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch links 6 n"]:
         """Geometric Jacobian at every link's origin in base axes: rows 0-2 linear [m/unit], 3-5 angular [rad/unit]."""
@@ -119,7 +123,9 @@ class Kinematics:
     def _on(self, like: Tensor) -> _Constants:
         key = (like.dtype, like.device)
         if key not in self._constants:
-            self._constants[key] = _Constants(self._tree, self._A, self._b, like)
+            # Tensors made in inference mode could never take part in a gradient again.
+            with torch.inference_mode(False):
+                self._constants[key] = _Constants(self._tree, self._A, self._b, like)
         return self._constants[key]
 
 
@@ -177,7 +183,12 @@ class _Constants:
                 features[2, k, :3, :3] = T[:3, :3] @ K @ K
         self.features = on(features.reshape(4, m, 16))
         self.T_frame_link = on(tree.T_frame_link)
-        self.ancestors = on(tree.ancestors)
+        # The entries of A, by column: which full joint, which actuated joint, how much, and which links they carry.
+        columns, rows = np.nonzero(A.numpy().T)
+        self.entry_joint, self.entry_column = (torch.as_tensor(x, device=like.device) for x in (rows, columns))
+        self.entry_value = on(A.numpy()[rows, columns])
+        self.entry_carries = on(tree.ancestors[:, rows])
+        self.one_to_one = np.array_equal(columns, np.arange(A.shape[1]))
         self.axis = on(np.stack([j.axis for j in tree.joints]) if m else np.zeros((0, 3)))
         self.is_revolute = on(np.array([float(j.type != "prismatic") for j in tree.joints]))
         self.A, self.b = on(A), on(b)
