@@ -214,8 +214,8 @@ def _refuse_latents(x: Tensor, order: str, value_range: tuple[float, float] | No
         return
     if x.shape[order.index("C") - len(order)] == _RGBA and order[-1] != "C":
         raise VideoError(
-            f"shape {tuple(x.shape)} in floating point looks like latents: decode them with the video model's VAE first; "
-            "if it is RGBA pass value_range="
+            f"shape {tuple(x.shape)} in floating point looks like latents: "
+            "decode them with the video model's VAE first; if it is RGBA pass value_range="
         )
 
 

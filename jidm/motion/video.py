@@ -1,7 +1,8 @@
 """Video files and folders of images: read whole, read as a bounded stream, write.
 
-Decoding and encoding go through PyAV. Missing and visibly damaged pictures are refused; damage that still decodes to
-a picture the codec does not mark cannot be told, and shows as motion no joint explains. Pictures leave as `(T, 3, H, W)` RGB, times as seconds from the container.
+Decoding and encoding go through PyAV. Pictures leave as `(T, 3, H, W)` RGB, times as seconds from the container.
+Missing and visibly damaged pictures are refused; damage that still decodes to a picture the codec does not mark
+cannot be told, and shows as motion no joint explains.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def read_video(path: str | Path, *, fps: float | None = None, min_frames: int = 
         size += pixels.nbytes
         if size > max_bytes:
             raise VideoError(
-                f"{path}: more than {max_bytes / 2**20:.0f} MiB of pixels; stream it with open_video or raise max_bytes="
+                f"{path}: more than {max_bytes / 2**20:.0f} MiB of pixels; "
+                "stream it with open_video or raise max_bytes="
             )
     if len(frames) < min_frames:
         raise VideoError(

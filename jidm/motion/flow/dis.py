@@ -35,7 +35,8 @@ class DisFlow:
         variational_iterations: iterations of variational refinement per level; 0 loses a fifth in end-point error.
         smoothness: weight of smoothness in the refinement (OpenCV's alpha); 80 smears across joints.
         blur: standard deviation of the blur before matching [px]; tames the staircase of rendered edges.
-        texture: corner strength at which the weight is one half, in squared grey levels of 0..255 per px^2; 0 = do not ask.
+        texture: corner strength at which the weight is one half, in squared grey levels of 0..255 per px^2;
+            0 = do not ask.
     """
 
     patch_size: int = 8

@@ -71,7 +71,8 @@ class PrecomputedFlow:
         """Stored flow of the pair (start, start + 1); see `TimedFlow`."""
         if stop != start + 1 or not 0 <= start < len(self):
             raise InputError(
-                f"precomputed flow holds steps of one frame, 0 -> 1 to {len(self) - 1} -> {len(self)}; asked for {start} -> {stop}"
+                f"precomputed flow holds steps of one frame, 0 -> 1 to {len(self) - 1} -> {len(self)}; "
+                f"asked for {start} -> {stop}"
             )
         return self._fitted(
             Flow(self.flow.flow[..., start, :, :, :], self.flow.weight[..., start, :, :]), first, second

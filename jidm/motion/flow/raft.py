@@ -95,7 +95,8 @@ def _build(model: str, weights: str | Path | None) -> nn.Module:
     known = getattr(optical_flow, {"raft_large": "Raft_Large_Weights", "raft_small": "Raft_Small_Weights"}[model])
     if str(weights) not in known.__members__:
         raise InputError(
-            f"no weights file '{weights}' and no such weights of {model}: {did_you_mean(str(weights), known.__members__)}"
+            f"no weights file '{weights}' and no such weights of {model}: "
+            f"{did_you_mean(str(weights), known.__members__)}"
         )
     try:
         fetched: nn.Module = getattr(optical_flow, model)(weights=known[str(weights)])
@@ -117,8 +118,8 @@ def _torchvision_optical_flow() -> Any:
         # For instance "operator torchvision::nms does not exist": a torchvision made for another build of torch.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JidmError(
-            f"torchvision does not fit torch {torch.__version__} ({reason}): install the pair pinned in constraints.txt: "
-            "pip install -c constraints.txt torch torchvision"
+            f"torchvision does not fit torch {torch.__version__} ({reason}): "
+            "install the pair pinned in constraints.txt: pip install -c constraints.txt torch torchvision"
         ) from None
     return optical_flow
 

@@ -114,7 +114,8 @@ class TrackFlow:
             if length == 2 and first.shape[:-3] == self.tracks.shape[:-3]:
                 return self.between(first, second, 0, 1)
             raise InputError(
-                f"tracks of {length} frames answer for all {length - 1} pairs at once, got batch {tuple(first.shape[:-3])}; "
+                f"tracks of {length} frames answer for all {length - 1} pairs at once, "
+                f"got batch {tuple(first.shape[:-3])}; "
                 "use flow_between or .sparse(start, stop) for one pair"
             )
         steps = _sparse(self.tracks, self.visibility, slice(0, -1), slice(1, None))
