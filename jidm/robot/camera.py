@@ -77,11 +77,13 @@ class Camera:
         """
         if not 0.0 < fov_y < 180.0:
             raise CameraError(f"fov_y must lie in (0, 180) degrees, got {fov_y}")
-        e, t, u = (torch.tensor([float(x) for x in v], dtype=torch.float64) for v in (eye, target, up))
+        e, t, u = (_vector(name, v) for name, v in (("eye", eye), ("target", target), ("up", up)))
         if (t - e).norm() < 1e-9:
             raise CameraError("eye and target coincide; the camera has no direction to look in")
         z = torch.nn.functional.normalize(t - e, dim=0)
         x = torch.linalg.cross(z, u)
+        if u.norm() == 0:
+            raise CameraError("up is zero; give the direction that points up in the image, for instance (0, 0, 1)")
         if x.norm() < 1e-6 * u.norm():
             raise CameraError("up is parallel to the line of sight; give another up, for instance (0, 1, 0)")
         x = torch.nn.functional.normalize(x, dim=0)
@@ -101,7 +103,7 @@ class Camera:
         if unknown := set(data) - known:
             raise CameraError(f"unknown camera keys {sorted(unknown)}; known: {sorted(known)}")
         try:
-            width, height = int(data["width"]), int(data["height"])
+            width, height = _pixels(data, "width"), _pixels(data, "height")
             if "eye" in data:
                 options = {k: data[k] for k in ("up", "fov_y") if k in data}
                 return cls.look_at(data["eye"], data["target"], width=width, height=height, **options)
@@ -113,7 +115,9 @@ class Camera:
             raise CameraError(
                 f"camera lacks {missing}; give width, height, K, T_camera_base or width, height, eye, target"
             ) from None
-        except (TypeError, ValueError) as error:
+        except CameraError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
             raise CameraError(f"camera values must be numbers of the documented shapes: {error}") from None
 
     @classmethod
@@ -147,6 +151,8 @@ class Camera:
         Args:
             T_world_base: (4, 4) pose of the robot base in PyBullet's world; identity if not given.
         """
+        if len(view) != 16 or len(projection) != 16:
+            raise CameraError(f"view and projection must hold 16 numbers each, got {len(view)} and {len(projection)}")
         V = torch.as_tensor(view, dtype=torch.float64).reshape(4, 4).T
         P = torch.as_tensor(projection, dtype=torch.float64).reshape(4, 4).T
         # Clip x in [-1, 1] spans the continuous image [-0.5, W - 0.5]; OpenGL's y is up.
@@ -171,6 +177,8 @@ class Camera:
             near, far: clipping distances [m].
             T_world_base: (4, 4) pose of the robot base in PyBullet's world; identity if not given.
         """
+        if not 0 < near < far:
+            raise CameraError(f"clipping distances must satisfy 0 < near < far, got near={near}, far={far}")
         if abs(float(self.K[0, 1])) > 1e-9:
             raise CameraError("PyBullet cannot render skewed intrinsics; K[0,1] must be 0")
         K, T = self.K.double().cpu(), self.T_camera_base.double().cpu()
@@ -254,3 +262,16 @@ class Camera:
 
 def _intrinsics(fx: float, fy: float, cx: float, cy: float) -> Tensor:
     return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def _vector(name: str, values: Sequence[float]) -> Tensor:
+    v = torch.tensor([float(x) for x in values], dtype=torch.float64)
+    if v.shape != (3,) or not v.isfinite().all():
+        raise CameraError(f"{name} must be three finite numbers [m], got {list(values)}")
+    return v
+
+
+def _pixels(data: Mapping[str, Any], key: str) -> int:
+    if int(data[key]) != float(data[key]):
+        raise CameraError(f"{key} must be a whole number of pixels, got {data[key]}")
+    return int(data[key])

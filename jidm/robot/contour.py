@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jidm.robot.surface import shape_mesh
+from jidm.robot.surface import check_links, shape_mesh
 
 if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
@@ -66,6 +66,7 @@ def sample_contour(model: RobotModel, count: int, *, seed: int = 0, links: Seque
         count: number of points; an empty contour if no shape has an edge.
         links: names of the links to sample; all if not given.
     """
+    check_links(model, links)
     rng = np.random.default_rng(seed)
     parts: list[tuple[np.ndarray, ...]] = []
     for index, link in enumerate(model.links):

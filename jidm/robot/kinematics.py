@@ -95,8 +95,7 @@ class Kinematics:
         twists = per_entry.mT.unsqueeze(-3) * constants.entry_carries[:, None, :]
         if constants.one_to_one:
             return twists
-        out = twists.new_zeros(*twists.shape[:-1], self.n)
-        return out.index_add(-1, constants.entry_column, twists)
+        return twists @ constants.entry_to_column
 
     def link_jacobians(self, q: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch links 6 n"]:
         """Geometric Jacobian at every link's origin in base axes: rows 0-2 linear [m/unit], 3-5 angular [rad/unit]."""
@@ -185,7 +184,8 @@ class _Constants:
         self.T_frame_link = on(tree.T_frame_link)
         # The entries of A, by column: which full joint, which actuated joint, how much, and which links they carry.
         columns, rows = np.nonzero(A.numpy().T)
-        self.entry_joint, self.entry_column = (torch.as_tensor(x, device=like.device) for x in (rows, columns))
+        self.entry_joint = torch.as_tensor(rows, device=like.device)
+        self.entry_to_column = on(np.eye(A.shape[1])[columns])
         self.entry_value = on(A.numpy()[rows, columns])
         self.entry_carries = on(tree.ancestors[:, rows])
         self.one_to_one = np.array_equal(columns, np.arange(A.shape[1]))

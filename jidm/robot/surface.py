@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jidm.errors import EmbodimentError, MissingExtraError
+from jidm.errors import EmbodimentError, InputError, MissingExtraError
 from jidm.robot.model import Geometry, Link, RobotModel, Shape
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ def sample_surface(
 
     Raises:
         EmbodimentError: a mesh is missing on disk, or no link has a shape.
+        InputError: `links` holds a name that is no link's, or count is not positive.
     """
+    if count < 1:
+        raise InputError(f"count must be at least 1 point, got {count}")
+    check_links(model, links)
     skins: list[tuple[int, NDArray[np.float64], NDArray[np.float64], float]] = []
     for index, link in enumerate(model.links):
         if links is not None and link.name not in links:
@@ -100,6 +104,12 @@ def sample_surface(
         torch.from_numpy(np.concatenate(points)),
         torch.from_numpy(np.concatenate(normals)),
     )
+
+
+def check_links(model: RobotModel, links: Sequence[str] | None) -> None:
+    """Raise UrdfError with the nearest name if one of `links` is no link of the model."""
+    for name in links or ():
+        model.link_index(name)
 
 
 def visible_points(
@@ -189,14 +199,15 @@ def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:
             )
         mesh = _load_mesh(geometry.path, geometry.path.stat().st_mtime).copy()
         mesh.apply_scale(geometry.size)
+    # Primitives as fine as the simulator draws them.
     elif geometry.kind == "box":
         mesh = trimesh.creation.box(extents=geometry.size)
     elif geometry.kind == "cylinder":
-        mesh = trimesh.creation.cylinder(radius=geometry.size[0], height=geometry.size[1])
+        mesh = trimesh.creation.cylinder(radius=geometry.size[0], height=geometry.size[1], sections=64)
     elif geometry.kind == "capsule":
-        mesh = trimesh.creation.capsule(radius=geometry.size[0], height=geometry.size[1])
+        mesh = trimesh.creation.capsule(radius=geometry.size[0], height=geometry.size[1], count=(32, 64))
     else:
-        mesh = trimesh.creation.icosphere(subdivisions=3, radius=geometry.size[0])
+        mesh = trimesh.creation.icosphere(subdivisions=4, radius=geometry.size[0])
     mesh.apply_transform(shape.T_link_shape)
     return mesh
 
