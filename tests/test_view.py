@@ -114,9 +114,9 @@ def test_plot_survives_infinite_deviation(motion: JointMotion, tmp_path: Path):
 
 def test_batches_and_wrong_truth_are_refused(motion: JointMotion, field: AnalyticField, tmp_path: Path):
     with pytest.raises(InputError, match="one video is drawn at a time"):
-        plot_motion(stack([motion, motion]), tmp_path / "plot.png")
+        plot_motion(stack([motion, motion], torch.Size((2,))), tmp_path / "plot.png")
     with pytest.raises(InputError, match="one video is drawn at a time"):
-        write_overlay(tmp_path / "o.mp4", [], stack([motion, motion]), field, StillFlow(), fps=10)
+        write_overlay(tmp_path / "o.mp4", [], stack([motion, motion], torch.Size((2,))), field, StillFlow(), fps=10)
     with pytest.raises(InputError, match="truth must have the shape"):
         plot_motion(motion, tmp_path / "plot.png", truth=np.zeros((3, 2)))
 
