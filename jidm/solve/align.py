@@ -15,6 +15,10 @@ from jidm.solve.outline import OutlineTerm
 from jidm.solve.photometric import Appearance, BrightnessTerm, Quadratic
 
 
+# On blurred levels the expectation counts this much less: a jump must be found before it can be believed.
+_COARSE_TRUST = 0.01
+
+
 @dataclass(frozen=True)
 class AlignOptions:
     """How a frame is aligned. The defaults were chosen on two ALOHA episodes and a few rendered arms.
@@ -68,7 +72,7 @@ def align(
     *,
     outline: OutlineTerm | None = None,
     bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
-    prior_std: Float[Tensor, " n"],
+    prior: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     options: AlignOptions,
 ) -> Alignment:
     """Pose at which the references' points look as they did and the robot's lines lie on the picture's edges.
@@ -79,11 +83,10 @@ def align(
         starts: poses to try.
         outline: contour matching with its memory; brightness only if not given.
         bounds: lower and upper bound of q.
-        prior_std: (n,) how far each joint may plausibly be from the most recent reference's pose [rad or m]; holds
-            joints the picture says nothing about.
+        prior: where each joint is expected, and the standard deviation of that (both (n,), [rad or m]); it holds joints
+            the picture says nothing about.
     """
-    prior = _Prior(references[0].pose.q, prior_std)
-    problem = _Problem(pyramid, bounds, prior, options)
+    problem = _Problem(pyramid, bounds, *prior, options)
     best: tuple[float, Tensor] | None = None
     levels = [k for k in options.coarse_levels if k < len(pyramid)]
     coarse = references[0].thinned(options.coarse_points)
@@ -100,17 +103,12 @@ def align(
     return Alignment(q, relative, absolute, cost)
 
 
-@dataclass(frozen=True, eq=False)
-class _Prior:
-    mean: Tensor
-    std: Tensor
-
-
 @dataclass(eq=False)
 class _Problem:
     pyramid: BrightnessPyramid
     bounds: tuple[Tensor, Tensor]
-    prior: _Prior
+    expected: Tensor
+    expected_std: Tensor
     options: AlignOptions
 
     def descend(self, terms: Sequence[BrightnessTerm], q: Tensor, levels: Sequence[int]) -> Tensor:
@@ -118,7 +116,7 @@ class _Problem:
         damping = self.options.damping
         for level in levels:
             for _ in range(self.options.iterations):
-                q, step = self._step(q, [term.quadratic(q, level) for term in terms], damping)
+                q, step = self._step(q, [term.quadratic(q, level) for term in terms], damping, _COARSE_TRUST)
                 for term in terms:
                     term.moved(step)
                 if float(step.abs().max()) < 3e-4:
@@ -157,12 +155,14 @@ class _Problem:
         total = sum((p.matrix for p in parts), torch.zeros_like(parts[0].matrix))
         return total / self.options.correlated_points
 
-    def _step(self, q: Tensor, parts: Sequence[Quadratic], damping: float) -> tuple[Tensor, Tensor]:
+    def _step(self, q: Tensor, parts: Sequence[Quadratic], damping: float, trust: float = 1.0) -> tuple[Tensor, Tensor]:
         """One damped, bounded Gauss-Newton step; returns the new pose and the step."""
         matrix = self._information(parts)
         vector = sum((p.vector for p in parts), torch.zeros_like(q)) / self.options.correlated_points
-        stiffness = self.prior.std**-2
-        vector = vector + stiffness * (self.prior.mean - q)
+        # Student's t rather than a Gaussian: a robot that really jumps is believed after a few standard deviations.
+        surprise = (self.expected - q) / self.expected_std
+        stiffness = self.expected_std**-2 / (1 + (surprise / 2) ** 2) * trust
+        vector = vector + stiffness * (self.expected - q)
         damped = matrix + torch.diag(stiffness) + damping * matrix.diagonal().mean() * torch.eye(len(q)).to(q)
         lower = torch.maximum(self.bounds[0] - q, torch.full_like(q, -self.options.max_step))
         upper = torch.minimum(self.bounds[1] - q, torch.full_like(q, self.options.max_step))

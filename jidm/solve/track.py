@@ -39,6 +39,9 @@ class TrackOptions:
         keyframe_reach: a keyframe further than this from the current pose [rad, mean over joints] is not used.
         min_motion: image motion [px rms over the robot, per radian or 0.1 m] that a joint must cause on its own to be
             called observable.
+        momentum: share of the last step that is expected again.
+        surprise: standard deviation of a joint's step around the expected one, as a share of its reach (the step its
+            speed limit allows). It steadies joints that the picture hardly shows and is nothing to the others.
         align: of one frame.
     """
 
@@ -49,6 +52,8 @@ class TrackOptions:
     keyframe_turn: float = 0.05
     keyframe_reach: float = 0.25
     min_motion: float = 2.5
+    momentum: float = 0.8
+    surprise: float = 0.1
     align: AlignOptions = field(default_factory=AlignOptions)
 
 
@@ -179,16 +184,17 @@ class PoseTracker:
             step_covariance = _inverse(_inverse(step_covariance) + prior)
             return self.q + by_flow.delta_q, step_covariance, self.position_covariance + step_covariance
         pyramid = BrightnessPyramid.of(frame)
+        expected = (self.q + self.options.momentum * self._velocity * dt).clamp(*bounds)
         starts = [self.q, self.q + by_flow.delta_q]
         if float(self._velocity.abs().max()) > 0:
-            starts.append((self.q + self._velocity * dt).clamp(*bounds))
+            starts.append(expected)
         found: Alignment = align(
             pyramid,
             [self._previous, *self._useful_keyframes()],
             starts,
             outline=self._outline,
             bounds=bounds,
-            prior_std=reach,
+            prior=(expected, self.options.surprise * reach),
             options=self.options.align,
         )
         self._pyramid = pyramid
