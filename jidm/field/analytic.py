@@ -160,7 +160,7 @@ class AnalyticField:
             )
 
     def _image_jacobian(
-        self, camera: Camera, poses: Tensor, p_base: Tensor, link: Int[Tensor, "*batch N"]
+        self, camera: Camera, poses: Tensor, p_base: Tensor, link: Int[Tensor, "*one_or_each N"]
     ) -> Float[Tensor, "*batch N 2 n"]:
         """d(u, v)/dq of points at p_base that ride on `link`, exact."""
         twists = self.kinematics.link_twists(poses)

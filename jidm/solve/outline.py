@@ -19,6 +19,7 @@ from jidm.motion.pyramid import BrightnessPyramid
 from jidm.solve.photometric import Quadratic
 
 _STEP = 0.5  # [px] between samples along the normal
+_PIXEL = 2  # samples a pixel
 _MIN_STRENGTH = 0.012  # brightness per px; a fainter edge is noise
 _FOCUS = 0.6  # nearer edges win: weight exp(-(distance / (focus * reach))^2 / 2)
 _MIN_SCALE = 0.05  # [px]
@@ -43,19 +44,21 @@ class EdgeMatch:
 
 def match_edges(contour: ContourJacobian, pyramid: BrightnessPyramid, reach: float) -> EdgeMatch:
     """Search the finest level along each point's normal, up to `reach` px either way, sub-pixel."""
-    half = round(reach / _STEP) + 1
+    half = round(reach / _STEP) + _PIXEL
     s = torch.arange(-half, half + 1, dtype=contour.points.dtype, device=contour.points.device) * _STEP
     positions = contour.points[:, None] + s[:, None] * contour.normals[:, None]
     _, gradient = pyramid.sample(0, positions)
     slope = torch.einsum("ksa,ka->ks", gradient, contour.normals).abs()
     score = slope * torch.exp(-0.5 * (s / (_FOCUS * reach)) ** 2)
-    peak = (slope[:, 1:-1] >= slope[:, :-2]) & (slope[:, 1:-1] >= slope[:, 2:])
-    best = torch.where(peak, score[:, 1:-1], torch.zeros_like(score[:, 1:-1])).argmax(dim=1, keepdim=True) + 1
-    before, top, after = (slope.gather(1, best + k)[:, 0] for k in (-1, 0, 1))
-    # A parabola through the peak and its neighbours.
+    within = slice(_PIXEL, -_PIXEL)
+    peak = (slope[:, within] >= slope[:, 1:-3]) & (slope[:, within] >= slope[:, 3:-1])
+    best = torch.where(peak, score[:, within], torch.zeros_like(score[:, within])).argmax(dim=1, keepdim=True) + _PIXEL
+    # A parabola through the peak and the samples a pixel away. Nearer ones lie on the same straight pieces that
+    # interpolation draws between pixels, and would pull every edge to a pixel's centre by up to a quarter of a pixel.
+    before, top, after = (slope.gather(1, best + k)[:, 0] for k in (-_PIXEL, 0, _PIXEL))
     shift = 0.5 * (before - after) / (before - 2 * top + after).clamp(max=-1e-9)
-    offset = s[best[:, 0]] + shift.clamp(-1, 1) * _STEP
-    is_peak = peak.gather(1, best - 1)[:, 0]
+    offset = s[best[:, 0]] + shift.clamp(-0.5, 0.5)
+    is_peak = peak.gather(1, best - _PIXEL)[:, 0]
     found = is_peak & (top > _MIN_STRENGTH) & pyramid.inside(contour.points, margin=3.0)
     return EdgeMatch(offset, top, found)
 

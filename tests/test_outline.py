@@ -1,0 +1,203 @@
+"""Outlines: edges found where the robot is, offsets remembered, poses pulled to the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from rendered import Clip, clip
+from torch import Tensor
+
+from jidm import AnalyticField
+from jidm.field.base import ContourJacobian
+from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.outline import OutlineTerm, match_edges
+
+FINGER = "planar_finger_3"
+
+
+@pytest.fixture(scope="module")
+def fields() -> dict[str, tuple[Clip, AnalyticField]]:
+    clips = {FINGER: clip(FINGER, frames=8, seed=1), "panda": clip("panda", frames=6)}
+    return {
+        name: (c, AnalyticField(c.robot, c.camera, points=1000, occluders=20000, contour_points=8000))
+        for name, c in clips.items()
+    }
+
+
+def edge_picture(at: float, contrast: float = 0.6) -> BrightnessPyramid:
+    """Dark left of u = at [px], bright right of it, with the soft edge of a camera."""
+    u = torch.arange(100).double()
+    row = 0.2 + contrast * ((u - at) / 0.8).sigmoid()
+    return BrightnessPyramid.of(row.expand(3, 80, 100))
+
+
+def column_of_points(at: float, count: int = 30) -> ContourJacobian:
+    v = torch.linspace(15, 65, count).double()
+    points = torch.stack([torch.full_like(v, at), v], dim=-1)
+    normals = torch.tensor([1.0, 0.0]).double().expand(count, 2)
+    return ContourJacobian(torch.arange(count), points, normals, torch.zeros(count, 1).double())
+
+
+@pytest.mark.parametrize("offset", [-2.3, -0.75, 0.0, 0.4, 1.9])
+def test_an_edge_is_found_to_a_fraction_of_a_pixel(offset: float) -> None:
+    match = match_edges(column_of_points(50.0), edge_picture(50.0 + offset), reach=4.0)
+    assert match.found.all()
+    assert float((match.offset - offset).abs().max()) < 0.06
+
+
+def test_turning_the_normal_turns_the_sign_and_brightness_does_not_matter() -> None:
+    points = column_of_points(50.0)
+    turned = ContourJacobian(points.index, points.points, -points.normals, points.jacobian)
+    for contrast in (0.6, -0.15):
+        pyramid = edge_picture(51.2, contrast)
+        a, b = match_edges(points, pyramid, 4.0), match_edges(turned, pyramid, 4.0)
+        torch.testing.assert_close(a.offset, -b.offset, rtol=0, atol=1e-6)
+        assert float((a.offset - 1.2).abs().max()) < 0.06
+
+
+def test_no_edge_is_not_an_edge() -> None:
+    pyramid = edge_picture(50.0)
+    assert not match_edges(column_of_points(30.0), pyramid, 4.0).found.any()  # nothing within reach
+    assert not match_edges(column_of_points(50.0), edge_picture(50.0, 0.01), 4.0).found.any()  # too faint
+    assert not match_edges(column_of_points(1.0), edge_picture(1.0), 4.0).found.any()  # at the border
+
+
+@pytest.mark.parametrize("name", [FINGER, "panda"])
+def test_lines_lie_on_the_edges_of_the_picture_at_the_true_pose(
+    name: str, fields: dict[str, tuple[Clip, AnalyticField]]
+) -> None:
+    c, field = fields[name]
+    q = torch.from_numpy(c.q[2])
+    contour = field.contour(q, field.visible_contour(q))
+    match = match_edges(contour, BrightnessPyramid.of(c.frames[2]), reach=2.5)
+    assert int(match.found.sum()) > 100
+    assert float(match.offset[match.found].abs().median()) < 1.0
+    # Moved aside by three pixels the lines find other edges or none: the measure can fail.
+    aside = ContourJacobian(contour.index, contour.points + 3.0, contour.normals, contour.jacobian)
+    wrong = match_edges(aside, BrightnessPyramid.of(c.frames[2]), reach=2.5)
+    assert float(wrong.offset[wrong.found].abs().median()) > float(match.offset[match.found].abs().median())
+
+
+def solved(term: OutlineTerm, field: AnalyticField, q: Tensor, pyramid: BrightnessPyramid) -> Tensor:
+    for reach in (4.0, 4.0, 2.5, 2.5):
+        model = term.quadratic(q, pyramid, field.visible_contour(q), reach)
+        assert model is not None
+        damped = model.matrix + 1e-3 * model.matrix.diagonal().mean() * torch.eye(len(q)).double()
+        q = q + torch.linalg.solve(damped, model.vector).clamp(-0.05, 0.05)
+    return q
+
+
+@pytest.mark.parametrize("joint", [0, 1, 2])
+@pytest.mark.parametrize("off", [0.02, -0.02])
+def test_a_pose_off_the_truth_is_pulled_back(
+    joint: int, off: float, fields: dict[str, tuple[Clip, AnalyticField]]
+) -> None:
+    c, field = fields[FINGER]
+    truth, pyramid = torch.from_numpy(c.q[3]), BrightnessPyramid.of(c.frames[3])
+    term = OutlineTerm(field)
+    term.remember(torch.from_numpy(c.q[0]), BrightnessPyramid.of(c.frames[0]), known_pose=True)
+    start = truth.clone()
+    start[joint] += off
+    error = (solved(term, field, start, pyramid) - truth).abs()
+    assert float(error.max()) < 0.35 * abs(off)
+
+
+def test_a_panda_is_pulled_back_on_the_whole(fields: dict[str, tuple[Clip, AnalyticField]]) -> None:
+    """White arms, crossing edges: what counts is where the visible points end up in the picture."""
+    c, field = fields["panda"]
+    truth, pyramid = torch.from_numpy(c.q[3]), BrightnessPyramid.of(c.frames[3])
+    term = OutlineTerm(field)
+    term.remember(torch.from_numpy(c.q[0]), BrightnessPyramid.of(c.frames[0]), known_pose=True)
+    start = truth + 0.02 * torch.tensor([1.0, -1, 1, -1, 1, -1, 0, 0]).double()
+    pose = field.at(truth)
+
+    def off(q: Tensor) -> float:
+        distance = (pose.surface(q - truth).points - pose.surface().points).norm(dim=-1)
+        return float(distance[pose.visible].mean())
+
+    assert off(solved(term, field, start, pyramid)) < 0.6 * off(start)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+class OneLine:
+    """A field that draws one straight line, which joint 0 moves sideways, 10 px per unit."""
+
+    contour_points = 30
+
+    def visible_contour(self, q: Tensor) -> Tensor:
+        return torch.arange(30)
+
+    def contour(self, q: Tensor, index: Tensor) -> ContourJacobian:
+        line = column_of_points(50.0 + 10 * float(q[0]))
+        jacobian = torch.full((30, 1), 10.0).double()
+        return ContourJacobian(index, line.points[index], line.normals[index], jacobian[index])
+
+
+def answer(term: OutlineTerm, q: Tensor, pyramid: BrightnessPyramid) -> float:
+    model = term.quadratic(q, pyramid, torch.arange(30), reach=4.0)
+    assert model is not None
+    return float(model.vector / model.matrix)
+
+
+def test_an_offset_seen_at_a_known_pose_is_no_error_of_the_pose() -> None:
+    q = torch.zeros(1).double()
+    fresh = OutlineTerm(OneLine())
+    assert answer(fresh, q, edge_picture(51.0)) == pytest.approx(0.1, abs=0.01)  # taken at its word: 1 px / 10 px
+    term = OutlineTerm(OneLine())
+    term.remember(q, edge_picture(51.0), known_pose=True)
+    assert answer(term, q, edge_picture(51.0)) == pytest.approx(0.0, abs=1e-6)
+    assert answer(term, q, edge_picture(51.5)) == pytest.approx(0.05, abs=0.01)
+
+
+def test_offsets_follow_slowly_where_the_pose_is_only_believed() -> None:
+    q = torch.zeros(1).double()
+    term = OutlineTerm(OneLine(), learning_rate=0.2)
+    term.remember(q, edge_picture(51.0), known_pose=True)
+    term.remember(q, edge_picture(52.0))
+    assert answer(term, q, edge_picture(51.2)) == pytest.approx(0.0, abs=0.01)  # one fifth of the way
+    for _ in range(30):
+        term.remember(q, edge_picture(52.0))
+    assert answer(term, q, edge_picture(52.0)) == pytest.approx(0.0, abs=0.01)
+
+
+def test_an_edge_of_another_contrast_is_another_edge() -> None:
+    q = torch.zeros(1).double()
+    term = OutlineTerm(OneLine())
+    term.remember(q, edge_picture(50.0, contrast=0.6), known_pose=True)
+    assert term.quadratic(q, edge_picture(50.5, contrast=0.2), torch.arange(30), 4.0) is None
+    assert term.quadratic(q, edge_picture(50.5, contrast=0.5), torch.arange(30), 4.0) is not None
+
+
+def test_too_few_edges_are_no_measurement() -> None:
+    q = torch.zeros(1).double()
+    term = OutlineTerm(OneLine())
+    assert term.quadratic(q, edge_picture(50.0), torch.arange(19), 4.0) is None
+    assert term.quadratic(q, edge_picture(90.0), torch.arange(30), 4.0) is None
+    assert term.quadratic(q, edge_picture(50.0), torch.arange(0), 4.0) is None
+
+
+def test_one_wrong_edge_in_four_changes_little() -> None:
+    q = torch.zeros(1).double()
+    term = OutlineTerm(OneLine())
+    term.remember(q, edge_picture(50.0), known_pose=True)
+    rows = torch.where(torch.arange(80) < 28, 52.5, 50.3)[:, None]
+    u = torch.arange(100).double()
+    picture = (0.2 + 0.6 * ((u - rows) / 0.8).sigmoid()).expand(3, 80, 100)
+    assert answer(term, q, BrightnessPyramid.of(picture)) == pytest.approx(0.03, abs=0.02)
+
+
+def test_memory_is_by_identity_not_by_order(fields: dict[str, tuple[Clip, AnalyticField]]) -> None:
+    c, field = fields[FINGER]
+    q, pyramid = torch.from_numpy(c.q[0]), BrightnessPyramid.of(c.frames[0])
+    term = OutlineTerm(field)
+    term.remember(q, pyramid, known_pose=True)
+    index = field.visible_contour(q)
+    shuffled = index[torch.from_numpy(np.random.default_rng(0).permutation(len(index)))]
+    a, b = term.quadratic(q, pyramid, index, 2.5), term.quadratic(q, pyramid, shuffled, 2.5)
+    assert a is not None
+    assert b is not None
+    torch.testing.assert_close(a.matrix, b.matrix)
+    torch.testing.assert_close(a.vector, b.vector, rtol=1e-9, atol=1e-9 * float(a.matrix.max()))

@@ -1,0 +1,179 @@
+"""The tracker and the re-linearised step: limits, gaps, keyframes, what is remembered."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from rendered import FPS, Clip, clip
+
+from jidm import AnalyticField
+from jidm.motion.flow import DisFlow, Flow
+from jidm.solve.relinearise import solve_step
+from jidm.solve.track import JointLimits, PoseTracker, TrackOptions
+
+
+@pytest.fixture(scope="module")
+def finger() -> Clip:
+    return clip("planar_finger_3", frames=8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def field(finger: Clip) -> AnalyticField:
+    return AnalyticField(finger.robot, finger.camera, points=1500, occluders=10000, contour_points=5000)
+
+
+def limits(c: Clip) -> JointLimits:
+    lower, upper, velocity = (torch.from_numpy(x.copy()) for x in (c.robot.lower, c.robot.upper, c.robot.velocity))
+    return JointLimits(lower, upper, velocity, torch.ones(c.robot.n).double())
+
+
+def tracker(c: Clip, field: AnalyticField, **options: object) -> PoseTracker:
+    made = PoseTracker(field, limits(c), TrackOptions(**options))  # type: ignore[arg-type]
+    made.start(c.frames[0], torch.from_numpy(c.q[0]))
+    return made
+
+
+# ---- one large step --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0.02, 0.1, 0.25])
+def test_a_large_step_is_found_by_linearising_again(size: float, finger: Clip, field: AnalyticField) -> None:
+    pose = field.at(torch.from_numpy(finger.q[0]))
+    step = size * torch.tensor([1.0, -0.7, 0.5]).double()
+    flow = pose.surface(step).points - pose.surface().points
+    weight = pose.visible.double()
+    again = solve_step(pose, flow, weight)
+    once = solve_step(pose, flow, weight, iterations=1)
+    assert float((again.delta_q - step).abs().max()) < 1e-6
+    assert float((once.delta_q - step).abs().max()) > 10 * float((again.delta_q - step).abs().max())
+    assert float(again.residual) < 1e-4
+    assert float(again.explained) > 0.9999
+
+
+def test_steps_of_a_batch_do_not_mix(finger: Clip, field: AnalyticField) -> None:
+    q = torch.from_numpy(finger.q[[0, 3, 6]])
+    pose = field.at(q)
+    step = 0.05 * torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
+    flow = pose.surface(step).points - pose.surface().points
+    flow[1] = torch.nan
+    together = solve_step(pose, flow, pose.visible.double())
+    assert together.valid.tolist() == [True, False, True]
+    torch.testing.assert_close(together.delta_q[[0, 2]], step[[0, 2]], rtol=0, atol=1e-5)
+    assert float(together.delta_q[1].abs().max()) == 0.0
+    assert float(together.explained[1]) == 0.0
+
+
+def test_bounds_hold_for_the_whole_step(finger: Clip, field: AnalyticField) -> None:
+    pose = field.at(torch.from_numpy(finger.q[0]))
+    step = torch.tensor([0.2, -0.15, 0.1]).double()
+    flow = pose.surface(step).points - pose.surface().points
+    bound = torch.tensor([0.05, 1.0, 1.0], dtype=torch.float64)
+    found = solve_step(pose, flow, pose.visible.double(), bounds=(-bound, bound)).delta_q
+    assert float(found[0]) == pytest.approx(0.05, abs=1e-12)
+    assert (found.abs() <= bound).all()
+    assert float(found[1]) > float(step[1])  # the others make up for it, as a solve inside the bounds must
+
+
+# ---- the tracker -----------------------------------------------------------------------------------------------------
+
+
+def test_must_be_started(finger: Clip, field: AnalyticField) -> None:
+    made = PoseTracker(field, limits(finger), TrackOptions())
+    with pytest.raises(AssertionError, match="start"):
+        made.step(finger.frames[1], 1 / FPS, finger.flow[0])
+
+
+def test_exact_flow_is_followed(finger: Clip, field: AnalyticField) -> None:
+    made = tracker(finger, field, refine="none")
+    for t in range(7):
+        step = made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t])
+        assert step.valid
+        np.testing.assert_allclose(step.delta_q.numpy(), finger.steps[t], atol=2e-4)
+        assert float(step.residual) < 0.15  # flow read across the robot's rim
+        assert float(step.explained) > 0.95
+    np.testing.assert_allclose(made.q.numpy(), finger.q[-1], atol=5e-4)
+
+
+def test_a_gap_widens_the_reach_and_is_not_a_step(finger: Clip, field: AnalyticField) -> None:
+    made = tracker(finger, field, refine="none")
+    dt = 1 / FPS
+    held = made.skip(dt)
+    assert not held.valid
+    assert torch.equal(held.position, torch.from_numpy(finger.q[0]))
+    assert float(held.delta_q.abs().max()) == 0.0
+    assert not held.observable.any()
+    twice = made.skip(dt)
+    one, two = held.position_covariance.diagonal().sqrt(), twice.position_covariance.diagonal().sqrt()
+    torch.testing.assert_close(one, limits(finger).velocity * dt)
+    torch.testing.assert_close(two, 2 * one)
+    flow = Flow(finger.flow.flow[:3].sum(0), finger.flow.weight[0])  # about the flow from frame 0 to frame 3
+    after = made.step(finger.frames[3], dt, flow)
+    assert not after.valid  # it spans three intervals, so it is no step of one
+    assert float(after.delta_q.abs().max()) == 0.0
+    np.testing.assert_allclose(after.position.numpy(), finger.q[3], atol=2e-2)
+    clean = made.step(finger.frames[4], dt, finger.flow[3])
+    assert clean.valid
+
+
+def test_nothing_seen_is_not_valid_and_as_wide_as_the_speed_allows(finger: Clip, field: AnalyticField) -> None:
+    made = tracker(finger, field, refine="none")
+    blind = Flow(finger.flow.flow[0], torch.zeros_like(finger.flow.weight[0]))
+    step = made.step(finger.frames[1], 1 / FPS, blind)
+    assert not step.valid
+    assert not step.observable.any()
+    std = step.position_covariance.diagonal().sqrt()
+    torch.testing.assert_close(std, limits(finger).velocity / FPS, rtol=1e-3, atol=0)
+    assert all(x.isfinite().all() for x in (step.delta_q, step.covariance, step.residual, step.explained))
+
+
+def test_uncertainty_grows_with_flow_and_is_held_by_outlines(finger: Clip, field: AnalyticField) -> None:
+    ends = {}
+    for name, options in {"flow": {"refine": "none"}, "free": {"anchor": False}, "anchored": {"anchor": True}}.items():
+        made = tracker(finger, field, **options)
+        spread = [
+            float(made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t]).position_covariance.trace())
+            for t in range(4)
+        ]
+        ends[name] = spread[-1]
+        if name != "anchored":
+            assert all(b > a for a, b in pairwise(spread))
+    assert ends["anchored"] < ends["free"]
+
+
+def test_keyframes_are_made_as_the_pose_moves_and_the_first_is_kept(finger: Clip, field: AnalyticField) -> None:
+    made = tracker(finger, field, anchor=False, keyframe_turn=0.008, keyframes=2)
+    first = made._first
+    for t in range(7):
+        made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t])
+    assert made._first is first
+    assert len(made._keyframes) == 2  # more were made, the oldest left
+    assert all(len(k) > 50 for k in made._useful_keyframes())
+    still = tracker(finger, field, anchor=False)
+    for _ in range(3):
+        still.step(finger.frames[0], 1 / FPS, Flow(0 * finger.flow.flow[0], finger.flow.weight[0]))
+    assert still._keyframes == []
+
+
+def test_keyframes_hold_back_drift(finger: Clip, field: AnalyticField) -> None:
+    """There and back again: with keyframes the pose at the end is the one at the start."""
+    order = [0, 3, 6, 3, 0]
+    flow = DisFlow()
+
+    def end(references: int) -> float:
+        made = tracker(finger, field, anchor=False, keyframe_turn=0.01, references=references)
+        for a, b in pairwise(order):
+            made.step(finger.frames[b], 3 / FPS, flow(finger.frames[a], finger.frames[b]))
+        return float((made.q - torch.from_numpy(finger.q[0])).abs().mean())
+
+    assert end(2) < end(0)
+    assert end(2) < 2e-3
+
+
+def test_a_joint_without_speed_limit_reaches_a_quarter_of_its_unit() -> None:
+    unlimited = JointLimits(
+        torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 1.0]), torch.tensor([torch.inf, 2.0]), torch.tensor([1.0, 0.1])
+    )
+    torch.testing.assert_close(unlimited.reach(0.1), torch.tensor([0.25, 0.2]))
