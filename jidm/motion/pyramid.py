@@ -11,7 +11,7 @@ from torch import Tensor
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _FINEST_BLUR = 0.8  # [px]; below this, sampling between pixels is noise
-_OCTAVE_BLUR = 1.3  # [px of the finer level]; with the 2x2 mean it keeps every level at about _FINEST_BLUR of its pixels
+_OCTAVE_BLUR = 1.3  # [px of the finer level]; with the 2x2 mean every level is blurred by about 0.8 of its pixels
 _SMALLEST_SIDE = 24  # a coarser level would be smaller than a link
 
 

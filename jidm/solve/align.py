@@ -14,7 +14,6 @@ from jidm.solve.least_squares import bounded_solve
 from jidm.solve.outline import OutlineTerm
 from jidm.solve.photometric import Appearance, BrightnessTerm, Quadratic
 
-
 # On blurred levels the expectation counts this much less: a jump must be found before it can be believed.
 _COARSE_TRUST = 0.01
 
