@@ -141,7 +141,7 @@ def test_ctrl_c_ends_at_once_and_in_one_line():
     )
     assert process.stdout is not None and process.stdout.readline() == "asleep\n"
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=50)
     assert (process.returncode, error) == (130, "jidm: interrupted\n")
 
 
