@@ -175,7 +175,7 @@ MIRROR = np.diag([-1.0, 1, 1, 1]).tolist()
         ({"height": "many"}, "must be numbers"),
         ({"height": None}, "must be numbers"),
         ({"fx": 3}, r"unknown camera keys \['fx'\]; known"),
-        ({"K": np.eye(2).tolist()}, "3x3|documented shapes"),
+        ({"K": np.eye(2).tolist()}, "3x3 or"),
         ({"K": [[1, 2], [3]]}, "must be numbers"),
         ({"K": None}, "must be numbers"),
         ({"K": [50, -50, 31, 23]}, "focal lengths"),
@@ -224,7 +224,7 @@ def test_what_is_missing_is_named(key: str) -> None:
 
 
 def test_files_that_are_no_camera(tmp_path: Path) -> None:
-    with pytest.raises(CameraError, match="cannot read camera file .*nowhere.json"):
+    with pytest.raises(CameraError, match=r"cannot read camera file .*nowhere\.json"):
         Camera.load(tmp_path / "nowhere.json")
     for text, message in (("{", "not JSON"), ("[]", "one JSON object"), ("", "not JSON")):
         (tmp_path / "x.json").write_text(text)

@@ -231,14 +231,14 @@ def _splat(
 
 def _fill(depth: Tensor, link: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Give empty cells that have at least three occupied neighbours the nearest of those."""
-    batch = depth.shape[:-1]
-    z = torch.nn.functional.pad(depth.reshape(-1, 1, height, width), (1, 1, 1, 1), value=torch.inf)
-    k = torch.nn.functional.pad(link.reshape(-1, 1, height, width), (1, 1, 1, 1), value=-1)
+    batch, count = depth.shape[:-1], depth.shape[:-1].numel()
+    z = torch.nn.functional.pad(depth.reshape(count, 1, height, width), (1, 1, 1, 1), value=torch.inf)
+    k = torch.nn.functional.pad(link.reshape(count, 1, height, width), (1, 1, 1, 1), value=-1)
     shifts = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
     zs = torch.stack([z[..., i : i + height, j : j + width] for i, j in shifts])
     ks = torch.stack([k[..., i : i + height, j : j + width] for i, j in shifts])
     best = zs.argmin(dim=0, keepdim=True)
-    empty = (link.reshape(-1, 1, height, width) < 0) & ((ks >= 0).sum(0) >= 3)
-    depth = torch.where(empty, zs.gather(0, best)[0], depth.reshape(-1, 1, height, width))
-    link = torch.where(empty, ks.gather(0, best)[0], link.reshape(-1, 1, height, width))
-    return depth.reshape(*batch, -1), link.reshape(*batch, -1)
+    empty = (link.reshape(count, 1, height, width) < 0) & ((ks >= 0).sum(0) >= 3)
+    depth = torch.where(empty, zs.gather(0, best)[0], depth.reshape(count, 1, height, width))
+    link = torch.where(empty, ks.gather(0, best)[0], link.reshape(count, 1, height, width))
+    return depth.reshape(*batch, height * width), link.reshape(*batch, height * width)

@@ -110,7 +110,12 @@ class Camera:
             K = torch.as_tensor(data["K"], dtype=torch.float64)
             if K.shape == (4,):
                 K = _intrinsics(*K.tolist())
-            return cls(width, height, K, torch.as_tensor(data["T_camera_base"], dtype=torch.float64))
+            T = torch.as_tensor(data["T_camera_base"], dtype=torch.float64)
+            if K.shape != (3, 3) or T.shape != (4, 4):
+                raise CameraError(
+                    f"K must be 3x3 or (fx, fy, cx, cy) and T_camera_base 4x4, got {tuple(K.shape)} and {tuple(T.shape)}"
+                )
+            return cls(width, height, K, T)
         except KeyError as missing:
             raise CameraError(
                 f"camera lacks {missing}; give width, height, K, T_camera_base or width, height, eye, target"

@@ -43,6 +43,7 @@ class Kinematics:
         self.joint_names = tuple(joint_names)
         self._A, self._b = (torch.as_tensor(np.array(x), dtype=torch.float64) for x in coupling)
         self._constants: dict[tuple[torch.dtype, torch.device], _Constants] = {}
+        self._chains: dict[tuple[int, torch.dtype, torch.device], _Chain] = {}
 
     @classmethod
     def from_embodiment(cls, embodiment: Embodiment) -> Kinematics:
@@ -55,10 +56,7 @@ class Kinematics:
 
     def link_poses(self, q: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch links 4 4"]:
         """Poses `T_base_link` of all links [m] at joint positions q [rad or m]."""
-        if q.shape[-1:] != (self.n,):
-            raise InputError(f"q must end in {self.n} joints ({', '.join(self.joint_names)}), got {tuple(q.shape)}")
-        if not q.is_floating_point():
-            raise InputError(f"q must be a floating-point tensor [rad or m], got {q.dtype}")
+        self._check(q)
         constants = self._on(q)
         q_full = q @ constants.A.T + constants.b
         features = torch.stack([torch.ones_like(q_full), q_full.sin(), 1 - q_full.cos(), q_full], dim=-2)
@@ -105,6 +103,38 @@ class Kinematics:
         origin = poses[..., :3, 3].unsqueeze(-1)
         return torch.cat([v + torch.linalg.cross(w, origin.expand_as(w), dim=-2), w], dim=-2)
 
+    def link_pose_and_jacobian(
+        self, q: Float[Tensor, "*batch n"], link: int
+    ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 6 n"]]:
+        """Pose `T_base_link` and geometric Jacobian of one link, as `link_poses` and `link_jacobians` would give them.
+
+        Only the joints between the base and the link are computed, so that this suits control loops and large batches.
+
+        Args:
+            link: index into `model.links`.
+        """
+        self._check(q)
+        chain = self._chain(link, q)
+        flat = q.reshape(-1, self.n)
+        # Joints in front: every joint's transforms then lie together in memory.
+        x = torch.addmm(chain.b, chain.A, flat.T)
+        features = torch.stack([x.sin(), x.cos(), x], dim=-1)
+        local = torch.baddbmm(chain.constant, features, chain.features).unflatten(-1, (4, 4))
+        T = torch.eye(4, dtype=q.dtype, device=q.device).expand(len(flat), 4, 4)
+        frames: list[Tensor] = []
+        for step in local.unbind(0):
+            T = step if not frames else T @ step
+            frames.append(T)
+        pose = T @ chain.T_frame_link
+        moved = torch.stack(frames) if frames else T[None][:0]
+        axis = (moved[..., :3, :3] @ chain.axis).squeeze(-1)
+        arm = pose[..., :3, 3] - moved[..., :3, 3]
+        turns = torch.linalg.cross(axis, arm, dim=-1)
+        v = turns if chain.all_revolute else torch.where(chain.is_revolute, turns, axis)
+        w = axis if chain.all_revolute else axis * chain.is_revolute
+        columns = torch.cat([v, w], dim=-1).permute(1, 2, 0) @ chain.A
+        return pose.reshape(*q.shape[:-1], 4, 4), columns.reshape(*q.shape[:-1], 6, self.n)
+
     def move_points(
         self,
         poses: Float[Tensor, "*batch links 4 4"],
@@ -114,6 +144,21 @@ class Kinematics:
         """Points fixed to links, from their link frames to the base frame [m]."""
         T = poses[..., link, :3, :]
         return torch.einsum("...pij,pj->...pi", T[..., :3], p_link) + T[..., 3]
+
+    def _check(self, q: Tensor) -> None:
+        if q.shape[-1:] != (self.n,):
+            raise InputError(f"q must end in {self.n} joints ({', '.join(self.joint_names)}), got {tuple(q.shape)}")
+        if not q.is_floating_point():
+            raise InputError(f"q must be a floating-point tensor [rad or m], got {q.dtype}")
+
+    def _chain(self, link: int, like: Tensor) -> _Chain:
+        key = (link, like.dtype, like.device)
+        if key not in self._chains:
+            if not 0 <= link < len(self.model.links):
+                raise InputError(f"link {link} is none of the {len(self.model.links)} links of '{self.model.name}'")
+            with torch.inference_mode(False):
+                self._chains[key] = _Chain(self._tree, self._on(like), link)
+        return self._chains[key]
 
     @cached_property
     def _tree(self) -> _Tree:
@@ -192,3 +237,18 @@ class _Constants:
         self.axis = on(np.stack([j.axis for j in tree.joints]) if m else np.zeros((0, 3)))
         self.is_revolute = on(np.array([float(j.type != "prismatic") for j in tree.joints]))
         self.A, self.b = on(A), on(b)
+
+
+class _Chain:
+    """The constants of the joints between the base and one link."""
+
+    def __init__(self, tree: _Tree, constants: _Constants, link: int) -> None:
+        joints = np.flatnonzero(tree.ancestors[link]).tolist()
+        one, sine, versine, position = constants.features[:, joints]
+        self.A, self.b = constants.A[joints], constants.b[joints, None]
+        self.constant = (one + versine)[:, None]
+        self.features = torch.stack([sine, -versine, position], dim=1)
+        self.T_frame_link = constants.T_frame_link[link]
+        self.axis = constants.axis[joints, None, :, None]
+        self.is_revolute = constants.is_revolute[joints, None, None] > 0
+        self.all_revolute = bool(self.is_revolute.all())

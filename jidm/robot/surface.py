@@ -241,6 +241,8 @@ def _seen_from_outside(
     p: NDArray[np.float64], normal: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Which points are first hits from some direction, and the mean of the directions that see each."""
+    from scipy.ndimage import grey_closing
+
     k = np.arange(_DIRECTIONS) + 0.5  # Fibonacci sphere
     z, angle = 1 - 2 * k / _DIRECTIONS, np.pi * (1 + 5**0.5) * k
     directions = np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], axis=-1)
@@ -251,13 +253,15 @@ def _seen_from_outside(
         x = np.cross(d, [1.0, 0, 0] if abs(d[0]) < 0.7 else [0, 1.0, 0])
         x /= np.linalg.norm(x)
         grid = np.floor(np.stack([p @ x, p @ np.cross(d, x)]) / cell).astype(int)
-        grid -= grid.min(axis=1, keepdims=True)
-        index = grid[0] * (grid[1].max() + 1) + grid[1]
+        grid -= grid.min(axis=1, keepdims=True) - 2
         height = p @ d
-        top = np.full(index.max() + 1, -np.inf)
-        np.maximum.at(top, index, height)
+        tops = np.full(grid.max(axis=1) + 3, -np.inf)
+        np.maximum.at(tops, tuple(grid), height)
+        # The points are few, so some cells of a wall hold none of it. Closing fills holes of one or two cells, else
+        # everything inside a housing is seen through them.
+        top = np.maximum(tops, grey_closing(tops, size=3))[tuple(grid)]
         cosine = np.abs(normal @ d)
         slack = cell * np.sqrt(1 / np.clip(cosine, 0.4, 1) ** 2 - 1) + 0.15 * cell
-        first = (height >= top[index] - slack) & (cosine > 0.2)
+        first = (height >= top - slack) & (cosine > 0.2)
         outward += first[:, None] * d
     return np.linalg.norm(outward, axis=-1) > 0, outward
