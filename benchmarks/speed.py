@@ -1,0 +1,210 @@
+"""Speed of the analytic field, the solver and the kinematics, as ratios to what one would use otherwise. Prints JSON.
+
+Everything runs in one process on a few threads, interleaved, so that a busy machine slows all alike; the figures are
+medians and ratios of medians.
+
+    python benchmarks/speed.py [--runs 30] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jidm import AnalyticField, Embodiment
+from jidm.robot.kinematics import Kinematics
+from jidm.sim import World, smooth_motion
+from jidm.solve.least_squares import normal_equations, solve_normal_equations
+from jidm.solve.relinearise import solve_step
+
+WIDTH, HEIGHT = 320, 240
+
+
+def medians(pieces: dict[str, Callable[[], object]], runs: int, repeat: int = 1) -> dict[str, float]:
+    """Median seconds of every piece, measured in turns."""
+    for piece in pieces.values():
+        piece()
+    times: dict[str, list[float]] = {name: [] for name in pieces}
+    for _ in range(runs):
+        for name, piece in pieces.items():
+            began = time.perf_counter()
+            for _ in range(repeat):
+                piece()
+            times[name].append((time.perf_counter() - began) / repeat)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def field_and_solve(runs: int) -> dict[str, object]:
+    """Field at a pose, at its points and solved from a given flow, against rendering depth and links and making J."""
+    robot = Embodiment.load("panda")
+    camera = robot.camera().resized(WIDTH, HEIGHT)
+    field = AnalyticField(robot, camera)
+    q = torch.from_numpy(smooth_motion(robot, 200, 1 / 16, 0)).float()
+    flows = []
+    for a, b in pairwise(q):
+        pose = field.at(a)
+        flows.append((pose.surface(b - a).points - pose.surface().points, pose.visible.float()))
+    turn = iter(range(10**9))
+
+    def sparse(iterations: int) -> None:
+        k = next(turn) % len(flows)
+        solve_step(field.at(q[k]), *flows[k], iterations=iterations)
+
+    unseen = torch.zeros(2, HEIGHT, WIDTH)
+    world = World(robot, supersample=1)
+
+    def dense() -> None:
+        jacobian, mask = field.dense(q[next(turn) % len(flows)], HEIGHT, WIDTH)
+        solve_normal_equations(normal_equations(jacobian, unseen, mask))
+
+    def rendered() -> None:
+        """The same dense field the usual way: distance and link of every pixel from a renderer, then J of each."""
+        k = next(turn) % len(flows)
+        world.pose(q[k])
+        _, depth, link = world._draw(camera)
+        ids = torch.from_numpy(link).long()
+        v, u = (ids >= 0).nonzero().unbind(-1)
+        z = torch.from_numpy(depth)[v, u]
+        p = camera.unproject(torch.stack([u, v], dim=-1).float(), z)
+        poses = field.kinematics.link_poses(q[k])
+        jacobian = torch.zeros(2, robot.n, HEIGHT, WIDTH)
+        jacobian[:, :, v, u] = field._image_jacobian(camera, poses, p, ids[v, u]).permute(1, 2, 0)
+        solve_normal_equations(normal_equations(jacobian, unseen, (ids >= 0).float()))
+
+    took = medians(
+        {
+            "field_and_one_solve": lambda: sparse(1),
+            "field_and_full_solve": lambda: sparse(8),
+            "dense_field_and_solve": dense,
+            "rendered_field_and_solve": rendered,
+        },
+        runs,
+    )
+    world.close()
+    return {
+        "frames_per_second": {name: round(1 / t, 1) for name, t in took.items()},
+        "over_rendering": round(took["rendered_field_and_solve"] / took["field_and_full_solve"], 1),
+        "dense_over_rendering": round(took["rendered_field_and_solve"] / took["dense_field_and_solve"], 1),
+        "must": {"frames_per_second": 60, "over_rendering": 10},
+    }
+
+
+def solver(runs: int) -> dict[str, object]:
+    """Normal equations and solve on dense fields, against the usual form and against reading J once."""
+    batch, n, height, width = 16, 7, 120, 160
+    random = torch.Generator().manual_seed(0)
+    J = torch.randn(batch, 2, n, height, width, generator=random)
+    f = torch.randn(batch, 2, height, width, generator=random)
+    w = torch.rand(batch, height, width, generator=random)
+    copy = torch.empty_like(J)
+
+    def permuted() -> torch.Tensor:
+        A = J.permute(0, 3, 4, 1, 2).reshape(batch, -1, n)
+        b = f.permute(0, 2, 3, 1).reshape(batch, -1, 1)
+        Aw = A * w[..., None].expand(batch, height, width, 2).reshape(batch, -1, 1)
+        H = Aw.transpose(1, 2) @ A + 1e-4 * torch.eye(n)
+        return torch.linalg.solve(H, Aw.transpose(1, 2) @ b)
+
+    ours = solve_normal_equations(normal_equations(J, f, w), ridge=0.0).delta_q
+    assert torch.allclose(ours, permuted()[..., 0], atol=1e-3), "the two forms must agree before they are compared"
+    took = medians(
+        {
+            "normal_equations_and_solve": lambda: solve_normal_equations(normal_equations(J, f, w)),
+            "normal_equations": lambda: normal_equations(J, f, w),
+            "permuted_matmul_and_solve": permuted,
+            "sum_of_J": lambda: J.sum(),
+            "copy_of_J": lambda: copy.copy_(J),
+        },
+        runs,
+    )
+    ours_s = took["normal_equations_and_solve"]
+    return {
+        "ms": {name: round(1000 * t, 2) for name, t in took.items()},
+        "over_permuted": round(took["permuted_matmul_and_solve"] / ours_s, 2),
+        "reads_of_J_by_sum": round(ours_s / took["sum_of_J"], 2),
+        "reads_of_J_by_copy": round(ours_s / took["copy_of_J"], 2),
+        "must": {"over_permuted": 3, "reads_of_J_by_sum": 2},
+    }
+
+
+def kinematics(runs: int) -> dict[str, object]:
+    """Pose and Jacobian of the Panda's hand for batches of joint positions, against pytorch_kinematics."""
+    import pytorch_kinematics as pk
+
+    robot = Embodiment.load("panda")
+    tip = "panda_hand"
+    chain = pk.build_serial_chain_from_urdf(_urdf_without_meshes(robot), tip).to(dtype=torch.float32)
+    ours = Kinematics.from_embodiment(robot)
+    link = robot.model.link_index(tip)
+    result: dict[str, object] = {}
+    for batch in (1, 64, 4096):
+        low, high = (torch.from_numpy(np.array(x)).float() for x in (robot.lower, robot.upper))
+        q = low + torch.rand(batch, robot.n, generator=torch.Generator().manual_seed(0)) * (high - low)
+        arm = q[:, :7].contiguous()
+
+        def all_links(q: torch.Tensor = q) -> tuple[torch.Tensor, torch.Tensor]:
+            poses = ours.link_poses(q)
+            return poses, ours.link_jacobians(q)
+
+        def one_link(q: torch.Tensor = q) -> tuple[torch.Tensor, torch.Tensor]:
+            return ours.link_pose_and_jacobian(q, link)
+
+        def theirs(arm: torch.Tensor = arm) -> tuple[torch.Tensor, torch.Tensor]:
+            return chain.jacobian(arm, ret_eef_pose=True)
+
+        pose, jacobian = one_link()
+        their_jacobian, their_pose = theirs()
+        assert torch.allclose(pose, their_pose, atol=1e-5), "poses must agree before times are compared"
+        assert torch.allclose(jacobian[..., :7], their_jacobian, atol=1e-5), "Jacobians too"
+        took = medians(
+            {"ours": one_link, "all_links": all_links, "theirs": theirs}, runs, repeat=20 if batch < 100 else 2
+        )
+        result[str(batch)] = {
+            "ms": {name: round(1000 * t, 3) for name, t in took.items()},
+            "over_theirs": round(took["theirs"] / took["ours"], 2),
+        }
+    return {**result, "must": {"over_theirs": 1}}
+
+
+def _urdf_without_meshes(robot: Embodiment) -> str:
+    from dataclasses import replace
+
+    from jidm.robot.urdf import write_urdf
+
+    links = tuple(replace(link, visuals=(), collisions=()) for link in robot.model.links)
+    return write_urdf(replace(robot.model, links=links))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with torch.no_grad():
+        report = {
+            "benchmark": "speed",
+            "threads": args.threads,
+            "field_and_solve": field_and_solve(args.runs),
+            "solver": solver(args.runs),
+            "kinematics": kinematics(args.runs),
+        }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
