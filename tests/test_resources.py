@@ -152,6 +152,7 @@ ESCAPES = [
     "file://%2Fetc/passwd",
     "File:///etc/passwd",
     "file://server/share/mesh.stl",
+    "file://server{root}/ws/arm/meshes/link.stl",
     "\\\\server\\share\\mesh.stl",
     "C:\\Windows\\mesh.stl",
     "c:/mesh.stl",

@@ -197,6 +197,14 @@ def test_a_chain_of_mimics_is_composed_in_any_order() -> None:
     np.testing.assert_allclose(b, [full[j.name] for j in model.movable_joints])
 
 
+def test_a_mimic_of_no_slope_stands_still() -> None:
+    """A multiplier of 0 is a number somebody wrote, not one left out."""
+    model = parse_urdf(robot(links("abc"), joint("k", "a", "b"), joint("m", "b", "c", mimicking("k", 0, 0.5))))
+    A, b = model.coupling(("k",))
+    np.testing.assert_array_equal(A[:, 0], [1, 0])
+    np.testing.assert_array_equal(b, [0, 0.5])
+
+
 def test_a_chain_of_1200_links_loads_and_runs() -> None:
     model = parse_urdf(chain(1200))
     assert len(model.links) == 1200

@@ -92,7 +92,8 @@ class MeshLocator:
         if ".." in os.path.normpath(inside).split("/") or inside.startswith("/"):
             raise UrdfError(f"mesh {reference!r} leads outside its package; write package://<its package>/<path>")
         if (package, home) not in self._packages:
-            self._packages[package, home] = [(f, self._allowed(f)) for f in self._package_folders(package, home)]
+            # A package folder that is a link elsewhere holds no resolved path, and so brings in nothing.
+            self._packages[package, home] = [(f, (*self.roots, f)) for f in self._package_folders(package, home)]
         folders = self._packages[package, home]
         return _first_inside([(folder / inside, allowed) for folder, allowed in folders], reference)
 
@@ -106,10 +107,6 @@ class MeshLocator:
                 yield ancestor
             elif (ancestor / package / "package.xml").is_file():
                 yield ancestor / package
-
-    def _allowed(self, folder: Path) -> tuple[Path, ...]:
-        # A package folder that is a link elsewhere brings in nothing but what the roots allow anyway.
-        return (*self.roots, folder) if _real(folder) == folder else self.roots
 
     def _own_folders(self, home: Path | None) -> tuple[Path, ...]:
         if home is None:
@@ -147,6 +144,7 @@ def _ancestors(folder: Path) -> Iterator[Path]:
     except RuntimeError:  # a user without a home
         users = Path("/nonexistent")
     for ancestor in (folder, *folder.parents)[: _LEVELS + 1]:
+        # The first condition matters on a drive that holds no home folder.
         if ancestor.parent == ancestor or users.is_relative_to(ancestor):
             return
         yield ancestor
