@@ -22,8 +22,8 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.solve.bounded import bounded_solve
 
-# Pixels a pass: small enough that the weighted copy of J stays in the processor's cache (J is then read once).
-_CHUNK = 4096
+# Numbers a pass: small enough that its copies stay in the processor's cache (J is then read from memory once).
+_BLOCK = 2**19
 # The residual scale (a median) is taken over all pixels that have weight, or over at least this many of them.
 _MEDIAN_SAMPLES = 4096
 _RAYLEIGH_MEDIAN = 1.17741  # median length of a 2-vector with unit normal components
@@ -364,16 +364,21 @@ def _finite_items(
 
 
 def _accumulate(J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]) -> NormalEquations:
-    matrix: Tensor | float = 0.0
-    vector: Tensor | float = 0.0
-    for start in range(0, max(J.shape[-1], 1), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        x = J[..., part]
-        weighted = x * w[:, None, None, part]
-        matrix = matrix + (weighted @ x.transpose(-1, -2)).sum(1)
-        vector = vector + (weighted @ f[:, :, part, None]).sum((1, 3))
-    assert isinstance(matrix, Tensor) and isinstance(vector, Tensor)
-    return NormalEquations(matrix, vector, (w[:, None] * f**2).sum((1, 2)), w.sum(-1), (w > 0).sum(-1).to(w.dtype))
+    B, _, n, P = J.shape
+    items = max(1, _BLOCK // max(1, 2 * (n + 1) * P))
+    pixels = max(1, _BLOCK // (2 * (n + 1)))
+    sums = []
+    for first in range(0, max(B, 1), items):
+        rows = slice(first, first + items)
+        total: Tensor | float = 0.0
+        for start in range(0, max(P, 1), pixels):
+            part = slice(start, start + pixels)
+            # The flow as one more row: one product then gives matrix, vector and energy.
+            x = torch.cat([J[rows, :, :, part], f[rows, :, None, part]], dim=2)
+            total = total + ((x * w[rows, None, None, part]) @ x.mT).sum(1)
+        sums.append(total)
+    S = torch.cat(sums)  # type: ignore[arg-type]
+    return NormalEquations(S[:, :n, :n], S[:, :n, n], S[:, n, n], w.sum(-1), (w > 0).sum(-1).to(w.dtype))
 
 
 def _residual(J: Tensor, f: Tensor, delta_q: Float[Tensor, "B n"]) -> Float[Tensor, "B P"]:
