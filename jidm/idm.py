@@ -181,7 +181,8 @@ class JacobianIDM:
                 steps.append(tracker.skip(dt))
                 continue
             steps.append(tracker.step(frame, dt, self._flow_between(good, frame, flow, good_index, k + 1)))
-            good, good_index = frame, k + 1
+            if steps[-1].used:
+                good, good_index = frame, k + 1
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
         return self._motion(q, clock, steps)
@@ -210,7 +211,7 @@ class JacobianIDM:
         return clean(given[start], torch.ones_like(given[start, 0]))
 
     def _check_size(self, frame: Tensor) -> None:
-        """The field's pixels must be the video's: the camera is resampled to the video where the aspect is the same."""
+        """The field's pixels must be the video's."""
         height, width = frame.shape[-2:]
         camera = getattr(self.field, "camera", None)
         if camera is None or (camera.width, camera.height) == (width, height):

@@ -55,7 +55,7 @@ class Alignment:
         q: (n,) [rad or m], inside the bounds.
         relative: (n, n) information about q relative to the references (brightness).
         absolute: (n, n) information about q itself (outlines).
-        cost: truncated brightness error of the start that was chosen, see `BrightnessTerm.cost`.
+        cost: truncated brightness error that is left, see `BrightnessTerm.cost`.
     """
 
     q: Float[Tensor, " n"]
@@ -96,9 +96,10 @@ def align(
             best = cost, q
     if best is None:
         raise ValueError("align needs at least one start")
-    cost, q = best
+    q = best[1]
     terms = [BrightnessTerm(reference, pyramid) for reference in references]
     q, relative, absolute = problem.refine(terms, outline, q)
+    cost = BrightnessTerm(coarse, pyramid).cost(q, min(1, len(pyramid) - 1))
     return Alignment(q, relative, absolute, cost)
 
 

@@ -19,6 +19,7 @@ from jidm.motion.pyramid import BrightnessPyramid
 _MAD = 1.4826
 _TUKEY = 4.685
 _NOISE = 0.002  # brightness; half a grey level of 8 bits: no residual scale is finer
+_FLICKER = 0.1  # brightness by which exposure may change between frames
 _LIGHT_PRIOR = 1e-3  # share of the points' weight that pulls the light towards none
 
 
@@ -119,10 +120,15 @@ class BrightnessTerm:
             self._light = offset - slope @ step
 
     def cost(self, q: Float[Tensor, " n"], level: int, scale: float = 0.03) -> float:
-        """Truncated mean squared brightness error in units of `scale`, for comparing poses; 9 = nothing fits."""
+        """Truncated mean squared brightness error in units of `scale`, for comparing poses; 9 = nothing fits.
+
+        A modest brightening of the whole picture (exposure, flicker) costs nothing.
+        """
         surface = self.reference.pose.surface(q - self.reference.pose.q)
         brightness, _ = self.pyramid.sample(level, surface.points)
-        error = ((brightness - self.reference.brightness[level]) / scale) ** 2
+        difference = brightness - self.reference.brightness[level]
+        flicker = difference.median().clamp(-_FLICKER, _FLICKER) if len(difference) else 0.0
+        error = ((difference - flicker) / scale) ** 2
         error = torch.where(self.pyramid.inside(surface.points), error, torch.full_like(error, 9.0))
         return float(error.clamp(max=9.0).mean()) if len(error) else 9.0
 

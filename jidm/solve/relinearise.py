@@ -36,6 +36,9 @@ def solve_step(
     Returns:
         Solution of the whole step: residual and covariance at the last linearisation, explained relative to `flow`.
     """
+    if weight.dim() == 1:  # one problem: hidden points, most of a robot, need not be carried along
+        index = (weight > 0).nonzero()[:, 0]
+        pose, flow, weight = pose.keep(index), flow[index], weight[index]
     start = pose.surface()
     total = torch.zeros_like(pose.q)
     for _ in range(iterations):

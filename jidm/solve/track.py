@@ -42,6 +42,9 @@ class TrackOptions:
         momentum: share of the last step that is expected again.
         surprise: standard deviation of a joint's step around the expected one, as a share of its reach (the step its
             speed limit allows). It steadies joints that the picture hardly shows and is nothing to the others.
+        lost, lost_explained: where brightness costs more than the first (0 to 9, see `BrightnessTerm.cost`) and the step
+            explains less than the second of the flow, the frame shows nothing that was there before, a cut say: the
+            pose is held and later frames are measured from the last one that fitted.
         align: of one frame.
     """
 
@@ -54,6 +57,8 @@ class TrackOptions:
     min_motion: float = 2.5
     momentum: float = 0.8
     surprise: float = 0.1
+    lost: float = 5.0
+    lost_explained: float = 0.3
     align: AlignOptions = field(default_factory=AlignOptions)
 
 
@@ -83,6 +88,8 @@ class TrackedStep:
     explained: Tensor
     observable: Tensor
     valid: bool
+    used: bool = True
+    """Whether the frame was looked at: the next step starts from it. False for a frame that shows nothing known."""
 
 
 class PoseTracker:
@@ -126,7 +133,9 @@ class PoseTracker:
         zero, unknown = torch.zeros_like(self.q), torch.zeros((), dtype=self.q.dtype)
         wide = self.position_covariance + torch.diag(self.limits.reach(self._elapsed) ** 2)
         never = torch.zeros(n, dtype=torch.bool, device=self.q.device)
-        return TrackedStep(zero, self.q, wide, torch.diag(self.limits.reach(dt) ** 2), unknown, unknown, never, False)
+        return TrackedStep(
+            zero, self.q, wide, torch.diag(self.limits.reach(dt) ** 2), unknown, unknown, never, False, False
+        )
 
     def step(self, frame: Float[Tensor, "3 H W"], dt: float, flow: Flow) -> TrackedStep:
         """Follow the robot into the next frame.
@@ -138,7 +147,6 @@ class PoseTracker:
         """
         assert self._started, "call start first"
         gap = self._elapsed
-        self._elapsed = 0.0
         reach = self.limits.reach(dt + gap)
         low = torch.maximum(self.limits.lower.minimum(self.q), self.q - reach)
         high = torch.minimum(self.limits.upper.maximum(self.q), self.q + reach)
@@ -151,8 +159,11 @@ class PoseTracker:
             unit=self.limits.unit,
             min_motion=self.options.min_motion,
         )
-        q, covariance, fused = self._refined(frame, by_flow, (low, high), reach, dt)
+        q, covariance, fused, cost = self._refined(frame, by_flow, (low, high), reach, dt)
         explained, residual = self._explained(sampled, weight, q)
+        if cost > self.options.lost and float(explained) < self.options.lost_explained:
+            return self.skip(dt)
+        self._elapsed = 0.0
         step = q - self.q
         self._velocity = step / (dt + gap)
         self.q, self.position_covariance = q, fused
@@ -175,14 +186,14 @@ class PoseTracker:
 
     def _refined(
         self, frame: Tensor, by_flow: Solution, bounds: tuple[Tensor, Tensor], reach: Tensor, dt: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pose, covariance of the step, covariance of the position."""
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Pose, covariance of the step, covariance of the position, and what brightness cost (0 where not asked)."""
         # Joints nobody sees are known only to within their reach.
         prior = torch.diag(reach**-2)
         if self.options.refine == "none":
             step_covariance = by_flow.covariance.nan_to_num(posinf=1e6).clamp(-1e6, 1e6)
             step_covariance = _inverse(_inverse(step_covariance) + prior)
-            return self.q + by_flow.delta_q, step_covariance, self.position_covariance + step_covariance
+            return self.q + by_flow.delta_q, step_covariance, self.position_covariance + step_covariance, 0.0
         pyramid = BrightnessPyramid.of(frame)
         expected = (self.q + self.options.momentum * self._velocity * dt).clamp(*bounds)
         starts = [self.q, self.q + by_flow.delta_q]
@@ -200,7 +211,7 @@ class PoseTracker:
         self._pyramid = pyramid
         step_covariance = _inverse(found.relative + prior)
         predicted = self.position_covariance + step_covariance
-        return found.q, step_covariance, _inverse(_inverse(predicted) + found.absolute)
+        return found.q, step_covariance, _inverse(_inverse(predicted) + found.absolute), found.cost
 
     def _useful_keyframes(self) -> list[Appearance]:
         def distance(keyframe: Appearance) -> float:
