@@ -1,0 +1,86 @@
+"""Peak memory of decoding long videos from a file: it must not grow with length. Prints JSON.
+
+    python benchmarks/memory.py                      # 10 minutes at 30 frames a second
+    python benchmarks/memory.py --minutes 2 4        # shorter, to see that it does not grow
+    python benchmarks/memory.py --refine photometric --minutes 1 2
+
+Each decode runs in a process of its own, whose peak resident set is read when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROBOT, WIDTH, HEIGHT, FPS = "planar_finger_3", 160, 120, 30.0
+LOOP = 60  # rendered frames, shown forwards and backwards again and again
+
+
+def write_loop(path: Path, frames: int) -> list[float]:
+    """A video of that many frames; returns the first pose."""
+    from jidm import Embodiment
+    from jidm.motion.video import write_video
+    from jidm.sim import World, smooth_motion
+
+    robot = Embodiment.load(ROBOT)
+    q = smooth_motion(robot, LOOP, 1 / FPS, 0)
+    with World(robot) as world:
+        rgb = world.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
+    there_and_back = [*range(LOOP), *range(LOOP - 2, 0, -1)]
+    write_video(path, (rgb[there_and_back[k % len(there_and_back)]] for k in range(frames)), FPS)
+    return [float(x) for x in q[0]]
+
+
+def decode(path: str, q0: list[float], refine: str) -> None:
+    """What the child process does."""
+    from jidm import Embodiment, JacobianIDM
+    from jidm.solve.track import TrackOptions
+
+    robot = Embodiment.load(ROBOT)
+    camera = robot.camera().resized(WIDTH, HEIGHT)
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=TrackOptions(refine=refine))  # type: ignore[arg-type]
+    began = time.perf_counter()
+    motion = idm.decode(path, q0=q0)
+    print(
+        json.dumps(
+            {
+                "frames": motion.frames,
+                "valid": float(motion.valid.double().mean()),
+                "seconds": round(time.perf_counter() - began, 1),
+                "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            }
+        )
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[10.0])
+    parser.add_argument("--refine", default="none", choices=("none", "photometric"))
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        decode(args.child[0], json.loads(args.child[1]), args.refine)
+        return 0
+    rows = []
+    for minutes in args.minutes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "long.mp4"
+            q0 = write_loop(path, round(minutes * 60 * FPS))
+            command = [sys.executable, __file__, "--refine", args.refine, "--child", str(path), json.dumps(q0)]
+            answer = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows.append({"minutes": minutes, **json.loads(answer.stdout)})
+    worst = max(row["peak_rss_mib"] for row in rows)
+    report = {"benchmark": "memory", "refine": args.refine, "runs": rows, "must_mib": 1536, "holds": worst < 1536}
+    print(json.dumps(report, indent=2))
+    return 0 if worst < 1536 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
