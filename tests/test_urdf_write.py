@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from urdf_oracle import assert_same, links_by_scipy, random_joints
 
-from jidm.errors import MissingExtraError, UrdfError
+from jidm.errors import InputError, MissingExtraError, UrdfError
 from jidm.robot.model import Geometry, Joint, Limit, Link, Mimic, RobotModel, Shape
 from jidm.robot.resources import package_file, package_roots
 from jidm.robot.urdf import parse_urdf, read_urdf, write_urdf
@@ -141,7 +141,7 @@ def test_written_files_are_whole_and_the_same_every_time(tmp_path: Path) -> None
     assert (tmp_path / "r.urdf").read_text(encoding="utf-8") == text == write_urdf(model)
     assert [x.name for x in tmp_path.iterdir()] == ["r.urdf"]
     assert_same(model, read_urdf(tmp_path / "r.urdf"))
-    with pytest.raises(OSError, match="absent"):
+    with pytest.raises(InputError, match="absent"):
         write_urdf(model, tmp_path / "absent" / "r.urdf")
 
 

@@ -22,6 +22,9 @@ def write_urdf(model: RobotModel, path: str | Path | None = None) -> str:
 
     Args:
         path: file to write the text to as well, whole or not at all.
+
+    Raises:
+        InputError: the folder of `path` does not exist.
     """
     root = Element("robot", name=model.name)
     for link in model.links:
