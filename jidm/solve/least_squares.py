@@ -177,22 +177,13 @@ def solve_normal_equations(
         InputError: a lower bound is above its upper bound, or a unit or the prior's deviation is not positive.
     """
     out, shape = equations.vector.dtype, equations.vector.shape
-    A, g, energy, total, count, finite = _usable(equations)
-    unit = torch.ones(shape[-1], dtype=A.dtype, device=A.device) if unit is None else unit.to(A)
-    _check_problem(unit, bounds, prior)
-    A, g = A * unit[:, None] * unit, g * unit  # from here on joints are counted in units
-    mean, stiffness, lower, upper, known = _in_units(g, unit, bounds, prior)
-    finite = finite & known
+    best = _best_step(equations, ridge, unit, bounds, prior)
+    x, at_bound, unit, A, g, stiffness, floor = (
+        best.x, best.at_bound, best.unit, best.A, best.g, best.stiffness, best.floor
+    )  # fmt: skip
+    energy, total, count, finite = best.energy, best.total, best.count, best.finite
     usable = finite & (total > 0)
     eye = torch.eye(shape[-1], dtype=A.dtype, device=A.device)
-    mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
-    # Without any motion in J the answer is zero (or the prior's mean); the 1 only keeps that problem regular, and its
-    # gradients finite.
-    scale = torch.where(mean_diagonal > 0, mean_diagonal, torch.ones_like(mean_diagonal))
-    # Sums of squares are rounded, so duplicate columns need this much damping in any case to stay a regular problem.
-    floor = max(1e-12, 4 * torch.finfo(out).eps) * scale
-    pull = torch.maximum(ridge * scale, floor) + stiffness
-    x, at_bound = bounded_solve(A + torch.diag_embed(pull.expand_as(g)), g + pull * mean, lower, upper)
 
     left = (energy - 2 * (x * g).sum(-1) + torch.einsum("...i,...ij,...j->...", x, A, x)).clamp(min=0)
     variance = left / (2 * count - shape[-1]).clamp(min=1) * correlated_pixels
@@ -221,6 +212,48 @@ def solve_normal_equations(
         status=status,
     )
     return _not_finite(solution, ~finite)
+
+
+@dataclass(frozen=True, eq=False)
+class _BestStep:
+    """The minimiser x of a problem in units, and the pieces of the problem."""
+
+    x: Tensor
+    at_bound: Tensor
+    unit: Tensor
+    A: Tensor
+    g: Tensor
+    stiffness: Tensor
+    floor: Tensor
+    energy: Tensor
+    total: Tensor
+    count: Tensor
+    finite: Tensor
+
+
+def _best_step(
+    equations: NormalEquations,
+    ridge: float,
+    unit: Tensor | None,
+    bounds: tuple[Tensor, Tensor] | None,
+    prior: Prior | None,
+) -> _BestStep:
+    """The step alone, without what is known about its errors: all that a re-weighting needs."""
+    out, n = equations.vector.dtype, equations.vector.shape[-1]
+    A, g, energy, total, count, finite = _usable(equations)
+    unit = torch.ones(n, dtype=A.dtype, device=A.device) if unit is None else unit.to(A)
+    _check_problem(unit, bounds, prior)
+    A, g = A * unit[:, None] * unit, g * unit  # from here on joints are counted in units
+    mean, stiffness, lower, upper, known = _in_units(g, unit, bounds, prior)
+    mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
+    # Without any motion in J the answer is zero (or the prior's mean); the 1 only keeps that problem regular, and its
+    # gradients finite.
+    scale = torch.where(mean_diagonal > 0, mean_diagonal, torch.ones_like(mean_diagonal))
+    # Sums of squares are rounded, so duplicate columns need this much damping in any case to stay a regular problem.
+    floor = max(1e-12, 4 * torch.finfo(out).eps) * scale
+    pull = torch.maximum(ridge * scale, floor) + stiffness
+    x, at_bound = bounded_solve(A + torch.diag_embed(pull.expand_as(g)), g + pull * mean, lower, upper)
+    return _BestStep(x, at_bound, unit, A, g, stiffness, floor, energy, total, count, finite & known)
 
 
 def solve_flow(
@@ -261,24 +294,23 @@ def solve_flow(
         _flat(prior.mean, batch, J.shape[-2]), _flat(prior.std, batch, J.shape[-2]), prior.flow_std
     )
 
-    def solved(equations: NormalEquations) -> Solution:
-        return solve_normal_equations(
-            equations,
-            ridge=ridge,
-            unit=unit,
-            bounds=flat_bounds,  # type: ignore[arg-type]
-            prior=flat_prior,
-            min_motion=min_motion,
-            correlated_pixels=correlated_pixels,
-        )
-
     J, f, w, bad, equations = _finite_items(J, f, w)
-    solution = solved(equations)
     for k in range(iterations if robust else 0):
+        best = _best_step(equations, ridge, unit, flat_bounds, flat_prior)  # type: ignore[arg-type]
+        step = torch.where(best.finite[:, None], best.x * best.unit, torch.zeros_like(best.x)).to(J)
         kind: Literal["tukey", "cauchy"] = "tukey" if robust == "tukey" and k >= iterations // 2 else "cauchy"
-        w_robust = _robust_weight(_residual(J, f, solution.delta_q), w, kind)
+        w_robust = _robust_weight(_residual(J, f, step), w, kind)
         worth = torch.where(w > 0, w_robust, torch.zeros_like(w)).sum(-1) / _VARIANCE_FACTOR[kind]
-        solution = solved(replace(_accumulate(J, f, w * w_robust), count=worth))
+        equations = replace(_accumulate(J, f, w * w_robust), count=worth)
+    solution = solve_normal_equations(
+        equations,
+        ridge=ridge,
+        unit=unit,
+        bounds=flat_bounds,  # type: ignore[arg-type]
+        prior=flat_prior,
+        min_motion=min_motion,
+        correlated_pixels=correlated_pixels,
+    )
     return _unflatten(_not_finite(solution, bad), batch)
 
 
@@ -305,13 +337,14 @@ def joint_bounds(
 def _as_rows(
     jacobian: Tensor, flow: Tensor, weight: Tensor | None, layout: Layout | None
 ) -> tuple[torch.Size, Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"]]:
-    """One layout for dense fields and points, as views: batch flattened, pixels last."""
+    """One layout for dense fields (as a view) and points: batch flattened, pixels last."""
     if _told_layout(jacobian, flow, layout) == "dense":
         batch, expected_weight = flow.shape[:-3], (*flow.shape[:-3], *flow.shape[-2:])
         J, f = jacobian.flatten(-2), flow.flatten(-2)
     else:
         batch, expected_weight = flow.shape[:-2], tuple(flow.shape[:-1])
-        J, f = jacobian.movedim(-3, -1), flow.transpose(-1, -2)
+        # Copied once: every re-weighting then runs along memory.
+        J, f = jacobian.movedim(-3, -1).contiguous(), flow.transpose(-1, -2)
     if weight is None:
         weight = torch.ones(expected_weight, dtype=flow.dtype, device=flow.device)
     if tuple(weight.shape) != expected_weight:
@@ -322,7 +355,7 @@ def _as_rows(
     count = batch.numel()  # reshape(-1) could not tell it for an empty batch
     w = weight.to(dtype).reshape(count, f.shape[-1])
     f = f.to(dtype).reshape(count, 2, f.shape[-1])
-    f = torch.where((w > 0)[:, None], f, torch.zeros_like(f))  # 0 * NaN is NaN
+    f = f.masked_fill(~(w > 0)[:, None], 0.0)  # 0 * NaN is NaN
     return batch, J.to(dtype).reshape(count, *J.shape[-3:]), f, w
 
 
