@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.solve.bounded import bounded_solve
+from jidm.solve.rows import Layout, as_rows
 
 # Numbers a pass: small enough that its copies stay in the processor's cache (J is then read from memory once).
 _BLOCK = 2**19
@@ -32,9 +33,6 @@ _CAUCHY = 2.385  # likewise
 # Re-weighting shortens residuals. At normal noise a weighted residual variance times this is the variance to multiply
 # inv(J'WJ) with: (E[w^2 t^2] / E[w + w' t / 2]^2) E[w]^2 / E[w t^2] for a Rayleigh distributed length t.
 _VARIANCE_FACTOR = {"tukey": 1.0935, "cauchy": 1.0209}
-
-
-Layout = Literal["dense", "points"]
 
 
 class Status(IntEnum):
@@ -137,7 +135,7 @@ def normal_equations(
     Raises:
         InputError: shapes do not fit together or fit both layouts, or a weight is negative.
     """
-    batch, J, f, w = _as_rows(jacobian, flow, weight, layout)
+    batch, J, f, w = as_rows(jacobian, flow, weight, layout)
     *_, bad, equations = _finite_items(J, f, w)
     if bad.any():
         nan = torch.full_like(equations.energy, torch.nan)
@@ -178,9 +176,7 @@ def solve_normal_equations(
     """
     out, shape = equations.vector.dtype, equations.vector.shape
     best = _best_step(equations, ridge, unit, bounds, prior)
-    x, at_bound, unit, A, g, stiffness, floor = (
-        best.x, best.at_bound, best.unit, best.A, best.g, best.stiffness, best.floor
-    )  # fmt: skip
+    x, unit, A, g, floor, stiffness = best.x, best.unit, best.A, best.g, best.floor, best.stiffness
     energy, total, count, finite = best.energy, best.total, best.count, best.finite
     usable = finite & (total > 0)
     eye = torch.eye(shape[-1], dtype=A.dtype, device=A.device)
@@ -208,7 +204,7 @@ def solve_normal_equations(
         explained=(1 - left / energy.clamp(min=1e-30)).clamp(0, 1).to(out) * usable,
         motion=(motion / unit).to(out),
         observable=observable,
-        at_bound=at_bound & usable[..., None],
+        at_bound=best.at_bound & usable[..., None],
         status=status,
     )
     return _not_finite(solution, ~finite)
@@ -288,7 +284,7 @@ def solve_flow(
     """
     if robust not in (None, "tukey", "cauchy"):
         raise InputError(f"robust must be 'tukey', 'cauchy' or None, got {robust!r}")
-    batch, J, f, w = _as_rows(jacobian, flow, weight, layout)
+    batch, J, f, w = as_rows(jacobian, flow, weight, layout)
     flat_bounds = None if bounds is None else tuple(_flat(b, batch, J.shape[-2]) for b in bounds)
     flat_prior = prior and Prior(
         _flat(prior.mean, batch, J.shape[-2]), _flat(prior.std, batch, J.shape[-2]), prior.flow_std
@@ -332,50 +328,6 @@ def joint_bounds(
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
-
-
-def _as_rows(
-    jacobian: Tensor, flow: Tensor, weight: Tensor | None, layout: Layout | None
-) -> tuple[torch.Size, Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"]]:
-    """One layout for dense fields (as a view) and points: batch flattened, pixels last."""
-    if _told_layout(jacobian, flow, layout) == "dense":
-        batch, expected_weight = flow.shape[:-3], (*flow.shape[:-3], *flow.shape[-2:])
-        J, f = jacobian.flatten(-2), flow.flatten(-2)
-    else:
-        batch, expected_weight = flow.shape[:-2], tuple(flow.shape[:-1])
-        # Copied once: every re-weighting then runs along memory.
-        J, f = jacobian.movedim(-3, -1).contiguous(), flow.transpose(-1, -2)
-    if weight is None:
-        weight = torch.ones(expected_weight, dtype=flow.dtype, device=flow.device)
-    if tuple(weight.shape) != expected_weight:
-        raise InputError(f"weight must be {expected_weight} for this flow, got {tuple(weight.shape)}")
-    if (weight < 0).any():
-        raise InputError("weight must not be negative; 0 makes a pixel count for nothing")
-    dtype = torch.promote_types(J.dtype, f.dtype)
-    count = batch.numel()  # reshape(-1) could not tell it for an empty batch
-    w = weight.to(dtype).reshape(count, f.shape[-1])
-    f = f.to(dtype).reshape(count, 2, f.shape[-1])
-    f = f.masked_fill(~(w > 0)[:, None], 0.0)  # 0 * NaN is NaN
-    return batch, J.to(dtype).reshape(count, *J.shape[-3:]), f, w
-
-
-def _told_layout(jacobian: Tensor, flow: Tensor, layout: Layout | None) -> Layout:
-    J, f = tuple(jacobian.shape), tuple(flow.shape)
-    # dense: J is f with the joints put in after the 2; points: J is f with the joints put at the end.
-    dense = len(f) >= 3 and len(J) == len(f) + 1 and f[-3] == 2 and (*J[:-3], *J[-2:]) == f
-    points = len(f) >= 2 and f[-1] == 2 and J[:-1] == f
-    if layout is None and dense and points:
-        raise InputError(f"jacobian {J} and flow {f} are a dense field or points alike; say layout='dense' or 'points'")
-    fits = {"dense": dense, "points": points}
-    for name, fit in fits.items():
-        if fit and layout in (None, name):
-            return "dense" if name == "dense" else "points"
-    if layout not in (None, *fits):
-        raise InputError(f"layout must be 'dense', 'points' or None, got {layout!r}")
-    raise InputError(
-        "jacobian and flow must be (*batch, 2, n, H, W) with (*batch, 2, H, W), or (*batch, N, 2, n) with "
-        f"(*batch, N, 2); got {J} and {f}" + (f" for layout='{layout}'" if layout else "")
-    )
 
 
 def _finite_items(
