@@ -109,14 +109,18 @@ def test_a_panda_is_pulled_back_on_the_whole(fields: dict[str, tuple[Clip, Analy
     truth, pyramid = torch.from_numpy(c.q[3]), BrightnessPyramid.of(c.frames[3])
     term = OutlineTerm(field)
     term.remember(torch.from_numpy(c.q[0]), BrightnessPyramid.of(c.frames[0]), known_pose=True)
-    start = truth + 0.02 * torch.tensor([1.0, -1, 1, -1, 1, -1, 0, 0]).double()
     pose = field.at(truth)
 
     def off(q: Tensor) -> float:
         distance = (pose.surface(q - truth).points - pose.surface().points).norm(dim=-1)
         return float(distance[pose.visible].mean())
 
-    assert off(solved(term, field, start, pyramid)) < 0.6 * off(start)
+    signs = torch.randint(0, 2, (6, 8), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    signs[:, 7] = 0  # the gripper is a matter of millimetres
+    starts = [truth + 0.02 * sign for sign in signs]
+    before, after = [off(q) for q in starts], [off(solved(term, field, q, pyramid)) for q in starts]
+    assert np.mean(after) < 0.75 * np.mean(before)  # measured .57; lines alone lose one start in six
+    assert np.median(after) < 0.6 * np.median(before)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
