@@ -210,8 +210,18 @@ class PoseTracker:
         )
         self._pyramid = pyramid
         step_covariance = _inverse(found.relative + prior)
+        return found.q, step_covariance, self._fused(step_covariance, found.absolute), found.cost
+
+    def _fused(self, step_covariance: Tensor, absolute: Tensor) -> Tensor:
+        """Covariance of the position after a step and a look at the outlines.
+
+        The outlines' errors hardly change from frame to frame, so looking again tells little: they are fused by
+        covariance intersection (Julier and Uhlmann 1997), which holds whatever the correlation, where that helps.
+        """
         predicted = self.position_covariance + step_covariance
-        return found.q, step_covariance, _inverse(_inverse(predicted) + found.absolute), found.cost
+        fused = _inverse((_inverse(predicted) + absolute) / 2)
+        spread = [(c.diagonal() / self.limits.unit**2).sum() for c in (fused, predicted)]
+        return fused if spread[0] < spread[1] else predicted
 
     def _useful_keyframes(self) -> list[Appearance]:
         def distance(keyframe: Appearance) -> float:
