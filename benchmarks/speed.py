@@ -27,6 +27,7 @@ from jidm.solve.least_squares import normal_equations, solve_normal_equations
 from jidm.solve.relinearise import solve_step
 
 WIDTH, HEIGHT = 320, 240
+BATCH = 32
 
 
 def medians(pieces: dict[str, Callable[[], object]], runs: int, repeat: int = 1) -> dict[str, float]:
@@ -59,6 +60,18 @@ def field_and_solve(runs: int) -> dict[str, object]:
         k = next(turn) % len(flows)
         solve_step(field.at(q[k]), *flows[k], iterations=iterations)
 
+    # Many poses at once, as when a known trajectory is judged: the calls' own cost is shared.
+    light = AnalyticField(robot, camera, points=2000, occluders=12000)
+    many = {}
+    for name, any_field in (("default", field), ("light", light)):
+        pose = any_field.at(q[:BATCH])
+        step = q[1 : BATCH + 1] - q[:BATCH]
+        many[name] = any_field, pose.surface(step).points - pose.surface().points, pose.visible.float()
+
+    def batched(name: str, iterations: int) -> None:
+        any_field, flow, weight = many[name]
+        solve_step(any_field.at(q[:BATCH]), flow, weight, iterations=iterations)
+
     unseen = torch.zeros(2, HEIGHT, WIDTH)
     world = World(robot, supersample=1)
 
@@ -84,16 +97,24 @@ def field_and_solve(runs: int) -> dict[str, object]:
         {
             "field_and_one_solve": lambda: sparse(1),
             "field_and_full_solve": lambda: sparse(8),
+            "batched_one_solve": lambda: batched("default", 1),
+            "batched_full_solve": lambda: batched("default", 8),
+            "batched_light_one_solve": lambda: batched("light", 1),
+            "batched_light_full_solve": lambda: batched("light", 8),
             "dense_field_and_solve": dense,
             "rendered_field_and_solve": rendered,
         },
         runs,
     )
     world.close()
+    took = {name: t / BATCH if name.startswith("batched") else t for name, t in took.items()}
     return {
         "frames_per_second": {name: round(1 / t, 1) for name, t in took.items()},
-        "over_rendering": round(took["rendered_field_and_solve"] / took["field_and_full_solve"], 1),
-        "dense_over_rendering": round(took["rendered_field_and_solve"] / took["dense_field_and_solve"], 1),
+        "over_rendering": {
+            name: round(took["rendered_field_and_solve"] / t, 1)
+            for name, t in took.items()
+            if name != "rendered_field_and_solve"
+        },
         "must": {"frames_per_second": 60, "over_rendering": 10},
     }
 
