@@ -32,7 +32,7 @@ class AlignOptions:
         iterations: Gauss-Newton steps a level at most.
         outline_weight: of the outlines against brightness.
         correlated_points: neighbouring points that share one error; puts the prior on the data's scale.
-        max_step: largest joint motion of one iteration, in units.
+        max_step: largest joint motion of one iteration [rad or m].
     """
 
     coarse_levels: tuple[int, ...] = (4, 3, 2)
