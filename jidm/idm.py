@@ -80,7 +80,7 @@ class JacobianIDM:
         Args:
             embodiment: a registered name or a descriptor.
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras.
-            flow: "dis", "raft", or an estimator.
+            flow: whatever `as_flow_estimator` takes: "dis", "raft", an estimator, a function, an array.
             points: surface points in use.
             seed: of the surface sampling.
             options: `options`, `limits` and `flow_side` of the constructor.
@@ -90,7 +90,7 @@ class JacobianIDM:
         robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
         view = _camera(robot, camera)
         field = AnalyticField(robot, view, points=points, occluders=max(20000, points), seed=seed)
-        return cls(robot, field, _flow_estimator(flow), **options)
+        return cls(robot, field, as_flow_estimator(flow), **options)
 
     def decode(
         self,
@@ -284,14 +284,6 @@ def _camera(robot: Embodiment, camera: str | Path | Camera) -> Camera:
     if str(camera).endswith(".json") or Path(camera).exists():
         return Camera.load(camera)
     return robot.camera(str(camera))  # raises with the known names
-
-
-def _flow_estimator(flow: Any) -> FlowEstimator:
-    if flow == "raft":
-        from jidm.motion.flow import RaftFlow
-
-        return RaftFlow()
-    return as_flow_estimator(flow)
 
 
 def _stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], Iterator[float], int | None]:

@@ -305,3 +305,16 @@ def test_dis_on_robot_video_sees_the_arms_and_not_the_table() -> None:
     answer = DisFlow()(video[0], video[2])
     moved = answer.flow.norm(dim=0) * (answer.weight > 0.05)
     assert moved[220:330].max() > 1 and moved[:60].max() == 0  # black above the table: nothing to see, no weight
+
+
+def test_raft_by_name_is_the_large_one_with_its_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Recorder(DisFlow):
+        def __init__(self, model: str, *, weights: str) -> None:
+            asked.append((model, weights))
+
+    monkeypatch.setattr("jidm.motion.flow.choose.RaftFlow", Recorder)
+    for name in ("raft", "raft_large", "raft_small"):
+        as_flow_estimator(name)
+    assert asked == [("raft_large", "DEFAULT"), ("raft_large", "DEFAULT"), ("raft_small", "DEFAULT")]

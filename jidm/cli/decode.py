@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -32,7 +32,10 @@ class Decode:
     """Frame rate [1/s], where the file does not know it or is wrong about it."""
 
     flow: Literal["dis", "raft"] = "dis"
-    """How motion is measured first."""
+    """How motion is measured first; raft fetches its weights unless --raft-weights names them."""
+
+    raft_weights: Path | None = None
+    """Local file of RAFT (large) weights, .pth or .safetensors; means --flow raft."""
 
     limits: Literal["all", "position", "none"] = "all"
     """Which joint limits hold: a sped-up or dreamt video may break speed limits, then say position."""
@@ -46,8 +49,13 @@ class Decode:
 
         robot = find_robot(self.embodiment)
         q0, camera = read_q0(self.q0, robot), find_camera(self.camera, robot)
+        flow: Any = self.flow
+        if self.raft_weights is not None:
+            from jidm.motion.flow import RaftFlow
+
+            flow = RaftFlow(weights=self.raft_weights)
         make_folder(self.out)
-        decoded = decode_file(self.video, robot, camera, q0=q0, fps=self.fps, flow=self.flow, limits=self.limits)
+        decoded = decode_file(self.video, robot, camera, q0=q0, fps=self.fps, flow=flow, limits=self.limits)
         write_results(decoded, self.out, overlay=self.overlay)
         print(summary_text(decoded))
         print(f"written to {self.out}/: motion.npz, motion.csv, plot.png, summary.json{', overlay.mp4' * self.overlay}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jidm.joint_motion import JointMotion
+    from jidm.motion.flow import FlowEstimator
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
@@ -44,7 +45,7 @@ def decode_file(
     *,
     q0: NDArray[Any],
     fps: float | None,
-    flow: str,
+    flow: str | FlowEstimator,
     limits: str = "all",
 ) -> Decoded:
     """Decode a video file frame by frame, with a progress bar.
@@ -63,7 +64,8 @@ def decode_file(
     idm = JacobianIDM.from_embodiment(robot, camera=camera, flow=flow, limits=limits)
     began = time.perf_counter()
     motion = idm.decode(video, q0=q0, fps=fps, progress=True)
-    return Decoded(motion, robot, camera, video, rate, flow, time.perf_counter() - began)
+    name = flow if isinstance(flow, str) else type(flow).__name__
+    return Decoded(motion, robot, camera, video, rate, name, time.perf_counter() - began)
 
 
 def make_folder(out: Path) -> None:

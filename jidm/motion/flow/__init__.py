@@ -1,15 +1,14 @@
 """Optical flow: what moved between two frames, and how far to trust it."""
 
 from jidm.motion.flow.base import (
-    CallableFlow,
     Flow,
     FlowEstimator,
     TimedFlow,
-    as_flow_estimator,
     flow_between,
     forward_backward_weight,
     resize_flow,
 )
+from jidm.motion.flow.choose import CallableFlow, as_flow_estimator
 from jidm.motion.flow.dis import DisFlow
 from jidm.motion.flow.precomputed import PrecomputedFlow, read_flow
 from jidm.motion.flow.raft import RaftFlow

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jidm.errors import InputError, did_you_mean
+from jidm.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,33 +149,6 @@ def flow_between(
     return estimator(first, second)
 
 
-@dataclass(frozen=True)
-class CallableFlow:
-    """Any function `(first, second) -> flow` or `(flow, weight)` or `Flow` as an estimator; its answer is checked.
-
-    A missing weight is 1. Items with a non-finite pixel, and pixels of non-finite flow or weight, get zero flow and
-    zero weight.
-    """
-
-    function: Callable[[Tensor, Tensor], Any]
-
-    def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
-        check_pair(first, second)
-        name = getattr(self.function, "__name__", type(self.function).__name__)
-        answer = self.function(first, second)
-        if isinstance(answer, Flow):
-            flow, weight = answer.flow, answer.weight
-        elif isinstance(answer, tuple) and len(answer) == 2:
-            flow, weight = torch.as_tensor(answer[0]), torch.as_tensor(answer[1])
-        else:
-            flow = torch.as_tensor(answer)
-            weight = torch.ones_like(flow[..., 0, :, :])
-        expected = (*first.shape[:-3], 2, *first.shape[-2:])
-        if tuple(flow.shape) != expected:
-            raise InputError(f"flow function '{name}' gave shape {tuple(flow.shape)}; expected {expected}")
-        return clean(flow, weight, finite_items(first, second))
-
-
 def clean(
     flow: Float[Tensor, "*batch 2 H W"],
     weight: Float[Tensor, "*batch H W"],
@@ -189,38 +160,3 @@ def clean(
         good = good & alive[..., None, None].to(good.device)
     weight = torch.where(good, weight, torch.zeros_like(weight)).clamp(0.0, 1.0)
     return Flow(torch.where(good[..., None, :, :], flow, torch.zeros_like(flow)), weight)
-
-
-def as_flow_estimator(source: Any) -> FlowEstimator:
-    """An estimator from whatever was handed over.
-
-    Args:
-        source: an estimator; "dis"; "raft_small" or "raft_large" (torchvision's default weights, fetched on first
-            use); an array (*batch, T-1, 2, H, W) of flow; or any function `(first, second) -> flow, (flow, weight)
-            or Flow`.
-
-    Raises:
-        InputError: nothing of the kind.
-    """
-    from jidm.motion.flow.dis import DisFlow
-    from jidm.motion.flow.precomputed import PrecomputedFlow
-    from jidm.motion.flow.raft import MODELS, RaftFlow
-    from jidm.motion.flow.tracks import TrackFlow
-
-    if isinstance(source, (DisFlow, RaftFlow, TrackFlow, PrecomputedFlow, CallableFlow)):
-        return source
-    if isinstance(source, str):
-        if source == "dis":
-            return DisFlow()
-        if source in MODELS:
-            return RaftFlow(source, weights="DEFAULT")
-        raise InputError(f"unknown flow '{source}'; {did_you_mean(source, ('dis', *MODELS))}")
-    if isinstance(source, (Tensor, np.ndarray)):
-        return PrecomputedFlow(source)
-    if isinstance(source, TimedFlow) and callable(source):
-        return source
-    if callable(source):
-        return CallableFlow(source)
-    raise InputError(
-        f"cannot measure flow with {type(source).__name__}: pass 'dis', an estimator, an array or a function"
-    )

@@ -1,0 +1,77 @@
+"""An estimator out of whatever the user hands over: a name, a function, an array, an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.errors import InputError, did_you_mean
+from jidm.motion.flow.base import Flow, FlowEstimator, TimedFlow, check_pair, clean, finite_items
+from jidm.motion.flow.dis import DisFlow
+from jidm.motion.flow.precomputed import PrecomputedFlow
+from jidm.motion.flow.raft import MODELS, RaftFlow
+from jidm.motion.flow.tracks import TrackFlow
+
+
+@dataclass(frozen=True)
+class CallableFlow:
+    """Any function `(first, second) -> flow` or `(flow, weight)` or `Flow` as an estimator; its answer is checked.
+
+    A missing weight is 1. Items with a non-finite pixel, and pixels of non-finite flow or weight, get zero flow and
+    zero weight.
+    """
+
+    function: Callable[[Tensor, Tensor], Any]
+
+    def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
+        check_pair(first, second)
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        answer = self.function(first, second)
+        if isinstance(answer, Flow):
+            flow, weight = answer.flow, answer.weight
+        elif isinstance(answer, tuple) and len(answer) == 2:
+            flow, weight = torch.as_tensor(answer[0]), torch.as_tensor(answer[1])
+        else:
+            flow = torch.as_tensor(answer)
+            weight = torch.ones_like(flow[..., 0, :, :])
+        expected = (*first.shape[:-3], 2, *first.shape[-2:])
+        if tuple(flow.shape) != expected:
+            raise InputError(f"flow function '{name}' gave shape {tuple(flow.shape)}; expected {expected}")
+        return clean(flow, weight, finite_items(first, second))
+
+
+def as_flow_estimator(source: Any) -> FlowEstimator:
+    """An estimator from whatever was handed over.
+
+    Args:
+        source: an estimator; "dis"; "raft" (which is "raft_large") or "raft_small" with torchvision's default weights,
+            fetched on first use; an array (*batch, T-1, 2, H, W) of flow; or any function `(first, second) -> flow, (flow, weight)
+            or Flow`.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    if isinstance(source, (DisFlow, RaftFlow, TrackFlow, PrecomputedFlow, CallableFlow)):
+        return source
+    if isinstance(source, str):
+        if source == "dis":
+            return DisFlow()
+        model = {"raft": "raft_large"}.get(source, source)
+        if model in MODELS:
+            return RaftFlow(model, weights="DEFAULT")
+        raise InputError(f"unknown flow '{source}'; {did_you_mean(source, ('dis', 'raft', *MODELS))}")
+    if isinstance(source, (Tensor, np.ndarray)):
+        return PrecomputedFlow(source)
+    if isinstance(source, TimedFlow) and callable(source):
+        return source
+    if callable(source):
+        return CallableFlow(source)
+    raise InputError(
+        f"cannot measure flow with {type(source).__name__}: pass 'dis', an estimator, an array or a function"
+    )
