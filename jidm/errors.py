@@ -30,6 +30,14 @@ class VideoError(InputError):
     """A video cannot be read, is ambiguous or is too short."""
 
 
+class DatasetError(InputError):
+    """A recorded data set is missing files or columns, or contradicts itself or the robot."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, of another kind, or was made for another robot."""
+
+
 class MissingExtraError(JidmError, ImportError):
     """An optional dependency is absent; the message names the extra that installs it."""
 

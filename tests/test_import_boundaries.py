@@ -1,7 +1,7 @@
 """What may import what: a room imports only from lower floors, and core rooms stay free of heavy packages.
 
-Floors, from the ground up: errors; files; robot and motion; data and field; solve; idm and learn; adapters, sim, view and
-planner; cli. Every import counts for the floors, wherever in a file it stands. A heavy package counts only where it
+Floors, from the ground up: errors; files; checkpoint, robot and motion; data and field; solve; idm; learn; adapters, sim,
+view and planner; cli. Every import counts for the floors, wherever in a file it stands. A heavy package counts only where it
 is loaded with the module: inside a function it costs nothing until it is needed.
 """
 
@@ -20,15 +20,16 @@ ROOT = Path(__file__).resolve().parents[1] / "jidm"
 FLOORS = (
     ("errors",),
     ("files",),
-    ("robot", "motion", "joint_motion"),
+    ("checkpoint", "robot", "motion", "joint_motion"),
     ("data", "field"),
     ("solve",),
-    ("idm", "learn"),
+    ("idm",),
+    ("learn",),
     ("adapters", "sim", "view", "planner"),
     ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CORE = ("errors", "files", "robot", "motion", "joint_motion", "data", "field", "solve", "idm")
+CORE = ("errors", "files", "checkpoint", "robot", "motion", "joint_motion", "data", "field", "solve", "idm")
 NEVER_IN_CORE = {
     "pybullet",
     "pybullet_data",
@@ -38,6 +39,7 @@ NEVER_IN_CORE = {
     "ray",
     "websockets",
     "viser",
+    "tensorboard",
 }
 SLOW_TO_LOAD = {"cv2", "av", "trimesh", "matplotlib", "scipy", "kornia", "pyarrow", "huggingface_hub", "PIL", "tqdm"}
 LIGHT_CLI = {"torch", "numpy"}  # `jidm --help` answers without them
@@ -137,8 +139,8 @@ def test_the_house_keeps_its_floors():
         ("robot/deep/a.py", "from ...solve import x", "robot (floor 2) imports solve (floor 4)"),
         ("files.py", "import jidm.motion.video", "files (floor 1) imports motion (floor 2)"),
         ("errors.py", "import jidm.robot.model", "errors (floor 0) imports robot (floor 2)"),
-        ("view/a.py", "from jidm.sim import World", "view (floor 6) imports sim (floor 6)"),
-        ("idm.py", "from jidm.learn import z", "idm (floor 5) imports learn (floor 5)"),
+        ("view/a.py", "from jidm.sim import World", "view (floor 7) imports sim (floor 7)"),
+        ("idm.py", "from jidm.learn import z", "idm (floor 5) imports learn (floor 6)"),
         ("solve/a.py", "from jidm import Camera", "through the front door"),
         ("solve/a.py", "import jidm", "imports the package jidm"),
         ("field/a.py", "import pybullet", "only sim may import pybullet"),
