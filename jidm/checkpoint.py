@@ -1,0 +1,375 @@
+"""Trained models as folders of two files, `config.json` and `model.safetensors`: written whole, read strictly.
+
+Nothing is ever unpickled. What the numbers mean is the business of the model named by `kind`; what is held here is that a
+checkpoint is complete, undamaged, finite, and meant for the robot it is used on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from jidm.errors import CheckpointError, did_you_mean
+from jidm.files import whole_file
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT, VERSION = "jidm-checkpoint", 1
+
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+@runtime_checkable
+class Robot(Protocol):
+    """What is recorded of a robot, and compared when a checkpoint is loaded for one; `Embodiment` offers it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def content_hash(self) -> str: ...
+    @property
+    def joint_names(self) -> tuple[str, ...]: ...
+    @property
+    def joint_types(self) -> tuple[str, ...]: ...
+    @property
+    def lower(self) -> Any: ...
+    @property
+    def upper(self) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained model as it was saved.
+
+    Attributes:
+        kind: which model it is, for instance "jacobian_field".
+        config: what the model is built from; JSON values.
+        tensors: its weights by name, on the CPU, all finite.
+        embodiment: the robot it was trained for (see `embodiment_record`); None if nobody named one.
+        training: recipe, seed, data, versions.
+        source: where it was read from: a folder, or hub id and revision.
+        content_hash: sha256 over both files.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    tensors: dict[str, Shaped[Tensor, "..."]]
+    embodiment: dict[str, Any] | None
+    training: dict[str, Any]
+    source: str
+    content_hash: str
+
+    def load_into(self, model: torch.nn.Module) -> None:
+        """Fill the model's parameters and buffers; nothing is changed unless everything fits.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, or of another shape or type.
+        """
+        wanted = model.state_dict()
+        missing, unknown = sorted(set(wanted) - set(self.tensors)), sorted(set(self.tensors) - set(wanted))
+        if missing or unknown:
+            parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(unknown)}"] * bool(unknown)
+            raise CheckpointError(
+                f"{self.source}: the {self.kind} {' and '.join(parts)}; it was saved by another version, train it again"
+            )
+        for name, tensor in self.tensors.items():
+            if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+                raise CheckpointError(
+                    f"{self.source}: tensor '{name}' is {_form(tensor)}, the {self.kind} needs {_form(wanted[name])}; "
+                    f"its {CONFIG} does not belong to its weights"
+                )
+        model.load_state_dict(self.tensors)
+
+    def check_embodiment(self, robot: Robot) -> None:
+        """Nothing, if this was trained for exactly that robot, or for no robot with a name.
+
+        Raises:
+            CheckpointError: it was trained for another; the message says how they differ.
+        """
+        if self.embodiment is None or self.embodiment.get("content_hash") == robot.content_hash:
+            return
+        raise CheckpointError(
+            f"{self.source}: trained for '{self.embodiment.get('name', 'unnamed')}', which is not this '{robot.name}': "
+            f"{_difference(self.embodiment, embodiment_record(robot))}; use the robot it was trained for, or train again"
+        )
+
+
+def embodiment_record(robot: Robot) -> dict[str, Any]:
+    """What a checkpoint keeps of its robot: JSON values; limits in rad or m, None where there is none."""
+
+    def finite(values: Any) -> list[float | None]:
+        return [float(x) if abs(float(x)) != float("inf") else None for x in values]
+
+    return {
+        "name": robot.name,
+        "content_hash": robot.content_hash,
+        "joint_names": list(robot.joint_names),
+        "joint_types": list(robot.joint_types),
+        "lower": finite(robot.lower),
+        "upper": finite(robot.upper),
+    }
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    embodiment: Mapping[str, Any] | None,
+    training: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint; the folder appears whole, and one that was there before is replaced whole.
+
+    Whenever the process dies, `load_checkpoint` finds either the old one or the new one.
+
+    Args:
+        folder: where to; its parent must exist. A folder there must be a checkpoint itself.
+        kind, config, tensors, embodiment, training: see `Checkpoint`.
+
+    Raises:
+        CheckpointError: a weight is not finite, a value is not JSON, or the folder holds something else.
+    """
+    folder = Path(folder)
+    if not folder.parent.is_dir():
+        raise CheckpointError(f"{folder}: cannot be written, the folder {folder.parent} does not exist; make it first")
+    _refuse_other_folder(folder)
+    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    _refuse_non_finite(kept, f"the {kind} to be saved in {folder}", "go back to an earlier state of the training")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _write(temporary, kept, {"kind": kind, "config": config, "embodiment": embodiment, "training": training})
+        _replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(dict(sorted(tensors.items())), folder / WEIGHTS)
+    body = {"format": FORMAT, "format_version": VERSION, **document, "weights_sha256": _sha256(folder / WEIGHTS)}
+    try:
+        text = json.dumps(body, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the checkpoint's record is not JSON: {error}; use plain values") from None
+    with whole_file(folder / CONFIG) as path:
+        path.write_text(text + "\n", encoding="utf-8")
+    for file in (WEIGHTS, CONFIG):  # a rename may reach the disk before what it names
+        with open(folder / file, "rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _aside(folder: Path) -> Path:
+    """Where an old checkpoint waits for the two renames of its replacement."""
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    aside = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+    os.replace(new, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    if not folder.exists():
+        return
+    foreign = sorted(x.name for x in folder.iterdir() if x.name not in (CONFIG, WEIGHTS)) if folder.is_dir() else ["it"]
+    if foreign:
+        raise CheckpointError(
+            f"{folder}: is not a checkpoint folder ({_some(foreign)}) and is not overwritten; choose another"
+        )
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(where: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        where: a folder; the name of a bundled one (see `bundled_names`); or a hub id, `user/repo` or
+            `user/repo@revision`, of which only the two files are fetched.
+
+    Raises:
+        CheckpointError: there is none, it is incomplete, damaged, of another format, or a weight is not finite.
+    """
+    folder, source = find_checkpoint(where)
+    document = _read_config(folder / CONFIG)
+    digest = _sha256(folder / WEIGHTS)
+    if digest != document["weights_sha256"]:
+        raise CheckpointError(
+            f"{source}: {WEIGHTS} is not the file that was saved (its sha256 differs); fetch it again"
+        )
+    tensors = _read_tensors(folder / WEIGHTS)
+    _refuse_non_finite(tensors, source, "it cannot be used, train it again")
+    content = hashlib.sha256((folder / CONFIG).read_bytes() + digest.encode()).hexdigest()
+    fields = {key: document[key] for key in ("kind", "config", "embodiment", "training")}
+    return Checkpoint(**fields, tensors=tensors, source=source, content_hash=content)
+
+
+def find_checkpoint(where: str | Path) -> tuple[Path, str]:
+    """The folder of a checkpoint and its name in messages; arguments and errors as for `load_checkpoint`."""
+    path = Path(where)
+    if not path.exists() and _aside(path).is_dir():
+        path = _aside(path)  # a replacement was cut off between its two renames
+    if path.is_dir():
+        return _complete(path, str(path)), str(path)
+    if path.suffix.lower() in (*_PICKLES, ".safetensors") or path.is_file():
+        raise CheckpointError(
+            f"{where}: a checkpoint is a folder with {CONFIG} and {WEIGHTS}; single files are not read"
+        )
+    name = str(where)
+    if name in bundled_names():
+        return _complete(bundled_folder() / name, name), f"bundled '{name}'"
+    if isinstance(where, str) and _HUB_ID.fullmatch(name):
+        return _from_hub(name), name
+    raise CheckpointError(
+        f"no checkpoint '{where}': not a folder, and not a bundled one; {did_you_mean(name, bundled_names())}"
+    )
+
+
+def bundled_folder() -> Path:
+    """The folder of the checkpoints that come with jidm: inside the wheel, or at the top of the repository."""
+    package = Path(__file__).parent
+    inside, beside = package / "_checkpoints", package.parent / "checkpoints"
+    return inside if inside.is_dir() else beside
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Names of the checkpoints that come with jidm, sorted."""
+    folder = bundled_folder()
+    return tuple(sorted(x.parent.name for x in folder.glob(f"*/{CONFIG}"))) if folder.is_dir() else ()
+
+
+def _complete(folder: Path, source: str) -> Path:
+    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if not missing:
+        return folder
+    pickled = sorted(x.name for x in folder.iterdir() if x.suffix.lower() in _PICKLES)
+    if pickled:
+        raise CheckpointError(
+            f"{source}: holds {_some(pickled)}, which could run code when read, but no {' and no '.join(missing)}; "
+            f"only safetensors are read"
+        )
+    raise CheckpointError(f"{source}: is not a checkpoint, it has no {' and no '.join(missing)}; name its folder")
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
+    except Exception as error:  # the hub's client raises dozens of kinds; all mean that it is not to be had
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"no folder '{name}', and the hub does not give it: {reason[:300]}") from error
+    return _complete(Path(folder), name)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch or train the checkpoint again") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is not the record of a {FORMAT}; name a folder written by jidm")
+    if document.get("format_version") != VERSION:
+        raise CheckpointError(
+            f"{path}: format version {document.get('format_version')} is not {VERSION}; use the jidm that wrote it"
+        )
+    kinds: dict[str, tuple[type, ...]] = {"kind": (str,), "config": (dict,), "embodiment": (dict, type(None))}
+    for key, kind in {**kinds, "training": (dict,), "weights_sha256": (str,)}.items():
+        if key not in document or not isinstance(document[key], kind):
+            raise CheckpointError(f"{path}: its entry '{key}' is missing or of a wrong type; fetch or train it again")
+    return document
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a safetensors file: {error}; fetch or train it again") from None
+
+
+# ---- words and sums --------------------------------------------------------------------------------------------------
+
+
+def _difference(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How two robots' records differ, in words."""
+    before, after = list(trained.get("joint_names", [])), list(now["joint_names"])
+    removed, added = [x for x in before if x not in after], [x for x in after if x not in before]
+    if removed or added:
+        parts = [f"joints removed: {_some(removed)}"] * bool(removed) + [f"joints added: {_some(added)}"] * bool(added)
+        return "; ".join(parts)
+    if before != after:
+        moved = [x for x, y in zip(before, after) if x != y]
+        return f"the same joints in another order, from {_some(moved)} on"
+    changed = []
+    for key, word in (("joint_types", "type"), ("lower", "lower limit"), ("upper", "upper limit")):
+        pairs = zip(before, trained.get(key, []), now[key])
+        changed += [
+            f"{word} of {joint} {_show(old)} -> {_show(new)}" for joint, old, new in pairs if not _same(old, new)
+        ]
+    if changed:
+        return _some(changed, separator=", ")
+    return (
+        f"same joints and limits, but its shapes or its descriptor differ "
+        f"(content hash {str(trained.get('content_hash'))[:12]}, now {now['content_hash'][:12]})"
+    )
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, float) and isinstance(new, float):
+        return abs(old - new) <= 1e-9
+    return bool(old == new)
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else "none" if value is None else str(value)
+
+
+def _some(names: Sequence[str], separator: str = ", ") -> str:
+    shown = separator.join(names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
+    bad = [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{what}: weights of {_some(bad)} are not finite; {remedy}")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
