@@ -1,0 +1,356 @@
+"""Run a trained model over held-out recordings and keep everything it said, beside the truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jidm.errors import DatasetError, InputError, did_you_mean
+from jidm.joint_motion import JointMotion
+from jidm.learn.exact_view import ExactView, surface_of
+from jidm.learn.field_probe import FieldProbe, probe
+
+if TYPE_CHECKING:
+    from jidm.field.analytic import AnalyticField
+    from jidm.robot.embodiment import Embodiment
+
+Change = Callable[[Float[Tensor, "T 3 H W"], "Clip"], Float[Tensor, "T 3 H W"]]
+"""Does something to the pictures of a clip, e.g. one of `jidm.learn.conditions`."""
+
+_PAIRS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is judged.
+
+    Attributes:
+        episodes: which ones; all that the data set lists if None.
+        camera: which camera; the data set's first if None.
+        stride: recorded frames per step; 3 at 30 fps are steps of 0.1 s.
+        frames: at most so many frames of each episode, counted after the stride.
+        clip: length of the clip on which positions are judged, from the known first pose [frames].
+        tolerance: a position this close is right [rad or m].
+        joints: the joints that count; all but grippers if None.
+        moving_speed: joints slower than this on average have no motion to be judged by correlation [rad/s or m/s].
+        looks: pairs per episode at which field and flow are compared with the exact ones.
+    """
+
+    episodes: tuple[int, ...] | None = None
+    camera: str | None = None
+    stride: int = 1
+    frames: int | None = None
+    clip: int = 49
+    tolerance: float = 0.05
+    joints: tuple[str, ...] | None = None
+    moving_speed: float = 0.05
+    looks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.clip < 2 or (self.frames is not None and self.frames < 2):
+            raise InputError("a protocol needs stride >= 1 and at least 2 frames in a clip and in an episode")
+        if not self.tolerance > 0 or self.looks < 0:
+            raise InputError("a protocol needs tolerance > 0 and looks >= 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One episode as it is shown to a model.
+
+    Attributes:
+        index: of the episode.
+        video: (T, 3, H, W) float32 RGB in [0, 1].
+        q: (T, n) joint positions, of the model's joints in its order [rad or m].
+        q_robot: (T, m) of all the robot's joints, as recorded.
+        fps: of the frames here [1/s].
+        frame: (T,) number of each frame in the recording.
+        view: what is exactly known about the pictures; None where nothing is.
+    """
+
+    index: int
+    video: Float[Tensor, "T 3 H W"]
+    q: Float[Tensor, "T n"]
+    q_robot: Float[Tensor, "T m"]
+    fps: float
+    frame: tuple[int, ...]
+    view: ExactView | None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A model's field and flow at one pair of frames beside the exact ones.
+
+    Attributes:
+        frame: t within the clip; the pair is (t, t + 1).
+        seen: what the model saw, one pair.
+        jacobian, mask: exact field (2, n, h, w) [px per unit] and robot (h, w).
+        flow, flow_mask: exact flow (2, h, w) [px] and where it is known; None where nothing recorded it.
+    """
+
+    frame: int
+    seen: FieldProbe
+    jacobian: Float[Tensor, "2 n h w"]
+    mask: Float[Tensor, "h w"]
+    flow: Float[Tensor, "2 h w"] | None
+    flow_mask: Float[Tensor, "h w"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedEpisode:
+    """What a model made of one episode.
+
+    Attributes:
+        q: (T, n) truth [rad or m].
+        motion: decoded from the known first pose.
+        pair_steps: (T-1, n) steps of each pair of neighbouring frames by itself, None where the model has no such way.
+        seconds: decoding took [s].
+        comparisons: of field and flow, where both model and recording know one.
+    """
+
+    index: int
+    q: Float[Tensor, "T n"]
+    motion: JointMotion
+    pair_steps: Float[Tensor, "S n"] | None
+    seconds: float
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def delta_q(self) -> Float[Tensor, "S n"]:
+        """True steps [rad or m]."""
+        return self.q.diff(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A model's results over the episodes of a protocol; `jidm.learn.scores.scores` turns them into figures.
+
+    Attributes:
+        name: of the model, for tables.
+        joint_names: n names, the order of every joint axis.
+        judged: (n,) which joints count.
+        episodes: those that were decoded.
+        failed: episode index -> why it was not, in one line.
+        embodiment: the robot, where the data set names one that is known.
+        data: where the episodes come from and their content hash.
+    """
+
+    name: str
+    joint_names: tuple[str, ...]
+    judged: Bool[Tensor, " n"]
+    protocol: Protocol
+    episodes: tuple[DecodedEpisode, ...]
+    failed: Mapping[int, str] = field(default_factory=dict)
+    embodiment: Embodiment | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class HeldOut:
+    """Held-out episodes of a data set, prepared once for any number of models.
+
+    Args:
+        dataset: a `jidm.data.RecordedDataset`.
+        protocol: how to judge.
+        embodiment: the robot; if not given, the one that the data set's recipe names.
+
+    Raises:
+        DatasetError: an episode or the camera is not in the data set, or its robot is not the one known by that name.
+    """
+
+    def __init__(self, dataset: Any, protocol: Protocol | None = None, *, embodiment: Embodiment | None = None) -> None:
+        self.dataset = dataset
+        self.protocol = protocol or Protocol()
+        self.embodiment = embodiment or recorded_robot(dataset)
+        self.episodes = chosen_episodes(dataset, self.protocol.episodes)
+        self.camera = _chosen_camera(dataset, self.protocol.camera)
+        self._surface: AnalyticField | None = None
+
+    def clip(self, index: int, joint_names: Sequence[str]) -> Clip:
+        """An episode's pictures and the positions of the named joints.
+
+        Raises:
+            DatasetError: a joint is not recorded, or the episode is too short.
+        """
+        episode, protocol = self.dataset.episode(index), self.protocol
+        frames = tuple(range(0, episode.length, protocol.stride))[: protocol.frames]
+        if len(frames) < 2:
+            raise DatasetError(
+                f"episode {index} has {episode.length} frames, too few for one step of {protocol.stride}; leave it out"
+            )
+        state = torch.from_numpy(np.array(episode.state, dtype=np.float64))[list(frames)]
+        if not state.isfinite().all():
+            raise DatasetError(
+                f"episode {index}: observation.state is not finite; leave it out or repair the recording"
+            )
+        pixels = np.array(episode.video(self.camera)[:: protocol.stride][: len(frames)])
+        video = torch.from_numpy(pixels).movedim(-1, -3).float() / 255
+        return Clip(
+            index, video, state[:, self._columns(joint_names)], state, self.dataset.fps / protocol.stride, frames,
+            self._view(episode),
+        )  # fmt: skip
+
+    def judged(self, joint_names: Sequence[str]) -> Bool[Tensor, " n"]:
+        """Which of these joints count.
+
+        Raises:
+            InputError: the protocol names a joint that is not among them.
+        """
+        wanted = self.protocol.joints
+        if wanted is not None:
+            for name in wanted:
+                if name not in joint_names:
+                    raise InputError(f"no joint '{name}' to judge: {did_you_mean(name, joint_names)}")
+            return torch.tensor([name in wanted for name in joint_names])
+        grippers = () if self.embodiment is None else self.embodiment.gripper_joints
+        return torch.tensor([name not in grippers for name in joint_names])
+
+    def _columns(self, joint_names: Sequence[str]) -> list[int]:
+        recorded = list(self.dataset.joint_names)
+        for name in joint_names:
+            if name not in recorded:
+                raise DatasetError(f"the recording has no joint '{name}': {did_you_mean(name, recorded)}")
+        return [recorded.index(name) for name in joint_names]
+
+    def _view(self, episode: Any) -> ExactView | None:
+        if self.embodiment is None:
+            return None
+        if self._surface is None:
+            self._surface = surface_of(self.embodiment)
+        return ExactView.of(self._surface, self.dataset, episode, self.camera)
+
+
+def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", change: Change | None = None) -> Evaluation:
+    """Let a model decode every held-out episode from its true first pose.
+
+    Args:
+        idm: anything with `joint_names` and `decode(video, q0=, fps=) -> JointMotion`; `step_pairs` and a field of its
+            own are used where it has them.
+        name: of the model in tables.
+        change: done to the pictures first.
+
+    Returns:
+        What it said of every episode. One that cannot be read or decoded is reported in `failed` and stops nothing.
+    """
+    names = joints_of(idm)
+    decoded, failed = [], {}
+    for index in held_out.episodes:
+        try:
+            clip = held_out.clip(index, names)
+            if change is not None:
+                clip = replace(clip, video=change(clip.video, clip))
+            decoded.append(_one_episode(idm, clip, held_out.protocol))
+        except Exception as error:
+            failed[index] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    dataset = held_out.dataset
+    return Evaluation(
+        name=name,
+        joint_names=names,
+        judged=held_out.judged(names),
+        protocol=held_out.protocol,
+        episodes=tuple(decoded),
+        failed=failed,
+        embodiment=held_out.embodiment,
+        data={"root": str(dataset.root), "content_hash": dataset.content_hash, "camera": held_out.camera},
+    )
+
+
+def _one_episode(idm: Any, clip: Clip, protocol: Protocol) -> DecodedEpisode:
+    with torch.no_grad():
+        began = time.perf_counter()
+        motion = idm.decode(clip.video, q0=clip.q[0], fps=clip.fps)
+        seconds = time.perf_counter() - began
+        pairs = _pair_steps(idm, clip.video)
+        comparisons = tuple(_comparisons(idm, clip, motion, protocol.looks))
+        return DecodedEpisode(clip.index, clip.q, motion, pairs, seconds, comparisons)
+
+
+def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n"] | None:
+    step_pairs = getattr(idm, "step_pairs", None)
+    if step_pairs is None:
+        return None
+    before = torch.cat([video[:1], video[:-2]])
+    batches = zip(*(x.split(_PAIRS_AT_ONCE) for x in (video[:-1], video[1:], before)), strict=True)
+    return torch.cat([step_pairs(*pair).double().cpu() for pair in batches])
+
+
+def _comparisons(idm: Any, clip: Clip, motion: JointMotion, looks: int) -> Iterable[Comparison]:
+    """Field and flow at a few evenly spread pairs; the model's own idea of the pose is used, never the true one."""
+    if clip.view is None:
+        return
+    steps = len(clip.video) - 1
+    for t in np.unique(np.linspace(0, steps - 1, min(looks, steps)).astype(int)).tolist():
+        seen = probe(idm, clip.video[t : t + 1], clip.video[t + 1 : t + 2], motion.position[t : t + 1])
+        if seen is None:
+            return
+        frame, height, width = clip.frame[t], *seen.jacobian.shape[-2:]
+        jacobian, mask = clip.view.jacobian(frame, clip.q_robot[t], height, width)
+        truth = clip.view.flow(frame, clip.q_robot[t], clip.q_robot[t + 1])
+        if truth is not None and truth[1].shape != (height, width):
+            truth = None
+        yield Comparison(t, seen, jacobian, mask, *(truth or (None, None)))
+
+
+def joints_of(idm: Any) -> tuple[str, ...]:
+    """Names of the joints that a model decodes."""
+    for owner in (idm, getattr(idm, "embodiment", None), getattr(idm, "field", None), getattr(idm, "config", None)):
+        if names := getattr(owner, "joint_names", None):
+            return tuple(names)
+    raise InputError(f"{type(idm).__name__} does not say which joints it decodes; give it joint_names")
+
+
+def recorded_robot(dataset: Any) -> Embodiment | None:
+    """The robot that a data set's recipe names; None where it names none.
+
+    Raises:
+        DatasetError: the robot known by that name is not the one that was recorded.
+    """
+    name, recorded = dataset.recipe.get("embodiment"), dataset.recipe.get("embodiment_hash")
+    if not name:
+        return None
+    from jidm.robot.embodiment import Embodiment
+
+    robot = Embodiment.load(name)
+    if recorded and robot.content_hash != recorded:
+        raise DatasetError(
+            f"{dataset.root}: recorded of a '{name}' with content hash {recorded[:12]}, the '{name}' known here has "
+            f"{robot.content_hash[:12]}; register the robot that was recorded, or record again"
+        )
+    return robot
+
+
+def chosen_episodes(dataset: Any, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The wanted episodes, all if None.
+
+    Raises:
+        DatasetError: one of them is not in the data set, or there are none.
+    """
+    listed = tuple(dataset.episode_indices)
+    chosen = listed if wanted is None else tuple(wanted)
+    absent = sorted(set(chosen) - set(listed))
+    if absent or not chosen:
+        raise DatasetError(
+            f"{dataset.root}: has no episodes {absent}; it lists {len(listed)}"
+            + (f", {listed[0]} to {listed[-1]}" if listed else "")
+        )
+    return chosen
+
+
+def ending_in(indices: Iterable[int], digits: Iterable[int]) -> tuple[int, ...]:
+    """Episode numbers whose last digit is one of these: a split by whole episodes that survives gaps."""
+    last = set(digits)
+    return tuple(k for k in indices if k % 10 in last)
+
+
+def _chosen_camera(dataset: Any, wanted: str | None) -> str:
+    cameras = tuple(dataset.cameras)
+    if not cameras:
+        raise DatasetError(f"{dataset.root}: has no video; nothing can be decoded")
+    if wanted is not None and wanted not in cameras:
+        raise DatasetError(f"{dataset.root}: no camera '{wanted}': {did_you_mean(wanted, cameras)}")
+    return wanted or cameras[0]

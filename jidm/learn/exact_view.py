@@ -1,0 +1,149 @@
+"""What a recording knows exactly about its pictures: camera, depth and links, hence the true field and the true flow.
+
+Self-play writes these beside the video (`observation.camera.<name>`, `.depth.`, `.links.`); a real robot's recording has
+none of them, and then there is nothing to compare a field with.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from jidm.errors import CameraError, DatasetError
+from jidm.field.analytic import AnalyticField
+from jidm.robot.camera import Camera
+
+if TYPE_CHECKING:
+    from jidm.robot.embodiment import Embodiment
+
+_SURFACE_POINTS = 30000  # a 32 x 32 grid that the robot half fills then has tens of points in each of its cells
+
+
+@dataclass(frozen=True, eq=False)
+class ExactView:
+    """The robot as one camera saw it over an episode of T frames.
+
+    Attributes:
+        field: the exact field of that camera; its pixels are the full (H, W) picture's.
+        cameras: one for all frames, or T of them.
+        links: (T, h, w) link under each cell of the grid, -1 off the robot; None where not recorded.
+        depth: (T, h, w) distance of it along the optical axis [m]; None where not recorded.
+    """
+
+    field: AnalyticField
+    cameras: tuple[Camera, ...]
+    links: Int[Tensor, "T h w"] | None
+    depth: Float[Tensor, "T h w"] | None
+
+    @classmethod
+    def of(cls, surface: AnalyticField, dataset: Any, episode: Any, camera: str) -> ExactView | None:
+        """The view of an episode, or None where the recording does not know its camera.
+
+        Args:
+            surface: any exact field of the robot; its sampled surface is shared.
+            camera: which of the data set's cameras.
+        """
+        cameras = recorded_cameras(dataset, episode, camera)
+        if cameras is None:
+            return None
+        links, depth = (_column(dataset, episode, f"observation.{kind}.{camera}") for kind in ("links", "depth"))
+        return cls(
+            seen_by(surface, cameras[0]),
+            cameras,
+            None if links is None else links.long(),
+            None if depth is None else depth.double(),
+        )
+
+    def camera(self, frame: int) -> Camera:
+        """The camera of a frame."""
+        return self.cameras[frame if len(self.cameras) > 1 else 0]
+
+    def jacobian(
+        self, frame: int, q: Float[Tensor, " n"], height: int, width: int
+    ) -> tuple[Float[Tensor, "2 n {height} {width}"], Float[Tensor, "{height} {width}"]]:
+        """The true field on a grid [px of the full picture per unit], and 1 where the picture shows the robot there."""
+        camera = self.camera(frame)
+        jacobian, mask = seen_by(self.field, camera).dense(q.double(), height, width)
+        scale = jacobian.new_tensor([camera.width / width, camera.height / height])
+        if self.links is not None and self.links.shape[1:] == (height, width):
+            mask = mask * (self.links[frame] >= 0)  # something may stand in front of the robot
+        return jacobian * scale[:, None, None, None], mask
+
+    def flow(
+        self, frame: int, q: Float[Tensor, " n"], q_next: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "2 h w"], Float[Tensor, "h w"]] | None:
+        """True motion of every robot cell's surface point from q to q_next [px of the full picture], and their mask.
+
+        None where depth and links were not recorded. The camera is taken as still between the two.
+        """
+        if self.links is None or self.depth is None:
+            return None
+        camera, link = self.camera(frame), self.links[frame]
+        height, width = link.shape
+        grid, on_robot = camera.resized(width, height), link >= 0
+        before, after = self.field.kinematics.link_poses(torch.stack([q, q_next]).double())
+        v, u = on_robot.nonzero().unbind(-1)
+        uv = torch.stack([u, v], -1).double()
+        p_base = grid.unproject(uv, self.depth[frame][on_robot])
+        moved = (after @ torch.linalg.inv(before))[link[on_robot]]
+        uv_next, _ = grid.project(torch.einsum("pij,pj->pi", moved[:, :3, :3], p_base) + moved[:, :3, 3])
+        flow = torch.zeros(2, height, width, dtype=torch.float64)
+        scale = torch.tensor([camera.width / width, camera.height / height], dtype=torch.float64)
+        flow[:, on_robot] = ((uv_next - uv) * scale).T
+        return flow, on_robot.double()
+
+    def robot_mask(self, frame: int, q: Float[Tensor, " n"]) -> Float[Tensor, "H W"]:
+        """1 where the robot, or something in front of it, is in the full picture; its outline is good to a pixel."""
+        camera = self.camera(frame)
+        _, mask = seen_by(self.field, camera).dense(q.double(), camera.height, camera.width)
+        return mask
+
+
+def surface_of(embodiment: Embodiment) -> AnalyticField:
+    """A densely sampled exact field of the robot, to be looked at by any camera."""
+    camera = Camera.look_at((1.0, 0.0, 0.5), (0.0, 0.0, 0.0))  # replaced by the recording's own
+    return AnalyticField(embodiment, camera, points=1000, occluders=_SURFACE_POINTS)
+
+
+def seen_by(surface: AnalyticField, camera: Camera) -> AnalyticField:
+    """The same robot, sampled once, in another camera."""
+    field = copy.copy(surface)
+    field.camera = camera
+    return field
+
+
+def recorded_cameras(dataset: Any, episode: Any, camera: str) -> tuple[Camera, ...] | None:
+    """The cameras of an episode's frames: as recorded frame by frame, else the recipe's; None if neither is there."""
+    rows = _column(dataset, episode, f"observation.camera.{camera}")
+    stated = dict(dataset.recipe.get("cameras") or {}).get(camera)
+    if rows is None:
+        return None if stated is None else (Camera.from_dict(stated),)
+    height, width = dataset.features[f"observation.images.{camera}"].shape[:2]
+    still = bool((rows == rows[0]).all())
+    return tuple(_camera(row, int(width), int(height)) for row in (rows[:1] if still else rows))
+
+
+def _camera(row: Tensor, width: int, height: int) -> Camera:
+    """From fx, fy, cx, cy and the upper three rows of T_camera_base."""
+    fx, fy, cx, cy = row[:4].tolist()
+    K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
+    T = torch.cat([row[4:].reshape(3, 4), torch.tensor([[0, 0, 0, 1.0]])])
+    try:
+        return Camera(width, height, K, T)
+    except CameraError as error:
+        raise DatasetError(
+            f"observation.camera holds no camera: {error}; write fx, fy, cx, cy and the 3x4 pose"
+        ) from None
+
+
+def _column(dataset: Any, episode: Any, key: str) -> Tensor | None:
+    if key not in dataset.features:
+        return None
+    values = torch.from_numpy(np.array(episode.column(key)))
+    return values.double() if values.is_floating_point() else values

@@ -1,0 +1,77 @@
+"""A look inside: the Jacobian field and the motion that a model saw at a pair of frames, if it has such things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FieldProbe:
+    """What a model saw at B pairs of frames, on its grid (h, w) over the (H, W) picture.
+
+    Attributes:
+        jacobian: (B, 2, n, h, w) field at the first frame [px of the picture per rad or m].
+        mask: (B, h, w) where it sees the robot, in [0, 1].
+        flow: (B, 2, h, w) motion to the second frame [px of the picture]; None if it measures none.
+        weight: (B, h, w) confidence of the flow, in [0, 1]; None if it has none.
+        delta_q: (B, n) joint step it solves for [rad or m].
+    """
+
+    jacobian: Float[Tensor, "B 2 n h w"]
+    mask: Float[Tensor, "B h w"]
+    flow: Float[Tensor, "B 2 h w"] | None
+    weight: Float[Tensor, "B h w"] | None
+    delta_q: Float[Tensor, "B n"]
+
+    @property
+    def residual(self) -> Float[Tensor, "B h w"] | None:
+        """Length of the motion that the step does not explain [px], on the robot as the model sees it."""
+        if self.flow is None:
+            return None
+        unexplained = self.flow - torch.einsum("bcnhw,bn->bchw", self.jacobian, self.delta_q)
+        return unexplained.norm(dim=1) * self.mask
+
+
+def probe(
+    idm: Any, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"], q: Float[Tensor, "B n"]
+) -> FieldProbe | None:
+    """What a model saw at pairs of frames; None for a model without a field.
+
+    Args:
+        idm: what decodes.
+        first, second: the frames, RGB in [0, 1].
+        q: joint positions at the first frame as the model has them [rad or m].
+    """
+    look = getattr(idm, "probe", None) or getattr(getattr(idm, "model", None), "probe", None)
+    seen: FieldProbe | None = look(first, second, q) if look is not None else _learned(idm, first, second, q)
+    return seen
+
+
+def _learned(idm: Any, first: Tensor, second: Tensor, q: Tensor) -> FieldProbe | None:
+    from jidm.field.learned.network import LearnedField
+    from jidm.solve.learned_step import SeenAt, learned_step
+
+    field = getattr(idm, "field", None)
+    if not isinstance(field, LearnedField):
+        return None
+    with torch.no_grad():
+        a, b = field.encode(first), field.encode(second)
+        start = q.to(first)
+        at_first = SeenAt.of(field, a, start)
+        # The pose after the step is not known yet; the first solution's is close enough to bend the field.
+        early = learned_step(field, at_first, SeenAt.of(field, b, start))
+        step = learned_step(field, at_first, SeenAt.of(field, b, start + early.solution.delta_q))
+        look = step.looks[1][0]
+        weight = look.log_weight.exp()
+        return FieldProbe(
+            at_first.jacobian,
+            at_first.mask.sigmoid(),
+            look.flow,
+            weight / weight.flatten(1).amax(1)[:, None, None],
+            step.solution.delta_q,
+        )

@@ -1,0 +1,259 @@
+"""Figures of an evaluation: everything a table or a JSON file says, computed from what the models said."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jidm.learn import metrics
+from jidm.learn.evaluate import Evaluation
+
+
+def scores(evaluation: Evaluation) -> dict[str, Any]:
+    """All figures of one model as JSON values; None where a figure does not exist (no field, no robot, no motion).
+
+    `nve` and `action_mse` are of steps decoded as a video from the known first pose, steps that were not valid included
+    as they stand; `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without any pose given.
+    """
+    judged = evaluation.judged.tolist()
+    out: dict[str, Any] = {
+        "name": evaluation.name,
+        "episodes": len(evaluation.episodes),
+        "failed": [{"episode": k, "problem": why} for k, why in evaluation.failed.items()],
+        "joints": [name for name, counts in zip(evaluation.joint_names, judged, strict=True) if counts],
+        **evaluation.data,
+    }
+    if not evaluation.episodes:
+        return out
+    figures = (
+        _step_figures(evaluation) | _position_figures(evaluation) | _honesty(evaluation) | _field_figures(evaluation)
+    )
+    return out | {key: _plain(value) for key, value in figures.items()}
+
+
+def _step_figures(evaluation: Evaluation) -> dict[str, Any]:
+    judged, names, episodes = evaluation.judged, evaluation.joint_names, evaluation.episodes
+    truth, error = steps_of(evaluation)
+    velocity = torch.cat([e.delta_q / e.motion.time.diff()[:, None] for e in episodes])
+    moving = metrics.moving_joints(velocity, evaluation.protocol.moving_speed) & judged
+    wrong = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, judged].abs().sum() for e in episodes])
+    moved = torch.stack([e.delta_q[:, judged].abs().sum() for e in episodes])
+    correlation = metrics.correlation(error + truth, truth)
+    figures = {
+        "steps": len(truth),
+        "nve": metrics.nve(error[:, judged], truth[:, judged]),
+        "nve_interval": [_number(x) for x in metrics.ratio_interval(wrong, moved)],
+        "nve_median_episode": (wrong / moved).nanmedian(),
+        "nve_per_joint": _by_name(names, metrics.nve_per_joint(error, truth), judged),
+        "action_mse": metrics.action_mse(error[:, judged]),
+        "mean_step": truth[:, judged].abs().mean(),
+        "moving_speed": evaluation.protocol.moving_speed,
+        "moving_joints": [n for n, m in zip(names, moving.tolist(), strict=True) if m],
+        "nve_moving": metrics.nve(error[:, moving], truth[:, moving]),
+        "correlation": _by_name(names, correlation, moving),
+        "correlation_mean": correlation[moving].nanmean(),
+    }
+    pairs = pair_errors(evaluation)
+    if pairs is not None:
+        correlation = metrics.correlation(pairs + truth, truth)
+        figures |= {
+            "nve_pairs": metrics.nve(pairs[:, judged], truth[:, judged]),
+            "nve_pairs_per_joint": _by_name(names, metrics.nve_per_joint(pairs, truth), judged),
+            "action_mse_pairs": metrics.action_mse(pairs[:, judged]),
+            "nve_pairs_moving": metrics.nve(pairs[:, moving], truth[:, moving]),
+            "correlation_pairs": _by_name(names, correlation, moving),
+            "correlation_pairs_mean": correlation[moving].nanmean(),
+        }
+    return figures
+
+
+def _position_figures(evaluation: Evaluation) -> dict[str, Any]:
+    """Over the first `clip` frames of each episode, the first frame, which is given, left out."""
+    judged, protocol = evaluation.judged, evaluation.protocol
+    rows = []
+    T = protocol.clip
+    for e in evaluation.episodes:
+        added = metrics.integrated(e.motion.position[0], e.motion.delta_q)
+        rows.append(tuple(x[1:T].double() for x in (e.motion.position, added, e.q)))
+    position, added, q = (torch.cat(x) for x in zip(*rows, strict=True))
+    away = (position - q).abs()[:, judged]
+    figures = {
+        "clip_frames": protocol.clip,
+        "tolerance": protocol.tolerance,
+        "position_share": metrics.share_within(position[:, judged], q[:, judged], protocol.tolerance),
+        "position_share_steps_added": metrics.share_within(added[:, judged], q[:, judged], protocol.tolerance),
+        "position_error_mean": away.mean(),
+        "position_error_end": torch.stack([(p[-1] - x[-1]).abs()[judged].mean() for p, _, x in rows]).mean(),
+        "tip_error_mm": _tip_millimetres(evaluation, position, q),
+    }
+    return figures
+
+
+def _tip_millimetres(evaluation: Evaluation, position: Tensor, q: Tensor) -> float | None:
+    robot = evaluation.embodiment
+    if robot is None or tuple(robot.joint_names) != evaluation.joint_names:
+        return None
+    from jidm.robot.kinematics import Kinematics
+
+    tips = [robot.model.link_index(name) for name in robot.tip_links]
+    error = metrics.tip_error(Kinematics.from_embodiment(robot), tips, position, q)
+    return float(error.mean() * 1000)
+
+
+def _honesty(evaluation: Evaluation) -> dict[str, Any]:
+    """What the decoding says of itself, held against the truth."""
+    _, error = steps_of(evaluation)
+    judged, flags = evaluation.judged, flags_of(evaluation)
+    counts = (flags["valid"][:, None] & judged).expand_as(error)
+    counts = counts & (flags["std"] > 0)  # a standard deviation of 0 is no claim: there is no figure then
+    figures: dict[str, Any] = {
+        f"coverage_{round(level * 100)}": metrics.coverage(error, flags["std"], level, counts) for level in (0.68, 0.95)
+    }
+    motions = [e.motion for e in evaluation.episodes]
+    q_error = torch.cat([(e.motion.position.double() - e.q)[1:] for e in evaluation.episodes])
+    q_std = torch.cat([m.position_std.double()[1:] for m in motions])
+    rates = [e.motion.frames / e.seconds for e in evaluation.episodes if e.seconds > 0]
+    return figures | {
+        "position_coverage_95": metrics.coverage(q_error, q_std, 0.95, counts & (q_std > 0)),
+        "valid_share": flags["valid"].double().mean(),
+        "observable_share": flags["observable"][:, judged].double().mean(),
+        "std_median": flags["std"][:, judged].median(),
+        "residual_px": torch.cat([m.residual for m in motions]).double().mean(),
+        "frames_per_second": statistics.median(rates) if rates else None,
+        "decoded_frames": sum(m.frames for m in motions),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _field_figures(evaluation: Evaluation) -> dict[str, Any]:
+    """Against the exact field and flow, where the recording knows them and the model has its own."""
+    pairs = [c for e in evaluation.episodes for c in e.comparisons]
+    if not pairs:
+        return {"field_error_mean": None, "flow_epe_px": None}
+    jacobian = torch.cat([c.seen.jacobian.double() for c in pairs])
+    exact, mask = torch.stack([c.jacobian for c in pairs]), torch.stack([c.mask for c in pairs])
+    per_joint = metrics.field_error(jacobian, exact, mask)
+    seen, known = torch.cat([c.seen.mask.double() for c in pairs]) > 0.5, mask > 0.5
+    figures = {
+        "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.judged),
+        "field_error_mean": per_joint[evaluation.judged].nanmean(),
+        "mask_iou": (seen & known).sum() / (seen | known).sum().clamp(min=1),
+    }
+    flows = [c for c in pairs if c.flow is not None and c.seen.flow is not None]
+    if flows:
+        truth = torch.stack([c.flow for c in flows if c.flow is not None])
+        on_robot = torch.stack([c.flow_mask for c in flows if c.flow_mask is not None])
+        measured = torch.cat([c.seen.flow.double() for c in flows if c.seen.flow is not None])
+        figures["flow_epe_px"] = metrics.endpoint_error(measured, truth, on_robot)
+        figures["flow_length_px"] = metrics.endpoint_error(torch.zeros_like(truth), truth, on_robot)
+    return figures
+
+
+# ---- what figures are made of ---------------------------------------------------------------------------------------
+
+
+def steps_of(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    """True steps and errors of the decoded ones (S, n) over all finished episodes [rad or m]."""
+    truth = torch.cat([e.delta_q for e in evaluation.episodes])
+    return truth, torch.cat([e.motion.delta_q.double() for e in evaluation.episodes]) - truth
+
+
+def pair_errors(evaluation: Evaluation) -> Tensor | None:
+    """Errors of the steps of single pairs (S, n) [rad or m]; None where the model has no such way."""
+    errors = [e.pair_steps - e.delta_q for e in evaluation.episodes if e.pair_steps is not None]
+    return torch.cat(errors) if errors and len(errors) == len(evaluation.episodes) else None
+
+
+def flags_of(evaluation: Evaluation) -> dict[str, Tensor]:
+    """valid (S,), observable (S, n) and claimed standard deviation (S, n) of all finished episodes' steps."""
+    motions = [e.motion for e in evaluation.episodes]
+    return {
+        "valid": torch.cat([m.valid for m in motions]).bool(),
+        "observable": torch.cat([m.observable for m in motions]).bool(),
+        "std": torch.cat([m.covariance.diagonal(dim1=-2, dim2=-1) for m in motions]).double().clamp(min=0).sqrt(),
+    }
+
+
+def compared(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict[str, float | None]]:
+    """Action MSE of one model over each other's, on the episodes that all of them decoded: below 1 is better.
+
+    Returns:
+        rival -> {"action_mse_ratio", "action_mse_pairs_ratio"}.
+    """
+    common = set.intersection(*({e.index for e in x.episodes} for x in evaluations.values()))
+    errors = {name: _common_errors(x, common) for name, x in evaluations.items()}
+    out: dict[str, dict[str, float | None]] = {}
+    for rival, other in errors.items():
+        if rival != ours:
+            out[rival] = {
+                f"{key}_ratio": None
+                if errors[ours][key] is None or other[key] is None
+                else _number(metrics.mse_ratio(errors[ours][key], other[key]))
+                for key in ("action_mse", "action_mse_pairs")
+            }
+    return out
+
+
+def _common_errors(evaluation: Evaluation, common: set[int]) -> dict[str, Any]:
+    kept = replace(evaluation, episodes=tuple(e for e in evaluation.episodes if e.index in common))
+    if not kept.episodes:
+        return {"action_mse": None, "action_mse_pairs": None}
+    pairs = pair_errors(kept)
+    return {
+        "action_mse": steps_of(kept)[1][:, kept.judged],
+        "action_mse_pairs": None if pairs is None else pairs[:, kept.judged],
+    }
+
+
+def _by_name(names: Sequence[str], values: Tensor, where: Tensor) -> dict[str, float | None]:
+    return {n: _number(v) for n, v, w in zip(names, values, where.tolist(), strict=True) if w}
+
+
+def _plain(value: Any) -> Any:
+    return _number(value) if isinstance(value, Tensor) else value
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+# ---- for readers ----------------------------------------------------------------------------------------------------
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("nve", "NVE", ".3f"),
+    ("nve_pairs", "NVE PAIRS", ".3f"),
+    ("action_mse", "ACTION MSE", ".2e"),
+    ("position_share", "WITHIN {tolerance}", ".1%"),
+    ("tip_error_mm", "TIP [mm]", ".1f"),
+    ("correlation_mean", "CORR", ".3f"),
+    ("flow_epe_px", "FLOW [px]", ".2f"),
+    ("field_error_mean", "FIELD", ".2f"),
+    ("coverage_68", "IN 68%", ".0%"),
+    ("coverage_95", "IN 95%", ".0%"),
+    ("valid_share", "VALID", ".0%"),
+    ("frames_per_second", "FRAMES/S", ".1f"),
+)
+
+
+def table(figures: Sequence[Mapping[str, Any]], *, more: Sequence[tuple[str, str, str]] = ()) -> list[tuple[str, ...]]:
+    """Rows of text: a header, then one line per model; "-" where a figure does not exist.
+
+    Args:
+        figures: what `scores` gave, one per model.
+        more: further columns, (key, heading, format).
+    """
+    tolerance = next((f["tolerance"] for f in figures if f.get("tolerance")), 0.05)
+    columns = [*_COLUMNS, *more]
+    rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in columns), "EPISODES")]
+    for f in figures:
+        cells = ["-" if f.get(key) is None else format(f[key], form) for key, _, form in columns]
+        count = f"{f['episodes']}/{f['episodes'] + len(f['failed'])}"
+        rows.append((str(f["name"]), *cells, count))
+    return rows

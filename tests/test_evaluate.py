@@ -1,0 +1,269 @@
+"""Evaluation judges rightly: known errors give known figures, failures are told, exact fields and flows are exact."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from written_poses import Reader, Recording
+
+from jidm.errors import DatasetError, InputError
+from jidm.field.analytic import AnalyticField
+from jidm.learn import metrics
+from jidm.learn.evaluate import HeldOut, Protocol, ending_in, evaluate
+from jidm.learn.exact_view import ExactView, surface_of
+from jidm.learn.field_probe import FieldProbe
+from jidm.learn.scores import compared, scores, table
+from jidm.robot.camera import Camera
+from jidm.robot.embodiment import Embodiment
+from jidm.robot.kinematics import Kinematics
+
+NAMES = ("joint_1", "joint_2")
+
+
+def smooth(frames: int, seed: int, n: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    t = np.arange(frames)[:, None] / 16
+    return 0.6 * np.sin(2 * np.pi * rng.uniform(0.2, 0.5, n) * t + rng.uniform(-3, 3, n))
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return Recording({k: smooth(60, k) for k in (0, 1, 4, 16)}, NAMES)
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_perfect_reader_gets_perfect_figures(recording: Recording):
+    figures = scores(evaluate(Reader(NAMES), HeldOut(recording), name="perfect"))
+    assert figures["episodes"] == 4 and figures["failed"] == [] and figures["steps"] == 4 * 59
+    assert figures["nve"] < 1e-3 and figures["nve_pairs"] < 1e-3 and figures["position_share"] == 1.0
+    assert figures["correlation_mean"] == pytest.approx(1.0, abs=1e-6)
+    assert figures["coverage_68"] == figures["coverage_95"] == 1.0
+    assert json.dumps(figures, allow_nan=False)
+
+
+def test_a_reader_that_errs_by_a_tenth_has_that_nve(recording: Recording):
+    figures = scores(evaluate(Reader(NAMES, scale=0.9), HeldOut(recording), name="tenth"))
+    truth = np.concatenate([np.diff(q, axis=0) for q in recording.q.values()])
+    assert figures["nve"] == pytest.approx(0.1, abs=1e-4)
+    assert list(figures["nve_per_joint"].values()) == pytest.approx([0.1, 0.1], abs=1e-4)
+    assert figures["nve_interval"] == pytest.approx([0.1, 0.1], abs=1e-4)
+    assert figures["action_mse"] == pytest.approx(0.01 * (truth**2).mean(), rel=1e-3)
+    within = np.mean([np.abs(0.1 * (q[1:49] - q[0])) <= 0.05 for q in recording.q.values()])
+    assert figures["position_share"] == pytest.approx(within, abs=0.01) and within < 1
+    inside = (np.abs(0.1 * truth) <= 0.01 * 0.99446).mean()
+    assert figures["coverage_68"] == pytest.approx(inside, abs=1e-6)
+
+
+def test_a_step_that_is_not_valid_counts_as_it_stands(recording: Recording):
+    figures = scores(evaluate(Reader(NAMES, invalid=3), HeldOut(recording), name="gap"))
+    steps = [np.abs(np.diff(q, axis=0)) for q in recording.q.values()]
+    assert figures["valid_share"] == pytest.approx(58 / 59)
+    assert figures["nve"] == pytest.approx(sum(s[3].sum() for s in steps) / sum(s.sum() for s in steps), abs=1e-4)
+
+
+def test_only_the_judged_joints_count(recording: Recording):
+    class OneWrong(Reader):
+        def step_pairs(self, *args):
+            return super().step_pairs(*args) * torch.tensor([1.0, 0.0])
+
+    whole = scores(evaluate(OneWrong(NAMES), HeldOut(recording)))
+    first = scores(evaluate(OneWrong(NAMES), HeldOut(recording, Protocol(joints=("joint_1",)))))
+    assert whole["nve"] > 0.3 and first["nve"] < 1e-3
+    assert list(first["nve_per_joint"]) == ["joint_1"] == first["joints"]
+    with pytest.raises(InputError, match="did you mean 'joint_1'"):
+        HeldOut(recording, Protocol(joints=("joint1",))).judged(NAMES)
+
+
+def test_joints_at_rest_have_no_correlation():
+    q = {k: np.concatenate([smooth(30, k, 1), np.full((30, 1), 0.3)], axis=1) for k in range(2)}
+    figures = scores(evaluate(Reader(NAMES), HeldOut(Recording(q, NAMES))))
+    assert list(figures["correlation"]) == ["joint_1"] == figures["moving_joints"]
+    assert figures["nve_per_joint"]["joint_2"] is None
+
+
+def test_ratios_are_of_the_episodes_that_all_decoded(recording: Recording):
+    class Fails(Reader):
+        def decode(self, video, **how):
+            if len(self.seen) == 1:
+                self.seen.append(0)
+                raise RuntimeError("lens\ncap")
+            self.seen.append(0)
+            return super().decode(video, **how)
+
+    rival = Fails(NAMES, scale=0.8)
+    rival.seen = []
+    both = {
+        "ours": evaluate(Reader(NAMES, scale=0.9), HeldOut(recording), name="ours"),
+        "rival": evaluate(rival, HeldOut(recording), name="rival"),
+    }
+    assert both["rival"].failed == {1: "RuntimeError: lens cap"} and len(both["rival"].episodes) == 3
+    assert compared(both, "ours")["rival"]["action_mse_ratio"] == pytest.approx(0.25, rel=1e-3)
+    rows = table([scores(e) for e in both.values()])
+    assert rows[0][0] == "MODEL" and rows[1][-1] == "4/4" and rows[2][-1] == "3/4"
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_figures_of_nothing_but_failures_are_told(recording: Recording):
+    class Broken(Reader):
+        def decode(self, video, **how):
+            raise ValueError("no")
+
+    figures = scores(evaluate(Broken(NAMES), HeldOut(recording), name="broken"))
+    assert figures["episodes"] == 0 and len(figures["failed"]) == 4
+    assert table([figures])[1][-1] == "0/4"
+
+
+# ---- protocol -------------------------------------------------------------------------------------------------------
+
+
+def test_stride_makes_longer_steps_at_a_lower_rate(recording: Recording):
+    held_out = HeldOut(recording, Protocol(stride=3, frames=11, episodes=(4,)))
+    clip = held_out.clip(4, NAMES)
+    assert clip.fps == pytest.approx(16 / 3) and clip.frame == tuple(range(0, 33, 3))
+    assert torch.equal(clip.q, torch.from_numpy(recording.q[4][0:33:3]))
+    result = evaluate(Reader(NAMES), held_out).episodes[0]
+    assert torch.allclose(result.motion.delta_q, result.delta_q, atol=1e-5)
+    assert result.motion.time[1] == pytest.approx(3 / 16)
+
+
+def test_joints_are_found_by_name_in_any_order(recording: Recording):
+    clip = HeldOut(recording).clip(0, NAMES[::-1])
+    assert np.array_equal(clip.q.numpy(), recording.q[0][:, ::-1])
+    with pytest.raises(DatasetError, match="no joint 'elbow'"):
+        HeldOut(recording).clip(0, ("elbow",))
+
+
+def test_wrong_choices_are_refused_by_name(recording: Recording):
+    with pytest.raises(DatasetError, match=r"no episodes \[7\]; it lists 4, 0 to 16"):
+        HeldOut(recording, Protocol(episodes=(0, 7)))
+    with pytest.raises(DatasetError, match="no camera 'fronl'.*did you mean 'front'"):
+        HeldOut(recording, Protocol(camera="fronl"))
+    with pytest.raises(InputError, match="stride"):
+        Protocol(stride=0)
+    foreign = replace(recording, recipe={"embodiment": "planar_finger_2", "embodiment_hash": "f" * 64})
+    with pytest.raises(DatasetError, match="content hash ffffffffffff"):
+        HeldOut(foreign)
+
+
+def test_split_by_last_digit():
+    assert ending_in([0, 1, 6, 11, 14, 26, 100], (1, 6)) == (1, 6, 11, 26)
+
+
+def test_a_change_of_the_pictures_reaches_the_model(recording: Recording):
+    frozen = evaluate(Reader(NAMES), HeldOut(recording), change=lambda video, clip: video[:1].expand_as(video))
+    assert scores(frozen)["nve"] == pytest.approx(1.0)
+
+
+# ---- the exact view -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finger() -> Embodiment:
+    return Embodiment.load("planar_finger_2")
+
+
+@pytest.fixture(scope="module")
+def camera(finger: Embodiment) -> Camera:
+    return finger.camera().resized(64, 64)
+
+
+@pytest.fixture(scope="module")
+def seen(finger: Embodiment, camera: Camera) -> Recording:
+    """A recording with exact extras, computed by the surface points of the analytic field."""
+    q = {0: smooth(6, 0)}
+    field = AnalyticField(finger, camera.resized(16, 16), points=20000, occluders=20000)
+    depth, links = np.zeros((6, 16, 16), np.float32), np.full((6, 16, 16), -1, np.int16)
+    for t in range(6):
+        pose = field.at(torch.from_numpy(q[0][t]))
+        surface = pose.surface()
+        p = field.kinematics.move_points(field.kinematics.link_poses(pose.q), pose.skin.link, pose.skin.p_link)
+        z = field.camera.transform(p)[:, 2]
+        for k in torch.argsort(z, descending=True).tolist():
+            u, v = surface.points[k].round().long().tolist()
+            if surface.visible[k] and 0 <= u < 16 and 0 <= v < 16:
+                depth[t, v, u], links[t, v, u] = z[k], pose.skin.link[k]
+    row = torch.cat([camera.K[[0, 1, 0, 1], [0, 1, 2, 2]], camera.T_camera_base[:3].reshape(-1)]).numpy()
+    extras = {
+        "observation.depth.front": {0: depth},
+        "observation.links.front": {0: links},
+        "observation.camera.front": {0: np.tile(row, (6, 1))},
+    }
+    recipe = {"embodiment": finger.name, "embodiment_hash": finger.content_hash}
+    return Recording(q, finger.joint_names, size=(64, 64), recipe=recipe, extras=extras)
+
+
+def test_recorded_camera_is_read_back(seen: Recording, camera: Camera):
+    view = HeldOut(seen).clip(0, seen.joint_names).view
+    assert view is not None and len(view.cameras) == 1
+    assert torch.allclose(view.camera(3).K, camera.K) and torch.allclose(
+        view.camera(3).T_camera_base, camera.T_camera_base
+    )
+
+
+def test_exact_flow_is_the_exact_field_times_a_small_step(seen: Recording):
+    view = HeldOut(seen).clip(0, seen.joint_names).view
+    q = torch.from_numpy(seen.q[0][2])
+    step = torch.tensor([1e-3, -2e-3], dtype=torch.float64)
+    flow, where = view.flow(2, q, q + step)
+    jacobian, mask = view.jacobian(2, q, 16, 16)
+    both = where * mask
+    assert both.sum() > 8
+    assert float(metrics.endpoint_error(flow, torch.einsum("cnhw,n->chw", jacobian, step), both)) < 0.02 * float(
+        metrics.endpoint_error(flow, 0 * flow, both)
+    )
+
+
+def test_exact_flow_is_in_pixels_of_the_full_picture(seen: Recording, finger: Embodiment, camera: Camera):
+    view = HeldOut(seen).clip(0, seen.joint_names).view
+    q, q_next = (torch.from_numpy(seen.q[0][t]) for t in (0, 5))
+    flow, where = view.flow(0, q, q_next)
+    points = AnalyticField(finger, camera, points=4000).at(q)
+    moved = points.surface(q_next - q).points - points.surface().points
+    largest = moved[points.visible].norm(dim=-1).max()
+    assert float((flow.norm(dim=0) * where).max()) == pytest.approx(float(largest), rel=0.1)
+
+
+def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: Recording, finger: Embodiment):
+    class Exact(Reader):
+        """Looks at its own idea of the pose, as `probe` hands it over, never at the truth."""
+
+        wrong = 1.0
+
+        def probe(self, first, second, q):
+            view = HeldOut(seen).clip(0, seen.joint_names).view
+            t = int((torch.from_numpy(seen.q[0]) - q[0]).abs().sum(1).argmin())
+            jacobian, mask = view.jacobian(t, q[0], 16, 16)
+            flow, _ = view.flow(t, torch.from_numpy(seen.q[0][t]), torch.from_numpy(seen.q[0][t + 1]))
+            return FieldProbe(self.wrong * jacobian[None], mask[None], flow[None], None, torch.zeros(1, 2))
+
+    exact = Exact(seen.joint_names)
+    figures = scores(evaluate(exact, HeldOut(seen, Protocol(looks=3))))
+    assert figures["field_error_mean"] < 1e-3 and figures["flow_epe_px"] < 1e-9 and figures["mask_iou"] == 1.0
+    assert figures["flow_length_px"] > 0.1 and figures["tip_error_mm"] < 0.01
+    exact.wrong = 0.7
+    figures = scores(evaluate(exact, HeldOut(seen, Protocol(looks=3))))
+    assert list(figures["field_error"].values()) == pytest.approx([0.3, 0.3], abs=1e-3)
+
+
+def test_a_surface_is_sampled_once_and_seen_by_any_camera(finger: Embodiment, camera: Camera):
+    surface = surface_of(finger)
+    q = torch.zeros(2, dtype=torch.float64)
+    one = ExactView(surface, (camera,), None, None)
+    wide = replace(camera, K=camera.K * torch.tensor([[0.5, 1, 1], [1, 0.5, 1], [1, 1, 1]]))
+    other = ExactView(surface, (wide,), None, None)
+    assert float(other.robot_mask(0, q).sum() / one.robot_mask(0, q).sum()) == pytest.approx(0.25, rel=0.3)
+    assert one.flow(0, q, q) is None
+
+
+def test_tip_error_of_a_drifting_reader(seen: Recording, finger: Embodiment):
+    figures = scores(evaluate(Reader(seen.joint_names, scale=0.0), HeldOut(seen)))
+    kinematics = Kinematics.from_embodiment(finger)
+    tip = finger.model.link_index(finger.tip_links[0])
+    p = kinematics.link_poses(torch.from_numpy(seen.q[0]))[:, tip, :3, 3]
+    assert figures["tip_error_mm"] == pytest.approx(1000 * float((p[1:] - p[0]).norm(dim=-1).mean()))
