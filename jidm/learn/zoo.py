@@ -12,7 +12,7 @@ from jidm.checkpoint import Checkpoint, load_checkpoint
 from jidm.errors import CheckpointError, InputError, did_you_mean
 
 KINDS: dict[str, tuple[str, str]] = {
-    "jacobian_field": ("jidm.field.learned", "LearnedField"),
+    "jacobian_field": ("jidm.learn.objective", "TrainableField"),
     "direct": ("jidm.learn.baselines", "DirectIDM"),
     "direct_on_flow": ("jidm.learn.baselines", "DirectOnFlowIDM"),
     "eva": ("jidm.learn.baselines", "EvaIDM"),

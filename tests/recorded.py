@@ -1,0 +1,94 @@
+"""Small recordings in memory that look like data sets, for tests of training that need no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rendered import Clip
+
+
+@dataclass
+class FakeEpisode:
+    index: int
+    pictures: np.ndarray
+    state: np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return len(self.state)
+
+    def video(self, camera: str | None = None) -> np.ndarray:
+        return self.pictures
+
+    def column(self, key: str) -> np.ndarray:
+        return self.extras[key]
+
+
+class FakeDataset:
+    """What training asks of a `RecordedDataset`, and how often each episode's video was decoded."""
+
+    def __init__(
+        self, root: Path, episodes: list[FakeEpisode], joint_names: tuple[str, ...], *, recipe: Mapping[str, Any] = {}
+    ) -> None:
+        self.root, self.joint_names, self.recipe, self.fps = root, joint_names, recipe, 16.0
+        self._episodes = {e.index: e for e in episodes}
+        self.episode_indices = tuple(self._episodes)
+        self.cameras = ("front",)
+        self.content_hash = f"{root.name}-{len(episodes)}-{[e.length for e in episodes]}"
+        shape = episodes[0].pictures.shape[1:]
+        self.features = {"observation.images.front": SimpleNamespace(dtype="video", shape=shape, names=None)}
+        self.features |= {
+            key: SimpleNamespace(dtype="float32", shape=x.shape[1:]) for key, x in episodes[0].extras.items()
+        }
+        self.opened = 0
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def episode(self, index: int) -> FakeEpisode:
+        self.opened += 1
+        return self._episodes[index]
+
+
+def counted_dataset(
+    root: Path, lengths: Mapping[int, int], *, joints: int = 2, size: tuple[int, int] = (16, 16)
+) -> FakeDataset:
+    """Every picture of episode e, frame t is uniformly grey e (red), t (green); joint j is e + t / 100 + j."""
+    episodes = []
+    for index, length in lengths.items():
+        pictures = np.zeros((length, *size, 3), dtype=np.uint8)
+        pictures[..., 0] = index
+        pictures[..., 1] = np.arange(length)[:, None, None]
+        state = index + np.arange(length)[:, None] / 100 + np.arange(joints)[None]
+        episodes.append(FakeEpisode(index, pictures, state))
+    return FakeDataset(root, episodes, tuple(f"joint_{j}" for j in range(joints)))
+
+
+def rendered_dataset(root: Path, clips: Mapping[int, Clip], *, stride: int = 4) -> FakeDataset:
+    """Rendered clips with depth, links and camera as self-play writes them."""
+    from jidm.sim import World
+
+    episodes = []
+    for index, clip in clips.items():
+        camera = clip.camera
+        coarse = camera.resized(camera.width // stride, camera.height // stride)
+        with World(clip.robot) as world:
+            video = world.render_video(clip.q, coarse)
+        pose = np.concatenate(
+            [camera.K[[0, 1, 0, 1], [0, 1, 2, 2]].numpy(), camera.T_camera_base[:3].numpy().reshape(-1)]
+        )
+        extras = {
+            "observation.depth.front": np.where(video.link >= 0, video.depth, 0).astype(np.float32),
+            "observation.links.front": video.link.astype(np.int16),
+            "observation.camera.front": np.tile(pose, (len(clip.q), 1)),
+        }
+        episodes.append(FakeEpisode(index, clip.rgb, clip.q, extras))
+    robot = next(iter(clips.values())).robot
+    recipe = {"embodiment": robot.name, "embodiment_hash": robot.content_hash}
+    return FakeDataset(root, episodes, robot.joint_names, recipe=recipe)

@@ -1,0 +1,334 @@
+"""Recordings as tables, pairs drawn from them, and the flow between the frames of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recorded import counted_dataset, rendered_dataset
+from rendered import clip
+
+from jidm import Camera
+from jidm.errors import DatasetError, InputError
+from jidm.learn.batch import PairBatch
+from jidm.learn.episodes import select_episodes
+from jidm.learn.estimated import estimate_flow, fitted_flow
+from jidm.learn.pairs import PairSampler, PairSource
+from jidm.learn.recording import fitted_geometry, read_recording
+from jidm.motion.fit import Fit, fitting_size
+from jidm.motion.flow import Flow
+from jidm.robot.kinematics import Kinematics
+from jidm.sim import exact_flow
+from jidm.sim.truth import stays_visible
+
+LENGTHS = {3: 9, 7: 5, 20: 12}
+
+
+@pytest.fixture
+def counted(tmp_path: Path):
+    return counted_dataset(tmp_path / "counted", LENGTHS)
+
+
+def read(dataset, tmp_path: Path, **options):
+    options = {"height": 16, "width": 16, "cache": tmp_path / "cache", **options}
+    return read_recording(dataset, options.pop("episodes", dataset.episode_indices), **options)
+
+
+# ---- which episodes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("all", [1, 2, 6, 11, 16, 20]),
+        ("none", []),
+        ("2, 20", [2, 20]),
+        ("0-6,16", [1, 2, 6, 16]),
+        ("last-digit:1,6", [1, 6, 11, 16]),
+        ("not last-digit:1,6", [2, 20]),
+        ("every:10+1", [1, 11]),
+        ("every:5", [20]),
+        ("2;last-digit:0", [2, 20]),
+    ],
+)
+def test_episodes_by_list_and_rule(expression: str, expected: list[int]) -> None:
+    assert list(select_episodes(expression, [20, 1, 2, 6, 11, 16])) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "complaint"), [("5", "no episode 5"), ("odd", "not understood"), ("every:0", "not understood")]
+)
+def test_wrong_episodes_are_refused(expression: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        select_episodes(expression, [1, 2])
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_tables_hold_every_frame_and_are_made_once(counted, tmp_path: Path) -> None:
+    first = read(counted, tmp_path)
+    opened = counted.opened
+    again = read(counted, tmp_path)
+    assert counted.opened == opened  # from the cache
+    assert torch.equal(first.frames, again.frames) and len(first) == sum(LENGTHS.values())
+    assert first.frames[first.first, 0, 0, 0].tolist() == list(LENGTHS)
+    assert first.joint_names == ("joint_0", "joint_1")
+    other = read(counted, tmp_path, episodes=(7,))
+    assert len(other) == 5 and other.key != first.key
+
+
+def test_joints_and_order_are_chosen_by_name(counted, tmp_path: Path) -> None:
+    swapped = read(counted, tmp_path, order=("joint_1", "joint_0"))
+    torch.testing.assert_close(swapped.q.flip(1), read(counted, tmp_path).q)
+    one = read(counted, tmp_path, joints=("joint_1",))
+    assert one.joint_names == ("joint_1",) and one.q.shape == (26, 1)
+    with pytest.raises(DatasetError, match="did you mean 'joint_1'"):
+        read(counted, tmp_path, joints=("joint1",))
+    with pytest.raises(DatasetError, match="no camera 'side'"):
+        read(counted, tmp_path, camera="side")
+
+
+def test_scales_of_the_joints(counted, tmp_path: Path) -> None:
+    recording = read(counted, tmp_path)
+    stats = recording.stats((1, 2))
+    steps = np.array([0.01] * (8 + 4 + 11) + [0.02] * (7 + 3 + 10))
+    np.testing.assert_allclose(stats.delta_std, np.sqrt((steps**2).mean()), rtol=1e-9)
+    np.testing.assert_allclose(stats.q_mean, recording.q.mean(0), rtol=1e-12)
+    assert stats.q_lower == (3.0, 4.0)
+    assert recording.still_joints() == ()
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_stay_within_their_episode_and_come_from_everywhere(counted, tmp_path: Path) -> None:
+    recording = read(counted, tmp_path)
+    draw = PairSampler(recording, (1, 3), seed=0).draw(0, 6000)
+    first, last = recording.first[draw.episode], (recording.first + recording.length)[draw.episode]
+    assert (draw.before >= first).all() and (draw.third < last).all()
+    assert (draw.second - draw.first == draw.stride).all() and set(draw.stride.tolist()) == {1, 3}
+    assert (draw.before == torch.maximum(draw.first - draw.stride, first)).all()
+    # With strides (1, 1) there are 7 + 3 + 10 places, each as likely as the others.
+    short = draw.first[(draw.third - draw.first) == 2]
+    counts = torch.bincount(short, minlength=26)
+    assert (counts > 0).sum() == 20
+    expected = len(short) / 20
+    assert ((counts[counts > 0] - expected).square().sum() / expected) < 50  # chi^2 of 19: .9999 lie below
+
+
+def test_draws_depend_on_seed_and_step_alone_and_split_without_overlap(counted, tmp_path: Path) -> None:
+    recording = read(counted, tmp_path)
+    one, same, other = (PairSampler(recording, (1, 2), seed=s) for s in (4, 4, 5))
+    one.draw(0, 8)
+    assert torch.equal(one.draw(17, 8).first, same.draw(17, 8).first)
+    assert not torch.equal(one.draw(17, 64).first, other.draw(17, 64).first)
+    assert not torch.equal(one.draw(17, 64).first, one.draw(18, 64).first)
+    whole = one.draw(3, 7)
+    parts = [whole.part(rank, 2) for rank in (0, 1)]
+    assert sorted(torch.cat([p.first for p in parts]).tolist()) == sorted(whole.first.tolist())
+
+
+def test_batches_hold_the_frames_and_states_they_name(counted, tmp_path: Path) -> None:
+    recording = read(counted, tmp_path, joints=("joint_1",))
+    batch = PairSource(recording).batch(PairSampler(recording, (1, 2), seed=1).draw(0, 50))
+    assert isinstance(batch, PairBatch) and batch.first.dtype == torch.float32
+    t = batch.frame.float()
+    torch.testing.assert_close(batch.first[:, 1, 5, 5] * 255, t)
+    torch.testing.assert_close(batch.first[:, 0, 5, 5] * 255, batch.episode.float())
+    assert set(batch.episode.tolist()) == set(LENGTHS)
+    for picture, q in ((batch.first, batch.q), (batch.second, batch.q_next), (batch.third, batch.q_third)):
+        expected = picture[:, 0, 0, 0] * 255 + picture[:, 1, 0, 0] * 255 / 100 + 1
+        torch.testing.assert_close(q[:, 0], expected, rtol=0, atol=2e-5)
+    assert batch.flow is None and batch.mask is None
+    bare = PairSource(recording, before=False, third=False).batch(PairSampler(recording, (1,), seed=1).draw(0, 2))
+    assert bare.before is None and bare.third is None
+
+
+def test_too_short_episodes_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    recording = read(counted_dataset(tmp_path / "short", {0: 3, 1: 4}), tmp_path)
+    assert len(PairSampler(recording, (3,), seed=0, third=False).draw(0, 4)) == 4
+    with pytest.raises(DatasetError, match=r"longest episode has 4 frames, 7 are needed.*smaller --strides"):
+        PairSampler(recording, (3,), seed=0)
+
+
+# ---- exact flow ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["panda", "planar_finger_3"])
+def rendered(request, tmp_path_factory):
+    clips = {4: clip(request.param, frames=6, seed=1)}
+    if request.param != "panda":  # whose pictures take their time
+        clips[0] = clip(request.param, frames=8)
+    return clips, rendered_dataset(tmp_path_factory.mktemp("rendered"), clips)
+
+
+def exact_batch(rendered, tmp_path: Path, height: int = 120, width: int = 160, **options):
+    clips, dataset = rendered
+    robot = clips[4].robot
+    recording = read_recording(dataset, dataset.episode_indices, height=height, width=width, cache=tmp_path)
+    source = PairSource(recording, kinematics=Kinematics.from_embodiment(robot), **options)
+    return recording, source.batch(PairSampler(recording, (1, 2, 4), seed=0, third=False).draw(0, 12))
+
+
+def test_flow_is_the_simulators(rendered, tmp_path: Path) -> None:
+    clips, dataset = rendered
+    robot = clips[4].robot
+    _, batch = exact_batch(rendered, tmp_path)
+    coarse = clips[4].camera.resized(40, 30)
+    moving = 0.0
+    for i in range(len(batch)):
+        extras = dataset.episode(int(batch.episode[i])).extras
+        t = int(batch.frame[i])
+        q_next = batch.q_next[i].double()
+        rows = clips[int(batch.episode[i])].q
+        k = int(np.abs(rows - q_next.numpy()).max(1).argmin()) - t
+        assert k in (1, 2, 4)
+        depth, link = extras["observation.depth.front"], extras["observation.links.front"]
+        truth = exact_flow(robot, coarse, depth[t], link[t], rows[t], rows[t + k])
+        torch.testing.assert_close(batch.flow[i].double(), truth.flow * 4, rtol=0, atol=2e-3)
+        assert torch.equal(batch.mask[i] > 0, truth.on_robot)
+        back = exact_flow(robot, coarse, depth[t + k], link[t + k], rows[t + k], rows[t])
+        torch.testing.assert_close(batch.flow_back[i].double(), back.flow * 4, rtol=0, atol=2e-3)
+        far = np.where(link[t + k] >= 0, depth[t + k], np.inf)
+        sure = stays_visible(robot, coarse, depth[t], link[t], rows[t], rows[t + k], far)
+        weight = batch.weight[i] > 0
+        assert not (weight & ~truth.on_robot).any()
+        # The simulator's own rule for full resolution, strict at outlines, is met but for a few cells.
+        assert (weight & sure).sum() >= 0.97 * sure.sum()
+        moving = max(moving, float(truth.flow.abs().max()) * 4)
+    assert moving > 3
+
+
+def test_hidden_and_lost_points_have_no_weight(rendered, tmp_path: Path) -> None:
+    clips, dataset = rendered
+    robot = clips[4].robot
+    episode = dataset.episode(4)
+    saved = {key: x.copy() for key, x in episode.extras.items()}
+    try:
+        episode.extras["observation.links.front"][1:, :, 20:] = -1  # something stands in front of the right half
+        dataset.content_hash += "-covered"
+        recording = read_recording(dataset, (4,), height=120, width=160, cache=tmp_path)
+        source = PairSource(recording, kinematics=Kinematics.from_embodiment(robot))
+        draw = PairSampler(recording, (1,), seed=0, third=False).draw(0, 64)
+        keep = (draw.first == 0).nonzero()[:1, 0]
+        batch = source.batch(type(draw)(**{n: getattr(draw, n)[keep] for n in draw.__dataclass_fields__}))
+    finally:
+        episode.extras = saved
+        dataset.content_hash = dataset.content_hash.removesuffix("-covered")
+    u = torch.arange(40) + batch.flow[0, 0] / 4
+    assert (batch.mask[0, :, 22:].sum() > 0) and (batch.mask[0, :, :18].sum() > 0)
+    assert batch.weight[0][(u > 20.5)].sum() == 0
+    left = (batch.mask[0] > 0) & (u < 18)
+    assert batch.weight[0][left].mean() > 0.9
+
+
+def test_flow_in_smaller_and_letterboxed_pictures_is_the_same_motion(rendered, tmp_path: Path) -> None:
+    """At the place of each coarse cell, the letterboxed flow is the full one, scaled."""
+    _, full = exact_batch(rendered, tmp_path)
+    recording, small = exact_batch(rendered, tmp_path, 96, 96)
+    fit = recording.fit
+    assert (fit.inner_height, fit.inner_width, fit.top) == (72, 96, 12)
+    assert small.mask[:, :3].sum() == 0 and small.mask[:, 21:].sum() == 0
+    inner = torch.nn.functional.interpolate(full.flow, size=(18, 24), mode="bilinear") * 0.6
+    solid = torch.nn.functional.interpolate(full.mask[:, None], size=(18, 24), mode="area")[:, 0] == 1
+    error = (small.flow[:, :, 3:21] - inner).norm(dim=1)[solid & (small.mask[:, 3:21] > 0)]
+    size = inner.norm(dim=1)[solid]
+    assert error.mean() < 0.05 * size.mean() and size.mean() > 0.3  # measured below .02: links meet within cells
+
+
+def test_a_static_background_is_a_fact_only_when_told(rendered, tmp_path: Path) -> None:
+    _, doubt = exact_batch(rendered, tmp_path)
+    _, sure = exact_batch(rendered, tmp_path, static_background=True)
+    off = (doubt.mask == 0) & (torch.nn.functional.max_pool2d(doubt.mask[:, None], 3, 1, 1)[:, 0] == 0)
+    assert doubt.weight[off].sum() == 0
+    assert sure.weight[off].mean() > 0.8 and sure.flow.mT[off[:, None].mT.expand_as(sure.flow.mT)].abs().sum() == 0
+    torch.testing.assert_close(sure.weight * sure.mask, doubt.weight)
+
+
+def test_recorded_geometry_fits_another_size() -> None:
+    """A tilted plane seen on one grid has on another grid the depth it would have been rendered with."""
+    camera = Camera.look_at([0.0, -1.0, 0.7], [0.0, 0.0, 0.0], width=128, height=96)
+
+    def plane(on: Camera) -> np.ndarray:
+        v, u = torch.meshgrid(torch.arange(on.height), torch.arange(on.width), indexing="ij")
+        ray = torch.stack([(u - on.K[0, 2]) / on.K[0, 0], (v - on.K[1, 2]) / on.K[1, 1], torch.ones(u.shape)], -1)
+        normal = on.T_camera_base[:3, 2]  # the floor's, in the camera's frame
+        return ((normal @ on.T_camera_base[:3, 3]) / (ray.double() @ normal)).numpy()[None]
+
+    pose = np.concatenate([camera.K[[0, 1, 0, 1], [0, 1, 2, 2]].numpy(), camera.T_camera_base[:3].reshape(-1).numpy()])
+    depth = plane(camera.resized(32, 24))
+    link = np.zeros(depth.shape, dtype=np.int16)
+    fit = Fit(96, 128, 96, 96)
+    found = fitted_geometry(depth, link, pose[None], fit)
+    inner = camera.resized(96, 72)
+    shift = torch.tensor([[1, 0, 0], [0, 1, 12], [0, 0, 1]], dtype=torch.float64)
+    boxed = replace(inner, height=96, K=shift @ inner.K)
+    np.testing.assert_allclose(found["intrinsics"][0], boxed.K[[0, 1, 0, 1], [0, 1, 2, 2]].numpy())
+    np.testing.assert_allclose(found["T_camera_base"][0], camera.T_camera_base.numpy())
+    truth, shown = plane(boxed.resized(24, 24)), np.zeros((1, 24, 24), dtype=bool)
+    shown[:, 3:21] = True
+    assert (found["link"] == np.where(shown, 0, -1)).all() and (found["depth"][~shown] == 0).all()
+    inside = np.s_[:, 4:20, 1:23]  # the outermost cells are beyond the old grid's centres
+    np.testing.assert_allclose(found["depth"][inside], truth[inside], rtol=1e-6)
+
+
+# ---- pictures of another size, measured flow -------------------------------------------------------------------------
+
+
+def test_letterbox_keeps_places_and_mean() -> None:
+    fit = Fit(48, 96, 64, 64)
+    assert (fit.inner_height, fit.inner_width, fit.top, fit.left) == (32, 64, 16, 0)
+    ramp = (torch.arange(96) / 95).expand(3, 48, 96)
+    out = fit.frames(ramp)
+    assert out[:, :16].sum() == 0 and out[:, 48:].sum() == 0
+    u = 40
+    there = ((u + 0.5 - fit.left) / fit.scale_u - 0.5) / 95
+    assert abs(float(out[0, 30, u]) - there) < 1e-3
+    pixels = (torch.rand(2, 3, 48, 96) * 255).to(torch.uint8)
+    assert fit.pixels(pixels).dtype == torch.uint8 and Fit(48, 96, 48, 96).pixels(pixels) is pixels
+    assert fitting_size(480, 640, longest=128, multiple=16) == (96, 128)
+    assert fitting_size(96, 96, longest=128, multiple=16) == (96, 96)
+    assert fitting_size(192, 256, longest=100, multiple=16) == (80, 96)
+
+
+def test_measured_flow_is_scaled_and_placed_like_the_picture() -> None:
+    flow = torch.zeros(1, 2, 48, 96)
+    flow[:, 0], flow[:, 1] = 3.0, -1.5
+    found = fitted_flow(Flow(flow, torch.ones(1, 48, 96)), Fit(48, 96, 64, 64))
+    assert found.flow.shape == (1, 2, 16, 16)
+    torch.testing.assert_close(found.flow[:, :, 4:12].mean((0, 2, 3)), torch.tensor([2.0, -1.0]))
+    assert found.weight[:, :4].sum() == 0 and found.weight[:, 12:].sum() == 0
+    assert found.weight[:, 5:11].min() == 1
+
+
+class Pushed:
+    """An estimator that says: each frame lies (green of second) - (green of first) px to the right."""
+
+    def __repr__(self) -> str:
+        return "Pushed()"
+
+    def __call__(self, first: torch.Tensor, second: torch.Tensor) -> Flow:
+        flow = torch.zeros(len(first), 2, *first.shape[-2:])
+        flow[:, 0] = (second - first)[:, 1] * 255
+        return Flow(flow, torch.full_like(flow[:, 0], 0.4))
+
+
+def test_measured_flow_goes_to_the_right_pairs(counted, tmp_path: Path) -> None:
+    recording = read(counted, tmp_path)
+    estimated = estimate_flow(counted, recording, "front", (1, 3), Pushed(), cache=tmp_path / "cache")
+    opened = counted.opened
+    again = estimate_flow(counted, recording, "front", (3, 1), Pushed(), cache=tmp_path / "cache")
+    assert counted.opened == opened and torch.equal(estimated.flow, again.flow)
+    draw = PairSampler(recording, (1, 3), seed=0).draw(0, 40)
+    batch = PairSource(recording, estimated=estimated).batch(draw)
+    stride = draw.stride.float()[:, None, None].expand(-1, 4, 4)
+    torch.testing.assert_close(batch.flow[:, 0], stride)
+    torch.testing.assert_close(batch.flow_back[:, 0], -stride)
+    torch.testing.assert_close(batch.weight, torch.full_like(batch.weight, 0.4))
+    assert batch.mask is None
+    with pytest.raises(InputError, match="does not tell its settings"):
+        estimate_flow(counted, recording, "front", (1,), lambda a, b: None, cache=tmp_path)
