@@ -142,7 +142,7 @@ def test_joints_are_found_by_name_in_any_order(recording: Recording):
 def test_wrong_choices_are_refused_by_name(recording: Recording):
     with pytest.raises(DatasetError, match=r"no episodes \[7\]; it lists 4, 0 to 16"):
         HeldOut(recording, Protocol(episodes=(0, 7)))
-    with pytest.raises(DatasetError, match="no camera 'fronl'.*did you mean 'front'"):
+    with pytest.raises(DatasetError, match=r"no camera 'fronl'.*did you mean 'front'"):
         HeldOut(recording, Protocol(camera="fronl"))
     with pytest.raises(InputError, match="stride"):
         Protocol(stride=0)
