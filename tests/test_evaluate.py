@@ -229,6 +229,22 @@ def test_exact_flow_is_in_pixels_of_the_full_picture(seen: Recording, finger: Em
     assert float((flow.norm(dim=0) * where).max()) == pytest.approx(float(largest), rel=0.1)
 
 
+def test_a_view_in_other_pictures_stays_exact(seen: Recording):
+    clip = HeldOut(seen).clip(0, seen.joint_names)
+    other = clip.fitted(64, 96)  # the same picture with black columns left and right
+    assert other.video.shape[-2:] == (64, 96) and torch.equal(other.video[..., 16:80], clip.video)
+    q = torch.from_numpy(seen.q[0][2])
+    jacobian, mask = clip.view.jacobian(2, q, 16, 16)
+    wide, wide_mask = other.view.jacobian(2, q, 16, 24)
+    assert torch.equal(wide_mask[:, 4:20], mask) and torch.allclose(wide[..., 4:20], jacobian)
+    assert not bool(wide_mask[:, :4].any()) and not bool(wide_mask[:, 20:].any())
+    half = clip.fitted(32, 32).view.jacobian(2, q, 8, 8)[0]
+    assert float(half.abs().max()) == pytest.approx(float(jacobian.abs().max()) / 2, rel=0.15)
+    flow, where = clip.view.flow(2, q, q + 0.1)
+    flow_wide, where_wide = other.view.flow(2, q, q + 0.1)
+    assert torch.allclose(flow_wide[..., 4:20], flow, atol=1e-4) and torch.equal(where_wide[:, 4:20], where)
+
+
 def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: Recording, finger: Embodiment):
     class Exact(Reader):
         """Looks at its own idea of the pose, as `probe` hands it over, never at the truth."""

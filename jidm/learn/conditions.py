@@ -46,8 +46,6 @@ def replaced_background(video: Video, clip: Clip) -> Video:
     height, width = video.shape[-2:]
     picture = torch.from_numpy(dead_leaves(height, width, _generator(clip, 1))).movedim(-1, 0)
     masks = torch.stack([clip.view.robot_mask(f, q) for f, q in zip(clip.frame, clip.q_robot, strict=True)]).float()
-    if masks.shape[-2:] != (height, width):
-        masks = torch.nn.functional.interpolate(masks[:, None], size=(height, width), mode="bilinear")[:, 0]
     # A pixel of the old background is left around the robot: cutting into it would change its shape.
     masks = torch.nn.functional.max_pool2d(masks[:, None], 3, stride=1, padding=1)
     return torch.where(masks > 0.5, video, picture.to(video))
@@ -112,7 +110,7 @@ def dead_leaves(height: int, width: int, rng: np.random.Generator) -> NDArray[np
     radius = (low**-2 - rng.uniform(0, 1, _LEAVES) * (low**-2 - high**-2)) ** -0.5
     for r in np.sort(radius)[::-1]:  # large ones first, or they would hide the small
         x, y = int(rng.uniform(0, width)), int(rng.uniform(0, height))
-        colour = tuple(float(c) for c in rng.uniform(0, 1, 3))
+        colour = tuple(float(c) for c in np.clip(rng.uniform(0.05, 0.95) + 0.15 * rng.standard_normal(3), 0, 1))
         if rng.random() < 0.5:
             cv2.circle(picture, (x, y), max(1, round(r)), colour, -1, cv2.LINE_AA)
         else:

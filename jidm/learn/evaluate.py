@@ -16,6 +16,7 @@ from jidm.errors import DatasetError, InputError, did_you_mean
 from jidm.joint_motion import JointMotion
 from jidm.learn.exact_view import ExactView, surface_of
 from jidm.learn.field_probe import FieldProbe, probe
+from jidm.motion.fit import Fit
 
 if TYPE_CHECKING:
     from jidm.field.analytic import AnalyticField
@@ -81,6 +82,12 @@ class Clip:
     fps: float
     frame: tuple[int, ...]
     view: ExactView | None
+
+    def fitted(self, height: int, width: int) -> Clip:
+        """The same clip in pictures of this size, put there as training does."""
+        fit = Fit(self.video.shape[-2], self.video.shape[-1], height, width)
+        view = None if self.view is None else self.view.fitted(fit)
+        return replace(self, video=fit.frames(self.video), view=view)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +251,7 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", change: Change | No
             clip = held_out.clip(index, names)
             if change is not None:
                 clip = replace(clip, video=change(clip.video, clip))
+            clip = clip.fitted(*(picture_size(idm) or clip.video.shape[-2:]))
             decoded.append(_one_episode(idm, clip, held_out.protocol))
         except Exception as error:
             failed[index] = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -298,10 +306,20 @@ def _comparisons(idm: Any, clip: Clip, motion: JointMotion, looks: int) -> Itera
 
 def joints_of(idm: Any) -> tuple[str, ...]:
     """Names of the joints that a model decodes."""
-    for owner in (idm, getattr(idm, "embodiment", None), getattr(idm, "field", None), getattr(idm, "config", None)):
+    for part in ("", "embodiment", "field", "config", "model"):
+        owner = getattr(idm, part, None) if part else idm
         if names := getattr(owner, "joint_names", None):
             return tuple(names)
     raise InputError(f"{type(idm).__name__} does not say which joints it decodes; give it joint_names")
+
+
+def picture_size(idm: Any) -> tuple[int, int] | None:
+    """(height, width) of the pictures a model reads; None for one that takes any."""
+    for owner in (idm, getattr(idm, "field", None), getattr(idm, "model", None)):
+        config: Any = getattr(owner, "config", None)
+        if hasattr(config, "height") and hasattr(config, "width"):
+            return int(config.height), int(config.width)
+    return None
 
 
 def recorded_robot(dataset: Any) -> Embodiment | None:

@@ -7,7 +7,7 @@ none of them, and then there is nothing to compare a field with.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from jidm.errors import CameraError, DatasetError
 from jidm.field.analytic import AnalyticField
+from jidm.learn.carried import View, carried_flow, grid_intrinsics, link_poses
+from jidm.learn.recording import fitted_geometry
+from jidm.motion.fit import Fit
 from jidm.robot.camera import Camera
 
 if TYPE_CHECKING:
@@ -84,19 +87,28 @@ class ExactView:
         """
         if self.links is None or self.depth is None:
             return None
-        camera, link = self.camera(frame), self.links[frame]
+        camera = self.camera(frame)
+        link, depth = self.links[frame], self.depth[frame]
         height, width = link.shape
-        grid, on_robot = camera.resized(width, height), link >= 0
-        before, after = self.field.kinematics.link_poses(torch.stack([q, q_next]).double())
-        v, u = on_robot.nonzero().unbind(-1)
-        uv = torch.stack([u, v], -1).double()
-        p_base = grid.unproject(uv, self.depth[frame][on_robot])
-        moved = (after @ torch.linalg.inv(before))[link[on_robot]]
-        uv_next, _ = grid.project(torch.einsum("pij,pj->pi", moved[:, :3, :3], p_base) + moved[:, :3, 3])
-        flow = torch.zeros(2, height, width, dtype=torch.float64)
-        scale = torch.tensor([camera.width / width, camera.height / height], dtype=torch.float64)
-        flow[:, on_robot] = ((uv_next - uv) * scale).T
-        return flow, on_robot.double()
+        full = camera.K[[0, 1, 0, 1], [0, 1, 2, 2]].double()[None]
+        intrinsics = grid_intrinsics(full, camera.height, camera.width, height, width)
+        poses = link_poses(self.field.kinematics, torch.stack([q, q_next]))
+        T = camera.T_camera_base.double()[None]
+        before, after = (View(depth[None], link[None], intrinsics, T, pose[None]) for pose in poses)
+        flow, _ = carried_flow(before, after)
+        scale = flow.new_tensor([camera.width / width, camera.height / height])
+        return flow[0] * scale[:, None, None], (link >= 0).double()
+
+    def fitted(self, fit: Fit) -> ExactView:
+        """The same view in pictures of another size; depth and links on a grid of a quarter of it."""
+        cameras = tuple(fitted_camera(camera, fit) for camera in self.cameras)
+        if self.links is None or self.depth is None:
+            return replace(self, cameras=cameras, links=None, depth=None)
+        rows = np.zeros((len(self.links), 16))
+        rows[:, 4:] = np.eye(3, 4).reshape(-1)
+        made = fitted_geometry(self.depth.numpy(), self.links.numpy(), rows, fit)
+        links, depth = torch.from_numpy(made["link"]).long(), torch.from_numpy(made["depth"]).double()
+        return replace(self, cameras=cameras, links=links, depth=depth)
 
     def robot_mask(self, frame: int, q: Float[Tensor, " n"]) -> Float[Tensor, "H W"]:
         """1 where the robot, or something in front of it, is in the full picture; its outline is good to a pixel."""
@@ -116,6 +128,15 @@ def seen_by(surface: AnalyticField, camera: Camera) -> AnalyticField:
     field = copy.copy(surface)
     field.camera = camera
     return field
+
+
+def fitted_camera(camera: Camera, fit: Fit) -> Camera:
+    """The camera of pictures that were put into another size by `fit`."""
+    K = camera.K.clone()
+    K[0], K[1] = K[0] * fit.scale_u, K[1] * fit.scale_v
+    K[0, 2] += (fit.scale_u - 1) / 2 + fit.left
+    K[1, 2] += (fit.scale_v - 1) / 2 + fit.top
+    return replace(camera, width=fit.width, height=fit.height, K=K)
 
 
 def recorded_cameras(dataset: Any, episode: Any, camera: str) -> tuple[Camera, ...] | None:
