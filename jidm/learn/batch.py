@@ -31,6 +31,9 @@ class PairBatch:
         weight: (B, h, w) confidence of the flow in [0, 1]; 0 = no supervision there.
         mask: (B, h, w) 1 where `first` shows the robot, else 0; None where nobody knows.
         flow_back, weight_back, mask_back: the same from second to first, on the grid of `second`.
+        tangent: (B, 2, h, w) what the field at `first` times `tangent_step` should be: motion to first order, without the
+            curvature of the paths [px]; tangent_weight: (B, h, w) its confidence; tangent_step: (B, n) [rad or m].
+        tangent_back, tangent_weight_back, tangent_step_back: the same at `second`.
         third, q_third: one more frame after `second`, and its joint positions.
         episode, frame: (B,) where each pair comes from: episode index and t.
     """
@@ -46,6 +49,12 @@ class PairBatch:
     flow_back: Float[Tensor, "B 2 h w"] | None = None
     weight_back: Float[Tensor, "B h w"] | None = None
     mask_back: Float[Tensor, "B h w"] | None = None
+    tangent: Float[Tensor, "B 2 h w"] | None = None
+    tangent_weight: Float[Tensor, "B h w"] | None = None
+    tangent_step: Float[Tensor, "B n"] | None = None
+    tangent_back: Float[Tensor, "B 2 h w"] | None = None
+    tangent_weight_back: Float[Tensor, "B h w"] | None = None
+    tangent_step_back: Float[Tensor, "B n"] | None = None
     third: Float[Tensor, "B 3 H W"] | None = None
     q_third: Float[Tensor, "B n"] | None = None
     episode: Int[Tensor, " B"] | None = None
@@ -101,6 +110,8 @@ class PairBatch:
             self, first=self.second, second=self.first, q=self.q_next, q_next=self.q, before=None, third=None, q_third=None,
             flow=self.flow_back, weight=self.weight_back, mask=self.mask_back,
             flow_back=self.flow, weight_back=self.weight, mask_back=self.mask,
+            tangent=self.tangent_back, tangent_weight=self.tangent_weight_back, tangent_step=self.tangent_step_back,
+            tangent_back=self.tangent, tangent_weight_back=self.tangent_weight, tangent_step_back=self.tangent_step,
         )  # fmt: skip
 
 

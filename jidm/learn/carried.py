@@ -6,7 +6,7 @@ forward kinematics that gives the flow to any other frame, so it need not be sto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,8 @@ from jidm.robot.kinematics import Kinematics
 _DEPTH_SHARE = 0.005
 # ... plus this many times the width of a cell there: between two cells a tilted surface changes depth by about as much.
 _DEPTH_CELLS = 2.0
+
+_TANGENT_SHARE = 0.01  # of the step over which its first-order motion is differenced
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,21 @@ def carried_flow(first: View, second: View) -> tuple[Float[Tensor, "B 2 h w"], F
     seen = on_robot.flatten(1) & (z > 0) & _shown(second, uv, z, first.link.flatten(1), h, w)
     flow = torch.where(on_robot.flatten(1)[..., None], uv - centre, torch.zeros_like(uv))
     return flow.mT.reshape(-1, 2, h, w), seen.reshape(-1, h, w).to(flow.dtype)
+
+
+def tangent_flow(
+    view: View, kinematics: Kinematics, q: Float[Tensor, "B n"], step: Float[Tensor, "B n"]
+) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
+    """Motion to first order of a step from q [cells of the grid]: the exact field times the step, and 1 on the robot.
+
+    By central difference in float64 along the step; its error is of third order in a hundredth of the step.
+    """
+    small = _TANGENT_SHARE * step.double()
+    ends = link_poses(kinematics, torch.cat([q.double() + small, q.double() - small]))
+    on_robot = (view.link >= 0).to(view.depth.dtype)
+    wide = replace(view, depth=view.depth.double())
+    ahead, back = (carried_flow(wide, replace(wide, poses=poses))[0] for poses in ends.chunk(2))
+    return ((ahead - back) / (2 * _TANGENT_SHARE)).to(view.depth.dtype), on_robot
 
 
 def _points(view: View) -> tuple[Float[Tensor, "B hw 3"], Float[Tensor, "hw 2"]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jidm.errors import DatasetError, InputError
 from jidm.learn.batch import GRID_STRIDE, PairBatch
-from jidm.learn.carried import View, carried_flow, grid_intrinsics, link_poses
+from jidm.learn.carried import View, carried_flow, grid_intrinsics, link_poses, tangent_flow
 from jidm.learn.estimated import EstimatedFlow
 from jidm.learn.recording import Recording
 from jidm.robot.kinematics import Kinematics
@@ -145,7 +145,7 @@ class PairSource:
         if self.kinematics is not None:
             fields |= self._exact(self.kinematics, draw, state["first"], state["second"])
         elif self.estimated is not None:
-            flow = self.estimated.between(draw.first, draw.stride)
+            flow = self.estimated.between(draw.first, draw.stride) | self._central(self.estimated, draw)
             fields |= {name: x.to(self.device) for name, x in flow.items()}
         return PairBatch(**fields)
 
@@ -154,13 +154,41 @@ class PairSource:
         one, two = self._view(draw.first, poses[: len(q)]), self._view(draw.second, poses[len(q) :])
         still = (one.T_camera_base == two.T_camera_base).flatten(1).all(1) & (one.intrinsics == two.intrinsics).all(1)
         fields: dict[str, Tensor] = {}
-        for tail, a, b in (("", one, two), ("_back", two, one)):
+        step = q_next - q
+        for tail, a, b, at, along in (("", one, two, q, step), ("_back", two, one, q_next, -step)):
             flow, weight = carried_flow(a, b)
+            tangent, on_robot = tangent_flow(a, kinematics, at, along)
+            fields["tangent" + tail], fields["tangent_weight" + tail] = tangent * GRID_STRIDE, on_robot
+            fields["tangent_step" + tail] = self._learned(along)
             if self.static_background:
                 weight = weight + _surely_background(a, b) * still[:, None, None]
             fields["flow" + tail] = flow * GRID_STRIDE
             fields["weight" + tail] = weight
             fields["mask" + tail] = (a.link >= 0).to(flow.dtype)
+        return fields
+
+    def _central(self, estimated: EstimatedFlow, draw: Draw) -> dict[str, Tensor]:
+        """First-order motion out of measured flow: half the way ahead less half the way back from the same frame.
+
+        The paths' curvature is the same in both and cancels. At an episode's end, where one of them is missing, the
+        other one stands alone.
+        """
+        k, fields = draw.stride, {}
+        start = self.recording.first[draw.episode]
+        stop = start + self.recording.length[draw.episode]
+        state = self.recording.q
+        for tail, at, sign in (("", draw.first, 1.0), ("_back", draw.second, -1.0)):
+            has = torch.stack([at + k < stop, at - k >= start]).float()
+            ahead = estimated.between(torch.where(at + k < stop, at, at - k), k)
+            behind = estimated.between(torch.where(at - k >= start, at - k, at), k)
+            share = (has / has.sum(0))[:, :, None, None]
+            motion = share[0][:, None] * ahead["flow"] - share[1][:, None] * behind["flow_back"]
+            sure = torch.where(has[0, :, None, None] > 0, ahead["weight"], torch.ones_like(ahead["weight"]))
+            sure = sure * torch.where(has[1, :, None, None] > 0, behind["weight_back"], torch.ones_like(sure))
+            there, then = torch.minimum(at + k, stop - 1), torch.maximum(at - k, start)
+            moved = share[0, :, 0] * (state[there] - state[at]) - share[1, :, 0] * (state[then] - state[at])
+            fields["tangent" + tail], fields["tangent_weight" + tail] = sign * motion, sure
+            fields["tangent_step" + tail] = sign * moved.float()
         return fields
 
     def _view(self, rows: Tensor, poses: Tensor) -> View:

@@ -1,0 +1,112 @@
+"""What a learned field is made for and how large it is: everything needed to rebuild it from a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from jidm.errors import CheckpointError, InputError
+
+STRIDE = 4
+"""Pixels of the picture per cell of the field's grid."""
+
+_COARSEST = 16  # pixels per cell of the encoder's coarsest level
+
+
+@dataclass(frozen=True)
+class Size:
+    """Channels of the network.
+
+    Attributes:
+        levels: at 1/2, 1/4, 1/8 and 1/16 of the picture.
+        decoder: of the field's decoder.
+        match: of the matching features and of the pair head.
+    """
+
+    levels: tuple[int, int, int, int]
+    decoder: int
+    match: int
+
+
+SIZES: Mapping[str, Size] = {
+    "tiny": Size((16, 32, 48, 64), 32, 32),
+    "small": Size((24, 48, 72, 96), 48, 32),
+    "base": Size((32, 64, 96, 160), 64, 48),
+}
+
+
+@dataclass(frozen=True)
+class LearnedFieldConfig:
+    """What a `LearnedField` is made for.
+
+    Attributes:
+        joint_names, joint_types: of the n joints, the order of every Jacobian's columns.
+        height, width: of the pictures it reads [px], multiples of 16.
+        q_mean, q_std: mean and standard deviation of the training poses, per joint [rad or m].
+        delta_std: standard deviation of the training steps, per joint [rad or m]; the scale of its column of the
+            field, so that the network's own numbers are pixels.
+        q_lower, q_upper: range of the training poses, per joint [rad or m].
+        size: "tiny", "small" or "base".
+        reach: largest motion between two frames that the matching sees at once [cells of the grid].
+        backbone: "own", or the name of a torchvision classifier whose convolutions encode the picture.
+    """
+
+    joint_names: tuple[str, ...]
+    joint_types: tuple[str, ...]
+    height: int
+    width: int
+    q_mean: tuple[float, ...]
+    q_std: tuple[float, ...]
+    delta_std: tuple[float, ...]
+    q_lower: tuple[float, ...]
+    q_upper: tuple[float, ...]
+    size: str = "tiny"
+    reach: int = 4
+    backbone: str = "own"
+
+    def __post_init__(self) -> None:
+        n = len(self.joint_names)
+        for name in ("joint_types", "q_mean", "q_std", "delta_std", "q_lower", "q_upper"):
+            if len(getattr(self, name)) != n:
+                raise InputError(f"{name} has {len(getattr(self, name))} entries for {n} joints")
+        for name in ("q_mean", "q_std", "delta_std", "q_lower", "q_upper"):
+            if not all(math.isfinite(x) for x in getattr(self, name)):
+                raise InputError(f"{name} must be finite, got {getattr(self, name)}")
+        if n == 0 or min(*self.q_std, *self.delta_std) <= 0:
+            raise InputError("a learned field needs joints, each with a positive q_std and delta_std")
+        if self.height % _COARSEST or self.width % _COARSEST or min(self.height, self.width) < 2 * _COARSEST:
+            raise InputError(
+                f"height and width must be multiples of {_COARSEST} and at least {2 * _COARSEST}, "
+                f"got {self.height} x {self.width}; resize the pictures"
+            )
+        if self.size not in SIZES:
+            raise InputError(f"unknown size '{self.size}'; known: {', '.join(SIZES)}")
+        if self.reach < 1:
+            raise InputError(f"reach must be at least 1 cell, got {self.reach}")
+
+    @property
+    def n(self) -> int:
+        """Number of joints."""
+        return len(self.joint_names)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the field."""
+        return self.height // STRIDE, self.width // STRIDE
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LearnedFieldConfig:
+        """The inverse of `dataclasses.asdict`, from JSON.
+
+        Raises:
+            CheckpointError: an entry is unknown or missing.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise CheckpointError(f"the field's configuration has unknown entries: {', '.join(unknown)}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+        except TypeError as error:
+            raise CheckpointError(f"the field's configuration is incomplete: {error}") from None

@@ -1,0 +1,104 @@
+"""What moved between two pictures, on the field's grid: correlation first, then refinement around a guess."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jidm.field.learned.blocks import ConvBlock
+from jidm.field.learned.config import STRIDE
+
+_LARGEST_LOG_WEIGHT = 4.0
+"""Confidences span e^-4 to e^4 around 1: unclamped ones run away (a published training died of it after 4400 steps)."""
+
+
+class PairHead(nn.Module):
+    """Flow and confidence between two encoded pictures.
+
+    Args:
+        features: channels of the matching features.
+        reach: radius of the correlation window [cells].
+        grid: (h, w) of the field.
+    """
+
+    def __init__(self, features: int, reach: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.reach = reach
+        side = 2 * reach + 1
+        index, inside = _windows(*grid, reach)
+        offsets = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")[::-1]) - reach
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("inside", inside, persistent=False)
+        self.register_buffer("offsets", offsets.flatten(1).float(), persistent=False)
+        self.sharpness = nn.Parameter(torch.tensor(2.0))
+        self.coarse = nn.Sequential(
+            nn.Conv2d(side**2 + features, features, 1), nn.GELU(), ConvBlock(features, features)
+        )
+        self.coarse_out = nn.Conv2d(features, 3, 1)
+        pixels = 3 * STRIDE**2
+        self.fine_in = nn.Sequential(nn.Conv2d(2 * pixels + 2 * features, features, 1), nn.GELU())
+        self.fine = nn.Sequential(ConvBlock(features, features), ConvBlock(features, features))
+        self.fine_out = nn.Conv2d(features, 3, 1)
+        for layer in (self.coarse_out, self.fine_out):
+            nn.init.normal_(layer.weight, std=1e-3)
+            nn.init.zeros_(layer.bias)
+
+    def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Both directions' windows of one correlation volume: two (B, side^2, h, w)."""
+        b, c, h, w = first.shape
+        volume = first.flatten(2).mT @ second.flatten(2) * (4 / c**0.5)
+        windows = []
+        for one in (volume, volume.mT):
+            window = one.gather(2, self.index.expand(b, -1, -1)).masked_fill(~self.inside, -20.0)
+            windows.append(window.mT.unflatten(2, (h, w)))
+        return windows[0], windows[1]
+
+    def start(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """First flow [px of the picture] and log-confidence from a correlation window."""
+        likely = (window * self.sharpness.exp() / 4).softmax(1)
+        peak = torch.einsum("bkhw,ck->bchw", likely, self.offsets)
+        out = self.coarse_out(self.coarse(torch.cat([window / 4, features], 1)))
+        return (peak + out[:, :2]) * STRIDE, _bounded(out[:, 2])
+
+    def refine(
+        self, pixels: Tensor, features: Tensor, other: Tensor, other_features: Tensor, guess: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Flow and log-confidence near a guess: the second picture is carried back by it and compared closely.
+
+        Args:
+            pixels: (B, 3, H, W) first picture; features: its matching features (B, C, h, w).
+            other, other_features: of the second.
+            guess: (B, 2, h, w) flow [px].
+        """
+        height, width = pixels.shape[-2:]
+        carried = carry_back(other, F.interpolate(guess, size=(height, width), mode="bilinear", align_corners=False))
+        both = torch.cat([F.pixel_unshuffle(pixels, STRIDE), F.pixel_unshuffle(carried - pixels, STRIDE) * 4], 1)
+        near = carry_back(other_features, guess / STRIDE)
+        x = self.fine_in(torch.cat([both, features, near - features], 1))
+        out = self.fine_out(self.fine(x))
+        return guess + out[:, :2] * STRIDE, _bounded(out[:, 2])
+
+
+def carry_back(image: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
+    """The second picture seen from the first's grid: `image` at `x + flow(x)` [px of the same grid]."""
+    h, w = image.shape[-2:]
+    v = torch.arange(h, dtype=flow.dtype, device=flow.device)[:, None]
+    u = torch.arange(w, dtype=flow.dtype, device=flow.device)
+    grid = torch.stack([(2 * (u + flow[:, 0]) + 1) / w - 1, (2 * (v + flow[:, 1]) + 1) / h - 1], -1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _bounded(log_weight: Tensor) -> Tensor:
+    return _LARGEST_LOG_WEIGHT * torch.tanh(log_weight / _LARGEST_LOG_WEIGHT)
+
+
+def _windows(h: int, w: int, reach: int) -> tuple[Int[Tensor, "hw k"], Tensor]:
+    """For every cell, the cells of its window (clamped into the grid), and which of them are really there."""
+    v, u = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    d = torch.arange(-reach, reach + 1)
+    dv, du = torch.meshgrid(d, d, indexing="ij")
+    vv, uu = v.reshape(-1, 1) + dv.reshape(1, -1), u.reshape(-1, 1) + du.reshape(1, -1)
+    inside = (vv >= 0) & (vv < h) & (uu >= 0) & (uu < w)
+    return vv.clamp(0, h - 1) * w + uu.clamp(0, w - 1), inside

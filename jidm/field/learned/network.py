@@ -1,0 +1,122 @@
+"""The learned Jacobian field: one picture in, how every cell of it moves per unit of each joint out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jidm.field.learned.blocks import ConvBlock, Encoder, Modulation, doubled, pixel_grid, spatial_softmax
+from jidm.field.learned.config import SIZES, LearnedFieldConfig
+from jidm.field.learned.matching import PairHead
+
+_KEYPOINTS = 32
+_POSE_WIDTH = 96
+_STATE_WIDTH = 256
+_FLOW_UNIT = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A batch of pictures as the network sees them; computed once per frame, used for both of its steps.
+
+    Attributes:
+        image: (B, 3, H, W) as given.
+        quarter, eighth, sixteenth: features at those scales.
+        match: (B, C, h, w) features to recognise a place of the robot by.
+    """
+
+    image: Tensor
+    quarter: Tensor
+    eighth: Tensor
+    sixteenth: Tensor
+    match: Tensor
+
+    def __getitem__(self, index: Any) -> Encoded:
+        """Index the batch axis."""
+        return Encoded(*(getattr(self, k)[index] for k in ("image", "quarter", "eighth", "sixteenth", "match")))
+
+
+class LearnedField(nn.Module):
+    """Jacobian field, motion and joint state from pictures, trained on a robot's own motion.
+
+    The field is decoded from the picture and from joint positions q: where a tracked or stated q is known, it bends
+    the field more precisely than the picture alone could; where none is, the network's own estimate serves.
+    """
+
+    kind: ClassVar[str] = "jacobian_field"
+
+    def __init__(self, config: LearnedFieldConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, n, grid = SIZES[config.size], config.n, config.grid
+        _, quarter, eighth, sixteenth = size.levels
+        width = size.decoder
+        for name in ("q_mean", "q_std", "delta_std"):
+            self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
+        for stride in (4, 8, 16):
+            self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
+        self.encoder = make_encoder(config, size.levels)
+        self.match_in = nn.Conv2d(quarter, size.match, 1)
+        self.pair = PairHead(size.match, config.reach, grid)
+        self.from_sixteenth = nn.Conv2d(sixteenth + 2, width, 1)
+        self.from_eighth = nn.Conv2d(eighth, width, 1)
+        self.from_quarter = nn.Conv2d(quarter, width, 1)
+        self.pose = nn.Sequential(
+            nn.Linear(3 * n, _POSE_WIDTH), nn.GELU(), nn.Linear(_POSE_WIDTH, _POSE_WIDTH), nn.GELU()
+        )
+        self.modulate = nn.ModuleList(Modulation(_POSE_WIDTH, width) for _ in range(3))
+        self.decode = nn.ModuleList(ConvBlock(width, width) for _ in range(3))
+        self.field_out = nn.Conv2d(width, 2 * n, 1)
+        self.mask_out = nn.Conv2d(width, 1, 1)
+        self.keypoints = nn.Conv2d(eighth + width, _KEYPOINTS, 1)
+        self.state_out = nn.Sequential(
+            nn.Linear(2 * _KEYPOINTS, _STATE_WIDTH), nn.GELU(), nn.Linear(_STATE_WIDTH, 2 * n)
+        )
+
+    @classmethod
+    def from_config(cls, config: LearnedFieldConfig | Mapping[str, Any]) -> LearnedField:
+        """An untrained field from its config or the config's JSON form."""
+        return cls(config if isinstance(config, LearnedFieldConfig) else LearnedFieldConfig.from_dict(config))
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Names of the n joints, the order of every Jacobian's columns."""
+        return self.config.joint_names
+
+    def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
+        """Everything the heads need to know of a batch of pictures, RGB in [0, 1] at the config's size."""
+        quarter, eighth, sixteenth = self.encoder(image)
+        match = self.match_in(quarter)
+        match = match / match.square().mean(1, keepdim=True).add(1e-4).sqrt()
+        return Encoded(image, quarter, eighth, sixteenth, match)
+
+    def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
+        maps = self.keypoints(torch.cat([seen.eighth, doubled(self._coarse(seen))], 1))
+        out = self.state_out(spatial_softmax(maps, self.grid8).flatten(1))
+        value, log_std = out.chunk(2, -1)
+        return self.q_mean + self.q_std * value, self.q_std * (3 * torch.tanh(log_std / 3) - 2).exp()
+
+    def jacobian(
+        self, seen: Encoded, q: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b 2 n h w"], Float[Tensor, "b h w"]]:
+        """The field at joint positions q [px of the picture per rad or m], and the logit of each cell's showing the robot."""
+        pose = self.pose(torch.cat([(q - self.q_mean) / self.q_std, q.sin(), q.cos()], -1))
+        x = self.decode[0](self.modulate[0](self._coarse(seen), pose, self.grid16))
+        x = self.decode[1](self.modulate[1](doubled(x) + self.from_eighth(seen.eighth), pose, self.grid8))
+        x = self.decode[2](self.modulate[2](doubled(x) + self.from_quarter(seen.quarter), pose, self.grid4))
+        field = self.field_out(x).unflatten(1, (2, self.config.n))
+        return field * (_FLOW_UNIT / self.delta_std)[:, None, None], self.mask_out(x)[:, 0]
+
+    def _coarse(self, seen: Encoded) -> Tensor:
+        grid = self.grid16.expand(len(seen.sixteenth), -1, -1, -1)
+        return self.from_sixteenth(torch.cat([seen.sixteenth, grid], 1))
+
+
+def make_encoder(config: LearnedFieldConfig, levels: tuple[int, int, int, int]) -> nn.Module:
+    return Encoder(levels)

@@ -1,0 +1,250 @@
+"""How a learned field is trained: forward and inverse together, on pairs of frames and the joint steps between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from jidm.errors import InputError
+from jidm.field.learned import LearnedField, LearnedFieldConfig
+from jidm.learn.batch import JointStats, PairBatch
+from jidm.solve.learned_step import LearnedStep, SeenAt, learned_step
+
+_FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
+_STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)
+_STATE_BETA = 0.05  # [standard deviations of the training poses]
+_STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
+_POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
+_LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each part of the loss counts.
+
+    Attributes:
+        field: the field times the executed step against the motion seen, relative to that motion.
+        flow: of both looks of the pair head, with the confidence that its errors deserve.
+        step: joint steps solved through the least squares, in standard deviations of the training steps.
+        early: share of the first look in `flow` and `step`.
+        mask: where the robot is.
+        state: absolute joint positions, and their uncertainty.
+        compose: two steps one after the other add up to the step over both.
+        smooth: total variation of the field where the picture has no edges.
+        photometric: brightness carried by the field and the executed step; used where nothing measured the flow.
+    """
+
+    field: float = 1.0
+    flow: float = 0.15
+    step: float = 0.5
+    early: float = 0.3
+    mask: float = 0.3
+    state: float = 0.5
+    compose: float = 0.0
+    smooth: float = 0.02
+    photometric: float = 1.0
+
+
+class TrainableField(LearnedField):
+    """A `LearnedField` that knows its own loss.
+
+    Every pair is used in both directions: swapping the frames flips the sign of the step, and the solver sees the flow
+    both ways, so the two are trained to agree.
+    """
+
+    weights = LossWeights()
+
+    @classmethod
+    def from_data(
+        cls, joint_names: Sequence[str], joint_types: Sequence[str], height: int, width: int, stats: JointStats,
+        **options: Any,
+    ) -> TrainableField:  # fmt: skip
+        """An untrained field for recordings of that size and those joint statistics."""
+        config = LearnedFieldConfig(
+            tuple(joint_names), tuple(joint_types), height, width, stats.q_mean, stats.q_std, stats.delta_std,
+            stats.q_lower, stats.q_upper, **options,
+        )  # fmt: skip
+        return cls(config)
+
+    def losses(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Scalar parts of the loss; "loss" is what to minimise.
+
+        Args:
+            batch: with flow, exact or estimated, or without any: then the field learns from the joint steps and the
+                brightness alone.
+        """
+        weight, count = self.weights, len(batch)
+        seen = self.encode(torch.cat([batch.first, batch.second]))
+        q = torch.cat([batch.q, batch.q_next])
+        q_seen, q_std = self.state(seen)
+        at = SeenAt.of(self, seen, self._asked_at(q, q_seen))
+        first, second = at[:count], at[count:]
+        made = learned_step(self, first, second)
+        parts = {
+            "state": self._state_loss(q, q_seen, q_std),
+            "smooth": smoothness(at.jacobian * self._column, seen.image),
+        }
+        parts["step"] = self._step_loss(made, batch.delta_q)
+        moves = _BothWays.of(batch)
+        if moves is not None:
+            parts["field"] = field_loss(at.jacobian, moves)
+            parts["flow"] = flow_loss(made, moves, weight.early)
+            parts["mask"] = moves.mask_loss(at.mask)
+        else:
+            parts["photometric"] = photometric_loss(first, batch.first, batch.second, batch.delta_q)
+        if weight.compose and batch.third is not None:
+            parts["compose"] = self._compose_loss(batch, first, second, made)
+        parts["loss"] = sum((getattr(weight, name) * value for name, value in parts.items()), torch.zeros(()).to(q))
+        return parts
+
+    def step_pairs(self, first: Tensor, second: Tensor, before: Tensor | None = None) -> Float[Tensor, "B n"]:
+        """Joint steps of unrelated pairs of frames, each field bent by the pose the picture shows."""
+        count = len(first)
+        seen = self.encode(torch.cat([first, second]))
+        at = SeenAt.of(self, seen, self.state(seen)[0])
+        return learned_step(self, at[:count], at[count:]).solution.delta_q
+
+    @property
+    def _column(self) -> Tensor:
+        """(n, 1, 1) a typical step of each joint: the field times this is in pixels."""
+        return self.delta_std[:, None, None]
+
+    def _asked_at(self, q: Tensor, q_seen: Tensor) -> Tensor:
+        """Poses to bend the field with: half of them nearly right, as when tracking, half read off the picture."""
+        noisy = q + _POSE_NOISE * self.q_std * torch.randn_like(q)
+        from_picture = torch.rand(len(q), 1, device=q.device) < 0.5
+        return torch.where(from_picture, q_seen.detach(), noisy)
+
+    def _state_loss(self, q: Tensor, q_seen: Tensor, q_std: Tensor) -> Tensor:
+        error = (q_seen - q) / self.q_std
+        spread = q_std / self.q_std
+        likelihood = (error.detach().square() / spread.square()).clamp(max=_STATE_CLAMP) / 2 + spread.log()
+        return F.smooth_l1_loss(error, torch.zeros_like(error), beta=_STATE_BETA) + 0.05 * likelihood.mean()
+
+    def _step_loss(self, made: LearnedStep, delta_q: Tensor) -> Tensor:
+        wanted = delta_q / self.delta_std
+        late = F.smooth_l1_loss(made.solution.delta_q / self.delta_std, wanted, beta=_STEP_BETA)
+        early = F.smooth_l1_loss(made.start.delta_q / self.delta_std, wanted, beta=_STEP_BETA)
+        return late + self.weights.early * early
+
+    def _compose_loss(self, batch: PairBatch, first: SeenAt, second: SeenAt, made: LearnedStep) -> Tensor:
+        assert batch.third is not None and batch.q_third is not None
+        third = SeenAt.of(self, self.encode(batch.third), batch.q_third)
+        whole = learned_step(self, first, third).solution.delta_q
+        rest = learned_step(self, second, third).solution.delta_q
+        gap = (made.solution.delta_q + rest - whole) / self.delta_std
+        return F.smooth_l1_loss(gap, torch.zeros_like(gap), beta=_STEP_BETA)
+
+
+@dataclass(frozen=True, eq=False)
+class _BothWays:
+    """The motion of a batch in both directions, one after the other: 2 B of everything.
+
+    Attributes:
+        flow: whole motion (2 B, 2, h, w) [px]; weight: (2 B, h, w).
+        tangent: motion to first order (2 B, 2, h, w), tangent_weight: (2 B, h, w), tangent_step: (2 B, n) that made it.
+        mask: (2 B, h, w) the robot, or None.
+    """
+
+    flow: Tensor
+    weight: Tensor
+    tangent: Tensor
+    tangent_weight: Tensor
+    tangent_step: Tensor
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, batch: PairBatch) -> _BothWays | None:
+        if batch.flow is None or batch.weight is None:
+            return None
+        if batch.flow_back is None or batch.weight_back is None:
+            raise InputError("a field is trained on flow in both directions; give flow_back and weight_back")
+        flow = torch.cat([batch.flow, batch.flow_back])
+        weight = torch.cat([batch.weight, batch.weight_back])
+        tangent, tangent_weight, step = flow, weight, torch.cat([batch.delta_q, -batch.delta_q])
+        if batch.tangent is not None:
+            tangent, tangent_weight, step = (
+                torch.cat([getattr(batch, name), getattr(batch, name + "_back")])
+                for name in ("tangent", "tangent_weight", "tangent_step")
+            )
+        mask = None
+        if batch.mask is not None and batch.mask_back is not None:
+            mask = torch.cat([batch.mask, batch.mask_back])
+        return cls(flow, weight, tangent, tangent_weight, step, mask)
+
+    def mask_loss(self, logit: Tensor) -> Tensor:
+        """Cross entropy against the robot's mask; without one, what moved is the robot and what did not says nothing."""
+        if self.mask is not None:
+            return F.binary_cross_entropy_with_logits(logit, self.mask)
+        moved = (self.flow.square().sum(1).sqrt() > 0.5).to(logit) * self.weight
+        return _mean(F.softplus(-logit), moved)
+
+
+def field_loss(jacobian: Float[Tensor, "b 2 n h w"], moves: _BothWays) -> Float[Tensor, ""]:
+    """Charbonnier distance of `jacobian @ step` from the motion to first order, relative to the batch's mean motion."""
+    told = torch.einsum("bcnhw,bn->bchw", jacobian, moves.tangent_step)
+    weight = moves.tangent_weight
+    motion = _mean(moves.tangent.square().sum(1).sqrt(), weight).clamp(min=_LEAST_MOTION)
+    return _mean(charbonnier(told - moves.tangent), weight) / motion
+
+
+def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor, ""]:
+    """Error of both looks' flow under a Laplace distribution whose width is the confidence: large errors cost little
+    where the head said so, and saying so costs."""
+    total = torch.zeros((), dtype=moves.flow.dtype, device=moves.flow.device)
+    for share, look in zip((early, 1.0), made.looks):
+        flow = torch.cat([look[0].flow, look[1].flow])
+        half = torch.cat([look[0].log_weight, look[1].log_weight]) / 2
+        total = total + share * _mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
+    return total
+
+
+def photometric_loss(
+    first: SeenAt, image: Float[Tensor, "b 3 H W"], other: Float[Tensor, "b 3 H W"], executed: Float[Tensor, "b n"]
+) -> Float[Tensor, ""]:
+    """Brightness of the second picture, carried back by the field and the executed step, against the first."""
+    from jidm.field.learned.matching import carry_back
+
+    height, width = image.shape[-2:]
+    flow = torch.einsum("bcnhw,bn->bchw", first.jacobian, executed)
+    flow = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False)
+    return charbonnier(carry_back(other, flow) - image).mean()
+
+
+def smoothness(field: Float[Tensor, "b 2 n h w"], image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
+    """Total variation of the field [px per typical step], less where the picture has edges (Godard et al. 2017)."""
+    h, w = field.shape[-2:]
+    grey = F.interpolate(image, size=(h, w), mode="area").mean(1, keepdim=True)
+    flat = field.flatten(1, 2)
+    total = torch.zeros((), dtype=field.dtype, device=field.device)
+    for axis in (-1, -2):
+        edge = grey.diff(dim=axis).abs()
+        total = total + (flat.diff(dim=axis).abs() * (-10 * edge).exp()).mean()
+    return total
+
+
+def charbonnier(error: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+    """Smooth length of a vector field."""
+    return (error.square().sum(1) + _FLOW_EPS**2).sqrt()
+
+
+def _mean(value: Tensor, weight: Tensor) -> Tensor:
+    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def loss_weights(options: Mapping[str, float]) -> LossWeights:
+    """Weights by name, the others at their defaults.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    try:
+        return LossWeights(**options)
+    except TypeError as error:
+        raise InputError(f"unknown part of the loss: {error}") from None
