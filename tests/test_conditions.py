@@ -26,7 +26,7 @@ def clip() -> Clip:
     view = ExactView(surface_of(robot), (robot.camera().resized(64, 64),), None, None)
     q = torch.tensor([[0.0, 0.0], [0.3, 0.3], [0.6, 0.6]], dtype=torch.float64)
     video = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    return Clip(5, video, q, q, 16.0, (0, 1, 2), view)
+    return Clip(5, video, q, q, robot.joint_names, robot.joint_names, 16.0, (0, 1, 2), view)
 
 
 @pytest.mark.parametrize("name", sorted(conditions.CONDITIONS))

@@ -69,7 +69,8 @@ class Clip:
         index: of the episode.
         video: (T, 3, H, W) float32 RGB in [0, 1].
         q: (T, n) joint positions, of the model's joints in its order [rad or m].
-        q_robot: (T, m) of all the robot's joints, as recorded.
+        q_robot: (T, m) of all the robot's joints.
+        joints, robot_joints: their n and m names.
         fps: of the frames here [1/s].
         frame: (T,) number of each frame in the recording.
         view: what is exactly known about the pictures; None where nothing is.
@@ -79,6 +80,8 @@ class Clip:
     video: Float[Tensor, "T 3 H W"]
     q: Float[Tensor, "T n"]
     q_robot: Float[Tensor, "T m"]
+    joints: tuple[str, ...]
+    robot_joints: tuple[str, ...]
     fps: float
     frame: tuple[int, ...]
     view: ExactView | None
@@ -91,22 +94,24 @@ class Clip:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """A model's field and flow at one pair of frames beside the exact ones.
+class FieldLook:
+    """A model's field and flow at one pair of frames, beside the exact ones where they are known.
 
     Attributes:
         frame: t within the clip; the pair is (t, t + 1).
+        image: (3, H, W) the first frame.
         seen: what the model saw, one pair.
         jacobian, mask: exact field (2, n, h, w) [px per unit] and robot (h, w).
-        flow, flow_mask: exact flow (2, h, w) [px] and where it is known; None where nothing recorded it.
+        flow, flow_mask: exact flow (2, h, w) [px] and the robot's cells (h, w).
     """
 
     frame: int
+    image: Float[Tensor, "3 H W"]
     seen: FieldProbe
-    jacobian: Float[Tensor, "2 n h w"]
-    mask: Float[Tensor, "h w"]
-    flow: Float[Tensor, "2 h w"] | None
-    flow_mask: Float[Tensor, "h w"] | None
+    jacobian: Float[Tensor, "2 n h w"] | None = None
+    mask: Float[Tensor, "h w"] | None = None
+    flow: Float[Tensor, "2 h w"] | None = None
+    flow_mask: Float[Tensor, "h w"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +123,7 @@ class DecodedEpisode:
         motion: decoded from the known first pose.
         pair_steps: (T-1, n) steps of each pair of neighbouring frames by itself, None where the model has no such way.
         seconds: decoding took [s].
-        comparisons: of field and flow, where both model and recording know one.
+        looks: at field and flow, where the model has them.
     """
 
     index: int
@@ -126,7 +131,7 @@ class DecodedEpisode:
     motion: JointMotion
     pair_steps: Float[Tensor, "S n"] | None
     seconds: float
-    comparisons: tuple[Comparison, ...] = ()
+    looks: tuple[FieldLook, ...] = ()
 
     @property
     def delta_q(self) -> Float[Tensor, "S n"]:
@@ -197,10 +202,19 @@ class HeldOut:
             )
         pixels = np.array(episode.video(self.camera)[:: protocol.stride][: len(frames)])
         video = torch.from_numpy(pixels).movedim(-1, -3).float() / 255
+        # FK counts joints in the descriptor's order, which need not be the recording's.
+        robot = tuple(self.dataset.joint_names if self.embodiment is None else self.embodiment.joint_names)
         return Clip(
-            index, video, state[:, self._columns(joint_names)], state, self.dataset.fps / protocol.stride, frames,
-            self._view(episode),
-        )  # fmt: skip
+            index=index,
+            video=video,
+            q=state[:, self._columns(joint_names)],
+            q_robot=state[:, self._columns(robot)],
+            joints=tuple(joint_names),
+            robot_joints=robot,
+            fps=self.dataset.fps / protocol.stride,
+            frame=frames,
+            view=self._view(episode),
+        )
 
     def judged(self, joint_names: Sequence[str]) -> Bool[Tensor, " n"]:
         """Which of these joints count.
@@ -274,8 +288,8 @@ def _one_episode(idm: Any, clip: Clip, protocol: Protocol) -> DecodedEpisode:
         motion = idm.decode(clip.video, q0=clip.q[0], fps=clip.fps)
         seconds = time.perf_counter() - began
         pairs = _pair_steps(idm, clip.video)
-        comparisons = tuple(_comparisons(idm, clip, motion, protocol.looks))
-        return DecodedEpisode(clip.index, clip.q, motion, pairs, seconds, comparisons)
+        looks = tuple(_looks(idm, clip, motion, protocol.looks))
+        return DecodedEpisode(clip.index, clip.q, motion, pairs, seconds, looks)
 
 
 def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n"] | None:
@@ -287,21 +301,26 @@ def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n
     return torch.cat([step_pairs(*pair).double().cpu() for pair in batches])
 
 
-def _comparisons(idm: Any, clip: Clip, motion: JointMotion, looks: int) -> Iterable[Comparison]:
+def _looks(idm: Any, clip: Clip, motion: JointMotion, count: int) -> Iterable[FieldLook]:
     """Field and flow at a few evenly spread pairs; the model's own idea of the pose is used, never the true one."""
-    if clip.view is None:
-        return
     steps = len(clip.video) - 1
-    for t in np.unique(np.linspace(0, steps - 1, min(looks, steps)).astype(int)).tolist():
+    for t in np.unique(np.linspace(0, steps - 1, min(count, steps)).astype(int)).tolist():
         seen = probe(idm, clip.video[t : t + 1], clip.video[t + 1 : t + 2], motion.position[t : t + 1])
         if seen is None:
             return
-        frame, height, width = clip.frame[t], *seen.jacobian.shape[-2:]
-        jacobian, mask = clip.view.jacobian(frame, clip.q_robot[t], height, width)
-        truth = clip.view.flow(frame, clip.q_robot[t], clip.q_robot[t + 1])
-        if truth is not None and truth[1].shape != (height, width):
-            truth = None
-        yield Comparison(t, seen, jacobian, mask, *(truth or (None, None)))
+        exact = {} if clip.view is None else _exact(clip, clip.view, t, seen)
+        yield FieldLook(t, clip.video[t], seen, **exact)
+
+
+def _exact(clip: Clip, view: ExactView, t: int, seen: FieldProbe) -> dict[str, Tensor]:
+    frame, grid = clip.frame[t], seen.jacobian.shape[-2:]
+    jacobian, mask = view.jacobian(frame, clip.q_robot[t], *grid)
+    columns = [clip.robot_joints.index(name) for name in clip.joints]
+    exact = {"jacobian": jacobian[:, columns], "mask": mask}
+    truth = view.flow(frame, clip.q_robot[t], clip.q_robot[t + 1])
+    if truth is not None and truth[1].shape == grid:
+        exact |= {"flow": truth[0], "flow_mask": truth[1]}
+    return exact
 
 
 def joints_of(idm: Any) -> tuple[str, ...]:

@@ -133,23 +133,23 @@ def _honesty(evaluation: Evaluation) -> dict[str, Any]:
 
 def _field_figures(evaluation: Evaluation) -> dict[str, Any]:
     """Against the exact field and flow, where the recording knows them and the model has its own."""
-    pairs = [c for e in evaluation.episodes for c in e.comparisons]
-    if not pairs:
-        return {"field_error_mean": None, "flow_epe_px": None}
-    jacobian = torch.cat([c.seen.jacobian.double() for c in pairs])
-    exact, mask = torch.stack([c.jacobian for c in pairs]), torch.stack([c.mask for c in pairs])
-    per_joint = metrics.field_error(jacobian, exact, mask)
-    seen, known = torch.cat([c.seen.mask.double() for c in pairs]) > 0.5, mask > 0.5
-    figures = {
-        "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.judged),
-        "field_error_mean": per_joint[evaluation.judged].nanmean(),
-        "mask_iou": (seen & known).sum() / (seen | known).sum().clamp(min=1),
-    }
-    flows = [c for c in pairs if c.flow is not None and c.seen.flow is not None]
-    if flows:
-        truth = torch.stack([c.flow for c in flows if c.flow is not None])
-        on_robot = torch.stack([c.flow_mask for c in flows if c.flow_mask is not None])
-        measured = torch.cat([c.seen.flow.double() for c in flows if c.seen.flow is not None])
+    figures: dict[str, Any] = {"field_error_mean": None, "flow_epe_px": None}
+    looks = [look for e in evaluation.episodes for look in e.looks]
+    known = [(x.seen, x.jacobian, x.mask) for x in looks if x.jacobian is not None and x.mask is not None]
+    if known:
+        seen, exact, mask = (list(x) for x in zip(*known, strict=True))
+        on_robot = torch.stack(mask)
+        made = torch.cat([x.jacobian.double() for x in seen])
+        per_joint = metrics.field_error(made, torch.stack(exact), on_robot)
+        a, b = torch.cat([x.mask for x in seen]) > 0.5, on_robot > 0.5
+        figures |= {
+            "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.judged),
+            "field_error_mean": per_joint[evaluation.judged].nanmean(),
+            "mask_iou": (a & b).sum() / (a | b).sum().clamp(min=1),
+        }
+    moved = [(x.seen.flow, x.flow, x.flow_mask) for x in looks if x.flow is not None and x.seen.flow is not None]
+    if moved:
+        measured, truth, on_robot = (torch.stack([y.double().squeeze(0) for y in x]) for x in zip(*moved, strict=True))
         figures["flow_epe_px"] = metrics.endpoint_error(measured, truth, on_robot)
         figures["flow_length_px"] = metrics.endpoint_error(torch.zeros_like(truth), truth, on_robot)
     return figures
@@ -256,4 +256,34 @@ def table(figures: Sequence[Mapping[str, Any]], *, more: Sequence[tuple[str, str
         cells = ["-" if f.get(key) is None else format(f[key], form) for key, _, form in columns]
         count = f"{f['episodes']}/{f['episodes'] + len(f['failed'])}"
         rows.append((str(f["name"]), *cells, count))
+    return rows
+
+
+def comparison_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
+    """Rows of text: action MSE of one model over each rival's. `document`: model -> what `compared` gave."""
+    rows: list[tuple[str, ...]] = [("MODEL", "RIVAL", "MSE RATIO", "MSE RATIO PAIRS")]
+    for ours, rivals in document.items():
+        for rival, ratios in rivals.items():
+            cells = (ratios["action_mse_ratio"], ratios["action_mse_pairs_ratio"])
+            rows.append((ours, rival, *("-" if x is None else f"{x:.3f}" for x in cells)))
+    return rows
+
+
+def condition_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
+    """Rows of text: how the error rises. `document`: condition -> model -> what `jidm.learn.conditions.compare` gave."""
+    columns = (
+        ("nve_clean", "NVE CLEAN", ".3f"),
+        ("nve", "NVE", ".3f"),
+        ("nve_rise", "RISE", ".2f"),
+        ("nve_trusted_rise", "RISE TRUSTED", ".2f"),
+        ("invalid_share", "INVALID", ".0%"),
+        ("unobservable_share", "UNOBSERVABLE", ".0%"),
+        ("widened_share", "WIDENED", ".0%"),
+        ("coverage_95", "IN 95%", ".0%"),
+    )
+    rows = [("CONDITION", "MODEL", *(heading for _, heading, _ in columns))]
+    for condition, models in document.items():
+        for model, told in models.items():
+            cells = ("-" if told.get(key) is None else format(told[key], form) for key, _, form in columns)
+            rows.append((condition, model, *cells))
     return rows

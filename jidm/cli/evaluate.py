@@ -1,0 +1,171 @@
+"""`jidm evaluate`: trained models over held-out recordings; a table, a JSON file, and pictures to judge them by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from jidm.learn.evaluate import Evaluation, HeldOut, Protocol
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure trained models on held-out recordings."""
+
+    checkpoints: tyro.conf.Positional[tuple[str, ...]]
+    """Checkpoints: folders, bundled names or hub ids; the first is the one that others are compared with."""
+
+    data: Path
+    """Data set (LeRobot v3.0, v2.1 or v2.0) with videos and joint positions, not used in training."""
+
+    out: Path = Path("jidm_evaluate")
+    """Folder for evaluation.json and pictures."""
+
+    episodes: tuple[int, ...] = ()
+    """Episodes to use; all if neither this nor --ending is given."""
+
+    ending: tuple[int, ...] = ()
+    """Use episodes whose number ends in one of these digits, e.g. --ending 1 6."""
+
+    limit: int | None = None
+    """Use the first so many of the chosen episodes only."""
+
+    camera: str | None = None
+    """Which camera; the data set's first if not given."""
+
+    joints: tuple[str, ...] = ()
+    """Joints that count; all but grippers if not given."""
+
+    stride: int = 1
+    """Recorded frames per step."""
+
+    frames: int | None = None
+    """At most so many frames of each episode."""
+
+    conditions: bool = False
+    """Also with other backgrounds, hidden parts, JPEG and blur."""
+
+    pictures: int = 2
+    """Episodes to draw: fields, and decoded against true curves."""
+
+    def run(self) -> int:
+        from jidm.cli.outputs import make_folder, write_json
+        from jidm.cli.text import columns
+        from jidm.data import open_dataset
+        from jidm.learn.evaluate import HeldOut
+        from jidm.learn.scores import compared, scores, table
+
+        models = self._models()
+        dataset = open_dataset(self.data)
+        held_out = HeldOut(dataset, self._protocol(dataset))
+        make_folder(self.out)
+        evaluations = self._evaluate(models, held_out)
+        first = next(iter(evaluations))
+        document: dict[str, Any] = {"models": [scores(e) for e in evaluations.values()]}
+        if len(evaluations) > 1:
+            document["compared"] = {first: compared(evaluations, first)}
+        if self.conditions:
+            document["conditions"] = self._conditions(models, held_out, evaluations)
+        write_json(self.out / "evaluation.json", document)
+        drawn = self._draw(held_out, evaluations)
+        print(columns(table(document["models"])))
+        self._print_rest(document)
+        print(f"written to {self.out}/: evaluation.json{', ' if drawn else ''}{', '.join(drawn)}")
+        return 0 if all(e.episodes for e in evaluations.values()) else 1
+
+    def _models(self) -> dict[str, Any]:
+        """Label -> what decodes; labels are told apart by their place where names repeat."""
+        from jidm.errors import InputError
+        from jidm.learn.zoo import load_idm
+
+        if not self.checkpoints:
+            raise InputError("name at least one checkpoint: jidm evaluate CKPT --data DIR")
+        names = [Path(where).name or where for where in self.checkpoints]
+        labels = [
+            name if names.count(name) == 1 else where for name, where in zip(names, self.checkpoints, strict=True)
+        ]
+        return {label: load_idm(where) for label, where in zip(labels, self.checkpoints, strict=True)}
+
+    def _protocol(self, dataset: Any) -> Protocol:
+        from jidm.errors import InputError
+        from jidm.learn.evaluate import Protocol, chosen_episodes, ending_in
+
+        if self.episodes and self.ending:
+            raise InputError("give --episodes or --ending, not both")
+        chosen = ending_in(dataset.episode_indices, self.ending) if self.ending else self.episodes or None
+        episodes = chosen_episodes(dataset, chosen)[: self.limit]
+        return Protocol(
+            episodes=episodes, camera=self.camera, stride=self.stride, frames=self.frames, joints=self.joints or None
+        )
+
+    def _evaluate(self, models: dict[str, Any], held_out: HeldOut, change: Any = None) -> dict[str, Evaluation]:
+        import sys
+
+        from jidm.learn.evaluate import evaluate
+
+        out = {}
+        for label, idm in models.items():
+            out[label] = evaluate(idm, held_out, name=label, change=change)
+            for index, problem in out[label].failed.items():
+                print(f"jidm: {label}: episode {index} failed: {problem}", file=sys.stderr)
+        return out
+
+    def _conditions(self, models: dict[str, Any], held_out: HeldOut, clean: dict[str, Evaluation]) -> dict[str, Any]:
+        from jidm.learn.conditions import CONDITIONS, compare
+
+        out: dict[str, Any] = {}
+        for name, change in CONDITIONS.items():
+            worse = self._evaluate(models, held_out, change)
+            out[name] = {label: compare(clean[label], worse[label]) for label in models}
+        return out
+
+    def _draw(self, held_out: HeldOut, evaluations: dict[str, Evaluation]) -> list[str]:
+        """Draw the first episodes; the names of what was written."""
+        from jidm.view.field_pictures import plot_decoded, write_field_sheet
+
+        written = []
+        for index in held_out.episodes[: self.pictures]:
+            decoded = {
+                label: episode
+                for label, evaluation in evaluations.items()
+                for episode in evaluation.episodes
+                if episode.index == index
+            }
+            for label, episode in decoded.items():
+                for c in episode.looks[len(episode.looks) // 2 :][:1]:
+                    name = f"field_{label.replace('/', '_')}_{index:06d}.png"
+                    write_field_sheet(
+                        self.out / name,
+                        c.image,
+                        c.seen,
+                        evaluations[label].joint_names,
+                        exact=c.jacobian,
+                        exact_mask=c.mask,
+                        exact_flow=c.flow,
+                        title=f"{label}, episode {index}, frame {c.frame}",
+                    )
+                    written.append(name)
+            same = {
+                k: e
+                for k, e in decoded.items()
+                if e.motion.joint_names == next(iter(decoded.values())).motion.joint_names
+            }
+            if same:
+                name = f"curves_{index:06d}.png"
+                truth = next(iter(same.values())).q.numpy()
+                plot_decoded(self.out / name, {k: e.motion for k, e in same.items()}, truth, title=f"episode {index}")
+                written.append(name)
+        return written
+
+    def _print_rest(self, document: dict[str, Any]) -> None:
+        from jidm.cli.text import columns
+        from jidm.learn.scores import comparison_table, condition_table
+
+        if "compared" in document:
+            print("\n" + columns(comparison_table(document["compared"])))
+        if "conditions" in document:
+            print("\n" + columns(condition_table(document["conditions"])))
