@@ -1,0 +1,58 @@
+"""Statistics that LeRobot keeps beside the data: per feature minimum, maximum, mean, deviation and count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FeatureStats = dict[str, Any]
+"""min, max, mean, std (lists shaped like one value; pictures as (3, 1, 1) in [0, 1]) and count ([frames])."""
+
+_PICTURES = 100  # as many frames of an episode as LeRobot looks at
+
+
+def of_values(values: NDArray[Any]) -> FeatureStats:
+    """Of a column (T,) or (T, k)."""
+    x = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    return _stats(x, 0, len(x))
+
+
+def of_pictures(frames: NDArray[np.uint8]) -> FeatureStats:
+    """Of (T, H, W, 3), at most a hundred evenly spread frames."""
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _PICTURES)).round().astype(int))
+    x = frames[chosen].reshape(-1, 3) / 255.0
+    stats = _stats(x, 0, len(chosen))
+    return {key: value if key == "count" else np.reshape(value, (3, 1, 1)).tolist() for key, value in stats.items()}
+
+
+def together(parts: Sequence[Mapping[str, FeatureStats]]) -> dict[str, FeatureStats]:
+    """Statistics of all frames from those of the episodes."""
+    return {key: _merged([part[key] for part in parts]) for key in (parts[0] if parts else ())}
+
+
+def _stats(x: NDArray[np.float64], axis: int, count: int) -> FeatureStats:
+    return {
+        "min": x.min(axis).tolist(),
+        "max": x.max(axis).tolist(),
+        "mean": x.mean(axis).tolist(),
+        "std": x.std(axis).tolist(),
+        "count": [count],
+    }
+
+
+def _merged(parts: Sequence[FeatureStats]) -> FeatureStats:
+    count = np.array([part["count"][0] for part in parts], dtype=np.float64)
+    means, deviations = (np.array([part[name] for part in parts]) for name in ("mean", "std"))
+    share = (count / count.sum()).reshape(-1, *[1] * (means.ndim - 1))
+    mean = (share * means).sum(0)
+    variance = (share * (deviations**2 + (means - mean) ** 2)).sum(0)
+    return {
+        "min": np.min([part["min"] for part in parts], axis=0).tolist(),
+        "max": np.max([part["max"] for part in parts], axis=0).tolist(),
+        "mean": mean.tolist(),
+        "std": np.sqrt(variance).tolist(),
+        "count": [int(count.sum())],
+    }

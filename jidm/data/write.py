@@ -1,0 +1,286 @@
+"""Writing a LeRobot data set so that several processes may write at once and any of them may die at any moment.
+
+Every episode has its own files, its table is the last to appear, and the table alone says that the episode is there.
+What concerns all episodes together, under `meta/`, is made by `finish` from the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+from numpy.typing import NDArray
+
+from jidm.data import stats
+from jidm.data.feature import ACTION, IMAGES, STATE, Feature
+from jidm.data.film import encode
+from jidm.data.meta import CHUNK, Written, data_path, video_path, write_meta
+from jidm.data.table import read_columns, read_notes, to_arrow, write_table
+from jidm.errors import DatasetError
+from jidm.files import whole_file
+
+VERSIONS = ("v3.0", "v2.1")
+_STAGE = ".writing"
+_NUMBER = (1,)
+
+
+class DatasetWriter:
+    """Writes episodes into a folder, then the files that list them.
+
+    Several writers, in one process or many, may share a folder: an episode is a function of what `write_episode` is
+    given, and `finish`, called when all are done, of the episodes. A killed process leaves whole episodes only; the
+    next one goes on with `done()`.
+
+    Args:
+        root: folder; made if absent.
+        fps: frames per second.
+        joint_names: names of the n entries of the state.
+        cameras: name -> (width, height) [px], both even.
+        action_names: names of the m entries of the action; those of the joints if None, no action if empty.
+        robot_type: name of the robot.
+        extras: further columns, key -> Feature; written losslessly.
+        recipe: how it is made, kept in info.json under "jidm" (anything JSON can hold).
+        version: "v3.0" or "v2.1".
+        crf: quality of the video, 0 (finest) to 51.
+
+    Raises:
+        DatasetError: an unknown version, odd picture sizes, or doubled names.
+    """
+
+    def __init__(
+        self, root: str | Path, *, fps: float, joint_names: Sequence[str], cameras: Mapping[str, tuple[int, int]],
+        action_names: Sequence[str] | None = None, robot_type: str = "", extras: Mapping[str, Feature] | None = None,
+        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", crf: int = 12,
+    ) -> None:  # fmt: skip
+        self.root, self.version, self.fps, self.robot_type, self.crf = Path(root), version, float(fps), robot_type, crf
+        if version not in VERSIONS:
+            raise DatasetError(f"data sets of version {version!r} are not written; choose {' or '.join(VERSIONS)}")
+        if not 0 < self.fps < float("inf"):
+            raise DatasetError(f"fps={fps} must be a positive number of frames per second")
+        self.joint_names = _distinct("joint", joint_names)
+        self.action_names = self.joint_names if action_names is None else _distinct("action", action_names)
+        self.extras = dict(extras or {})
+        # Through JSON, so that what is compared is what a file gives back.
+        self.recipe = json.loads(json.dumps(dict(recipe or {}), allow_nan=False))
+        self._camera_keys = {name: f"{IMAGES}{name}" for name in cameras}
+        self.features = self._features(cameras)
+        self._plan = self._fingerprint()
+
+    def write_episode(
+        self, index: int, frames: Mapping[str, NDArray[np.uint8]], state: Num[np.ndarray, "T n"],
+        action: Num[np.ndarray, "T m"] | None = None, time: Num[np.ndarray, " T"] | None = None,
+        extras: Mapping[str, NDArray[Any]] | None = None, task: str = "",
+    ) -> None:  # fmt: skip
+        """Write one episode; afterwards it is whole, or absent if the process dies. Does nothing if it is there.
+
+        Args:
+            index: its number, from 0; several processes must not share one unless they write the same.
+            frames: camera -> (T, H, W, 3) uint8 RGB.
+            state: (T, n) joint positions [rad or m].
+            action: (T, m); None if the data set has no actions.
+            time: (T,) [s]; must be k / fps to 0.1 ms, and is so if not given.
+            extras: key -> (T, ...) values of the extra features.
+            task: what is done, in words.
+
+        Raises:
+            DatasetError: something is missing, of another shape, or not finite.
+        """
+        target = self.root / data_path(self.version, index)
+        if target.is_file():
+            return
+        columns = self._columns(index, state, action, time, dict(extras or {}))
+        length = len(columns["timestamp"])
+        self._check_frames(index, frames, length)
+        gathered = {key: stats.of_values(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
+        gathered |= {self._camera_keys[name]: stats.of_pictures(frames[name]) for name in self._camera_keys}
+        # A guess of where its rows lie among all, right where all episodes are of one length; `finish` knows.
+        notes = Written(index, length, task, 0, index * length, gathered)
+        columns["index"] = columns["frame_index"] + notes.first
+        stage = self.root / _STAGE / f"episode-{index:06d}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        stage.mkdir(parents=True)
+        try:
+            for name, key in self._camera_keys.items():
+                encode(stage / f"{key}.mp4", frames[name], self.fps, crf=self.crf)
+            arrays = {key: to_arrow(columns[key], self.features[key]) for key in self._stored()}
+            write_table(stage / "table.parquet", arrays, self._noted(notes))
+            for key in self._camera_keys.values():
+                _move(stage / f"{key}.mp4", self.root / video_path(self.version, index, key))
+            _move(stage / "table.parquet", target)  # last: this makes the episode
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def done(self) -> set[int]:
+        """Indices of the episodes that are there, whole.
+
+        Raises:
+            DatasetError: some were written to another plan (features, rate, recipe).
+        """
+        return {episode.index for episode in self._written()}
+
+    def finish(self) -> None:
+        """Write `meta/` for all episodes that are there. May be called again; the bytes depend on the episodes alone.
+
+        Raises:
+            DatasetError: some episodes were written to another plan (features, rate, recipe).
+        """
+        found, listed, first = self._written(), [], 0
+        tasks: dict[str, int] = {}
+        for episode in found:
+            task = tasks.setdefault(episode.task, len(tasks))
+            placed = replace(episode, first=first, task_index=task)
+            if placed != episode:
+                self._place(placed)
+            listed.append(placed)
+            first = placed.last
+        write_meta(self.root, self.version, self.fps, self.robot_type, self.features, self.recipe, listed)
+        self._clear_stage({episode.index for episode in found})
+
+    # ---- what goes in ------------------------------------------------------------------------------------------------
+
+    def _features(self, cameras: Mapping[str, tuple[int, int]]) -> dict[str, Feature]:
+        features = {STATE: Feature("float64", (len(self.joint_names),), list(self.joint_names))}
+        if self.action_names:
+            features[ACTION] = Feature("float64", (len(self.action_names),), list(self.action_names))
+        for name, (width, height) in cameras.items():
+            if width < 2 or height < 2 or width % 2 or height % 2:
+                raise DatasetError(
+                    f"camera '{name}' is {width}x{height}; video needs even sizes, crop or pad by a pixel"
+                )
+            features[self._camera_keys[name]] = Feature(
+                "video", (height, width, 3), ["height", "width", "channels"],
+                {"video.height": height, "video.width": width, "video.codec": "h264", "video.pix_fmt": "yuv420p",
+                 "video.is_depth_map": False, "video.fps": self.fps, "video.channels": 3, "has_audio": False},
+            )  # fmt: skip
+        for key, feature in self.extras.items():
+            if key in features or "/" in key or feature.dtype in ("video", "image") or not feature.shape:
+                raise DatasetError(
+                    f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is taken or of no use here"
+                )
+            features[key] = feature
+        features["timestamp"] = Feature("float32", _NUMBER)
+        return features | {
+            key: Feature("int64", _NUMBER) for key in ("frame_index", "episode_index", "index", "task_index")
+        }
+
+    def _columns(
+        self, index: int, state: NDArray[Any], action: NDArray[Any] | None, time: NDArray[Any] | None,
+        extras: dict[str, NDArray[Any]],
+    ) -> dict[str, NDArray[Any]]:  # fmt: skip
+        if index < 0:
+            raise DatasetError(f"episode {index}: numbers start at 0")
+        given = {STATE: state, **({} if action is None else {ACTION: action}), **extras}
+        wanted = {key for key in self.features if key in (STATE, ACTION) or key in self.extras}
+        if set(given) != wanted:
+            raise DatasetError(
+                f"episode {index}: columns {sorted(set(given) ^ wanted)} are missing or unknown; give {sorted(wanted)}"
+            )
+        length = len(state)
+        ticks = np.arange(length) / self.fps
+        if length < 1:
+            raise DatasetError(f"episode {index}: has no frames; leave it out")
+        if time is not None and (np.shape(time) != (length,) or not np.abs(np.asarray(time) - ticks).max() <= 1e-4):
+            raise DatasetError(f"episode {index}: times are not k / {self.fps:g} s; resample it to the rate of the set")
+        columns = {
+            key: self._column(index, key, np.asarray(given[key]), length) for key in self.features if key in wanted
+        }
+        counter = np.arange(length, dtype=np.int64)
+        return columns | {
+            "timestamp": ticks.astype(np.float32), "frame_index": counter, "episode_index": np.full_like(counter, index),
+            "index": counter, "task_index": np.zeros_like(counter),
+        }  # fmt: skip
+
+    def _column(self, index: int, key: str, values: NDArray[Any], length: int) -> NDArray[Any]:
+        feature = self.features[key]
+        if feature.shape == _NUMBER and values.shape == (length,):
+            values = values[:, None]
+        dtype = np.dtype(feature.dtype)
+        if values.shape != (length, *feature.shape) or not np.can_cast(values.dtype, dtype, "same_kind"):
+            raise DatasetError(
+                f"episode {index}: {key} is {values.dtype} {values.shape}, must be {dtype} {(length, *feature.shape)}"
+            )
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DatasetError(f"episode {index}: {key} is not finite everywhere; leave the episode out")
+        return values.astype(dtype)
+
+    def _check_frames(self, index: int, frames: Mapping[str, NDArray[np.uint8]], length: int) -> None:
+        if set(frames) != set(self._camera_keys):
+            raise DatasetError(f"episode {index}: pictures of {sorted(frames)}, must be of {sorted(self._camera_keys)}")
+        for name, key in self._camera_keys.items():
+            expected = (length, *self.features[key].shape)
+            if frames[name].dtype != np.uint8 or frames[name].shape != expected:
+                raise DatasetError(
+                    f"episode {index}: pictures of '{name}' are {frames[name].dtype} {frames[name].shape}, "
+                    f"must be uint8 {expected}"
+                )
+
+    # ---- what is there -----------------------------------------------------------------------------------------------
+
+    def _stored(self) -> list[str]:
+        return [key for key, feature in self.features.items() if feature.dtype != "video"]
+
+    def _fingerprint(self) -> str:
+        plan = {
+            "version": self.version, "fps": self.fps, "recipe": self.recipe, "robot_type": self.robot_type, "crf": self.crf,
+            "features": {key: feature.to_dict() for key, feature in self.features.items()},
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+    def _noted(self, episode: Written) -> bytes:
+        return json.dumps({"plan": self._plan, **vars(episode)}, sort_keys=True, allow_nan=False).encode()
+
+    def _written(self) -> list[Written]:
+        pattern = "data/chunk-*/file-*.parquet" if self.version == "v3.0" else "data/chunk-*/episode_*.parquet"
+        found = []
+        for path in self.root.glob(pattern):
+            notes = json.loads(read_notes(path) or b"{}")
+            if notes.pop("plan", None) != self._plan:
+                raise DatasetError(
+                    f"{path}: was not written with these features, rate and recipe; write into another folder, "
+                    f"or delete this one to start anew"
+                )
+            found.append(Written(**notes))
+        return sorted(found, key=lambda episode: episode.index)
+
+    def _place(self, episode: Written) -> None:
+        """Write the episode's table again, with its rows' places among all and the number of its task."""
+        path = self.root / data_path(self.version, episode.index)
+        arrays = read_columns(path, self._stored())
+        counter = np.arange(episode.length, dtype=np.int64)
+        gathered = dict(episode.stats)
+        for key, values in (("index", counter + episode.first), ("task_index", counter * 0 + episode.task_index)):
+            arrays[key] = to_arrow(values, self.features[key])
+            gathered[key] = stats.of_values(values)
+        with whole_file(path) as temporary:
+            write_table(temporary, arrays, self._noted(replace(episode, stats=gathered)))
+
+    def _clear_stage(self, done: set[int]) -> None:
+        """Remove what killed processes left of episodes that are there by now; others may be in the making."""
+        stage = self.root / _STAGE
+        for folder in stage.glob("episode-*"):
+            if int(folder.name.split("-")[1]) in done:
+                shutil.rmtree(folder, ignore_errors=True)
+        if stage.is_dir() and not any(stage.iterdir()):
+            stage.rmdir()
+
+
+def _distinct(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(str(name) for name in names)
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled or (what == "joint" and not names):
+        raise DatasetError(f"{what} names must be distinct and not empty: {', '.join(doubled) or 'there are none'}")
+    return names
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)
