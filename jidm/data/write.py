@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from jidm.data import stats
 from jidm.data.feature import ACTION, IMAGES, STATE, Feature
 from jidm.data.film import encode
-from jidm.data.meta import CHUNK, Written, data_path, video_path, write_meta
+from jidm.data.meta import Written, data_path, video_path, write_meta
 from jidm.data.table import read_columns, read_notes, to_arrow, write_table
 from jidm.errors import DatasetError
 from jidm.files import whole_file
