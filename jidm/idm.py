@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +13,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.errors import InputError, VideoError
+from jidm.errors import CheckpointError, InputError, VideoError
 from jidm.field.analytic import AnalyticField
+from jidm.field.hybrid import HybridField
+from jidm.field.learned import LearnedField, LearnedFieldConfig
 from jidm.joint_motion import JointMotion, stack
+from jidm.motion.fit import Fit
 from jidm.motion.flow import Flow, FlowEstimator, PrecomputedFlow, TimedFlow, as_flow_estimator
 from jidm.motion.flow.base import clean
 from jidm.motion.layout import as_video
+from jidm.solve.follow import FollowOptions, PoseFollower
+from jidm.solve.learned_step import step_pairs
 from jidm.solve.track import JointLimits, PoseTracker, TrackedStep, TrackOptions
 
 if TYPE_CHECKING:
+    from jidm.checkpoint import Checkpoint
     from jidm.field.base import JacobianField
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
 __all__ = ["JacobianIDM", "JointMotion"]
+
+_UNSEEN_SHARE = 0.25
+"""Share of the trained range by which a joint without known limits may leave it."""
+
+_STEP_UNIT = 40.0
+"""A joint of unknown type counts by this many of its typical steps: a quarter of it is the largest step believed."""
 
 _PRISMATIC_UNIT = 0.1
 """[m] A slide of this length counts like a turn of one radian when joints are compared."""
@@ -36,10 +48,11 @@ class JacobianIDM:
     """Inverse dynamics model of one robot seen by one camera.
 
     Args:
-        embodiment: the robot.
+        embodiment: the robot; may be None for a learned field, whose joints then have the names and the range of its
+            training.
         field: its Jacobian field in this camera.
-        flow: optical flow estimator.
-        options: of the tracking; the defaults suit most video.
+        flow: optical flow estimator; may be None for a learned field, which matches the pictures itself.
+        options: of the tracking (`FollowOptions` for a learned field); the defaults suit most video.
         limits: which of the descriptor's limits hold inside the solve: "all" (position and speed), "position",
             "none". A sped-up or dreamt video may break speed limits; then say "position".
         flow_side: where brightness refines the flow, larger pictures are reduced to this longer side for it [px].
@@ -47,22 +60,29 @@ class JacobianIDM:
 
     def __init__(
         self,
-        embodiment: Embodiment,
-        field: JacobianField,
-        flow: FlowEstimator,
+        embodiment: Embodiment | None,
+        field: JacobianField | LearnedField | HybridField,
+        flow: FlowEstimator | None,
         *,
-        options: TrackOptions | None = None,
+        options: TrackOptions | FollowOptions | None = None,
         limits: str = "all",
         flow_side: int = 320,
     ) -> None:
         if limits not in ("all", "position", "none"):
             raise InputError(f"limits must be 'all', 'position' or 'none', got {limits!r}")
+        learned = isinstance(field, (LearnedField, HybridField))
+        if not learned and (embodiment is None or flow is None):
+            raise InputError("this field needs an embodiment and a flow estimator; only a learned one does without")
+        wanted = FollowOptions if learned else TrackOptions
+        if options is not None and not isinstance(options, wanted):
+            raise InputError(f"a {type(field).__name__} is followed with {wanted.__name__}, got {options!r}")
         self.embodiment = embodiment
         self.field = field
         self.flow = flow
-        self.options = options or TrackOptions()
+        self.options = options or wanted()
         self.limits = limits
         self.flow_side = flow_side
+        self.checkpoint: Mapping[str, Any] = {}
 
     @classmethod
     def from_embodiment(
@@ -92,11 +112,75 @@ class JacobianIDM:
         field = AnalyticField(robot, view, points=points, occluders=max(20000, points), seed=seed)
         return cls(robot, field, as_flow_estimator(flow), **options)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path | Checkpoint,
+        *,
+        embodiment: str | Embodiment | None = None,
+        camera: str | Path | Camera | None = None,
+        device: str | torch.device = "cpu",
+        **options: Any,
+    ) -> JacobianIDM:
+        """A trained IDM: nothing to calibrate, no known first pose needed.
+
+        Args:
+            where: a checkpoint folder, the name of a bundled one, or a hub id.
+            embodiment: the robot, a registered name or a descriptor; refused if the checkpoint was trained for another.
+                If not given, the one the checkpoint names, where it is registered and unchanged.
+            camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. If given, the exact field
+                of URDF and camera takes the place of the learned one (`HybridField`).
+            device: where the network computes.
+            options: `options` and `limits` of the constructor.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, it is damaged, of another kind, or of another robot.
+        """
+        from jidm.checkpoint import Checkpoint, load_checkpoint
+
+        checkpoint = where if isinstance(where, Checkpoint) else load_checkpoint(where)
+        if checkpoint.kind != LearnedField.kind:
+            raise CheckpointError(
+                f"{checkpoint.source}: holds a model of kind '{checkpoint.kind}', not a Jacobian field; "
+                "load it with jidm.learn.zoo.load_idm"
+            )
+        learned = LearnedField.from_config(checkpoint.config)
+        checkpoint.load_into(learned)
+        learned = learned.eval().requires_grad_(False).to(device)
+        robot = _trained_robot(checkpoint, embodiment)
+        field: LearnedField | HybridField = learned
+        if camera is not None:
+            if robot is None:
+                raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
+            config = learned.config
+            field = HybridField(learned, robot, _fitted(_camera(robot, camera), config.height, config.width))
+        idm = cls(robot, field, None, **options)
+        idm.checkpoint = {"source": checkpoint.source, "content_hash": checkpoint.content_hash}
+        return idm
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Names of the n joints, the order of every joint axis."""
+        return tuple(self.field.joint_names)
+
+    def step_pairs(
+        self, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"], before: Tensor | None = None
+    ) -> Float[Tensor, "b n"]:
+        """Joint steps [rad or m] of unrelated pairs of frames by a learned field; `before` is not needed.
+
+        Raises:
+            InputError: the field is not learned: it needs to be told the pose.
+        """
+        if not isinstance(self.field, (LearnedField, HybridField)):
+            raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
+        fit = Fit(first.shape[-2], first.shape[-1], self.field.config.height, self.field.config.width)
+        return step_pairs(self.field, fit.frames(first), fit.frames(second))
+
     def decode(
         self,
         video: Any,
         *,
-        q0: Sequence[float] | np.ndarray | Tensor,
+        q0: Sequence[float] | np.ndarray | Tensor | None = None,
         fps: float | None = None,
         flow: Flow | Tensor | None = None,
         layout: str | None = None,
@@ -108,7 +192,8 @@ class JacobianIDM:
         Args:
             video: path of a video or a folder of images (streamed, memory does not grow with length), or frames in
                 any layout `as_video` takes, with any batch shape.
-            q0: (n,) or (*batch, n) joint positions in the first frame [rad or m].
+            q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. A learned field reads them off the
+                picture if not given.
             fps: frames a second; taken from the file where not given. Needed for arrays.
             flow: (*batch, T-1, 2, H, W) measured elsewhere, used in place of the estimator [px]. After a frame that
                 shows nothing the estimator is asked all the same: no flow given spans the gap.
@@ -123,40 +208,50 @@ class JacobianIDM:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
             InputError: q0 or flow do not fit.
         """
-        start = torch.as_tensor(np.asarray(q0, dtype=np.float64) if not isinstance(q0, Tensor) else q0)
-        if start.shape[-1:] != (self.embodiment.n,):
-            raise InputError(
-                f"q0 must hold {self.embodiment.n} joints ({', '.join(self.embodiment.joint_names)}), "
-                f"got shape {tuple(start.shape)}"
-            )
-        if not start.isfinite().all():
-            raise InputError("q0 holds NaN or infinity; give the joint positions of the first frame")
+        start = self._start(q0)
         if isinstance(video, (str, Path)):
             if start.dim() != 1:
-                raise InputError(f"q0 must be ({self.embodiment.n},) for one file, got shape {tuple(start.shape)}")
+                raise InputError(f"q0 must be ({start.shape[-1]},) for one file, got shape {tuple(start.shape)}")
             frames, times, length = _stream(video, fps)
-            return self._decode_one(frames, times, start, flow, length if progress else None)
+            return self._decode_one(frames, times, None if q0 is None else start, flow, length if progress else None)
         tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
         time = _times(video, fps, tensor.shape[-4])
         batch = tensor.shape[:-4]
         if not _expands(start.shape[:-1], batch):
             raise InputError(f"q0 of shape {tuple(start.shape)} does not fit a video with batch shape {tuple(batch)}")
-        start = start.expand(*batch, self.embodiment.n).reshape(-1, self.embodiment.n)
+        start = start.expand(*batch, start.shape[-1]).reshape(-1, start.shape[-1])
         clips = tensor.reshape(-1, *tensor.shape[-4:])
         flows = _split_flow(flow, batch, tensor.shape)
         motions = [
-            self._decode_one(iter(clip), iter(time), q, f, len(clip) if progress else None)
+            self._decode_one(iter(clip), iter(time), None if q0 is None else q, f, len(clip) if progress else None)
             for clip, q, f in zip(clips, start, flows, strict=True)
         ]
         return stack(motions, batch) if batch else motions[0]
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
+    def _start(self, q0: Sequence[float] | np.ndarray | Tensor | None) -> Float[Tensor, "*batch n"]:
+        """q0 as a tensor; NaN, which nobody reads, where a learned field will look for itself."""
+        n = len(self.joint_names)
+        if q0 is None:
+            if not isinstance(self.field, (LearnedField, HybridField)):
+                raise InputError(
+                    f"q0, the {n} joint positions in the first frame, must be given; only a learned field reads them "
+                    "off the picture"
+                )
+            return torch.full((n,), torch.nan)
+        start = torch.as_tensor(np.asarray(q0, dtype=np.float64) if not isinstance(q0, Tensor) else q0)
+        if start.shape[-1:] != (n,):
+            raise InputError(f"q0 must hold {n} joints ({', '.join(self.joint_names)}), got shape {tuple(start.shape)}")
+        if not start.isfinite().all():
+            raise InputError("q0 holds NaN or infinity; give the joint positions of the first frame")
+        return start
+
     def _decode_one(
         self,
         frames: Iterator[Tensor],
         times: Iterator[float],
-        q0: Tensor,
+        q0: Tensor | None,
         flow: Flow | Tensor | None,
         progress_total: int | None,
     ) -> JointMotion:
@@ -166,9 +261,10 @@ class JacobianIDM:
         if not first.isfinite().all():
             raise VideoError("the first frame is not finite; q0 belongs to a frame that shows the robot")
         self._check_size(first)
-        q = q0.to(first)
-        tracker = PoseTracker(self.field, self._joint_limits(q), self.options)
-        tracker.start(first, q)
+        like = first if not isinstance(self.field, (LearnedField, HybridField)) else self.field.delta_std
+        tracker = self._tracker(like)
+        tracker.start(self._fitted(first), None if q0 is None else q0.to(like))
+        q = tracker.q
         clock = [next(times)]
         steps: list[TrackedStep] = []
         good, good_index = first, 0
@@ -180,23 +276,42 @@ class JacobianIDM:
             if not frame.isfinite().all():
                 steps.append(tracker.skip(dt))
                 continue
-            steps.append(tracker.step(frame, dt, self._flow_between(good, frame, flow, good_index, k + 1)))
+            measured = self._flow_between(good, frame, flow, good_index, k + 1)
+            steps.append(tracker.step(self._fitted(frame), dt, measured))
             if steps[-1].used:
                 good, good_index = frame, k + 1
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
         return self._motion(q, clock, steps)
 
-    def _flow_between(self, first: Tensor, second: Tensor, given: Flow | Tensor | None, start: int, stop: int) -> Flow:
+    def _tracker(self, like: Tensor) -> Any:
+        limits = self._joint_limits(like)
+        if isinstance(self.field, (LearnedField, HybridField)):
+            return PoseFollower(self.field, limits, self.options)  # type: ignore[arg-type]
+        return PoseTracker(self.field, limits, self.options)  # type: ignore[arg-type]
+
+    def _fitted(self, frame: Float[Tensor, "3 H W"]) -> Tensor:
+        """The frame in the size the field reads."""
+        if not isinstance(self.field, (LearnedField, HybridField)):
+            return frame
+        config = self.field.config
+        return Fit(frame.shape[-2], frame.shape[-1], config.height, config.width).frames(frame).to(self.field.delta_std)
+
+    def _flow_between(
+        self, first: Tensor, second: Tensor, given: Flow | Tensor | None, start: int, stop: int
+    ) -> Flow | None:
         """Flow between frames number `start` and `stop`; a flow given for single steps says nothing across a gap."""
         height, width = first.shape[-2:]
+        if self.flow is None and (given is None or stop > start + 1):
+            return None
         if given is None or stop > start + 1:
+            assert self.flow is not None
             if isinstance(self.flow, PrecomputedFlow) and stop > start + 1:
                 return Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0]))
             if isinstance(self.flow, TimedFlow):
                 return self.flow.between(first, second, start, stop)
             scale = self.flow_side / max(height, width)
-            if self.options.refine == "none" or scale >= 1:
+            if scale >= 1 or not (isinstance(self.options, TrackOptions) and self.options.refine != "none"):
                 return self.flow(first, second)
             # Brightness does the measuring; the flow only has to start it and to tell what moved.
             small = [_shrunk(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
@@ -214,6 +329,8 @@ class JacobianIDM:
         """The field's pixels must be the video's."""
         height, width = frame.shape[-2:]
         camera = getattr(self.field, "camera", None)
+        if isinstance(self.field, HybridField):
+            return  # frames are fitted to it
         if camera is None or (camera.width, camera.height) == (width, height):
             return
         raise VideoError(
@@ -223,6 +340,9 @@ class JacobianIDM:
 
     def _joint_limits(self, like: Tensor) -> JointLimits:
         robot = self.embodiment
+        if robot is None:
+            assert isinstance(self.field, LearnedField)
+            return _learned_limits(self.field.config, like)
         infinite = np.full(robot.n, np.inf)
         prismatic = np.array([t == "prismatic" for t in robot.joint_types])
         bounded, timed = self.limits != "none", self.limits == "all"
@@ -241,8 +361,8 @@ class JacobianIDM:
             [torch.zeros_like(steps[0].position_covariance), *(s.position_covariance for s in steps)]
         )
         return JointMotion(
-            joint_names=tuple(self.embodiment.joint_names),
-            joint_types=tuple(self.embodiment.joint_types),
+            joint_names=self.joint_names,
+            joint_types=self._joint_types,
             time=time,
             delta_q=delta_q,
             velocity=delta_q / time.diff().to(delta_q)[:, None],
@@ -256,22 +376,66 @@ class JacobianIDM:
             provenance=self._provenance(),
         )
 
+    @property
+    def _joint_types(self) -> tuple[str, ...]:
+        if self.embodiment is not None:
+            return tuple(self.embodiment.joint_types)
+        assert isinstance(self.field, LearnedField)
+        return self.field.config.joint_types
+
     def _provenance(self) -> dict[str, Any]:
         from jidm import __version__
 
         camera = getattr(self.field, "camera", None)
         return {
             "jidm": __version__,
-            "embodiment": self.embodiment.name,
-            "embodiment_hash": self.embodiment.content_hash,
+            "embodiment": None if self.embodiment is None else self.embodiment.name,
+            "embodiment_hash": None if self.embodiment is None else self.embodiment.content_hash,
             "field": type(self.field).__name__,
+            "checkpoint": dict(self.checkpoint) or None,
             "seed": getattr(self.field, "seed", None),
-            "flow": type(self.flow).__name__,
+            "flow": None if self.flow is None else type(self.flow).__name__,
             "limits": self.limits,
             "flow_side": self.flow_side,
             "options": asdict(self.options),
             "camera": camera.to_dict() if camera is not None else None,
         }
+
+
+def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:
+    """The robot a checkpoint is used on; None where nobody knows one."""
+    from jidm.robot.embodiment import Embodiment
+
+    if embodiment is None:
+        record = checkpoint.embodiment
+        if record is None or record["name"] not in Embodiment.names():
+            return None
+        embodiment = str(record["name"])
+    robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
+    checkpoint.check_embodiment(robot)
+    return robot
+
+
+def _fitted(camera: Camera, height: int, width: int) -> Camera:
+    """The camera of a picture that was fitted into (height, width)."""
+    fit = Fit(camera.height, camera.width, height, width)
+    inner = camera.resized(fit.inner_width, fit.inner_height)
+    K = inner.K.clone()
+    K[0, 2] += fit.left
+    K[1, 2] += fit.top
+    return replace(inner, width=width, height=height, K=K)
+
+
+def _learned_limits(config: LearnedFieldConfig, like: Tensor) -> JointLimits:
+    """Limits of joints of which only a recording is known: its range, a little widened, and any speed."""
+    lower, upper = (torch.tensor(x).to(like) for x in (config.q_lower, config.q_upper))
+    margin = _UNSEEN_SHARE * (upper - lower)
+    return JointLimits(
+        lower - margin,
+        upper + margin,
+        torch.full_like(lower, torch.inf),
+        _STEP_UNIT * torch.tensor(config.delta_std).to(like),
+    )
 
 
 def _camera(robot: Embodiment, camera: str | Path | Camera) -> Camera:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,15 @@ from torch.nn import functional as F
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
 from jidm.learn.batch import JointStats, PairBatch
-from jidm.solve.learned_step import LearnedStep, SeenAt, learned_step
+from jidm.solve.learned_step import LearnedStep, SeenAt, learned_step, step_pairs
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
+_FIELD_FIRST = 0.4  # share of the training in which field and state are learned alone
+_FIELD_BENDS = 0.8  # share from which on the solved steps bend the field as well: poor matches would spoil it
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
 
@@ -59,6 +61,9 @@ class TrainableField(LearnedField):
     """
 
     weights = LossWeights()
+    progress = 1.0
+    """Share of the training that is over. What moved is matched only once the field is roughly right: before, solving
+    through it teaches nothing and costs half the time."""
 
     @classmethod
     def from_data(
@@ -100,15 +105,36 @@ class TrainableField(LearnedField):
             parts["photometric"] = photometric_loss(first, batch.first, batch.second, batch.delta_q)
         if weight.compose and batch.third is not None:
             parts["compose"] = self._compose_loss(batch, first, second, made)
-        parts["loss"] = sum((getattr(weight, name) * value for name, value in parts.items()), torch.zeros(()).to(q))
-        return parts
+        total = torch.zeros((), dtype=q.dtype, device=q.device)
+        for name, value in parts.items():
+            total = total + getattr(weight, name) * value
+        return {"loss": total, **parts}
 
-    def step_pairs(self, first: Tensor, second: Tensor, before: Tensor | None = None) -> Float[Tensor, "B n"]:
-        """Joint steps of unrelated pairs of frames, each field bent by the pose the picture shows."""
-        count = len(first)
-        seen = self.encode(torch.cat([first, second]))
-        at = SeenAt.of(self, seen, self.state(seen)[0])
-        return learned_step(self, at[:count], at[count:]).solution.delta_q
+    def step_pairs(
+        self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"], before: Tensor | None = None
+    ) -> Float[Tensor, "B n"]:
+        """Joint steps of unrelated pairs of frames [rad or m]; `before` is not needed."""
+        return step_pairs(self, first, second)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[PairBatch]) -> None:
+        """Scale the uncertainties to the errors made on pairs that were not trained on.
+
+        One factor per joint: the geometric mean of what the 68 % and the 95 % interval of a normal distribution ask for.
+        """
+        steps, states = [], []
+        self.step_spread.fill_(1.0)
+        self.state_spread.fill_(1.0)
+        for batch in batches:
+            seen = self.encode(torch.cat([batch.first, batch.second]))
+            q, q_read_std = torch.cat([batch.q, batch.q_next]), self.state(seen)
+            states.append((q_read_std[0] - q).abs() / q_read_std[1])
+            at = SeenAt.of(self, seen, q)
+            solution = learned_step(self, at[: len(batch)], at[len(batch) :]).solution
+            std = solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+            steps.append((solution.delta_q - batch.delta_q).abs() / std)
+        self.step_spread.copy_(_spread(torch.cat(steps)))
+        self.state_spread.copy_(_spread(torch.cat(states)))
 
     @property
     def _column(self) -> Tensor:
@@ -236,6 +262,12 @@ def charbonnier(error: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
 
 def _mean(value: Tensor, weight: Tensor) -> Tensor:
     return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def _spread(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:
+    share = torch.tensor([0.6827, 0.95], dtype=deviation.dtype, device=deviation.device)
+    found = deviation.quantile(share, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
+    return found.log().mean(0).exp().clamp(1e-3, 1e3)
 
 
 def loss_weights(options: Mapping[str, float]) -> LossWeights:

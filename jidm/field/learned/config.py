@@ -106,7 +106,8 @@ class LearnedFieldConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise CheckpointError(f"the field's configuration has unknown entries: {', '.join(unknown)}")
+        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
-            return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+            return cls(**entries)
         except TypeError as error:
             raise CheckpointError(f"the field's configuration is incomplete: {error}") from None

@@ -23,6 +23,10 @@ class PairHead(nn.Module):
         grid: (h, w) of the field.
     """
 
+    index: Tensor
+    inside: Tensor
+    offsets: Tensor
+
     def __init__(self, features: int, reach: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.reach = reach
@@ -43,6 +47,7 @@ class PairHead(nn.Module):
         self.fine_out = nn.Conv2d(features, 3, 1)
         for layer in (self.coarse_out, self.fine_out):
             nn.init.normal_(layer.weight, std=1e-3)
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
     def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from jidm.field.learned.matching import PairHead
 _KEYPOINTS = 32
 _POSE_WIDTH = 96
 _STATE_WIDTH = 256
+_STATE_LOG_RANGE = 3.0  # standard deviations of a pose lie between e^-5 and e^1 of the training poses' spread
 _FLOW_UNIT = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
 
 
@@ -49,6 +50,14 @@ class LearnedField(nn.Module):
     """
 
     kind: ClassVar[str] = "jacobian_field"
+    q_mean: Tensor
+    q_std: Tensor
+    delta_std: Tensor
+    step_spread: Tensor
+    state_spread: Tensor
+    grid4: Tensor
+    grid8: Tensor
+    grid16: Tensor
 
     def __init__(self, config: LearnedFieldConfig) -> None:
         super().__init__()
@@ -58,6 +67,9 @@ class LearnedField(nn.Module):
         width = size.decoder
         for name in ("q_mean", "q_std", "delta_std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
+        # Set by `calibrate` after training: how much larger errors are than the least squares think.
+        self.register_buffer("step_spread", torch.ones(n))
+        self.register_buffer("state_spread", torch.ones(n))
         for stride in (4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config, size.levels)
@@ -100,7 +112,8 @@ class LearnedField(nn.Module):
         maps = self.keypoints(torch.cat([seen.eighth, doubled(self._coarse(seen))], 1))
         out = self.state_out(spatial_softmax(maps, self.grid8).flatten(1))
         value, log_std = out.chunk(2, -1)
-        return self.q_mean + self.q_std * value, self.q_std * (3 * torch.tanh(log_std / 3) - 2).exp()
+        spread = self.q_std * self.state_spread * (_STATE_LOG_RANGE * torch.tanh(log_std / _STATE_LOG_RANGE) - 2).exp()
+        return self.q_mean + self.q_std * value, spread
 
     def jacobian(
         self, seen: Encoded, q: Float[Tensor, "b n"]

@@ -1,0 +1,111 @@
+"""Learned eyes, exact geometry: the network says where the robot is and what moved, URDF and camera how it moves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.errors import CheckpointError, InputError
+from jidm.field.analytic import AnalyticField, AnalyticPose
+from jidm.field.learned.config import STRIDE, LearnedFieldConfig
+from jidm.field.learned.matching import PairHead
+from jidm.field.learned.network import Encoded, LearnedField
+
+if TYPE_CHECKING:
+    from jidm.robot.camera import Camera
+    from jidm.robot.embodiment import Embodiment
+
+_SURE = 8.0  # logit of a cell that the geometry puts on the robot, or off it
+
+
+class HybridField:
+    """A learned field whose Jacobian is the exact one at the pose it reads.
+
+    A wrong pose bends the exact Jacobian little (0.05 rad a few per cent), so where URDF and camera are known this is
+    the better field. What is in front of the robot only the network can tell: a cell counts as robot where both say so.
+
+    Args:
+        learned: trained for this robot.
+        embodiment: the robot.
+        camera: of the pictures, at the size the network reads.
+        points: surface points behind the field's grid.
+        seed: of their sampling.
+
+    Raises:
+        CheckpointError: the network was trained for other joints.
+        InputError: the camera has another size than the network's pictures.
+    """
+
+    def __init__(
+        self, learned: LearnedField, embodiment: Embodiment, camera: Camera, *, points: int = 8000, seed: int = 0
+    ) -> None:
+        if tuple(learned.joint_names) != tuple(embodiment.joint_names):
+            raise CheckpointError(
+                f"the network knows the joints {', '.join(learned.joint_names)}, '{embodiment.name}' has "
+                f"{', '.join(embodiment.joint_names)}; use the robot it was trained for"
+            )
+        size = learned.config.height, learned.config.width
+        if (camera.height, camera.width) != size:
+            raise InputError(
+                f"the camera is {camera.width}x{camera.height}, the network reads {size[1]}x{size[0]}: "
+                f"pass camera.resized({size[1]}, {size[0]}) if it saw the whole picture"
+            )
+        self.learned = learned
+        self.camera = camera
+        self.seed = seed
+        self.analytic = AnalyticField(embodiment, camera, points=points, occluders=points, seed=seed)
+
+    @property
+    def config(self) -> LearnedFieldConfig:
+        """Of the network."""
+        return self.learned.config
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Names of the n joints, the order of every Jacobian's columns."""
+        return self.learned.joint_names
+
+    @property
+    def pair(self) -> PairHead:
+        """What matches two pictures."""
+        return self.learned.pair
+
+    @property
+    def delta_std(self) -> Tensor:
+        """(n,) a typical step of each joint [rad or m]."""
+        return self.learned.delta_std
+
+    @property
+    def step_spread(self) -> Tensor:
+        """(n,) how much larger steps' errors are than the least squares think."""
+        return self.learned.step_spread
+
+    def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
+        """As `LearnedField.encode`."""
+        return self.learned.encode(image)
+
+    def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """As `LearnedField.state`."""
+        return self.learned.state(seen)
+
+    def jacobian(
+        self, seen: Encoded, q: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b 2 n h w"], Float[Tensor, "b h w"]]:
+        """The exact field at q [px of the picture per rad or m], and the logit of each cell's showing the robot."""
+        h, w = self.config.grid
+        field, mask = self.analytic.dense(q, h, w)
+        _, seen_mask = self.learned.jacobian(seen, q)
+        return field * STRIDE, torch.minimum(seen_mask, (2 * mask - 1) * _SURE)
+
+    def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
+        """The exact field at joint positions q [rad or m]."""
+        return self.analytic.at(q, image)
+
+    def dense(
+        self, q: Float[Tensor, "*batch n"], height: int, width: int, image: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
+        """As `AnalyticField.dense`."""
+        return self.analytic.dense(q, height, width, image)

@@ -1,0 +1,137 @@
+"""A pose followed through a video by a learned field: steps between frames, and what each frame shows of the pose.
+
+Streaming, two frames at a time. Steps are precise but add up to drift; the pose read off one picture is coarse but does
+not drift. A Kalman filter takes both at what they are worth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.motion.flow.base import Flow
+from jidm.solve.learned_step import LearnedStep, SeenAt, StepField, learned_step
+from jidm.solve.track import JointLimits, TrackedStep
+
+
+@dataclass(frozen=True)
+class FollowOptions:
+    """How a pose is followed with a learned field.
+
+    Attributes:
+        momentum: share of the last step that is expected again, to bend the second picture's field with.
+        anchor: whether the pose read off each picture is used.
+        repeats: for so many frames the errors of the pose read off pictures are alike, so each counts that much less.
+        gate: readings further than this from the expected pose [standard deviations of both] are not believed.
+        confused: a picture is not measured where the step leaves more than this share of the motion unexplained ...
+        least_motion: ... of at least this much motion [px rms].
+    """
+
+    momentum: float = 0.8
+    anchor: bool = True
+    repeats: float = 16.0
+    gate: float = 4.0
+    confused: float = 0.9
+    least_motion: float = 0.5
+
+
+class PoseFollower:
+    """Follows one robot in one video with a learned or hybrid field.
+
+    Args:
+        field: what reads the pictures.
+        limits: of the joints; positions stay inside.
+        options: how.
+    """
+
+    def __init__(self, field: StepField, limits: JointLimits, options: FollowOptions) -> None:
+        self.field, self.limits, self.options = field, limits, options
+
+    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None) -> None:
+        """Begin at a frame; without q0 [rad or m] at the pose that the frame shows."""
+        seen = self.field.encode(frame[None])
+        read, std = self.field.state(seen)
+        self.q = self._inside(read[0]) if q0 is None else q0
+        self.position_covariance = torch.diag(std[0] ** 2) if q0 is None else torch.zeros_like(torch.diag(std[0]))
+        self._velocity = torch.zeros_like(self.q)
+        self._elapsed = 0.0
+        self._last = SeenAt.of(self.field, seen, self.q[None])
+
+    def skip(self, dt: float) -> TrackedStep:
+        """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
+        self._elapsed += dt
+        zero = torch.zeros_like(self.q)
+        unknown = zero.new_zeros(())
+        reach = torch.diag(self.limits.reach(self._elapsed) ** 2)
+        never = torch.zeros_like(zero, dtype=torch.bool)
+        wide = self.position_covariance + reach
+        return TrackedStep(
+            zero, self.q, wide, torch.diag(self.limits.reach(dt) ** 2), unknown, unknown, never, False, False
+        )
+
+    def step(self, frame: Float[Tensor, "3 H W"], dt: float, flow: Flow | None = None) -> TrackedStep:
+        """Follow the robot into the next frame.
+
+        Args:
+            frame: finite, same size as the first.
+            dt: time since the previous frame [s].
+            flow: measured elsewhere, from the last good frame to this one; the network matches the pictures if not given.
+        """
+        gap = self._elapsed
+        expected = self._inside(self.q + self.options.momentum * self._velocity * (dt + gap))
+        seen = self.field.encode(frame[None])
+        found = learned_step(self.field, self._last, SeenAt.of(self.field, seen, expected[None]), flow)
+        solution = found.solution
+        if not bool(solution.valid[0]):
+            return self.skip(dt)
+        step = self._inside(self.q + solution.delta_q[0]) - self.q
+        reach = torch.diag(self.limits.reach(dt + gap) ** -2.0)
+        covariance = _inverse(_inverse(_finite(solution.covariance[0])) + reach)
+        self.q, self.position_covariance = self._fused(
+            self.q + step, self.position_covariance + covariance, self.field.state(seen)
+        )
+        self._elapsed = 0.0
+        self._velocity = step / (dt + gap)
+        self._last = SeenAt.of(self.field, seen, self.q[None])
+        valid = gap == 0.0 and not self._lost(found)
+        return TrackedStep(
+            step if valid else torch.zeros_like(step), self.q, self.position_covariance, covariance,
+            solution.residual[0], solution.explained[0], solution.observable[0], valid,
+        )  # fmt: skip
+
+    def _lost(self, found: LearnedStep) -> bool:
+        """Whether there was motion and hardly any of it was the robot's."""
+        left = float(found.solution.residual[0])
+        explained = float(found.solution.explained[0])
+        moved = left / max(1e-6, 1 - explained) ** 0.5
+        return moved > self.options.least_motion and explained < 1 - self.options.confused
+
+    def _fused(
+        self, q: Tensor, covariance: Tensor, reading: tuple[Tensor, Tensor]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+        if not self.options.anchor:
+            return q, covariance
+        value, std = reading[0][0], reading[1][0]
+        believed = (value - q).abs() <= self.options.gate * (std**2 + covariance.diagonal()).sqrt()
+        # Information that a reading adds; none where it is not believed.
+        added = torch.diag(believed / (std**2 * self.options.repeats))
+        fused = _inverse(_inverse(covariance) + added)
+        return self._inside(q + fused @ (added @ (value - q))), fused
+
+    def _inside(self, q: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(q, self.limits.lower), self.limits.upper)
+
+
+def _finite(covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Unknown joints as very wide ones."""
+    return covariance.nan_to_num(posinf=1e4).clamp(-1e4, 1e4)
+
+
+def _inverse(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Inverse of a positive semi-definite matrix in float64, with a whisper of damping."""
+    x = matrix.double()
+    floor = 1e-12 * x.diagonal().mean().clamp(min=1e-12)
+    return torch.linalg.inv(x + floor * torch.eye(len(x), dtype=x.dtype, device=x.device)).to(matrix)
