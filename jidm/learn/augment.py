@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -226,7 +227,7 @@ def _compressed(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Floa
     for i in some:
         pixels = (x[i].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         _, stream = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(quality[i])])
-        decoded = cv2.imdecode(stream, cv2.IMREAD_COLOR)
+        decoded: Any = cv2.imdecode(stream, cv2.IMREAD_COLOR)
         x[i] = torch.from_numpy(decoded[..., ::-1].copy()).permute(2, 0, 1).float() / 255
     return x
 

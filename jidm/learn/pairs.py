@@ -82,8 +82,8 @@ class PairSampler:
         return self._draw(np.random.default_rng((self.seed, step)), size)
 
     def fixed(self, size: int) -> Draw:
-        """A batch to measure by, the same every time and none of the training steps'."""
-        return self._draw(np.random.default_rng((self.seed, 0, 1)), size)
+        """A batch to measure by, the same every time and for every seed."""
+        return self._draw(np.random.default_rng((0, 0, 1)), size)
 
     def _draw(self, random: np.random.Generator, size: int) -> Draw:
         which = random.integers(len(self._steps), size=size)

@@ -1,0 +1,286 @@
+"""The training loop: a Lightning module around any model that knows its losses. Loaded on demand, for Lightning is heavy.
+
+Everything random of step s comes from (seed, s), and everything else is in the saved state; so a run that was cut off
+and goes on ends with the same weights, bit for bit, as one that was not (on one kind of machine, given a number of steps).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from jidm.errors import JidmError
+from jidm.learn.batch import PairBatch
+from jidm.learn.config import TrainConfig
+from jidm.learn.journal import Journal
+from jidm.learn.prepare import Batches, Prepared
+from jidm.learn.schedule import learning_rate
+
+Pictures = Callable[[nn.Module, PairBatch, Path], None]
+"""Draws what a model makes of a few pairs into a file that ends in .png."""
+
+LAST = "last.ckpt"
+
+_SHOWN = 2  # pairs that are drawn
+
+
+class TrainingModule(lightning.LightningModule):
+    """One run.
+
+    Args:
+        prepared: model and batches.
+        config: the run's.
+        save: called with (weights by name, facts) whenever the weights to keep are new.
+        journal: where numbers go; None in all processes but the first.
+        pictures: draws the first validation pairs.
+    """
+
+    def __init__(
+        self, prepared: Prepared, config: TrainConfig, save: Callable[[dict[str, Tensor], dict[str, Any]], None],
+        journal: Journal | None, pictures: Pictures | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model = prepared.model
+        self.config, self.journal, self.pictures = config, journal, pictures
+        self._save, self._prepared = save, prepared
+        self._measured: list[PairBatch] | None = None
+        self.mean = {name: x.detach().clone() for name, x in self._floating()} if config.ema else {}
+        self.elapsed = 0.0  # seconds of the budget, over all sittings
+        self.bad_in_row = self.bad_total = 0
+        self.best, self.best_step, self.worse_in_row = math.inf, -1, 0
+        self._began = self._saved = time.monotonic()
+        self._step_is_bad = False
+
+    # ---- what Lightning asks for ---------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; biases, scales and the like do not decay."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.config.learning_rate)
+
+    def train_dataloader(self) -> DataLoader[PairBatch]:
+        return DataLoader(_Steps(self, self._prepared.train), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device)
+
+    def on_train_start(self) -> None:
+        self._began = self._saved = time.monotonic()
+        self.mean = {name: x.to(self.device) for name, x in self.mean.items()}
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        # Whatever a model draws (dropout, noise) is the step's own, so that it is the same after a resume.
+        torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
+        rate = learning_rate(self.config, self.global_step, self.progress())
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        parts = self.model.losses(batch)  # type: ignore[operator]
+        self._parts = {name: x.detach() for name, x in parts.items()}
+        return parts["loss"]
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip the norm; without a finite one the step is not taken, in all processes alike, for gradients are shared."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        self._step_is_bad = not bool(norm.isfinite())
+        if self._step_is_bad:
+            for p in parameters:
+                p.grad = None  # AdamW leaves such parameters and their moments alone
+
+    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
+        self._count_bad_steps()
+        if self.config.ema and not self._step_is_bad:
+            self._follow()
+        step, progress = self.global_step, self.progress()
+        over = progress >= 1
+        if step % self.config.log_every == 0 or over:
+            values = self._over_processes(self._parts)
+            if self.journal:
+                self.journal.write("train", step, values | {"progress": progress, "bad_steps": self.bad_total})
+        if step % self.config.validate_every == 0 or over:
+            self._validate()
+            over = over or (0 < self.config.patience <= self.worse_in_row)
+        if over or self._agreed(time.monotonic() - self._saved > 60 * self.config.save_minutes):
+            self.save_state()
+        if over:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["jidm"] = {
+            "mean": self.mean, "elapsed": self._elapsed_now(), "bad_in_row": self.bad_in_row, "bad_total": self.bad_total,
+            "best": self.best, "best_step": self.best_step, "worse_in_row": self.worse_in_row,
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["jidm"].items():
+            setattr(self, name, value)
+
+    # ---- the budget ----------------------------------------------------------------------------------------------
+
+    def progress(self) -> float:
+        """Share of the budget that is used up, the same in all processes."""
+        if self.config.steps is not None:
+            return self.global_step / self.config.steps
+        assert self.config.minutes is not None
+        return self._shared(self._elapsed_now() / (60 * self.config.minutes))
+
+    def _elapsed_now(self) -> float:
+        return self.elapsed + time.monotonic() - self._began
+
+    def _agreed(self, wish: bool) -> bool:
+        return self._shared(float(wish)) > 0.5
+
+    def _shared(self, value: float) -> float:
+        """The first process's value."""
+        if self.trainer.world_size == 1:
+            return value
+        number = torch.tensor([value], dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(number, 0)
+        return float(number)
+
+    def _over_processes(self, parts: dict[str, Tensor]) -> dict[str, float]:
+        """Means over all processes' shares of the batch."""
+        values = torch.stack([x.detach().double() for x in parts.values()])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(values)
+            values /= self.trainer.world_size
+        return dict(zip(parts, values.tolist()))
+
+    # ---- weights -------------------------------------------------------------------------------------------------
+
+    def _floating(self) -> Iterator[tuple[str, Tensor]]:
+        for name, x in self.model.state_dict().items():
+            if x.is_floating_point():
+                yield name, x
+
+    def _follow(self) -> None:
+        # Short at first, so that the mean does not remember the random start.
+        decay = min(self.config.ema, (1 + self.global_step) / (10 + self.global_step))
+        names, values = zip(*self._floating())
+        torch._foreach_lerp_([self.mean[name] for name in names], list(values), 1 - decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to keep: the running mean if there is one."""
+        return {**self.model.state_dict(), **self.mean}
+
+    def save_state(self) -> None:
+        """Everything needed to go on, under its name at once."""
+        folder = self.config.run_folder
+        temporary = folder / f".{LAST}.tmp"
+        self.trainer.save_checkpoint(temporary)
+        if self.trainer.is_global_zero:
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, folder / LAST)
+        self._saved = time.monotonic()
+
+    def _count_bad_steps(self) -> None:
+        self.bad_in_row = self.bad_in_row + 1 if self._step_is_bad else 0
+        self.bad_total += self._step_is_bad
+        if self.bad_in_row >= self.config.bad_steps:
+            raise JidmError(
+                f"training diverged: {self.bad_in_row} steps in a row up to step {self.global_step} had a loss or gradient "
+                f"that is not finite; use a smaller --learning-rate and check the data with `jidm dataset check`"
+            )
+
+    # ---- validation ----------------------------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        """Measure the weights to keep, on pairs that are always the same, and keep them if they are to be kept."""
+        values: dict[str, float] = {}
+        if self._prepared.validation is not None:
+            if self._measured is None:
+                self._measured = self._prepared.validation.to_measure(self.config.validation_pairs)
+            values = {name: self._shared(x) for name, x in self._measure(self._measured).items()}
+        watched = values.get("nve", values.get("loss", math.nan))
+        better = watched < self.best
+        if better:
+            self.best, self.best_step = watched, self.global_step
+        self.worse_in_row = 0 if better or math.isnan(watched) else self.worse_in_row + 1
+        if self.trainer.is_global_zero and (better or self.config.keep == "last" or not values):
+            self._save(self.weights(), {"step": self.global_step, "validation": values, "bad_steps": self.bad_total})
+        if self.journal:
+            self.journal.write("validation", self.global_step, values)
+            self._draw()
+
+    def _measure(self, batches: list[PairBatch]) -> dict[str, float]:
+        """Losses, and NVE = mean |error| / mean |delta_q| of the steps, if the model gives steps of single pairs."""
+        now = {name: x.clone() for name, x in self.model.state_dict().items()}
+        self.model.load_state_dict(self.weights())
+        self.model.eval()
+        sums: dict[str, float] = {}
+        error = size = 0.0
+        with torch.no_grad():
+            for batch in (b.to(self.device) for b in batches):
+                torch.manual_seed(self.config.seed)
+                for name, x in self.model.losses(batch).items():  # type: ignore[operator]
+                    sums[name] = sums.get(name, 0.0) + float(x) * len(batch)
+                if hasattr(self.model, "step_pairs"):
+                    steps = self.model.step_pairs(batch.first, batch.second, batch.before)  # type: ignore[operator]
+                    error += float((steps - batch.delta_q).abs().sum())
+                    size += float(batch.delta_q.abs().sum())
+        self.model.load_state_dict(now)
+        self.model.train()
+        count = sum(len(b) for b in batches)
+        return {name: x / count for name, x in sums.items()} | ({"nve": error / size} if size else {})
+
+    def _draw(self) -> None:
+        if self.pictures is None or not self._measured or self.journal is None:
+            return
+        now = {name: x.clone() for name, x in self.model.state_dict().items()}
+        self.model.load_state_dict(self.weights())
+        self.model.eval()
+        file = self.config.run_folder / f"pictures_{self.global_step:07d}.png"
+        with torch.no_grad():
+            self.pictures(self.model, self._measured[0][:_SHOWN].to(self.device), file)
+        self.model.load_state_dict(now)
+        self.model.train()
+        self.journal.picture(file, self.global_step)
+
+
+class _Steps(IterableDataset[PairBatch]):
+    """The batches from the step on where training stands, without end."""
+
+    def __init__(self, module: TrainingModule, batches: Batches) -> None:
+        self.module, self.batches = module, batches
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        step = self.module.global_step
+        while True:
+            yield self.batches.at(step, self.module.global_rank, self.module.trainer.world_size)
+            step += 1
+
+
+def make_trainer(config: TrainConfig) -> lightning.Trainer:
+    """A Trainer that leaves files, screens and stopping to the module."""
+    strategy: Any = "auto"
+    if config.devices > 1 or config.strategy == "ddp":
+        from lightning.pytorch.strategies import DDPStrategy
+
+        backend = "nccl" if config.accelerator != "cpu" and torch.cuda.is_available() else "gloo"
+        # A model may leave parts unused, its flow head where nothing measured flow.
+        strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=True)
+    return lightning.Trainer(
+        accelerator=config.accelerator, devices=config.devices, strategy=strategy, max_epochs=-1,
+        max_steps=config.steps if config.steps is not None else -1,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, barebones=False,
+    )  # fmt: skip

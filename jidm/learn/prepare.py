@@ -1,0 +1,257 @@
+"""From a data set and a configuration to what the training loop runs on: batches, an untrained model, its record."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jidm.checkpoint import embodiment_record
+from jidm.errors import DatasetError, InputError
+from jidm.learn.augment import Augment, augmentation
+from jidm.learn.batch import PairBatch
+from jidm.learn.config import TrainConfig
+from jidm.learn.episodes import describe, select_episodes
+from jidm.learn.estimated import EstimatedFlow, estimate_flow
+from jidm.learn.pairs import PairSampler, PairSource
+from jidm.learn.recording import Recording, pick_camera, picture_size, read_recording
+from jidm.learn.zoo import model_class
+from jidm.motion.fit import fitting_size
+from jidm.robot.embodiment import Embodiment
+from jidm.robot.kinematics import Kinematics
+
+_LONGEST, _MULTIPLE = 128, 16
+"""The model's pictures, where nobody chose: longest side and what both sides are multiples of [px]."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """The batches of every training step, for any process, and one to validate by."""
+
+    sampler: PairSampler
+    source: PairSource
+    augment: Augment | None
+    size: int
+
+    def at(self, step: int, rank: int = 0, world: int = 1) -> PairBatch:
+        """The pairs of training step `step` that process `rank` of `world` learns from."""
+        batch = self.source.batch(self.sampler.draw(step, self.size).part(rank, world))
+        if self.augment is not None:
+            batch = self.augment.apply(batch, self.augment.draw(step, self.size).part(rank, world))
+        return batch
+
+    def to_measure(self, count: int) -> list[PairBatch]:
+        """The same pairs every time, unchanged, in batches of this size."""
+        draw = self.sampler.fixed(count)
+        world = -(-count // self.size)
+        return [self.source.batch(draw.part(rank, world)) for rank in range(world)]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a run needs.
+
+    Attributes:
+        model: untrained, its weights drawn from the seed.
+        train: batches to learn from. validation: to watch the run by; None where too few episodes are there.
+        embodiment: record of the robot for the checkpoint, or None.
+        record: of the data, for the checkpoint's `training`.
+    """
+
+    model: nn.Module
+    train: Batches
+    validation: Batches | None
+    embodiment: dict[str, Any] | None
+    record: dict[str, Any]
+
+
+def prepare(
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, device: str | torch.device = "cpu"
+) -> Prepared:
+    """Read the recording, build the model, decide where flow comes from.
+
+    Args:
+        robot: the robot `config.embodiment` names.
+        device: where batches are put together.
+
+    Raises:
+        DatasetError, InputError: what is asked for is not in the data, or the robot is another.
+    """
+    order = joint_order(dataset, robot)
+    train, validation, test = split_episodes(config, dataset)
+    camera = pick_camera(dataset, config.camera)
+    height, width = _size(config, dataset, camera)
+    recordings = [
+        read_recording(
+            dataset, episodes, height=height, width=width, camera=camera, joints=config.joints, order=order,
+            cache=config.cache, progress=report,
+        )
+        for episodes in (train, validation) if episodes
+    ]  # fmt: skip
+    learned = recordings[0]
+    if still := learned.still_joints():
+        report(f"these joints never move in the recording, nothing can be learned of them: {', '.join(still)}")
+    kinematics, kind_of_flow = _flow_source(config, dataset, robot, learned)
+    batches = []
+    model_type = model_class(config.kind)
+    wants = getattr(model_type, "wants", ("before", "third"))
+    for recording, augment in zip(recordings, (augmentation(config.augment, config.seed), None)):
+        estimated = None
+        if kind_of_flow == "dis":
+            estimated = _estimated(config, dataset, recording, camera, report)
+        source = PairSource(
+            recording, kinematics=kinematics, estimated=estimated, device=device, before="before" in wants,
+            third="third" in wants, static_background=dataset.recipe.get("background_static") is True,
+        )  # fmt: skip
+        sampler = PairSampler(recording, config.strides, seed=config.seed, third="third" in wants)
+        batches.append(Batches(sampler, source, augment, config.batch_size))
+    report(
+        f"{config.kind} ({config.size}) of {len(learned.joint_names)} joints from {describe(train)}, {len(learned)} frames "
+        f"of {height}x{width}, flow: {kind_of_flow}"
+    )
+    torch.manual_seed(config.seed)
+    model = model_type.from_data(
+        learned.joint_names, _types(learned, robot), height, width, learned.stats(config.strides), **_options(config)
+    )
+    record = {
+        "data_hash": dataset.content_hash, "data_recipe": dict(dataset.recipe), "fps": learned.fps, "camera": camera,
+        "train_episodes": list(train), "validation_episodes": list(validation), "test_episodes": list(test),
+        "frames": len(learned), "flow": kind_of_flow,
+    }  # fmt: skip
+    embodiment = None if robot is None else embodiment_record(robot)
+    return Prepared(model, batches[0], batches[1] if len(batches) > 1 else None, embodiment, record)
+
+
+def joint_order(dataset: Any, robot: Embodiment | None) -> tuple[str, ...]:
+    """The robot's joint names if the data set records exactly those, in whatever order; the data set's without a robot.
+
+    A data set that names no joints ("joint_0", ...) is taken at its word about their order.
+
+    Raises:
+        DatasetError: names or number differ; the message says which.
+    """
+    recorded = tuple(dataset.joint_names)
+    if robot is None:
+        return recorded
+    nameless = recorded == tuple(f"joint_{i}" for i in range(len(recorded)))
+    if set(recorded) == set(robot.joint_names):
+        return robot.joint_names
+    if nameless and len(recorded) == robot.n:
+        return recorded
+    missing = [x for x in robot.joint_names if x not in recorded]
+    extra = [x for x in recorded if x not in robot.joint_names]
+    parts = [f"it lacks {', '.join(missing[:4])}"] * bool(missing) + [f"has also {', '.join(extra[:4])}"] * bool(extra)
+    raise DatasetError(
+        f"{dataset.root}: records {len(recorded)} joints, '{robot.name}' has {robot.n}: {' and '.join(parts)}; "
+        f"name the right embodiment, or none to train from the data alone"
+    )
+
+
+def split_episodes(config: TrainConfig, dataset: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Episodes to train on, to validate by, and to test on; no episode is in two of them."""
+    test = select_episodes(config.test_episodes, dataset.episode_indices)
+    chosen = [x for x in select_episodes(config.train_episodes, dataset.episode_indices) if x not in test]
+    if not chosen:
+        raise DatasetError(
+            f"{dataset.root}: no episodes are left to train on: it has {describe(dataset.episode_indices)}, "
+            f"{len(test)} of them for testing; choose others"
+        )
+    count = max(1, round(config.validation * len(chosen))) if config.validation > 0 and len(chosen) >= 4 else 0
+    # Evenly spread, and the same for every seed, so that runs can be compared.
+    held = {chosen[(2 * i + 1) * len(chosen) // (2 * count)] for i in range(count)}
+    return tuple(x for x in chosen if x not in held), tuple(sorted(held)), test
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, and the commit of the repository if this runs in one."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from jidm import __version__
+
+    versions = {"jidm": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    with contextlib.suppress(PackageNotFoundError):
+        versions["lightning"] = version("lightning")
+    root = Path(__file__).parents[2]
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    return {
+        "versions": versions,
+        "commit": commit,
+        "modified": bool(commit and _git(root, "status", "--porcelain", "-uno")),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _size(config: TrainConfig, dataset: Any, camera: str) -> tuple[int, int]:
+    if config.height is None and config.width is None:
+        return fitting_size(*picture_size(dataset, camera), longest=_LONGEST, multiple=_MULTIPLE)
+    if config.height is None or config.width is None:
+        raise InputError("give both height and width, or neither")
+    for name, side in (("height", config.height), ("width", config.width)):
+        if side < _MULTIPLE or side % _MULTIPLE:
+            raise InputError(f"{name} must be a multiple of {_MULTIPLE} px, got {side}")
+    return config.height, config.width
+
+
+def _flow_source(
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, recording: Recording
+) -> tuple[Kinematics | None, str]:
+    """Kinematics if flow is exact, and the word for where it comes from."""
+    if config.flow in ("dis", "none"):
+        return None, config.flow
+    problem = ""
+    maker = dataset.recipe.get("embodiment")
+    if recording.geometry is None:
+        problem = "it holds no depth, links and cameras"
+    elif robot is None and maker is None:
+        problem = "nobody named the robot"
+    else:
+        robot = robot or Embodiment.load(str(maker))
+        if dataset.recipe.get("embodiment_hash") not in (None, robot.content_hash):
+            problem = f"it was made with another version of '{robot.name}'"
+        elif recording.state_names != robot.joint_names and len(recording.state_names) != robot.n:
+            problem = f"its joints are not those of '{robot.name}'"
+    if not problem and robot is not None:
+        return Kinematics.from_embodiment(robot), "exact"
+    if config.flow == "exact":
+        raise DatasetError(f"{dataset.root}: exact flow is not to be had, {problem}; use --flow dis")
+    return None, "dis"
+
+
+def _estimated(
+    config: TrainConfig, dataset: Any, recording: Recording, camera: str, report: Report
+) -> EstimatedFlow:  # fmt: skip
+    from jidm.motion.flow.dis import DisFlow
+
+    return estimate_flow(
+        dataset, recording, camera, config.strides, DisFlow(), cache=config.cache, progress=report
+    )  # fmt: skip
+
+
+def _types(recording: Recording, robot: Embodiment | None) -> tuple[str, ...]:
+    """Types of the learned joints; revolute where nobody knows, for recordings of robots are in rad."""
+    if robot is None:
+        return ("revolute",) * len(recording.joint_names)
+    known = dict(zip(recording.state_names, robot.joint_types))
+    if set(recording.state_names) == set(robot.joint_names):
+        known = dict(zip(robot.joint_names, robot.joint_types))
+    return tuple(known[name] for name in recording.joint_names)
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    return {"size": config.size, **config.options}

@@ -1,0 +1,204 @@
+"""Training a model on a recording: one function, for the command line and for benchmarks alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jidm.checkpoint import load_checkpoint, save_checkpoint
+from jidm.errors import CheckpointError, InputError, MissingExtraError
+from jidm.files import whole_file
+from jidm.learn import zoo
+from jidm.learn.config import TrainConfig
+from jidm.learn.prepare import Prepared, Report, prepare, provenance
+
+if TYPE_CHECKING:
+    from jidm.learn.loop import Pictures
+    from jidm.robot.embodiment import Embodiment
+
+
+def quiet(line: str) -> None:
+    """A report that nobody reads."""
+
+
+def train(
+    config: TrainConfig, *, dataset: Any = None, robot: Embodiment | None = None, report: Report = quiet,
+    pictures: Pictures | None = None,
+) -> Path:  # fmt: skip
+    """Train a model; its checkpoint is at `config.out` from the first validation on and replaced by better ones.
+
+    The run's state goes to `config.run_folder`; with `config.resume` it goes on from there.
+
+    Args:
+        dataset: the data set, if it is open already; else `config.data` is opened.
+        robot: the robot `config.embodiment` names, if it is loaded already.
+        report: called with lines that tell how it goes.
+        pictures: draws what the model sees, at every validation; see `jidm.learn.loop.Pictures`. With several
+            processes it must be a plain function of a module.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        DatasetError, InputError: data, robot and configuration do not fit; or there is an earlier run.
+        JidmError: the loss stayed not finite.
+        MissingExtraError: Lightning is not installed.
+    """
+    try:
+        import lightning  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("training", "lightning", "train") from None
+    if dataset is None:
+        from jidm.data import open_dataset
+
+        dataset = open_dataset(config.data)
+    if robot is None and config.embodiment is not None:
+        from jidm.robot import registry
+
+        robot = registry.load(config.embodiment)
+    _open_run(config, dataset)
+    if config.devices > 1 and "LOCAL_RANK" not in os.environ:
+        prepare(config, dataset, robot, report)  # decodes once, for all processes
+        _launch(config, dataset, robot, report, pictures)
+    else:
+        run(config, dataset, robot, report, pictures)
+    return Path(config.out)
+
+
+def run(
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, pictures: Pictures | None
+) -> None:  # fmt: skip
+    """This process's part of a run whose folder is open."""
+    from jidm.learn.journal import Journal
+    from jidm.learn.loop import LAST, TrainingModule, make_trainer
+
+    _quiet_lightning()
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    trainer = make_trainer(config)
+    prepared = prepare(config, dataset, robot, report if first else quiet, _where_batches_are_made(trainer))
+    state = config.run_folder / LAST
+    going_on = config.resume and state.exists()
+    journal = None
+    if first:
+        step = int(torch.load(state, map_location="cpu", weights_only=True)["global_step"]) if going_on else 0
+        journal = Journal(config.run_folder, step, report)
+        if going_on:
+            report(f"going on from step {step}")
+    module = TrainingModule(prepared, config, _saver(config, prepared), journal, pictures if first else None)
+    try:
+        trainer.fit(module, ckpt_path=str(state) if going_on else None)
+    finally:
+        if journal:
+            journal.close()
+
+
+# ---- the run's folder ------------------------------------------------------------------------------------------------
+
+
+def _open_run(config: TrainConfig, dataset: Any) -> None:
+    """Make the run's folder, or check that the one there is this run's."""
+    out, folder = Path(config.out), config.run_folder
+    record = folder / "run.json"
+    if config.overwrite and not config.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+        if out.exists():
+            load_checkpoint(out)  # whatever else is there is not ours to remove
+            shutil.rmtree(out)
+    if not config.resume and (out.exists() or folder.exists()):
+        raise InputError(
+            f"{out}: there is an earlier run of that name; --resume goes on with it, --overwrite throws it away"
+        )
+    if record.exists():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        config.check_resumes(earlier["recipe"])
+        if earlier["data_hash"] != dataset.content_hash:
+            raise InputError(f"{folder}: the data set has changed since the run began; train anew under another --out")
+        return
+    if out.exists():
+        raise InputError(f"{out}: its run {folder.name} is gone, so it cannot be resumed; train under another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(record) as path:
+        path.write_text(
+            json.dumps({"recipe": config.recipe(), "data_hash": dataset.content_hash}, indent=1), encoding="utf-8"
+        )
+
+
+def _saver(config: TrainConfig, prepared: Prepared) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
+    facts = {"recipe": config.recipe(), "seed": config.seed, "data": prepared.record, **provenance()}
+
+    def save(tensors: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
+        model: Any = prepared.model
+        try:
+            save_checkpoint(
+                config.out, kind=config.kind, config=asdict(model.config), tensors=tensors,
+                embodiment=prepared.embodiment, training={**facts, "result": result},
+            )  # fmt: skip
+        except CheckpointError as error:
+            if "finite" not in str(error):
+                raise
+            # A bad mean must not end a run that may recover; the earlier checkpoint stays.
+
+    return save
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def _launch(
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, pictures: Pictures | None
+) -> None:  # fmt: skip
+    from torch.multiprocessing.spawn import ProcessRaisedException, spawn
+
+    arguments = (config, dataset, robot, report, pictures, _free_port(), dict(zoo.KINDS), torch.get_num_threads())
+    try:
+        spawn(_process, args=arguments, nprocs=config.devices)
+    except ProcessRaisedException as error:
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(f"a training process failed: {last}") from error
+
+
+def _process(
+    rank: int, config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, pictures: Pictures | None,
+    port: int, kinds: dict[str, tuple[str, str]], threads: int,
+) -> None:  # fmt: skip
+    # With these set, Lightning takes this process as one that others have started, and starts none itself.
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0",
+        "WORLD_SIZE": str(config.devices),
+    }  # fmt: skip
+    torch.set_num_threads(max(1, threads // config.devices))
+    zoo.KINDS.update(kinds)
+    run(config, dataset, robot, report, pictures)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _where_batches_are_made(trainer: Any) -> torch.device:
+    """The GPU, which has memory for all pictures and is not to wait for the CPU; else the CPU."""
+    root: torch.device = trainer.strategy.root_device
+    return root if root.type == "cuda" else torch.device("cpu")
+
+
+def _quiet_lightning() -> None:
+    """Lightning's advice (more workers, a logger) is not for this loop."""
+    import logging
+    import warnings
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
