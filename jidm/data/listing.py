@@ -48,6 +48,7 @@ class Listing:
         root: folder. info: `info.json` as it stands. features: as parsed.
         entries: the listed episodes whose table exists, by index.
         absent: indices of listed episodes without a table.
+        undrawn: cameras that info.json declares but no file holds (files laid out flat only).
     """
 
     root: Path
@@ -55,6 +56,7 @@ class Listing:
     features: Mapping[str, Feature]
     entries: Mapping[int, Entry]
     absent: tuple[int, ...]
+    undrawn: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -89,7 +91,8 @@ def read_listing(path: str | Path) -> Listing:
     entries = {entry.index: entry for entry in sorted(present, key=lambda entry: entry.index)}
     if len(entries) != len(present):
         raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; mend the list")
-    return Listing(root, info, features, entries, tuple(sorted({e.index for e in found} - set(entries))))
+    absent = tuple(sorted({entry.index for entry in found} - set(entries)))
+    return Listing(root, info, features, entries, absent, tuple(set(info["features"]) - set(features)))
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -101,11 +101,12 @@ class DatasetWriter:
         columns = self._columns(index, state, action, time, dict(extras or {}))
         length = len(columns["timestamp"])
         self._check_frames(index, frames, length)
+        # A guess of where its rows lie among all, right where all episodes are of one length; `finish` knows.
+        first = index * length
+        columns["index"] = columns["frame_index"] + first
         gathered = {key: stats.of_values(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
         gathered |= {self._camera_keys[name]: stats.of_pictures(frames[name]) for name in self._camera_keys}
-        # A guess of where its rows lie among all, right where all episodes are of one length; `finish` knows.
-        notes = Written(index, length, task, 0, index * length, gathered)
-        columns["index"] = columns["frame_index"] + notes.first
+        notes = Written(index, length, task, 0, first, gathered)
         stage = self.root / _STAGE / f"episode-{index:06d}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         stage.mkdir(parents=True)
         try:
