@@ -1,0 +1,72 @@
+"""Direct regression: two frames in, joint step out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jidm.errors import InputError, did_you_mean
+from jidm.field.learned.blocks import ConvBlock
+from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion
+from jidm.learn.baselines.trunk import LEVELS, PooledRegressor, centred, with_coordinates
+from jidm.learn.batch import PairBatch
+
+POOLS = ("grid", "average")
+
+
+@dataclass(frozen=True)
+class DirectConfig(BaselineConfig):
+    """As `BaselineConfig`, and
+
+    Attributes:
+        pool: "grid" (4 x 4 cells) or "average" (over the whole picture, as UniPi does).
+    """
+
+    pool: str = "grid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in POOLS:
+            raise InputError(f"unknown pool '{self.pool}'; {did_you_mean(self.pool, POOLS)}")
+
+
+class DirectIDM(Baseline):
+    """UniPi's inverse dynamics (Du et al. 2023): convolutions over both frames, pooling, a small perceptron, MSE.
+
+    Different from the original, each in its favour: strided convolutions with group norm; the difference of the frames
+    and the pixels' coordinates are channels; pooling to 4 x 4 cells (`pool="average"` is UniPi's); and the answer is
+    half the difference of both orders of the frames, so that swapping them flips its sign exactly.
+    """
+
+    kind: ClassVar[str] = "direct"
+    Config = DirectConfig
+    config: DirectConfig
+
+    def __init__(self, config: DirectConfig) -> None:
+        super().__init__(config)
+        levels = LEVELS[config.size]
+        self.stem = nn.Sequential(ConvBlock(8, levels[0], 2), ConvBlock(levels[0], levels[1], 2))
+        self.regressor = PooledRegressor(levels, config.n, config.pool)
+
+    def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
+        """Mean squared error of the step, in standard deviations of the training steps; needs no flow."""
+        step = F.mse_loss(self._scaled_step(batch.first, batch.second), batch.delta_q / self.delta_std)
+        return {"step": step, "loss": step}
+
+    def measure(
+        self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
+        before: Float[Tensor, "B 3 H W"] | None = None, motion: Motion | None = None,
+    ) -> Measured:  # fmt: skip
+        """See `Baseline.measure`; `before` and `motion` are not looked at."""
+        return Measured(self._scaled_step(first, second) * self.delta_std)
+
+    def _scaled_step(self, first: Tensor, second: Tensor) -> Float[Tensor, "B n"]:
+        a, b = centred(first), centred(second)
+        ordered = torch.cat([torch.cat([a, b - a], 1), torch.cat([b, a - b], 1)])
+        there, back = self.regressor(self.stem(with_coordinates(ordered))).chunk(2)
+        return (there - back) / 2

@@ -1,0 +1,141 @@
+"""EVA's inverse dynamics model: three frames in, absolute joint positions of the middle one out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jidm.errors import InputError
+from jidm.field.learned.blocks import spatial_softmax
+from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion
+from jidm.learn.baselines.resnet import OWN, RESNETS, load_pretrained, make_trunk
+from jidm.learn.baselines.trunk import cell_centres, centred, perceptron
+from jidm.learn.batch import PairBatch
+
+_FRAMES = 3
+_HIDDEN = (1024, 512)
+_AT_BORDER = 0.2  # share of training windows that lack a neighbour, as at a video's ends and beside a broken frame
+
+
+@dataclass(frozen=True)
+class EvaConfig(BaselineConfig):
+    """As `BaselineConfig`; sizes are those of the own trunk or torchvision's "resnet18", "resnet34", "resnet50", and
+
+    Attributes:
+        norm: of a torchvision trunk: "group", or "batch" as pretrained weights need.
+    """
+
+    norm: str = "group"
+
+    SIZES: ClassVar[tuple[str, ...]] = (*OWN, *RESNETS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm not in ("group", "batch"):
+            raise InputError(f"norm must be 'group' or 'batch', got '{self.norm}'")
+
+
+class EvaIDM(Baseline):
+    """EVA's IDM (2026; after Levine et al. 2016): frames t-1, t, t+1 as 9 channels, a residual trunk, spatial softmax,
+    a perceptron 1024-512-n, mean squared error of the normalised joint positions at t. Steps are differences.
+
+    Different from the original, each in its favour: the trunk's strides shrink with the picture, so that the softmax
+    keeps 8 or more cells a side (512 px pictures keep the original's 16); the softmax has a learned temperature per channel; a
+    fifth of the training windows lack a neighbour, which the middle frame then stands for, as when decoding a video's
+    ends; group norm unless weights are pretrained.
+    """
+
+    kind: ClassVar[str] = "eva"
+    Config = EvaConfig
+    config: EvaConfig
+
+    def __init__(self, config: EvaConfig) -> None:
+        super().__init__(config)
+        self.trunk, channels = make_trunk(config.size, 3 * _FRAMES, min(config.height, config.width), config.norm)
+        self.pool, numbers = self._make_pool(channels)
+        self.perceptron = perceptron(numbers, _HIDDEN, config.n)
+
+    @classmethod
+    def from_data(cls, *args: Any, pretrained: bool = False, **options: Any) -> EvaIDM:
+        """As `Baseline.from_data`.
+
+        Args:
+            pretrained: start a torchvision trunk from its ImageNet weights, fetched on first use; implies batch norm.
+        """
+        if not pretrained:
+            return super().from_data(*args, **options)
+        model = super().from_data(*args, **{**options, "norm": "batch"})
+        load_pretrained(model.trunk, model.config.size)
+        return model
+
+    def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
+        """Mean squared error of the positions at both frames, in standard deviations of the training poses.
+
+        Without `before` or `third` the windows there lack a neighbour.
+        """
+        before = batch.first if batch.before is None else batch.before
+        after = batch.second if batch.third is None else batch.third
+        middle = torch.cat([batch.first, batch.second])
+        neighbours = torch.cat([before, batch.first]), torch.cat([batch.second, after])
+        if self.training:
+            lost = torch.rand(2, len(middle), 1, 1, 1, device=middle.device) < _AT_BORDER
+            neighbours = tuple(torch.where(out, middle, x) for out, x in zip(lost, neighbours))  # type: ignore[assignment]
+        wanted = (torch.cat([batch.q, batch.q_next]) - self.q_mean) / self.q_std
+        state = F.mse_loss(self._scaled_position(neighbours[0], middle, neighbours[1]), wanted)
+        return {"state": state, "loss": state}
+
+    def positions(
+        self, before: Float[Tensor, "B 3 H W"], at: Float[Tensor, "B 3 H W"], after: Float[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, "B n"]:
+        """Joint positions of the middle frames [rad or m]; `at` stands for a neighbour that there is not."""
+        return self.q_mean + self.q_std * self._scaled_position(before, at, after)
+
+    def measure(
+        self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
+        before: Float[Tensor, "B 3 H W"] | None = None, motion: Motion | None = None,
+    ) -> Measured:  # fmt: skip
+        """See `Baseline.measure`; `motion` is not looked at. The frame after `second` is not known here."""
+        windows = (
+            torch.cat([first if before is None else before, first]),
+            torch.cat([first, second]),
+            torch.cat([second, second]),
+        )
+        here, there = self.positions(*windows).chunk(2)
+        return Measured(there - here)
+
+    def _make_pool(self, channels: int) -> tuple[nn.Module, int]:
+        return SpatialSoftmax(channels), 2 * channels
+
+    def _scaled_position(self, before: Tensor, at: Tensor, after: Tensor) -> Float[Tensor, "B n"]:
+        window = torch.cat([centred(before), centred(at), centred(after)], 1)
+        out: Tensor = self.perceptron(self.pool(self.trunk(window)))
+        return out
+
+
+class EvaAveragePoolIDM(EvaIDM):
+    """The paper's ablation of `EvaIDM`: a global average in place of the spatial softmax."""
+
+    kind: ClassVar[str] = "eva_average_pool"
+
+    def _make_pool(self, channels: int) -> tuple[nn.Module, int]:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected (u, v) of every channel under its softmax, in [-1, 1], edges of the picture at -1 and 1.
+
+    `p = exp(F / T) / sum exp(F / T)`, `(u, v) = sum p (u, v)`: the paper's equation 4 with a temperature T per channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_sharpness = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2"]:
+        sharp = maps * self.log_sharpness.exp()[:, None, None]
+        return spatial_softmax(sharp, cell_centres(maps)).flatten(1)
