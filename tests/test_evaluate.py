@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from written_poses import Reader, Recording
 
+from jidm.cli import main
 from jidm.errors import DatasetError, InputError
 from jidm.field.analytic import AnalyticField
 from jidm.learn import metrics
-from jidm.learn.evaluate import HeldOut, Protocol, ending_in, evaluate
-from jidm.learn.exact_view import ExactView, surface_of
+from jidm.learn.evaluate import HeldOut, Protocol, evaluate
+from jidm.learn.exact_view import ExactView, fitted_camera, surface_of
 from jidm.learn.field_probe import FieldProbe
 from jidm.learn.scores import compared, scores, table
+from jidm.motion.fit import Fit
 from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
@@ -75,6 +78,7 @@ def test_only_the_judged_joints_count(recording: Recording):
     whole = scores(evaluate(OneWrong(NAMES), HeldOut(recording)))
     first = scores(evaluate(OneWrong(NAMES), HeldOut(recording, Protocol(joints=("joint_1",)))))
     assert whole["nve"] > 0.3 and first["nve"] < 1e-3
+    assert whole["action_mse"] > 1e-5 and first["action_mse"] < 1e-9 and first["action_mse_pairs"] < 1e-9
     assert list(first["nve_per_joint"]) == ["joint_1"] == first["joints"]
     with pytest.raises(InputError, match="did you mean 'joint_1'"):
         HeldOut(recording, Protocol(joints=("joint1",))).judged(NAMES)
@@ -122,6 +126,16 @@ def test_figures_of_nothing_but_failures_are_told(recording: Recording):
 # ---- protocol -------------------------------------------------------------------------------------------------------
 
 
+def test_a_spread_that_was_not_measured_is_no_claim(recording: Recording):
+    class Regression(Reader):
+        def decode(self, video, **how):
+            return replace(super().decode(video, **how), provenance={"not_measured": ["covariance"]})
+
+    figures = scores(evaluate(Regression(NAMES), HeldOut(recording)))
+    assert figures["coverage_68"] is figures["coverage_95"] is figures["position_coverage_95"] is None
+    assert figures["nve"] < 1e-3
+
+
 def test_stride_makes_longer_steps_at_a_lower_rate(recording: Recording):
     held_out = HeldOut(recording, Protocol(stride=3, frames=11, episodes=(4,)))
     clip = held_out.clip(4, NAMES)
@@ -132,6 +146,17 @@ def test_stride_makes_longer_steps_at_a_lower_rate(recording: Recording):
     assert result.motion.time[1] == pytest.approx(3 / 16)
 
 
+def test_the_frame_before_is_the_one_before(recording: Recording):
+    class Backwards(Reader):
+        def step_pairs(self, first, second, before=None):
+            return super().step_pairs(before if before is not None else first, second)
+
+    episode = evaluate(Backwards(NAMES), HeldOut(recording, Protocol(episodes=(1,)))).episodes[0]
+    q = torch.from_numpy(recording.q[1])
+    expected = torch.cat([q[1:2] - q[:1], q[2:] - q[:-2]])  # at an episode's start the frame stands for its forerunner
+    assert torch.allclose(episode.pair_steps, expected, atol=1e-5)
+
+
 def test_joints_are_found_by_name_in_any_order(recording: Recording):
     clip = HeldOut(recording).clip(0, NAMES[::-1])
     assert np.array_equal(clip.q.numpy(), recording.q[0][:, ::-1])
@@ -140,7 +165,7 @@ def test_joints_are_found_by_name_in_any_order(recording: Recording):
 
 
 def test_wrong_choices_are_refused_by_name(recording: Recording):
-    with pytest.raises(DatasetError, match=r"no episodes \[7\]; it lists 4, 0 to 16"):
+    with pytest.raises(DatasetError, match=r"no episodes \[7\]; it has 4 episodes"):
         HeldOut(recording, Protocol(episodes=(0, 7)))
     with pytest.raises(DatasetError, match=r"no camera 'fronl'.*did you mean 'front'"):
         HeldOut(recording, Protocol(camera="fronl"))
@@ -149,10 +174,6 @@ def test_wrong_choices_are_refused_by_name(recording: Recording):
     foreign = replace(recording, recipe={"embodiment": "planar_finger_2", "embodiment_hash": "f" * 64})
     with pytest.raises(DatasetError, match="content hash ffffffffffff"):
         HeldOut(foreign)
-
-
-def test_split_by_last_digit():
-    assert ending_in([0, 1, 6, 11, 14, 26, 100], (1, 6)) == (1, 6, 11, 26)
 
 
 def test_a_change_of_the_pictures_reaches_the_model(recording: Recording):
@@ -204,6 +225,23 @@ def test_recorded_camera_is_read_back(seen: Recording, camera: Camera):
     assert torch.allclose(view.camera(3).K, camera.K) and torch.allclose(
         view.camera(3).T_camera_base, camera.T_camera_base
     )
+
+
+def test_what_stands_in_front_of_the_robot_is_not_the_robot(seen: Recording):
+    view = HeldOut(seen).clip(0, seen.joint_names).view
+    q = torch.from_numpy(seen.q[0][2])
+    v, u = (view.links[2] >= 0).nonzero()[5].tolist()
+    assert view.jacobian(2, q, 16, 16)[1][v, u] == 1
+    view.links[2, v, u] = -1
+    assert view.jacobian(2, q, 16, 16)[1][v, u] == 0 and view.flow(2, q, q + 0.1)[1][v, u] == 0
+
+
+def test_a_fitted_camera_sees_points_where_the_fit_puts_them(camera: Camera):
+    fit = Fit(64, 64, 40, 72)
+    p = torch.tensor([[0.05, 0.02, 0.0], [-0.03, 0.1, 0.05]], dtype=torch.float64)
+    uv, other = camera.project(p)[0], fitted_camera(camera, fit).project(p)[0]
+    scale, offset = torch.tensor([fit.scale_u, fit.scale_v]), torch.tensor([fit.left, fit.top])
+    assert torch.allclose(other, (uv + 0.5) * scale - 0.5 + offset)
 
 
 def test_exact_flow_is_the_exact_field_times_a_small_step(seen: Recording):
@@ -283,3 +321,44 @@ def test_tip_error_of_a_drifting_reader(seen: Recording, finger: Embodiment):
     tip = finger.model.link_index(finger.tip_links[0])
     p = kinematics.link_poses(torch.from_numpy(seen.q[0]))[:, tip, :3, 3]
     assert figures["tip_error_mm"] == pytest.approx(1000 * float((p[1:] - p[0]).norm(dim=-1).mean()))
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch, seen: Recording) -> dict[str, Reader]:
+    """Stand-ins behind the command line: one recording, and models by name."""
+    import jidm.data
+    import jidm.learn.zoo
+
+    models = {"good": Reader(seen.joint_names, scale=0.9), "poor": Reader(seen.joint_names, scale=0.5)}
+    monkeypatch.setattr(jidm.data, "open_dataset", lambda path: seen)
+    monkeypatch.setattr(jidm.learn.zoo, "load_idm", lambda where: models[where])
+    return models
+
+
+def test_command_line_prints_writes_and_draws(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
+    code = main(["evaluate", "good", "poor", "--data", "d", "--out", str(tmp_path / "out"), "--conditions"])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    document = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [m["name"] for m in document["models"]] == ["good", "poor"]
+    assert document["models"][0]["nve"] == pytest.approx(0.1, abs=1e-3)
+    assert document["compared"]["good"]["poor"]["action_mse_ratio"] == pytest.approx(0.04, rel=0.01)
+    assert set(document["conditions"]) == {"background", "blur", "jpeg", "occlusion"}
+    assert (tmp_path / "out" / "curves_000000.png").exists()
+    for word in ("NVE", "good", "poor", "RIVAL", "0.040", "background"):
+        assert word in printed.out
+
+
+def test_command_line_fails_when_a_model_decodes_nothing(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def broken(video, **how):
+        raise ValueError("no light")
+
+    shelf["poor"].decode = broken
+    assert main(["evaluate", "good", "poor", "--data", "d", "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr()
+    assert "poor: episode 0 failed: ValueError: no light" in printed.err and "0/1" in printed.out
+    assert main(["evaluate", "good", "--data", "d", "--episodes", "3", "--out", str(tmp_path / "out")]) == 1
+    assert "there is no episode 3" in capsys.readouterr().err

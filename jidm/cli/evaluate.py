@@ -25,11 +25,8 @@ class Evaluate:
     out: Path = Path("jidm_evaluate")
     """Folder for evaluation.json and pictures."""
 
-    episodes: tuple[int, ...] = ()
-    """Episodes to use; all if neither this nor --ending is given."""
-
-    ending: tuple[int, ...] = ()
-    """Use episodes whose number ends in one of these digits, e.g. --ending 1 6."""
+    episodes: str = "all"
+    """Episodes to use: 'all', numbers and ranges like '0-79,90', 'last-digit:1,6', 'every:10', 'not ...'."""
 
     limit: int | None = None
     """Use the first so many of the chosen episodes only."""
@@ -91,13 +88,10 @@ class Evaluate:
         return {label: load_idm(where) for label, where in zip(labels, self.checkpoints, strict=True)}
 
     def _protocol(self, dataset: Any) -> Protocol:
-        from jidm.errors import InputError
-        from jidm.learn.evaluate import Protocol, chosen_episodes, ending_in
+        from jidm.learn.episodes import select_episodes
+        from jidm.learn.evaluate import Protocol
 
-        if self.episodes and self.ending:
-            raise InputError("give --episodes or --ending, not both")
-        chosen = ending_in(dataset.episode_indices, self.ending) if self.ending else self.episodes or None
-        episodes = chosen_episodes(dataset, chosen)[: self.limit]
+        episodes = select_episodes(self.episodes, dataset.episode_indices)[: self.limit]
         return Protocol(
             episodes=episodes, camera=self.camera, stride=self.stride, frames=self.frames, joints=self.joints or None
         )

@@ -149,13 +149,13 @@ def _figures(evaluation: Evaluation, limit: Tensor) -> dict[str, float | None]:
     flags, judged = flags_of(evaluation), evaluation.judged
     widened = _rms_std(evaluation) > limit
     trusted = flags["valid"] & ~widened
-    counts = (flags["valid"][:, None] & judged).expand_as(error) & (flags["std"] > 0)
+    counts = (flags["valid"][:, None] & judged).expand_as(error) & flags["claimed"]
     figures = {
         "nve": metrics.nve(error[:, judged], truth[:, judged]),
         "nve_trusted": metrics.nve(error[trusted][:, judged], truth[trusted][:, judged]),
         "invalid_share": 1 - flags["valid"].double().mean(),
         "unobservable_share": 1 - flags["observable"][:, judged].double().mean(),
-        "widened_share": widened.double().mean(),
+        "widened_share": widened.double().mean() if bool(flags["claimed"].any()) else torch.tensor(torch.nan),
         "coverage_95": metrics.coverage(error, flags["std"], 0.95, counts),
     }
     return {key: float(x) if bool(x.isfinite()) else None for key, x in figures.items()}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jidm.errors import DatasetError, InputError, did_you_mean
 from jidm.joint_motion import JointMotion
+from jidm.learn.episodes import describe
 from jidm.learn.exact_view import ExactView, surface_of
 from jidm.learn.field_probe import FieldProbe, probe
 from jidm.motion.fit import Fit
@@ -265,7 +266,6 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", change: Change | No
             clip = held_out.clip(index, names)
             if change is not None:
                 clip = replace(clip, video=change(clip.video, clip))
-            clip = clip.fitted(*(picture_size(idm) or clip.video.shape[-2:]))
             decoded.append(_one_episode(idm, clip, held_out.protocol))
         except Exception as error:
             failed[index] = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -303,6 +303,7 @@ def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n
 
 def _looks(idm: Any, clip: Clip, motion: JointMotion, count: int) -> Iterable[FieldLook]:
     """Field and flow at a few evenly spread pairs; the model's own idea of the pose is used, never the true one."""
+    clip = clip.fitted(*(picture_size(idm) or clip.video.shape[-2:]))
     steps = len(clip.video) - 1
     for t in np.unique(np.linspace(0, steps - 1, min(count, steps)).astype(int)).tolist():
         seen = probe(idm, clip.video[t : t + 1], clip.video[t + 1 : t + 2], motion.position[t : t + 1])
@@ -372,16 +373,11 @@ def chosen_episodes(dataset: Any, wanted: Sequence[int] | None) -> tuple[int, ..
     absent = sorted(set(chosen) - set(listed))
     if absent or not chosen:
         raise DatasetError(
-            f"{dataset.root}: has no episodes {absent}; it lists {len(listed)}"
-            + (f", {listed[0]} to {listed[-1]}" if listed else "")
+            f"{dataset.root}: none of its episodes are chosen"
+            if not chosen
+            else f"{dataset.root}: has no episodes {absent}; it has {describe(listed)}"
         )
     return chosen
-
-
-def ending_in(indices: Iterable[int], digits: Iterable[int]) -> tuple[int, ...]:
-    """Episode numbers whose last digit is one of these: a split by whole episodes that survives gaps."""
-    last = set(digits)
-    return tuple(k for k in indices if k % 10 in last)
 
 
 def _chosen_camera(dataset: Any, wanted: str | None) -> str:

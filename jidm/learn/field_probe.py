@@ -9,6 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jidm.field.hybrid import HybridField
+from jidm.field.learned.network import LearnedField
+from jidm.solve.learned_step import SeenAt, learned_step
+
 
 @dataclass(frozen=True, eq=False)
 class FieldProbe:
@@ -16,25 +20,25 @@ class FieldProbe:
 
     Attributes:
         jacobian: (B, 2, n, h, w) field at the first frame [px of the picture per rad or m].
-        mask: (B, h, w) where it sees the robot, in [0, 1].
+        mask: (B, h, w) where it sees the robot, in [0, 1]; None if it does not tell.
         flow: (B, 2, h, w) motion to the second frame [px of the picture]; None if it measures none.
         weight: (B, h, w) confidence of the flow, in [0, 1]; None if it has none.
         delta_q: (B, n) joint step it solves for [rad or m].
     """
 
     jacobian: Float[Tensor, "B 2 n h w"]
-    mask: Float[Tensor, "B h w"]
+    mask: Float[Tensor, "B h w"] | None
     flow: Float[Tensor, "B 2 h w"] | None
     weight: Float[Tensor, "B h w"] | None
     delta_q: Float[Tensor, "B n"]
 
     @property
     def residual(self) -> Float[Tensor, "B h w"] | None:
-        """Length of the motion that the step does not explain [px], on the robot as the model sees it."""
+        """Length of the motion that the step does not explain [px], on the robot where the model tells it apart."""
         if self.flow is None:
             return None
         unexplained = self.flow - torch.einsum("bcnhw,bn->bchw", self.jacobian, self.delta_q)
-        return unexplained.norm(dim=1) * self.mask
+        return unexplained.norm(dim=1) * (1 if self.mask is None else self.mask)
 
 
 def probe(
@@ -44,34 +48,44 @@ def probe(
 
     Args:
         idm: what decodes.
-        first, second: the frames, RGB in [0, 1].
+        first, second: the frames, RGB in [0, 1], in the size that the model reads.
         q: joint positions at the first frame as the model has them [rad or m].
     """
-    look = getattr(idm, "probe", None) or getattr(getattr(idm, "model", None), "probe", None)
-    seen: FieldProbe | None = look(first, second, q) if look is not None else _learned(idm, first, second, q)
-    return seen
+    own = getattr(idm, "probe", None)
+    if own is not None:
+        seen: FieldProbe = own(first, second, q)
+        return seen
+    field, model = getattr(idm, "field", None), getattr(idm, "model", None)
+    if isinstance(field, (LearnedField, HybridField)):
+        return _learned(field, first, second, q)
+    if getattr(model, "kind", None) == "vera":
+        return _vera(model, getattr(idm, "flow", None), first, second)
+    return None
 
 
-def _learned(idm: Any, first: Tensor, second: Tensor, q: Tensor) -> FieldProbe | None:
-    from jidm.field.learned.network import LearnedField
-    from jidm.solve.learned_step import SeenAt, learned_step
+@torch.no_grad()
+def _learned(field: LearnedField | HybridField, first: Tensor, second: Tensor, q: Tensor) -> FieldProbe:
+    a, b = field.encode(first), field.encode(second)
+    start = q.to(first)
+    at_first = SeenAt.of(field, a, start)
+    # The pose after the step is not known yet; the first solution's is close enough to bend the field.
+    early = learned_step(field, at_first, SeenAt.of(field, b, start))
+    step = learned_step(field, at_first, SeenAt.of(field, b, start + early.solution.delta_q))
+    look = step.looks[1][0]
+    return FieldProbe(
+        at_first.jacobian, at_first.mask.sigmoid(), look.flow, _share(look.log_weight.exp()), step.solution.delta_q
+    )
 
-    field = getattr(idm, "field", None)
-    if not isinstance(field, LearnedField):
-        return None
-    with torch.no_grad():
-        a, b = field.encode(first), field.encode(second)
-        start = q.to(first)
-        at_first = SeenAt.of(field, a, start)
-        # The pose after the step is not known yet; the first solution's is close enough to bend the field.
-        early = learned_step(field, at_first, SeenAt.of(field, b, start))
-        step = learned_step(field, at_first, SeenAt.of(field, b, start + early.solution.delta_q))
-        look = step.looks[1][0]
-        weight = look.log_weight.exp()
-        return FieldProbe(
-            at_first.jacobian,
-            at_first.mask.sigmoid(),
-            look.flow,
-            weight / weight.flatten(1).amax(1)[:, None, None],
-            step.solution.delta_q,
-        )
+
+@torch.no_grad()
+def _vera(model: Any, estimator: Any, first: Tensor, second: Tensor) -> FieldProbe:
+    from jidm.learn.baselines.flow_source import estimated_motion
+
+    motion = model.motion(first, second) if estimator is None else estimated_motion(estimator, first, second)
+    step = model.measure(first, second, None, motion).delta_q
+    return FieldProbe(model.jacobian(first), None, motion.flow, _share(motion.weight), step)
+
+
+def _share(weight: Float[Tensor, "B h w"]) -> Float[Tensor, "B h w"]:
+    """Weights of any scale as shares of the largest."""
+    return weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]

@@ -111,7 +111,7 @@ def _honesty(evaluation: Evaluation) -> dict[str, Any]:
     _, error = steps_of(evaluation)
     judged, flags = evaluation.judged, flags_of(evaluation)
     counts = (flags["valid"][:, None] & judged).expand_as(error)
-    counts = counts & (flags["std"] > 0)  # a standard deviation of 0 is no claim: there is no figure then
+    counts = counts & flags["claimed"]
     figures: dict[str, Any] = {
         f"coverage_{round(level * 100)}": metrics.coverage(error, flags["std"], level, counts) for level in (0.68, 0.95)
     }
@@ -120,7 +120,7 @@ def _honesty(evaluation: Evaluation) -> dict[str, Any]:
     q_std = torch.cat([m.position_std.double()[1:] for m in motions])
     rates = [e.motion.frames / e.seconds for e in evaluation.episodes if e.seconds > 0]
     return figures | {
-        "position_coverage_95": metrics.coverage(q_error, q_std, 0.95, counts & (q_std > 0)),
+        "position_coverage_95": metrics.coverage(q_error, q_std, 0.95, counts),
         "valid_share": flags["valid"].double().mean(),
         "observable_share": flags["observable"][:, judged].double().mean(),
         "std_median": flags["std"][:, judged].median(),
@@ -141,12 +141,13 @@ def _field_figures(evaluation: Evaluation) -> dict[str, Any]:
         on_robot = torch.stack(mask)
         made = torch.cat([x.jacobian.double() for x in seen])
         per_joint = metrics.field_error(made, torch.stack(exact), on_robot)
-        a, b = torch.cat([x.mask for x in seen]) > 0.5, on_robot > 0.5
         figures |= {
             "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.judged),
             "field_error_mean": per_joint[evaluation.judged].nanmean(),
-            "mask_iou": (a & b).sum() / (a | b).sum().clamp(min=1),
         }
+        if all(x.mask is not None for x in seen):
+            a, b = torch.cat([x.mask for x in seen]) > 0.5, on_robot > 0.5
+            figures["mask_iou"] = (a & b).sum() / (a | b).sum().clamp(min=1)
     moved = [(x.seen.flow, x.flow, x.flow_mask) for x in looks if x.flow is not None and x.seen.flow is not None]
     if moved:
         measured, truth, on_robot = (torch.stack([y.double().squeeze(0) for y in x]) for x in zip(*moved, strict=True))
@@ -171,11 +172,18 @@ def pair_errors(evaluation: Evaluation) -> Tensor | None:
 
 
 def flags_of(evaluation: Evaluation) -> dict[str, Tensor]:
-    """valid (S,), observable (S, n) and claimed standard deviation (S, n) of all finished episodes' steps."""
+    """Of all decoded steps: valid (S,), observable (S, n), standard deviation `std` (S, n), and `claimed` (S, 1), whether
+    that was measured at all: a regression hands out the spread of its training data, which is no claim."""
     motions = [e.motion for e in evaluation.episodes]
     return {
         "valid": torch.cat([m.valid for m in motions]).bool(),
         "observable": torch.cat([m.observable for m in motions]).bool(),
+        "claimed": torch.cat(
+            [
+                m.valid.new_full((m.frames - 1, 1), "covariance" not in m.provenance.get("not_measured", ()))
+                for m in motions
+            ]
+        ),
         "std": torch.cat([m.covariance.diagonal(dim1=-2, dim2=-1) for m in motions]).double().clamp(min=0).sqrt(),
     }
 

@@ -152,11 +152,10 @@ Tile = tuple[Picture, str]
 
 def _motion_tiles(image: Tensor, seen: FieldProbe, exact_flow: Tensor | None) -> list[Tile]:
     size = _tile_size(image)
-    mask = seen.mask[0]
-    tiles: list[Tile] = [
-        (_sized(_bytes(image), size), "frame"),
-        (_sized(heat(mask, 1.0), size), "robot, as seen"),
-    ]
+    mask = _mask(seen)
+    tiles: list[Tile] = [(_sized(_bytes(image), size), "frame")]
+    if seen.mask is not None:
+        tiles.append((_sized(heat(mask, 1.0), size), "robot, as seen"))
     if seen.flow is None:
         return tiles
     # Motion off the robot is background; it would set the scale of a picture about the robot.
@@ -177,7 +176,7 @@ def _joint_tiles(
     """Per joint: the model's field, and beside it the exact one where it is known."""
     rows = []
     for k, name in enumerate(joint_names):
-        learned, mask = seen.jacobian[0, :, k], seen.mask[0]
+        learned, mask = seen.jacobian[0, :, k], _mask(seen)
         length = learned.norm(dim=0) if exact is None else exact[:, k].norm(dim=0)
         # A small part, a gripper's finger say, moves few pixels of the robot; those set the scale of the exact field.
         strongest = _typical(length, mask if exact_mask is None else exact_mask * (length > 1e-6))
@@ -240,6 +239,11 @@ def _page(rows: Sequence[Sequence[Tile]], title: str) -> Picture:
 
 
 # ---- small parts ----------------------------------------------------------------------------------------------------
+
+
+def _mask(seen: FieldProbe) -> Tensor:
+    """Where the model sees the robot; everywhere for one that does not tell."""
+    return seen.jacobian.new_ones(seen.jacobian.shape[-2:]) if seen.mask is None else seen.mask[0]
 
 
 def _tile_size(image: Tensor) -> tuple[int, int]:
