@@ -22,6 +22,7 @@ VERBS = {
     "decode": "jidm.cli.decode:Decode",
     "evaluate": "jidm.cli.evaluate:Evaluate",
     "embodiments": "jidm.cli.embodiments:Embodiments",
+    "dataset": "jidm.cli.dataset:Dataset",
     "doctor": "jidm.cli.doctor:Doctor",
 }
 """Verb -> where its dataclass lives. A new verb is one file and one line here."""

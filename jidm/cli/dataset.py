@@ -1,0 +1,176 @@
+"""`jidm dataset`: what a recording holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from jidm.cli.text import columns
+from jidm.errors import JidmError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jidm.data import RecordedDataset
+    from jidm.data.survey import FlowSample, Survey
+    from jidm.robot.embodiment import Embodiment
+
+_ROWS, _COLUMNS = 6, 6  # of the sheet of sample frames
+
+
+@dataclass(frozen=True)
+class Show:
+    """Counts, joint space, steps, actions, cameras and recipe; with --out also pictures."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
+
+    out: Path | None = None
+    """Folder for frames_<camera>.png, flow_<camera>.png and coverage.png."""
+
+    embodiment: str | None = None
+    """Robot whose limits coverage is measured in; the recipe's if it names one jidm knows."""
+
+    flow: int = 6
+    """Pairs of frames per camera whose motion is measured; 0 = none."""
+
+    def run(self) -> int:
+        from jidm.data import open_dataset
+        from jidm.data.survey import sample_flow, survey
+
+        dataset = open_dataset(self.folder)
+        figures = survey(dataset, _robot(dataset, self.embodiment))
+        flows = {camera: sample_flow(dataset, camera, self.flow) for camera in dataset.cameras} if self.flow else {}
+        print("\n".join(_text(dataset, figures, flows)))
+        if self.out is not None:
+            print(f"written to {self.out}/: {', '.join(_draw(dataset, figures, flows, self.out))}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """Every problem on a line of its own; exit code 1 if there is one."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
+
+    embodiment: str | None = None
+    """Also hold joints and limits against this robot."""
+
+    decode: bool = False
+    """Also decode every picture; slow, finds damage inside the videos."""
+
+    def run(self) -> int:
+        from jidm.cli.inputs import find_robot
+        from jidm.data import check_dataset
+
+        robot = None if self.embodiment is None else find_robot(self.embodiment)
+        problems = check_dataset(self.folder, embodiment=robot, decode=self.decode)
+        for problem in problems:
+            print(problem)
+        print(f"{self.folder}: {f'{len(problems)} problem(s)' if problems else 'no problem found'}")
+        return 1 if problems else 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Look at a recorded data set, or check it."""
+
+    action: Annotated[Show, tyro.conf.subcommand("show")] | Annotated[Check, tyro.conf.subcommand("check")]
+
+    def run(self) -> int:
+        return self.action.run()
+
+
+def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
+    """The named robot, or the recipe's where it can be loaded here."""
+    from jidm.cli.inputs import find_robot
+
+    if name is not None:
+        return find_robot(name)
+    recorded = dataset.recipe.get("embodiment")
+    try:
+        return find_robot(recorded) if isinstance(recorded, str) else None
+    except JidmError:
+        return None
+
+
+def _text(dataset: RecordedDataset, figures: Survey, flows: dict[str, list[FlowSample]]) -> Iterator[str]:
+    seconds = figures.frames / dataset.fps
+    shortest, median, longest = figures.lengths
+    yield f"{dataset.root}: LeRobot {dataset.version}, robot {dataset.robot_type or 'not named'}"
+    yield f"  episodes   {figures.episodes}, of {shortest} to {longest} frames (median {median})"
+    if dataset.listing.absent:
+        yield f"  missing    {len(dataset.listing.absent)} listed episodes have no table"
+    yield f"  frames     {figures.frames} at {dataset.fps:g} per second: {seconds / 60:.1f} min"
+    for camera in dataset.cameras:
+        height, width = dataset.features[dataset.camera_key(camera)].shape[:2]
+        yield f"  camera     {camera}: {width}x{height}"
+    shown = sorted(figures.tasks.items(), key=lambda item: -item[1])[:5]
+    for task, count in shown:
+        yield f"  task       {task or '(none)'}: {count} episode(s)"
+    if len(figures.tasks) > len(shown):
+        yield f"             and {len(figures.tasks) - len(shown)} more"
+    extra = [key for key in dataset.features if key not in _COMMON and not dataset.features[key].is_picture]
+    yield f"  extras     {', '.join(extra) or 'none'}"
+    yield f"  recipe     {', '.join(f'{k}={_brief(v)}' for k, v in dataset.recipe.items()) or 'none'}"
+    yield f"  hash       {dataset.content_hash}"
+    yield ""
+    yield columns([("JOINT", "LOW", "HIGH", "COVERED", "STEP RMS", "STEP MAX", "MOVING"), *_joint_rows(figures)])
+    within = "limits" if figures.by_limits else "recorded range"
+    yield f"covered: share of 20 parts of the {within}; of the 10 x 10 parts of two joints' plane {figures.pair_coverage:.0%} on average"
+    yield "positions in rad or m as recorded, steps per frame; moving: share of steps above 1e-4"
+    if figures.actions:
+        yield ""
+        rows = [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in figures.actions.items()]
+        yield columns([("ACTION", "LOW", "HIGH"), *rows])
+    for camera, samples in flows.items():
+        yield ""
+        rows = [
+            (
+                f"{s.episode}:{s.frame}",
+                f"{s.moving:.1%}",
+                f"{s.speed:.2f}",
+                f"{s.fastest:.2f}",
+                f"{s.weight_moving:.2f}",
+            )
+            for s in samples
+        ]
+        yield columns([(f"FLOW {camera}", "MOVING", "MEDIAN px", "95 % px", "WEIGHT"), *rows])
+    if flows:
+        yield "flow over a brisk step of an episode, `episode:frame`; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
+
+
+_COMMON = {"observation.state", "action", "timestamp", "frame_index", "episode_index", "index", "task_index"}
+
+
+def _joint_rows(figures: Survey) -> list[tuple[str, ...]]:
+    return [
+        (j.name, f"{j.low:.4g}", f"{j.high:.4g}", f"{j.coverage:.0%}", f"{j.step_rms:.4g}", f"{j.step_max:.4g}", f"{j.moving:.0%}")
+        for j in figures.joints
+    ]  # fmt: skip
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _draw(dataset: RecordedDataset, figures: Survey, flows: dict[str, list[FlowSample]], out: Path) -> Iterator[str]:
+    from jidm.cli.outputs import make_folder
+    from jidm.data.survey import sample_frames
+    from jidm.view.dataset_pictures import contact_sheet, flow_sheet, plot_coverage, write_picture
+
+    make_folder(out)
+    for camera in dataset.cameras:
+        rows, names = sample_frames(dataset, camera, _ROWS, _COLUMNS)
+        write_picture(contact_sheet(rows, names), out / f"frames_{camera}.png")
+        yield f"frames_{camera}.png"
+        if flows.get(camera):
+            write_picture(flow_sheet(flows[camera]), out / f"flow_{camera}.png")
+            yield f"flow_{camera}.png"
+    plot_coverage(figures, out / "coverage.png", title=f"{dataset.root.name}: joint space visited")
+    yield "coverage.png"

@@ -1,0 +1,230 @@
+"""What a recording holds, in figures: how much, where in joint space, how fast, and how the pictures move."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.data.feature import ACTION, flat_names
+from jidm.data.read import RecordedDataset
+from jidm.errors import DatasetError
+
+if TYPE_CHECKING:
+    from jidm.robot.embodiment import Embodiment
+
+BINS = 20
+"""Parts a joint's range is cut into; the share of parts that were visited is its coverage."""
+
+_PAIR_BINS = 10
+_STILL = 1e-4
+"""Steps below this [rad or m] are not motion."""
+
+_MOVING = 0.5
+"""Pixels count as moving from this on [px per frame]."""
+
+
+@dataclass(frozen=True, eq=False)
+class JointSpread:
+    """Where one joint was and how it moved, over all frames; positions in rad or m, as recorded.
+
+    Attributes:
+        name: of the joint.
+        lower, upper: the range coverage is measured in: the robot's limits, else the recorded range.
+        low, high: least and greatest position. mean, std: of the position.
+        coverage: share of the parts of the range that were visited, 0..1.
+        visits: (BINS,) frames in each part.
+        step_rms, step_max: of the step between two frames.
+        moving: share of the steps larger than 1e-4.
+    """
+
+    name: str
+    lower: float
+    upper: float
+    low: float
+    high: float
+    mean: float
+    std: float
+    coverage: float
+    visits: NDArray[np.int64]
+    step_rms: float
+    step_max: float
+    moving: float
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Figures of a whole recording.
+
+    Attributes:
+        episodes: how many. frames: of all episodes. lengths: frames of the shortest, median and longest episode.
+        tasks: task -> episodes.
+        joints: one entry per joint.
+        pair_coverage: mean share of the 10 x 10 parts visited in the plane of two joints; 1 joint: its coverage.
+        actions: name -> (least, greatest) of every action column.
+        by_limits: whether coverage is measured in the robot's limits.
+    """
+
+    episodes: int
+    frames: int
+    lengths: tuple[int, int, int]
+    tasks: Mapping[str, int]
+    joints: tuple[JointSpread, ...]
+    pair_coverage: float
+    actions: Mapping[str, tuple[float, float]]
+    by_limits: bool
+
+
+@dataclass(frozen=True, eq=False)
+class FlowSample:
+    """Motion of the picture between two frames.
+
+    Attributes:
+        episode, frame: the first of the two.
+        first: (H, W, 3) uint8 the first picture.
+        flow: (2, H, W) float32 [px], u right, v down. weight: (H, W) its confidence, 0..1.
+        moving: share of pixels faster than half a pixel.
+        speed, fastest: median and 95th percentile of their speed [px per frame]; 0 if nothing moves.
+        weight_moving: mean confidence on them.
+    """
+
+    episode: int
+    frame: int
+    first: NDArray[np.uint8]
+    flow: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    moving: float
+    speed: float
+    fastest: float
+    weight_moving: float
+
+
+def survey(dataset: RecordedDataset, robot: Embodiment | None = None) -> Survey:
+    """Read all positions and actions (no pictures).
+
+    Args:
+        robot: coverage is measured within its limits, if it has these joints.
+
+    Raises:
+        DatasetError: there are no episodes, no positions, or positions that are not finite.
+    """
+    if not len(dataset):
+        raise DatasetError(f"{dataset.root}: holds no episode; record some")
+    episodes = list(dataset)
+    states = [episode.state for episode in episodes]
+    actions = [episode.action for episode in episodes if episode.action is not None]
+    q = np.concatenate(states)
+    if not np.isfinite(q).all():
+        raise DatasetError(f"{dataset.root}: joint positions are not finite everywhere; run jidm dataset check")
+    steps = np.concatenate([np.diff(state, axis=0) for state in states])
+    fits = robot is not None and robot.joint_names == dataset.joint_names
+    lower, upper = q.min(0), q.max(0)
+    if fits and robot is not None:
+        lower = np.where(np.isfinite(robot.lower), robot.lower, lower)
+        upper = np.where(np.isfinite(robot.upper), robot.upper, upper)
+    joints = tuple(
+        _spread(name, q[:, k], steps[:, k], lower[k], upper[k]) for k, name in enumerate(dataset.joint_names)
+    )
+    lengths = sorted(len(state) for state in states)
+    return Survey(
+        episodes=len(episodes),
+        frames=len(q),
+        lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
+        tasks=dict(Counter(episode.task for episode in episodes)),
+        joints=joints,
+        pair_coverage=_pair_coverage(q, lower, upper),
+        actions=_action_ranges(dataset, np.concatenate(actions)) if actions else {},
+        by_limits=fits,
+    )
+
+
+def sample_frames(
+    dataset: RecordedDataset, camera: str, rows: int, columns: int
+) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
+    """Pictures (H, W, 3) from up to `rows` evenly spread episodes, `columns` evenly spread in each; and a line on each
+    row."""
+    sheet, captions = [], []
+    for index in _spread_over(len(dataset), rows):
+        episode = dataset.episode(dataset.episode_indices[index])
+        wanted = _spread_over(episode.length, columns)
+        sheet.append([frame for t, frame in enumerate(episode.frames(camera)) if t in wanted])
+        captions.append(f"episode {episode.index}: frames {', '.join(map(str, wanted))}")
+    return sheet, captions
+
+
+def sample_flow(dataset: RecordedDataset, camera: str, pairs: int) -> list[FlowSample]:
+    """Flow over one brisk step of up to `pairs` evenly spread episodes, by the default estimator.
+
+    The step is the one at the upper quartile of joint speed: most recordings stand still for long.
+    """
+    samples = []
+    for index in _spread_over(len(dataset), pairs):
+        episode = dataset.episode(dataset.episode_indices[index])
+        if episode.length >= 2:
+            speed = np.linalg.norm(np.diff(episode.state, axis=0), axis=1)
+            at = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4])
+            two = [frame for t, frame in enumerate(episode.frames(camera)) if t in (at, at + 1)]
+            samples.append(_measured(episode.index, at, two[0], two[1]))
+    return samples
+
+
+def _measured(episode: int, frame: int, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> FlowSample:
+    import torch
+
+    from jidm.motion.flow import DisFlow
+
+    a, b = (torch.from_numpy(x.copy()).permute(2, 0, 1).float() / 255.0 for x in (first, second))
+    measured = DisFlow()(a, b)
+    flow, weight = measured.flow.numpy(), measured.weight.numpy()
+    speed = np.hypot(flow[0], flow[1])
+    fast = speed > _MOVING
+    return FlowSample(
+        episode, frame, first, flow, weight, moving=float(fast.mean()),
+        speed=float(np.median(speed[fast])) if fast.any() else 0.0,
+        fastest=float(np.percentile(speed[fast], 95)) if fast.any() else 0.0,
+        weight_moving=float(weight[fast].mean()) if fast.any() else 0.0,
+    )  # fmt: skip
+
+
+def _spread(name: str, q: NDArray[np.float64], steps: NDArray[np.float64], lower: float, upper: float) -> JointSpread:
+    visits = np.bincount(_part(q, lower, upper, BINS), minlength=BINS)
+    size = np.abs(steps)
+    return JointSpread(
+        name, float(lower), float(upper), float(q.min()), float(q.max()), float(q.mean()), float(q.std()),
+        coverage=float((visits > 0).mean()), visits=visits,
+        step_rms=float(np.sqrt((steps**2).mean())) if len(steps) else 0.0,
+        step_max=float(size.max(initial=0.0)), moving=float((size > _STILL).mean()) if len(steps) else 0.0,
+    )  # fmt: skip
+
+
+def _part(q: NDArray[np.float64], lower: float, upper: float, parts: int) -> NDArray[np.int64]:
+    """Which part of the range each position lies in; positions beyond it count to the outermost."""
+    width = max(float(upper - lower), 1e-12)
+    return np.clip(((q - lower) / width * parts).astype(np.int64), 0, parts - 1)
+
+
+def _pair_coverage(q: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
+    parts = [_part(q[:, k], lower[k], upper[k], _PAIR_BINS) for k in range(q.shape[1])]
+    if len(parts) == 1:
+        return len(np.unique(parts[0])) / _PAIR_BINS
+    shares = [
+        np.count_nonzero(np.bincount(parts[i] * _PAIR_BINS + parts[j])) / _PAIR_BINS**2
+        for i in range(len(parts))
+        for j in range(i)
+    ]
+    return float(np.mean(shares))
+
+
+def _action_ranges(dataset: RecordedDataset, actions: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
+    names = flat_names(dataset.features[ACTION]) or tuple(f"action_{k}" for k in range(actions.shape[1]))
+    return {name: (float(actions[:, k].min()), float(actions[:, k].max())) for k, name in enumerate(names)}
+
+
+def _spread_over(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` different places among `count`, evenly spread, ends included."""
+    places = np.linspace(0, count - 1, min(count, wanted))
+    return sorted(set(places.round().astype(int).tolist()))

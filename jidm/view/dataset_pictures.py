@@ -1,0 +1,112 @@
+"""Pictures of a recording: sample frames, where the joints were, how the pictures move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.data.survey import FlowSample, Survey
+from jidm.errors import InputError
+from jidm.files import whole_file
+from jidm.view.overlay import Picture, flow_colours
+
+_TILE = 192  # [px] longer side of a picture on a sheet
+_GAP = 4
+_CAPTION = 16
+
+
+def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Picture:
+    """Rows of pictures (H, W, 3), each row under its caption.
+
+    Raises:
+        InputError: there is no picture.
+    """
+    if not rows or not rows[0]:
+        raise InputError("a sheet needs at least one picture; the recording gave none")
+    tiles = [[_tile(picture) for picture in row] for row in rows]
+    height, width = (max(tile.shape[axis] for row in tiles for tile in row) for axis in (0, 1))
+    columns = max(len(row) for row in tiles)
+    sheet = np.full((len(rows) * (height + _CAPTION + _GAP), columns * (width + _GAP) - _GAP, 3), 250, dtype=np.uint8)
+    for r, row in enumerate(tiles):
+        top = r * (height + _CAPTION + _GAP)
+        _caption(sheet, captions[r], top)
+        for c, tile in enumerate(row):
+            left, below = c * (width + _GAP), top + _CAPTION
+            sheet[below : below + tile.shape[0], left : left + tile.shape[1]] = tile
+    return sheet
+
+
+def flow_sheet(samples: Sequence[FlowSample]) -> Picture:
+    """Per sample one row: the picture, its motion (hue: direction, saturation: speed), and the confidence.
+
+    Raises:
+        InputError: there is no sample.
+    """
+    import torch
+
+    fastest = max([sample.fastest for sample in samples] + [1.0])
+    rows, captions = [], []
+    for s in samples:
+        colours = flow_colours(torch.from_numpy(s.flow), fastest)
+        weight = np.repeat((np.clip(s.weight, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+        rows.append([s.first, colours, weight])
+        captions.append(
+            f"episode {s.episode} frame {s.frame}: {s.moving:.0%} moves, median {s.speed:.1f} px; colour full at {fastest:.1f} px"
+        )
+    return contact_sheet(rows, captions)
+
+
+def write_picture(picture: Picture, path: str | Path) -> None:
+    """Write RGB as PNG; the file appears whole or not at all."""
+    import cv2
+
+    with whole_file(path) as temporary:
+        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def plot_coverage(figures: Survey, path: str | Path, *, title: str = "", dpi: int = 110) -> None:
+    """Draw, per joint, how often each part of its range was visited, and the size of its steps, into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n = len(figures.joints)
+    figure = Figure(figsize=(11, 1.2 + 0.32 * n), layout="constrained")
+    FigureCanvasAgg(figure)
+    where, steps = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    _draw_visits(where, figures)
+    steps.barh(range(n), [j.step_rms for j in figures.joints], color="#1f5fbf")
+    steps.set_xlabel("step, rms [rad or m per frame]", fontsize=8)
+    where.set_yticks(range(n), [j.name for j in figures.joints], fontsize=7)
+    figure.suptitle(title or "joint space visited", fontsize=10)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
+def _draw_visits(axes: Any, figures: Survey) -> None:
+    shares = np.array([j.visits / max(1, j.visits.sum()) for j in figures.joints])
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0.0, vmax=max(0.2, float(shares.max())),
+                        extent=(0.0, 1.0, len(shares) - 0.5, -0.5))  # fmt: skip
+    for k, j in enumerate(figures.joints):
+        axes.text(1.01, k, f"{j.lower:.2f} .. {j.upper:.2f}  {j.coverage:.0%}", fontsize=6, va="center")
+    axes.set_xlabel(f"place in the {'limits' if figures.by_limits else 'recorded range'}", fontsize=8)
+    axes.figure.colorbar(image, ax=axes, location="left", fraction=0.03, label="share of frames")
+
+
+def _tile(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    import cv2
+
+    scale = _TILE / max(picture.shape[:2])
+    if scale >= 1.0:
+        return picture
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _caption(sheet: Picture, text: str, top: int) -> None:
+    import cv2
+
+    cv2.putText(sheet, text, (3, top + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (40, 40, 40), 1, cv2.LINE_AA)
