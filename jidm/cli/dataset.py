@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jidm.data import RecordedDataset
-    from jidm.data.survey import FlowSample, Survey
+    from jidm.data.survey import CameraSample, Survey
     from jidm.robot.embodiment import Embodiment
-
-_ROWS, _COLUMNS = 6, 6  # of the sheet of sample frames
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,25 @@ class Show:
     embodiment: str | None = None
     """Robot whose limits coverage is measured in; the recipe's if it names one jidm knows."""
 
-    flow: int = 6
-    """Pairs of frames per camera whose motion is measured; 0 = none."""
+    episodes: int = 6
+    """Episodes per camera whose pictures are looked at; 0 = none."""
+
+    flow: bool = True
+    """Measure the motion of the picture in them."""
 
     def run(self) -> int:
         from jidm.data import open_dataset
-        from jidm.data.survey import sample_flow, survey
+        from jidm.data.survey import sample_camera, survey
 
         dataset = open_dataset(self.folder)
         figures = survey(dataset, _robot(dataset, self.embodiment))
-        flows = {camera: sample_flow(dataset, camera, self.flow) for camera in dataset.cameras} if self.flow else {}
-        print("\n".join(_text(dataset, figures, flows)))
+        seen = {
+            camera: sample_camera(dataset, camera, episodes=self.episodes, flow=self.flow)
+            for camera in (dataset.cameras if self.episodes > 0 else ())
+        }
+        print("\n".join(_text(dataset, figures, seen)))
         if self.out is not None:
-            print(f"written to {self.out}/: {', '.join(_draw(dataset, figures, flows, self.out))}")
+            print(f"written to {self.out}/: {', '.join(_draw(dataset, figures, seen, self.out))}")
         return 0
 
 
@@ -98,7 +102,7 @@ def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
         return None
 
 
-def _text(dataset: RecordedDataset, figures: Survey, flows: dict[str, list[FlowSample]]) -> Iterator[str]:
+def _text(dataset: RecordedDataset, figures: Survey, seen: dict[str, list[CameraSample]]) -> Iterator[str]:
     seconds = figures.frames / dataset.fps
     shortest, median, longest = figures.lengths
     yield f"{dataset.root}: LeRobot {dataset.version}, robot {dataset.robot_type or 'not named'}"
@@ -125,23 +129,15 @@ def _text(dataset: RecordedDataset, figures: Survey, flows: dict[str, list[FlowS
     yield "positions in rad or m as recorded, steps per frame; moving: share of steps above 1e-4"
     if figures.actions:
         yield ""
-        rows = [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in figures.actions.items()]
-        yield columns([("ACTION", "LOW", "HIGH"), *rows])
-    for camera, samples in flows.items():
+        yield columns([("ACTION", "LOW", "HIGH"), *_action_rows(figures)])
+    for camera, samples in seen.items():
         yield ""
-        rows = [
-            (
-                f"{s.episode}:{s.frame}",
-                f"{s.moving:.1%}",
-                f"{s.speed:.2f}",
-                f"{s.fastest:.2f}",
-                f"{s.weight_moving:.2f}",
-            )
-            for s in samples
-        ]
-        yield columns([(f"FLOW {camera}", "MOVING", "MEDIAN px", "95 % px", "WEIGHT"), *rows])
-    if flows:
-        yield "flow over a brisk step of an episode, `episode:frame`; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
+        head = ("EPISODE", "REPEATED", "FLOW AT", "MOVING", "MEDIAN px", "95 % px", "WEIGHT")
+        yield f"pictures of {camera}"
+        yield columns([head, *_picture_rows(samples)])
+    if seen:
+        yield "repeated: share of the faster half of the steps over which the picture stays the same"
+        yield "flow over one brisk step; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
 
 
 _COMMON = {"observation.state", "action", "timestamp", "frame_index", "episode_index", "index", "task_index"}
@@ -154,23 +150,36 @@ def _joint_rows(figures: Survey) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
+def _action_rows(figures: Survey) -> list[tuple[str, ...]]:
+    return [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in figures.actions.items()]
+
+
+def _picture_rows(samples: list[CameraSample]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for s in samples:
+        flow = ("", "", "", "", "")
+        if s.flow is not None:
+            f = s.flow
+            flow = (str(f.frame), f"{f.moving:.0%}", f"{f.speed:.2f}", f"{f.fastest:.2f}", f"{f.weight_moving:.2f}")
+        rows.append((str(s.episode), f"{s.repeated:.0%}", *flow))
+    return rows
+
+
 def _brief(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _draw(dataset: RecordedDataset, figures: Survey, flows: dict[str, list[FlowSample]], out: Path) -> Iterator[str]:
+def _draw(dataset: RecordedDataset, figures: Survey, seen: dict[str, list[CameraSample]], out: Path) -> Iterator[str]:
     from jidm.cli.outputs import make_folder
-    from jidm.data.survey import sample_frames
-    from jidm.view.dataset_pictures import contact_sheet, flow_sheet, plot_coverage, write_picture
+    from jidm.view.dataset_pictures import flow_sheet, frame_sheet, plot_coverage, write_picture
 
     make_folder(out)
-    for camera in dataset.cameras:
-        rows, names = sample_frames(dataset, camera, _ROWS, _COLUMNS)
-        write_picture(contact_sheet(rows, names), out / f"frames_{camera}.png")
+    for camera, samples in seen.items():
+        write_picture(frame_sheet(samples), out / f"frames_{camera}.png")
         yield f"frames_{camera}.png"
-        if flows.get(camera):
-            write_picture(flow_sheet(flows[camera]), out / f"flow_{camera}.png")
+        if flows := [s.flow for s in samples if s.flow is not None]:
+            write_picture(flow_sheet(flows), out / f"flow_{camera}.png")
             yield f"flow_{camera}.png"
     plot_coverage(figures, out / "coverage.png", title=f"{dataset.root.name}: joint space visited")
     yield "coverage.png"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jidm.data.feature import ACTION, STATE, flat_names
-from jidm.data.film import Film, open_film
+from jidm.data.film import open_film
 from jidm.data.read import Episode, RecordedDataset, open_dataset
 from jidm.errors import DatasetError, JidmError
 
@@ -58,18 +59,19 @@ def check_dataset(path: str | Path, *, embodiment: Embodiment | None = None, dec
         dataset = open_dataset(path)
     except DatasetError as error:
         return [_from_error(None, error)]
+    _shown_at.cache_clear()
     problems = list(_whole(dataset))
     if embodiment is not None and dataset.joint_names:
         problems += _against_robot(dataset, embodiment)
     for episode in dataset:
         problems += _guarded(episode, _rows)
         if STATE in dataset.features and not any(p.episode == episode.index for p in problems):
-            problems += _guarded(episode, lambda e: _positions(e, embodiment))
+            problems += _guarded(episode, partial(_positions, robot=embodiment))
         for key in episode.entry.films:
-            problems += _guarded(episode, lambda e, key=key: _pictures(e, key))
+            problems += _guarded(episode, partial(_pictures, key=key))
         if decode:
             for camera in dataset.cameras:
-                problems += _guarded(episode, lambda e, camera=camera: _decoded(e, camera))
+                problems += _guarded(episode, partial(_decoded, camera=camera))
     return list(dict.fromkeys(problems))
 
 
@@ -180,7 +182,7 @@ def _positions(episode: Episode, robot: Embodiment | None) -> Iterator[Problem]:
 def _pictures(episode: Episode, key: str) -> Iterator[Problem]:
     """Number, times and size of the pictures, without decoding them."""
     film, fps, length = episode.entry.films[key], episode.dataset.fps, episode.length
-    times, size = _shown_at(film)
+    times, size = _shown_at(film.path)
     if film.start is not None:
         times = times[(times > film.start - 0.5 / fps) & (times < film.start + (length - 0.5) / fps)]
     if len(times) != length:
@@ -208,9 +210,10 @@ def _pictures(episode: Episode, key: str) -> Iterator[Problem]:
         )
 
 
-def _shown_at(film: Film) -> tuple[np.ndarray, tuple[int, int]]:
+@lru_cache(maxsize=8)  # several episodes may lie in one file
+def _shown_at(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     """Presentation times [s] of all pictures, ascending, and (height, width)."""
-    with open_film(film.path) as container:
+    with open_film(path) as container:
         stream = container.streams.video[0]
         stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
         return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base), (stream.height, stream.width)

@@ -205,7 +205,7 @@ class Episode:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
             if image is None:
                 raise DatasetError(f"{self._where()}: {key} of frame {k} is not a stored picture; record it again")
-            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
     def _where(self) -> str:
         return f"{self.dataset.root}: episode {self.index}"

@@ -24,6 +24,9 @@ _PAIR_BINS = 10
 _STILL = 1e-4
 """Steps below this [rad or m] are not motion."""
 
+_UNCHANGED = 0.05
+"""Mean change of a pixel [grey levels] below which a picture repeats the one before; a codec leaves about .01."""
+
 _MOVING = 0.5
 """Pixels count as moving from this on [px per frame]."""
 
@@ -103,6 +106,25 @@ class FlowSample:
     weight_moving: float
 
 
+@dataclass(frozen=True, eq=False)
+class CameraSample:
+    """What a camera saw of one episode.
+
+    Attributes:
+        episode: its number.
+        shown: numbers of the sampled frames. pictures: these frames, (H, W, 3) uint8.
+        repeated: share of the faster half of the steps over which the picture does not change at all: the camera was
+            slower than the stated rate, and such pairs of frames teach that motion looks like standing still.
+        flow: over one brisk step; None if not asked for, or if there is no step.
+    """
+
+    episode: int
+    shown: tuple[int, ...]
+    pictures: tuple[NDArray[np.uint8], ...]
+    repeated: float
+    flow: FlowSample | None
+
+
 def survey(dataset: RecordedDataset, robot: Embodiment | None = None) -> Survey:
     """Read all positions and actions (no pictures).
 
@@ -142,33 +164,34 @@ def survey(dataset: RecordedDataset, robot: Embodiment | None = None) -> Survey:
     )
 
 
-def sample_frames(
-    dataset: RecordedDataset, camera: str, rows: int, columns: int
-) -> tuple[list[list[NDArray[np.uint8]]], list[str]]:
-    """Pictures (H, W, 3) from up to `rows` evenly spread episodes, `columns` evenly spread in each; and a line on each
-    row."""
-    sheet, captions = [], []
-    for index in _spread_over(len(dataset), rows):
-        episode = dataset.episode(dataset.episode_indices[index])
-        wanted = _spread_over(episode.length, columns)
-        sheet.append([frame for t, frame in enumerate(episode.frames(camera)) if t in wanted])
-        captions.append(f"episode {episode.index}: frames {', '.join(map(str, wanted))}")
-    return sheet, captions
+def sample_camera(
+    dataset: RecordedDataset, camera: str, *, episodes: int = 6, frames: int = 6, flow: bool = True
+) -> list[CameraSample]:
+    """Look at a camera's pictures in up to `episodes` evenly spread episodes.
 
-
-def sample_flow(dataset: RecordedDataset, camera: str, pairs: int) -> list[FlowSample]:
-    """Flow over one brisk step of up to `pairs` evenly spread episodes, by the default estimator.
-
-    The step is the one at the upper quartile of joint speed: most recordings stand still for long.
+    Args:
+        frames: how many pictures to keep of each, evenly spread.
+        flow: measure the motion over one step of each, by the default estimator: the step at the upper quartile of
+            joint speed, since most recordings stand still for long.
     """
     samples = []
-    for index in _spread_over(len(dataset), pairs):
-        episode = dataset.episode(dataset.episode_indices[index])
-        if episode.length >= 2:
-            speed = np.linalg.norm(np.diff(episode.state, axis=0), axis=1)
-            at = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4])
-            two = [frame for t, frame in enumerate(episode.frames(camera)) if t in (at, at + 1)]
-            samples.append(_measured(episode.index, at, two[0], two[1]))
+    for place in _spread_over(len(dataset), episodes):
+        episode = dataset.episode(dataset.episode_indices[place])
+        wanted = _spread_over(episode.length, frames)
+        speed = np.linalg.norm(np.diff(episode.state, axis=0), axis=1)
+        brisk = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4]) if len(speed) else -1
+        changes, kept, before = np.zeros(len(speed)), {}, None
+        for t, picture in enumerate(episode.frames(camera)):
+            if t in wanted or (brisk >= 0 and t in (brisk, brisk + 1)):
+                kept[t] = picture
+            if before is not None:
+                changes[t - 1] = np.abs(picture.astype(np.int16) - before).mean()
+            before = picture
+        faster = speed > np.median(speed) if len(speed) else np.zeros(0, dtype=bool)
+        repeated = float((changes[faster] < _UNCHANGED).mean()) if faster.any() else 0.0
+        measured = _measured(episode.index, brisk, kept[brisk], kept[brisk + 1]) if flow and brisk >= 0 else None
+        pictures = tuple(kept[t] for t in wanted)
+        samples.append(CameraSample(episode.index, tuple(wanted), pictures, repeated, measured))
     return samples
 
 

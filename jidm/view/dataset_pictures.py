@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.data.survey import FlowSample, Survey
+from jidm.data.survey import CameraSample, FlowSample, Survey
 from jidm.errors import InputError
 from jidm.files import whole_file
 from jidm.view.overlay import Picture, flow_colours
@@ -19,25 +19,14 @@ _GAP = 4
 _CAPTION = 16
 
 
-def contact_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Picture:
-    """Rows of pictures (H, W, 3), each row under its caption.
+def frame_sheet(samples: Sequence[CameraSample]) -> Picture:
+    """One row of sample frames per episode.
 
     Raises:
-        InputError: there is no picture.
+        InputError: there is no sample.
     """
-    if not rows or not rows[0]:
-        raise InputError("a sheet needs at least one picture; the recording gave none")
-    tiles = [[_tile(picture) for picture in row] for row in rows]
-    height, width = (max(tile.shape[axis] for row in tiles for tile in row) for axis in (0, 1))
-    columns = max(len(row) for row in tiles)
-    sheet = np.full((len(rows) * (height + _CAPTION + _GAP), columns * (width + _GAP) - _GAP, 3), 250, dtype=np.uint8)
-    for r, row in enumerate(tiles):
-        top = r * (height + _CAPTION + _GAP)
-        _caption(sheet, captions[r], top)
-        for c, tile in enumerate(row):
-            left, below = c * (width + _GAP), top + _CAPTION
-            sheet[below : below + tile.shape[0], left : left + tile.shape[1]] = tile
-    return sheet
+    captions = [f"episode {s.episode}: frames {', '.join(map(str, s.shown))}" for s in samples]
+    return _sheet([s.pictures for s in samples], captions)
 
 
 def flow_sheet(samples: Sequence[FlowSample]) -> Picture:
@@ -57,7 +46,7 @@ def flow_sheet(samples: Sequence[FlowSample]) -> Picture:
         captions.append(
             f"episode {s.episode} frame {s.frame}: {s.moving:.0%} moves, median {s.speed:.1f} px; colour full at {fastest:.1f} px"
         )
-    return contact_sheet(rows, captions)
+    return _sheet(rows, captions)
 
 
 def write_picture(picture: Picture, path: str | Path) -> None:
@@ -94,6 +83,23 @@ def _draw_visits(axes: Any, figures: Survey) -> None:
         axes.text(1.01, k, f"{j.lower:.2f} .. {j.upper:.2f}  {j.coverage:.0%}", fontsize=6, va="center")
     axes.set_xlabel(f"place in the {'limits' if figures.by_limits else 'recorded range'}", fontsize=8)
     axes.figure.colorbar(image, ax=axes, location="left", fraction=0.03, label="share of frames")
+
+
+def _sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], captions: Sequence[str]) -> Picture:
+    """Rows of pictures (H, W, 3), each row under its caption."""
+    if not rows or not rows[0]:
+        raise InputError("a sheet needs at least one picture; the recording gave none")
+    tiles = [[_tile(picture) for picture in row] for row in rows]
+    height, width = (max(tile.shape[axis] for row in tiles for tile in row) for axis in (0, 1))
+    columns = max(len(row) for row in tiles)
+    sheet = np.full((len(rows) * (height + _CAPTION + _GAP), columns * (width + _GAP) - _GAP, 3), 250, dtype=np.uint8)
+    for r, row in enumerate(tiles):
+        top = r * (height + _CAPTION + _GAP)
+        _caption(sheet, captions[r], top)
+        for c, tile in enumerate(row):
+            left, below = c * (width + _GAP), top + _CAPTION
+            sheet[below : below + tile.shape[0], left : left + tile.shape[1]] = tile
+    return sheet
 
 
 def _tile(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
