@@ -155,9 +155,8 @@ class TrainableField(LearnedField):
 
     def _step_loss(self, made: LearnedStep, delta_q: Tensor) -> Tensor:
         wanted = delta_q / self.delta_std
-        late = F.smooth_l1_loss(made.solution.delta_q / self.delta_std, wanted, beta=_STEP_BETA)
-        early = F.smooth_l1_loss(made.start.delta_q / self.delta_std, wanted, beta=_STEP_BETA)
-        return late + self.weights.early * early
+        lost = [F.smooth_l1_loss(step / self.delta_std, wanted, beta=_STEP_BETA) for step in made.steps]
+        return lost[-1] + self.weights.early * torch.stack(lost[:-1]).mean()
 
     def _compose_loss(self, batch: PairBatch, first: SeenAt, second: SeenAt, made: LearnedStep) -> Tensor:
         assert batch.third is not None and batch.q_third is not None
@@ -224,7 +223,8 @@ def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor
     """Error of both looks' flow under a Laplace distribution whose width is the confidence: large errors cost little
     where the head said so, and saying so costs."""
     total = torch.zeros((), dtype=moves.flow.dtype, device=moves.flow.device)
-    for share, look in zip((early, 1.0), made.looks):
+    shares = [early / (len(made.looks) - 1)] * (len(made.looks) - 1) + [1.0]
+    for share, look in zip(shares, made.looks):
         flow = torch.cat([look[0].flow, look[1].flow])
         half = torch.cat([look[0].log_weight, look[1].log_weight]) / 2
         total = total + share * _mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)

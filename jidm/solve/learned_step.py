@@ -1,7 +1,8 @@
 """A joint step between two pictures by a learned field: match, solve, look again around the solution, solve.
 
-Both pictures have a field, so both directions of the flow are used: `J_first d = flow` and `-J_second d = flow_back`.
-The second-order errors of the two linearisations cancel, which replaces re-linearising.
+Both pictures have a field, so both directions are used: `J_first d = flow` and `-J_second d = flow_back`. The
+second-order errors of the two linearisations cancel, which replaces re-linearising. A closer look at a solution brings
+two kinds of rows: the flow that the network sees left over, and brightness itself, Gauss-Newton on the joint step.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.field.learned.config import STRIDE, LearnedFieldConfig
-from jidm.field.learned.matching import PairHead
+from jidm.field.learned.matching import Brightness, PairHead, path
 from jidm.field.learned.network import Encoded
 from jidm.motion.flow.base import Flow
-from jidm.solve.least_squares import Solution, normal_equations, solve_normal_equations
+from jidm.solve.least_squares import NormalEquations, Solution, normal_equations, solve_normal_equations
 
 RIDGE = 1e-4
 """Relative damping, the same in training and in decoding."""
@@ -48,25 +49,29 @@ class Look:
 
     Attributes:
         flow: (B, 2, h, w) [px of the picture]; log_weight: (B, h, w) of its confidence (inverse variance, 1/px^2).
+        guess: (B, 2, h, w) flow around which it looked, None for the first look.
+        brightness: what the pixels say around the guess, None for the first look.
     """
 
     flow: Float[Tensor, "b 2 h w"]
     log_weight: Float[Tensor, "b h w"]
+    guess: Float[Tensor, "b 2 h w"] | None = None
+    brightness: Brightness | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LearnedStep:
-    """A step and everything it was made of. Pairs are (from first to second, from second to first).
+    """A step and everything it was made of.
 
     Attributes:
-        solution: of the second, closer look.
-        start: of the first look.
-        looks: first and second look, each in both directions.
+        solution: of the last look; its residual and `explained` are about that look's flow.
+        steps: (B, n) joint step after each look [rad or m].
+        looks: each in both directions, from first to second picture and from second to first.
     """
 
     solution: Solution
-    start: Solution
-    looks: tuple[tuple[Look, Look], tuple[Look, Look]]
+    steps: tuple[Float[Tensor, "b n"], ...]
+    looks: tuple[tuple[Look, Look], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,28 +101,34 @@ class SeenAt:
         return SeenAt(self.seen[index], self.jacobian[index], self.mask[index])
 
 
-def learned_step(field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None) -> LearnedStep:
+def learned_step(
+    field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None, *, closer: int = 2
+) -> LearnedStep:
     """The joint step from the first batch of pictures to the second, differentiable in everything.
 
     Args:
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
+        closer: how many closer looks.
     """
     a, b = first.seen, second.seen
     forward, backward = field.pair.correlate(a.match, b.match)
     early = Look(*field.pair.start(forward, a.match)), Look(*field.pair.start(backward, b.match))
-    start = _solve(field, first, second, early)
-    if flow is not None:
-        late = _given(flow, early)
-        return LearnedStep(_solve(field, first, second, late), start, (early, late))
-    # The solution's own flow is smoother than what was matched, and right where nothing could be matched.
-    step = start.delta_q.detach()
-    ahead = torch.einsum("bcnhw,bn->bchw", first.jacobian.detach(), step)
-    back = torch.einsum("bcnhw,bn->bchw", second.jacobian.detach(), -step)
-    late = (
-        Look(*field.pair.refine(a.image, a.match, b.image, b.match, ahead)),
-        Look(*field.pair.refine(b.image, b.match, a.image, a.match, back)),
-    )
-    return LearnedStep(_solve(field, first, second, late), start, (early, late))
+    looks = [early if flow is None else _given(flow, early)]
+    solution = _solve(field, first, second, looks[0])
+    steps = [solution.delta_q]
+    for _ in range(closer if flow is None else 0):
+        step = steps[-1].detach()
+        ahead, back = (torch.einsum("bcnhw,bn->bchw", x.jacobian.detach(), step) for x in (first, second))
+        guesses = path(ahead, back), path(-back, -ahead)
+        looks.append((_look(field.pair, a, b, guesses[0]), _look(field.pair, b, a, guesses[1])))
+        solution = _solve(field, first, second, looks[-1])
+        steps.append(step + solution.delta_q)
+    return LearnedStep(_about_flow(solution, first, looks[-1][0], steps[-1]), tuple(steps), tuple(looks))
+
+
+def _look(pair: PairHead, here: Encoded, there: Encoded, guess: Tensor) -> Look:
+    flow, log_weight, brightness = pair.refine(here.image, here.match, there.image, there.match, guess)
+    return Look(flow, log_weight, guess, brightness)
 
 
 @torch.no_grad()
@@ -130,14 +141,41 @@ def step_pairs(field: StepField, first: Float[Tensor, "b 3 H W"], second: Float[
 
 
 def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Look, Look]) -> Solution:
-    equations = normal_equations(
-        first.jacobian, looks[0].flow, looks[0].log_weight.exp() * first.mask.sigmoid(), layout="dense"
-    ) + normal_equations(
-        -second.jacobian, looks[1].flow, looks[1].log_weight.exp() * second.mask.sigmoid(), layout="dense"
-    )
-    solution = solve_normal_equations(equations, ridge=RIDGE, unit=field.delta_std, min_motion=_MIN_MOTION)
+    """What the looks say of the step, counted from their guess."""
+    ahead, back = _equations(first, looks[0], 1.0), _equations(second, looks[1], -1.0)
+    solution = solve_normal_equations(ahead + back, ridge=RIDGE, unit=field.delta_std, min_motion=_MIN_MOTION)
     spread = field.step_spread.to(solution.covariance)
     return replace(solution, covariance=solution.covariance * spread[:, None] * spread)
+
+
+def _equations(at: SeenAt, look: Look, sign: float) -> NormalEquations:
+    jacobian, robot = sign * at.jacobian, at.mask.sigmoid()
+    flow = look.flow if look.guess is None else look.flow - look.guess
+    equations = normal_equations(jacobian, flow, look.log_weight.exp() * robot, layout="dense")
+    if look.brightness is None:
+        return equations
+    seen = look.brightness
+    J = jacobian.flatten(-2)
+    bent = torch.einsum("bcdp,bdnp->bcnp", seen.curvature.flatten(-2), J)
+    weight = (seen.log_weight.exp() * robot).flatten(-2)
+    return replace(
+        equations,
+        matrix=equations.matrix + torch.einsum("bcnp,bcmp,bp->bnm", J, bent, weight),
+        energy=equations.energy + (seen.energy.flatten(-2) * weight).sum(-1),
+        vector=equations.vector - torch.einsum("bcnp,bcp,bp->bn", J, seen.slope.flatten(-2), weight),
+    )
+
+
+def _about_flow(solution: Solution, first: SeenAt, look: Look, step: Tensor) -> Solution:
+    """The solution of the whole step, its residual and explained share those of the forward flow on the robot."""
+    weight = (look.log_weight.exp() * first.mask.sigmoid()).detach()
+    start = torch.zeros_like(look.flow) if look.guess is None else look.guess
+    told = start + torch.einsum("bcnhw,bn->bchw", first.jacobian, solution.delta_q)
+    total = weight.flatten(1).sum(-1).clamp(min=1e-12)
+    left = (weight * (look.flow - told).square().sum(1)).flatten(1).sum(-1) / total
+    motion = (weight * look.flow.square().sum(1)).flatten(1).sum(-1) / total
+    explained = (1 - left / motion.clamp(min=1e-12)).clamp(0, 1) * solution.valid
+    return replace(solution, delta_q=step, residual=left.clamp(min=1e-12).sqrt(), explained=explained)
 
 
 def _given(flow: Flow, like: tuple[Look, Look]) -> tuple[Look, Look]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,6 +14,24 @@ from jidm.field.learned.config import STRIDE
 
 _LARGEST_LOG_WEIGHT = 4.0
 """Confidences span e^-4 to e^4 around 1: unclamped ones run away (a published training died of it after 4400 steps)."""
+
+_BRIGHTNESS_NOISE = 0.03
+"""How much brightness differs where nothing is wrong, before training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Brightness:
+    """What a cell's pixels say of its motion: `exp(log_weight) |g . d + error|^2` summed over them, in noise variances.
+
+    Attributes:
+        curvature: (B, 2, 2, h, w) sum of g g' [1/px^2]; slope: (B, 2, h, w) sum of g error [1/px].
+        energy: (B, h, w) sum of error^2; log_weight: (B, h, w) confidence.
+    """
+
+    curvature: Float[Tensor, "b 2 2 h w"]
+    slope: Float[Tensor, "b 2 h w"]
+    energy: Float[Tensor, "b h w"]
+    log_weight: Float[Tensor, "b h w"]
 
 
 class PairHead(nn.Module):
@@ -44,7 +64,8 @@ class PairHead(nn.Module):
         pixels = 3 * STRIDE**2
         self.fine_in = nn.Sequential(nn.Conv2d(2 * pixels + 2 * features, features, 1), nn.GELU())
         self.fine = nn.Sequential(ConvBlock(features, features), ConvBlock(features, features))
-        self.fine_out = nn.Conv2d(features, 3, 1)
+        self.fine_out = nn.Conv2d(features, 4, 1)
+        self.log_noise = nn.Parameter(torch.tensor(_BRIGHTNESS_NOISE).log())
         for layer in (self.coarse_out, self.fine_out):
             nn.init.normal_(layer.weight, std=1e-3)
             assert layer.bias is not None
@@ -69,7 +90,7 @@ class PairHead(nn.Module):
 
     def refine(
         self, pixels: Tensor, features: Tensor, other: Tensor, other_features: Tensor, guess: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Brightness]:
         """Flow and log-confidence near a guess: the second picture is carried back by it and compared closely.
 
         Args:
@@ -83,7 +104,47 @@ class PairHead(nn.Module):
         near = carry_back(other_features, guess / STRIDE)
         x = self.fine_in(torch.cat([both, features, near - features], 1))
         out = self.fine_out(self.fine(x))
-        return guess + out[:, :2] * STRIDE, _bounded(out[:, 2])
+        brightness = self._brightness(pixels, carried, _bounded(out[:, 3]))
+        return guess + out[:, :2] * STRIDE, _bounded(out[:, 2]), brightness
+
+    def _brightness(self, pixels: Tensor, carried: Tensor, log_weight: Tensor) -> Brightness:
+        error = carried - pixels
+        # The mean of both pictures' gradients makes a step second-order exact (ESM; Benhimane and Malis 2004).
+        along_u, along_v = gradients((pixels + carried) / 2)
+        noise = self.log_noise.exp()
+        # Cauchy's weight: what is hidden or lit otherwise counts little.
+        weight = 1 / (noise**2 + error.square().mean(1, keepdim=True))
+
+        def summed(x: Tensor) -> Tensor:
+            return F.avg_pool2d((x * weight).sum(1, keepdim=True), STRIDE)[:, 0] * STRIDE**2
+
+        uu, uv, vv = summed(along_u * along_u), summed(along_u * along_v), summed(along_v * along_v)
+        slope = torch.stack([summed(along_u * error), summed(along_v * error)], 1)
+        curvature = torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2))
+        return Brightness(curvature, slope, summed(error * error), log_weight)
+
+
+def gradients(image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Central differences along u and v [1/px]."""
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    return (
+        (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2,
+        (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2,
+    )
+
+
+def path(ahead: Float[Tensor, "b 2 h w"], back: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
+    """Where the first picture's cells go when both pictures' fields tell their motion to first order.
+
+    Args:
+        ahead: the first field times the step, on the first grid [px of the picture].
+        back: the second field times the step, on the second grid [px of the picture].
+
+    Returns:
+        Flow [px] whose error is of third order in the step: the mean of the motion where a point leaves and where it
+        arrives (trapezoidal rule).
+    """
+    return (ahead + carry_back(back, ahead / STRIDE)) / 2
 
 
 def carry_back(image: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
