@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num
 from numpy.typing import NDArray
 
 from jidm.data import stats
@@ -77,8 +76,8 @@ class DatasetWriter:
         self._plan = self._fingerprint()
 
     def write_episode(
-        self, index: int, frames: Mapping[str, NDArray[np.uint8]], state: Num[np.ndarray, "T n"],
-        action: Num[np.ndarray, "T m"] | None = None, time: Num[np.ndarray, " T"] | None = None,
+        self, index: int, frames: Mapping[str, NDArray[Any]], state: NDArray[Any],
+        action: NDArray[Any] | None = None, time: NDArray[Any] | None = None,
         extras: Mapping[str, NDArray[Any]] | None = None, task: str = "",
     ) -> None:  # fmt: skip
         """Write one episode; afterwards it is whole, or absent if the process dies. Does nothing if it is there.
@@ -139,6 +138,8 @@ class DatasetWriter:
         for episode in found:
             task = tasks.setdefault(episode.task, len(tasks))
             placed = replace(episode, first=first, task_index=task)
+            gathered = {key: stats.of_values(values) for key, values in _counters(placed).items()}
+            placed = replace(placed, stats={**episode.stats, **gathered})
             if placed != episode:
                 self._place(placed)
             listed.append(placed)
@@ -213,7 +214,7 @@ class DatasetWriter:
             raise DatasetError(f"episode {index}: {key} is not finite everywhere; leave the episode out")
         return values.astype(dtype)
 
-    def _check_frames(self, index: int, frames: Mapping[str, NDArray[np.uint8]], length: int) -> None:
+    def _check_frames(self, index: int, frames: Mapping[str, NDArray[Any]], length: int) -> None:
         if set(frames) != set(self._camera_keys):
             raise DatasetError(f"episode {index}: pictures of {sorted(frames)}, must be of {sorted(self._camera_keys)}")
         for name, key in self._camera_keys.items():
@@ -256,13 +257,10 @@ class DatasetWriter:
         """Write the episode's table again, with its rows' places among all and the number of its task."""
         path = self.root / data_path(self.version, episode.index)
         arrays = read_columns(path, self._stored())
-        counter = np.arange(episode.length, dtype=np.int64)
-        gathered = dict(episode.stats)
-        for key, values in (("index", counter + episode.first), ("task_index", counter * 0 + episode.task_index)):
+        for key, values in _counters(episode).items():
             arrays[key] = to_arrow(values, self.features[key])
-            gathered[key] = stats.of_values(values)
         with whole_file(path) as temporary:
-            write_table(temporary, arrays, self._noted(replace(episode, stats=gathered)))
+            write_table(temporary, arrays, self._noted(episode))
 
     def _clear_stage(self, done: set[int]) -> None:
         """Remove what killed processes left of episodes that are there by now; others may be in the making."""
@@ -272,6 +270,12 @@ class DatasetWriter:
                 shutil.rmtree(folder, ignore_errors=True)
         if stage.is_dir() and not any(stage.iterdir()):
             stage.rmdir()
+
+
+def _counters(episode: Written) -> dict[str, NDArray[np.int64]]:
+    """The columns that depend on the other episodes."""
+    count = np.arange(episode.length, dtype=np.int64)
+    return {"index": count + episode.first, "task_index": np.full_like(count, episode.task_index)}
 
 
 def _distinct(what: str, names: Sequence[str]) -> tuple[str, ...]:

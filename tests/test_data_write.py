@@ -1,0 +1,363 @@
+"""Writing recordings: read back by plain pyarrow and PyAV, whole or absent, the same bytes whoever wrote them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from lerobot_files import bar, bar_seen, read_independently, recorded
+
+from jidm.data import DatasetWriter, Feature, check_dataset, open_dataset
+from jidm.errors import DatasetError
+
+TOP, DEPTH, LINKS, POSE = (
+    "observation.images.top",
+    "observation.depth.top",
+    "observation.links.top",
+    "observation.camera.top",
+)
+EXTRAS = {DEPTH: Feature("float32", (12, 16)), LINKS: Feature("int16", (12, 16)), POSE: Feature("float64", (16,))}
+RECIPE = {"embodiment": "toy", "seed": 7, "cameras": {"top": {"width": 64}}}
+
+
+def writer(root: Path, **changes: Any) -> DatasetWriter:
+    options: dict[str, Any] = {
+        "fps": 16, "joint_names": ["a", "b", "c"], "action_names": ["u", "v"], "cameras": {"top": (64, 48)},
+        "robot_type": "toy", "extras": EXTRAS, "recipe": RECIPE,
+    }  # fmt: skip
+    return DatasetWriter(root, **{**options, **changes})
+
+
+def length_of(index: int) -> int:
+    return 5 + 3 * (index % 3)
+
+
+def arrays(index: int, length: int | None = None) -> dict[str, Any]:
+    """What `write_episode` takes, a function of the index alone."""
+    length = length or length_of(index)
+    episode, rng = recorded(index, length), np.random.default_rng(index)
+    extras = {
+        DEPTH: rng.random((length, 12, 16), dtype=np.float32),
+        LINKS: rng.integers(-1, 5, (length, 12, 16)).astype(np.int16),
+        POSE: rng.normal(size=(length, 16)),
+    }
+    return {
+        "frames": {"top": episode.frames}, "state": episode.state, "action": episode.action, "extras": extras,
+        "task": episode.task,
+    }  # fmt: skip
+
+
+def write(root: Path, indices: list[int], **changes: Any) -> Path:
+    to = writer(root, **changes)
+    for index in indices:
+        to.write_episode(index, **arrays(index))
+    to.finish()
+    return root
+
+
+def digest(root: Path) -> dict[str, str]:
+    """Every file's path and SHA-256, hidden ones too."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module", params=["v3.0", "v2.1"])
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, version: str) -> Path:
+    return write(tmp_path_factory.mktemp(version), [0, 1, 2, 3], version=version)
+
+
+# ---- what is in the files --------------------------------------------------------------------------------------------
+
+
+def test_an_independent_reader_finds_what_was_written(written: Path) -> None:
+    found = read_independently(written)
+    assert sorted(found) == [0, 1, 2, 3]
+    first = 0
+    for index, episode in found.items():
+        expected, rows = arrays(index), episode["rows"]
+        length = length_of(index)
+        assert len(rows) == episode["row"]["length"] == length and episode["row"]["tasks"] == [expected["task"]]
+        np.testing.assert_array_equal([r["observation.state"] for r in rows], expected["state"])
+        np.testing.assert_array_equal([r["action"] for r in rows], expected["action"])
+        for key in EXTRAS:
+            np.testing.assert_array_equal(
+                np.array([r[key] for r in rows], expected["extras"][key].dtype), expected["extras"][key]
+            )
+        np.testing.assert_allclose([r["timestamp"] for r in rows], np.arange(length) / 16, atol=1e-6)
+        assert [r["frame_index"] for r in rows] == list(range(length))
+        assert [r["index"] for r in rows] == list(range(first, first + length))
+        frames = episode["frames"][TOP]
+        assert np.abs(frames.astype(int) - expected["frames"]["top"]).mean() < 4
+        assert all(abs(bar_seen(frame) - bar(t)) <= 1 for t, frame in enumerate(frames))
+        first += length
+
+
+def test_our_reader_finds_the_same(written: Path) -> None:
+    dataset = open_dataset(written)
+    assert (dataset.joint_names, dataset.cameras, dataset.robot_type) == (("a", "b", "c"), ("top",), "toy")
+    assert dataset.recipe == RECIPE and dataset.fps == 16.0
+    for episode, (index, other) in zip(dataset, read_independently(written).items()):
+        expected = arrays(index)
+        np.testing.assert_array_equal(episode.state, expected["state"])
+        for key in EXTRAS:
+            np.testing.assert_array_equal(episode.column(key), expected["extras"][key])
+            assert episode.column(key).dtype == expected["extras"][key].dtype
+        np.testing.assert_array_equal(episode.video("top"), other["frames"][TOP])
+    assert check_dataset(written, decode=True) == []
+
+
+def test_info_and_statistics_are_those_of_the_arrays(written: Path, version: str) -> None:
+    info = json.loads((written / "meta" / "info.json").read_text())
+    states = np.concatenate([arrays(index)["state"] for index in range(4)])
+    assert (info["codebase_version"], info["fps"], info["total_episodes"]) == (version, 16, 4)
+    assert (info["total_frames"], info["total_tasks"], info["splits"]) == (len(states), 2, {"train": "0:4"})
+    assert info["features"][DEPTH] == {"dtype": "float32", "shape": [12, 16], "names": None}
+    assert info["features"][TOP]["shape"] == [48, 64, 3] and info["jidm"] == RECIPE
+    if version == "v3.0":
+        stats = json.loads((written / "meta" / "stats.json").read_text())
+        listed = pq.read_table(written / "meta" / "episodes" / "chunk-000" / "file-000.parquet").to_pylist()
+        np.testing.assert_allclose(listed[2]["stats/index/min"], listed[2]["dataset_from_index"])
+        np.testing.assert_allclose(listed[1]["stats/observation.state/std"], arrays(1)["state"].std(0))
+    else:
+        lines = [json.loads(line) for line in (written / "meta" / "episodes_stats.jsonl").read_text().splitlines()]
+        np.testing.assert_allclose(lines[1]["stats"]["observation.state"]["mean"], arrays(1)["state"].mean(0))
+        return
+    for name in ("min", "max", "mean", "std"):
+        np.testing.assert_allclose(stats["observation.state"][name], getattr(np, name)(states, axis=0), rtol=1e-9)
+    assert stats["observation.state"]["count"] == [len(states)]
+    pictures = np.concatenate([arrays(index)["frames"]["top"] for index in range(4)]) / 255
+    np.testing.assert_allclose(np.ravel(stats[TOP]["mean"]), pictures.mean((0, 1, 2)), rtol=1e-9)
+    assert np.shape(stats[TOP]["std"]) == (3, 1, 1)
+
+
+def test_pandas_sees_the_task_as_the_index(tmp_path: Path) -> None:
+    """LeRobot asks `tasks.iloc[k].name` and `task in tasks.index`."""
+    write(tmp_path, [0, 1])
+    table = pq.read_table(tmp_path / "meta" / "tasks.parquet")
+    note = json.loads(table.schema.metadata[b"pandas"])
+    assert note["index_columns"] == ["task"] and {c["name"] for c in note["columns"]} == {"task", "task_index"}
+    assert table.to_pylist() == [{"task_index": 0, "task": "task 0"}, {"task_index": 1, "task": "task 1"}]
+    pandas = pytest.importorskip("pandas", reason="only to see what pandas makes of the note")
+    frame = pandas.read_parquet(tmp_path / "meta" / "tasks.parquet")
+    assert list(frame.index) == ["task 0", "task 1"] and frame.iloc[1].name == "task 1"
+
+
+def test_video_times_are_exact_at_odd_rates(tmp_path: Path) -> None:
+    for fps in (16, 29.97, 12.5, 7):
+        to = DatasetWriter(
+            tmp_path / str(fps), fps=fps, joint_names=["a", "b", "c"], action_names=[], cameras={"top": (64, 48)}
+        )
+        to.write_episode(0, {"top": recorded(0, 40).frames}, recorded(0, 40).state)
+        to.finish()
+        read_independently(tmp_path / str(fps))  # asserts LeRobot's tolerance
+        assert check_dataset(tmp_path / str(fps)) == []
+        assert open_dataset(tmp_path / str(fps)).episode(0).action is None
+
+
+# ---- the same bytes --------------------------------------------------------------------------------------------------
+
+
+def test_order_repetition_and_early_finishes_leave_no_trace(tmp_path: Path, written: Path, version: str) -> None:
+    to = writer(tmp_path, version=version)
+    for index in (3, 1, 0, 2):
+        to.write_episode(index, **arrays(index))
+        to.write_episode(index, **arrays(index + 1, 4))  # it is there: nothing happens
+        to.finish()
+    writer(tmp_path, version=version).finish()
+    assert digest(tmp_path) == digest(written)
+
+
+def test_workers_at_once_write_what_one_writes(tmp_path: Path, written: Path, version: str) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_data_write import arrays, writer
+to = writer(Path(sys.argv[1]), version={version!r})
+for index in (2, 0, 1, 3): to.write_episode(index, **arrays(index))
+"""
+    # Both write all four, so they meet at every file.
+    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment()) for _ in range(2)]
+    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    writer(tmp_path, version=version).finish()
+    assert digest(tmp_path) == digest(written)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def test_gaps_stay(tmp_path: Path) -> None:
+    write(tmp_path, [4, 1001])
+    assert open_dataset(tmp_path).episode_indices == (4, 1001)
+    assert (tmp_path / "data" / "chunk-001" / "file-001.parquet").is_file()
+    assert open_dataset(tmp_path).episode(1001).column("index")[0] == length_of(4)
+    assert check_dataset(tmp_path) == []
+
+
+def test_nothing_written_is_an_empty_data_set(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    assert len(open_dataset(tmp_path)) == 0
+    assert [p.what for p in check_dataset(tmp_path)] == ["holds no episode"]
+
+
+# ---- killed at any moment --------------------------------------------------------------------------------------------
+
+_LOOP = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_data_write import KILLED, arrays, writer
+to = writer(Path(sys.argv[1]))
+done = to.done()
+print("ready", flush=True)
+for index in range(KILLED):
+    if index not in done: to.write_episode(index, **arrays(index))
+    if index % 5 == 4: to.finish()
+to.finish()
+"""
+KILLED = 24
+
+
+def kill_and_resume(root: Path, kills: int, seed: int) -> None:
+    """Let a writer be killed again and again; after each kill every episode that is there must be whole."""
+    chance, survived = random.Random(seed), 0
+    while survived < kills:
+        process = subprocess.Popen([sys.executable, "-c", _LOOP, str(root)], stdout=subprocess.PIPE, env=environment())
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(chance.uniform(0.0, 0.25))
+        os.kill(process.pid, signal.SIGKILL)
+        if process.wait() == 0:  # it was done before
+            break
+        survived += 1
+        assert_all_whole(root)
+    subprocess.run([sys.executable, "-c", _LOOP, str(root)], check=True, env=environment(), stdout=subprocess.DEVNULL)
+
+
+def assert_all_whole(root: Path) -> None:
+    """Whatever has a table has everything: looked at without our reader, which trusts meta/."""
+    for table in root.glob("data/chunk-*/file-*.parquet"):
+        index = int(pq.read_table(table).column("episode_index")[0].as_py())
+        assert pq.read_table(table).num_rows == length_of(index)
+        video = root / "videos" / TOP / table.parent.name / f"{table.stem}.mp4"
+        import av
+
+        with av.open(str(video)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == length_of(index)
+    if (root / "meta" / "info.json").is_file():
+        for problem in check_dataset(root):  # meta/ may list fewer episodes than there are, never a broken one
+            raise AssertionError(str(problem))
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_writer_leaves_whole_episodes_and_resumes(tmp_path: Path, kills: int) -> None:
+    kill_and_resume(tmp_path / "killed", kills, seed=kills)
+    assert digest(tmp_path / "killed") == digest(write(tmp_path / "straight", list(range(KILLED))))
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_death_before_any_file_appears_leaves_the_episode_absent(
+    tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same law without luck: the process dies before its k-th encoding, table or renaming."""
+    import jidm.data.write as module
+
+    steps: list[str] = []
+
+    def dying(name: str) -> Callable[..., Any]:
+        real = getattr(module, name)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            steps.append(name)
+            if len(steps) == at + 1:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return step
+
+    to = writer(tmp_path, cameras={"top": (64, 48), "side": (64, 48)}, extras={})
+    given = {**arrays(0), "extras": {}}
+    given["frames"] = {"top": given["frames"]["top"], "side": given["frames"]["top"]}
+    with monkeypatch.context() as patch:
+        for name in ("encode", "write_table", "_move"):
+            patch.setattr(module, name, dying(name))
+        with pytest.raises(KeyboardInterrupt):
+            to.write_episode(0, **given)
+    assert steps == ["encode", "encode", "write_table", "_move", "_move", "_move"][: at + 1]
+    assert to.done() == set()
+    to.write_episode(0, **given)
+    assert to.done() == {0}
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"state": np.zeros((5, 4))}, r"observation.state is float64 \(5, 4\), must be float64 \(5, 3\)"),
+        ({"state": np.full((5, 3), np.nan)}, "observation.state is not finite"),
+        ({"state": np.zeros((0, 3))}, "has no frames"),
+        ({"action": None}, r"columns \['action'\] are missing or unknown"),
+        ({"action": np.zeros((4, 2))}, r"action is float64 \(4, 2\)"),
+        ({"extras": {}}, "observation.depth.top"),
+        ({"time": np.arange(5) / 15}, "times are not k / 16 s"),
+        ({"time": np.full(5, np.nan)}, "times are not k / 16 s"),
+        ({"frames": {}}, r"pictures of \[\], must be of \['top'\]"),
+        ({"frames": {"top": np.zeros((4, 48, 64, 3), np.uint8)}}, r"\(4, 48, 64, 3\), must be uint8 \(5, 48, 64, 3\)"),
+        ({"frames": {"top": np.zeros((5, 48, 64, 3), np.float32)}}, "'top' are float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    to = writer(tmp_path)
+    with pytest.raises(DatasetError, match=complaint) as error:
+        to.write_episode(0, **{**arrays(0), **change})
+    assert str(error.value).startswith("episode 0: ") and digest(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": "v2.0"}, "'v2.0' are not written; choose v3.0 or v2.1"),
+        ({"cameras": {"top": (63, 48)}}, "'top' is 63x48; video needs even sizes"),
+        ({"joint_names": ["a", "a"]}, "joint names must be distinct"),
+        ({"joint_names": []}, "there are none"),
+        ({"fps": 0}, "fps=0"),
+        ({"extras": {"action": Feature("int64", (1,))}}, "extra feature 'action'"),
+        ({"extras": {"a/b": Feature("int64", (1,))}}, "extra feature 'a/b'"),
+    ],
+)
+def test_impossible_plans_are_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(DatasetError, match=complaint):
+        writer(tmp_path, **change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"fps": 15}, {"recipe": {"seed": 8}}, {"joint_names": ["a", "b", "d"]}, {"crf": 20}]
+)
+def test_a_folder_holds_one_plan(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path, [0])
+    other = writer(tmp_path, **change)
+    for call in (other.done, other.finish):
+        with pytest.raises(DatasetError, match="was not written with these features"):
+            call()
