@@ -172,6 +172,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, A
         raise CheckpointError(f"{folder}: the checkpoint's record is not JSON: {error}; use plain values") from None
     with whole_file(folder / CONFIG) as path:
         path.write_text(text + "\n", encoding="utf-8")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes a file that only its owner can read
     for file in (WEIGHTS, CONFIG):  # a rename may reach the disk before what it names
         with open(folder / file, "rb") as stream:
             os.fsync(stream.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jidm.learn.recording import Recording, default_cache, whole_folder
 from jidm.motion.fit import Fit
 from jidm.motion.flow.base import Flow, FlowEstimator
 
-_CHUNK = 16  # pairs an estimator is given at once
+_CHUNK = 8  # pairs an estimator is given at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +82,37 @@ def _measure_all(
     flow = create(folder / "flow.npy", mode="w+", dtype=np.float16, shape=(count, K, 2, 2, h, w))
     weight = create(folder / "weight.npy", mode="w+", dtype=np.uint8, shape=(count, K, 2, h, w))
     episodes = recording.episode.tolist()
-    for done, (index, row) in enumerate(zip(episodes, recording.first.tolist())):
-        video = torch.from_numpy(dataset.episode(index).video(camera)).permute(0, 3, 1, 2)
-        for column, k in enumerate(strides):
-            for t in range(0, len(video) - k, _CHUNK):
-                stop = min(t + _CHUNK, len(video) - k)
+    # OpenCV computes outside Python's lock, so threads are enough to use what cores torch may use.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for done, (index, row) in enumerate(zip(episodes, recording.first.tolist())):
+            video = torch.from_numpy(dataset.episode(index).video(camera)).permute(0, 3, 1, 2)
+            parts = [
+                (column, k, t, min(t + _CHUNK, len(video) - k))
+                for column, k in enumerate(strides)
+                for t in range(0, len(video) - k, _CHUNK)
+            ]
+
+            def measure(part: tuple[int, int, int, int], video: Tensor = video, row: int = row) -> None:
+                column, k, t, stop = part
                 one, two = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
-                for way, (a, b) in enumerate(((one, two), (two, one))):
-                    found = fitted_flow(estimator(a, b), recording.fit)
-                    flow[row + t : row + stop, column, way] = found.flow.half().numpy()
-                    weight[row + t : row + stop, column, way] = (found.weight * 255).round().to(torch.uint8).numpy()
-        progress(f"measured the flow of {done + 1} of {len(episodes)} episodes")
+                for way, found in enumerate(_both_ways(estimator, one, two)):
+                    small = fitted_flow(found, recording.fit)
+                    flow[row + t : row + stop, column, way] = small.flow.half().numpy()
+                    weight[row + t : row + stop, column, way] = (small.weight * 255).round().to(torch.uint8).numpy()
+
+            list(pool.map(measure, parts))
+            if (done + 1) % max(1, len(episodes) // 10) == 0:
+                progress(f"measured the flow of {done + 1} of {len(episodes)} episodes")
     flow.flush()
     weight.flush()
+
+
+def _both_ways(estimator: FlowEstimator, first: Tensor, second: Tensor) -> tuple[Flow, Flow]:
+    together = getattr(estimator, "both_ways", None)
+    if together is not None:
+        found: tuple[Flow, Flow] = together(first, second)
+        return found
+    return estimator(first, second), estimator(second, first)
 
 
 def fitted_flow(flow: Flow, fit: Fit) -> Flow:

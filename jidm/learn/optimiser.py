@@ -66,6 +66,7 @@ class MuonAdamW(torch.optim.AdamW):
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
+            state["step"] = torch.zeros(())  # Adam's own reading of saved states asks for it
         state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
         ahead = gradient.lerp(state["momentum"], _MOMENTUM)  # Nesterov's
         step = orthogonal(ahead.flatten(1))

@@ -73,5 +73,5 @@ def load_idm(where: str | Path | Checkpoint, **options: Any) -> Any:
     if checkpoint.kind == "jacobian_field":
         from jidm.idm import JacobianIDM
 
-        return JacobianIDM.from_pretrained(checkpoint, **options)  # type: ignore[attr-defined]
+        return JacobianIDM.from_pretrained(checkpoint, **options)
     return import_module("jidm.learn.baselines.idm").BaselineIDM.from_pretrained(checkpoint, **options)

@@ -167,7 +167,8 @@ class BaselineIDM:
             numbers = (found.delta_q, zero if found.residual is None else found.residual,
                        zero if found.explained is None else found.explained)  # fmt: skip
             for (start, stop, *_), *values in zip(waiting, *(x.cpu().double() for x in numbers), strict=True):
-                track.steps[start, stop] = (values[0], float(values[1]), float(values[2]))
+                if all(x.isfinite().all() for x in values):
+                    track.steps[start, stop] = (values[0], float(values[1]), float(values[2]))
             waiting.clear()
 
         last: tuple[int, Tensor] | None = None
@@ -189,7 +190,8 @@ class BaselineIDM:
 
         def measure() -> None:
             before, at, after = (self._fitted(list(frames)) for frames in zip(*waiting, strict=True))
-            track.positions.update(zip(at_frame, model.positions(before, at, after).cpu().double(), strict=True))
+            found = model.positions(before, at, after).cpu().double()
+            track.positions.update((t, q) for t, q in zip(at_frame, found, strict=True) if q.isfinite().all())
             at_frame.clear()
             waiting.clear()
 

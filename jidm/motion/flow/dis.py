@@ -53,25 +53,35 @@ class DisFlow:
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         """Flow from `first` to `second`, RGB in [0, 1]; see `FlowEstimator`. Works on the CPU, carries no gradient."""
+        return self.both_ways(first, second)[0]
+
+    def both_ways(
+        self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
+    ) -> tuple[Flow, Flow]:
+        """Flow from `first` to `second` and back, for the price of one: the round trip needs both anyway."""
         check_pair(first, second)
         batch, (height, width) = first.shape[:-3], first.shape[-2:]
         finite = finite_items(first, second).reshape(-1).cpu()
         greys = [_grey(x).reshape(-1, height, width) for x in (first, second)]
-        forward = torch.zeros(len(finite), 2, height, width)
-        backward = torch.zeros_like(forward)
-        texture = torch.zeros(len(finite), height, width)
+        ways = [torch.zeros(len(finite), 2, height, width) for _ in range(2)]
+        texture = torch.zeros(2, len(finite), height, width)
         for k in torch.nonzero(finite)[:, 0].tolist():
             a, b = self._prepare(greys[0][k], greys[1][k])
-            forward[k] = self._match(a, b)[:, :height, :width]
-            backward[k] = self._match(b, a)[:, :height, :width]
-            texture[k] = torch.from_numpy(_corner_strength(greys[0][k]))
-        weight = forward_backward_weight(forward, backward)
-        if self.texture > 0:
-            weight = weight * texture / (texture + self.texture)
-        weight = weight * finite[:, None, None]
-        return Flow(
-            forward.to(first).reshape(*batch, 2, height, width), weight.to(first).reshape(*batch, height, width)
-        )
+            ways[0][k] = self._match(a, b)[:, :height, :width]
+            ways[1][k] = self._match(b, a)[:, :height, :width]
+            texture[0, k], texture[1, k] = (torch.from_numpy(_corner_strength(grey[k])) for grey in greys)
+        flows = []
+        for forward, backward, corners in zip(ways, ways[::-1], texture):
+            weight = forward_backward_weight(forward, backward)
+            if self.texture > 0:
+                weight = weight * corners / (corners + self.texture)
+            weight = weight * finite[:, None, None]
+            flows.append(
+                Flow(
+                    forward.to(first).reshape(*batch, 2, height, width), weight.to(first).reshape(*batch, height, width)
+                )
+            )
+        return flows[0], flows[1]
 
     def _prepare(self, *greys: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
         """Both frames blurred, stretched alike to the full 8 bits that OpenCV's DIS takes, and not too small."""

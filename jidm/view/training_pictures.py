@@ -1,0 +1,22 @@
+"""What a model in training makes of a pair of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from jidm.learn.batch import PairBatch
+from jidm.learn.field_probe import probe
+from jidm.view.field_pictures import write_field_sheet
+
+
+def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:
+    """Field, flow and residual of the first pair of a batch, into a PNG; nothing for a model without a field."""
+    if getattr(model, "estimator", None) is not None:
+        return  # it has no flow of its own to be drawn
+    seen = probe(SimpleNamespace(field=model, model=model), batch.first[:1], batch.second[:1], batch.q[:1])
+    if seen is None:
+        return
+    flow = batch.flow[0].cpu() if batch.flow is not None else None
+    write_field_sheet(path, batch.first[0].cpu(), seen, model.config.joint_names, exact_flow=flow)
