@@ -19,7 +19,7 @@ from jidm.learn.estimated import estimate_flow, fitted_flow
 from jidm.learn.pairs import PairSampler, PairSource
 from jidm.learn.recording import fitted_geometry, read_recording
 from jidm.motion.fit import Fit, fitting_size
-from jidm.motion.flow import Flow
+from jidm.motion.flow import DisFlow, Flow
 from jidm.robot.kinematics import Kinematics
 from jidm.sim import exact_flow
 from jidm.sim.truth import stays_visible
@@ -332,3 +332,12 @@ def test_measured_flow_goes_to_the_right_pairs(counted, tmp_path: Path) -> None:
     assert batch.mask is None
     with pytest.raises(InputError, match="does not tell its settings"):
         estimate_flow(counted, recording, "front", (1,), lambda a, b: None, cache=tmp_path)
+
+
+def test_measuring_both_ways_at_once_is_measuring_each() -> None:
+    smooth = torch.nn.functional.avg_pool2d(torch.rand(2, 3, 44, 68, generator=torch.Generator().manual_seed(0)), 5, 1)
+    first, second = smooth, smooth.roll(1, -1)
+    second[1] = float("nan")
+    for both, single in zip(DisFlow().both_ways(first, second), (DisFlow()(first, second), DisFlow()(second, first))):
+        assert torch.equal(both.flow, single.flow) and torch.equal(both.weight, single.weight)
+        assert both.weight[0].max() > 0 and both.weight[1].max() == 0
