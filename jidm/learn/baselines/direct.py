@@ -27,7 +27,7 @@ class DirectConfig(BaselineConfig):
         pool: "grid" (4 x 4 cells) or "average" (over the whole picture, as UniPi does).
     """
 
-    pool: str = "grid"
+    pool: str = "average"
 
     def __post_init__(self) -> None:
         super().__post_init__()

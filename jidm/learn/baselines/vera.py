@@ -35,7 +35,7 @@ class VeraConfig(FlowConfig):
     """
 
     flow: str = "dis"
-    ridge: float = 1.0
+    ridge: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
