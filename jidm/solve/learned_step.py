@@ -17,7 +17,7 @@ from torch import Tensor
 from jidm.field.learned.config import STRIDE, LearnedFieldConfig
 from jidm.field.learned.matching import Brightness, PairHead, path
 from jidm.field.learned.network import Encoded
-from jidm.motion.flow.base import Flow
+from jidm.motion.flow.base import Flow, clean
 from jidm.solve.least_squares import NormalEquations, Solution, normal_equations, solve_normal_equations
 
 RIDGE = 1e-4
@@ -174,14 +174,17 @@ def _about_flow(solution: Solution, first: SeenAt, look: Look, step: Tensor) -> 
     total = weight.flatten(1).sum(-1).clamp(min=1e-12)
     left = (weight * (look.flow - told).square().sum(1)).flatten(1).sum(-1) / total
     motion = (weight * look.flow.square().sum(1)).flatten(1).sum(-1) / total
-    explained = (1 - left / motion.clamp(min=1e-12)).clamp(0, 1) * solution.valid
-    return replace(solution, delta_q=step, residual=left.clamp(min=1e-12).sqrt(), explained=explained)
+    explained = (1 - left / motion.clamp(min=1e-12)).clamp(0, 1)
+    # An item withdrawn for a NaN or an infinity says nothing rather than those.
+    nothing = torch.zeros_like(left)
+    residual = torch.where(solution.valid, left.clamp(min=1e-12).sqrt(), nothing)
+    return replace(solution, delta_q=step, residual=residual, explained=torch.where(solution.valid, explained, nothing))
 
 
 def _given(flow: Flow, like: tuple[Look, Look]) -> tuple[Look, Look]:
     """Flow from elsewhere on the field's grid; nothing is known of the way back."""
     h, w = like[0].flow.shape[-2:]
-    small = flow.resized(h, w)
+    small = clean(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
     vectors = (small.flow * STRIDE).reshape(like[0].flow.shape).to(like[0].flow)
     weight = small.weight.reshape(like[0].log_weight.shape).to(like[0].log_weight)
     nothing = torch.full_like(weight, -torch.inf)
