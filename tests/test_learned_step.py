@@ -1,0 +1,321 @@
+"""The joint step between two pictures: its order, its symmetries, and what must not leak into it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from step_fields import GRID, SIDE, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
+from torch import Tensor
+
+from jidm.field.learned import LearnedField
+from jidm.field.learned.matching import PairHead
+from jidm.motion.flow import Flow
+from jidm.solve.learned_step import LearnedStep, SeenAt, StepField, learned_step, step_pairs
+
+
+def known_step(field: KnownField, q: Tensor, q_next: Tensor, **options: object) -> LearnedStep:
+    seen = field.encode(in_order(torch.stack([q, q_next])))
+    at = SeenAt.of(field, seen, torch.stack([q, q_next]))
+    return learned_step(field, at[:1], at[1:], **options)  # type: ignore[arg-type]
+
+
+def step_between(field: LearnedField, first: Tensor, second: Tensor, q: Tensor, q_next: Tensor, **more) -> LearnedStep:
+    seen = field.encode(torch.cat([first, second]))
+    at = SeenAt.of(field, seen, torch.cat([q, q_next]))
+    return learned_step(field, at[: len(first)], at[len(first) :], **more)
+
+
+# ---- how well --------------------------------------------------------------------------------------------------------
+
+
+def test_exact_flow_through_a_fixed_field_gives_the_exact_step() -> None:
+    field = KnownField(LinearWorld())
+    q, step = torch.tensor([0.3, -0.2]).double(), torch.tensor([0.12, -0.07]).double()
+    found = known_step(field, q, q + step)
+    assert len(found.steps) == len(found.looks) == 3
+    for each in found.steps:
+        torch.testing.assert_close(each[0], step, rtol=0, atol=2e-4 * float(step.norm()))  # the ridge holds a little
+    # Each closer look starts where the last one ended, so that what the ridge held back is given in the end.
+    torch.testing.assert_close(found.steps[-1][0], step, rtol=0, atol=1e-9)
+    assert torch.equal(found.solution.delta_q, found.steps[-1])
+    assert float(found.solution.explained) > 1 - 1e-9 and float(found.solution.residual) < 1e-5
+    assert found.solution.observable.all() and found.solution.valid.all()
+
+
+def errors_of_halved_steps(both_ways: bool, closer: int) -> list[float]:
+    field = KnownField(TwoPivots())
+    field.pair.both_ways = both_ways
+    q, step = torch.tensor([0.2, 0.5]).double(), torch.tensor([0.16, 0.12]).double()
+    errors = []
+    for scale in (1.0, 0.5, 0.25):
+        found = known_step(field, q, q + scale * step, closer=closer)
+        errors.append(float((found.steps[-1][0] - scale * step).norm()))
+    return errors
+
+
+def test_both_ways_together_err_by_the_third_power_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jidm.solve.learned_step.RIDGE", 1e-9)  # whose pull is of first order
+    one, half, quarter = errors_of_halved_steps(True, closer=0)
+    assert 7 < one / half < 9 and 7 < half / quarter < 9
+    alone = errors_of_halved_steps(False, closer=0)
+    assert 3.5 < alone[0] / alone[1] < 4.5 and 3.5 < alone[1] / alone[2] < 4.5
+    assert one < 0.2 * alone[0]
+
+
+def test_closer_looks_keep_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jidm.solve.learned_step.RIDGE", 1e-9)
+    one, half, quarter = errors_of_halved_steps(True, closer=2)
+    assert 7 < one / half < 9 and 7 < half / quarter < 9
+    assert one < 0.015 * 0.2
+
+
+def test_a_guess_follows_the_curved_path() -> None:
+    """Closer looks start from the flow of the last step along the path, third-order right; a straight guess is not."""
+    field, errors = KnownField(TwoPivots()), []
+    for scale in (1.0, 0.5):
+        q, step = torch.tensor([0.2, 0.5]).double(), scale * torch.tensor([0.16, 0.12]).double()
+        look = known_step(field, q, q + step).looks[-1][0]
+        assert look.guess is not None
+        error = (look.guess - look.flow) * field.world.shown(q[None])[:, None]
+        straight = torch.einsum("cnhw,n->chw", field.world.jacobian(q[None])[0], step) - look.flow
+        errors.append(float(error.norm()))
+        assert errors[-1] < 0.15 * float((straight * field.world.shown(q[None])).norm())
+    assert errors[0] / errors[1] > 5
+
+
+class Slide(KnownField):
+    """A picture that slides as a whole, seen by an untrained pair head: only brightness tells how far."""
+
+    def __init__(self) -> None:
+        super().__init__(LinearWorld(2))
+        world = self.world
+        world.fixed = torch.zeros_like(world.fixed)
+        world.fixed[0, 0], world.fixed[1, 1] = 10.0, 10.0  # px per rad
+        self.pair = PairHead(8, 2, (GRID, GRID)).double()
+        for layer in (self.pair.coarse_out, self.pair.fine_out):
+            torch.nn.init.zeros_(layer.weight)
+        self.pair.coarse_out.bias.data[2] = -4.0
+        self.delta_std = torch.full((2,), 0.1, dtype=torch.float64)
+
+    def encode(self, image: Tensor):
+        seen = super().encode(image)
+        return replace(seen, match=torch.ones(len(image), 8, GRID, GRID, dtype=torch.float64))
+
+
+def test_brightness_finds_what_the_network_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = torch.arange(SIDE, dtype=torch.float64)
+    v, u = torch.meshgrid(c, c, indexing="ij")
+    shift = torch.tensor([1.3, -0.8]).double()
+
+    def shown(at: Tensor) -> Tensor:
+        waves = [torch.sin((u - at[0]) / a + (v - at[1]) / b) for a, b in ((5, 9), (-7, 6), (11, 4))]
+        return torch.stack(waves)[None] / 4 + 0.5
+
+    field = Slide()
+    seen = field.encode(torch.cat([shown(0 * shift), shown(shift)]))
+    at = SeenAt.of(field, seen, torch.zeros(2, 2).double())
+    found = learned_step(field, at[:1], at[1:], closer=3)
+    errors = [float((10 * step[0].detach() - shift).norm()) for step in found.steps]
+    assert errors[0] > 1  # the first look knew nothing
+    assert errors[-1] < 0.05 and errors[1] > errors[-1]
+    assert not any(torch.equal(a, b) for a, b in zip(found.steps, found.steps[1:]))
+    # What hides the robot does not count for it: without the robot there, nothing is measured.
+    off = SeenAt(at.seen, at.jacobian, torch.full_like(at.mask, -torch.inf))
+    assert not learned_step(field, off[:1], off[1:]).solution.valid.any()
+
+
+# ---- symmetries ------------------------------------------------------------------------------------------------------
+
+
+def test_backwards_is_the_negative_step_after_every_look() -> None:
+    field = untrained()
+    image, q = pictures(4), 0.5 * torch.randn(4, 2)
+    forwards = step_between(field, image[:2], image[2:], q[:2], q[2:])
+    backwards = step_between(field, image[2:], image[:2], q[2:], q[:2])
+    for one, other in zip(forwards.steps, backwards.steps, strict=True):
+        assert one.abs().max() > 1e-4
+        torch.testing.assert_close(one, -other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_is_its_pairs_one_by_one() -> None:
+    field = untrained()
+    image, q = pictures(6), 0.5 * torch.randn(6, 2)
+    whole = step_between(field, image[:3], image[3:], q[:3], q[3:])
+    for i in range(3):
+        one = step_between(field, image[i : i + 1], image[i + 3 : i + 4], q[i : i + 1], q[i + 3 : i + 4])
+        torch.testing.assert_close(one.solution.delta_q[0], whole.solution.delta_q[i], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(one.solution.covariance[0], whole.solution.covariance[i], rtol=1e-2, atol=1e-8)
+    pairs = step_pairs(field, image[:3], image[3:])
+    assert pairs.shape == (3, 2) and not pairs.requires_grad
+    torch.testing.assert_close(step_pairs(field, image[1:2], image[4:5])[0], pairs[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_picture_that_does_not_change_shows_no_step() -> None:
+    field = untrained()
+    image, q = pictures(2), torch.zeros(2, 2)
+    found = step_between(field, image, image, q, q)
+    assert found.solution.delta_q.abs().max() < 1e-6
+
+
+def test_a_broken_item_spoils_nobody_else() -> None:
+    field = untrained()
+    image, q = pictures(4), torch.zeros(4, 2)
+    good = step_between(field, image[:2], image[2:], q[:2], q[2:]).solution
+    q[1] = torch.nan
+    bad = step_between(field, image[:2], image[2:], q[:2], q[2:]).solution
+    torch.testing.assert_close(bad.delta_q[0], good.delta_q[0], rtol=1e-3, atol=1e-6)
+    assert bad.valid.tolist() == [True, False]
+    assert bad.delta_q.isfinite().all() and bad.residual.isfinite().all() and bad.explained.isfinite().all()
+
+
+def test_spread_widens_the_covariance_joint_by_joint() -> None:
+    field = untrained()
+    image, q = pictures(2), torch.zeros(2, 2)
+    narrow = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution.covariance
+    field.step_spread.copy_(torch.tensor([2.0, 5.0]))
+    wide = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution.covariance
+    torch.testing.assert_close(wide / narrow, torch.tensor([[[4.0, 10.0], [10.0, 25.0]]]))
+
+
+def test_both_kinds_of_field_are_step_fields() -> None:
+    assert isinstance(untrained(), StepField) and isinstance(KnownField(LinearWorld()), StepField)
+
+
+# ---- flow from elsewhere ---------------------------------------------------------------------------------------------
+
+
+def uniform_flow(value: float, count: int = 1) -> Flow:
+    flow = torch.zeros(count, 2, SIDE, SIDE)
+    flow[:, 0] = value
+    return Flow(flow, torch.ones(count, SIDE, SIDE))
+
+
+def test_given_flow_replaces_the_networks_own_looks() -> None:
+    field = KnownField(LinearWorld())
+    field.pair.drift = 7.0  # what it would say itself is nonsense
+    q, step = torch.zeros(2).double(), torch.tensor([0.02, 0.01]).double()
+    flow = torch.einsum("cn,n->c", field.world.fixed[..., 0, 0], step)[None, :, None, None].expand(1, 2, SIDE, SIDE)
+    found = known_step(field, q, q + step, flow=Flow(flow, torch.ones(1, SIDE, SIDE).double()))
+    torch.testing.assert_close(found.solution.delta_q[0], step, rtol=1e-3, atol=1e-6)
+    assert len(found.steps) == 1
+    assert not found.looks[0][1].log_weight.exp().any()  # nothing is known of the way back
+
+
+def test_given_flow_is_in_pixels_of_the_picture_at_any_size() -> None:
+    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    flow = uniform_flow(3.0)
+    full = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=flow)
+    torch.testing.assert_close(full.looks[0][0].flow, flow.flow[..., ::4, ::4])
+    twice = Flow(flow.flow.repeat_interleave(2, -1).repeat_interleave(2, -2) * 2, torch.ones(1, 128, 128))
+    large = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=twice)
+    torch.testing.assert_close(large.solution.delta_q, full.solution.delta_q, rtol=1e-4, atol=1e-6)
+    doubled = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=uniform_flow(6.0))
+    torch.testing.assert_close(doubled.solution.delta_q, 2 * full.solution.delta_q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1e30, float("nan"), float("inf")])
+def test_wild_flow_of_no_weight_does_not_leak(value: float) -> None:
+    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    half = uniform_flow(3.0)
+    half.weight[:, :, SIDE // 2 :] = 0
+    expected = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=half).solution
+    wild = uniform_flow(3.0)
+    wild.weight.copy_(half.weight)
+    wild.flow[..., SIDE // 2 :] = value
+    found = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=wild).solution
+    assert found.valid.all()
+    torch.testing.assert_close(found.delta_q, expected.delta_q, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [1e30, float("nan"), -float("inf")])
+def test_wild_flow_stays_finite(value: float) -> None:
+    field, image, q = untrained(), pictures(4), torch.zeros(4, 2)
+    flow = uniform_flow(3.0, 2)
+    flow.flow[1, :, 20:30, 20:30] = value
+    found = step_between(field, image[:2], image[2:], q[:2], q[2:], flow=flow).solution
+    alone = step_between(field, image[:1], image[2:3], q[:1], q[2:3], flow=flow[:1]).solution
+    for x in (found.delta_q, found.residual, found.explained):
+        assert x.isfinite().all()
+    torch.testing.assert_close(found.delta_q[0], alone.delta_q[0], rtol=1e-3, atol=1e-6)
+
+
+def test_flow_of_no_weight_at_all_is_no_measurement() -> None:
+    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    nothing = Flow(torch.zeros(1, 2, SIDE, SIDE), torch.zeros(1, SIDE, SIDE))
+    found = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=nothing).solution
+    assert not found.valid.any() and not found.observable.any()
+    assert torch.equal(found.delta_q, torch.zeros(1, 2))
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def gradients_of_everything(field: LearnedField, flow: Flow | None = None, **hide: float) -> dict[str, Tensor | None]:
+    image, q = pictures(4), 0.1 * torch.randn(4, 2)
+    seen = field.encode(image)
+    value, spread = field.state(seen)
+    at = SeenAt.of(field, seen, q)
+    if "logit" in hide:
+        at = SeenAt(at.seen, at.jacobian, at.mask + hide["logit"])
+    found = learned_step(field, at[:2], at[2:], flow)
+    looks = [look for pair in found.looks for look in pair]
+    told = [x.flow.square().mean() + x.log_weight.exp().mean() for x in looks]
+    torch.stack(
+        [*told, *(s.square().sum() for s in found.steps), value.sum(), spread.sum(), at.mask.sigmoid().mean()]
+    ).sum().backward()
+    return {name: p.grad for name, p in field.named_parameters()}
+
+
+def test_gradients_reach_every_parameter() -> None:
+    for name, grad in gradients_of_everything(untrained()).items():
+        assert grad is not None and grad.isfinite().all(), name
+        assert grad.abs().max() > 0, name
+
+
+def test_the_step_alone_teaches_field_matching_and_mask() -> None:
+    field = untrained()
+    image, q = pictures(4), 0.1 * torch.randn(4, 2)
+    found = step_between(field, image[:2], image[2:], q[:2], q[2:])
+    (found.steps[-1] - 0.1).square().sum().backward()
+    for layer in (field.field_out, field.mask_out, field.match_in, field.pair.fine_out, field.pair.log_noise):
+        grad = layer.grad if isinstance(layer, Tensor) else layer.weight.grad
+        assert grad is not None and grad.isfinite().all() and grad.abs().max() > 0
+    held = untrained()
+    seen = held.encode(image)
+    at = SeenAt.of(held, seen, q).fixed()
+    (learned_step(held, at[:2], at[2:]).steps[-1] - 0.1).square().sum().backward()
+    assert held.field_out.weight.grad is None and held.pair.fine_out.weight.grad is not None
+
+
+@pytest.mark.parametrize("case", ["no field", "one column twice", "no weights", "huge field", "all zero"])
+def test_gradients_stay_finite_where_nothing_can_be_solved(case: str) -> None:
+    field = untrained()
+    out = field.field_out
+    with torch.no_grad():
+        if case == "no field":
+            out.weight.zero_(), out.bias.zero_()
+        elif case == "one column twice":
+            for channel in (0, 2):  # (u, v) x (joint 1, joint 2)
+                out.weight[channel + 1], out.bias[channel + 1] = out.weight[channel], out.bias[channel]
+        elif case == "huge field":
+            out.weight.mul_(1e4)
+        elif case == "all zero":
+            for p in field.parameters():
+                p.zero_()
+    hide = {"logit": -torch.inf} if case == "no weights" else {}
+    for name, grad in gradients_of_everything(field, **hide).items():
+        assert grad is None or grad.isfinite().all(), name
+
+
+def test_joints_that_look_alike_are_not_observable() -> None:
+    field = untrained()
+    with torch.no_grad():
+        for channel in (0, 2):
+            field.field_out.weight[channel + 1] = field.field_out.weight[channel]
+            field.field_out.bias[channel + 1] = field.field_out.bias[channel]
+    image, q = pictures(2), torch.zeros(2, 2)
+    found = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution
+    assert found.valid.all() and not found.observable.any()
+    torch.testing.assert_close(found.delta_q[:, 0], found.delta_q[:, 1], rtol=1e-3, atol=1e-6)  # the motion is shared
