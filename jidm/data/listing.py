@@ -210,7 +210,7 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
     keys = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in films:
         keys += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-    files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    files = sorted(f for f in (root / "meta" / "episodes").glob("*/*.parquet") if not f.name.startswith("."))
     if not files:
         raise DatasetError(f"{root}: meta/episodes/ holds no table, so no episode is listed; copy the data set again")
     for file in files:

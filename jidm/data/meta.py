@@ -11,7 +11,7 @@ from typing import Any
 from jidm.data import stats
 from jidm.data.feature import Feature
 from jidm.data.listing import V21_DATA, V21_VIDEO, V30_DATA, V30_VIDEO
-from jidm.files import whole_file
+from jidm.data.stage import Stage
 
 CHUNK = 1000
 """Files per chunk folder."""
@@ -55,23 +55,24 @@ def _place(index: int) -> dict[str, int]:
 
 
 def write_meta(
-    root: Path, version: str, fps: float, robot_type: str, features: Mapping[str, Feature],
+    stage: Stage, version: str, fps: float, robot_type: str, features: Mapping[str, Feature],
     recipe: Mapping[str, Any], episodes: Sequence[Written],
 ) -> None:  # fmt: skip
     """Write every file under `meta/`; info.json last, so that a reader never sees it before the others."""
-    meta = root / "meta"
-    meta.mkdir(parents=True, exist_ok=True)
+    meta = stage.root / "meta"
     tasks = {e.task_index: e.task for e in episodes}
     videos = [key for key, feature in features.items() if feature.dtype == "video"]
     if version == "v3.0":
-        _write_episodes_v30(meta, videos, fps, episodes)
-        _write_tasks_v30(meta / "tasks.parquet", [tasks[k] for k in sorted(tasks)])
-        _write_json(meta / "stats.json", stats.together([e.stats for e in episodes]))
+        _write_episodes_v30(stage, meta, videos, fps, episodes)
+        _write_tasks_v30(stage, meta / "tasks.parquet", [tasks[k] for k in sorted(tasks)])
+        _write_json(stage, meta / "stats.json", stats.together([e.stats for e in episodes]))
     else:
         lines = [{"episode_index": e.index, "tasks": [e.task], "length": e.length} for e in episodes]
-        _write_lines(meta / "episodes.jsonl", lines)
-        _write_lines(meta / "episodes_stats.jsonl", [{"episode_index": e.index, "stats": e.stats} for e in episodes])
-        _write_lines(meta / "tasks.jsonl", [{"task_index": k, "task": tasks[k]} for k in sorted(tasks)])
+        _write_lines(stage, meta / "episodes.jsonl", lines)
+        _write_lines(
+            stage, meta / "episodes_stats.jsonl", [{"episode_index": e.index, "stats": e.stats} for e in episodes]
+        )
+        _write_lines(stage, meta / "tasks.jsonl", [{"task_index": k, "task": tasks[k]} for k in sorted(tasks)])
     info: dict[str, Any] = {
         "codebase_version": version,
         "robot_type": robot_type or None,
@@ -92,21 +93,23 @@ def write_meta(
         info |= {"total_videos": len(episodes) * len(videos), "total_chunks": chunks}
     if recipe:
         info["jidm"] = dict(recipe)
-    _write_json(meta / "info.json", info)
+    _write_json(stage, meta / "info.json", info)
 
 
-def _write_json(path: Path, data: Any) -> None:
-    with whole_file(path) as temporary:
+def _write_json(stage: Stage, path: Path, data: Any) -> None:
+    with stage.file(path) as temporary:
         temporary.write_text(json.dumps(data, indent=4, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with whole_file(path) as temporary:
+def _write_lines(stage: Stage, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with stage.file(path) as temporary:
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _write_episodes_v30(meta: Path, videos: Sequence[str], fps: float, episodes: Sequence[Written]) -> None:
+def _write_episodes_v30(
+    stage: Stage, meta: Path, videos: Sequence[str], fps: float, episodes: Sequence[Written]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,12 +138,11 @@ def _write_episodes_v30(meta: Path, videos: Sequence[str], fps: float, episodes:
     zeros = integers([0] * len(episodes))
     columns |= {"meta/episodes/chunk_index": zeros, "meta/episodes/file_index": zeros}
     path = meta / "episodes" / "chunk-000" / "file-000.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with stage.file(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def _write_tasks_v30(path: Path, tasks: Sequence[str]) -> None:
+def _write_tasks_v30(stage: Stage, path: Path, tasks: Sequence[str]) -> None:
     """The task is the table's index to pandas, by which LeRobot looks it up; without this note it finds none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -156,5 +158,5 @@ def _write_tasks_v30(path: Path, tasks: Sequence[str]) -> None:
         "pandas_version": "2.2.0",
     }  # fmt: skip
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
-    with whole_file(path) as temporary:
+    with stage.file(path) as temporary:
         pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(note).encode()}), temporary)

@@ -24,8 +24,9 @@ _PAIR_BINS = 10
 _STILL = 1e-4
 """Steps below this [rad or m] are not motion."""
 
-_UNCHANGED = 0.05
-"""Mean change of a pixel [grey levels] below which a picture repeats the one before; a codec leaves about .01."""
+_CHANGE, _UNCHANGED = 8, 1e-4
+"""A picture repeats the one before if fewer than this share of its pixels change by more than so many grey levels: what a
+codec alters in a still picture stays below, a hand that moves does not."""
 
 _MOVING = 0.5
 """Pixels count as moving from this on [px per frame]."""
@@ -185,7 +186,7 @@ def sample_camera(
             if t in wanted or (brisk >= 0 and t in (brisk, brisk + 1)):
                 kept[t] = picture
             if before is not None:
-                changes[t - 1] = np.abs(picture.astype(np.int16) - before).mean()
+                changes[t - 1] = (np.abs(picture.astype(np.int16) - before).max(-1) > _CHANGE).mean()
             before = picture
         faster = speed > np.median(speed) if len(speed) else np.zeros(0, dtype=bool)
         repeated = float((changes[faster] < _UNCHANGED).mean()) if faster.any() else 0.0

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import socket
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +20,11 @@ from jidm.data import stats
 from jidm.data.feature import ACTION, IMAGES, STATE, Feature
 from jidm.data.film import encode
 from jidm.data.meta import Written, data_path, video_path, write_meta
+from jidm.data.stage import Stage, move
 from jidm.data.table import read_columns, read_notes, to_arrow, write_table
 from jidm.errors import DatasetError
-from jidm.files import whole_file
 
 VERSIONS = ("v3.0", "v2.1")
-_STAGE = ".writing"
 _NUMBER = (1,)
 
 
@@ -74,6 +69,7 @@ class DatasetWriter:
         self._camera_keys = {name: f"{IMAGES}{name}" for name in cameras}
         self.features = self._features(cameras)
         self._plan = self._fingerprint()
+        self._stage = Stage(self.root)
 
     def write_episode(
         self, index: int, frames: Mapping[str, NDArray[Any]], state: NDArray[Any],
@@ -106,18 +102,13 @@ class DatasetWriter:
         gathered = {key: stats.of_values(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
         gathered |= {self._camera_keys[name]: stats.of_pictures(frames[name]) for name in self._camera_keys}
         notes = Written(index, length, task, 0, first, gathered)
-        stage = self.root / _STAGE / f"episode-{index:06d}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        stage.mkdir(parents=True)
         try:
-            for name, key in self._camera_keys.items():
-                encode(stage / f"{key}.mp4", frames[name], self.fps, crf=self.crf)
-            arrays = {key: to_arrow(columns[key], self.features[key]) for key in self._stored()}
-            write_table(stage / "table.parquet", arrays, self._noted(notes))
-            for key in self._camera_keys.values():
-                _move(stage / f"{key}.mp4", self.root / video_path(self.version, index, key))
-            _move(stage / "table.parquet", target)  # last: this makes the episode
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            with self._stage.folder(f"episode-{index:06d}") as folder:
+                self._make(folder, target, notes, columns, frames)
+        except FileNotFoundError:
+            # Another process was quicker with the same episode and has cleared up; else it is a fault.
+            if not target.is_file():
+                raise
 
     def done(self) -> set[int]:
         """Indices of the episodes that are there, whole.
@@ -144,8 +135,21 @@ class DatasetWriter:
                 self._place(placed)
             listed.append(placed)
             first = placed.last
-        write_meta(self.root, self.version, self.fps, self.robot_type, self.features, self.recipe, listed)
-        self._clear_stage({episode.index for episode in found})
+        write_meta(self._stage, self.version, self.fps, self.robot_type, self.features, self.recipe, listed)
+        self._stage.clear({episode.index for episode in found})
+
+    def _make(
+        self, folder: Path, target: Path, notes: Written, columns: Mapping[str, NDArray[Any]],
+        frames: Mapping[str, NDArray[np.uint8]],
+    ) -> None:  # fmt: skip
+        """All files of an episode in the hidden folder, then into their places."""
+        for name, key in self._camera_keys.items():
+            encode(folder / f"{key}.mp4", frames[name], self.fps, crf=self.crf)
+        arrays = {key: to_arrow(columns[key], self.features[key]) for key in self._stored()}
+        write_table(folder / "table.parquet", arrays, self._noted(notes))
+        for key in self._camera_keys.values():
+            move(folder / f"{key}.mp4", self.root / video_path(self.version, notes.index, key))
+        move(folder / "table.parquet", target)  # last: this makes the episode
 
     # ---- what goes in ------------------------------------------------------------------------------------------------
 
@@ -259,17 +263,8 @@ class DatasetWriter:
         arrays = read_columns(path, self._stored())
         for key, values in _counters(episode).items():
             arrays[key] = to_arrow(values, self.features[key])
-        with whole_file(path) as temporary:
+        with self._stage.file(path) as temporary:
             write_table(temporary, arrays, self._noted(episode))
-
-    def _clear_stage(self, done: set[int]) -> None:
-        """Remove what killed processes left of episodes that are there by now; others may be in the making."""
-        stage = self.root / _STAGE
-        for folder in stage.glob("episode-*"):
-            if int(folder.name.split("-")[1]) in done:
-                shutil.rmtree(folder, ignore_errors=True)
-        if stage.is_dir() and not any(stage.iterdir()):
-            stage.rmdir()
 
 
 def _counters(episode: Written) -> dict[str, NDArray[np.int64]]:
@@ -284,8 +279,3 @@ def _distinct(what: str, names: Sequence[str]) -> tuple[str, ...]:
     if doubled or (what == "joint" and not names):
         raise DatasetError(f"{what} names must be distinct and not empty: {', '.join(doubled) or 'there are none'}")
     return names
-
-
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(source, target)

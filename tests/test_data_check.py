@@ -1,0 +1,248 @@
+"""The check finds what is broken, names it, and is silent about what is whole; `jidm dataset` shows both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import material
+from lerobot_files import CAMERA, Recorded, encode, make_v2, make_v30, recorded
+
+from jidm import Embodiment
+from jidm.cli import main
+from jidm.data import check_dataset, open_dataset
+from jidm.data.survey import sample_camera, survey
+from jidm.errors import DatasetError
+
+TABLE, VIDEO = "data/chunk-000/episode_000003.parquet", f"videos/chunk-000/{CAMERA}/episode_000003.mp4"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Episodes 0 and 3 of 6 and 8 frames, whole."""
+    made = make_v2(tmp_path / "set", {0: recorded(0, 6), 3: recorded(3, 8)})
+    assert check_dataset(made) == []
+    return made
+
+
+def change(root: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    path = root / "meta" / "info.json"
+    facts = json.loads(path.read_text())
+    edit(facts)
+    path.write_text(json.dumps(facts))
+
+
+def replace_column(root: Path, key: str, values: Any) -> None:
+    table = pq.read_table(root / TABLE)
+    pq.write_table(table.set_column(table.schema.names.index(key), key, values), root / TABLE)
+
+
+def with_state(root: Path, edit: Callable[[np.ndarray], Any]) -> None:
+    state = np.array(pq.read_table(root / TABLE).column("observation.state").to_pylist())
+    edit(state)
+    replace_column(root, "observation.state", pa.array(state.tolist()))
+
+
+def set_entry(frame: int, joint: int, value: float) -> Callable[[np.ndarray], None]:
+    return lambda state: state.__setitem__((frame, joint), value)
+
+
+def no_state(root: Path) -> None:
+    change(root, lambda facts: facts["features"].pop("observation.state"))
+
+
+def other_length(root: Path) -> None:
+    pq.write_table(pq.read_table(root / TABLE).slice(0, 7), root / TABLE)
+
+
+def other_rate(root: Path) -> None:
+    replace_column(root, "timestamp", pa.array((np.arange(8) / 25).astype(np.float32)))
+
+
+def gap_in_time(root: Path) -> None:
+    replace_column(root, "timestamp", pa.array((np.arange(8) / 30 + 0.5 * (np.arange(8) > 4)).astype(np.float32)))
+
+
+def mixed_rows(root: Path) -> None:
+    replace_column(root, "frame_index", pa.array([0, 1, 2, 3, 5, 4, 6, 7]))
+
+
+def wrong_width(root: Path) -> None:
+    replace_column(root, "observation.state", pa.array(np.zeros((8, 4)).tolist()))
+
+
+def damaged_inside(root: Path) -> None:
+    data = bytearray((root / VIDEO).read_bytes())
+    middle = data.index(b"mdat") + 900
+    data[middle : middle + 3000] = bytes(3000)
+    (root / VIDEO).write_bytes(data)
+
+
+BREAKS: list[tuple[Callable[[Path], Any], int | None, str]] = [
+    (no_state, None, "has no observation.state"),
+    (lambda root: change(root, lambda f: f["features"].pop(CAMERA)), None, "has no camera"),
+    (lambda root: change(root, lambda f: f.update(total_episodes=5)), None, "says 5 episodes, 2 are listed"),
+    (lambda root: change(root, lambda f: f.update(total_frames=15)), None, "says 15 frames, the episodes have 14"),
+    (lambda root: change(root, lambda f: f["features"]["observation.state"].update(names=["a", "b"])), None, "3 distinct"),
+    (lambda root: (root / TABLE).unlink(), 3, "its table is missing"),
+    (lambda root: (root / TABLE).write_bytes(b"PAR1 no"), 3, "not a readable parquet table"),
+    (lambda root: (root / VIDEO).unlink(), 3, "this video is missing"),
+    (lambda root: (root / VIDEO).write_bytes(b"no video"), 3, "not a readable video"),
+    (lambda root: encode(root / VIDEO, recorded(3, 7).frames, 30), 3, f"{CAMERA} has 7 pictures, the table has 8 rows"),
+    (lambda root: encode(root / VIDEO, recorded(3, 8).frames, 25), 3, "picture 7 is shown"),
+    (lambda root: encode(root / VIDEO, recorded(3, 8, height=96, width=128).frames, 30), 3, "128x96, info.json says 64x48"),
+    (other_length, 3, "has 7 rows, the list of episodes says 8"),
+    (other_rate, 3, "frames 0 and 1 are 0.0400 s apart, 30 frames per second are 0.0333 s (7 such steps)"),
+    (gap_in_time, 3, "frames 4 and 5 are 0.5333 s apart, 30 frames per second are 0.0333 s (1 such steps)"),
+    (mixed_rows, 3, "frame_index is 5 in row 4, must be 4"),
+    (wrong_width, 3, "observation.state is (4,) per frame, info.json says (3,)"),
+    (lambda root: with_state(root, set_entry(5, 1, np.nan)), 3, "observation.state of 'b' is nan in frame 5 (1 such frames)"),
+    (lambda root: with_state(root, set_entry(2, 2, np.inf)), 3, "observation.state of 'c' is inf in frame 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "episode", "what"), BREAKS, ids=[b[2][:40] for b in BREAKS])
+def test_every_break_is_found_and_named(root: Path, damage: Any, episode: int | None, what: str) -> None:
+    damage(root)
+    problems = check_dataset(root)
+    assert any(what in p.what and p.episode == episode for p in problems), "\n".join(map(str, problems))
+    assert {p.episode for p in problems} <= {episode, None}  # the whole episode is not blamed
+    for p in problems:
+        assert p.remedy and "\n" not in str(p) and str(p).endswith(p.remedy)
+
+
+def test_damage_inside_a_video_is_found_by_decoding(root: Path) -> None:
+    encode(root / VIDEO, np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), np.uint8), 30)
+    damaged_inside(root)
+    assert check_dataset(root) == []
+    assert [p.episode for p in check_dataset(root, decode=True)] == [3]
+
+
+def test_packed_videos_are_checked_where_the_episode_lies(tmp_path: Path) -> None:
+    truth = {0: recorded(0, 6), 1: recorded(1, 8), 2: recorded(2, 5)}
+    root = make_v30(tmp_path, truth, per_file=3)
+    encode(
+        root / "videos" / CAMERA / "chunk-000" / "file-000.mp4",
+        np.concatenate([e.frames for e in truth.values()])[:17],
+        30,
+    )
+    assert [(p.episode, p.what.split(" (")[0]) for p in check_dataset(root)] == [
+        (2, f"{CAMERA} has 3 pictures, the table has 5 rows")
+    ]
+
+
+def test_a_folder_that_is_no_data_set_is_one_problem(tmp_path: Path) -> None:
+    (problem,) = check_dataset(tmp_path)
+    assert "no data set" in problem.what and problem.remedy == "give the folder that holds meta/"
+
+
+# ---- against a robot -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finger() -> Embodiment:
+    return Embodiment.load("planar_finger_3")
+
+
+def of_robot(tmp_path: Path, names: list[str], state: np.ndarray) -> Path:
+    episode = recorded(0, len(state))
+    root = make_v2(tmp_path, {0: Recorded(episode.frames, state, episode.action)})
+    change(root, lambda f: f["features"]["observation.state"].update(names=names))
+    return root
+
+
+def test_joints_and_limits_are_held_against_the_robot(tmp_path: Path, finger: Embodiment) -> None:
+    inside = np.clip(np.linspace(-0.3, 0.3, 18).reshape(6, 3), finger.lower, finger.upper)
+    names = list(finger.joint_names)
+    assert check_dataset(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
+    (wrong,) = check_dataset(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
+    assert f"'{names[-1]}' stands where '{names[0]}' should" in wrong.what
+    (wrong,) = check_dataset(of_robot(tmp_path / "dof", names, inside), embodiment=Embodiment.load("planar_finger_2"))
+    assert wrong.what == "has 3 joints, 'planar_finger_2' has 2"
+    degrees = check_dataset(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)
+    assert degrees and all("the limits are" in p.what and "convert the recording to rad" in p.remedy for p in degrees)
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_a_known_motion(tmp_path: Path) -> None:
+    """Joint a sweeps its range evenly, b stands, c jumps between the ends."""
+    length = 41
+    state = np.stack([np.linspace(-1, 1, length), np.full(length, 0.2), np.arange(length) % 2], 1)
+    episode = recorded(0, length)
+    figures = survey(open_dataset(make_v2(tmp_path, {0: Recorded(episode.frames, state, episode.action)})))
+    a, b, c = figures.joints
+    assert (a.coverage, b.coverage, c.coverage) == (1.0, 0.05, 0.1)
+    assert (a.low, a.high) == (-1, 1) and a.mean == pytest.approx(0) and a.visits.sum() == length
+    assert a.step_rms == pytest.approx(0.05) and a.step_max == pytest.approx(0.05)
+    assert (a.moving, b.moving, c.moving) == (1.0, 0.0, 1.0) and c.step_rms == 1.0
+    assert figures.pair_coverage == pytest.approx(((10 + 20 + 2) / 3) / 100, abs=0.01)
+    assert figures.lengths == (41, 41, 41) and figures.frames == 41 and figures.tasks == {"reach": 1}
+
+
+def test_repeated_pictures_are_counted(tmp_path: Path) -> None:
+    """A camera of half the rate: every other picture is the one before."""
+    smooth, half = recorded(0, 40), recorded(0, 40)
+    half.frames = half.frames[np.arange(40) // 2 * 2]
+    state = np.stack([np.sin(np.arange(40) / 5)] * 3, 1)
+    for name, episode, expected in (("smooth", smooth, 0.0), ("half", half, 0.5)):
+        dataset = open_dataset(make_v2(tmp_path / name, {0: Recorded(episode.frames, state, episode.action)}))
+        (sample,) = sample_camera(dataset, "top", frames=4)
+        assert sample.repeated == pytest.approx(expected, abs=0.1)
+        assert sample.shown == (0, 13, 26, 39) and len(sample.pictures) == 4
+        assert sample.flow is not None and sample.flow.flow.shape == (2, 48, 64)
+
+
+def test_positions_that_are_not_finite_have_no_figures(root: Path) -> None:
+    with_state(root, set_entry(1, 1, np.nan))
+    with pytest.raises(DatasetError, match="not finite everywhere; run jidm dataset check"):
+        survey(open_dataset(root))
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_figures_and_draws(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pictures"
+    assert main(["dataset", "show", str(root), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    for expected in ("LeRobot v2.1, robot toy", "episodes   2, of 6 to 8", "top: 64x48", "JOINT", "ACTION", "REPEATED"):
+        assert expected in text
+    assert sorted(path.name for path in out.iterdir()) == ["coverage.png", "flow_top.png", "frames_top.png"]
+    for path in out.iterdir():
+        picture = cv2.imread(str(path))
+        assert picture is not None and min(picture.shape[:2]) > 60 and picture.std() > 5
+
+
+def test_show_without_pictures_decodes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for video in root.glob("videos/**/*.mp4"):
+        video.unlink()
+    assert main(["dataset", "show", str(root), "--episodes", "0"]) == 0
+    assert "REPEATED" not in capsys.readouterr().out
+    assert main(["dataset", "show", str(root)]) == 1
+    assert "this video is missing" in capsys.readouterr().err
+
+
+def test_check_says_what_and_exits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dataset", "check", str(root)]) == 0
+    assert "no problem found" in capsys.readouterr().out
+    (root / VIDEO).unlink()
+    assert main(["dataset", "check", str(root)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("episode 3: ") and lines[1].endswith("1 problem(s)")
+    assert main(["dataset", "check", str(root), "--embodiment", "planar_finger_2"]) == 1
+    assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_the_recordings_of_others() -> None:
+    assert check_dataset(material("g1_inspire_real")) == []
+    found = check_dataset(material("gr1_sim"))
+    assert {p.episode for p in found} == {3, 4, None} and len(found) == 3
