@@ -68,6 +68,9 @@ class Train:
     batch_size: int = 32
     """Pairs a step, over all devices together."""
 
+    optimiser: Literal["muon", "adamw"] = "muon"
+    """Muon for convolutions and AdamW for the rest, or AdamW for all."""
+
     learning_rate: float = 1e-3
     """Highest learning rate, after the warm-up."""
 

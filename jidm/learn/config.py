@@ -35,7 +35,8 @@ class TrainConfig:
         augment: "none", "light" or "full".
         steps, minutes: the budget, exactly one of them; the learning rate follows its share that is used up.
         batch_size: pairs a step, over all processes together.
-        learning_rate, weight_decay: of AdamW; warmup: steps until the full rate; floor: share of it left at the end.
+        optimiser: "muon" for convolutions and AdamW for the rest, or "adamw" for all.
+        learning_rate, weight_decay: of AdamW (Muon's follow from them); warmup: steps until the full rate; floor: share of it left at the end.
         clip: largest norm of the gradient.
         ema: decay of the running mean of the weights that is saved; 0 = save the last weights.
         precision: "32" or "bf16".
@@ -71,6 +72,7 @@ class TrainConfig:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 32
+    optimiser: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup: int = 100

@@ -22,6 +22,7 @@ from jidm.errors import JidmError
 from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
 from jidm.learn.journal import Journal
+from jidm.learn.optimiser import MuonAdamW
 from jidm.learn.prepare import Batches, Prepared
 from jidm.learn.schedule import learning_rate
 
@@ -63,13 +64,16 @@ class TrainingModule(lightning.LightningModule):
     # ---- what Lightning asks for ---------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; biases, scales and the like do not decay."""
+        """What the configuration names; biases, scales and the like do not decay."""
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        if self.config.optimiser == "muon":
+            return MuonAdamW(self.model, rate, decay)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.config.learning_rate)
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
         return DataLoader(_Steps(self, self._prepared.train), batch_size=None)
@@ -84,7 +88,10 @@ class TrainingModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         # Whatever a model draws (dropout, noise) is the step's own, so that it is the same after a resume.
         torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
-        rate = learning_rate(self.config, self.global_step, self.progress())
+        progress = self.progress()
+        if hasattr(self.model, "progress"):
+            self.model.progress = progress  # some models learn their parts one after the other
+        rate = learning_rate(self.config, self.global_step, progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 

@@ -22,7 +22,7 @@ from jidm.learn.episodes import describe, select_episodes
 from jidm.learn.estimated import EstimatedFlow, estimate_flow
 from jidm.learn.pairs import PairSampler, PairSource
 from jidm.learn.recording import Recording, pick_camera, picture_size, read_recording
-from jidm.learn.zoo import model_class
+from jidm.learn.zoo import frames_beside_the_pair, model_class
 from jidm.motion.fit import fitting_size
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
@@ -103,7 +103,7 @@ def prepare(
     kinematics, kind_of_flow = _flow_source(config, dataset, robot, learned)
     batches = []
     model_type = model_class(config.kind)
-    wants = getattr(model_type, "wants", ("before", "third"))
+    wants = frames_beside_the_pair(config.kind)
     for recording, augment in zip(recordings, (augmentation(config.augment, config.seed), None)):
         estimated = None
         if kind_of_flow == "dis":

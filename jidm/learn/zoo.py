@@ -22,6 +22,21 @@ KINDS: dict[str, tuple[str, str]] = {
 """Kind -> (module, class). Every class has `kind`, `config`, `losses(batch)`, `from_data(...)` and `from_config(...)`."""
 
 
+_NEIGHBOURS = {"eva": ("before",), "eva_average_pool": ("before",)}
+
+
+def frames_beside_the_pair(kind: str) -> tuple[str, ...]:
+    """Which frames a model learns from besides the pair: "before", "third", both or none.
+
+    A class may say so itself in `wants`.
+    """
+    model: Any = model_class(kind)
+    if (wants := getattr(model, "wants", None)) is not None:
+        return tuple(wants)
+    composes = getattr(getattr(model, "weights", None), "compose", 0.0) > 0
+    return (*_NEIGHBOURS.get(kind, ()), *("third",) * composes)
+
+
 def model_class(kind: str) -> Any:
     """The class of that kind.
 

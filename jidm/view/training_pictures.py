@@ -8,15 +8,17 @@ from typing import Any
 
 from jidm.learn.batch import PairBatch
 from jidm.learn.field_probe import probe
+from jidm.motion.flow import as_flow_estimator
 from jidm.view.field_pictures import write_field_sheet
 
 
 def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:
     """Field, flow and residual of the first pair of a batch, into a PNG; nothing for a model without a field."""
-    if getattr(model, "estimator", None) is not None:
-        return  # it has no flow of its own to be drawn
-    seen = probe(SimpleNamespace(field=model, model=model), batch.first[:1], batch.second[:1], batch.q[:1])
+    asked = getattr(model, "estimator", None)
+    decoder = SimpleNamespace(field=model, model=model, flow=None if asked is None else as_flow_estimator(asked))
+    seen = probe(decoder, batch.first[:1], batch.second[:1], batch.q[:1])
     if seen is None:
         return
-    flow = batch.flow[0].cpu() if batch.flow is not None else None
+    # Where nobody knows the robot's place in the picture, the flow is measured, not exact.
+    flow = batch.flow[0].cpu() if batch.flow is not None and batch.mask is not None else None
     write_field_sheet(path, batch.first[0].cpu(), seen, model.config.joint_names, exact_flow=flow)

@@ -1,0 +1,44 @@
+"""Every kind of model goes through the same training, comes back from its checkpoint, and decodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from recorded import FakeDataset, rendered_dataset
+from rendered import Clip, clip
+
+from jidm import Embodiment
+from jidm.errors import CheckpointError
+from jidm.learn.config import TrainConfig
+from jidm.learn.training import train
+from jidm.learn.zoo import KINDS, load_idm, load_model
+from jidm.view.training_pictures import draw_pairs
+
+pytest.importorskip("lightning")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, FakeDataset]:
+    clips = {i: clip("planar_finger_3", frames=6, seed=i) for i in range(4)}
+    return clips[0], rendered_dataset(tmp_path_factory.mktemp("recorded"), clips)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_trains_saves_loads_and_decodes(kind: str, recorded: tuple[Clip, FakeDataset], tmp_path: Path) -> None:
+    truth, dataset = recorded
+    config = TrainConfig(
+        data="recorded", out=str(tmp_path / kind), kind=kind, steps=3, batch_size=4, height=64, width=80,
+        embodiment="planar_finger_3", validate_every=3, validation_pairs=4, cache=str(tmp_path / "cache"), warmup=0,
+        augment="full", accelerator="cpu", validation=0.25, strides=(1, 2),
+    )  # fmt: skip
+    out = train(config, dataset=dataset, pictures=draw_pairs)
+    model = load_model(out)
+    assert type(model).kind == kind and model.config.joint_names == truth.robot.joint_names
+    drawn = list(config.run_folder.glob("*.png"))
+    assert len(drawn) == (kind in ("jacobian_field", "vera"))
+    motion = load_idm(out, embodiment=truth.robot).decode(truth.frames.float(), q0=truth.q[0], fps=16.0)
+    assert motion.position.shape == (6, 3) and torch.as_tensor(motion.delta_q).isfinite().all()
+    with pytest.raises(CheckpointError, match="joints added: "):
+        load_idm(out, embodiment=Embodiment.load("planar_finger_4"))
