@@ -20,6 +20,7 @@ from jidm.errors import JidmError
 VERBS = {
     "demo": "jidm.cli.demo:Demo",
     "decode": "jidm.cli.decode:Decode",
+    "babble": "jidm.cli.babble:Babble",
     "train": "jidm.cli.train:Train",
     "evaluate": "jidm.cli.evaluate:Evaluate",
     "embodiments": "jidm.cli.embodiments:Embodiments",

@@ -1,0 +1,71 @@
+"""`jidm babble`: record a robot's self-play in simulation as a LeRobot data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jidm.errors import InputError
+
+
+@dataclass(kw_only=True)
+class Babble:
+    """Record a robot's self-play in simulation as a LeRobot data set.
+
+    Started again after an interruption it records what is missing; several machines share the work with --shard.
+
+    Args:
+        embodiment: name of the robot.
+        out: folder of the data set.
+        episodes: how many.
+        frames: of each episode.
+        fps: frames a second.
+        camera: names of the robot's cameras whose direction of view is used.
+        width: of the pictures, pixels.
+        height: of the pictures, pixels.
+        seed: of everything.
+        look: random, plain or textured.
+        amplitude: share of the usable joint range that motions cover.
+        speed: factor on the motions' frequencies.
+        workers: processes at work.
+        shard: i/N records only every N-th episode from the i-th on.
+    """
+
+    embodiment: Annotated[str, tyro.conf.Positional]
+    out: Path
+    episodes: int = 200
+    frames: int = 64
+    fps: float = 16.0
+    camera: tuple[str, ...] = ("front",)
+    width: int = 128
+    height: int = 128
+    seed: int = 0
+    look: str = "random"
+    amplitude: float = 1.0
+    speed: float = 1.0
+    workers: int = 1
+    shard: str = "0/1"
+
+    def run(self) -> None:
+        """Record."""
+        from jidm.sim.babble import BabbleConfig, babble
+
+        config = BabbleConfig(
+            embodiment=self.embodiment, episodes=self.episodes, frames=self.frames, fps=self.fps, cameras=self.camera,
+            width=self.width, height=self.height, seed=self.seed, look=self.look, amplitude=self.amplitude,
+            speed=self.speed,
+        )  # fmt: skip
+        babble(config, self.out, workers=self.workers, shard=_shard(self.shard), progress=True)
+        print(
+            f"{self.out}: {self.episodes} episodes of {self.frames} frames asked for; see `jidm dataset show {self.out}`"
+        )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, count = text.partition("/")
+    if not (slash and part.isdigit() and count.isdigit() and int(part) < int(count)):
+        raise InputError(f"--shard must be i/N with i below N, for instance 0/4, got '{text}'")
+    return int(part), int(count)

@@ -1,0 +1,264 @@
+"""Self-play: a robot moves at random in front of randomised scenes, and what a camera sees is recorded.
+
+Episode k is a function of the configuration and k alone, so that any number of processes in any order, interrupted or
+not, write the same data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jidm.data import DatasetWriter, Feature
+from jidm.errors import InputError
+from jidm.robot.camera import Camera
+from jidm.sim.framing import framed_camera
+from jidm.sim.look import Look
+from jidm.sim.motion import babble_motion
+from jidm.sim.world import Rendering, World
+
+if TYPE_CHECKING:
+    from jidm.robot.embodiment import Embodiment
+
+LOOKS = ("random", "plain", "textured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BabbleConfig:
+    """What is recorded.
+
+    Attributes:
+        embodiment: name of the robot.
+        episodes, frames, fps: how much.
+        cameras: names of the robot's cameras whose direction of view is used; the picture is framed anew.
+        width, height: of the pictures [px], multiples of 4.
+        seed: of everything; other seeds give other motions, looks and cameras.
+        look: "random": textures, light and background drawn per episode; "plain", "textured".
+        camera_jitter: per episode, standard deviation of the camera's position [share of its distance], of its
+            direction [degrees] and of its focal length [share].
+        amplitude: share of the usable joint range that motions cover.
+        speed: factor on the motions' frequencies.
+        extras: also record depth, links and camera.
+        supersample: anti-aliasing, see `World`.
+    """
+
+    embodiment: str
+    episodes: int = 200
+    frames: int = 64
+    fps: float = 16.0
+    cameras: tuple[str, ...] = ("front",)
+    width: int = 128
+    height: int = 128
+    seed: int = 0
+    look: str = "random"
+    camera_jitter: tuple[float, float, float] = (0.01, 0.5, 0.02)
+    amplitude: float = 1.0
+    speed: float = 1.0
+    extras: bool = True
+    supersample: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.frames - 1, self.width, self.height) < 1 or not self.fps > 0 or not self.speed > 0:
+            raise InputError("self-play needs episodes >= 1, frames >= 2, a picture size, fps > 0 and speed > 0")
+        if self.width % GRID or self.height % GRID:
+            raise InputError(f"width and height must be multiples of {GRID}, got {self.width} x {self.height}")
+        if self.look not in LOOKS:
+            raise InputError(f"unknown look '{self.look}'; known: {', '.join(LOOKS)}")
+        if not self.cameras:
+            raise InputError("self-play needs a camera; name one of the robot's")
+
+
+GRID = 4
+"""Pixels per cell of the grid on which depth and links are recorded."""
+
+
+class Stage:
+    """A robot ready to be recorded: loaded once, used for any number of episodes."""
+
+    def __init__(self, config: BabbleConfig, embodiment: Embodiment | None = None) -> None:
+        from jidm.robot.embodiment import Embodiment
+
+        self.config = config
+        self.embodiment = embodiment or Embodiment.load(config.embodiment)
+        self.cameras = {
+            name: framed_camera(self.embodiment, self.embodiment.camera(name), config.width, config.height)
+            for name in config.cameras
+        }
+        self._world: World | None = None
+
+    def close(self) -> None:
+        """Give the simulator back."""
+        if self._world is not None:
+            self._world.close()
+            self._world = None
+
+    def episode(self, index: int) -> dict[str, Any]:
+        """Episode number `index` as the arguments of `DatasetWriter.write_episode`."""
+        config = self.config
+        seed = int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0])
+        q = babble_motion(
+            self.embodiment, config.frames, 1 / config.fps, seed, amplitude=config.amplitude, speed=config.speed
+        )
+        frames, extras = {}, {}
+        for k, (name, nominal) in enumerate(self.cameras.items()):
+            camera = jittered(nominal, config.camera_jitter, np.random.default_rng([seed, k, 0xCA]))
+            seen = self._render(q, camera, seed)
+            frames[name] = seen.rgb
+            if config.extras:
+                extras |= _extras(name, camera, seen)
+        action = np.diff(q, axis=0, append=q[-1:])
+        return {"index": index, "frames": frames, "state": q, "action": action, "extras": extras}
+
+    def _render(self, q: NDArray[np.float64], camera: Camera, seed: int) -> Rendering:
+        if self._world is None:
+            self._world = World(self.embodiment, supersample=self.config.supersample)
+        self._world.seed = seed
+        kinds: dict[str, Callable[[], Look]] = {
+            "random": partial(Look.random, seed),
+            "plain": Look.plain,
+            "textured": Look.textured,
+        }
+        self._world.look = kinds[self.config.look]()
+        return self._world.render_video(q, camera)
+
+
+def episode_arrays(config: BabbleConfig, index: int) -> dict[str, Any]:
+    """Episode number `index`, a function of config and index alone; see `Stage.episode`."""
+    stage = Stage(config)
+    try:
+        return stage.episode(index)
+    finally:
+        stage.close()
+
+
+def babble(
+    config: BabbleConfig, out: str | Path, *, workers: int = 1, shard: tuple[int, int] = (0, 1), progress: bool = False
+) -> None:
+    """Record the data set, or what is missing of it.
+
+    Args:
+        out: its folder. Episodes that are there already are left alone.
+        workers: processes at work.
+        shard: (i, N): record only episodes i, i + N, ...; whoever finds all episodes there writes the listing.
+        progress: show a progress bar.
+    """
+    i, count = shard
+    if not 0 <= i < count or workers < 1:
+        raise InputError(f"shard must be i/N with 0 <= i < N and workers at least 1, got {i}/{count} and {workers}")
+    stage = Stage(config)
+    writer = make_writer(config, out, stage)
+    missing = sorted(set(range(i, config.episodes, count)) - writer.done())
+    for _ in _with_progress(_recorded(config, out, stage, missing, workers), len(missing), progress):
+        pass
+    stage.close()
+    if writer.done() >= set(range(config.episodes)):
+        writer.finish()
+
+
+def make_writer(config: BabbleConfig, out: str | Path, stage: Stage) -> DatasetWriter:
+    """The writer of this data set; its recipe says how it is made."""
+    from jidm import __version__
+
+    robot, h, w = stage.embodiment, config.height // GRID, config.width // GRID
+    extras: dict[str, Feature] = {}
+    for name in config.cameras if config.extras else ():
+        extras[f"observation.depth.{name}"] = Feature("float32", (h, w))
+        extras[f"observation.links.{name}"] = Feature("int16", (h, w))
+        extras[f"observation.camera.{name}"] = Feature("float64", (16,))
+    recipe = asdict(config) | {
+        "made_by": "jidm babble",
+        "jidm": __version__,
+        "embodiment_hash": robot.content_hash,
+        "action": "delta_q",
+        "cameras": {name: camera.to_dict() for name, camera in stage.cameras.items()},
+    }
+    return DatasetWriter(
+        out, fps=config.fps, joint_names=robot.joint_names, robot_type=robot.name, extras=extras, recipe=recipe,
+        cameras={name: (config.width, config.height) for name in config.cameras},
+    )  # fmt: skip
+
+
+def _recorded(config: BabbleConfig, out: str | Path, stage: Stage, indices: list[int], workers: int) -> Iterator[int]:
+    if workers == 1:
+        writer = make_writer(config, out, stage)
+        for index in indices:
+            writer.write_episode(**stage.episode(index))
+            yield index
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # A fork would share the simulator's and torch's threads; a fresh process does not.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(config, str(out))) as pool:
+        yield from pool.map(_record, indices)
+
+
+_AT_WORK: dict[str, Any] = {}
+"""The stage and writer of a worker process."""
+
+
+def _begin(config: BabbleConfig, out: str) -> None:
+    torch.set_num_threads(1)
+    stage = Stage(config)
+    _AT_WORK.update(stage=stage, writer=make_writer(config, out, stage))
+
+
+def _record(index: int) -> int:
+    _AT_WORK["writer"].write_episode(**_AT_WORK["stage"].episode(index))
+    return index
+
+
+def jittered(camera: Camera, jitter: tuple[float, float, float], rng: np.random.Generator) -> Camera:
+    """The camera a little moved, turned and zoomed."""
+    position, angle, focal = jitter
+    T, K = camera.T_camera_base.double().numpy().copy(), camera.K.double().numpy().copy()
+    distance = float(np.linalg.norm(T[:3, 3]))
+    from scipy.spatial.transform import Rotation
+
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec(np.deg2rad(angle) * rng.normal(size=3)).as_matrix()
+    turn[:3, 3] = position * distance * rng.normal(size=3)
+    K[[0, 1], [0, 1]] *= np.exp(focal * rng.normal())
+    return replace(camera, K=torch.from_numpy(K), T_camera_base=torch.from_numpy(turn @ T))
+
+
+def _extras(name: str, camera: Camera, seen: Rendering) -> dict[str, NDArray[Any]]:
+    depth, link = cells(seen.depth, seen.link)
+    K, T = camera.K.double().numpy(), camera.T_camera_base.double().numpy()
+    row = np.concatenate([[K[0, 0], K[1, 1], K[0, 2], K[1, 2]], T[:3].ravel()])
+    return {
+        f"observation.depth.{name}": depth,
+        f"observation.links.{name}": link,
+        f"observation.camera.{name}": np.tile(row, (len(seen), 1)),
+    }
+
+
+def cells(depth: NDArray[np.float32], link: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+    """Depth and link at the centres of 4x4 cells, from the four pixels around each centre.
+
+    A cell shows the link that most of the four show (of two equal ones the nearer), at their mean depth, which is exact
+    to first order where all four agree. Off the robot depth 0, link -1.
+    """
+    z = np.stack([depth[..., i::GRID, j::GRID] for i in (1, 2) for j in (1, 2)]).astype(np.float64)
+    ids = np.stack([link[..., i::GRID, j::GRID] for i in (1, 2) for j in (1, 2)])
+    votes = (ids[:, None] == ids[None]).sum(1) - np.where(np.isfinite(z), z, 1e3) * 1e-4
+    best = np.take_along_axis(ids, votes.argmax(0)[None], 0)[0]
+    same = (ids == best) & (ids >= 0)
+    total = np.where(same, z, 0.0).sum(0) / np.maximum(same.sum(0), 1)
+    return np.where(best >= 0, total, 0).astype(np.float32), best.astype(np.int16)
+
+
+def _with_progress(items: Iterator[int], total: int, show: bool) -> Iterator[int]:
+    if not show:
+        return items
+    from tqdm import tqdm
+
+    return iter(tqdm(items, total=total, unit="episode"))
