@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def train(model: Baseline, batch: PairBatch, steps: int, rate: float = 3e-3) -> 
 HEART = arm_batch(8, seed=3)
 
 
-@lru_cache(maxsize=None)
+@cache
 def learnt_by_heart(variant: str) -> tuple[Baseline, dict[str, float], dict[str, float]]:
     """A model that saw `HEART` many times; its losses before and after, as when decoding."""
     model = make(variant)

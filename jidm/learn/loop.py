@@ -90,7 +90,7 @@ class TrainingModule(lightning.LightningModule):
         torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
         progress = self.progress()
         if hasattr(self.model, "progress"):
-            self.model.progress = progress  # some models learn their parts one after the other
+            setattr(self.model, "progress", progress)  # some models learn their parts one after the other
         rate = learning_rate(self.config, self.global_step, progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate

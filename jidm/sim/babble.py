@@ -181,7 +181,7 @@ def make_writer(config: BabbleConfig, out: str | Path, stage: Stage) -> DatasetW
     }
     return DatasetWriter(
         out, fps=config.fps, joint_names=robot.joint_names, robot_type=robot.name, extras=extras, recipe=recipe,
-        cameras={name: (config.width, config.height) for name in config.cameras},
+        cameras=dict.fromkeys(config.cameras, (config.width, config.height)),
     )  # fmt: skip
 
 
