@@ -30,7 +30,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,dev]'
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
