@@ -43,7 +43,7 @@ class PoseFollower:
 
     Args:
         field: what reads the pictures.
-        limits: of the joints; positions stay inside.
+        limits: of the joints; positions and the speed of steps stay inside.
         options: how.
     """
 
@@ -87,7 +87,8 @@ class PoseFollower:
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)
-        step = self._inside(self.q + solution.delta_q[0]) - self.q
+        fastest = self.limits.velocity * (dt + gap)
+        step = self._inside(self.q + solution.delta_q[0].clamp(-fastest, fastest)) - self.q
         reach = torch.diag(self.limits.reach(dt + gap) ** -2.0)
         covariance = _inverse(_inverse(_finite(solution.covariance[0])) + reach)
         self.q, self.position_covariance = self._fused(
