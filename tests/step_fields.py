@@ -1,7 +1,7 @@
 """Fields whose answers are known by formula: what the solver and the follower must make of right and wrong pixels.
 
-Their pictures carry the joint positions themselves (channel k holds joint k everywhere), so a pair of pictures tells the
-exact motion; no network and no simulator is involved.
+Their pictures carry the joint positions themselves (channel k holds joint k everywhere), so a pair of pictures tells
+the exact motion; no network and no simulator is involved.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ class TellingPair(PairHead):
         self.both_ways = True
         self.drift = 0.0
         """Added to every joint of every step that the flow tells [rad]."""
+        self.noise = 0.0
+        """Motion that no joint can make, to and fro from cell to cell [px]."""
 
     def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat([first, second, 0 * first], 1), torch.cat([second, first, 0 * first + 1], 1)
@@ -146,6 +148,8 @@ class TellingPair(PairHead):
         q, q_next = (x[:, : self.n, 0, 0] for x in (here, there))
         way = torch.where(back, -1.0, 1.0).to(q)[:, None]
         flow = self.world.flow(q, q_next + way * self.drift).to(here)
+        v, u = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+        flow = flow + self.noise * (1 - 2 * ((u + v) % 2)).to(flow)
         off = torch.full_like(flow[:, 0], -torch.inf)
         return flow, torch.where((back & (not self.both_ways))[:, None, None], off, torch.zeros_like(off))
 
@@ -163,6 +167,7 @@ class KnownField:
         """Error of the pose read off pictures [rad]."""
         self.read_std = 0.05
         self.asked: list[Tensor] = []
+        """Poses at which the field was read, in order."""
 
     @property
     def joint_names(self) -> tuple[str, ...]:

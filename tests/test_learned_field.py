@@ -280,5 +280,5 @@ def test_config_of_another_version_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match="unknown entries: colour, depth"):
         LearnedFieldConfig.from_dict({**values, "depth": 3, "colour": 1})
     del values["q_mean"]
-    with pytest.raises(CheckpointError, match="incomplete.*q_mean"):
+    with pytest.raises(CheckpointError, match=r"incomplete.*q_mean"):
         LearnedFieldConfig.from_dict(values)

@@ -1,0 +1,256 @@
+"""A pose followed through a film: steps add up, readings hold them, nothing leaves what the joints can do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from step_fields import SIDE, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
+from torch import Tensor
+
+from jidm.motion.flow import Flow
+from jidm.solve.follow import FollowOptions, PoseFollower
+from jidm.solve.learned_step import StepField
+from jidm.solve.track import JointLimits, TrackedStep
+
+DT = 1 / 16
+ALONE = FollowOptions(anchor=False)
+
+
+def limits(upper: float = 1.2, velocity: float = 100.0, dtype: torch.dtype = torch.float64) -> JointLimits:
+    one = torch.ones(2, dtype=dtype)
+    return JointLimits(-upper * one, upper * one, velocity * one, one)
+
+
+def film(frames: int = 12) -> Tensor:
+    """(T, 2) a smooth motion [rad]."""
+    t = torch.arange(frames).double()[:, None] * torch.tensor([0.31, 0.23]).double()
+    return 0.5 * torch.sin(t + torch.tensor([0.0, 1.0]).double())
+
+
+def followed(
+    field: StepField,
+    q: Tensor,
+    options: FollowOptions = ALONE,
+    bounds: JointLimits | None = None,
+    dt: float = DT,
+    lost: tuple[int, ...] = (),
+    given: bool = True,
+) -> tuple[PoseFollower, list[TrackedStep]]:
+    follower = PoseFollower(field, bounds or limits(), options)
+    frames = in_order(q)
+    follower.start(frames[0], q[0] if given else None)
+    steps = [follower.skip(dt) if k in lost else follower.step(frames[k], dt) for k in range(1, len(q))]
+    return follower, steps
+
+
+def positions(steps: list[TrackedStep]) -> Tensor:
+    return torch.stack([s.position for s in steps])
+
+
+def moves(steps: list[TrackedStep]) -> Tensor:
+    return torch.stack([s.delta_q for s in steps])
+
+
+# ---- steps and readings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("anchor", [True, False])
+def test_exact_steps_add_up_exactly(anchor: bool) -> None:
+    q = film()
+    _, steps = followed(KnownField(LinearWorld()), q, FollowOptions(anchor=anchor))
+    torch.testing.assert_close(positions(steps), q[1:], rtol=0, atol=1e-8)
+    torch.testing.assert_close(moves(steps), q.diff(dim=0), rtol=0, atol=1e-8)
+    assert all(s.valid and s.used and s.observable.all() for s in steps)
+
+
+def test_curved_paths_are_followed() -> None:
+    """The field is bent by the pose that was tracked and by the one that is expected, not by one that is known."""
+    q = film(12)
+    _, steps = followed(KnownField(TwoPivots()), q)
+    error = (positions(steps) - q[1:]).abs()
+    assert error.max() < 0.02 * q.diff(dim=0).abs().sum(0).max()
+
+
+def test_expected_pose_bends_the_second_picture() -> None:
+    q, field = film(4), KnownField(LinearWorld())
+    followed(field, q, FollowOptions(anchor=False, momentum=0.5))
+    # Asked at the start, then for each frame at the expected pose, then where it was found.
+    torch.testing.assert_close(field.asked[0][0], q[0])
+    torch.testing.assert_close(field.asked[1][0], q[0])
+    torch.testing.assert_close(field.asked[2][0], q[1], rtol=0, atol=1e-8)
+    torch.testing.assert_close(field.asked[3][0], q[1] + 0.5 * (q[1] - q[0]), rtol=0, atol=1e-8)
+    gap = KnownField(LinearWorld())
+    followed(gap, q, FollowOptions(anchor=False, momentum=0.5), lost=(2,))
+    torch.testing.assert_close(gap.asked[3][0], q[1] + (q[1] - q[0]), rtol=0, atol=1e-8)  # twice the time
+
+
+def test_readings_hold_what_steps_let_drift() -> None:
+    q, field = film(30), KnownField(LinearWorld())
+    field.pair.drift, field.pair.noise = 0.01, 1.0
+    field.step_spread *= 10
+    free = positions(followed(field, q)[1]) - q[1:]
+    torch.testing.assert_close(free[-1], torch.full((2,), 0.29).double(), rtol=0.05, atol=0)
+    held = positions(followed(field, q, FollowOptions(repeats=1.0))[1]) - q[1:]
+    assert held[-1].abs().max() < 0.1
+    assert held[-1].abs().max() < 1.2 * held[20].abs().max()  # it has settled
+    # Readings that are said to be alike over many frames count less.
+    loose = positions(followed(field, q, FollowOptions(repeats=16.0))[1]) - q[1:]
+    assert held[-1].abs().max() < loose[-1].abs().max() < free[-1].abs().max()
+
+
+def test_the_settled_spread_is_that_of_a_kalman_filter() -> None:
+    """One joint: P = (1 / (P + Q) + 1 / R)^-1, iterated apart."""
+    q, field = film(10)[:, :1], KnownField(LinearWorld(1), 1)
+    field.pair.noise, field.step_spread = 1.0, torch.full((1,), 10.0, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    bounds = JointLimits(-one, one, 1e6 * one, one)
+    _, steps = followed(field, q, FollowOptions(repeats=4.0), bounds)
+    P = 0.0
+    for step in steps:
+        P = 1 / (1 / (P + float(step.covariance)) + 1 / (4 * 0.05**2))
+        assert float(step.position_covariance) == pytest.approx(P, rel=1e-6)
+    assert float(steps[0].covariance) == pytest.approx(100 * 2 / (1024 - 1) / 1700 * 2, rel=0.6)
+
+
+def test_readings_that_cannot_be_are_not_believed() -> None:
+    q, field = film(10), KnownField(LinearWorld())
+    field.pair.noise = 1.0
+    field.step_spread *= 10
+    expected = positions(followed(field, q)[1])
+    field.read_off += torch.tensor([0.9, 0.0]).double()
+    steps = followed(field, q, FollowOptions(repeats=1.0))[1]
+    torch.testing.assert_close(positions(steps)[:, 0], expected[:, 0], rtol=0, atol=1e-8)
+    std = [s.position_covariance.diagonal().sqrt() for s in steps]
+    assert std[-1][0] > 1.2 * std[-1][1]  # only the other joint is held
+    open_gate = followed(field, q, FollowOptions(repeats=1.0, gate=1e6))[1]
+    assert positions(open_gate)[-1, 0] - q[-1, 0] > 0.1
+
+
+def test_without_a_first_pose_it_is_read() -> None:
+    q, field = film(6), KnownField(LinearWorld())
+    field.read_off += 0.03
+    _, steps = followed(field, q, given=False)
+    torch.testing.assert_close(positions(steps), q[1:] + 0.03, rtol=0, atol=1e-8)
+    std = torch.stack([s.position_covariance.diagonal().sqrt() for s in steps])
+    torch.testing.assert_close(std, torch.full_like(std, 0.05), rtol=1e-3, atol=0)
+    field.read_off += 5.0
+    far = PoseFollower(field, limits(), ALONE)
+    far.start(in_order(q)[0], None)
+    torch.testing.assert_close(far.q, torch.full((2,), 1.2).double())
+
+
+def test_positions_do_not_depend_on_the_clock() -> None:
+    q, field = film(), KnownField(LinearWorld())
+    slow, fast = (positions(followed(field, q, FollowOptions(), dt=dt)[1]) for dt in (1.0, 1 / 64))
+    torch.testing.assert_close(slow, fast, rtol=0, atol=1e-8)
+
+
+# ---- frames that show nothing ----------------------------------------------------------------------------------------
+
+
+def test_a_lost_frame_is_bridged() -> None:
+    q, field = film(), KnownField(LinearWorld())
+    _, steps = followed(field, q, lost=(4, 5))
+    assert [s.valid for s in steps] == [True] * 3 + [False] * 3 + [True] * 5
+    assert [s.used for s in steps] == [True] * 3 + [False] * 2 + [True] * 6
+    held = steps[2].position
+    for s in steps[3:5]:
+        assert torch.equal(s.position, held) and not s.delta_q.any() and not s.observable.any()
+    assert not steps[5].delta_q.any()  # motion over three frames is no step
+    torch.testing.assert_close(positions(steps)[5:], q[6:], rtol=0, atol=1e-8)
+
+
+def test_not_knowing_grows_with_time_and_ends_when_something_is_seen() -> None:
+    q, field = film(), KnownField(LinearWorld())
+    _, steps = followed(field, q, lost=(4, 5), bounds=limits(velocity=2.0))
+    std = [s.position_covariance.diagonal().sqrt().max() for s in steps]
+    assert std[2] < 1e-3
+    torch.testing.assert_close(std[3], torch.tensor(2.0 * DT).double(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(std[4], torch.tensor(4.0 * DT).double(), rtol=1e-3, atol=1e-6)
+    assert std[5] < 1e-3
+    _, never = followed(field, q, lost=tuple(range(1, 12)), bounds=limits(velocity=torch.inf))
+    assert positions(never).isfinite().all()
+    assert all(s.position_covariance.isfinite().all() and s.covariance.isfinite().all() for s in never)
+
+
+def test_motion_that_is_not_the_robots_is_called_so() -> None:
+    field, still = KnownField(LinearWorld()), torch.zeros(5, 2).double()
+    assert all(s.valid for s in followed(field, still)[1])
+    field.pair.noise = 20.0
+    _, steps = followed(field, still)
+    assert not any(s.valid for s in steps) and all(s.used for s in steps)
+    assert not moves(steps).any()
+    believing = followed(field, still, replace(ALONE, least_motion=50.0))[1]
+    assert all(s.valid for s in believing)
+
+
+def test_given_flow_moves_the_pose() -> None:
+    field = KnownField(LinearWorld())
+    field.pair.drift = 9.0
+    follower = PoseFollower(field, limits(), ALONE)
+    follower.start(in_order(film())[0], torch.zeros(2).double())
+    wanted = torch.tensor([0.03, -0.02]).double()
+    flow = torch.einsum("cn,n->c", field.world.fixed[..., 0, 0], wanted)[:, None, None].expand(2, SIDE, SIDE)
+    step = follower.step(in_order(film())[1], DT, Flow(flow, torch.ones(SIDE, SIDE).double()))
+    torch.testing.assert_close(step.delta_q, wanted, rtol=1e-3, atol=1e-6)
+    nothing = follower.step(in_order(film())[2], DT, Flow(0 * flow, torch.zeros(SIDE, SIDE).double()))
+    assert not nothing.valid and not nothing.used and torch.equal(nothing.position, step.position)
+
+
+# ---- what joints can do ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("anchor", [True, False])
+@pytest.mark.parametrize("drift", [0.3, -0.3, 40.0])
+def test_limits_are_never_left(drift: float, anchor: bool) -> None:
+    field, bounds = KnownField(LinearWorld()), limits(0.8, velocity=2.0)
+    field.pair.drift, field.pair.noise = drift, 1.0
+    field.step_spread *= 1e3
+    field.read_off += drift / 3
+    _, steps = followed(field, film(8), FollowOptions(anchor=anchor, gate=1e9), bounds)
+    assert positions(steps).abs().max() <= 0.8 + 1e-12
+    assert moves(steps).abs().max() <= 2.0 * DT + 1e-12
+    assert moves(steps).isfinite().all()
+
+
+def test_the_speed_limit_counts_the_time_since_the_last_good_frame() -> None:
+    q = torch.tensor([[0.0, 0.0], [0.1, 0.1], [0.2, 0.2], [0.3, 0.3]]).double()
+    field, bounds = KnownField(LinearWorld()), limits(velocity=0.101 / DT)
+    _, steps = followed(field, q, bounds=bounds, lost=(1, 2))
+    torch.testing.assert_close(steps[-1].position, q[-1], rtol=0, atol=1e-8)
+    slow = followed(field, q, bounds=limits(velocity=0.05 / DT))[1]
+    torch.testing.assert_close(positions(slow), q[1:] / 2)
+
+
+def test_a_joint_that_cannot_be_seen_is_as_uncertain_as_its_speed() -> None:
+    field, bounds = KnownField(LinearWorld()), limits(velocity=2.0)
+    field.world.fixed[:, 1] = 0
+    _, steps = followed(field, film(4), bounds=bounds)
+    for step in steps:
+        assert step.observable.tolist() == [True, False]
+        assert float(step.covariance[1, 1]) == pytest.approx((2.0 * DT) ** 2, rel=1e-3)
+        assert step.covariance[0, 0] < 1e-6
+
+
+@pytest.mark.parametrize("what", ["noise", "black", "white", "stripes"])
+def test_an_untrained_network_on_nonsense_stays_finite(what: str) -> None:
+    field, bounds = untrained(), limits(dtype=torch.float32, velocity=2.0)
+    frames = {
+        "noise": torch.rand(6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)),
+        "black": torch.zeros(6, 3, SIDE, SIDE),
+        "white": torch.ones(6, 3, SIDE, SIDE),
+        "stripes": pictures(6).round(),
+    }[what]
+    follower = PoseFollower(field, bounds, FollowOptions())
+    with torch.no_grad():
+        follower.start(frames[0], None)
+        steps = [follower.step(frame, DT) for frame in frames[1:]]
+    for step in steps:
+        for value in (step.delta_q, step.position, step.position_covariance, step.covariance, step.residual):
+            assert value.isfinite().all()
+        for covariance in (step.position_covariance, step.covariance):
+            torch.testing.assert_close(covariance, covariance.T, rtol=1e-3, atol=1e-9)
+            assert torch.linalg.eigvalsh(covariance.double()).min() > -1e-9
+        assert (step.position.abs() <= 1.2).all() and (step.delta_q.abs() <= 2.0 * DT * 1.001).all()
