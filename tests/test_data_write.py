@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -266,8 +267,8 @@ def assert_all_whole(root: Path) -> None:
         with av.open(str(video)) as container:
             assert sum(1 for _ in container.decode(video=0)) == length_of(index)
     if (root / "meta" / "info.json").is_file():
-        for problem in check_dataset(root):  # meta/ may list fewer episodes than there are, never a broken one
-            raise AssertionError(str(problem))
+        # Between two files of meta/ the totals may be those of the last time; an episode is never broken.
+        assert [str(p) for p in check_dataset(root) if p.episode is not None or "info.json says" not in p.what] == []
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -308,6 +309,21 @@ def test_death_before_any_file_appears_leaves_the_episode_absent(
     assert to.done() == set()
     to.write_episode(0, **given)
     assert to.done() == {0}
+
+
+def test_what_the_dead_left_is_cleared_and_the_living_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, [0])
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    gone = ["episode-000000--elsewhere--1--a", f"episode-000007--{host}--{dead.pid}--a", f"file--{host}--{dead.pid}--a"]
+    kept = ["episode-000007--elsewhere--1--a", f"file--{host}--{os.getpid()}--a"]
+    for name in gone + kept:
+        (tmp_path / ".writing" / name).mkdir(parents=True)
+        (tmp_path / ".writing" / name / "table.parquet").write_bytes(b"half")
+    assert writer(tmp_path).done() == {0} and len(open_dataset(tmp_path)) == 1
+    writer(tmp_path).finish()
+    assert {path.name for path in (tmp_path / ".writing").iterdir()} == set(kept)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -98,11 +98,19 @@ def _whole(dataset: RecordedDataset) -> Iterator[Problem]:
     counted = len(listing.entries) + len(listing.absent)
     stated = listing.info.get("total_episodes")
     if isinstance(stated, int) and stated != counted:
-        yield Problem(None, f"info.json says {stated} episodes, {counted} are listed", "mend total_episodes")
+        yield Problem(
+            None,
+            f"info.json says {stated} episodes, {counted} are listed",
+            "finish the recording, or mend total_episodes",
+        )
     frames = sum(entry.length for entry in listing.entries.values())
     stated = listing.info.get("total_frames")
     if isinstance(stated, int) and not listing.absent and stated != frames:
-        yield Problem(None, f"info.json says {stated} frames, the episodes have {frames}", "mend total_frames")
+        yield Problem(
+            None,
+            f"info.json says {stated} frames, the episodes have {frames}",
+            "finish the recording, or mend total_frames",
+        )
 
 
 def _against_robot(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Problem]:
