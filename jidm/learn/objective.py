@@ -89,22 +89,18 @@ class TrainableField(LearnedField):
         q = torch.cat([batch.q, batch.q_next])
         q_seen, q_std = self.state(seen)
         at = SeenAt.of(self, seen, self._asked_at(q, q_seen))
-        first, second = at[:count], at[count:]
-        made = learned_step(self, first, second)
         parts = {
             "state": self._state_loss(q, q_seen, q_std),
             "smooth": smoothness(at.jacobian * self._column, seen.image),
         }
-        parts["step"] = self._step_loss(made, batch.delta_q)
         moves = _BothWays.of(batch)
         if moves is not None:
             parts["field"] = field_loss(at.jacobian, moves)
-            parts["flow"] = flow_loss(made, moves, weight.early)
             parts["mask"] = moves.mask_loss(at.mask)
         else:
-            parts["photometric"] = photometric_loss(first, batch.first, batch.second, batch.delta_q)
-        if weight.compose and batch.third is not None:
-            parts["compose"] = self._compose_loss(batch, first, second, made)
+            parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
+        if self.progress >= _FIELD_FIRST:
+            parts |= self._matching_losses(batch, at if self.progress >= _FIELD_BENDS else at.fixed(), moves)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
         for name, value in parts.items():
             total = total + getattr(weight, name) * value
@@ -135,6 +131,17 @@ class TrainableField(LearnedField):
             steps.append((solution.delta_q - batch.delta_q).abs() / std)
         self.step_spread.copy_(_spread(torch.cat(steps)))
         self.state_spread.copy_(_spread(torch.cat(states)))
+
+    def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None) -> dict[str, Tensor]:
+        """What needs both pictures matched and the step solved."""
+        first, second = at[: len(batch)], at[len(batch) :]
+        made = learned_step(self, first, second)
+        parts = {"step": self._step_loss(made, batch.delta_q)}
+        if moves is not None:
+            parts["flow"] = flow_loss(made, moves, self.weights.early)
+        if self.weights.compose and batch.third is not None:
+            parts["compose"] = self._compose_loss(batch, first, second, made)
+        return parts
 
     @property
     def _column(self) -> Tensor:
