@@ -1,0 +1,419 @@
+"""What a field is trained on: losses that vanish at the truth, first-order motion, calibrated uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from recorded import counted_dataset
+from step_fields import FINGER, GRID, SIDE, TwoPivots, pictures
+from torch import Tensor
+
+from jidm import Embodiment
+from jidm.errors import InputError
+from jidm.field.analytic import AnalyticField
+from jidm.learn import objective
+from jidm.learn.batch import JointStats, PairBatch
+from jidm.learn.carried import View, carried_flow, link_poses, tangent_flow
+from jidm.learn.estimated import EstimatedFlow
+from jidm.learn.objective import (
+    LossWeights,
+    TrainableField,
+    charbonnier,
+    field_loss,
+    flow_loss,
+    loss_weights,
+    photometric_loss,
+    smoothness,
+)
+from jidm.learn.pairs import Draw, PairSource
+from jidm.learn.recording import read_recording
+from jidm.robot.kinematics import Kinematics
+from jidm.solve.learned_step import LearnedStep, Look, SeenAt, learned_step
+from jidm.solve.least_squares import solve_flow
+
+STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
+
+
+def model(seed: int = 0) -> TrainableField:
+    torch.manual_seed(seed)
+    return TrainableField.from_data(FINGER, ("revolute", "revolute"), SIDE, SIDE, STATS)
+
+
+def batch(count: int = 2, *, flow: bool = True, seed: int = 0) -> PairBatch:
+    """Pictures that mean nothing, and the exact motion of `TwoPivots` between random poses."""
+    world, draws = TwoPivots(), torch.Generator().manual_seed(seed)
+    q = torch.rand(count, 2, generator=draws) - 0.5
+    q_next = q + 0.1 * torch.randn(count, 2, generator=draws)
+    image = pictures(3 * count, seed)
+    more: dict[str, Tensor] = {}
+    for tail, a, b in (("", q, q_next), ("_back", q_next, q)) if flow else ():
+        more["flow" + tail] = world.flow(a, b).float()
+        more["weight" + tail] = world.shown(a).float()
+        more["mask" + tail] = (world.shown(a) > 0.5).float()
+        more["tangent" + tail] = torch.einsum("bcnhw,bn->bchw", world.jacobian(a), (b - a).double()).float()
+        more["tangent_weight" + tail], more["tangent_step" + tail] = more["weight" + tail], b - a
+    third = {"third": image[2 * count :], "q_third": q_next + 0.05}
+    return PairBatch(image[:count], image[count : 2 * count], q, q_next, **third, **more)
+
+
+# ---- single losses ---------------------------------------------------------------------------------------------------
+
+
+def test_field_loss_is_least_at_the_exact_field() -> None:
+    pairs = batch()
+    moves = objective._BothWays.of(pairs)
+    assert moves is not None
+    exact = TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float().requires_grad_()
+    loss = field_loss(exact, moves)
+    motion = (moves.tangent.norm(dim=1) * moves.tangent_weight).sum() / moves.tangent_weight.sum()
+    assert float(loss.detach()) == pytest.approx(0.01 / float(motion), rel=1e-3)  # the rounding of the distance at zero
+    loss.backward()
+    assert exact.grad is not None and exact.grad.abs().max() < 1e-4
+    assert field_loss(exact.detach() * 1.1, moves) > 5 * loss
+    assert field_loss(exact.detach() * 0, moves) == pytest.approx(1.0, rel=1e-2)
+    # The whole motion holds the curvature of the paths as well: the exact field does not make it.
+    bent = replace(moves, tangent=moves.flow)
+    assert field_loss(exact.detach(), bent) > 3 * loss
+
+
+def made_of(flow: Tensor, back: Tensor, log_weight: float, looks: int = 3) -> LearnedStep:
+    sure = torch.full_like(flow[:, 0], log_weight)
+    nothing = torch.zeros(len(flow), 2)
+    solved = solve_flow(torch.ones(len(flow), 1, 2, 2), torch.ones(len(flow), 1, 2))
+    return LearnedStep(solved, (nothing,) * looks, ((Look(flow, sure), Look(back, sure)),) * looks)
+
+
+def test_flow_loss_asks_for_the_right_flow_and_the_confidence_it_deserves() -> None:
+    pairs = batch()
+    moves = objective._BothWays.of(pairs)
+    assert moves is not None and pairs.flow is not None and pairs.flow_back is not None
+    exact = flow_loss(made_of(pairs.flow, pairs.flow_back, 0.0), moves, early=0.3)
+    assert float(exact) == pytest.approx(1.3 * 0.01, rel=1e-4)
+    off = made_of(pairs.flow + 1, pairs.flow_back, 0.0)
+    assert flow_loss(off, moves, early=0.3) > exact
+    # An error of e costs least where half the log-weight is -log e.
+    error = 0.2
+    wrong = [pairs.flow.clone(), pairs.flow_back.clone()]
+    for x in wrong:
+        x[:, 0] += error
+    at_best = -2 * torch.tensor((error**2 + 0.01**2) ** 0.5).log().item()
+    costs = [float(flow_loss(made_of(*wrong, w), moves, 0.3)) for w in (at_best - 0.3, at_best, at_best + 0.3)]
+    assert costs[1] < costs[0] and costs[1] < costs[2]
+
+
+def test_what_has_no_weight_is_not_learned_from() -> None:
+    pairs = batch()
+    assert pairs.flow is not None and pairs.weight is not None
+    moves, spoiled = (
+        objective._BothWays.of(x)
+        for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
+    )
+    assert moves is not None and spoiled is not None
+    looks = made_of(pairs.flow, pairs.flow_back, 0.0)  # type: ignore[arg-type]
+    assert flow_loss(looks, spoiled, 0.3) < flow_loss(looks, moves, 0.3) + 0.1
+    empty = replace(moves, weight=0 * moves.weight, tangent_weight=0 * moves.tangent_weight)
+    assert flow_loss(looks, empty, 0.3) == 0
+    assert field_loss(torch.randn(4, 2, 2, GRID, GRID), empty) == 0
+
+
+def test_photometric_loss_is_least_at_the_motion_of_the_pictures() -> None:
+    first, shift = pictures(1), 4
+    second = first.roll(shift, -1)  # what was at u is at u + 4
+    field = torch.zeros(1, 2, 1, GRID, GRID)
+    field[:, 0] = 40.0  # px per rad
+    seen = SeenAt(model().encode(first), field, torch.zeros(1, GRID, GRID))
+    losses = {k: float(photometric_loss(seen, first, second, torch.tensor([[k / 40]]))) for k in (0, 3, 4, 5, -4)}
+    assert min(losses, key=losses.get) == 4  # type: ignore[arg-type]
+
+
+def test_smoothness_asks_less_at_edges() -> None:
+    flat, edge = torch.zeros(1, 3, SIDE, SIDE), torch.zeros(1, 3, SIDE, SIDE)
+    edge[..., SIDE // 2 :] = 1.0
+    field = torch.zeros(1, 2, 2, GRID, GRID)
+    field[..., GRID // 2 :] = 3.0
+    assert smoothness(field * 0 + 7, flat) == 0
+    expected = 3.0 / (GRID - 1)  # one jump among GRID - 1 differences along u, none along v
+    assert float(smoothness(field, flat)) == pytest.approx(expected)
+    assert float(smoothness(field, edge)) == pytest.approx(expected * torch.tensor(-10.0).exp().item(), rel=1e-3)
+
+
+def test_lengths_are_smooth_at_zero() -> None:
+    error = torch.zeros(1, 2, 3, 3, requires_grad=True)
+    charbonnier(error).sum().backward()
+    assert error.grad is not None and error.grad.isfinite().all()
+    far = charbonnier(torch.tensor([3.0, 4.0])[None, :, None, None])
+    assert float(far) == pytest.approx(5.0, rel=1e-5)
+
+
+def test_mask_loss() -> None:
+    pairs = batch()
+    moves = objective._BothWays.of(pairs)
+    assert moves is not None and moves.mask is not None
+    right = (2 * moves.mask - 1) * 20
+    assert moves.mask_loss(right) < 1e-6 < moves.mask_loss(-right)
+    unknown = objective._BothWays.of(replace(pairs, mask=None, mask_back=None))
+    assert unknown is not None
+    moving = (moves.flow.norm(dim=1) > 0.5).float()
+    assert unknown.mask_loss(20 * (2 * moving - 1)) < 1e-6  # what moves is the robot
+    assert unknown.mask_loss(torch.full_like(moving, 20.0)) < 1e-6  # of what does not, nothing is said
+
+
+def test_flow_one_way_alone_is_refused() -> None:
+    with pytest.raises(InputError, match="both directions"):
+        model().losses(replace(batch(), flow_back=None, weight_back=None))
+
+
+def test_weights_by_name() -> None:
+    assert loss_weights({"step": 2.0}) == LossWeights(step=2.0)
+    with pytest.raises(InputError, match="unknown part of the loss"):
+        loss_weights({"steps": 2.0})
+
+
+# ---- the whole loss --------------------------------------------------------------------------------------------------
+
+
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainableField, "_asked_at", lambda self, q, q_seen: q)
+
+
+def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    deterministic(monkeypatch)
+    field, pairs = model(), batch()
+    field.progress = 1.0
+    one, other = field.losses(pairs), field.losses(pairs.swapped())
+    assert set(one) == {"loss", "state", "smooth", "step", "field", "flow", "mask"}
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_loss_is_the_weighted_sum_and_reaches_everything() -> None:
+    field, pairs = model(), batch()
+    field.weights = LossWeights(compose=0.1, step=0.7)
+    parts = field.losses(pairs)
+    assert "compose" in parts and all(x.isfinite() and x.dim() == 0 for x in parts.values())
+    total = sum(getattr(field.weights, name) * value for name, value in parts.items() if name != "loss")
+    torch.testing.assert_close(parts["loss"], total)
+    parts["loss"].backward()
+    for name, p in field.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("flow", [True, False])
+def test_the_field_is_learned_first_and_bent_by_steps_last(flow: bool) -> None:
+    pairs = batch(flow=flow)
+    seen: dict[float, tuple[set[str], bool]] = {}
+    for progress in (0.0, 0.39, 0.41, 0.79, 0.81, 1.0):
+        field = model()
+        field.progress = progress
+        parts = field.losses(pairs)
+        bends = False
+        if "step" in parts:
+            parts["step"].backward(retain_graph=True)
+            assert field.pair.fine_out.weight.grad is not None and field.pair.fine_out.weight.grad.abs().max() > 0
+            bends = field.field_out.weight.grad is not None and bool(field.field_out.weight.grad.abs().max() > 0)
+        field.zero_grad()
+        parts["loss"].backward()
+        assert field.field_out.weight.grad is not None and field.field_out.weight.grad.abs().max() > 0
+        seen[progress] = set(parts), bends
+    always = {"loss", "state", "smooth"} | ({"field", "mask"} if flow else {"photometric"})
+    later = always | {"step"} | ({"flow"} if flow else set())
+    assert seen[0.0] == seen[0.39] == (always, False)
+    assert seen[0.41] == seen[0.79] == (later, False)
+    assert seen[0.81] == seen[1.0] == (later, True)
+
+
+def test_without_flow_brightness_teaches() -> None:
+    field = model()
+    parts = field.losses(batch(flow=False))
+    assert "photometric" in parts and "flow" not in parts and "field" not in parts
+    parts["photometric"].backward()
+    assert field.field_out.weight.grad is not None and field.field_out.weight.grad.abs().max() > 0
+
+
+def test_losses_of_a_still_pair_and_of_empty_flow_are_finite() -> None:
+    field, pairs = model(), batch()
+    none = {
+        k: torch.zeros_like(v) for k, v in pairs.tensors() if "flow" in k or "weight" in k or k.startswith("tangent")
+    }
+    still = replace(pairs, second=pairs.first, q_next=pairs.q, **none)
+    field.losses(still)["loss"].backward()
+    for name, p in field.named_parameters():
+        assert p.grad is None or p.grad.isfinite().all(), name
+
+
+def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    deterministic(monkeypatch)
+    field, pairs = model(), batch()
+    optimiser = torch.optim.Adam(field.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(8):
+        parts = field.losses(pairs)
+        losses.append((float(parts["loss"].detach()), float(parts["state"].detach())))
+        optimiser.zero_grad()
+        parts["loss"].backward()
+        optimiser.step()
+    assert losses[-1][0] < 0.8 * losses[0][0]
+    assert losses[-1][1] < losses[0][1]
+
+
+# ---- calibration -----------------------------------------------------------------------------------------------------
+
+
+def test_spread_of_normal_errors_is_their_standard_deviation() -> None:
+    deviations = torch.randn(20000, 2, generator=torch.Generator().manual_seed(0)).abs() * torch.tensor([0.5, 3.0])
+    spread = objective._spread(deviations)
+    torch.testing.assert_close(spread, torch.tensor([0.5, 3.0]), rtol=0.03, atol=0)
+    for share, z in ((0.6827, 1.0), (0.95, 1.96)):
+        covered = (deviations <= z * spread).float().mean(0)
+        torch.testing.assert_close(covered, torch.full((2,), share), rtol=0, atol=0.015)
+    assert objective._spread(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
+
+
+def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
+    field, generator = model().eval(), torch.Generator().manual_seed(0)
+    pairs = batch(16, flow=False)
+    with torch.no_grad():
+        seen = field.encode(torch.cat([pairs.first, pairs.second]))
+        q, std = field.state(seen)
+        q = q + 4 * std * torch.randn(q.shape, generator=generator)
+        pairs = replace(pairs, q=q[:16], q_next=q[16:], third=None, q_third=None)
+    field.state_spread.fill_(7.0)  # whatever was there before does not count
+    field.calibrate([pairs[:8], pairs[8:]])
+    torch.testing.assert_close(field.state_spread, torch.full((2,), 4.0), rtol=0.5, atol=0)
+    with torch.no_grad():
+        at = SeenAt.of(field, seen, q)
+        found = learned_step(field, at[:16], at[16:]).solution
+        spread = found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        ratio = (found.delta_q - pairs.delta_q).abs() / spread
+    # Either the two shares are met or one lies above and the other below: the spread is their geometric mean.
+    at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
+    torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
+
+
+# ---- motion to first order -------------------------------------------------------------------------------------------
+
+
+def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, AnalyticField, View, Kinematics]:
+    """The coarse view of a robot that its own analytic field would have recorded."""
+    robot = Embodiment.load(name)
+    camera = robot.camera()
+    camera = camera.resized(64, 64 * camera.height // camera.width)
+    field = AnalyticField(robot, camera, points=4000, occluders=8000, seed=0)
+    h, w = camera.height // 4, camera.width // 4
+    kinematics = Kinematics.from_embodiment(robot)
+    depth, link = depth_and_link(field, q, h, w)
+    small = camera.resized(w, h)
+    K = torch.stack([small.K[0, 0], small.K[1, 1], small.K[0, 2], small.K[1, 2]]).expand(len(q), 4)
+    T = small.T_camera_base.expand(len(q), 4, 4)
+    return robot, field, View(depth, link, K, T, link_poses(kinematics, q)), kinematics
+
+
+def depth_and_link(field: AnalyticField, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """What `dense` itself puts into its cells."""
+    from jidm.field.analytic import _splat
+
+    camera, surface = field.camera.resized(w, h), field.surface.to(q)
+    poses = field.kinematics.link_poses(q)
+    p_base = field.kinematics.move_points(poses, surface.link, surface.p_link)
+    uv, depth = camera.project(p_base)
+    depth, link = _splat(uv, depth, field._visible(poses, surface, p_base), surface.link, h, w)
+    return depth.unflatten(-1, (h, w)), link.unflatten(-1, (h, w))
+
+
+@pytest.mark.parametrize("name", ["planar_finger_2", "panda"])
+def test_motion_to_first_order_is_the_exact_field_times_the_step(name: str) -> None:
+    n = Embodiment.load(name).n
+    q = torch.tensor(Embodiment.load(name).home)[None].expand(2, n).double() + torch.tensor([[0.0], [0.2]]).double()
+    step = 0.1 * torch.randn(2, n, generator=torch.Generator().manual_seed(0)).double()
+    _, field, view, kinematics = finger_view(q, name)
+    h, w = view.depth.shape[1:]
+    found, on_robot = tangent_flow(view, kinematics, q, step)
+    J, mask = field.dense(q, h, w)
+    assert torch.equal(on_robot, mask) and mask.sum() > 10
+    expected = torch.einsum("bcnhw,bn->bchw", J, step)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert expected.abs().max() > 0.05
+    # And the whole motion of a short step, scaled up.
+    short = replace(view, poses=link_poses(kinematics, q + 1e-5 * step))
+    torch.testing.assert_close(
+        carried_flow(view, short)[0] * 1e5, found, rtol=0, atol=1e-3 * float(expected.abs().max())
+    )
+
+
+# ---- the same out of measured flow -----------------------------------------------------------------------------------
+
+SLOPE = torch.tensor([[30.0, 10.0], [-5.0, 20.0]])
+
+
+@pytest.fixture
+def measured(tmp_path: Path):
+    """Two episodes (5 and 4 frames, joints moving unevenly) and flow with curvature, filled in by hand.
+
+    From row s to row t the motion is `J (q_t - q_s) + c (t - s)^2`: c is what bends the paths.
+    """
+    recording = read_recording(
+        counted_dataset(tmp_path / "measured", {0: 5, 1: 4}), (0, 1), height=16, width=16, cache=tmp_path / "cache"
+    )
+    q = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double() * 0.1
+    recording = replace(recording, state=q)
+    bend, strides = torch.tensor([0.7, -0.4]), (1, 2)
+    flow, weight = torch.zeros(9, 2, 2, 2, 4, 4), torch.zeros(9, 2, 2, 4, 4, dtype=torch.uint8)
+    for first, length in ((0, 5), (5, 4)):
+        for row in range(first, first + length):
+            for column, k in enumerate(strides):
+                if row + k < first + length:
+                    step = SLOPE @ (q[row + k] - q[row]).float()
+                    flow[row, column, 0] = (step + bend * k**2)[:, None, None]
+                    flow[row, column, 1] = (-step + bend * k**2)[:, None, None]
+                    weight[row, column, 0], weight[row, column, 1] = 200, 100
+    return recording, EstimatedFlow(strides, flow.half().float(), weight), bend
+
+
+def drawn(first: list[int], stride: list[int], episode: list[int]) -> Draw:
+    t, k = torch.tensor(first), torch.tensor(stride)
+    return Draw(before=t, first=t, second=t + k, third=t + k, stride=k, episode=torch.tensor(episode))
+
+
+def test_the_curvature_of_measured_paths_cancels(measured) -> None:
+    recording, estimated, _ = measured
+    source = PairSource(recording, estimated=estimated, before=False, third=False)
+    # Frames 1, 6 and 2 have neighbours on both sides, and so have their partners 2, 7 (stride 1).
+    pairs = source.batch(drawn([1, 6, 2], [1, 1, 1], [0, 1, 0]))
+    for tail in ("", "_back"):
+        tangent, step = getattr(pairs, "tangent" + tail), getattr(pairs, "tangent_step" + tail)
+        expected = (step @ SLOPE.T)[..., None, None].expand_as(tangent)
+        torch.testing.assert_close(tangent, expected, rtol=0, atol=0.01)
+        weight = getattr(pairs, "tangent_weight" + tail)
+        torch.testing.assert_close(weight, torch.full_like(weight, 200 * 100 / 255**2))
+        assert weight.shape == (3, 4, 4) and step.abs().max() > 0.01
+    q = recording.q
+    for i, t in enumerate((1, 6, 2)):
+        torch.testing.assert_close(pairs.tangent_step[i], ((q[t + 1] - q[t - 1]) / 2).float())
+        torch.testing.assert_close(pairs.tangent_step_back[i], (-(q[t + 2] - q[t]) / 2).float())
+    wide = source.batch(drawn([2], [2], [0]))
+    torch.testing.assert_close(wide.tangent_step[0], ((q[4] - q[0]) / 2).float())
+    torch.testing.assert_close(wide.tangent[0, :, 0, 0], SLOPE @ wide.tangent_step[0], rtol=0, atol=0.01)
+
+
+def test_at_an_episodes_end_one_side_stands_alone(measured) -> None:
+    recording, estimated, bend = measured
+    source = PairSource(recording, estimated=estimated, before=False, third=False)
+    pairs = source.batch(drawn([0, 5, 3, 7], [1, 1, 1, 1], [0, 1, 0, 1]))
+    q = recording.q
+    # At the first frames only the way ahead is known; its curvature stays in.
+    for i, t in ((0, 0), (1, 5)):
+        torch.testing.assert_close(pairs.tangent_step[i], (q[t + 1] - q[t]).float())
+        expected = SLOPE @ pairs.tangent_step[i] + bend
+        torch.testing.assert_close(pairs.tangent[i, :, 0, 0], expected, rtol=0, atol=0.01)
+        assert (pairs.tangent_weight[i] == 200 / 255).all()
+    # At the last frames (the partners of 3 and 7) only the way back.
+    for i, t in ((2, 4), (3, 8)):
+        torch.testing.assert_close(pairs.tangent_step_back[i], -(q[t] - q[t - 1]).float())
+        expected = SLOPE @ pairs.tangent_step_back[i] + bend
+        torch.testing.assert_close(pairs.tangent_back[i, :, 0, 0], expected, rtol=0, atol=0.01)
+        assert (pairs.tangent_weight_back[i] == 100 / 255).all()
+    whole = source.batch(drawn([0], [2], [0]))
+    assert whole.tangent is not None and whole.tangent.isfinite().all()
