@@ -298,21 +298,22 @@ def test_a_field_cannot_learn_from_no_flow_at_all() -> None:
 
 
 def test_estimated_flow_is_in_px_of_the_models_picture() -> None:
-    """A recorded picture of 160 x 120, seen as 64 x 64 with black bands: 5 px across are 2."""
-    steady = CallableFlow(
-        lambda first, second: torch.tensor([5.0, -2.5])[:, None, None].expand(len(first), 2, 120, 160)
-    )
-    frames = torch.rand(2, 3, 120, 160)
-    motion = estimated_motion(steady, frames, frames, Fit(120, 160, 64, 64))
-    assert motion.flow.shape == (2, 2, 16, 16)
-    seen = motion.weight > 0
-    assert not seen[:, :2].any() and not seen[:, -2:].any() and seen[:, 2:-2].all()
-    torch.testing.assert_close(
-        motion.flow[:, 0][seen], torch.full_like(motion.flow[:, 0][seen], 2.0), rtol=1e-4, atol=0
-    )
-    torch.testing.assert_close(
-        motion.flow[:, 1][seen], torch.full_like(motion.flow[:, 1][seen], -1.0), rtol=1e-4, atol=0
-    )
+    """A recorded picture of 160 x 120, seen as 64 x 64 with black bands: 5 px across are 2; back is the other way."""
+
+    def brighter_is_right(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        way = torch.sign(second.mean((-3, -2, -1)) - first.mean((-3, -2, -1)))
+        return (way[:, None] * torch.tensor([5.0, -2.5]))[..., None, None].expand(-1, 2, 120, 160)
+
+    dark, bright = torch.full((2, 3, 120, 160), 0.2), torch.full((2, 3, 120, 160), 0.7)
+    motion = estimated_motion(CallableFlow(brighter_is_right), dark, bright, Fit(120, 160, 64, 64))
+    assert motion.flow_back is not None and motion.weight_back is not None
+    for way, flow, weight in ((1.0, motion.flow, motion.weight), (-1.0, motion.flow_back, motion.weight_back)):
+        assert flow.shape == (2, 2, 16, 16)
+        seen = weight > 0
+        assert not seen[:, :2].any() and not seen[:, -2:].any() and seen[:, 2:-2].all()
+        for channel, px in enumerate((2.0, -1.0)):
+            told = flow[:, channel][seen]
+            torch.testing.assert_close(told, torch.full_like(told, way * px), rtol=1e-4, atol=0)
 
 
 def _dis() -> Any:
@@ -379,6 +380,7 @@ def test_veras_field_lies_on_the_grid_at_any_resolution(size: str) -> None:
         ("direct", {"sise": "tiny"}, "did you mean 'size'"),
         ("direct", {"size": "tny"}, "did you mean 'tiny'"),
         ("direct", {"pool": "max"}, "pool"),
+        ("direct_on_flow", {"loss": "mae"}, "mse, smooth_l1"),
         ("eva", {"size": "resnet19"}, "did you mean 'resnet18'"),
         ("eva", {"norm": "layer"}, "norm"),
         ("vera", {"ridge": 0.0}, "ridge"),

@@ -63,8 +63,7 @@ class BaselineConfig:
                 f"height and width must be multiples of {_MULTIPLE} and at least {2 * _MULTIPLE}, "
                 f"got {self.height} x {self.width}; resize the pictures"
             )
-        if self.size not in self.SIZES:
-            raise InputError(f"unknown size '{self.size}'; {did_you_mean(self.size, self.SIZES)}")
+        check_choice("size", self.size, self.SIZES)
 
     @property
     def n(self) -> int:
@@ -85,6 +84,12 @@ class BaselineConfig:
             return cls(**made)
         except TypeError as error:
             raise CheckpointError(f"{cls.__name__} is incomplete: {error}; train the model again") from None
+
+
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is not among the known ones."""
+    if value not in known:
+        raise InputError(f"unknown {option} '{value}'; {did_you_mean(value, known)}")
 
 
 @dataclass(frozen=True, eq=False)

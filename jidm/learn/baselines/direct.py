@@ -8,15 +8,19 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from jidm.errors import InputError, did_you_mean
 from jidm.field.learned.blocks import ConvBlock
-from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion
-from jidm.learn.baselines.trunk import LEVELS, PooledRegressor, centred, with_coordinates
+from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion, check_choice
+from jidm.learn.baselines.trunk import (
+    LEVELS,
+    LOSSES,
+    POOLS,
+    PooledRegressor,
+    centred,
+    regression_loss,
+    with_coordinates,
+)
 from jidm.learn.batch import PairBatch
-
-POOLS = ("grid", "average")
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,12 @@ class DirectConfig(BaselineConfig):
     """
 
     pool: str = "average"
+    loss: str = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool not in POOLS:
-            raise InputError(f"unknown pool '{self.pool}'; {did_you_mean(self.pool, POOLS)}")
+        check_choice("pool", self.pool, POOLS)
+        check_choice("loss", self.loss, LOSSES)
 
 
 class DirectIDM(Baseline):
@@ -55,7 +60,8 @@ class DirectIDM(Baseline):
 
     def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
         """Mean squared error of the step, in standard deviations of the training steps; needs no flow."""
-        step = F.mse_loss(self._scaled_step(batch.first, batch.second), batch.delta_q / self.delta_std)
+        told, wanted = self._scaled_step(batch.first, batch.second), batch.delta_q / self.delta_std
+        step = regression_loss(self.config.loss, told, wanted)
         return {"step": step, "loss": step}
 
     def measure(

@@ -8,14 +8,19 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from jidm.errors import InputError, did_you_mean
 from jidm.field.learned.blocks import ConvBlock
-from jidm.learn.baselines.base import Measured, Motion
-from jidm.learn.baselines.direct import POOLS
+from jidm.learn.baselines.base import Measured, Motion, check_choice
 from jidm.learn.baselines.flow_source import FlowBaseline, FlowConfig
-from jidm.learn.baselines.trunk import LEVELS, PooledRegressor, centred, with_coordinates
+from jidm.learn.baselines.trunk import (
+    LEVELS,
+    LOSSES,
+    POOLS,
+    PooledRegressor,
+    centred,
+    regression_loss,
+    with_coordinates,
+)
 from jidm.learn.batch import PairBatch
 
 _FLOW_UNIT = 2.0  # [px] of a typical motion: the scale on which the network reads flow
@@ -31,11 +36,12 @@ class DirectOnFlowConfig(FlowConfig):
     """
 
     pool: str = "grid"
+    loss: str = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool not in POOLS:
-            raise InputError(f"unknown pool '{self.pool}'; {did_you_mean(self.pool, POOLS)}")
+        check_choice("pool", self.pool, POOLS)
+        check_choice("loss", self.loss, LOSSES)
 
 
 class DirectOnFlowIDM(FlowBaseline):
@@ -65,7 +71,8 @@ class DirectOnFlowIDM(FlowBaseline):
             InputError: the batch has no flow and the model no way to measure it.
         """
         motion, flow = self.training_motion(batch)
-        step = F.mse_loss(self._scaled_step(batch.first, batch.second, motion), batch.delta_q / self.delta_std)
+        told, wanted = self._scaled_step(batch.first, batch.second, motion), batch.delta_q / self.delta_std
+        step = regression_loss(self.config.loss, told, wanted)
         if flow is None:
             return {"step": step, "loss": step}
         return {"step": step, "flow": flow, "loss": step + _FLOW_WEIGHT * flow}

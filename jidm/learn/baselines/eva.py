@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jidm.errors import InputError
 from jidm.field.learned.blocks import spatial_softmax
-from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion
+from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion, check_choice
 from jidm.learn.baselines.resnet import OWN, RESNETS, load_pretrained, make_trunk
 from jidm.learn.baselines.trunk import cell_centres, centred, perceptron
 from jidm.learn.batch import PairBatch
@@ -36,8 +35,7 @@ class EvaConfig(BaselineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm not in ("group", "batch"):
-            raise InputError(f"norm must be 'group' or 'batch', got '{self.norm}'")
+        check_choice("norm", self.norm, ("group", "batch"))
 
 
 class EvaIDM(Baseline):
@@ -83,7 +81,7 @@ class EvaIDM(Baseline):
         middle = torch.cat([batch.first, batch.second])
         neighbours = torch.cat([before, batch.first]), torch.cat([batch.second, after])
         if self.training:
-            lost = torch.rand(2, len(middle), 1, 1, 1, device=middle.device) < _AT_BORDER
+            lost = (batch.dice()[:, :2].T < _AT_BORDER)[..., None, None, None]
             neighbours = tuple(torch.where(out, middle, x) for out, x in zip(lost, neighbours))  # type: ignore[assignment]
         wanted = (torch.cat([batch.q, batch.q_next]) - self.q_mean) / self.q_std
         state = F.mse_loss(self._scaled_position(neighbours[0], middle, neighbours[1]), wanted)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from jidm.field.learned.blocks import ConvBlock, ResidualBlock
 from jidm.learn.baselines.trunk import centred, unshuffled
 from jidm.learn.batch import GRID_STRIDE, PairBatch
+from jidm.learn.together import weighted_mean
 
 _CHANNELS = {"tiny": (16, 32), "small": (24, 32), "base": (32, 48)}  # at 1/2 and 1/4 of the picture
 _ABSENT = -20.0  # correlation of a place beyond the picture
@@ -103,7 +104,7 @@ def flow_loss(looks: tuple[tuple[Match, Match], tuple[Match, Match]], batch: Pai
                 continue
             error = ((match.flow - flow).square().sum(1) + _EPS**2).sqrt()
             half = match.log_weight / 2
-            total = total + share * ((error * half.exp() - half) * weight).sum() / weight.sum().clamp(min=1e-6)
+            total = total + share * weighted_mean(error * half.exp() - half, weight)
     return total
 
 

@@ -22,6 +22,10 @@ LEVELS: dict[str, tuple[int, int, int, int]] = {
 _CELLS = 4  # per side, of the grid pooled to
 _SQUEEZED = 32
 _HIDDEN = 256
+_BETA = 0.05
+
+POOLS = ("grid", "average")
+LOSSES = ("mse", "smooth_l1")
 
 
 class PooledRegressor(nn.Module):
@@ -58,6 +62,11 @@ def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
     nn.init.normal_(last.weight, std=0.1 / widths[-1] ** 0.5)
     nn.init.zeros_(last.bias)
     return nn.Sequential(*layers, last)
+
+
+def regression_loss(name: str, told: Float[Tensor, "b n"], wanted: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
+    """ "mse", or "smooth_l1": the absolute error beyond a twentieth of a standard deviation, as our own objective."""
+    return F.mse_loss(told, wanted) if name == "mse" else F.smooth_l1_loss(told, wanted, beta=_BETA)
 
 
 def centred(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -17,6 +17,7 @@ from jidm.learn.baselines.base import Measured, Motion
 from jidm.learn.baselines.flow_source import FlowBaseline, FlowConfig
 from jidm.learn.baselines.trunk import centred
 from jidm.learn.batch import GRID_STRIDE, PairBatch
+from jidm.learn.together import weighted_mean
 from jidm.solve.least_squares import normal_equations
 
 WORKING_STRIDE = {"tiny": 4, "small": 2, "base": 1}
@@ -83,7 +84,7 @@ class VeraField(FlowBaseline):
             image, step = torch.cat([image, batch.second]), torch.cat([step, -step])
             flow, weight = torch.cat([flow, motion.flow_back]), torch.cat([weight, motion.weight_back])
         told = torch.einsum("bcnhw,bn->bchw", self._scaled_jacobian(image), step)
-        field = ((told - flow).square().sum(1) * weight).sum() / weight.sum().clamp(min=1e-6)
+        field = weighted_mean((told - flow).square().sum(1), weight)
         _, head = self.training_motion(batch) if self.head is not None else (None, None)
         if head is None:
             return {"field": field, "loss": field}
