@@ -174,7 +174,8 @@ class JacobianIDM:
         if not isinstance(self.field, (LearnedField, HybridField)):
             raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
         fit = Fit(first.shape[-2], first.shape[-1], self.field.config.height, self.field.config.width)
-        return step_pairs(self.field, fit.frames(first), fit.frames(second))
+        like = self.field.delta_std
+        return step_pairs(self.field, fit.frames(first).to(like), fit.frames(second).to(like))
 
     def decode(
         self,
@@ -264,7 +265,7 @@ class JacobianIDM:
         like = first if not isinstance(self.field, (LearnedField, HybridField)) else self.field.delta_std
         tracker = self._tracker(like)
         tracker.start(self._fitted(first), None if q0 is None else q0.to(like))
-        q = tracker.q
+        q, covariance = tracker.q, tracker.position_covariance
         clock = [next(times)]
         steps: list[TrackedStep] = []
         good, good_index = first, 0
@@ -277,12 +278,12 @@ class JacobianIDM:
                 steps.append(tracker.skip(dt))
                 continue
             measured = self._flow_between(good, frame, flow, good_index, k + 1)
-            steps.append(tracker.step(self._fitted(frame), dt, measured))
+            steps.append(tracker.step(self._fitted(frame), dt, self._fitted_flow(measured)))
             if steps[-1].used:
                 good, good_index = frame, k + 1
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        return self._motion(q, clock, steps)
+        return self._motion(q, covariance, clock, steps)
 
     def _tracker(self, like: Tensor) -> Any:
         limits = self._joint_limits(like)
@@ -296,6 +297,13 @@ class JacobianIDM:
             return frame
         config = self.field.config
         return Fit(frame.shape[-2], frame.shape[-1], config.height, config.width).frames(frame).to(self.field.delta_std)
+
+    def _fitted_flow(self, flow: Flow | None) -> Flow | None:
+        """Flow of the video as that of the pictures the field reads."""
+        if flow is None or not isinstance(self.field, (LearnedField, HybridField)):
+            return flow
+        height, width = flow.weight.shape[-2:]
+        return Fit(height, width, self.field.config.height, self.field.config.width).flow(flow)
 
     def _flow_between(
         self, first: Tensor, second: Tensor, given: Flow | Tensor | None, start: int, stop: int
@@ -354,12 +362,11 @@ class JacobianIDM:
         )
         return JointLimits(*(torch.from_numpy(np.array(v)).to(like) for v in values))
 
-    def _motion(self, q0: Tensor, clock: list[float], steps: list[TrackedStep]) -> JointMotion:
+    def _motion(self, q0: Tensor, start: Tensor, clock: list[float], steps: list[TrackedStep]) -> JointMotion:
+        """Steps as one motion from q0 on, which is known to the covariance `start`."""
         time = torch.tensor(clock, dtype=torch.float64)
         delta_q = torch.stack([s.delta_q for s in steps])
-        covariances = torch.stack(
-            [torch.zeros_like(steps[0].position_covariance), *(s.position_covariance for s in steps)]
-        )
+        covariances = torch.stack([start, *(s.position_covariance for s in steps)])
         return JointMotion(
             joint_names=self.joint_names,
             joint_types=self._joint_types,

@@ -117,9 +117,8 @@ def _both_ways(estimator: FlowEstimator, first: Tensor, second: Tensor) -> tuple
 
 def fitted_flow(flow: Flow, fit: Fit) -> Flow:
     """Flow of the recorded picture as that of the training picture [px], on its grid; weight 0 in the black bands."""
-    inner = flow.resized(fit.inner_height, fit.inner_width)  # px of the training picture
+    padded = fit.flow(flow)
     bands = (fit.left, fit.width - fit.left - fit.inner_width, fit.top, fit.height - fit.top - fit.inner_height)
-    padded = Flow(torch.nn.functional.pad(inner.flow, bands), torch.nn.functional.pad(inner.weight, bands))
     small = padded.resized(fit.height // GRID_STRIDE, fit.width // GRID_STRIDE)
     # Cells that are not wholly inside know less than they say: averaging reaches into them from their neighbours.
     inside = torch.nn.functional.pad(torch.ones(1, fit.inner_height, fit.inner_width), bands)

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jidm.errors import InputError
+from jidm.motion.flow.base import Flow, clean
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ class Fit:
         out = frames.new_zeros(len(flat), 3, self.height, self.width)
         out[..., self.top : self.top + size[0], self.left : self.left + size[1]] = inner
         return out.reshape(*frames.shape[:-2], self.height, self.width)
+
+    def flow(self, flow: Flow) -> Flow:
+        """The same motion in pixels of the new picture; weight 0 in the black bands."""
+        if self.identity:
+            return flow
+        inner = clean(flow.flow, flow.weight).resized(self.inner_height, self.inner_width)
+        bands = (
+            self.left, self.width - self.left - self.inner_width, self.top, self.height - self.top - self.inner_height
+        )  # fmt: skip
+        return Flow(torch.nn.functional.pad(inner.flow, bands), torch.nn.functional.pad(inner.weight, bands))
 
     def pixels(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch 3 h w"]:
         """The same for pictures of 0..255."""
