@@ -7,6 +7,7 @@ the exact motion; no network and no simulator is involved.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -174,7 +175,8 @@ class KnownField:
         return self.config.joint_names
 
     def encode(self, image: Tensor) -> Encoded:
-        return Encoded(image, image[..., ::4, ::4], image[..., ::8, ::8], image[..., ::16, ::16], image[..., ::4, ::4])
+        scales = {"image": 1, "quarter": 4, "eighth": 8, "sixteenth": 16, "match": 4, "coarse": 8}
+        return Encoded(**{f.name: image[..., :: scales[f.name], :: scales[f.name]] for f in fields(Encoded)})
 
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]:
         q = seen.image[:, : self.n, 0, 0]
