@@ -1,0 +1,447 @@
+"""Train ours and every baseline on the same recordings for the same time, decode held-out ones, print table and JSON.
+
+    python benchmarks/idm_accuracy.py --embodiment planar_finger_5 --work work/finger --minutes 10 --seeds 0 1 2 --shares 1 0.5
+    python benchmarks/idm_accuracy.py --embodiment panda --work work/panda --minutes 60 --conditions --speed
+    python benchmarks/idm_accuracy.py --recording g1_inspire_real --work work/g1 --minutes 30
+
+Self-play is recorded into the work folder where it is not there yet: training data of seed 0, held-out of seed 1000, and,
+for --conditions, held-out motions a third wider. A recording of a real robot is split by whole episodes instead. What is
+finished (one result per model, seed and share of the data) stays in the work folder; a run that was cut off goes on.
+
+Every model decodes the same videos from the true first pose; `nve` and `action_mse` are of that. `*_pairs` are of single
+pairs of frames with no pose given. Seeds vary the training alone; medians over seeds, with the lowest and the highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jidm.cli.text import columns
+from jidm.data import open_dataset
+from jidm.files import whole_file
+from jidm.learn.conditions import CONDITIONS, compare
+from jidm.learn.config import TrainConfig
+from jidm.learn.episodes import select_episodes
+from jidm.learn.evaluate import Evaluation, HeldOut, Protocol, evaluate
+from jidm.learn.scores import condition_table, scores
+from jidm.learn.training import train
+from jidm.learn.zoo import KINDS, load_idm
+from jidm.view.field_pictures import plot_decoded, write_field_sheet
+
+OURS = "jacobian_field"
+SHOWN = (
+    ("nve", "NVE", ".3f"),
+    ("nve_pairs", "NVE PAIRS", ".3f"),
+    ("action_mse", "ACTION MSE", ".2e"),
+    ("position_share", "WITHIN .05", ".1%"),
+    ("tip_error_mm", "TIP [mm]", ".1f"),
+    ("correlation_mean", "CORR", ".3f"),
+    ("nve_moving", "NVE MOVING", ".3f"),
+    ("flow_epe_px", "FLOW [px]", ".2f"),
+    ("field_error_mean", "FIELD", ".2f"),
+    ("coverage_68", "IN 68%", ".0%"),
+    ("coverage_95", "IN 95%", ".0%"),
+    ("valid_share", "VALID", ".0%"),
+    ("frames_per_second", "FRAMES/S", ".1f"),
+)
+
+
+def main() -> int:
+    args = arguments()
+    work = Path(args.work)
+    (work / "results").mkdir(parents=True, exist_ok=True)
+    data = prepared_data(args, work)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for share in args.shares:
+        for kind in args.kinds if share == 1 else [OURS]:
+            label = kind if share == 1 else f"{kind} on {share:g} of the data"
+            results[label] = [one_result(args, work, data, kind, seed, share) for seed in args.seeds]
+    document: dict[str, Any] = {
+        "benchmark": "idm_accuracy",
+        "embodiment": args.embodiment,
+        "recording": args.recording,
+        "arguments": vars(args),
+        "threads": torch.get_num_threads(),
+    }
+    document["models"] = {label: summary(rows) for label, rows in results.items()}
+    if args.conditions:
+        document["conditions"] = median_conditions({k: v for k, v in results.items() if k in args.kinds})
+    if args.speed:
+        document["speed"] = speed(work, args.kinds, args.seeds[0], data["held_out"])
+    document["must"] = musts(document)
+    document["results"] = results
+    with whole_file(work / "idm_accuracy.json") as temporary:
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+    draw(args, work, data)
+    print(report(document))
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--embodiment", help="robot to record self-play of")
+    source.add_argument("--recording", help="data set of a real robot, split by whole episodes")
+    parser.add_argument("--work", required=True, help="folder for data, checkpoints and results")
+    parser.add_argument("--data", help="training data, in place of recording it")
+    parser.add_argument("--held-out", help="held-out data, in place of recording it")
+    parser.add_argument("--wide", help="held-out data with wider poses, in place of recording it")
+    parser.add_argument("--episodes", type=int, default=400, help="of self-play to train on")
+    parser.add_argument("--held-out-episodes", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--pixels", type=int, default=128)
+    parser.add_argument(
+        "--amplitude", type=float, default=0.75, help="share of the joint range; --wide is a third more"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that record")
+    parser.add_argument("--test", default="last-digit:1,6", help="episodes of --recording that are held out")
+    parser.add_argument("--stride", type=int, default=3, help="recorded frames per step, for --recording")
+    parser.add_argument(
+        "--judged", default="Shoulder|Elbow|Wrist", help="joints that count, for --recording (regular expression)"
+    )
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--shares", nargs="+", type=float, default=[1.0], help="shares of the training episodes; below 1 for ours only"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time of each model")
+    parser.add_argument("--steps", type=int, help="training steps of each model, in place of --minutes")
+    parser.add_argument(
+        "--train",
+        nargs="*",
+        default=[],
+        metavar="KEY=JSON",
+        help="further entries of TrainConfig; kind:KEY=JSON for one model",
+    )
+    parser.add_argument("--conditions", action="store_true", help="also on worse pictures and wider poses")
+    parser.add_argument("--speed", action="store_true", help="also decoding speed beside EVA's trunk at 512 x 512")
+    args = parser.parse_args()
+    args.kinds = sorted(args.kinds, key=lambda kind: kind != OURS)
+    return args
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def prepared_data(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Folders of training, held-out and wider data, and how the held-out are judged."""
+    if args.recording:
+        dataset = open_dataset(args.recording)
+        judged = tuple(name for name in dataset.joint_names if re.search(args.judged, name))
+        test = select_episodes(args.test, dataset.episode_indices)
+        protocol = Protocol(episodes=test, stride=args.stride, joints=judged)
+        return {"train": args.recording, "held_out": args.recording, "wide": None, "protocol": protocol}
+    wanted = {
+        "train": (args.data, args.episodes, 0, 1.0),
+        "held_out": (args.held_out, args.held_out_episodes, 1000, 1.0),
+    }
+    if args.conditions:
+        wanted["wide"] = (args.wide, args.held_out_episodes, 1000, 4 / 3)
+    folders: dict[str, Any] = {"wide": None, "protocol": Protocol()}
+    for name, (given, episodes, seed, wider) in wanted.items():
+        folders[name] = given or str(work / name)
+        if given is None:
+            record(args, work / name, episodes, seed, args.amplitude * wider)
+    return folders
+
+
+def record(args: argparse.Namespace, out: Path, episodes: int, seed: int, amplitude: float) -> None:
+    from jidm.sim.babble import BabbleConfig, babble
+
+    if amplitude > 1:
+        raise SystemExit(f"amplitude {amplitude:g} is more than the robot's range; train with --amplitude 0.75 or less")
+    config = BabbleConfig(
+        embodiment=args.embodiment, episodes=episodes, frames=args.frames, width=args.pixels, height=args.pixels,
+        seed=seed, amplitude=amplitude,
+    )  # fmt: skip
+    babble(config, out, workers=args.workers)
+
+
+# ---- one model ------------------------------------------------------------------------------------------------------
+
+
+def one_result(
+    args: argparse.Namespace, work: Path, data: dict[str, Any], kind: str, seed: int, share: float
+) -> dict[str, Any]:
+    """Train and evaluate, or what an earlier run found."""
+    folder = result_folder(work, kind, seed, share)
+    settings = {
+        "data": data["train"],
+        "held_out": data["held_out"],
+        "minutes": args.minutes,
+        "steps": args.steps,
+        "train": args.train,
+    }
+    file = folder / "result.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings}
+    if result["settings"] != settings:
+        raise SystemExit(f"{file} was made with other settings: {result['settings']}; use another --work, or remove it")
+    if "scores" in result and ("conditions" in result or not args.conditions):
+        return result
+    folder.mkdir(parents=True, exist_ok=True)
+    config = train_config(args, data, kind, seed, share, folder / "model")
+    if "trained_seconds" not in result:
+        result["trained_seconds"] = trained(config)
+        write(file, result)
+    idm = load_idm(str(folder / "model"))
+    held_out = HeldOut(open_dataset(data["held_out"]), data["protocol"])
+    evaluation = evaluate(idm, held_out, name=kind)
+    result["scores"] = scores(evaluation)
+    if args.conditions:
+        result["conditions"] = worse(idm, held_out, evaluation, data["wide"])
+    write(file, result)
+    return result
+
+
+def trained(config: TrainConfig) -> float:
+    began = time.perf_counter()
+    train(config, report=lambda line: print(f"{config.kind} seed {config.seed}: {line}", file=sys.stderr, flush=True))
+    return time.perf_counter() - began
+
+
+def train_config(
+    args: argparse.Namespace, data: dict[str, Any], kind: str, seed: int, share: float, out: Path
+) -> TrainConfig:
+    values: dict[str, Any] = {"kind": kind, "seed": seed, "data": data["train"], "out": str(out), "resume": True}
+    values |= {"steps": args.steps} if args.steps else {"minutes": args.minutes}
+    values["embodiment"] = args.embodiment
+    if args.recording:
+        values |= {"test_episodes": args.test, "strides": (max(1, args.stride - 1), args.stride, args.stride + 1)}
+    if share < 1:
+        test = data["protocol"].episodes or ()
+        listed = [k for k in sorted(open_dataset(data["train"]).episode_indices) if not (args.recording and k in test)]
+        values["train_episodes"] = ",".join(map(str, listed[: max(1, round(share * len(listed)))]))
+    for entry in args.train:
+        key, _, text = entry.partition("=")
+        only, _, key = key.rpartition(":")
+        if only in ("", kind):
+            value = json.loads(text)
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return TrainConfig(**values)
+
+
+def worse(idm: Any, held_out: HeldOut, clean: Evaluation, wide: str | None) -> dict[str, Any]:
+    """Every condition's figures; one that cannot be made of these recordings is left out."""
+    held_out = HeldOut(held_out.dataset, replace(held_out.protocol, looks=0), embodiment=held_out.embodiment)
+    out: dict[str, Any] = {}
+    for name, change in CONDITIONS.items():
+        told = compare(clean, evaluate(idm, held_out, name=name, change=change))
+        out |= {name: told} if told["episodes"] else {}
+    if wide is not None:
+        out["wider poses"] = compare(clean, evaluate(idm, HeldOut(open_dataset(wide), held_out.protocol), name="wide"))
+    return out
+
+
+def result_folder(work: Path, kind: str, seed: int, share: float) -> Path:
+    return work / "results" / (f"{kind}-seed{seed}" + (f"-share{share:g}" if share != 1 else ""))
+
+
+def write(file: Path, value: Any) -> None:
+    with whole_file(file) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+
+
+# ---- over seeds -----------------------------------------------------------------------------------------------------
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median over seeds of every figure, with lowest and highest; per joint likewise."""
+    return {key: over_seeds([r["scores"].get(key) for r in results]) for key in results[0]["scores"]}
+
+
+def over_seeds(values: list[Any]) -> Any:
+    if all(isinstance(v, dict) for v in values):
+        keys = [key for key in values[0] if all(key in v for v in values)]
+        return {key: over_seeds([v[key] for v in values]) for key in keys}
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(numbers) < len(values) or not numbers:
+        return values[0]
+    return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
+
+
+def median_conditions(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """condition -> model -> median figures over seeds."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for label, rows in results.items():
+        for condition in rows[0]["conditions"]:
+            told = over_seeds([r["conditions"].get(condition, {}) for r in rows])
+            out.setdefault(condition, {})[label] = {
+                k: v["median"] if isinstance(v, dict) and "median" in v else v for k, v in told.items()
+            }
+    return out
+
+
+def middle(document: dict[str, Any], model: str, key: str) -> float | None:
+    value = document["models"].get(model, {}).get(key)
+    return value["median"] if isinstance(value, dict) and "median" in value else None
+
+
+# ---- what must hold -------------------------------------------------------------------------------------------------
+
+
+def musts(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Required figures beside what was measured; medians over seeds."""
+    robot = document["embodiment"] or ""
+    rows: list[dict[str, Any]] = []
+
+    def must(what: str, figure: float | None, low: float = -float("inf"), high: float = float("inf")) -> None:
+        if figure is not None and (low, high) != (-float("inf"), float("inf")):
+            bound = [None if abs(x) == float("inf") else x for x in (low, high)]
+            rows.append({"what": what, "figure": figure, "bounds": bound, "holds": low <= figure <= high})
+
+    def ratio(key: str, rival: str, ours: str = OURS) -> float | None:
+        a, b = middle(document, ours, key), middle(document, rival, key)
+        return None if a is None or not b else a / b
+
+    bounds = {"planar_finger_5": {"direct": 0.36, "direct_on_flow": 0.57}, "allegro_right": {"direct": 0.49}}.get(
+        robot, {}
+    )
+    for rival in document["models"]:
+        if rival in KINDS and rival != OURS:
+            must(f"action MSE over that of {rival}", ratio("action_mse", rival), high=bounds.get(rival, 1.0))
+            must(f"NVE over that of {rival}", ratio("nve", rival), high=1.0)
+    must("NVE", middle(document, OURS, "nve"), high={"planar_finger_5": 0.10, "panda": 0.25}.get(robot, float("inf")))
+    for label in document["models"]:
+        if label.startswith(OURS) and label != OURS:
+            must(f"action MSE of {label} over that of direct on all", ratio("action_mse", "direct", label), high=1.0)
+    must(
+        "positions within .05 rad",
+        middle(document, OURS, "position_share"),
+        low=0.98 if robot == "panda" else -float("inf"),
+    )
+    must("errors inside 68 % intervals", middle(document, OURS, "coverage_68"), 0.60, 0.76)
+    must("errors inside 95 % intervals", middle(document, OURS, "coverage_95"), 0.90, 0.99)
+    if document["recording"]:
+        ours = middle(document, OURS, "correlation_mean")
+        must("correlation, joints that move", ours, low=0.8)
+        for rival in document["models"]:
+            theirs = middle(document, rival, "correlation_mean")
+            if rival in KINDS and rival != OURS and ours is not None and theirs is not None:
+                must(f"correlation above that of {rival}", ours - theirs, low=0.0)
+                must(f"NVE where they move over that of {rival}", ratio("nve_moving", rival), high=1.0)
+    for condition, models in document.get("conditions", {}).items():
+        rows += [rise(condition, models[OURS])] if OURS in models else []
+    must("decoded frames a second", document.get("speed", {}).get("ours_frames_per_second"), low=30)
+    return rows
+
+
+def rise(condition: str, told: dict[str, Any]) -> dict[str, Any]:
+    """A rise of 1.5 at most, be it of the steps that are not flagged; or intervals that grow with the errors."""
+    calm = [told.get(key) is not None and told[key] <= 1.5 for key in ("nve_rise", "nve_trusted_rise")]
+    said = (told.get("coverage_95") or 0) >= 0.9
+    return {
+        "what": f"rise of NVE, {condition}",
+        "figure": told.get("nve_rise"),
+        "bounds": [None, 1.5],
+        "holds": any(calm) or said,
+        "because": "rise" if calm[0] else "steps not flagged" if calm[1] else "intervals cover" if said else None,
+    }
+
+
+# ---- speed ----------------------------------------------------------------------------------------------------------
+
+
+def speed(work: Path, kinds: list[str], seed: int, held_out: str, rounds: int = 7) -> dict[str, Any]:
+    """Decoding frame by frame, ours at its size and EVA's ResNet-50 at 512 x 512, in turns; medians of the rounds."""
+    from jidm.learn.baselines import EvaIDM
+    from jidm.learn.baselines.idm import BaselineIDM
+    from jidm.learn.batch import JointStats
+
+    idm = load_idm(str(result_folder(work, OURS, seed, 1.0) / "model"))
+    c = idm.field.config
+    stats = JointStats(c.q_mean, c.q_std, c.delta_std, c.q_lower, c.q_upper)
+    eva = BaselineIDM(EvaIDM.from_data(c.joint_names, c.joint_types, 512, 512, stats, size="resnet50"))
+    dataset = open_dataset(held_out)
+    clip = HeldOut(dataset).clip(dataset.episode_indices[0], c.joint_names)
+    video = clip.fitted(c.height, c.width).video[:33]
+    large = torch.nn.functional.interpolate(video[:5], size=(512, 512), mode="bilinear")
+
+    def rate(decoder: Any, frames: torch.Tensor) -> float:
+        began = time.perf_counter()
+        with torch.no_grad():
+            decoder.decode(frames, q0=clip.q[0], fps=clip.fps)
+        return len(frames) / (time.perf_counter() - began)
+
+    rate(idm, video[:5]), rate(eva, large[:2])  # the first call pays for memory
+    pairs = [(rate(idm, video), rate(eva, large)) for _ in range(rounds)]
+    ours, theirs = (statistics.median(x) for x in zip(*pairs, strict=True))
+    return {
+        "ours_frames_per_second": ours,
+        "ours_pixels": [c.height, c.width],
+        "eva_resnet50_512_frames_per_second": theirs,
+        "ratio": ours / theirs,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+    }
+
+
+# ---- for readers ----------------------------------------------------------------------------------------------------
+
+
+def draw(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
+    """The learned fields of one held-out episode, and every model's curves."""
+    first = data["protocol"].episodes or tuple(open_dataset(data["held_out"]).episode_indices)
+    held_out = HeldOut(open_dataset(data["held_out"]), replace(data["protocol"], episodes=first[:1]))
+    motions, truth, names = {}, None, ()
+    for kind in args.kinds:
+        evaluation = evaluate(
+            load_idm(str(result_folder(work, kind, args.seeds[0], 1.0) / "model")), held_out, name=kind
+        )
+        for episode in evaluation.episodes:
+            motions[kind], truth, names = episode.motion, episode.q.numpy(), evaluation.joint_names
+            for look in episode.looks[1:2]:
+                write_field_sheet(
+                    work / f"field_{kind}.png", look.image, look.seen, names, exact=look.jacobian, exact_mask=look.mask,
+                    exact_flow=look.flow, title=f"{kind}, episode {episode.index}, frame {look.frame}",
+                )  # fmt: skip
+    if motions:
+        judged = data["protocol"].joints
+        plot_decoded(work / "curves.png", motions, truth, joints=judged, title=f"episode {first[0]}")
+
+
+def report(document: dict[str, Any]) -> str:
+    """Tables: models, required figures, conditions, joints."""
+
+    def cell(value: Any, form: str) -> str:
+        if not isinstance(value, dict):
+            return "-"
+        text = format(value["median"], form)
+        return (
+            text
+            if value["low"] == value["high"]
+            else f"{text} ({format(value['low'], form)}-{format(value['high'], form)})"
+        )
+
+    rows: list[tuple[str, ...]] = [("MODEL", *(heading for _, heading, _ in SHOWN))]
+    rows += [(label, *(cell(m.get(key), form) for key, _, form in SHOWN)) for label, m in document["models"].items()]
+    parts = [document["embodiment"] or document["recording"], columns(rows)]
+    joints: list[tuple[str, ...]] = [("JOINT", *(f"{k} NVE / CORR" for k in document["models"]))]
+    for name in document["models"][OURS]["nve_per_joint"] if OURS in document["models"] else ():
+        found = [(m["nve_per_joint"].get(name), m["correlation"].get(name)) for m in document["models"].values()]
+        joints.append((name, *(f"{cell(a, '.2f')} / {cell(b, '.2f')}" for a, b in found)))
+    parts.append(columns(joints))
+    if "conditions" in document:
+        parts.append(columns(condition_table(document["conditions"])))
+    if "speed" in document:
+        parts.append("\n".join(f"{key}: {value}" for key, value in document["speed"].items()))
+    required: list[tuple[str, ...]] = [("MUST", "FIGURE", "BOUNDS", "HOLDS")]
+    for row in document["must"]:
+        low, high = row["bounds"]
+        bounds = " to ".join(f"{x:g}" if x is not None else "" for x in (low, high)).strip()
+        figure = "-" if row["figure"] is None else f"{row['figure']:.3f}"
+        required.append((row["what"], figure, bounds, "yes" if row["holds"] else "NO"))
+    return "\n\n".join([*parts, columns(required)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
