@@ -93,7 +93,7 @@ class Slide(KnownField):
         world = self.world
         world.fixed = torch.zeros_like(world.fixed)
         world.fixed[0, 0], world.fixed[1, 1] = 10.0, 10.0  # px per rad
-        self.pair = PairHead(8, 2, (GRID, GRID)).double()
+        self.pair = PairHead(8, 2, (GRID // 2, GRID // 2)).double()
         for layer in (self.pair.coarse_out, self.pair.fine_out):
             torch.nn.init.zeros_(layer.weight)
         self.pair.coarse_out.bias.data[2] = -4.0
@@ -101,7 +101,8 @@ class Slide(KnownField):
 
     def encode(self, image: Tensor):
         seen = super().encode(image)
-        return replace(seen, match=torch.ones(len(image), 8, GRID, GRID, dtype=torch.float64))
+        match = torch.ones(len(image), 8, GRID, GRID, dtype=torch.float64)
+        return replace(seen, match=match, coarse=match[..., ::2, ::2])
 
 
 def test_brightness_finds_what_the_network_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

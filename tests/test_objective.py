@@ -79,6 +79,16 @@ def test_field_loss_is_least_at_the_exact_field() -> None:
     assert field_loss(exact.detach(), bent) > 3 * loss
 
 
+def test_without_first_order_motion_the_whole_one_serves_both_ways() -> None:
+    pairs = batch()
+    bare = replace(pairs, **{k: None for k, _ in pairs.tensors() if k.startswith("tangent")})
+    moves = objective._BothWays.of(bare)
+    assert moves is not None
+    assert torch.equal(moves.tangent, torch.cat([pairs.flow, pairs.flow_back]))  # type: ignore[list-item]
+    exact = TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float()
+    assert field_loss(exact, moves) < 0.3 * field_loss(0 * exact, moves)
+
+
 def made_of(flow: Tensor, back: Tensor, log_weight: float, looks: int = 3) -> LearnedStep:
     sure = torch.full_like(flow[:, 0], log_weight)
     nothing = torch.zeros(len(flow), 2)
