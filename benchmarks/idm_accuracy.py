@@ -399,7 +399,7 @@ def draw(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
         )
         for episode in evaluation.episodes:
             motions[kind], truth, names = episode.motion, episode.q.numpy(), evaluation.joint_names
-            for look in episode.looks[1:2]:
+            if (look := episode.liveliest) is not None:
                 write_field_sheet(
                     work / f"field_{kind}.png", look.image, look.seen, names, exact=look.jacobian, exact_mask=look.mask,
                     exact_flow=look.flow, title=f"{kind}, episode {episode.index}, frame {look.frame}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from written_poses import Reader, Recording
 from jidm.cli import main
 from jidm.errors import DatasetError, InputError
 from jidm.field.analytic import AnalyticField
+from jidm.idm import JacobianIDM
 from jidm.learn import metrics
-from jidm.learn.evaluate import HeldOut, Protocol, evaluate
+from jidm.learn.baselines.idm import BaselineIDM
+from jidm.learn.batch import JointStats
+from jidm.learn.evaluate import HeldOut, Protocol, evaluate, picture_size
 from jidm.learn.exact_view import ExactView, fitted_camera, surface_of
-from jidm.learn.field_probe import FieldProbe
+from jidm.learn.field_probe import FieldProbe, probe
 from jidm.learn.scores import compared, scores, table
+from jidm.learn.zoo import model_class
 from jidm.motion.fit import Fit
 from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
@@ -329,12 +334,16 @@ def test_tip_error_of_a_drifting_reader(seen: Recording, finger: Embodiment):
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch, seen: Recording) -> dict[str, Reader]:
     """Stand-ins behind the command line: one recording, and models by name."""
+    import jidm.checkpoint
     import jidm.data
     import jidm.learn.zoo
 
     models = {"good": Reader(seen.joint_names, scale=0.9), "poor": Reader(seen.joint_names, scale=0.5)}
+    data = {"good": {"data_hash": "another"}, "poor": {"data_hash": seen.content_hash, "train_episodes": [0, 5]}}
+    read = {name: SimpleNamespace(name=name, training={"data": data[name]}) for name in models}
     monkeypatch.setattr(jidm.data, "open_dataset", lambda path: seen)
-    monkeypatch.setattr(jidm.learn.zoo, "load_idm", lambda where: models[where])
+    monkeypatch.setattr(jidm.checkpoint, "load_checkpoint", read.__getitem__)
+    monkeypatch.setattr(jidm.learn.zoo, "load_idm", lambda checkpoint: models[checkpoint.name])
     return models
 
 
@@ -348,6 +357,7 @@ def test_command_line_prints_writes_and_draws(shelf, tmp_path: Path, capsys: pyt
     assert document["compared"]["good"]["poor"]["action_mse_ratio"] == pytest.approx(0.04, rel=0.01)
     assert set(document["conditions"]) == {"background", "blur", "jpeg", "occlusion"}
     assert (tmp_path / "out" / "curves_000000.png").exists()
+    assert printed.err == "jidm: poor was trained on 1 episode (0) of these; choose others\n"
     for word in ("NVE", "good", "poor", "RIVAL", "0.040", "background"):
         assert word in printed.out
 
@@ -362,3 +372,44 @@ def test_command_line_fails_when_a_model_decodes_nothing(shelf, tmp_path: Path, 
     assert "poor: episode 0 failed: ValueError: no light" in printed.err and "0/1" in printed.out
     assert main(["evaluate", "good", "--data", "d", "--episodes", "3", "--out", str(tmp_path / "out")]) == 1
     assert "there is no episode 3" in capsys.readouterr().err
+
+
+# ---- looking into real models ---------------------------------------------------------------------------------------
+
+
+def untrained(kind: str) -> object:
+    stats = JointStats(*((x, x) for x in (0.1, 0.5, 0.03, -1.0, 1.0)))
+    torch.manual_seed(0)
+    return model_class(kind).from_data(NAMES, ("revolute", "revolute"), 32, 32, stats, size="tiny").eval()
+
+
+def frames() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).unbind(0)
+
+
+def test_a_probe_of_a_learned_field_is_the_field_at_that_pose():
+    idm = JacobianIDM(None, untrained("jacobian_field"), None)
+    first, second = frames()
+    q = torch.tensor([[0.1, 0.2], [0.0, -0.3], [0.4, 0.0]])
+    seen = probe(idm, first, second, q.double())
+    with torch.no_grad():
+        jacobian, mask = idm.field.jacobian(idm.field.encode(first), q)
+    assert torch.allclose(seen.jacobian, jacobian) and torch.allclose(seen.mask, mask.sigmoid())
+    assert seen.flow.shape == (3, 2, 8, 8) and seen.residual.shape == seen.weight.shape == (3, 8, 8)
+    assert float(seen.weight.max()) == 1.0 and bool((seen.weight.flatten(1).amax(1) == 1).all())
+    alone = probe(idm, first[1:2], second[1:2], q[1:2])
+    assert torch.allclose(alone.delta_q, seen.delta_q[1:2], atol=1e-5)
+
+
+def test_a_probe_of_veras_solves_for_what_it_decodes():
+    idm = BaselineIDM(untrained("vera"))
+    first, second = frames()
+    seen = probe(idm, first, second, torch.zeros(3, 2))
+    assert seen.mask is None and torch.allclose(seen.delta_q, idm.step_pairs(first, second), atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(seen.jacobian, idm.model.jacobian(first))
+
+
+def test_a_model_without_a_field_has_nothing_to_look_into():
+    assert probe(BaselineIDM(untrained("direct")), *frames(), torch.zeros(3, 2)) is None
+    assert picture_size(BaselineIDM(untrained("direct"))) == (32, 32)

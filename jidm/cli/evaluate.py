@@ -56,9 +56,10 @@ class Evaluate:
         from jidm.learn.evaluate import HeldOut
         from jidm.learn.scores import compared, scores, table
 
-        models = self._models()
         dataset = open_dataset(self.data)
-        held_out = HeldOut(dataset, self._protocol(dataset))
+        protocol = self._protocol(dataset)
+        models = self._models(dataset, protocol)
+        held_out = HeldOut(dataset, protocol)
         make_folder(self.out)
         evaluations = self._evaluate(models, held_out)
         first = next(iter(evaluations))
@@ -74,18 +75,29 @@ class Evaluate:
         print(f"written to {self.out}/: evaluation.json{', ' if drawn else ''}{', '.join(drawn)}")
         return 0 if all(e.episodes for e in evaluations.values()) else 1
 
-    def _models(self) -> dict[str, Any]:
-        """Label -> what decodes; labels are told apart by their place where names repeat."""
+    def _models(self, dataset: Any, protocol: Protocol) -> dict[str, Any]:
+        """Label -> what decodes; where names repeat, the whole path is the label."""
+        import sys
+
+        from jidm.checkpoint import load_checkpoint
         from jidm.errors import InputError
+        from jidm.learn.episodes import describe
         from jidm.learn.zoo import load_idm
 
         if not self.checkpoints:
             raise InputError("name at least one checkpoint: jidm evaluate CKPT --data DIR")
         names = [Path(where).name or where for where in self.checkpoints]
-        labels = [
-            name if names.count(name) == 1 else where for name, where in zip(names, self.checkpoints, strict=True)
-        ]
-        return {label: load_idm(where) for label, where in zip(labels, self.checkpoints, strict=True)}
+        models = {}
+        for name, where in zip(names, self.checkpoints, strict=True):
+            label = name if names.count(name) == 1 else where
+            checkpoint = load_checkpoint(where)
+            models[label] = load_idm(checkpoint)
+            data = checkpoint.training.get("data", {})
+            if data.get("data_hash") == dataset.content_hash:
+                seen = sorted({*data.get("train_episodes", ()), *data.get("validation_episodes", ())})
+                if known := [k for k in protocol.episodes or () if k in seen]:
+                    print(f"jidm: {label} was trained on {describe(known)} of these; choose others", file=sys.stderr)
+        return models
 
     def _protocol(self, dataset: Any) -> Protocol:
         from jidm.learn.episodes import select_episodes
@@ -123,36 +135,23 @@ class Evaluate:
 
         written = []
         for index in held_out.episodes[: self.pictures]:
-            decoded = {
-                label: episode
-                for label, evaluation in evaluations.items()
-                for episode in evaluation.episodes
-                if episode.index == index
-            }
-            for label, episode in decoded.items():
-                for c in episode.looks[len(episode.looks) // 2 :][:1]:
-                    name = f"field_{label.replace('/', '_')}_{index:06d}.png"
-                    write_field_sheet(
-                        self.out / name,
-                        c.image,
-                        c.seen,
-                        evaluations[label].joint_names,
-                        exact=c.jacobian,
-                        exact_mask=c.mask,
-                        exact_flow=c.flow,
-                        title=f"{label}, episode {index}, frame {c.frame}",
-                    )
-                    written.append(name)
-            same = {
-                k: e
-                for k, e in decoded.items()
-                if e.motion.joint_names == next(iter(decoded.values())).motion.joint_names
-            }
-            if same:
-                name = f"curves_{index:06d}.png"
-                truth = next(iter(same.values())).q.numpy()
-                plot_decoded(self.out / name, {k: e.motion for k, e in same.items()}, truth, title=f"episode {index}")
-                written.append(name)
+            motions: dict[tuple[str, ...], dict[str, Any]] = {}
+            for label, evaluation in evaluations.items():
+                episode = next((e for e in evaluation.episodes if e.index == index), None)
+                if episode is None:
+                    continue
+                names = evaluation.joint_names
+                motions.setdefault(names, {"truth": episode.q.numpy()})[label] = episode.motion
+                if (look := episode.liveliest) is not None:
+                    written.append(f"field_{label.replace('/', '_')}_{index:06d}.png")
+                    exact = {"exact": look.jacobian, "exact_mask": look.mask, "exact_flow": look.flow}
+                    title = f"{label}, episode {index}, frame {look.frame}"
+                    write_field_sheet(self.out / written[-1], look.image, look.seen, names, **exact, title=title)
+            # Models of other joints cannot share axes.
+            for k, same in enumerate(motions.values()):
+                written.append(f"curves_{index:06d}{f'_{k}' if k else ''}.png")
+                truth = same.pop("truth")
+                plot_decoded(self.out / written[-1], same, truth, title=f"episode {index}")
         return written
 
     def _print_rest(self, document: dict[str, Any]) -> None:

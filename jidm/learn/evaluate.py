@@ -139,6 +139,11 @@ class DecodedEpisode:
         """True steps [rad or m]."""
         return self.q.diff(dim=0)
 
+    @property
+    def liveliest(self) -> FieldLook | None:
+        """The look at the pair of frames with the largest true motion: the one to draw."""
+        return max(self.looks, key=lambda look: float(self.delta_q[look.frame].abs().sum()), default=None)
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

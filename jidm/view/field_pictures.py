@@ -29,6 +29,7 @@ _GAP = 6
 _ARROWS = 14  # along the longer side
 _PAPER, _INK = 250, (40, 40, 40)
 _MASK_LEVEL = 0.5
+_LEAST_MOTION = 0.5  # [px] in full colour: less would show noise as motion
 _CURVES = ("#1f5fbf", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 
 
@@ -159,7 +160,8 @@ def _motion_tiles(image: Tensor, seen: FieldProbe, exact_flow: Tensor | None) ->
     if seen.flow is None:
         return tiles
     # Motion off the robot is background; it would set the scale of a picture about the robot.
-    fastest = _typical(seen.flow[0].norm(dim=0), mask if exact_flow is None else exact_flow.norm(dim=0) > 0)
+    where = mask if exact_flow is None else exact_flow.norm(dim=0) > 0
+    fastest = max(_LEAST_MOTION, _typical(seen.flow[0].norm(dim=0), where))
     tiles.append((_sized(flow_colours(seen.flow[0], fastest), size), f"flow, full {fastest:.1f} px"))
     if exact_flow is not None:
         tiles.append((_sized(flow_colours(exact_flow, fastest), size), "exact flow"))
