@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from recorded import FakeDataset, rendered_dataset
@@ -42,3 +45,23 @@ def test_trains_saves_loads_and_decodes(kind: str, recorded: tuple[Clip, FakeDat
     assert motion.position.shape == (6, 3) and torch.as_tensor(motion.delta_q).isfinite().all()
     with pytest.raises(CheckpointError, match="joints added: "):
         load_idm(out, embodiment=Embodiment.load("planar_finger_4"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jacobian_field", "vera", "eva"])
+def test_two_processes_follow_one(kind: str, recorded: tuple[Clip, FakeDataset], tmp_path: Path) -> None:
+    """Weighted losses, draws and all: the loss of the whole batch does not depend on who holds which part of it."""
+    _, dataset = recorded
+    one = TrainConfig(
+        data="recorded", out=str(tmp_path / "one"), kind=kind, steps=50, batch_size=4, height=64, width=80,
+        embodiment="planar_finger_3", validate_every=100, log_every=1, cache=str(tmp_path / "cache"), warmup=0,
+        augment="full", accelerator="cpu", validation=0.25, strides=(1, 2), optimiser="adamw",
+    )  # fmt: skip
+    two = replace(one, out=str(tmp_path / "two"), devices=2, strategy="ddp")
+    found = []
+    for config in (one, two):
+        train(config, dataset=dataset)
+        lines = [json.loads(x) for x in (config.run_folder / "log.jsonl").read_text().splitlines()]
+        found.append([x["values"]["loss"] for x in lines if x["part"] == "train"])
+    assert len(found[0]) == 50
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)

@@ -50,7 +50,7 @@ def weights(where: Path | str) -> dict[str, torch.Tensor]:
 
 def journal(settings: TrainConfig, part: str) -> list[dict[str, Any]]:
     lines = [json.loads(x) for x in (settings.run_folder / "log.jsonl").read_text().splitlines()]
-    return [x for x in lines if x["part"] == part]
+    return [{**x["values"], "step": x["step"]} for x in lines if x["part"] == part]
 
 
 # ---- it learns -------------------------------------------------------------------------------------------------------

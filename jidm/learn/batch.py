@@ -35,6 +35,8 @@ class PairBatch:
             curvature of the paths [px]; tangent_weight: (B, h, w) its confidence; tangent_step: (B, n) [rad or m].
         tangent_back, tangent_weight_back, tangent_step_back: the same at `second`.
         third, q_third: one more frame after `second`, and its joint positions.
+        random: (B, 2, n + 2) even numbers in [0, 1), n + 2 for each of the two frames, for losses that draw something: they
+            come from seed and step, and a pair has the same ones in whichever process it is.
         episode, frame: (B,) where each pair comes from: episode index and t.
     """
 
@@ -57,6 +59,7 @@ class PairBatch:
     tangent_step_back: Float[Tensor, "B n"] | None = None
     third: Float[Tensor, "B 3 H W"] | None = None
     q_third: Float[Tensor, "B n"] | None = None
+    random: Float[Tensor, "B 2 numbers"] | None = None
     episode: Int[Tensor, " B"] | None = None
     frame: Int[Tensor, " B"] | None = None
 
@@ -79,6 +82,12 @@ class PairBatch:
     def grid(self) -> tuple[int, int]:
         """(h, w) of the grid."""
         return self.first.shape[-2] // GRID_STRIDE, self.first.shape[-1] // GRID_STRIDE
+
+    def dice(self) -> Float[Tensor, "frames numbers"]:
+        """`random` of all first frames, then of all second frames; drawn now where the batch brings none."""
+        if self.random is not None:
+            return self.random.transpose(0, 1).flatten(0, 1)
+        return torch.rand(2 * len(self), self.q.shape[1] + 2, device=self.q.device, dtype=self.q.dtype)
 
     def tensors(self) -> Iterator[tuple[str, Shaped[Tensor, "B ..."]]]:
         """Names and values of all fields that are not None."""
@@ -113,6 +122,11 @@ class PairBatch:
             tangent=self.tangent_back, tangent_weight=self.tangent_weight_back, tangent_step=self.tangent_step_back,
             tangent_back=self.tangent, tangent_weight_back=self.tangent_weight, tangent_step_back=self.tangent_step,
         )  # fmt: skip
+
+
+def normal(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Standard normal numbers out of even ones in [0, 1), within 5 standard deviations."""
+    return torch.special.ndtri(uniform.clamp(3e-7, 1 - 3e-7))
 
 
 @dataclass(frozen=True)

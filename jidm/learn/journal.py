@@ -26,7 +26,7 @@ class Journal:
     def write(self, part: str, step: int, values: Mapping[str, float]) -> None:
         """One line: which part ("train" or "validation"), the step, its numbers."""
         with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"part": part, "step": step, **values}) + "\n")
+            stream.write(json.dumps({"part": part, "step": step, "values": dict(values)}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{part}/{name}", value, step)

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class TrainingModule(lightning.LightningModule):
         torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
         progress = self.progress()
         if hasattr(self.model, "progress"):
-            setattr(self.model, "progress", progress)  # some models learn their parts one after the other
+            self.model.progress = progress  # type: ignore[assignment]  # some models learn their parts one after the other
         rate = learning_rate(self.config, self.global_step, progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
@@ -183,10 +184,6 @@ class TrainingModule(lightning.LightningModule):
         names, values = zip(*self._floating())
         torch._foreach_lerp_([self.mean[name] for name in names], list(values), 1 - decay)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights to keep: the running mean if there is one."""
-        return {**self.model.state_dict(), **self.mean}
-
     def save_state(self) -> None:
         """Everything needed to go on, under its name at once."""
         folder = self.config.run_folder
@@ -212,53 +209,64 @@ class TrainingModule(lightning.LightningModule):
     def _validate(self) -> None:
         """Measure the weights to keep, on pairs that are always the same, and keep them if they are to be kept."""
         values: dict[str, float] = {}
-        if self._prepared.validation is not None:
-            if self._measured is None:
-                self._measured = self._prepared.validation.to_measure(self.config.validation_pairs)
-            values = {name: self._shared(x) for name, x in self._measure(self._measured).items()}
-        watched = values.get("nve", values.get("loss", math.nan))
-        better = watched < self.best
-        if better:
-            self.best, self.best_step = watched, self.global_step
-        self.worse_in_row = 0 if better or math.isnan(watched) else self.worse_in_row + 1
-        if self.trainer.is_global_zero and (better or self.config.keep == "last" or not values):
-            self._save(self.weights(), {"step": self.global_step, "validation": values, "bad_steps": self.bad_total})
-        if self.journal:
-            self.journal.write("validation", self.global_step, values)
-            self._draw()
+        with self._weights_to_keep() as model:
+            if (batches := self._held_out()) is not None:
+                if hasattr(model, "calibrate"):
+                    model.calibrate(batches)
+                values = {name: self._shared(x) for name, x in self._measure(model, batches).items()}
+            watched = values.get("nve", values.get("loss", math.nan))
+            better = watched < self.best
+            if better:
+                self.best, self.best_step = watched, self.global_step
+            self.worse_in_row = 0 if better or math.isnan(watched) else self.worse_in_row + 1
+            if self.trainer.is_global_zero and (better or self.config.keep == "last" or not values):
+                facts = {"step": self.global_step, "validation": values, "bad_steps": self.bad_total}
+                self._save(model.state_dict(), facts)
+            if self.journal:
+                self.journal.write("validation", self.global_step, values)
+                self._draw(model, batches)
 
-    def _measure(self, batches: list[PairBatch]) -> dict[str, float]:
-        """Losses, and NVE = mean |error| / mean |delta_q| of the steps, if the model gives steps of single pairs."""
+    def _held_out(self) -> list[PairBatch] | None:
+        if self._prepared.validation is None:
+            return None
+        if self._measured is None:
+            batches = self._prepared.validation.to_measure(self.config.validation_pairs)
+            self._measured = [batch.to(self.device) for batch in batches]
+        return self._measured
+
+    @contextmanager
+    def _weights_to_keep(self) -> Iterator[Any]:
+        """The model with the weights to keep, in evaluation; afterwards it is as it was."""
         now = {name: x.clone() for name, x in self.model.state_dict().items()}
-        self.model.load_state_dict(self.weights())
+        self.model.load_state_dict({**now, **self.mean})
         self.model.eval()
+        try:
+            with torch.no_grad():
+                yield self.model
+        finally:
+            self.model.load_state_dict(now)
+            self.model.train()
+
+    def _measure(self, model: Any, batches: list[PairBatch]) -> dict[str, float]:
+        """Losses, and NVE = mean |error| / mean |delta_q| of the steps, if the model gives steps of single pairs."""
         sums: dict[str, float] = {}
         error = size = 0.0
-        with torch.no_grad():
-            for batch in (b.to(self.device) for b in batches):
-                torch.manual_seed(self.config.seed)
-                for name, x in self.model.losses(batch).items():  # type: ignore[operator]
-                    sums[name] = sums.get(name, 0.0) + float(x) * len(batch)
-                if hasattr(self.model, "step_pairs"):
-                    steps = self.model.step_pairs(batch.first, batch.second, batch.before)  # type: ignore[operator]
-                    error += float((steps - batch.delta_q).abs().sum())
-                    size += float(batch.delta_q.abs().sum())
-        self.model.load_state_dict(now)
-        self.model.train()
+        for batch in batches:
+            torch.manual_seed(self.config.seed)
+            for name, x in model.losses(batch).items():
+                sums[name] = sums.get(name, 0.0) + float(x) * len(batch)
+            if hasattr(model, "step_pairs"):
+                steps = model.step_pairs(batch.first, batch.second, batch.before)
+                error += float((steps - batch.delta_q).abs().sum())
+                size += float(batch.delta_q.abs().sum())
         count = sum(len(b) for b in batches)
         return {name: x / count for name, x in sums.items()} | ({"nve": error / size} if size else {})
 
-    def _draw(self) -> None:
-        if self.pictures is None or not self._measured or self.journal is None:
+    def _draw(self, model: Any, batches: list[PairBatch] | None) -> None:
+        if self.pictures is None or not batches or self.journal is None:
             return
-        now = {name: x.clone() for name, x in self.model.state_dict().items()}
-        self.model.load_state_dict(self.weights())
-        self.model.eval()
         file = self.config.run_folder / f"pictures_{self.global_step:07d}.png"
-        with torch.no_grad():
-            self.pictures(self.model, self._measured[0][:_SHOWN].to(self.device), file)
-        self.model.load_state_dict(now)
-        self.model.train()
+        self.pictures(model, batches[0][:_SHOWN], file)
         self.journal.picture(file, self.global_step)
 
 

@@ -115,7 +115,7 @@ class PairSource:
     ) -> None:  # fmt: skip
         self.recording, self.kinematics, self.estimated = recording, kinematics, estimated
         self.static_background, self.before, self.third = static_background, before, third
-        self.device = torch.device(device)
+        self.device, self._q = torch.device(device), recording.q
         if kinematics is not None and recording.geometry is None:
             raise DatasetError(
                 f"{recording.source}: exact flow needs recorded depth, links and cameras; use --flow dis"
@@ -176,7 +176,7 @@ class PairSource:
         k, fields = draw.stride, {}
         start = self.recording.first[draw.episode]
         stop = start + self.recording.length[draw.episode]
-        state = self.recording.q
+        state = self._q
         for tail, at, sign in (("", draw.first, 1.0), ("_back", draw.second, -1.0)):
             has = torch.stack([at + k < stop, at - k >= start]).float()
             ahead = estimated.between(torch.where(at + k < stop, at, at - k), k)

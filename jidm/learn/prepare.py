@@ -6,10 +6,11 @@ import contextlib
 import platform
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -45,6 +46,8 @@ class Batches:
     def at(self, step: int, rank: int = 0, world: int = 1) -> PairBatch:
         """The pairs of training step `step` that process `rank` of `world` learns from."""
         batch = self.source.batch(self.sampler.draw(step, self.size).part(rank, world))
+        random = np.random.default_rng((self.sampler.seed, step, 3)).random((self.size, 2, batch.q.shape[1] + 2))
+        batch = replace(batch, random=torch.from_numpy(random[rank::world]).to(batch.q))
         if self.augment is not None:
             batch = self.augment.apply(batch, self.augment.draw(step, self.size).part(rank, world))
         return batch
