@@ -175,13 +175,10 @@ def one_result(
 ) -> dict[str, Any]:
     """Train and evaluate, or what an earlier run found."""
     folder = result_folder(work, kind, seed, share)
-    settings = {
-        "data": data["train"],
-        "held_out": data["held_out"],
-        "minutes": args.minutes,
-        "steps": args.steps,
-        "train": args.train,
-    }
+    # Whatever a figure depends on; kinds, seeds and shares are in the folder's name.
+    free = ("work", "kinds", "seeds", "shares", "workers", "conditions", "speed", "data", "held_out", "wide")
+    settings = {key: value for key, value in vars(args).items() if key not in free}
+    settings |= {"data": data["train"], "held_out": data["held_out"]}
     file = folder / "result.json"
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings}
     if result["settings"] != settings:
