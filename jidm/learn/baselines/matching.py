@@ -18,6 +18,7 @@ _CHANNELS = {"tiny": (16, 32), "small": (24, 32), "base": (32, 48)}  # at 1/2 an
 _ABSENT = -20.0  # correlation of a place beyond the picture
 _LARGEST_LOG_WEIGHT = 4.0  # confidences span e^-4 to e^4: unclamped ones run away
 _EARLY = 0.3  # what the first look counts beside the second
+_MOVED, _MOVING = 0.25, 5.0  # [px] what moved farther counts so many times: most of a picture stands still
 _EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 
 
@@ -47,6 +48,8 @@ class MatchingNetwork(nn.Module):
         self.register_buffer("offsets", torch.stack(torch.meshgrid(d, d, indexing="ij")[::-1]), persistent=False)
         self.encoder = nn.Sequential(ConvBlock(3, half, 2), ConvBlock(half, c, 2), ResidualBlock(c), nn.Conv2d(c, c, 1))
         self.log_sharpness = nn.Parameter(torch.zeros(()))
+        # Before anything is recognised, standing still is the best guess.
+        self.prior = nn.Parameter(-self.offsets.square().sum(0).flatten().float())
         self.coarse = nn.Sequential(nn.Conv2d(side**2 + c, c, 1), nn.GELU(), ConvBlock(c, c), nn.Conv2d(c, 3, 1))
         closer = 2 * 3 * GRID_STRIDE**2 + 2 * c
         self.fine = nn.Sequential(
@@ -75,7 +78,7 @@ class MatchingNetwork(nn.Module):
         index, inside = self._window(h, w)
         windows = torch.cat([v.gather(2, index.expand(len(v), -1, -1)) for v in (volume, volume.mT)])
         windows = windows.masked_fill(~inside, _ABSENT).mT.unflatten(2, (h, w))
-        likely = (windows * self.log_sharpness.exp()).softmax(1)
+        likely = (windows * self.log_sharpness.exp() + self.prior[:, None, None]).softmax(1)
         peak = torch.einsum("bkhw,ck->bchw", likely, self.offsets.flatten(1).to(x))
         return _match(peak * GRID_STRIDE, self.coarse(torch.cat([windows / 4, x], 1)))
 
@@ -104,7 +107,8 @@ def flow_loss(looks: tuple[tuple[Match, Match], tuple[Match, Match]], batch: Pai
                 continue
             error = ((match.flow - flow).square().sum(1) + _EPS**2).sqrt()
             half = match.log_weight / 2
-            total = total + share * weighted_mean(error * half.exp() - half, weight)
+            counts = weight * (1 + (_MOVING - 1) * (flow.square().sum(1) > _MOVED**2))
+            total = total + share * weighted_mean(error * half.exp() - half, counts)
     return total
 
 

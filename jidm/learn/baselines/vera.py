@@ -36,7 +36,7 @@ class VeraConfig(FlowConfig):
     """
 
     flow: str = "dis"
-    ridge: float = 0.1
+    ridge: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
