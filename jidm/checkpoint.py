@@ -21,7 +21,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from jidm.errors import CheckpointError, did_you_mean
-from jidm.files import whole_file
+from jidm.files import remove_leftovers, whole_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT, VERSION = "jidm-checkpoint", 1
@@ -150,6 +150,7 @@ def save_checkpoint(
     _refuse_other_folder(folder)
     kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     _refuse_non_finite(kept, f"the {kind} to be saved in {folder}", "go back to an earlier state of the training")
+    remove_leftovers(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

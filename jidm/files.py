@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,3 +31,32 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path, *, older_than: float = 3600.0) -> None:
+    """Remove what killed processes left beside `path` under temporary names `.<name>.<process>.tmp`.
+
+    Files and folders stay as long as their process runs on this machine, or they changed within `older_than` seconds, for
+    it may run on another one that shares the disk.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
+        if not process.isdigit() or _runs(int(process)):
+            continue
+        try:
+            inside = [leftover, *leftover.iterdir()] if leftover.is_dir() else [leftover]
+            if time.time() - max(x.stat().st_mtime for x in inside) > older_than:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        except OSError:
+            continue  # somebody else was faster, or it is not ours to remove
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OSError):
+        return True
+    return True

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import DatasetError, did_you_mean
+from jidm.files import remove_leftovers
 from jidm.learn.batch import GRID_STRIDE, JointStats
 from jidm.motion.fit import Fit
 
@@ -195,6 +196,7 @@ def pick_camera(dataset: Any, camera: str | None) -> str:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the given name if the block succeeds; if another process was first, theirs stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
