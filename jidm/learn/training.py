@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 
+_RECORD = "run.json"
+
+
 def quiet(line: str) -> None:
     """A report that nobody reads."""
 
@@ -64,7 +67,7 @@ def train(
         from jidm.robot import registry
 
         robot = registry.load(config.embodiment)
-    _open_run(config, dataset)
+    _make_room(config, dataset)
     if config.devices > 1 and "LOCAL_RANK" not in os.environ:
         prepare(config, dataset, robot, report)  # decodes once, for all processes
         _launch(config, dataset, robot, report, pictures)
@@ -88,6 +91,7 @@ def run(
     going_on = config.resume and state.exists()
     journal = None
     if first:
+        _begin(config, prepared)
         step = int(torch.load(state, map_location="cpu", weights_only=True)["global_step"]) if going_on else 0
         journal = Journal(config.run_folder, step, report)
         if going_on:
@@ -103,32 +107,39 @@ def run(
 # ---- the run's folder ------------------------------------------------------------------------------------------------
 
 
-def _open_run(config: TrainConfig, dataset: Any) -> None:
-    """Make the run's folder, or check that the one there is this run's."""
+def _make_room(config: TrainConfig, dataset: Any) -> None:
+    """Nothing, if the run may begin or go on; an earlier one is thrown away if that was asked for.
+
+    Raises:
+        InputError: an earlier run is in the way, or is another one than this.
+    """
     out, folder = Path(config.out), config.run_folder
-    record = folder / "run.json"
     if config.overwrite and not config.resume:
-        shutil.rmtree(folder, ignore_errors=True)
         if out.exists():
             load_checkpoint(out)  # whatever else is there is not ours to remove
             shutil.rmtree(out)
+        shutil.rmtree(folder, ignore_errors=True)
     if not config.resume and (out.exists() or folder.exists()):
         raise InputError(
             f"{out}: there is an earlier run of that name; --resume goes on with it, --overwrite throws it away"
         )
+    record = folder / _RECORD
     if record.exists():
         earlier = json.loads(record.read_text(encoding="utf-8"))
         config.check_resumes(earlier["recipe"])
         if earlier["data_hash"] != dataset.content_hash:
             raise InputError(f"{folder}: the data set has changed since the run began; train anew under another --out")
-        return
-    if out.exists():
+    elif out.exists():
         raise InputError(f"{out}: its run {folder.name} is gone, so it cannot be resumed; train under another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(record) as path:
-        path.write_text(
-            json.dumps({"recipe": config.recipe(), "data_hash": dataset.content_hash}, indent=1), encoding="utf-8"
-        )
+
+
+def _begin(config: TrainConfig, prepared: Prepared) -> None:
+    """Make the run's folder, now that nothing speaks against the run."""
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    if not (config.run_folder / _RECORD).exists():
+        record = {"recipe": config.recipe(), "data_hash": prepared.record["data_hash"]}
+        with whole_file(config.run_folder / _RECORD) as path:
+            path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def _saver(config: TrainConfig, prepared: Prepared) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
