@@ -6,10 +6,11 @@ forward kinematics that gives the flow to any other frame, so it need not be sto
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jidm.robot.kinematics import Kinematics
@@ -41,6 +42,17 @@ class View:
     T_camera_base: Float[Tensor, "B 4 4"]
     poses: Float[Tensor, "B links 4 4"]
 
+    @cached_property
+    def points(self) -> _Points:
+        """What the cells on the robot show."""
+        w = self.depth.shape[2]
+        frame, cell = (self.link.flatten(1) >= 0).nonzero().unbind(-1)
+        z = self.depth.flatten(1)[frame, cell]
+        uv = torch.stack([cell % w, cell // w], dim=-1).to(z.dtype)
+        K = self.intrinsics[frame].to(z.dtype)
+        p_camera = torch.cat([(uv - K[:, 2:]) / K[:, :2] * z[:, None], z[:, None]], dim=-1)
+        return _Points(frame, cell, self.link.flatten(1)[frame, cell].long(), p_camera, uv)
+
 
 def grid_intrinsics(full: Float[Tensor, "B 4"], height: int, width: int, h: int, w: int) -> Float[Tensor, "B 4"]:
     """(fx, fy, cx, cy) of a (height, width) picture as those of its (h, w) grid; pixel edges stay in place."""
@@ -53,25 +65,46 @@ def link_poses(kinematics: Kinematics, q: Float[Tensor, "B n"]) -> Float[Tensor,
     return kinematics.link_poses(q.double())
 
 
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """The P cells of B grids that show the robot.
+
+    Attributes:
+        frame, cell: (P,) which grid, and which of its h w cells. link: (P,) what it shows.
+        p_camera: (P, 3) the point at its centre [m]. uv: (P, 2) the centre [cells].
+    """
+
+    frame: Int[Tensor, " P"]
+    cell: Int[Tensor, " P"]
+    link: Int[Tensor, " P"]
+    p_camera: Float[Tensor, "P 3"]
+    uv: Float[Tensor, "P 2"]
+
+    def moved(self, T: Float[Tensor, "B links 4 4"]) -> Float[Tensor, "P 3"]:
+        """Each point by its link's rigid motion, which is kept in float64 until here."""
+        T = T[..., :3, :].to(self.p_camera.dtype)[self.frame, self.link]
+        return (T[..., :3] * self.p_camera[:, None, :]).sum(-1) + T[..., 3]
+
+    def grid(self, values: Float[Tensor, "P *c"], view: View) -> Float[Tensor, "B ..."]:
+        """Values of the points on their grids, (B, *c, h, w), 0 off the robot."""
+        count, h, w = view.depth.shape
+        out = values.new_zeros(count, h * w, *values.shape[1:])
+        out[self.frame, self.cell] = values
+        return out.movedim(1, -1).unflatten(-1, (h, w))
+
+
 def carried_flow(first: View, second: View) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
     """Flow from the first to the second frames [cells of the grid], and 1 where the point is seen in both, else 0.
 
     Off the robot both are 0. A point is lost where it leaves the picture or something else is in front of it.
     """
-    _, h, w = first.depth.shape
-    on_robot = first.link >= 0
+    points = first.points
     before = torch.linalg.inv(first.T_camera_base.double()[:, None] @ first.poses)
     # T_second_first of every link: camera coordinates before -> camera coordinates after.
-    carry = (second.T_camera_base.double()[:, None] @ second.poses @ before)[..., :3, :].to(first.depth.dtype)
-    p_first, centre = _points(first)
-    index = first.link.clamp(min=0).flatten(1).long()[..., None].expand(-1, -1, 12)
-    T = carry.flatten(2).gather(1, index).unflatten(-1, (3, 4))
-    p_second = (T[..., :3] * p_first[..., None, :]).sum(-1) + T[..., 3]
-    z = p_second[..., 2]
-    uv = _project(p_second, second.intrinsics)
-    seen = on_robot.flatten(1) & (z > 0) & _shown(second, uv, z, first.link.flatten(1), h, w)
-    flow = torch.where(on_robot.flatten(1)[..., None], uv - centre, torch.zeros_like(uv))
-    return flow.mT.reshape(-1, 2, h, w), seen.reshape(-1, h, w).to(flow.dtype)
+    p_second = points.moved(second.T_camera_base.double()[:, None] @ second.poses @ before)
+    uv = _project(p_second, second.intrinsics[points.frame])
+    seen = _shown(second, points, uv, p_second[:, 2])
+    return points.grid(uv - points.uv, first), points.grid(seen.to(uv.dtype), first)
 
 
 def tangent_flow(
@@ -79,49 +112,35 @@ def tangent_flow(
 ) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
     """Motion to first order of a step from q [cells of the grid]: the exact field times the step, and 1 on the robot.
 
-    By central difference in float64 along the step; its error is of third order in a hundredth of the step.
+    The poses' derivative along the step is a central difference in float64; its error is of third order in a hundredth
+    of the step.
     """
     small = _TANGENT_SHARE * step.double()
-    ends = link_poses(kinematics, torch.cat([q.double() + small, q.double() - small]))
-    on_robot = (view.link >= 0).to(view.depth.dtype)
-    wide = replace(view, depth=view.depth.double())
-    ahead, back = (carried_flow(wide, replace(wide, poses=poses))[0] for poses in ends.chunk(2))
-    return ((ahead - back) / (2 * _TANGENT_SHARE)).to(view.depth.dtype), on_robot
+    ahead, back = link_poses(kinematics, torch.cat([q.double() + small, q.double() - small])).chunk(2)
+    T_camera_base = view.T_camera_base.double()[:, None]
+    rate = T_camera_base @ (ahead - back) @ torch.linalg.inv(T_camera_base @ view.poses) / (2 * _TANGENT_SHARE)
+    points = view.points
+    velocity, (xy, z) = points.moved(rate), (points.p_camera[:, :2], points.p_camera[:, 2:])
+    focal = view.intrinsics[points.frame, :2].to(z.dtype)
+    tangent = focal * (velocity[:, :2] - xy / z * velocity[:, 2:]) / z
+    return points.grid(tangent, view), (view.link >= 0).to(view.depth.dtype)
 
 
-def _points(view: View) -> tuple[Float[Tensor, "B hw 3"], Float[Tensor, "hw 2"]]:
-    """Camera coordinates [m] of what each cell shows, and the cells' centres (u, v)."""
+def _project(p_camera: Float[Tensor, "P 3"], intrinsics: Float[Tensor, "P 4"]) -> Float[Tensor, "P 2"]:
+    K = intrinsics.to(p_camera.dtype)
+    return p_camera[:, :2] / p_camera[:, 2:].clamp(min=1e-6) * K[:, :2] + K[:, 2:]
+
+
+def _shown(view: View, points: _Points, uv: Float[Tensor, "P 2"], z: Float[Tensor, " P"]) -> Bool[Tensor, " P"]:
+    """Whether a cell around uv shows the point's link at about distance z."""
     _, h, w = view.depth.shape
-    like = view.depth
-    v, u = torch.meshgrid(
-        torch.arange(h, dtype=like.dtype, device=like.device),
-        torch.arange(w, dtype=like.dtype, device=like.device),
-        indexing="ij",
-    )
-    centre = torch.stack([u.flatten(), v.flatten()], dim=-1)
-    K = view.intrinsics.to(like.dtype)[:, None]
-    xy = (centre - K[..., 2:]) / K[..., :2]
-    # One metre off the robot keeps every number finite; nobody reads it.
-    z = torch.where(view.link >= 0, view.depth, torch.ones_like(view.depth)).flatten(1)[..., None]
-    return torch.cat([xy * z, z], dim=-1), centre
-
-
-def _project(p_camera: Float[Tensor, "B hw 3"], intrinsics: Float[Tensor, "B 4"]) -> Float[Tensor, "B hw 2"]:
-    K = intrinsics.to(p_camera.dtype)[:, None]
-    return p_camera[..., :2] / p_camera[..., 2:].clamp(min=1e-6) * K[..., :2] + K[..., 2:]
-
-
-def _shown(view: View, uv: Tensor, z: Tensor, link: Tensor, h: int, w: int) -> Tensor:
-    """(B, hw) whether a cell around uv shows that link at about distance z."""
     u, v = uv.unbind(-1)
-    inside = (u > -0.5) & (v > -0.5) & (u < w - 0.5) & (v < h - 0.5)
-    focal = view.intrinsics[:, :1].to(z.dtype)
-    slack = _DEPTH_SHARE * z + _DEPTH_CELLS * z / focal
+    inside = (u > -0.5) & (v > -0.5) & (u < w - 0.5) & (v < h - 0.5) & (z > 0)
+    slack = _DEPTH_SHARE * z + _DEPTH_CELLS * z / view.intrinsics[points.frame, 0].to(z.dtype)
     column, row = u.clamp(0, w - 1), v.clamp(0, h - 1)
-    depth, links = view.depth.flatten(1), view.link.flatten(1)
     shown = torch.zeros_like(inside)
-    for i in (row.floor(), row.ceil()):
-        for j in (column.floor(), column.ceil()):
-            cell = (i * w + j).long()
-            shown |= (links.gather(1, cell) == link) & ((depth.gather(1, cell) - z).abs() <= slack)
+    for i in (row.floor().long(), row.ceil().long()):
+        for j in (column.floor().long(), column.ceil().long()):
+            same = view.link[points.frame, i, j] == points.link
+            shown |= same & ((view.depth[points.frame, i, j] - z).abs() <= slack)
     return inside & shown
