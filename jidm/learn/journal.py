@@ -23,10 +23,12 @@ class Journal:
         self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard", step)
 
-    def write(self, part: str, step: int, values: Mapping[str, float]) -> None:
-        """One line: which part ("train" or "validation"), the step, its numbers."""
+    def write(self, part: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """One line: which part ("train" or "validation"), the step, time used up so far [s], its numbers."""
         with open(self.file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"part": part, "step": step, "values": dict(values)}) + "\n")
+            stream.write(
+                json.dumps({"part": part, "step": step, "seconds": round(seconds, 3), "values": dict(values)}) + "\n"
+            )
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{part}/{name}", value, step)

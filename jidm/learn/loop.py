@@ -121,7 +121,9 @@ class TrainingModule(lightning.LightningModule):
         if step % self.config.log_every == 0 or over:
             values = self._over_processes(self._parts)
             if self.journal:
-                self.journal.write("train", step, values | {"progress": progress, "bad_steps": self.bad_total})
+                self.journal.write(
+                    "train", step, self._elapsed_now(), values | {"progress": progress, "bad_steps": self.bad_total}
+                )
         if step % self.config.validate_every == 0 or over:
             self._validate()
             over = over or (0 < self.config.patience <= self.worse_in_row)
@@ -223,7 +225,7 @@ class TrainingModule(lightning.LightningModule):
                 facts = {"step": self.global_step, "validation": values, "bad_steps": self.bad_total}
                 self._save(model.state_dict(), facts)
             if self.journal:
-                self.journal.write("validation", self.global_step, values)
+                self.journal.write("validation", self.global_step, self._elapsed_now(), values)
                 self._draw(model, batches)
 
     def _held_out(self) -> list[PairBatch] | None:
