@@ -138,6 +138,98 @@ def test_columns_of_every_kind(tmp_path: Path, truth: dict[int, Recorded]) -> No
         read.column("grd")
 
 
+class Grid(pa.ExtensionType):
+    """A column type of somebody's own, as LeRobot's writer gives grids."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.list_(pa.list_(pa.int16())), "tests.grid")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: Any, serialized: bytes) -> Grid:
+        return cls()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_grids_under_a_column_type_of_their_own(tmp_path: Path, truth: dict[int, Recorded], known: bool) -> None:
+    """Whether the type is registered depends on what else is loaded in the process; the numbers must not."""
+    root = make_v30(tmp_path, truth, per_file=5, row_groups=False)
+    path = root / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    grid = np.arange(len(table) * 6, dtype=np.int16).reshape(-1, 2, 3)
+    column = pa.ExtensionArray.from_storage(Grid(), pa.array(grid.tolist(), pa.list_(pa.list_(pa.int16()))))
+    pq.write_table(table.append_column("grid", column), path)
+    change(root, lambda facts: facts["features"].update(grid={"dtype": "int16", "shape": [2, 3], "names": None}))
+    if known:
+        pa.register_extension_type(Grid())
+    try:
+        assert isinstance(pq.read_table(path).schema.field("grid").type, Grid) == known
+        read = np.concatenate([episode.column("grid") for episode in open_dataset(root)])
+    finally:
+        if known:
+            pa.unregister_extension_type("tests.grid")
+    np.testing.assert_array_equal(read, grid)
+
+
+@pytest.mark.parametrize("row_groups", [True, False])
+def test_columns_of_a_shared_file_in_any_order(
+    tmp_path: Path, truth: dict[int, Recorded], row_groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jidm.data.table as module
+
+    dataset = open_dataset(make_v30(tmp_path, truth, per_file=3, row_groups=row_groups))
+    reads, real = [], module._read
+    monkeypatch.setattr(module, "_read", lambda *given: reads.append(given[-1]) or real(*given))
+    for room in (module._HELD, 0):
+        monkeypatch.setattr(module, "_HELD", room)
+        for index in (4, 0, 2, 1, 0, 3):
+            episode = dataset.episode(index)
+            np.testing.assert_array_equal(episode.state, truth[index].state)
+            np.testing.assert_array_equal(episode.column("frame_index"), np.arange(LENGTHS[index]))
+            np.testing.assert_array_equal(episode.state, truth[index].state)
+        if not row_groups and room:
+            # Two files, visited in the order 2, 1, 2: each visit reads each column once.
+            assert len(reads) == 6
+
+
+def test_a_shared_file_written_anew_is_read_anew(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+    root = make_v30(tmp_path, truth, per_file=5)
+    dataset = open_dataset(root)
+    np.testing.assert_array_equal(dataset.episode(1).state, truth[1].state)
+    moved = {k: Recorded(e.frames, e.state + 1, e.action, e.task) for k, e in truth.items()}
+    make_v30(root, moved, per_file=5)
+    np.testing.assert_array_equal(dataset.episode(1).state, truth[1].state + 1)
+
+
+def test_an_episode_that_its_shared_file_lacks(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+    root = make_v30(tmp_path, truth, per_file=5)
+    path = root / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pa.compute.not_equal(table.column("episode_index"), 3)), path)
+    with pytest.raises(DatasetError, match=r"episode 3: file-000\.parquet has 0 rows, the list of episodes says 11"):
+        _ = open_dataset(root).episode(3).state
+    pq.write_table(table.drop_columns(["episode_index"]), path)
+    with pytest.raises(DatasetError, match="has no column 'episode_index'"):
+        _ = open_dataset(root).episode(3).state
+
+
+def test_av1_as_real_recordings_have_it(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+    import av
+
+    if "libsvtav1" not in av.codecs_available:
+        pytest.skip("this PyAV has no AV1 encoder to make the file with")
+    make_v30(tmp_path, truth, per_file=5)
+    pictures = np.concatenate([episode.frames for episode in truth.values()])
+    path = tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4"
+    encode(path, pictures, 30, codec="libsvtav1", options={"crf": "8", "g": "30", "preset": "8"})
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name in ("libdav1d", "libaom-av1", "av1")
+    assert_holds(open_dataset(tmp_path), truth)
+    assert check_dataset(tmp_path) == []
+
+
 def test_pictures_stored_in_the_table(tmp_path: Path) -> None:
     episode = recorded(0, 5)
     root = make_v2(tmp_path, {0: episode})

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jidm.data.feature import ACTION, IMAGES, STATE, Feature, camera_name, flat_names
 from jidm.data.film import decode
 from jidm.data.listing import Entry, Listing, read_listing
-from jidm.data.table import read_columns, to_numpy
+from jidm.data.table import SharedTables, read_columns, to_numpy
 from jidm.errors import DatasetError, did_you_mean
 
 
@@ -34,7 +34,8 @@ def open_dataset(path: str | Path, *, decode_threads: int = 1) -> RecordedDatase
 
 
 class RecordedDataset:
-    """A recording on disk; nothing but its list of episodes is held in memory.
+    """A recording on disk; its list of episodes is held in memory, and of files that many episodes share the columns
+    last read.
 
     Attributes:
         root: its folder. version: "v3.0", "v2.1" or "v2.0". fps: frames per second. robot_type: as recorded, or "".
@@ -48,6 +49,7 @@ class RecordedDataset:
     def __init__(self, listing: Listing, decode_threads: int = 1) -> None:
         self.listing = listing
         self.decode_threads = decode_threads
+        self.shared = SharedTables()
         self.root, self.version, self.fps = listing.root, listing.version, listing.fps
         self.robot_type = str(listing.info.get("robot_type") or "")
         self.features: Mapping[str, Feature] = listing.features
@@ -189,7 +191,10 @@ class Episode:
         return values.astype(np.float64).reshape(self.length, -1)
 
     def _raw(self, key: str) -> Any:
-        array = read_columns(self.entry.table, [key], self.index if self.entry.shared else None)[key]
+        if self.entry.shared:
+            array = self.dataset.shared.column(self.entry.table, key, self.index)
+        else:
+            array = read_columns(self.entry.table, [key])[key]
         if len(array) != self.length:
             raise DatasetError(
                 f"{self._where()}: {self.entry.table.name} has {len(array)} rows, the list of episodes says "

@@ -17,30 +17,32 @@ _PICTURES = 100  # as many frames of an episode as LeRobot looks at
 def of_values(values: NDArray[Any]) -> FeatureStats:
     """Of a column (T,) or (T, k)."""
     x = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
-    return _stats(x, 0, len(x))
+    stats = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
+    return {key: value.tolist() for key, value in stats.items()} | {"count": [len(x)]}
 
 
 def of_pictures(frames: NDArray[np.uint8]) -> FeatureStats:
     """Of (T, H, W, 3), at most a hundred evenly spread frames."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _PICTURES)).round().astype(int))
-    x = frames[chosen].reshape(-1, 3) / 255.0
-    stats = _stats(x, 0, len(chosen))
-    return {key: value if key == "count" else np.reshape(value, (3, 1, 1)).tolist() for key, value in stats.items()}
+    # Counting grey levels says the same as the pixels do, and needs no copy of them as numbers eight times the size.
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for frame in frames[chosen]:
+        for channel in range(3):
+            counts[channel] += np.bincount(frame[..., channel].reshape(-1), minlength=256)
+    levels, share = np.arange(256) / 255.0, counts / counts.sum(1, keepdims=True)
+    mean = share @ levels
+    stats = {
+        "min": levels[(counts > 0).argmax(1)],
+        "max": levels[255 - (counts > 0)[:, ::-1].argmax(1)],
+        "mean": mean,
+        "std": np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)),
+    }
+    return {key: value.reshape(3, 1, 1).tolist() for key, value in stats.items()} | {"count": [len(chosen)]}
 
 
 def together(parts: Sequence[Mapping[str, FeatureStats]]) -> dict[str, FeatureStats]:
     """Statistics of all frames from those of the episodes."""
     return {key: _merged([part[key] for part in parts]) for key in (parts[0] if parts else ())}
-
-
-def _stats(x: NDArray[np.float64], axis: int, count: int) -> FeatureStats:
-    return {
-        "min": x.min(axis).tolist(),
-        "max": x.max(axis).tolist(),
-        "mean": x.mean(axis).tolist(),
-        "std": x.std(axis).tolist(),
-        "count": [count],
-    }
 
 
 def _merged(parts: Sequence[FeatureStats]) -> FeatureStats:

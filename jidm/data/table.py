@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+_HELD = 256 * 2**20
+"""Bytes of columns kept from one part of a shared file; one column is kept whatever its size."""
+
 MARK = b"jidm"
 """Key of the table's own notes: what makes an episode whole without any other file."""
 
 
-def open_table(path: Path) -> pq.ParquetFile:
-    """An open parquet file.
+def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
+    """An open parquet file; `metadata` is its footer, if that was read before.
 
     Raises:
         DatasetError: it is absent or damaged.
@@ -32,43 +36,76 @@ def open_table(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise DatasetError(f"{path}: this table is missing; copy the data set again, or take out what refers to it")
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{path}: not a readable parquet table ({_first_line(error)}); copy it again") from None
 
 
-def read_columns(path: Path, keys: Sequence[str], episode: int | None = None) -> dict[str, Any]:
+def read_columns(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """Some columns of a table as Arrow arrays.
-
-    Args:
-        episode: take only the rows of this episode, in their order; all rows if None.
 
     Raises:
         DatasetError: the table or a column is absent or damaged.
     """
-    import pyarrow as pa
-
     with open_table(path) as file:
-        present = file.schema_arrow.names
-        absent = [key for key in keys if key not in present]
-        if episode is not None and "episode_index" not in present:
-            absent.append("episode_index")
-        if absent:
-            raise DatasetError(f"{path}: has no column '{absent[0]}' (it has {', '.join(present)}); record it again")
-        try:
-            if episode is None:
-                table = file.read(columns=list(keys), use_threads=False)
-            else:
-                groups = _groups_with(file, episode)
-                table = file.read_row_groups(groups, columns=[*keys, "episode_index"], use_threads=False)
-                rows = np.flatnonzero(table.column("episode_index").to_numpy() == episode)
-                if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-                    table = table.slice(rows[0], len(rows))
-                else:
-                    table = table.take(pa.array(rows))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DatasetError(f"{path}: cannot be read ({_first_line(error)}); copy it again") from None
-    return {key: pa.concat_arrays(table.column(key).chunks) if table.num_rows else _empty(table, key) for key in keys}
+        table = _read(path, file, None, list(keys))
+    return {key: _one_array(table, key) for key in keys}
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Names of a table's columns. Reads the footer only.
+
+    Raises:
+        DatasetError: the table is absent or damaged.
+    """
+    with open_table(path) as file:
+        return tuple(file.schema_arrow.names)
+
+
+class SharedTables:
+    """Columns of single episodes out of tables that hold many.
+
+    The footer and the rows last read are kept, for the next episode often lies among them: some recorders put every
+    episode into one row group, which cannot be read in part.
+    """
+
+    def __init__(self) -> None:
+        self._footer: tuple[Any, Any, list[tuple[int, int]]] | None = None
+        self._rows: dict[Any, Any] = {}
+
+    def column(self, path: Path, key: str, episode: int) -> Any:
+        """The rows of one episode as an Arrow array, in their order.
+
+        Raises:
+            DatasetError: the table or the column is absent or damaged.
+        """
+        import pyarrow as pa
+
+        place, metadata, ranges = self._described(path)
+        groups = tuple(k for k, (low, high) in enumerate(ranges) if low <= episode <= high)
+        wanted = (place, groups, key)
+        if wanted not in self._rows:
+            with open_table(path, metadata) as file:
+                table = _read(path, file, groups, [key, "episode_index"])
+            kept = {k: x for k, x in self._rows.items() if k[:2] == wanted[:2]}
+            room = sum(x.nbytes for x in kept.values()) + table.nbytes <= _HELD
+            self._rows = {**(kept if room else {}), wanted: table}
+        table = self._rows[wanted]
+        rows = np.flatnonzero(table.column("episode_index").to_numpy() == episode)
+        if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+            return _one_array(table.slice(rows[0], len(rows)), key)
+        return _one_array(table.take(pa.array(rows)), key)
+
+    def _described(self, path: Path) -> tuple[Any, Any, list[tuple[int, int]]]:
+        """What tells the file from others and from itself changed; its footer; least and greatest episode per group."""
+        if not path.is_file():
+            open_table(path)
+        place = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
+        if self._footer is None or self._footer[0] != place:
+            with open_table(path) as file:
+                _require(path, file, ["episode_index"])
+                self._footer = (place, file.metadata, _episode_ranges(file.metadata))
+        return self._footer
 
 
 def to_numpy(array: Any, what: str) -> NDArray[Any]:
@@ -81,6 +118,9 @@ def to_numpy(array: Any, what: str) -> NDArray[Any]:
     import pyarrow.compute as pc
 
     shape = [len(array)]
+    # Grids of LeRobot's own writer carry a type of their own, seen only where the package that registers it is loaded.
+    while isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         if array.null_count:
             raise DatasetError(f"{what}: {array.null_count} frames hold nothing; record it again")
@@ -131,22 +171,42 @@ def read_notes(path: Path) -> bytes | None:
         return metadata.get(MARK)
 
 
-def _groups_with(file: pq.ParquetFile, episode: int) -> list[int]:
-    """Row groups that may hold rows of the episode, by their statistics where there are any."""
-    meta = file.metadata
-    column = [meta.schema.column(i).path for i in range(meta.num_columns)].index("episode_index")
-    groups = []
-    for k in range(meta.num_row_groups):
-        stats = meta.row_group(k).column(column).statistics
-        if stats is None or not stats.has_min_max or stats.min <= episode <= stats.max:
-            groups.append(k)
-    return groups
-
-
-def _empty(table: Any, key: str) -> Any:
+def _read(path: Path, file: pq.ParquetFile, groups: Sequence[int] | None, keys: list[str]) -> pa.Table:
+    """Columns of some row groups, or of all."""
     import pyarrow as pa
 
-    return pa.array([], type=table.schema.field(key).type)
+    _require(path, file, keys)
+    try:
+        if groups is None:
+            return file.read(columns=keys, use_threads=False)
+        return file.read_row_groups(list(groups), columns=keys, use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"{path}: cannot be read ({_first_line(error)}); copy it again") from None
+
+
+def _require(path: Path, file: pq.ParquetFile, keys: Sequence[str]) -> None:
+    present = file.schema_arrow.names
+    for key in keys:
+        if key not in present:
+            raise DatasetError(f"{path}: has no column '{key}' (it has {', '.join(present)}); record it again")
+
+
+def _episode_ranges(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+    """Least and greatest episode of each row group; everything where the file does not say."""
+    column = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index("episode_index")
+    ranges = []
+    for k in range(metadata.num_row_groups):
+        stats = metadata.row_group(k).column(column).statistics
+        known = stats is not None and stats.has_min_max
+        ranges.append((stats.min, stats.max) if known else (0, sys.maxsize))
+    return ranges
+
+
+def _one_array(table: pa.Table, key: str) -> Any:
+    import pyarrow as pa
+
+    chunks = table.column(key).chunks
+    return pa.concat_arrays(chunks) if chunks else pa.array([], type=table.schema.field(key).type)
 
 
 def _first_line(error: Exception) -> str:
