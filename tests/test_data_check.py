@@ -118,6 +118,18 @@ def test_every_break_is_found_and_named(root: Path, damage: Any, episode: int | 
         assert p.remedy and "\n" not in str(p) and str(p).endswith(p.remedy)
 
 
+def test_declared_columns_that_tables_lack_are_named_once(root: Path) -> None:
+    change(
+        root, lambda f: f["features"].update({"observation.extra": {"dtype": "float32", "shape": [2], "names": None}})
+    )
+    (problem,) = check_dataset(root)
+    assert (problem.episode, problem.what) == (None, "'observation.extra' is declared, but no table has it")
+    table = pq.read_table(root / TABLE)
+    pq.write_table(table.append_column("observation.extra", pa.array(np.zeros((8, 2)).tolist())), root / TABLE)
+    (problem,) = check_dataset(root)
+    assert (problem.episode, problem.what) == (0, "its table has no 'observation.extra', others have")
+
+
 def test_damage_inside_a_video_is_found_by_decoding(root: Path) -> None:
     encode(root / VIDEO, np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), np.uint8), 30)
     damaged_inside(root)
@@ -240,6 +252,16 @@ def test_check_says_what_and_exits(root: Path, capsys: pytest.CaptureFixture[str
     assert len(lines) == 2 and lines[0].startswith("episode 3: ") and lines[1].endswith("1 problem(s)")
     assert main(["dataset", "check", str(root), "--embodiment", "planar_finger_2"]) == 1
     assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
+
+
+def test_check_holds_a_recording_against_the_robot_its_recipe_names(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(root, lambda f: f.update(jidm={"embodiment": "planar_finger_2"}))
+    assert main(["dataset", "check", str(root)]) == 1
+    assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
+    change(root, lambda f: f.update(jidm={"embodiment": "a robot of another house"}))
+    assert main(["dataset", "check", str(root)]) == 0
 
 
 def test_what_is_wrong_with_the_recordings_of_others() -> None:

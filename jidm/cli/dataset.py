@@ -62,16 +62,19 @@ class Check:
     """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
 
     embodiment: str | None = None
-    """Also hold joints and limits against this robot."""
+    """Robot to hold joints and limits against; the recipe's if it names one jidm knows."""
 
     decode: bool = False
     """Also decode every picture; slow, finds damage inside the videos."""
 
     def run(self) -> int:
-        from jidm.cli.inputs import find_robot
-        from jidm.data import check_dataset
+        from jidm.data import check_dataset, open_dataset
+        from jidm.errors import DatasetError
 
-        robot = None if self.embodiment is None else find_robot(self.embodiment)
+        try:
+            robot = _robot(open_dataset(self.folder), self.embodiment)
+        except DatasetError:
+            robot = None  # the check says what is wrong
         problems = check_dataset(self.folder, embodiment=robot, decode=self.decode)
         for problem in problems:
             print(problem)

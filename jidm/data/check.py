@@ -13,6 +13,7 @@ import numpy as np
 from jidm.data.feature import ACTION, STATE, flat_names
 from jidm.data.film import open_film
 from jidm.data.read import Episode, RecordedDataset, open_dataset
+from jidm.data.table import column_names
 from jidm.errors import DatasetError, JidmError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _JITTER = 0.02
 """Share of the frame time by which a time stamp may be off; 32-bit stamps of long recordings need some."""
+
+_COUNTERS = ("timestamp", "frame_index", "episode_index")
 
 _BEYOND = 0.05
 """Share of a joint's range by which positions may pass its limits: sensors are off by as much."""
@@ -60,7 +63,8 @@ def check_dataset(path: str | Path, *, embodiment: Embodiment | None = None, dec
     except DatasetError as error:
         return [_from_error(None, error)]
     _shown_at.cache_clear()
-    problems = list(_whole(dataset))
+    _names_in.cache_clear()
+    problems = [*_whole(dataset), *_columns(dataset)]
     if embodiment is not None and dataset.joint_names:
         problems += _against_robot(dataset, embodiment)
     for episode in dataset:
@@ -128,6 +132,29 @@ def _against_robot(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Prob
             f"its joints are not those of '{robot.name}': '{pair[0]}' stands where '{pair[1]}' should",
             f"mend the names of {STATE} in info.json, or the order of its columns",
         )
+
+
+def _columns(dataset: RecordedDataset) -> Iterator[Problem]:
+    """Declared columns that tables lack; state, action and counters are looked into episode by episode."""
+    declared = {key for key, f in dataset.features.items() if f.dtype != "video"} - {STATE, ACTION, *_COUNTERS}
+    lacking: dict[str, list[int]] = {}
+    for episode in dataset:
+        try:
+            present = _names_in(episode.entry.table)
+        except DatasetError:
+            continue  # said where its rows are read
+        for key in sorted(declared.difference(present)):
+            lacking.setdefault(key, []).append(episode.index)
+    for key, episodes in lacking.items():
+        if len(episodes) == len(dataset):
+            yield Problem(None, f"'{key}' is declared, but no table has it", "take it out of info.json")
+        else:
+            for index in episodes:
+                yield Problem(
+                    index,
+                    f"its table has no '{key}', others have",
+                    "leave the episode out, or take it out of info.json",
+                )
 
 
 # ---- one episode -----------------------------------------------------------------------------------------------------
@@ -219,6 +246,11 @@ def _pictures(episode: Episode, key: str) -> Iterator[Problem]:
 
 
 @lru_cache(maxsize=8)  # several episodes may lie in one file
+def _names_in(path: Path) -> frozenset[str]:
+    return frozenset(column_names(path))
+
+
+@lru_cache(maxsize=8)
 def _shown_at(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     """Presentation times [s] of all pictures, ascending, and (height, width)."""
     with open_film(path) as container:
