@@ -48,7 +48,7 @@ class DatasetWriter:
         crf: quality of the video, 0 (finest) to 51.
 
     Raises:
-        DatasetError: an unknown version, odd picture sizes, or doubled names.
+        DatasetError: an unknown version, odd picture sizes, doubled names, or a recipe that JSON cannot hold.
     """
 
     def __init__(
@@ -64,8 +64,7 @@ class DatasetWriter:
         self.joint_names = _distinct("joint", joint_names)
         self.action_names = self.joint_names if action_names is None else _distinct("action", action_names)
         self.extras = dict(extras or {})
-        # Through JSON, so that what is compared is what a file gives back.
-        self.recipe = json.loads(json.dumps(dict(recipe or {}), allow_nan=False))
+        self.recipe = _plain(recipe or {})
         self._camera_keys = {name: f"{IMAGES}{name}" for name in cameras}
         self.features = self._features(cameras)
         self._plan = self._fingerprint()
@@ -79,7 +78,8 @@ class DatasetWriter:
         """Write one episode; afterwards it is whole, or absent if the process dies. Does nothing if it is there.
 
         Args:
-            index: its number, from 0; several processes must not share one unless they write the same.
+            index: its number, from 0; several processes must not share one unless they write the same. Gaps are fine
+                here, but LeRobot's own reader wants all numbers below the count.
             frames: camera -> (T, H, W, 3) uint8 RGB.
             state: (T, n) joint positions [rad or m].
             action: (T, m); None if the data set has no actions.
@@ -271,6 +271,15 @@ def _counters(episode: Written) -> dict[str, NDArray[np.int64]]:
     """The columns that depend on the other episodes."""
     count = np.arange(episode.length, dtype=np.int64)
     return {"index": count + episode.first, "task_index": np.full_like(count, episode.task_index)}
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Through JSON and back, so that what is compared is what a file gives."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(recipe), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"the recipe cannot be kept as JSON ({error}); give numbers, text, lists, dicts") from None
+    return plain
 
 
 def _distinct(what: str, names: Sequence[str]) -> tuple[str, ...]:
