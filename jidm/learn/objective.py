@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
-from jidm.learn.batch import JointStats, PairBatch
+from jidm.learn.batch import JointStats, PairBatch, normal
+from jidm.learn.together import over_processes, weighted_mean
 from jidm.solve.learned_step import LearnedStep, SeenAt, learned_step, step_pairs
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
@@ -88,7 +89,7 @@ class TrainableField(LearnedField):
         seen = self.encode(torch.cat([batch.first, batch.second]))
         q = torch.cat([batch.q, batch.q_next])
         q_seen, q_std = self.state(seen)
-        at = SeenAt.of(self, seen, self._asked_at(q, q_seen))
+        at = SeenAt.of(self, seen, self._asked_at(batch, q, q_seen))
         parts = {
             "state": self._state_loss(q, q_seen, q_std),
             "smooth": smoothness(at.jacobian * self._column, seen.image),
@@ -148,11 +149,19 @@ class TrainableField(LearnedField):
         """(n, 1, 1) a typical step of each joint: the field times this is in pixels."""
         return self.delta_std[:, None, None]
 
-    def _asked_at(self, q: Tensor, q_seen: Tensor) -> Tensor:
+    def _asked_at(self, batch: PairBatch, q: Tensor, q_seen: Tensor) -> Tensor:
         """Poses to bend the field with: half of them nearly right, as when tracking, half read off the picture."""
-        noisy = q + _POSE_NOISE * self.q_std * torch.randn_like(q)
-        from_picture = torch.rand(len(q), 1, device=q.device) < 0.5
+        random = batch.dice()
+        noisy = q + _POSE_NOISE * self.q_std * normal(random[:, 2:])
+        from_picture = random[:, :1] < 0.5
         return torch.where(from_picture, q_seen.detach(), noisy)
+
+    def _guesses(self, batch: PairBatch) -> Callable[[Tensor], Tensor]:
+        """Steps to look closer around: half of them the first look's, half the executed ones, off by anything from a tenth
+        to twice a typical step. So the closer look learns to mend small and large errors alike."""
+        random = batch.dice()[len(batch) :]
+        off = 0.1 * 20.0 ** random[:, 1:2] * normal(random[:, 2:].roll(1, -1)) * self.delta_std
+        return lambda found: torch.where(random[:, :1] < 0.5, found, batch.delta_q + off)
 
     def _state_loss(self, q: Tensor, q_seen: Tensor, q_std: Tensor) -> Tensor:
         error = (q_seen - q) / self.q_std
@@ -215,15 +224,15 @@ class _BothWays:
         if self.mask is not None:
             return F.binary_cross_entropy_with_logits(logit, self.mask)
         moved = (self.flow.square().sum(1).sqrt() > 0.5).to(logit) * self.weight
-        return _mean(F.softplus(-logit), moved)
+        return weighted_mean(F.softplus(-logit), moved)
 
 
 def field_loss(jacobian: Float[Tensor, "b 2 n h w"], moves: _BothWays) -> Float[Tensor, ""]:
     """Charbonnier distance of `jacobian @ step` from the motion to first order, relative to the batch's mean motion."""
     told = torch.einsum("bcnhw,bn->bchw", jacobian, moves.tangent_step)
     weight = moves.tangent_weight
-    motion = _mean(moves.tangent.square().sum(1).sqrt(), weight).clamp(min=_LEAST_MOTION)
-    return _mean(charbonnier(told - moves.tangent), weight) / motion
+    motion = over_processes(weighted_mean(moves.tangent.square().sum(1).sqrt(), weight)).clamp(min=_LEAST_MOTION)
+    return weighted_mean(charbonnier(told - moves.tangent), weight) / motion
 
 
 def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor, ""]:
@@ -234,7 +243,7 @@ def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor
     for share, look in zip(shares, made.looks):
         flow = torch.cat([look[0].flow, look[1].flow])
         half = torch.cat([look[0].log_weight, look[1].log_weight]) / 2
-        total = total + share * _mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
+        total = total + share * weighted_mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
     return total
 
 
@@ -265,10 +274,6 @@ def smoothness(field: Float[Tensor, "b 2 n h w"], image: Float[Tensor, "b 3 H W"
 def charbonnier(error: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
     """Smooth length of a vector field."""
     return (error.square().sum(1) + _FLOW_EPS**2).sqrt()
-
-
-def _mean(value: Tensor, weight: Tensor) -> Tensor:
-    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
 def _spread(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:

@@ -7,6 +7,7 @@ two kinds of rows: the flow that the network sees left over, and brightness itse
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,27 +103,30 @@ class SeenAt:
 
 
 def learned_step(
-    field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None, *, closer: int = 2
-) -> LearnedStep:
+    field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None,
+    *, guess: Callable[[Float[Tensor, "b n"]], Float[Tensor, "b n"]] | None = None, closer: int = 2,
+) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in everything.
 
     Args:
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
+        guess: makes of the first look's step the one around which the closer looks begin; that step itself if not given.
         closer: how many closer looks.
     """
     a, b = first.seen, second.seen
-    forward, backward = field.pair.correlate(a.match, b.match)
-    early = Look(*field.pair.start(forward, a.match)), Look(*field.pair.start(backward, b.match))
+    forward, backward = field.pair.correlate(a.coarse, b.coarse)
+    early = Look(*field.pair.start(forward, a.coarse)), Look(*field.pair.start(backward, b.coarse))
     looks = [early if flow is None else _given(flow, early)]
     solution = _solve(field, first, second, looks[0])
     steps = [solution.delta_q]
+    step = solution.delta_q.detach() if guess is None else guess(solution.delta_q.detach())
     for _ in range(closer if flow is None else 0):
-        step = steps[-1].detach()
         ahead, back = (torch.einsum("bcnhw,bn->bchw", x.jacobian.detach(), step) for x in (first, second))
         guesses = path(ahead, back), path(-back, -ahead)
         looks.append((_look(field.pair, a, b, guesses[0]), _look(field.pair, b, a, guesses[1])))
         solution = _solve(field, first, second, looks[-1])
         steps.append(step + solution.delta_q)
+        step = steps[-1].detach()
     return LearnedStep(_about_flow(solution, first, looks[-1][0], steps[-1]), tuple(steps), tuple(looks))
 
 

@@ -12,6 +12,9 @@ from jidm.errors import CheckpointError, InputError
 STRIDE = 4
 """Pixels of the picture per cell of the field's grid."""
 
+COARSE = 8
+"""Pixels per cell of the grid on which pictures are first matched."""
+
 _COARSEST = 16  # pixels per cell of the encoder's coarsest level
 
 
@@ -49,7 +52,7 @@ class LearnedFieldConfig:
             field, so that the network's own numbers are pixels.
         q_lower, q_upper: range of the training poses, per joint [rad or m].
         size: "tiny", "small" or "base".
-        reach: largest motion between two frames that the matching sees at once [cells of the grid].
+        reach: largest motion between two frames that the matching sees at once [cells of 8 px].
         backbone: "own", or the name of a torchvision classifier whose convolutions encode the picture.
     """
 
@@ -63,7 +66,7 @@ class LearnedFieldConfig:
     q_lower: tuple[float, ...]
     q_upper: tuple[float, ...]
     size: str = "tiny"
-    reach: int = 4
+    reach: int = 2
     backbone: str = "own"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What moved between two pictures, on the field's grid: correlation first, then refinement around a guess."""
+"""What moved between two pictures: correlation first, on a coarse grid, then a close look around a guess."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jidm.field.learned.blocks import ConvBlock
-from jidm.field.learned.config import STRIDE
+from jidm.field.learned.blocks import ConvBlock, doubled
+from jidm.field.learned.config import COARSE, STRIDE
 
 _LARGEST_LOG_WEIGHT = 4.0
 """Confidences span e^-4 to e^4 around 1: unclamped ones run away (a published training died of it after 4400 steps)."""
@@ -39,8 +39,8 @@ class PairHead(nn.Module):
 
     Args:
         features: channels of the matching features.
-        reach: radius of the correlation window [cells].
-        grid: (h, w) of the field.
+        reach: radius of the correlation window [cells of the coarse grid].
+        grid: (h/2, w/2), the coarse grid: the field's at half its resolution, a sixteenth of the pairs to compare.
     """
 
     index: Tensor
@@ -63,7 +63,7 @@ class PairHead(nn.Module):
         self.coarse_out = nn.Conv2d(features, 3, 1)
         pixels = 3 * STRIDE**2
         self.fine_in = nn.Sequential(nn.Conv2d(2 * pixels + 2 * features, features, 1), nn.GELU())
-        self.fine = nn.Sequential(ConvBlock(features, features), ConvBlock(features, features))
+        self.fine = ConvBlock(features, features)
         self.fine_out = nn.Conv2d(features, 4, 1)
         self.log_noise = nn.Parameter(torch.tensor(_BRIGHTNESS_NOISE).log())
         for layer in (self.coarse_out, self.fine_out):
@@ -72,9 +72,9 @@ class PairHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Both directions' windows of one correlation volume: two (B, side^2, h, w)."""
+        """Both directions' windows of one correlation volume of coarse features: two (B, side^2, h/2, w/2)."""
         b, c, h, w = first.shape
-        volume = first.flatten(2).mT @ second.flatten(2) * (4 / c**0.5)
+        volume = (first * (4 / c**0.5)).flatten(2).mT @ second.flatten(2)
         windows = []
         for one in (volume, volume.mT):
             window = one.gather(2, self.index.expand(b, -1, -1)).masked_fill(~self.inside, -20.0)
@@ -82,11 +82,11 @@ class PairHead(nn.Module):
         return windows[0], windows[1]
 
     def start(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """First flow [px of the picture] and log-confidence from a correlation window."""
+        """First flow [px of the picture] and log-confidence on the field's grid, from a correlation window."""
         likely = (window * self.sharpness.exp() / 4).softmax(1)
         peak = torch.einsum("bkhw,ck->bchw", likely, self.offsets)
         out = self.coarse_out(self.coarse(torch.cat([window / 4, features], 1)))
-        return (peak + out[:, :2]) * STRIDE, _bounded(out[:, 2])
+        return doubled((peak + out[:, :2]) * COARSE), _bounded(doubled(out[:, 2:]))[:, 0]
 
     def refine(
         self, pixels: Tensor, features: Tensor, other: Tensor, other_features: Tensor, guess: Tensor

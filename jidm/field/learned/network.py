@@ -28,7 +28,7 @@ class Encoded:
     Attributes:
         image: (B, 3, H, W) as given.
         quarter, eighth, sixteenth: features at those scales.
-        match: (B, C, h, w) features to recognise a place of the robot by.
+        match: (B, C, h, w) features to recognise a place of the robot by; coarse: (B, C, h/2, w/2) the same from further.
     """
 
     image: Tensor
@@ -36,10 +36,13 @@ class Encoded:
     eighth: Tensor
     sixteenth: Tensor
     match: Tensor
+    coarse: Tensor
 
     def __getitem__(self, index: Any) -> Encoded:
         """Index the batch axis."""
-        return Encoded(*(getattr(self, k)[index] for k in ("image", "quarter", "eighth", "sixteenth", "match")))
+        return Encoded(
+            *(getattr(self, k)[index] for k in ("image", "quarter", "eighth", "sixteenth", "match", "coarse"))
+        )
 
 
 class LearnedField(nn.Module):
@@ -74,7 +77,8 @@ class LearnedField(nn.Module):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config, size.levels)
         self.match_in = nn.Conv2d(quarter, size.match, 1)
-        self.pair = PairHead(size.match, config.reach, grid)
+        self.coarse_in = nn.Conv2d(eighth, size.match, 1)
+        self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2))
         self.from_sixteenth = nn.Conv2d(sixteenth + 2, width, 1)
         self.from_eighth = nn.Conv2d(eighth, width, 1)
         self.from_quarter = nn.Conv2d(quarter, width, 1)
@@ -103,9 +107,8 @@ class LearnedField(nn.Module):
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
         """Everything the heads need to know of a batch of pictures, RGB in [0, 1] at the config's size."""
         quarter, eighth, sixteenth = self.encoder(image)
-        match = self.match_in(quarter)
-        match = match / match.square().mean(1, keepdim=True).add(1e-4).sqrt()
-        return Encoded(image, quarter, eighth, sixteenth, match)
+        match, coarse = (_normed(x) for x in (self.match_in(quarter), self.coarse_in(eighth)))
+        return Encoded(image, quarter, eighth, sixteenth, match, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
@@ -129,6 +132,11 @@ class LearnedField(nn.Module):
     def _coarse(self, seen: Encoded) -> Tensor:
         grid = self.grid16.expand(len(seen.sixteenth), -1, -1, -1)
         return self.from_sixteenth(torch.cat([seen.sixteenth, grid], 1))
+
+
+def _normed(features: Tensor) -> Tensor:
+    """Features of unit mean square at every place."""
+    return features / features.square().mean(1, keepdim=True).add(1e-4).sqrt()
 
 
 def make_encoder(config: LearnedFieldConfig, levels: tuple[int, int, int, int]) -> nn.Module:
