@@ -207,7 +207,14 @@ def killed_and_resumed(tmp_path: Path, steps: int, kills: int, seed: int) -> tup
     """A run that is killed again and again, until it is through; how often it was killed before its end."""
     dataset = blob_dataset(tmp_path / "blobs")
     settings = config(
-        tmp_path, "killed", steps=steps, options={"dropout": 0.2}, augment="full", save_minutes=1e-6, resume=True
+        tmp_path,
+        "killed",
+        steps=steps,
+        options={"dropout": 0.2},
+        augment="full",
+        save_minutes=0.05 / 60,
+        log_every=1,
+        resume=True,
     )
     random = np.random.default_rng(seed)
     context, died = multiprocessing.get_context("fork"), 0
@@ -251,6 +258,29 @@ def check_same_as_uninterrupted(tmp_path: Path, settings: TrainConfig) -> None:
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     settings, died = killed_and_resumed(tmp_path, steps=60, kills=2, seed=0)
     assert died >= 1
+    check_same_as_uninterrupted(tmp_path, settings)
+
+
+def test_a_state_that_is_half_written_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning
+
+    dataset = blob_dataset(tmp_path / "blobs")
+    given = {"steps": 30, "save_minutes": 1e-6, "resume": True, "options": {"dropout": 0.2}, "augment": "full"}
+    settings, whole, calls = config(tmp_path, "killed", **given), lightning.Trainer.save_checkpoint, []
+
+    def cut_off(self: Any, path: Path, *more: Any) -> None:
+        calls.append(path)
+        if len(calls) == 12:
+            Path(path).write_bytes(b"half a")
+            raise OSError("power cut")
+        whole(self, path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning.Trainer, "save_checkpoint", cut_off)
+        with pytest.raises(OSError, match="power cut"):
+            train(settings, dataset=dataset)
+    assert calls[-1].name != "last.ckpt"
+    train(settings, dataset=dataset)
     check_same_as_uninterrupted(tmp_path, settings)
 
 
