@@ -30,7 +30,9 @@ class MuonAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, *, muon: float = 10.0) -> None:
-        kernels, matrices, others = [], [], []
+        kernels: list[Tensor] = []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for p in (p for p in model.parameters() if p.requires_grad):
             if p.ndim == 4 and p.shape[-1] > 1 and p.shape[1] > 3:
                 kernels.append(p)
@@ -44,7 +46,7 @@ class MuonAdamW(torch.optim.AdamW):
         super().__init__([g for g in groups if g["params"]], lr=learning_rate, betas=_ADAM_BETAS)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient."""
         loss = None
         if closure is not None:
