@@ -6,9 +6,8 @@ not, write the same data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,12 @@ from numpy.typing import NDArray
 from jidm.data import DatasetWriter, Feature
 from jidm.errors import InputError
 from jidm.robot.camera import Camera
-from jidm.sim.framing import framed_camera
+from jidm.sim.babble_motion import babble_motion
+from jidm.sim.framing import framed_camera, working_space
+from jidm.sim.freespace import FreeSpace
 from jidm.sim.look import Look
-from jidm.sim.motion import babble_motion
+from jidm.sim.sampling import at_centres
+from jidm.sim.things import random_things
 from jidm.sim.world import Rendering, World
 
 if TYPE_CHECKING:
@@ -40,11 +42,13 @@ class BabbleConfig:
         cameras: names of the robot's cameras whose direction of view is used; the picture is framed anew.
         width, height: of the pictures [px], multiples of 4.
         seed: of everything; other seeds give other motions, looks and cameras.
-        look: "random": textures, light and background drawn per episode; "plain", "textured".
+        look: "random": textures, light, background and things around drawn per episode; "plain"; "textured".
+        objects: most things around the robot, see `random_things`; none unless the look is random.
         camera_jitter: per episode, standard deviation of the camera's position [share of its distance], of its
             direction [degrees] and of its focal length [share].
         amplitude: share of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
+        avoid_collisions: motions keep links off each other and off the floor.
         extras: also record depth, links and camera.
         supersample: anti-aliasing, see `World`.
     """
@@ -58,9 +62,11 @@ class BabbleConfig:
     height: int = 128
     seed: int = 0
     look: str = "random"
+    objects: int = 5
     camera_jitter: tuple[float, float, float] = (0.01, 0.5, 0.02)
     amplitude: float = 1.0
     speed: float = 1.0
+    avoid_collisions: bool = True
     extras: bool = True
     supersample: int = 2
 
@@ -71,12 +77,17 @@ class BabbleConfig:
             raise InputError(f"width and height must be multiples of {GRID}, got {self.width} x {self.height}")
         if self.look not in LOOKS:
             raise InputError(f"unknown look '{self.look}'; known: {', '.join(LOOKS)}")
+        if self.objects < 0 or not 0 < self.amplitude <= 1 or min(self.camera_jitter) < 0:
+            raise InputError("self-play needs objects >= 0, an amplitude in (0, 1] and a camera jitter >= 0")
         if not self.cameras:
             raise InputError("self-play needs a camera; name one of the robot's")
 
 
 GRID = 4
 """Pixels per cell of the grid on which depth and links are recorded."""
+
+_DETAIL = 0.5  # of a pixel's width at the robot: features below are not drawn
+_GRAIN = (2.0, 9.0)  # size of textures' features [px]: finer ones flicker, coarser ones are hardly seen on links
 
 
 class Stage:
@@ -91,22 +102,39 @@ class Stage:
             name: framed_camera(self.embodiment, self.embodiment.camera(name), config.width, config.height)
             for name in config.cameras
         }
+        self._middle, self._radius = working_space(self.embodiment)
         self._world: World | None = None
+        self._free: FreeSpace | None = None
 
     def close(self) -> None:
-        """Give the simulator back."""
-        if self._world is not None:
-            self._world.close()
-            self._world = None
+        """Give the simulators back."""
+        for simulator in (self._world, self._free):
+            if simulator is not None:
+                simulator.close()
+        self._world = self._free = None
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def motion(self, index: int) -> NDArray[np.float64]:
+        """Joint positions (T, n) of episode `index` [rad or m]."""
+        config = self.config
+        if self._free is None and config.avoid_collisions:
+            self._free = FreeSpace(self.embodiment)
+        return babble_motion(
+            self.embodiment, config.frames, 1 / config.fps, _seed(config, index), amplitude=config.amplitude,
+            speed=config.speed, is_free=self._free,
+        )  # fmt: skip
 
     def episode(self, index: int) -> dict[str, Any]:
         """Episode number `index` as the arguments of `DatasetWriter.write_episode`."""
-        config = self.config
-        seed = int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0])
-        q = babble_motion(
-            self.embodiment, config.frames, 1 / config.fps, seed, amplitude=config.amplitude, speed=config.speed
-        )
-        frames, extras = {}, {}
+        config, seed = self.config, _seed(self.config, index)
+        q = self.motion(index)
+        frames: dict[str, NDArray[np.uint8]] = {}
+        extras: dict[str, NDArray[Any]] = {}
         for k, (name, nominal) in enumerate(self.cameras.items()):
             camera = jittered(nominal, config.camera_jitter, np.random.default_rng([seed, k, 0xCA]))
             seen = self._render(q, camera, seed)
@@ -117,25 +145,39 @@ class Stage:
         return {"index": index, "frames": frames, "state": q, "action": action, "extras": extras}
 
     def _render(self, q: NDArray[np.float64], camera: Camera, seed: int) -> Rendering:
+        pixel = min(self._pixel(nominal) for nominal in self.cameras.values())
         if self._world is None:
-            self._world = World(self.embodiment, supersample=self.config.supersample)
-        self._world.seed = seed
-        kinds: dict[str, Callable[[], Look]] = {
-            "random": partial(Look.random, seed),
-            "plain": Look.plain,
-            "textured": Look.textured,
-        }
-        self._world.look = kinds[self.config.look]()
-        return self._world.render_video(q, camera)
+            self._world = World(
+                self.embodiment, supersample=self.config.supersample, detail=_DETAIL * pixel, exact=False
+            )
+        world = self._world
+        world.seed, world.things = seed, ()
+        if self.config.look == "random":
+            world.look = self._random_look(seed, self._pixel(camera))
+            world.things = random_things(camera, self._middle, self._radius, seed, self.config.objects)
+        else:
+            world.look = Look.plain() if self.config.look == "plain" else Look.textured()
+        return world.render_video(q, camera)
+
+    def _random_look(self, seed: int, pixel: float) -> Look:
+        look = Look.random(seed)
+        grain = pixel * np.exp(np.random.default_rng([seed, 0x6A]).uniform(*np.log(_GRAIN)))
+        return replace(look, texture=replace(look.texture, grain=float(grain)))
+
+    def _pixel(self, camera: Camera) -> float:
+        """Width of a pixel at the middle of the robot's working space [m]."""
+        T, K = camera.T_camera_base.double().numpy(), camera.K.double().numpy()
+        return float((T[2, :3] @ self._middle + T[2, 3]) / K[0, 0])
 
 
 def episode_arrays(config: BabbleConfig, index: int) -> dict[str, Any]:
     """Episode number `index`, a function of config and index alone; see `Stage.episode`."""
-    stage = Stage(config)
-    try:
+    with Stage(config) as stage:
         return stage.episode(index)
-    finally:
-        stage.close()
+
+
+def _seed(config: BabbleConfig, index: int) -> int:
+    return int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0])
 
 
 def babble(
@@ -231,29 +273,14 @@ def jittered(camera: Camera, jitter: tuple[float, float, float], rng: np.random.
 
 
 def _extras(name: str, camera: Camera, seen: Rendering) -> dict[str, NDArray[Any]]:
-    depth, link = cells(seen.depth, seen.link)
+    depth, link = at_centres(seen.depth, seen.link, GRID)
     K, T = camera.K.double().numpy(), camera.T_camera_base.double().numpy()
     row = np.concatenate([[K[0, 0], K[1, 1], K[0, 2], K[1, 2]], T[:3].ravel()])
     return {
-        f"observation.depth.{name}": depth,
-        f"observation.links.{name}": link,
+        f"observation.depth.{name}": np.where(link >= 0, depth, 0).astype(np.float32),
+        f"observation.links.{name}": link.astype(np.int16),
         f"observation.camera.{name}": np.tile(row, (len(seen), 1)),
     }
-
-
-def cells(depth: NDArray[np.float32], link: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-    """Depth and link at the centres of 4x4 cells, from the four pixels around each centre.
-
-    A cell shows the link that most of the four show (of two equal ones the nearer), at their mean depth, which is exact
-    to first order where all four agree. Off the robot depth 0, link -1.
-    """
-    z = np.stack([depth[..., i::GRID, j::GRID] for i in (1, 2) for j in (1, 2)]).astype(np.float64)
-    ids = np.stack([link[..., i::GRID, j::GRID] for i in (1, 2) for j in (1, 2)])
-    votes = (ids[:, None] == ids[None]).sum(1) - np.where(np.isfinite(z), z, 1e3) * 1e-4
-    best = np.take_along_axis(ids, votes.argmax(0)[None], 0)[0]
-    same = (ids == best) & (ids >= 0)
-    total = np.where(same, z, 0.0).sum(0) / np.maximum(same.sum(0), 1)
-    return np.where(best >= 0, total, 0).astype(np.float32), best.astype(np.int16)
 
 
 def _with_progress(items: Iterator[int], total: int, show: bool) -> Iterator[int]:

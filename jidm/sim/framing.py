@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.surface import sample_surface
+from jidm.sim.babble_motion import usable_range
+from jidm.sim.freespace import floor_of
 
 if TYPE_CHECKING:
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
-_POSES = 300
+_POSES = 600
 _POINTS = 600
-_SHARE = 0.02  # of all places the robot takes that may lie beyond each border of the frame, before the margin
+_SHARE = 0.01  # of all places the robot takes that may lie beyond each border of the frame, before the margin
+_SUNK = 0.02  # of a standing base may lie below the floor [m]
 _MARGIN = 0.03  # of the frame, on each side
 
 
@@ -35,26 +38,27 @@ def framed_camera(embodiment: Embodiment, camera: Camera, width: int, height: in
     p_base = kinematics.move_points(kinematics.link_poses(q), surface.link, surface.p_link)
     camera = camera.to("cpu", torch.float64)
     uv, depth = camera.project(p_base)
-    seen = uv[depth > 0].numpy()
+    # A robot that stands on the floor does not reach through it.
+    above = (p_base[..., 2].amin(dim=-1, keepdim=True) >= floor_of(embodiment) - _SUNK).expand_as(depth)
+    seen = uv[above & (depth > 0)].numpy()
     low, high = np.quantile(seen, [_SHARE, 1 - _SHARE], axis=0)
     middle, size = (low + high) / 2, np.maximum(high - low, 1e-6)
     scale = (1 - 2 * _MARGIN) * float(np.min(np.array([width, height]) / size))
+    # Rounded, so that sums in another order, on another number of cores, frame the same.
+    scale, shift = float(f"{scale:.5g}"), np.round((np.array([width, height]) - 1) / 2 - scale * middle, 2)
     K = camera.K.clone()
     K[:2] *= scale
-    K[:2, 2] += torch.from_numpy((np.array([width, height]) - 1) / 2 - scale * middle)
+    K[:2, 2] += torch.from_numpy(shift)
     return replace(camera, width=width, height=height, K=K)
 
 
-def usable_range(embodiment: Embodiment, share: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) lowest and highest position that self-play goes to [rad or m].
-
-    The middle nine tenths of a joint's limits, half a turn to either side of home where there is none; `share` of that
-    about home.
-    """
-    home = np.array(embodiment.home, dtype=np.float64)
-    bounded = np.isfinite(embodiment.lower) & np.isfinite(embodiment.upper)
-    low = np.where(bounded, embodiment.lower, home - np.pi)
-    high = np.where(bounded, embodiment.upper, home + np.pi)
-    slack = 0.05 * (high - low)
-    low, high = np.minimum(low + slack, home), np.maximum(high - slack, home)
-    return home - share * (home - low), home + share * (high - home)
+def working_space(embodiment: Embodiment, *, seed: int = 0) -> tuple[NDArray[np.float64], float]:
+    """Middle (3,) and radius of the space that the robot's surface moves in [m], base frame, outermost parts left out."""
+    lower, upper = usable_range(embodiment)
+    q = torch.from_numpy(np.random.default_rng([seed, 0xF7A]).uniform(lower, upper, (100, embodiment.n)))
+    surface = sample_surface(embodiment.model, 200, seed=seed).to(q)
+    kinematics = Kinematics.from_embodiment(embodiment)
+    p_base = kinematics.move_points(kinematics.link_poses(q), surface.link, surface.p_link).reshape(-1, 3).numpy()
+    p_base = p_base[p_base[:, 2] >= floor_of(embodiment) - _SUNK]
+    middle: NDArray[np.float64] = p_base.mean(axis=0).round(4)
+    return middle, round(float(np.quantile(np.linalg.norm(p_base - middle, axis=-1), 0.95)), 4)

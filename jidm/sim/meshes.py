@@ -32,10 +32,11 @@ _CREASE = 0.5
 """Neighbouring triangles that meet at a sharper angle than this [rad] keep a visible edge; others are shaded smooth."""
 
 
-def drawable(model: RobotModel, folder: Path) -> RobotModel:
+def drawable(model: RobotModel, folder: Path, *, detail: float = 0.0) -> RobotModel:
     """A copy of the model without collisions, its visuals written as OBJ files into `folder`.
 
     A colour inside a mesh file counts before the URDF's (as in RViz), and the URDF's before `DEFAULT_COLOUR`.
+    `detail` [m] is the size of features that need not be drawn, see `coarser`.
 
     Raises:
         EmbodimentError: a mesh is missing or unreadable, or the robot has no visual shapes.
@@ -45,7 +46,7 @@ def drawable(model: RobotModel, folder: Path) -> RobotModel:
     links = []
     for index, link in enumerate(model.links):
         visuals = []
-        for k, (rgba, mesh) in enumerate(_parts_by_colour(link, model.name).items()):
+        for k, (rgba, mesh) in enumerate(_parts_by_colour(link, model.name, detail).items()):
             path = folder / f"link{index}_{k}.obj"
             path.write_text(_obj(mesh), encoding="ascii")
             visuals.append(Shape(Geometry("mesh", (1.0, 1.0, 1.0), str(path), path), np.eye(4), rgba))
@@ -53,13 +54,12 @@ def drawable(model: RobotModel, folder: Path) -> RobotModel:
     return replace(model, links=tuple(links))
 
 
-def _parts_by_colour(link: Link, robot: str) -> dict[Colour, trimesh.Trimesh]:
-
+def _parts_by_colour(link: Link, robot: str, detail: float = 0.0) -> dict[Colour, trimesh.Trimesh]:
     parts: dict[Colour, list[trimesh.Trimesh]] = {}
     for shape in link.visuals:
-        for mesh, own in _meshes(shape.geometry, robot):
+        for mesh, own in shape_meshes(shape.geometry, robot):
             mesh.apply_transform(shape.T_link_shape)
-            parts.setdefault(own or shape.rgba or DEFAULT_COLOUR, []).extend(_shaded(mesh))
+            parts.setdefault(own or shape.rgba or DEFAULT_COLOUR, []).extend(_shaded(mesh, detail))
     return {rgba: _joined(meshes) for rgba, meshes in parts.items()}
 
 
@@ -70,7 +70,7 @@ def _joined(meshes: list[trimesh.Trimesh]) -> trimesh.Trimesh:
     return joined
 
 
-def _meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, Colour | None]]:
+def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, Colour | None]]:
     """The shape's parts in its own frame [m], each with the colour its file gives it."""
     import trimesh
 
@@ -126,7 +126,7 @@ def _mean_colour(picture: Any) -> NDArray[np.float64]:
     return np.asarray(picture.convert("RGB"), dtype=np.float64).reshape(-1, 3).mean(axis=0)
 
 
-def _shaded(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
+def _shaded(mesh: trimesh.Trimesh, detail: float = 0.0) -> list[trimesh.Trimesh]:
     """The same triangles with smooth normals, and a second time inside out where both sides can be seen.
 
     TinyRenderer leaves out triangles that turn their back to the camera, so open or inverted parts would have holes.
@@ -138,9 +138,11 @@ def _shaded(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
     closed = _closed(bare)
     parts = []
     for faces, two_sided in ((bare.faces[closed], False), (bare.faces[~closed], True)):
+        # Coarsened after the split, as it breaks the watertightness that tells inside from outside.
+        vertices, faces = coarser(bare.vertices, faces, detail)
         if len(faces):
             part = trimesh.graph.smooth_shade(
-                trimesh.Trimesh(bare.vertices, faces, process=False), angle=_CREASE, facet_minarea=None
+                trimesh.Trimesh(vertices, faces, process=False), angle=_CREASE, facet_minarea=None
             )
             parts.append(part)
             if two_sided:
@@ -148,6 +150,28 @@ def _shaded(mesh: trimesh.Trimesh) -> list[trimesh.Trimesh]:
                 back.invert()
                 parts.append(back)
     return parts
+
+
+def coarser(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], detail: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Vertices (V, 3) [m] and faces (F, 3) with all vertices inside a cell of side `detail` merged into their mean.
+
+    No vertex moves farther than the cell's diagonal; faces that shrink to a line or a point, or that repeat another
+    with the same sense of rotation, are left out.
+    """
+    if not detail > 0 or not len(faces):
+        return vertices, faces
+    cell = np.floor(vertices / detail).astype(np.int64)
+    _, group = np.unique(cell, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    count = np.bincount(group)
+    merged = np.stack([np.bincount(group, vertices[:, k]) for k in range(3)], axis=-1) / count[:, None]
+    faces = group[faces]
+    faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
+    first = faces.argmin(axis=1)
+    turned = np.stack([faces[np.arange(len(faces)), (first + k) % 3] for k in range(3)], axis=-1)
+    return merged, np.unique(turned, axis=0)
 
 
 def _closed(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:

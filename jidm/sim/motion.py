@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
 _WAVES = 4
 """Sine waves per joint."""
-
-_ONE_JOINT = 0.125  # share of the self-play in which a single joint moves
-_ATTEMPTS = 200
-_CHECK_EVERY = 4  # rows between checks for free space: a sixteenth of a second apart they differ by little
 
 
 def smooth_motion(
@@ -108,55 +104,3 @@ def _room(
     low, high = np.minimum(lower + slack, home), np.maximum(upper - slack, home)
     reach = np.minimum(np.broadcast_to(wanted * scale, (n,)), (high - low) / 2)
     return np.clip(home, low + reach, high - reach), reach
-
-
-def babble_motion(
-    embodiment: Embodiment,
-    frames: int,
-    dt: float,
-    seed: int,
-    *,
-    amplitude: float = 1.0,
-    speed: float = 1.0,
-    is_free: Callable[[NDArray[np.float64]], bool] | None = None,
-) -> NDArray[np.float64]:
-    """A random motion for self-play: anywhere in the usable range, large or small, all joints or one.
-
-    It keeps the descriptor's limits like every `smooth_motion`, and a real robot can run it.
-
-    Args:
-        frames, dt: rows T, and time between them [s].
-        seed: same seed, same motion.
-        amplitude: share of the usable range (see `usable_range`) that is covered.
-        speed: factor on the frequencies.
-        is_free: says whether the robot may be at joint positions (n,); motions that lead elsewhere are shrunk towards
-            where they began, and drawn anew where that does not help.
-
-    Returns:
-        q (T, n) [rad or m].
-
-    Raises:
-        InputError: no free motion was found.
-    """
-    from jidm.sim.framing import usable_range
-
-    lower, upper = usable_range(embodiment, amplitude)
-    for attempt in range(_ATTEMPTS):
-        rng = np.random.default_rng([abs(seed), attempt, 0xBAB])
-        start = rng.uniform(lower, upper)
-        if is_free is not None and not is_free(start):
-            continue
-        room = (upper - lower) / 2
-        wide = rng.uniform(0.25, 1.0, embodiment.n) * room
-        joints = [str(rng.choice(embodiment.joint_names))] if rng.random() < _ONE_JOINT else None
-        tempo = float(np.exp(rng.uniform(np.log(0.6), np.log(1.4)))) * speed
-        band = (0.1 * tempo, 0.6 * tempo)
-        for shrink in (1.0, 0.5, 0.25):
-            q = smooth_motion(
-                embodiment, frames, dt, int(rng.integers(2**31)), amplitude=np.minimum(wide * shrink, room),
-                joints=joints, start=start, band=band,
-            )  # fmt: skip
-            q = np.clip(q, lower, upper)
-            if is_free is None or all(is_free(row) for row in q[::_CHECK_EVERY]):
-                return q
-    raise InputError(f"no free motion of '{embodiment.name}' in {_ATTEMPTS} attempts; is its home pose free?")

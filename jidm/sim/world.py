@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,17 +20,17 @@ from jidm.errors import InputError, MissingExtraError
 from jidm.robot.urdf import write_urdf
 from jidm.sim.look import Look, solid_noise
 from jidm.sim.meshes import drawable
+from jidm.sim.sampling import BACKGROUND, at_centres
+from jidm.sim.things import Thing
 
 if TYPE_CHECKING:
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
-BACKGROUND = -1
-"""Link id of pixels that do not show the robot."""
-
 # TinyRenderer samples a pixel at its left edge and, counted from below, at its lower edge. Moving the principal point
 # by this much [px, u right and v down] puts the samples at pixel centres; measured on boxes, spheres and planes.
 _SAMPLE_SHIFT = (-0.5, 0.5)
+_BODY = (1 << 24) - 1  # bits of a segment that name the body; those above name its link
 _TEXTURED_BASE = (0.78, 0.78, 0.78, 1.0)
 
 
@@ -41,7 +41,8 @@ class Rendering:
     Attributes:
         rgb: (*batch, H, W, 3) uint8.
         depth: (*batch, H, W) float32 distance along the optical axis at the pixel's centre [m]; inf where there is no robot.
-        link: (*batch, H, W) int32 index into `embodiment.model.links`, -1 where there is no robot.
+        link: (*batch, H, W) int32 index into `embodiment.model.links`, -1 where there is no robot. A thing in front of
+            the robot is no robot.
     """
 
     rgb: NDArray[np.uint8]
@@ -76,6 +77,10 @@ class World:
             sampled at pixel centres, which are among the fine samples if the number is odd; an even number costs a
             second pass.
         near, far: clipping distances along the optical axis [m].
+        detail: size of the meshes' features that need not be drawn [m]; a third of a pixel's width is not seen, and
+            drawing arms of hundreds of thousands of triangles gets many times faster.
+        exact: take depth and links at pixel centres exactly, and texture every fine sample. Otherwise an even
+            `supersample` takes them from the four samples around the centre, see `at_centres`, and textures pixels.
 
     Raises:
         MissingExtraError: PyBullet is not installed.
@@ -91,14 +96,17 @@ class World:
         supersample: int = 3,
         near: float = 0.05,
         far: float = 20.0,
+        detail: float = 0.0,
+        exact: bool = True,
     ) -> None:
         if supersample < 1:
             raise InputError(f"supersample must be at least 1, got {supersample}")
         if not 0 < near < far:
             raise InputError(f"clipping distances must satisfy 0 < near < far, got near={near}, far={far}")
         self.embodiment, self.seed, self.supersample = embodiment, seed, supersample
-        self._near, self._far = near, far
-        self._bullet = _bullet()
+        self._near, self._far, self._detail, self._exact = near, far, detail, exact or supersample % 2 == 1
+        self._things: list[tuple[Thing, int]] = []
+        self._bullet = bullet()
         self._client: int | None = self._bullet.connect(self._bullet.DIRECT)
         try:
             self._body = self._load()
@@ -141,6 +149,35 @@ class World:
             self._call("changeVisualShape", self._body, link, shape, rgbaColor=rgba if plain else _TEXTURED_BASE)
         self._look = look
 
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        """What else is there; assign others to change them. They hide the robot and are hidden by it."""
+        return tuple(thing for thing, _ in self._things)
+
+    @things.setter
+    def things(self, things: Sequence[Thing]) -> None:
+        while self._things:
+            self._call("removeBody", self._things.pop()[1])
+        bullet = self._bullet
+        for thing in things:
+            a, b, c = thing.size
+            shape = {
+                "box": {"shapeType": bullet.GEOM_BOX, "halfExtents": [a / 2, b / 2, c / 2]},
+                "sphere": {"shapeType": bullet.GEOM_SPHERE, "radius": a / 2},
+                "cylinder": {"shapeType": bullet.GEOM_CYLINDER, "radius": a / 2, "length": c},
+            }[thing.kind]
+            visual = self._call("createVisualShape", rgbaColor=(*thing.colour, 1.0), **shape)
+            body = self._call("createMultiBody", 0, -1, visual)
+            self._things.append((thing, body))
+        self._place_things(0)
+
+    def _place_things(self, frame: float) -> None:
+        for thing, body in self._things:
+            angle = float(np.linalg.norm(thing.turn))
+            axis = np.divide(thing.turn, angle) if angle > 0 else np.array([0.0, 0.0, 1.0])
+            turn = (*(np.sin(angle / 2) * axis).tolist(), float(np.cos(angle / 2)))
+            self._call("resetBasePositionAndOrientation", body, thing.place(frame).tolist(), turn)
+
     # ---- pose ---------------------------------------------------------------------------------------------------
 
     def pose(self, q: ArrayLike | torch.Tensor) -> None:
@@ -177,24 +214,28 @@ class World:
             CameraError: the camera has skewed intrinsics.
         """
         self.pose(q)
+        if any(np.any(thing.velocity) for thing, _ in self._things):
+            self._place_things(frame)
         k = self.supersample
         fine_camera = camera.resized(camera.width * k, camera.height * k)
-        rgb, depth, link = self._draw(fine_camera)
-        if k % 2:
-            at_centre = (slice(k // 2, None, k), slice(k // 2, None, k))
-            z, ids = depth[at_centre].copy(), link[at_centre].copy()
+        rgb, depth, link, solid = self._draw(fine_camera)
+        if k % 2 or not self._exact:
+            z, ids = at_centres(depth, link, k)
         else:
-            _, z, ids = self._draw(camera)
+            _, z, ids, _ = self._draw(camera)
         picture = _background(self.look.background, camera.width, camera.height, self.seed, frame).copy()
-        window = _robot_window(link, k)
+        window = _solid_window(solid, k)
         if window is not None:
             coarse, fine = window
-            colour = rgb[fine].astype(np.float32) / 255
-            robot = (link[fine] != BACKGROUND).astype(np.float32)[..., None]
-            if self.look.texture.kind == "noise":
-                colour *= self._albedo(depth, link, fine, fine_camera)
-            share = _blocks(robot, k)
-            picture[coarse] = _blocks(colour.clip(0, 1) * robot, k) + (1 - share) * picture[coarse]
+            colour = rgb[fine].astype(np.float32) / np.float32(255)
+            filled = solid[fine].astype(np.float32)[..., None]
+            textured = self.look.texture.kind == "noise"
+            if textured and self._exact:
+                colour = (colour * self._albedo(depth, link, fine, fine_camera)).clip(0, 1)
+            shown = _blocks(colour * filled, k)
+            if textured and not self._exact:
+                shown = (shown * self._albedo(z, ids, coarse, camera)).clip(0, 1)
+            picture[coarse] = shown + (1 - _blocks(filled, k)) * picture[coarse]
         return Rendering(np.rint(picture * 255).clip(0, 255).astype(np.uint8), z, ids)
 
     def frames(self, q: ArrayLike | torch.Tensor, camera: Camera) -> Iterator[Rendering]:
@@ -221,8 +262,8 @@ class World:
         self._call("setPhysicsEngineParameter", enableFileCaching=0)
         with tempfile.TemporaryDirectory(prefix="jidm-sim-") as folder:
             path = Path(folder) / "robot.urdf"
-            write_urdf(drawable(self.embodiment.model, Path(folder)), path)
-            with _quiet():
+            write_urdf(drawable(self.embodiment.model, Path(folder), detail=self._detail), path)
+            with quiet():
                 body: int = self._call("loadURDF", str(path), useFixedBase=True)
         return body
 
@@ -247,8 +288,10 @@ class World:
             seen[link] += 1
         return colours
 
-    def _draw(self, camera: Camera) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32]]:
-        """One pass of TinyRenderer: rgb (H, W, 3), metric depth, link, all sampled at pixel centres."""
+    def _draw(
+        self, camera: Camera
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_]]:
+        """One pass of TinyRenderer at pixel centres: rgb (H, W, 3), metric depth, link, where anything solid is."""
         K = camera.K.clone().double()
         K[0, 2] += _SAMPLE_SHIFT[0]
         K[1, 2] += _SAMPLE_SHIFT[1]
@@ -264,10 +307,11 @@ class World:
         rgb = np.asarray(rgba, dtype=np.uint8).reshape(height, width, 4)[..., :3]
         z = np.asarray(buffer, dtype=np.float64).reshape(height, width)
         segment = np.asarray(segments, dtype=np.int64).reshape(height, width)
-        robot = segment >= 0
+        solid = segment >= 0
+        robot = solid & (segment & _BODY == self._body)
         link = np.where(robot, self._link_table[np.where(robot, segment >> 24, 0)], BACKGROUND).astype(np.int32)
         depth = np.where(robot, far * near / (far - (far - near) * z), np.inf).astype(np.float32)
-        return rgb, depth, link
+        return rgb, depth, link, solid
 
     def _albedo(
         self, depth: NDArray[np.float32], link: NDArray[np.int32], window: tuple[slice, slice], camera: Camera
@@ -307,10 +351,9 @@ def _background(background: Any, width: int, height: int, seed: int, frame: int)
     return background.image(width, height, seed=seed, frame=frame if background.kind == "moving" else 0)
 
 
-def _robot_window(link: NDArray[np.int32], k: int) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
-    """The rectangle of coarse pixels that holds the robot, and the same in fine ones; None when it is not in view."""
-    robot = link != BACKGROUND
-    rows, columns = np.flatnonzero(robot.any(1)), np.flatnonzero(robot.any(0))
+def _solid_window(solid: NDArray[np.bool_], k: int) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
+    """The rectangle of coarse pixels that holds all that is solid, and the same in fine ones; None if nothing is."""
+    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     if not len(rows):
         return None
     (top, left), (bottom, right) = (rows[0] // k, columns[0] // k), (rows[-1] // k + 1, columns[-1] // k + 1)
@@ -347,9 +390,9 @@ def _unit(direction: tuple[float, float, float]) -> list[float]:
 
 
 @lru_cache(maxsize=1)
-def _bullet() -> ModuleType:
+def bullet() -> ModuleType:
     try:
-        with _quiet():  # it prints its build time when imported
+        with quiet():  # it prints its build time when imported
             import pybullet
     except ImportError:
         raise MissingExtraError("simulation", "pybullet", "sim") from None
@@ -357,7 +400,7 @@ def _bullet() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what C code prints: PyBullet writes notes to both standard streams and has no switch for it."""
     saved = [os.dup(1), os.dup(2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
