@@ -54,6 +54,9 @@ class PoseFollower:
         """Begin at a frame; without q0 [rad or m] at the pose that the frame shows."""
         seen = self.field.encode(frame[None])
         read, std = self.field.state(seen)
+        # A stated pose outside the limits is believed; from there the way is only back.
+        self._low = self.limits.lower if q0 is None else torch.minimum(self.limits.lower, q0)
+        self._high = self.limits.upper if q0 is None else torch.maximum(self.limits.upper, q0)
         self.q = self._inside(read[0]) if q0 is None else q0
         self.position_covariance = torch.diag(std[0] ** 2) if q0 is None else torch.zeros_like(torch.diag(std[0]))
         self._velocity = torch.zeros_like(self.q)
@@ -94,6 +97,8 @@ class PoseFollower:
         self.q, self.position_covariance = self._fused(
             self.q + step, self.position_covariance + covariance, self.field.state(seen)
         )
+        self._low = torch.minimum(self.limits.lower, self.q)
+        self._high = torch.maximum(self.limits.upper, self.q)
         self._elapsed = 0.0
         self._velocity = step / (dt + gap)
         self._last = SeenAt.of(self.field, seen, self.q[None])
@@ -123,7 +128,7 @@ class PoseFollower:
         return self._inside(q + fused @ (added @ (value - q))), fused
 
     def _inside(self, q: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(q, self.limits.lower), self.limits.upper)
+        return torch.minimum(torch.maximum(q, self._low), self._high)
 
 
 def _finite(covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

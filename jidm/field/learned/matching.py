@@ -57,6 +57,7 @@ class PairHead(nn.Module):
         self.register_buffer("inside", inside, persistent=False)
         self.register_buffer("offsets", offsets.flatten(1).float(), persistent=False)
         self.sharpness = nn.Parameter(torch.tensor(2.0))
+        self.stillness = nn.Parameter(torch.tensor(0.0))  # how much less likely a larger motion is, before anything is seen
         self.coarse = nn.Sequential(
             nn.Conv2d(side**2 + features, features, 1), nn.GELU(), ConvBlock(features, features)
         )
@@ -83,7 +84,8 @@ class PairHead(nn.Module):
 
     def start(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """First flow [px of the picture] and log-confidence on the field's grid, from a correlation window."""
-        likely = (window * self.sharpness.exp() / 4).softmax(1)
+        unlikely = F.softplus(self.stillness) * self.offsets.square().sum(0)[:, None, None]
+        likely = (window * self.sharpness.exp() / 4 - unlikely).softmax(1)
         peak = torch.einsum("bkhw,ck->bchw", likely, self.offsets)
         out = self.coarse_out(self.coarse(torch.cat([window / 4, features], 1)))
         return doubled((peak + out[:, :2]) * COARSE), _bounded(doubled(out[:, 2:]))[:, 0]
