@@ -32,6 +32,8 @@ class Babble:
         speed: factor on the motions' frequencies.
         workers: processes at work.
         shard: i/N records only every N-th episode from the i-th on.
+        ray: let a Ray cluster do it: its address, "auto" for the one that runs here, "local" for one of its own.
+        objects: most things standing around, when the look is random.
     """
 
     embodiment: Annotated[str, tyro.conf.Positional]
@@ -48,6 +50,8 @@ class Babble:
     speed: float = 1.0
     workers: int = 1
     shard: str = "0/1"
+    ray: str | None = None
+    objects: int = 5
 
     def run(self) -> None:
         """Record."""
@@ -56,9 +60,9 @@ class Babble:
         config = BabbleConfig(
             embodiment=self.embodiment, episodes=self.episodes, frames=self.frames, fps=self.fps, cameras=self.camera,
             width=self.width, height=self.height, seed=self.seed, look=self.look, amplitude=self.amplitude,
-            speed=self.speed,
+            speed=self.speed, objects=self.objects,
         )  # fmt: skip
-        babble(config, self.out, workers=self.workers, shard=_shard(self.shard), progress=True)
+        babble(config, self.out, workers=self.workers, shard=_shard(self.shard), ray=self.ray, progress=True)
         print(
             f"{self.out}: {self.episodes} episodes of {self.frames} frames asked for; see `jidm dataset show {self.out}`"
         )

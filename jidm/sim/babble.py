@@ -6,6 +6,7 @@ not, write the same data set.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from jidm.data import DatasetWriter, Feature
-from jidm.errors import InputError
+from jidm.errors import InputError, JidmError, MissingExtraError
 from jidm.robot.camera import Camera
 from jidm.sim.babble_motion import babble_motion
 from jidm.sim.framing import framed_camera, working_space
@@ -181,25 +182,44 @@ def _seed(config: BabbleConfig, index: int) -> int:
 
 
 def babble(
-    config: BabbleConfig, out: str | Path, *, workers: int = 1, shard: tuple[int, int] = (0, 1), progress: bool = False
+    config: BabbleConfig,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    ray: str | None = None,
+    progress: bool = False,
 ) -> None:
-    """Record the data set, or what is missing of it.
+    """Record the data set, or what is missing of it. All ways of sharing the work write the same bytes.
 
     Args:
         out: its folder. Episodes that are there already are left alone.
-        workers: processes at work.
+        workers: processes at work; with `ray`, actors at work, 1 meaning one per CPU of the cluster.
         shard: (i, N): record only episodes i, i + N, ...; whoever finds all episodes there writes the listing.
+        ray: have it done by a Ray cluster: its address, "auto" for the one that runs here, "local" for one started and
+            stopped for this. All its machines must see `out` under the same path.
         progress: show a progress bar.
+
+    Raises:
+        InputError: a number has no meaning.
+        DatasetError: the folder holds episodes made otherwise.
+        MissingExtraError: PyBullet or Ray is not installed.
+        JidmError: a process at work died; what it finished is kept, and running the same again goes on.
     """
     i, count = shard
     if not 0 <= i < count or workers < 1:
         raise InputError(f"shard must be i/N with 0 <= i < N and workers at least 1, got {i}/{count} and {workers}")
-    stage = Stage(config)
-    writer = make_writer(config, out, stage)
-    missing = sorted(set(range(i, config.episodes, count)) - writer.done())
-    for _ in _with_progress(_recorded(config, out, stage, missing, workers), len(missing), progress):
-        pass
-    stage.close()
+    with Stage(config) as stage:
+        writer = make_writer(config, out, stage)
+        missing = sorted(set(range(i, config.episodes, count)) - writer.done())
+        if ray is not None:
+            recorded = _by_ray(config, out, missing, workers, ray)
+        elif workers > 1:
+            recorded = _by_processes(config, out, missing, workers)
+        else:
+            recorded = _one_by_one(writer, stage, missing)
+        for _ in _with_progress(recorded, len(missing), progress):
+            pass
     if writer.done() >= set(range(config.episodes)):
         writer.finish()
 
@@ -227,35 +247,80 @@ def make_writer(config: BabbleConfig, out: str | Path, stage: Stage) -> DatasetW
     )  # fmt: skip
 
 
-def _recorded(config: BabbleConfig, out: str | Path, stage: Stage, indices: list[int], workers: int) -> Iterator[int]:
-    if workers == 1:
-        writer = make_writer(config, out, stage)
-        for index in indices:
-            writer.write_episode(**stage.episode(index))
-            yield index
-        return
+def _one_by_one(writer: DatasetWriter, stage: Stage, indices: list[int]) -> Iterator[int]:
+    for index in indices:
+        writer.write_episode(**stage.episode(index))
+        yield index
+
+
+def _by_processes(config: BabbleConfig, out: str | Path, indices: list[int], workers: int) -> Iterator[int]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     # A fork would share the simulator's and torch's threads; a fresh process does not.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(config, str(out))) as pool:
-        yield from pool.map(_record, indices)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(config, str(out))) as pool:
+            yield from pool.map(_record, indices)
+    except BrokenProcessPool:
+        raise JidmError(_DIED) from None
 
 
-_AT_WORK: dict[str, Any] = {}
-"""The stage and writer of a worker process."""
+_DIED = "a process at work died, perhaps for want of memory; run the same again, with fewer workers, to record the rest"
+_AT_WORK: list[_Worker] = []
+"""The one of a worker process."""
+
+
+class _Worker:
+    """Records episodes in a process of its own."""
+
+    def __init__(self, config: BabbleConfig, out: str) -> None:
+        torch.set_num_threads(1)
+        self._stage = Stage(config)
+        self._writer = make_writer(config, out, self._stage)
+
+    def record(self, index: int) -> int:
+        """Write episode `index`, unless it is there."""
+        self._writer.write_episode(**self._stage.episode(index))
+        return index
 
 
 def _begin(config: BabbleConfig, out: str) -> None:
-    torch.set_num_threads(1)
-    stage = Stage(config)
-    _AT_WORK.update(stage=stage, writer=make_writer(config, out, stage))
+    _AT_WORK.append(_Worker(config, out))
 
 
 def _record(index: int) -> int:
-    _AT_WORK["writer"].write_episode(**_AT_WORK["stage"].episode(index))
-    return index
+    return _AT_WORK[0].record(index)
+
+
+def _by_ray(config: BabbleConfig, out: str | Path, indices: list[int], workers: int, address: str) -> Iterator[int]:
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError:
+        raise MissingExtraError("sharing work by Ray", "ray", "ray") from None
+    if not indices:
+        return
+    own = not ray.is_initialized()
+    if own:
+        where: dict[str, Any] = {"num_cpus": workers} if address == "local" else {"address": address}
+        try:
+            ray.init(**where, include_dashboard=None, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise InputError(f"no Ray cluster at '{address}' ({error}); start one, or use --ray local") from None
+    try:
+        count = min(workers if workers > 1 else int(ray.cluster_resources().get("CPU", 1)), len(indices))
+        # Writing an episode twice does nothing the second time, so lost actors and their work may begin again.
+        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Worker)
+        folder = str(Path(out).resolve())
+        pool = ActorPool([actor.remote(config, folder) for _ in range(max(count, 1))])
+        yield from pool.map_unordered(lambda worker, index: worker.record.remote(index), indices)
+    except ray.exceptions.RayActorError:
+        raise JidmError(_DIED) from None
+    finally:
+        if own:
+            ray.shutdown()
 
 
 def jittered(camera: Camera, jitter: tuple[float, float, float], rng: np.random.Generator) -> Camera:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import InputError
+from jidm.sim.backdrop import patches
 
 RGB = tuple[float, float, float]
 
@@ -67,11 +68,12 @@ class Background:
     """What is seen behind the robot.
 
     Attributes:
-        kind: 'plain' one colour; 'picture' a still procedural picture; 'moving' such a picture that slides.
+        kind: 'plain' one colour; 'picture' a still picture of soft noise; 'moving' such a picture that slides;
+            'patches' overlapping shapes with sharp edges, which slide where `velocity` is not zero.
         colour: RGB in [0, 1] of the plain one and mean of the others.
         contrast: standard deviation of the picture in [0, 1] units.
         grain: size of the picture's smallest features, as a share of the image height.
-        velocity: (u, v) of the moving one, in image heights per frame.
+        velocity: (u, v) of those that slide, in image heights per frame.
     """
 
     kind: str = "plain"
@@ -81,18 +83,26 @@ class Background:
     velocity: tuple[float, float] = (0.008, 0.003)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("plain", "picture", "moving"):
-            raise InputError(f"unknown background '{self.kind}'; known: plain, picture, moving")
+        if self.kind not in ("plain", "picture", "moving", "patches"):
+            raise InputError(f"unknown background '{self.kind}'; known: plain, picture, moving, patches")
         if not self.grain > 0:
             raise InputError(f"the grain of a background must be a positive share of the height, got {self.grain}")
+
+    @property
+    def moves(self) -> bool:
+        """Whether frames differ."""
+        return self.kind in ("moving", "patches") and any(self.velocity)
 
     def image(self, width: int, height: int, *, seed: int = 0, frame: float = 0.0) -> NDArray[np.float32]:
         """The background in [0, 1], (height, width, 3), at a frame number (matters only when it moves)."""
         base = np.broadcast_to(np.asarray(self.colour, np.float32), (height, width, 3))
         if self.kind == "plain":
             return base.copy()
-        shift = np.multiply(self.velocity, frame * height) if self.kind == "moving" else (0.0, 0.0)
+        shift = np.multiply(self.velocity, frame * height) if self.moves else (0.0, 0.0)
         v, u = np.meshgrid(np.arange(height) - shift[1], np.arange(width) - shift[0], indexing="ij")
+        if self.kind == "patches":
+            shapes = patches((u - width / 2) / height, (v - height / 2) / height, seed, 1 / height)
+            return np.clip(base + 2 * self.contrast * shapes, 0.0, 1.0).astype(np.float32)
         cell = self.grain * height
         picture = np.zeros((height, width, 3), np.float32)
         # Three scales: small features to measure motion by, large ones so that it resembles a room.
@@ -142,12 +152,14 @@ class Look:
             colour=float(rng.uniform(0, 1)),
         )
         background = Background(
-            str(rng.choice(["plain", "picture", "moving"])),
+            str(rng.choice(["plain", "picture", "moving", "patches", "patches"])),
             colour=_rgb(rng.uniform(0.15, 0.85, 3)),
             contrast=float(rng.uniform(0.05, 0.2)),
             grain=float(rng.uniform(0.015, 0.06)),
             velocity=(float(rng.normal(0, 0.006)), float(rng.normal(0, 0.006))),
         )
+        if background.kind == "patches" and rng.random() < 0.5:
+            background = replace(background, velocity=(0.0, 0.0))
         return replace(cls(), texture=texture, light=light, background=background)
 
 

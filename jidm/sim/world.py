@@ -223,7 +223,8 @@ class World:
             z, ids = at_centres(depth, link, k)
         else:
             _, z, ids, _ = self._draw(camera)
-        picture = _background(self.look.background, camera.width, camera.height, self.seed, frame).copy()
+        behind = self.look.background
+        picture = _background(behind, camera.width, camera.height, self.seed, frame if behind.moves else 0).copy()
         window = _solid_window(solid, k)
         if window is not None:
             coarse, fine = window
@@ -348,7 +349,7 @@ class World:
 
 @lru_cache(maxsize=4)
 def _background(background: Any, width: int, height: int, seed: int, frame: int) -> NDArray[np.float32]:
-    return background.image(width, height, seed=seed, frame=frame if background.kind == "moving" else 0)
+    return background.image(width, height, seed=seed, frame=frame)
 
 
 def _solid_window(solid: NDArray[np.bool_], k: int) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
