@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from jidm.errors import CheckpointError, InputError, VideoError
 from jidm.field.analytic import AnalyticField
-from jidm.field.hybrid import HybridField
+from jidm.field.hybrid import HybridField, fitted_camera
 from jidm.field.learned import LearnedField, LearnedFieldConfig
 from jidm.joint_motion import JointMotion, stack
 from jidm.motion.fit import Fit
 from jidm.motion.flow import Flow, FlowEstimator, PrecomputedFlow, TimedFlow, as_flow_estimator
 from jidm.motion.flow.base import clean
 from jidm.motion.layout import as_video
+from jidm.motion.timed import frame_times, timed_stream
 from jidm.solve.follow import FollowOptions, PoseFollower
 from jidm.solve.learned_step import step_pairs
 from jidm.solve.track import JointLimits, PoseTracker, TrackedStep, TrackOptions
@@ -108,7 +109,7 @@ class JacobianIDM:
         from jidm.robot.embodiment import Embodiment
 
         robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
-        view = _camera(robot, camera)
+        view = robot.camera(camera)
         field = AnalyticField(robot, view, points=points, occluders=max(20000, points), seed=seed)
         return cls(robot, field, as_flow_estimator(flow), **options)
 
@@ -152,8 +153,9 @@ class JacobianIDM:
         if camera is not None:
             if robot is None:
                 raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
-            config = learned.config
-            field = HybridField(learned, robot, _fitted(_camera(robot, camera), config.height, config.width))
+            view, config = robot.camera(camera), learned.config
+            fit = Fit(view.height, view.width, config.height, config.width)
+            field = HybridField(learned, robot, fitted_camera(view, fit))
         idm = cls(robot, field, None, **options)
         idm.checkpoint = {"source": checkpoint.source, "content_hash": checkpoint.content_hash}
         return idm
@@ -213,10 +215,10 @@ class JacobianIDM:
         if isinstance(video, (str, Path)):
             if start.dim() != 1:
                 raise InputError(f"q0 must be ({start.shape[-1]},) for one file, got shape {tuple(start.shape)}")
-            frames, times, length = _stream(video, fps)
+            frames, times, length = timed_stream(video, fps)
             return self._decode_one(frames, times, None if q0 is None else start, flow, length if progress else None)
         tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
-        time = _times(video, fps, tensor.shape[-4])
+        time = frame_times(video, fps, tensor.shape[-4])
         batch = tensor.shape[:-4]
         if not _expands(start.shape[:-1], batch):
             raise InputError(f"q0 of shape {tuple(start.shape)} does not fit a video with batch shape {tuple(batch)}")
@@ -423,16 +425,6 @@ def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) 
     return robot
 
 
-def _fitted(camera: Camera, height: int, width: int) -> Camera:
-    """The camera of a picture that was fitted into (height, width)."""
-    fit = Fit(camera.height, camera.width, height, width)
-    inner = camera.resized(fit.inner_width, fit.inner_height)
-    K = inner.K.clone()
-    K[0, 2] += fit.left
-    K[1, 2] += fit.top
-    return replace(inner, width=width, height=height, K=K)
-
-
 def _learned_limits(config: LearnedFieldConfig, like: Tensor) -> JointLimits:
     """Limits of joints of which only a recording is known: its range, a little widened, and any speed."""
     lower, upper = (torch.tensor(x).to(like) for x in (config.q_lower, config.q_upper))
@@ -443,49 +435,6 @@ def _learned_limits(config: LearnedFieldConfig, like: Tensor) -> JointLimits:
         torch.full_like(lower, torch.inf),
         _STEP_UNIT * torch.tensor(config.delta_std).to(like),
     )
-
-
-def _camera(robot: Embodiment, camera: str | Path | Camera) -> Camera:
-    from jidm.robot.camera import Camera
-
-    if isinstance(camera, Camera):
-        return camera
-    if isinstance(camera, str) and camera in robot.cameras:
-        return robot.camera(camera)
-    if str(camera).endswith(".json") or Path(camera).exists():
-        return Camera.load(camera)
-    return robot.camera(str(camera))  # raises with the known names
-
-
-def _stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], Iterator[float], int | None]:
-    from jidm.motion.video import open_video
-
-    source = open_video(path, fps=fps if Path(path).is_dir() else None)
-    if fps is None and source.fps is None:
-        raise VideoError(f"{path} states no frame rate; pass fps=")
-    shown: list[float] = []
-
-    def frames() -> Iterator[Tensor]:
-        for k, (time, pixels) in enumerate(source.pixels()):
-            shown.append(k / fps if fps is not None else float(time if time is not None else k / source.fps))  # type: ignore[operator]
-            yield pixels.to(torch.float32) / 255.0
-
-    def times() -> Iterator[float]:
-        while True:
-            yield shown.pop(0)
-
-    return frames(), times(), source.length
-
-
-def _times(video: Any, fps: float | None, length: int) -> list[float]:
-    if fps is not None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise InputError(f"fps must be positive, got {fps}")
-        return [k / fps for k in range(length)]
-    time = getattr(video, "time", None)
-    if time is None:
-        raise VideoError("frames without a clock: pass fps= (frames a second), velocities need it")
-    return [float(t) for t in time]
 
 
 def _expands(shape: torch.Size, batch: torch.Size) -> bool:

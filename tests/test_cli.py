@@ -206,7 +206,7 @@ def test_camera_by_name_and_by_file(finger: Embodiment, tmp_path: Path):
     camera = finger.camera(name)
     camera.save(tmp_path / "c.json")
     for given in (name, str(tmp_path / "c.json")):
-        assert inputs.find_camera(given, finger).to_dict() == camera.to_dict()
+        assert finger.camera(given).to_dict() == camera.to_dict()
 
 
 def test_camera_follows_the_video_only_if_the_view_is_the_same():

@@ -44,11 +44,11 @@ class Decode:
     """Write overlay.mp4."""
 
     def run(self) -> int:
-        from jidm.cli.inputs import find_camera, find_robot, read_q0
+        from jidm.cli.inputs import find_robot, read_q0
         from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
 
         robot = find_robot(self.embodiment)
-        q0, camera = read_q0(self.q0, robot), find_camera(self.camera, robot)
+        q0, camera = read_q0(self.q0, robot), robot.camera(self.camera)
         flow: Any = self.flow
         if self.raft_weights is not None:
             from jidm.motion.flow import RaftFlow

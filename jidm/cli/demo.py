@@ -44,14 +44,14 @@ class Demo:
     def run(self) -> int:
         import numpy as np
 
-        from jidm.cli.inputs import find_camera, find_robot
+        from jidm.cli.inputs import find_robot
         from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
         from jidm.sim import World, smooth_motion
 
         if self.frames < 2:
             raise InputError(f"--frames {self.frames}: at least 2 are needed, motion lies between frames")
         robot = find_robot(self.embodiment)
-        camera = find_camera(self.camera, robot)
+        camera = robot.camera(self.camera)
         make_folder(self.out)
         truth = smooth_motion(robot, self.frames, 1.0 / self.fps, self.seed)
         np.save(self.out / "truth.npy", truth)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jidm.errors import CameraError, InputError, VideoError, did_you_mean
+from jidm.errors import CameraError, InputError, VideoError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,23 +31,6 @@ def find_robot(given: str) -> Embodiment:
     if path.name == "embodiment.toml" or (path / "embodiment.toml").is_file():
         return registry.resolve(path, given)
     return Embodiment.load(given)
-
-
-def find_camera(given: str, robot: Embodiment) -> Camera:
-    """A camera from a JSON file, or one of the robot's own by name.
-
-    Raises:
-        CameraError: it is neither, or the file is not a camera.
-    """
-    from jidm.robot.camera import Camera
-
-    if given in robot.cameras:
-        return robot.camera(given)
-    if given.lower().endswith(".json") or Path(given).exists():
-        return Camera.load(given)
-    raise CameraError(
-        f"'{given}' is neither a file nor a camera of '{robot.name}': {did_you_mean(given, robot.cameras)}"
-    )
 
 
 def fit_camera(camera: Camera, width: int, height: int, video: Path) -> Camera:

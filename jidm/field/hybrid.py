@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from jidm.field.analytic import AnalyticField, AnalyticPose
 from jidm.field.learned.config import STRIDE, LearnedFieldConfig
 from jidm.field.learned.matching import PairHead
 from jidm.field.learned.network import Encoded, LearnedField
+from jidm.motion.fit import Fit
 
 if TYPE_CHECKING:
     from jidm.robot.camera import Camera
@@ -109,3 +111,12 @@ class HybridField:
     ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
         """As `AnalyticField.dense`."""
         return self.analytic.dense(q, height, width, image)
+
+
+def fitted_camera(camera: Camera, fit: Fit) -> Camera:
+    """The camera of pictures that were put into another size by `fit`."""
+    K = camera.K.clone()
+    K[0], K[1] = K[0] * fit.scale_u, K[1] * fit.scale_v
+    K[0, 2] += (fit.scale_u - 1) / 2 + fit.left
+    K[1, 2] += (fit.scale_v - 1) / 2 + fit.top
+    return replace(camera, width=fit.width, height=fit.height, K=K)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jidm.errors import EmbodimentError, did_you_mean
+from jidm.errors import CameraError, EmbodimentError, did_you_mean
 from jidm.robot.convention import JointConvention
 from jidm.robot.model import RobotModel
 
@@ -150,17 +150,23 @@ class Embodiment:
             raise EmbodimentError(f"'{self.name}' has no joint '{name}': {did_you_mean(name, self.joint_names)}")
         return self.joint_names.index(name)
 
-    def camera(self, name: str = "front") -> Camera:
-        """A default camera by name, placed in the base frame.
+    def camera(self, where: str | Path | Camera = "front") -> Camera:
+        """A camera: one of the robot's own by name, a JSON file, or one that is there already.
 
         Raises:
-            EmbodimentError: no camera of that name.
+            CameraError: it is none of these, or the file is not a camera.
         """
         from jidm.robot.camera import Camera
 
-        if name not in self.cameras:
-            raise EmbodimentError(f"'{self.name}' has no camera '{name}': {did_you_mean(name, self.cameras)}")
-        return Camera.from_dict(self.cameras[name])
+        if isinstance(where, Camera):
+            return where
+        if where in self.cameras:
+            return Camera.from_dict(self.cameras[str(where)])
+        if str(where).lower().endswith(".json") or Path(where).exists():
+            return Camera.load(where)
+        raise CameraError(
+            f"'{where}' is neither a file nor a camera of '{self.name}': {did_you_mean(str(where), self.cameras)}"
+        )
 
     def convention(self, name: str) -> JointConvention:
         """A joint convention by name.

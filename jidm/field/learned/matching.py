@@ -57,7 +57,8 @@ class PairHead(nn.Module):
         self.register_buffer("inside", inside, persistent=False)
         self.register_buffer("offsets", offsets.flatten(1).float(), persistent=False)
         self.sharpness = nn.Parameter(torch.tensor(2.0))
-        self.stillness = nn.Parameter(torch.tensor(0.0))  # how much less likely a larger motion is, before anything is seen
+        # How much less likely a larger motion is than a smaller one, before anything is seen.
+        self.stillness = nn.Parameter(torch.tensor(0.0))
         self.coarse = nn.Sequential(
             nn.Conv2d(side**2 + features, features, 1), nn.GELU(), ConvBlock(features, features)
         )
