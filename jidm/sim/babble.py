@@ -20,9 +20,10 @@ from jidm.data import DatasetWriter, Feature
 from jidm.errors import InputError, JidmError, MissingExtraError
 from jidm.robot.camera import Camera
 from jidm.sim.babble_motion import babble_motion
-from jidm.sim.framing import framed_camera, working_space
+from jidm.sim.framing import framed_camera
 from jidm.sim.freespace import FreeSpace
 from jidm.sim.look import Look
+from jidm.sim.reach import working_space
 from jidm.sim.sampling import at_centres
 from jidm.sim.things import random_things
 from jidm.sim.world import Rendering, World

@@ -76,7 +76,7 @@ def babble_motion(
         q (T, n), order of `embodiment.joint_names` [rad or m].
 
     Raises:
-        InputError: an argument has no meaning, the time is too short to start and stop in, or no free motion was found.
+        InputError: an argument has no meaning, or no free motion was found.
     """
     if frames < 1 or not dt > 0 or not speed > 0 or not 0 < amplitude <= 1:
         raise InputError("self-play motion needs frames >= 1, dt > 0, speed > 0 and an amplitude in (0, 1]")
@@ -84,7 +84,8 @@ def babble_motion(
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([abs(seed), attempt, 0xBAB])
         waves = _draw(embodiment, (upper - lower) / 2, speed, at_rest, rng)
-        q = waves.at(_clock(embodiment, waves, frames, dt) if at_rest else _times(frames, dt))
+        time = np.arange(frames, dtype=np.float64) * dt
+        q = _softened(embodiment, waves, time) if at_rest else waves.at(time)
         q = q * np.minimum(1.0, (upper - lower) / np.maximum(np.ptp(q, axis=0), 1e-300))
         for place in range(_PLACES):
             placed = _placed(q, lower, upper, rng)
@@ -182,24 +183,23 @@ def _limits(embodiment: Embodiment) -> list[NDArray[np.float64]]:
     return [_MARGIN * np.asarray(x) for x in (embodiment.velocity, embodiment.acceleration, embodiment.jerk)]
 
 
-def _clock(embodiment: Embodiment, waves: _Waves, frames: int, dt: float) -> NDArray[np.float64]:
-    """(T,) times at which to read the waves so that they start and stop softly.
+def _softened(embodiment: Embodiment, waves: _Waves, time: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(T, n) the waves read by a clock that starts and stops softly, cut down where the limits ask for it.
 
     The clock's rate rises from 0 to 1 in a time R as 10 x^3 - 15 x^4 + 6 x^5 and falls likewise; its slope is at most
     1.875 / R and its second derivative 5.774 / R^2, which bounds what the chain rule adds to the waves' derivatives.
     """
     velocity, acceleration, jerk = (waves.peak(order) for order in (1, 2, 3))
-    whole = (frames - 1) * dt
-    limits = _limits(embodiment)
-    for ramp in np.linspace(0, whole / 2, 33)[1:]:
+    _, most_acceleration, most_jerk = _limits(embodiment)
+    whole = float(time[-1])
+    for ramp in np.linspace(0, max(whole, 1e-9) / 2, 33)[1:]:
         bend, twist = 1.875 / ramp, 5.7736 / ramp**2
-        if (acceleration + velocity * bend <= limits[1]).all() and (
-            jerk + 3 * acceleration * bend + velocity * twist <= limits[2]
-        ).all():
+        excess = np.maximum(
+            (acceleration + velocity * bend) / most_acceleration,
+            (jerk + 3 * acceleration * bend + velocity * twist) / most_jerk,
+        )
+        if (excess <= 1).all():
             break
-    else:
-        raise InputError(f"{whole:g} s are too short for '{embodiment.name}' to start and stop in; take more frames")
-    time, half = _times(frames, dt), np.array(whole / 2)
 
     def risen(t: NDArray[np.float64]) -> NDArray[np.float64]:
         """Integral of the rising rate up to t, with rate 1 after the ramp."""
@@ -207,12 +207,9 @@ def _clock(embodiment: Embodiment, waves: _Waves, frames: int, dt: float) -> NDA
         total: NDArray[np.float64] = ramp * (2.5 * x**4 - 3 * x**5 + x**6) + np.maximum(t - ramp, 0)
         return total
 
-    clock: NDArray[np.float64] = np.where(time <= half, risen(time), 2 * risen(half) - risen(whole - time))
-    return clock
-
-
-def _times(frames: int, dt: float) -> NDArray[np.float64]:
-    return np.arange(frames, dtype=np.float64) * dt
+    half = time[-1:] / 2
+    clock = np.where(time <= half, risen(time), 2 * risen(half) - risen(whole - time))
+    return waves.at(clock) / np.maximum(excess, 1.0)
 
 
 def _placed(

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from jidm.robot.kinematics import Kinematics
-from jidm.robot.surface import sample_surface
-from jidm.sim.babble_motion import usable_range
-from jidm.sim.freespace import floor_of
+from jidm.sim.reach import floor_of, random_poses, surface_points
 
 if TYPE_CHECKING:
     from jidm.robot.camera import Camera
@@ -30,12 +26,7 @@ def framed_camera(embodiment: Embodiment, camera: Camera, width: int, height: in
 
     Poses are drawn evenly from the usable range, see `usable_range`.
     """
-    lower, upper = usable_range(embodiment)
-    rng = np.random.default_rng([seed, 0xF7A])
-    q = torch.from_numpy(rng.uniform(lower, upper, (_POSES, embodiment.n)))
-    surface = sample_surface(embodiment.model, _POINTS, seed=seed).to(q)
-    kinematics = Kinematics.from_embodiment(embodiment)
-    p_base = kinematics.move_points(kinematics.link_poses(q), surface.link, surface.p_link)
+    p_base, _ = surface_points(embodiment, random_poses(embodiment, _POSES, seed), _POINTS)
     camera = camera.to("cpu", torch.float64)
     uv, depth = camera.project(p_base)
     # A robot that stands on the floor does not reach through it.
@@ -50,15 +41,3 @@ def framed_camera(embodiment: Embodiment, camera: Camera, width: int, height: in
     K[:2] *= scale
     K[:2, 2] += torch.from_numpy(shift)
     return replace(camera, width=width, height=height, K=K)
-
-
-def working_space(embodiment: Embodiment, *, seed: int = 0) -> tuple[NDArray[np.float64], float]:
-    """Middle (3,) and radius of the space that the robot's surface moves in [m], base frame, outermost parts left out."""
-    lower, upper = usable_range(embodiment)
-    q = torch.from_numpy(np.random.default_rng([seed, 0xF7A]).uniform(lower, upper, (100, embodiment.n)))
-    surface = sample_surface(embodiment.model, 200, seed=seed).to(q)
-    kinematics = Kinematics.from_embodiment(embodiment)
-    p_base = kinematics.move_points(kinematics.link_poses(q), surface.link, surface.p_link).reshape(-1, 3).numpy()
-    p_base = p_base[p_base[:, 2] >= floor_of(embodiment) - _SUNK]
-    middle: NDArray[np.float64] = p_base.mean(axis=0).round(4)
-    return middle, round(float(np.quantile(np.linalg.norm(p_base - middle, axis=-1), 0.95)), 4)

@@ -10,21 +10,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from jidm.robot.kinematics import Kinematics
 from jidm.robot.model import Geometry, RobotModel, Shape
-from jidm.robot.surface import sample_surface
 from jidm.robot.urdf import write_urdf
 from jidm.sim.meshes import shape_meshes
+from jidm.sim.reach import floor_of, rigid_groups, size_at_home
 from jidm.sim.world import bullet, quiet
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 _CLEARANCE = 0.005  # of the robot's size at home
-_STANDING = 0.02  # of the robot's size: the base's lowest point may be this far from z = 0 on a robot that stands there
 
 
 class FreeSpace:
@@ -42,8 +39,7 @@ class FreeSpace:
 
     def __init__(self, embodiment: Embodiment, *, clearance: float | None = None, floor: float | None = None) -> None:
         self.embodiment = embodiment
-        low, high = _extent(embodiment)
-        self.clearance = _CLEARANCE * float(np.linalg.norm(high - low)) if clearance is None else clearance
+        self.clearance = _CLEARANCE * size_at_home(embodiment) if clearance is None else clearance
         self.floor = floor_of(embodiment) if floor is None else floor
         self._bullet = bullet()
         self._client: int | None = self._bullet.connect(self._bullet.DIRECT)
@@ -107,7 +103,7 @@ class FreeSpace:
             (links[a], links[b]) for a, b in combinations(solid, 2) if frozenset((a, b)) not in neighbours
         ]
         if self._floor is not None:
-            still = _rigid_groups(model)
+            still = rigid_groups(model)
             pairs += [(links[name], None) for name in solid if still[name] != still[model.root]]
         self._pairs = pairs
         self._pose(np.asarray(self.embodiment.home, dtype=np.float64))
@@ -130,35 +126,6 @@ class FreeSpace:
         return self._name_of[pair[0]], self._name_of[pair[1]]
 
 
-def floor_of(embodiment: Embodiment) -> float:
-    """Height of the floor that the robot stands on [m]: 0 if its base's lowest point is there, at home all the rest of
-    it is above, and it rises from there more than it spreads (else it lies on a table, like a planar finger, or is a
-    hand or carried); -inf if it stands nowhere."""
-    surface = sample_surface(embodiment.model, 4000, seed=0)
-    p_base = _points(embodiment, surface, np.asarray(embodiment.home)[None])[0]
-    still = _rigid_groups(embodiment.model)
-    fixed = [k for k, link in enumerate(embodiment.model.links) if still[link.name] == still[embodiment.model.root]]
-    of_base = np.isin(surface.link.numpy(), fixed)
-    low, high = p_base.min(0), p_base.max(0)
-    slack = _STANDING * float(np.linalg.norm(high - low))
-    if not of_base.any() or abs(p_base[of_base, 2].min()) > slack or low[2] < -slack:
-        return -np.inf
-    return 0.0 if high[2] - low[2] > 0.25 * float(np.linalg.norm((high - low)[:2])) else -np.inf
-
-
-def _extent(embodiment: Embodiment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    surface = sample_surface(embodiment.model, 1000, seed=0)
-    p_base = _points(embodiment, surface, np.asarray(embodiment.home)[None])[0]
-    return p_base.min(0), p_base.max(0)
-
-
-def _points(embodiment: Embodiment, surface: Any, q: NDArray[np.float64]) -> NDArray[np.float64]:
-    kinematics = Kinematics.from_embodiment(embodiment)
-    poses = kinematics.link_poses(torch.tensor(q, dtype=torch.float64))
-    surface = surface.to(poses)
-    return kinematics.move_points(poses, surface.link, surface.p_link).numpy()
-
-
 def _hulls(model: RobotModel, folder: Path) -> RobotModel:
     """The model with the convex hulls of its collision shapes and nothing else, meshes written into `folder`."""
     import trimesh
@@ -178,20 +145,9 @@ def _hulls(model: RobotModel, folder: Path) -> RobotModel:
     return replace(model, links=tuple(links))
 
 
-def _rigid_groups(model: RobotModel) -> dict[str, int]:
-    """Link name -> number of the rigid body it belongs to: links joined by fixed joints are one."""
-    parent = {joint.child: joint for joint in model.joints if joint.type == "fixed"}
-    names = [link.name for link in model.links]
-
-    def top(name: str) -> str:
-        return top(parent[name].parent) if name in parent else name
-
-    return {name: names.index(top(name)) for name in names}
-
-
 def _neighbours(model: RobotModel) -> set[frozenset[str]]:
     """Pairs of links of one rigid body, or of two bodies with one joint between them."""
-    group = _rigid_groups(model)
+    group = rigid_groups(model)
     joined = {frozenset((group[joint.parent], group[joint.child])) for joint in model.joints}
     return {
         frozenset((a, b))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Thing:
         velocity: in the base frame [m per frame].
     """
 
-    kind: Literal["box", "sphere", "cylinder"]
+    kind: str
     size: RGB
     colour: RGB
     position: RGB
@@ -91,7 +91,7 @@ def random_things(
         speed = extent * 0.02 * rng.normal(size=3) if rng.random() < 0.4 else np.zeros(3)
         things.append(
             Thing(
-                KINDS[int(rng.integers(3))],  # type: ignore[arg-type]
+                KINDS[int(rng.integers(3))],
                 _three(size),
                 _three(_colour(rng)),
                 _three(T[:3, :3].T @ (p_camera - T[:3, 3])),

@@ -1,0 +1,262 @@
+"""Self-play as a data set: the same bytes by every way, after any interruption, and right in what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jidm.cli import main
+from jidm.data import check_dataset, open_dataset
+from jidm.errors import DatasetError, InputError
+from jidm.robot.camera import Camera
+from jidm.robot.embodiment import Embodiment
+from jidm.sim.babble import BabbleConfig, Stage, babble, episode_arrays, jittered
+from jidm.sim.babble_motion import usable_range
+from jidm.sim.look import Look
+from jidm.sim.world import World
+
+SMALL = BabbleConfig(embodiment="planar_finger_2", episodes=6, frames=5, width=32, height=32, seed=3)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file by its path: what "the same data set" means."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("babble") / "plain"
+    babble(SMALL, out)
+    return out
+
+
+# ---- the same by every way --------------------------------------------------------------------------------------
+
+
+def test_an_episode_is_a_function_of_configuration_and_number():
+    with Stage(SMALL) as stage:
+        in_order = [stage.episode(k) for k in (4, 0, 2)]
+    alone = episode_arrays(SMALL, 2)
+    for key in ("state", "action"):
+        assert (alone[key] == in_order[2][key]).all()
+    for key in ("frames", "extras"):
+        assert alone[key].keys() == in_order[2][key].keys()
+        assert all((alone[key][name] == in_order[2][key][name]).all() for name in alone[key])
+    assert not (alone["frames"]["front"] == in_order[0]["frames"]["front"]).all()
+    other = episode_arrays(replace(SMALL, seed=4), 2)
+    assert not np.allclose(other["state"], alone["state"])
+    # More episodes leave those that are there as they are.
+    assert (episode_arrays(replace(SMALL, episodes=60), 2)["state"] == alone["state"]).all()
+
+
+def test_shards_in_any_order_write_the_same(plain: Path, tmp_path: Path):
+    for i in (2, 0, 1):
+        assert not (tmp_path / "meta" / "info.json").exists()
+        babble(SMALL, tmp_path, shard=(i, 3))
+    assert tree(tmp_path) == tree(plain)
+    babble(SMALL, tmp_path)  # all there: nothing changes
+    assert tree(tmp_path) == tree(plain)
+
+
+def test_workers_write_the_same(plain: Path, tmp_path: Path):
+    babble(SMALL, tmp_path, workers=2)
+    assert tree(tmp_path) == tree(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'jidm[ray]'")
+def test_ray_writes_the_same(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = str(Path(__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    babble(SMALL, tmp_path, workers=2, ray="local")
+    assert tree(tmp_path) == tree(plain)
+
+
+# ---- killed -----------------------------------------------------------------------------------------------------
+
+
+def killed_again_and_again(out: Path, times: int, config: BabbleConfig) -> int:
+    """Start recording, kill it at a random moment, `times` over; how many kills struck a process at work."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jidm.sim.babble"])
+    rng, there, struck = np.random.default_rng(0), set(), 0
+    for _ in range(times):
+        process = context.Process(target=babble, args=(config, out))
+        process.start()
+        time.sleep(float(rng.uniform(0.3, 1.5)))
+        struck += process.is_alive()
+        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        process.join()
+        whole = {p.name for p in (out / "data").rglob("*.parquet")} if (out / "data").is_dir() else set()
+        assert whole >= there  # nothing finished is lost
+        there = whole
+        for table in (out / "data").rglob("*.parquet") if whole else ():
+            film = out / "videos" / "observation.images.front" / "chunk-000" / table.with_suffix(".mp4").name
+            assert film.stat().st_size > 0  # an episode that is there is whole
+    return struck
+
+
+def test_kills_leave_whole_episodes_and_the_end_is_the_same(tmp_path: Path):
+    config = replace(SMALL, episodes=20)
+    assert killed_again_and_again(tmp_path / "killed", 3, config) >= 1
+    babble(config, tmp_path / "killed")
+    babble(config, tmp_path / "whole")
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+    assert check_dataset(tmp_path / "killed") == []
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path: Path):
+    config = replace(SMALL, episodes=300)
+    assert killed_again_and_again(tmp_path / "killed", 20, config) >= 10
+    babble(config, tmp_path / "killed")
+    babble(config, tmp_path / "whole")
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+def test_another_plan_in_the_same_folder_is_refused(plain: Path):
+    with pytest.raises(DatasetError):
+        babble(replace(SMALL, seed=9), plain)
+
+
+# ---- what it says is so -----------------------------------------------------------------------------------------
+
+
+def test_the_data_set_reads_back(plain: Path):
+    assert check_dataset(plain) == []
+    data = open_dataset(plain)
+    robot = Embodiment.load(SMALL.embodiment)
+    assert len(data) == SMALL.episodes and data.joint_names == robot.joint_names and data.fps == SMALL.fps
+    recipe = data.recipe
+    assert recipe["embodiment_hash"] == robot.content_hash and recipe["action"] == "delta_q"
+    assert recipe["seed"] == SMALL.seed and recipe["embodiment"] == robot.name
+    assert Camera.from_dict(recipe["cameras"]["front"]).width == SMALL.width
+    with Stage(SMALL) as stage:
+        all_made = [stage.episode(k) for k in range(SMALL.episodes)]
+    for episode in data:
+        made = all_made[episode.index]
+        assert (episode.state == made["state"]).all() and (episode.action == made["action"]).all()
+        assert np.allclose(episode.action[:-1], np.diff(episode.state, axis=0)) and (episode.action[-1] == 0).all()
+        for key, values in made["extras"].items():
+            assert (episode.column(key) == values).all()
+        # The film is compressed, the rest is not.
+        assert np.abs(episode.video().astype(int) - made["frames"]["front"]).mean() < 8
+
+
+def test_depth_links_and_camera_agree_with_an_exact_rendering():
+    """Drawn anew from the recorded pose by the recorded camera, sampled at the grid's own pixel centres."""
+    config = replace(SMALL, width=96, height=96, objects=0, look="plain", frames=3)
+    robot = Embodiment.load(config.embodiment)
+    with World(robot, supersample=1) as sim:
+        for index in range(3):
+            made = episode_arrays(config, index)
+            for t in range(config.frames):
+                fx, fy, cx, cy, *T = made["extras"]["observation.camera.front"][t]
+                K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
+                pose = torch.eye(4, dtype=torch.float64)
+                pose[:3] = torch.tensor(T).reshape(3, 4)
+                camera = Camera(K=K, width=96, height=96, T_camera_base=pose)
+                exact = sim.render(made["state"][t], camera.resized(24, 24))
+                link = made["extras"]["observation.links.front"][t]
+                depth = made["extras"]["observation.depth.front"][t]
+                assert exact.on_robot.sum() > 10
+                outline = sum((np.diff(exact.link, axis=k) != 0).sum() for k in (0, 1))
+                assert (link != exact.link).sum() < 0.25 * outline
+                same = (link == exact.link) & (link >= 0)
+                assert np.median(np.abs(depth - exact.depth)[same]) < 2e-3 and (depth[link < 0] == 0).all()
+
+
+def test_a_thing_in_front_is_no_robot():
+    """With and without things, the same motion: links differ only where a thing covers the robot."""
+    full, empty = (
+        replace(SMALL, width=64, height=64, objects=30, frames=2),
+        replace(SMALL, width=64, height=64, frames=2),
+    )
+    covered = 0
+    with Stage(full) as crowded, Stage(replace(empty, objects=0)) as alone:
+        for index in range(8):
+            a, b = (s.episode(index)["extras"]["observation.links.front"] for s in (crowded, alone))
+            differs = a != b
+            assert (a[differs] == -1).all() and (b[differs] >= 0).all()
+            covered += int(differs.sum())
+    assert covered > 5
+
+
+def test_episodes_vary_in_everything():
+    config = replace(SMALL, frames=2, episodes=16)
+    with Stage(config) as stage:
+        made = [stage.episode(k) for k in range(16)]
+    rows = np.stack([m["extras"]["observation.camera.front"][0] for m in made])
+    assert (rows[:, [0, 1, 7, 11, 15]].std(axis=0) > 0).all()  # focal lengths and places
+    corners = np.stack([m["frames"]["front"][0, 0, 0] for m in made]).astype(int)
+    assert len({tuple(c // 16) for c in corners}) > 8
+    starts = np.stack([m["state"][0] for m in made])
+    low, high = usable_range(stage.embodiment)
+    assert (starts.std(axis=0) > 0.15 * (high - low)).all()
+
+
+def test_camera_jitter_is_as_large_as_asked():
+    camera = Embodiment.load("planar_finger_2").camera("front")
+    assert jittered(camera, (0.0, 0.0, 0.0), np.random.default_rng(0)).to_dict() == camera.to_dict()
+    rng = np.random.default_rng(1)
+    made = [jittered(camera, (0.02, 1.0, 0.05), rng) for _ in range(400)]
+    T = camera.T_camera_base.double()
+    focal = torch.stack([m.K[0, 0] / camera.K[0, 0] for m in made]).log()
+    turns = torch.stack([m.T_camera_base[:3, :3] @ T[:3, :3].T for m in made])
+    angle = ((torch.einsum("tii->t", turns) - 1) / 2).clamp(-1, 1).acos().rad2deg()
+    assert float(focal.std()) == pytest.approx(0.05, rel=0.15)
+    assert float((angle**2).mean().sqrt()) == pytest.approx(3**0.5, rel=0.15)
+    moved = torch.stack([m.T_camera_base[:3, 3] - r @ T[:3, 3] for m, r in zip(made, turns, strict=True)])
+    assert float(moved.std()) == pytest.approx(0.02 * float(T[:3, 3].norm()), rel=0.15)
+
+
+def test_looks_are_as_asked():
+    with Stage(replace(SMALL, look="plain")) as stage:
+        stage.episode(0)
+        assert stage._world is not None and stage._world.look == Look.plain() and stage._world.things == ()
+
+
+# ---- refusals and the command line ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"frames": 1}, "frames >= 2"),
+        ({"fps": 0.0}, "fps > 0"),
+        ({"width": 30}, "multiples of 4"),
+        ({"look": "pretty"}, "unknown look 'pretty'"),
+        ({"cameras": ()}, "needs a camera"),
+        ({"objects": -1}, "objects >= 0"),
+        ({"amplitude": 1.2}, "amplitude in"),
+    ],
+)
+def test_senseless_configurations_are_refused(wrong: dict, words: str):
+    with pytest.raises(InputError, match=words):
+        replace(SMALL, **wrong)
+
+
+@pytest.mark.parametrize("shares", [{"shard": (3, 3)}, {"shard": (-1, 2)}, {"workers": 0}])
+def test_senseless_shares_are_refused(shares: dict, tmp_path: Path):
+    with pytest.raises(InputError, match=r"shard must be i/N"):
+        babble(SMALL, tmp_path, **shares)
+
+
+def test_the_command_line_records(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]):
+    line = ["--episodes", "6", "--frames", "5", "--width", "32", "--height", "32", "--seed", "3"]
+    out = tmp_path / "out"
+    assert main(["babble", "planar_finger_2", "--out", str(out), *line]) == 0
+    assert tree(out) == tree(plain)
+    assert main(["babble", "planar_finger_2", "--out", str(out), *line, "--shard", "4/2"]) == 1
+    assert "--shard must be i/N" in capsys.readouterr().err
+    assert main(["babble", "planar_fnger_2", "--out", str(out)]) == 1
+    assert "planar_finger_2" in capsys.readouterr().err
