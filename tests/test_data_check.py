@@ -213,6 +213,16 @@ def test_repeated_pictures_are_counted(tmp_path: Path) -> None:
         assert sample.flow is not None and sample.flow.flow.shape == (2, 48, 64)
 
 
+@pytest.mark.parametrize(("still", "expected"), [(slice(0, 20), 0.0), (slice(20, 40), 1.0)])
+def test_pictures_that_repeat_while_the_robot_rests_do_not_count(tmp_path: Path, still: slice, expected: float) -> None:
+    episode = recorded(0, 40)
+    episode.frames[still] = episode.frames[still.start]
+    state = np.cumsum(np.where(np.arange(40) < 20, 0.001, 0.1))[:, None].repeat(3, 1)
+    dataset = open_dataset(make_v2(tmp_path, {0: Recorded(episode.frames, state, episode.action)}))
+    (sample,) = sample_camera(dataset, "top", flow=False)
+    assert sample.repeated == pytest.approx(expected, abs=0.11) and sample.flow is None
+
+
 def test_positions_that_are_not_finite_have_no_figures(root: Path) -> None:
     with_state(root, set_entry(1, 1, np.nan))
     with pytest.raises(DatasetError, match="not finite everywhere; run jidm dataset check"):

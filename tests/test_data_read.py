@@ -65,6 +65,17 @@ def test_v2_with_gaps(tmp_path: Path, truth: dict[int, Recorded], version: str, 
     assert check_dataset(tmp_path) == []
 
 
+def test_v2_folders_of_few_episodes_each(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+    root = make_v2(tmp_path, {index: truth[index] for index in (1, 4)}, chunks_size=2)
+    for kind in ("data", "videos"):
+        (root / kind / "chunk-002").mkdir()
+        for path in (root / kind).glob("chunk-000/**/episode_000004.*"):
+            target = root / kind / "chunk-002" / path.relative_to(root / kind / "chunk-000")
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    assert_holds(open_dataset(root), {index: truth[index] for index in (1, 4)})
+
+
 def test_a_video_with_few_key_frames_and_reordered_pictures(tmp_path: Path, truth: dict[int, Recorded]) -> None:
     make_v30(tmp_path, truth, per_file=5)
     options = {"crf": "10", "g": "250", "bf": "3"}
