@@ -22,6 +22,7 @@ import pytest
 from lerobot_files import bar, bar_seen, read_independently, recorded
 
 from jidm.data import DatasetWriter, Feature, check_dataset, open_dataset
+from jidm.data.stage import Stage
 from jidm.errors import DatasetError
 
 TOP, DEPTH, LINKS, POSE = (
@@ -361,6 +362,22 @@ def test_death_before_any_file_appears_leaves_the_episode_absent(
     assert to.done() == set()
     to.write_episode(0, **given)
     assert to.done() == {0}
+
+
+def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
+    """By renaming, which leaves it the same file; a copy could be seen half done."""
+    stage, target = Stage(tmp_path), tmp_path / "data" / "file.txt"
+    target.parent.mkdir()
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), stage.file(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old" and not any((tmp_path / ".writing").iterdir())
+    with stage.file(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+        same = temporary.stat().st_ino
+    assert target.read_text() == "new" and target.stat().st_ino == same
 
 
 def test_what_the_dead_left_is_cleared_and_the_living_are_left_alone(tmp_path: Path) -> None:
