@@ -116,7 +116,7 @@ def test_kills_leave_whole_episodes_and_the_end_is_the_same(tmp_path: Path):
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path):
-    config = replace(SMALL, episodes=300)
+    config = replace(SMALL, episodes=80)
     assert killed_again_and_again(tmp_path / "killed", 20, config) >= 10
     babble(config, tmp_path / "killed")
     babble(config, tmp_path / "whole")
@@ -193,8 +193,13 @@ def test_a_thing_in_front_is_no_robot():
 
 def test_episodes_vary_in_everything():
     config = replace(SMALL, frames=2, episodes=16)
+    made, seeds = [], set()
     with Stage(config) as stage:
-        made = [stage.episode(k) for k in range(16)]
+        for k in range(16):
+            made.append(stage.episode(k))
+            assert stage._world is not None
+            seeds.add(stage._world.seed)
+    assert len(seeds) == 16  # of textures and backgrounds
     rows = np.stack([m["extras"]["observation.camera.front"][0] for m in made])
     assert (rows[:, [0, 1, 7, 11, 15]].std(axis=0) > 0).all()  # focal lengths and places
     corners = np.stack([m["frames"]["front"][0, 0, 0] for m in made]).astype(int)

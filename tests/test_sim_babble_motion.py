@@ -32,6 +32,14 @@ def test_every_limit_holds_at_every_speed(seed: int, speed: float, at_rest: bool
 
 
 @given(seed=SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_starting_and_stopping_keeps_tight_limits(seed: int):
+    """In two seconds, at an acceleration and a jerk that the waves alone would reach."""
+    robot = replace(Limits(), velocity=np.full(5, 3.0), acceleration=np.full(5, 2.0), jerk=np.full(5, 6.0))
+    check(robot, babble_motion(robot, 400, 0.005, seed, speed=3.0, at_rest=True), 0.005)
+
+
+@given(seed=SEEDS)
 @settings(max_examples=15, deadline=None)
 def test_what_is_not_free_is_never_entered(seed: int):
     """A wall through the middle of the range and a ball taken out of it."""
