@@ -28,7 +28,8 @@ class FreeSpace:
     """A predicate on joint positions, `free(q) -> bool`, for one robot.
 
     Every collision shape (visual shape of a link that has none) counts as its convex hull. Links joined by one
-    joint are let touch, and so are links that touch at home and the fingers of one gripper. A robot whose base stands on z = 0 keeps above that.
+    joint are let touch, and so are links that touch at home and the fingers of one gripper. A robot whose base stands
+    on z = 0 keeps above that.
     Use as a context manager or call `close`.
 
     Args:

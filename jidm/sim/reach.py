@@ -53,7 +53,7 @@ def size_at_home(embodiment: Embodiment) -> float:
 
 
 def working_space(embodiment: Embodiment, *, seed: int = 0) -> tuple[NDArray[np.float64], float]:
-    """Middle (3,) and radius of the space that the robot's surface moves in [m], base frame, outermost parts left out."""
+    """Middle (3,) and radius of the space that the robot's surface moves in [m], base frame, less its fringe."""
     points, _ = surface_points(embodiment, random_poses(embodiment, 100, seed), 200)
     p_base = points.reshape(-1, 3).numpy()
     p_base = p_base[p_base[:, 2] >= floor_of(embodiment) - 0.02]
