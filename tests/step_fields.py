@@ -11,6 +11,7 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from jidm.field.learned import Encoded, LearnedField, LearnedFieldConfig
 from jidm.field.learned.matching import Brightness, PairHead
@@ -136,14 +137,14 @@ class TellingPair(PairHead):
         here, there, back = window.chunk(3, 1)
         return self._told(here, there, back.amax((1, 2, 3)) > 0)
 
-    def refine(self, pixels: Tensor, features: Tensor, other: Tensor, other_features: Tensor, guess: Tensor):
+    def refine(self, here: Encoded, there: Encoded, guess: Tensor):
         # A guess from first to second goes the way of the step; which way that is, the pictures tell by channel 2.
-        flow, log_weight = self._told(
-            features, other_features, features[:, 2].amax((1, 2)) > other_features[:, 2].amax((1, 2))
-        )
-        nothing = torch.zeros_like(flow[:, 0])
-        zero = Brightness(nothing[:, None, None].expand(-1, 2, 2, -1, -1), 0 * flow, nothing, nothing)
-        return flow, log_weight, zero
+        back = here.match[:, 2].amax((1, 2)) > there.match[:, 2].amax((1, 2))
+        flow, log_weight = self._told(here.match, there.match, back)
+        # As if every pixel saw a slope of one along both axes: what is left of the motion is what differs.
+        sure, left = (F.interpolate(x, scale_factor=2.0) for x in (log_weight.exp()[:, None] / 4, flow - guess))
+        curvature = torch.eye(2).to(flow)[:, :, None, None] * sure[:, None]
+        return flow, log_weight, Brightness(curvature, -left * sure, left.square().sum(1) * sure[:, 0])
 
     def _told(self, here: Tensor, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
         q, q_next = (x[:, : self.n, 0, 0] for x in (here, there))
@@ -175,7 +176,7 @@ class KnownField:
         return self.config.joint_names
 
     def encode(self, image: Tensor) -> Encoded:
-        scales = {"image": 1, "quarter": 4, "eighth": 8, "sixteenth": 16, "match": 4, "coarse": 8}
+        scales = {"image": 1, "texture": 2, "quarter": 4, "eighth": 8, "sixteenth": 16, "match": 4, "coarse": 8}
         return Encoded(**{f.name: image[..., :: scales[f.name], :: scales[f.name]] for f in fields(Encoded)})
 
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]:

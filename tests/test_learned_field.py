@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from step_fields import FINGER, SIDE, config, pictures, untrained
 
 from jidm.errors import CheckpointError, InputError
-from jidm.field.learned import LearnedField, LearnedFieldConfig
+from jidm.field.learned import Encoded, LearnedField, LearnedFieldConfig
 from jidm.field.learned.blocks import Modulation, pixel_grid, spatial_softmax
 from jidm.field.learned.matching import PairHead, carry_back, gradients, path
 
@@ -87,9 +88,21 @@ def test_confidence_is_bounded(bias: float) -> None:
     first, second = torch.randn(2, 1, 8, 8, 10).unbind(0)
     image, other = torch.rand(2, 1, 3, 32, 40).unbind(0)
     found = [head.start(head.correlate(first, second)[0], first)[1]]
-    _, late, brightness = head.refine(image, first, other, second, torch.zeros(1, 2, 8, 10))
-    for log_weight in (*found, late, brightness.log_weight):
+    _, late, brightness = head.refine(seen(image, first), seen(other, second), torch.zeros(1, 2, 8, 10))
+    for log_weight in (*found, late):
         torch.testing.assert_close(log_weight.abs(), torch.full_like(log_weight, 4.0))
+    head.fine_out.bias.data[3:] = 0
+    _, _, plain = head.refine(seen(image, first), seen(other, second), torch.zeros(1, 2, 8, 10))
+    torch.testing.assert_close(
+        brightness.curvature, plain.curvature * math.exp(math.copysign(4, bias)), rtol=1e-3, atol=0
+    )
+
+
+def seen(image: torch.Tensor, match: torch.Tensor, texture: torch.Tensor | None = None) -> Encoded:
+    """A picture as far as a closer look needs it."""
+    if texture is None:
+        texture = torch.zeros_like(image[:, :1, ::2, ::2]).expand(-1, 6, -1, -1)
+    return Encoded(image, texture, match, match, match, match, match)
 
 
 # ---- carrying back ---------------------------------------------------------------------------------------------------
@@ -135,15 +148,15 @@ def test_brightness_is_summed_over_the_cells_pixels() -> None:
     head = flat_head(grid=(2, 3))
     pixels, other = torch.rand(2, 1, 3, 8, 12).unbind(0)
     match = torch.randn(1, 8, 2, 3)
-    _, _, found = head.refine(pixels, match, other, match, torch.zeros(1, 2, 2, 3))
+    _, _, found = head.refine(seen(pixels, match), seen(other, match), torch.zeros(1, 2, 2, 3))
     a, b = pixels[0].numpy().astype(float), other[0].numpy().astype(float)
     mean = np.pad((a + b) / 2, ((0, 0), (1, 1), (1, 1)), mode="edge")
     g = np.stack([mean[:, 1:-1, 2:] - mean[:, 1:-1, :-2], mean[:, 2:, 1:-1] - mean[:, :-2, 1:-1]]) / 2
     error = b - a
-    weight = 1 / (0.03**2 + (error**2).mean(0))
-    for i in range(2):
-        for j in range(3):
-            cell = np.s_[..., 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+    weight = 1 / (0.03**2 + (error**2).mean(0)) / 3
+    for i in range(4):
+        for j in range(6):
+            cell = np.s_[..., 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
             G, e, w = g[cell].reshape(2, -1), error[cell].reshape(-1), np.tile(weight[cell].reshape(-1), 3)
             np.testing.assert_allclose(found.curvature[0, :, :, i, j].detach(), (G * w) @ G.T, rtol=1e-4)
             np.testing.assert_allclose(found.slope[0, :, i, j].detach(), (G * w) @ e, rtol=1e-4, atol=1e-3)
@@ -162,8 +175,14 @@ def test_brightness_asks_for_the_motion_that_is_left() -> None:
 
     match = torch.randn(1, 8, 8, 10)
     around = guess[None, :, None, None].expand(1, 2, 8, 10)
-    _, _, found = flat_head().refine(shown(torch.zeros(2)), match, shown(moved), match, around)
-    C, s = found.curvature[0, :, :, 3, 4], found.slope[0, :, 3, 4]
+    _, _, found = flat_head().refine(seen(shown(torch.zeros(2)), match), seen(shown(moved), match), around)
+    C, s = found.curvature[0, :, :, 6, 8], found.slope[0, :, 6, 8]
+    torch.testing.assert_close(-torch.linalg.solve(C, s), moved - guess, rtol=0, atol=1e-3)
+    # Textures are half as large; what they say is in pixels of the picture all the same.
+    textures = [x[..., ::2, ::2].repeat(1, 2, 1, 1) for x in (shown(torch.zeros(2)), shown(moved))]
+    flat = [seen(torch.zeros(1, 3, 32, 40), match, texture) for texture in textures]
+    _, _, found = flat_head().refine(*flat, around)
+    C, s = found.curvature[0, :, :, 6, 8], found.slope[0, :, 6, 8]
     torch.testing.assert_close(-torch.linalg.solve(C, s), moved - guess, rtol=0, atol=1e-3)
 
 

@@ -191,7 +191,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     deterministic(monkeypatch)
-    field, pairs = model(), batch()
+    field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
     field.progress = 1.0
     one, other = field.losses(pairs), field.losses(pairs.swapped())
     assert set(one) == {"loss", "state", "smooth", "step", "field", "flow", "mask"}
@@ -215,7 +215,7 @@ def test_the_loss_is_the_weighted_sum_and_reaches_everything() -> None:
 def test_the_field_is_learned_first_and_bent_by_steps_last(flow: bool) -> None:
     pairs = batch(flow=flow)
     seen: dict[float, tuple[set[str], bool]] = {}
-    for progress in (0.0, 0.39, 0.41, 0.79, 0.81, 1.0):
+    for progress in (0.0, 0.34, 0.36, 0.64, 0.66, 1.0):
         field = model()
         field.progress = progress
         parts = field.losses(pairs)
@@ -230,9 +230,9 @@ def test_the_field_is_learned_first_and_bent_by_steps_last(flow: bool) -> None:
         seen[progress] = set(parts), bends
     always = {"loss", "state", "smooth"} | ({"field", "mask"} if flow else {"photometric"})
     later = always | {"step"} | ({"flow"} if flow else set())
-    assert seen[0.0] == seen[0.39] == (always, False)
-    assert seen[0.41] == seen[0.79] == (later, False)
-    assert seen[0.81] == seen[1.0] == (later, True)
+    assert seen[0.0] == seen[0.34] == (always, False)
+    assert seen[0.36] == seen[0.64] == (later, False)
+    assert seen[0.66] == seen[1.0] == (later, True)
 
 
 def test_without_flow_brightness_teaches() -> None:

@@ -121,6 +121,7 @@ class PairBatch:
             flow_back=self.flow, weight_back=self.weight, mask_back=self.mask,
             tangent=self.tangent_back, tangent_weight=self.tangent_weight_back, tangent_step=self.tangent_step_back,
             tangent_back=self.tangent, tangent_weight_back=self.tangent_weight, tangent_step_back=self.tangent_step,
+            random=None if self.random is None else self.random.flip(1),
         )  # fmt: skip
 
 

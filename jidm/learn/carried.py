@@ -6,12 +6,13 @@ forward kinematics that gives the flow to any other frame, so it need not be sto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from jidm.robot.kinematics import Kinematics
 
@@ -41,6 +42,27 @@ class View:
     intrinsics: Float[Tensor, "B 4"]
     T_camera_base: Float[Tensor, "B 4 4"]
     poses: Float[Tensor, "B links 4 4"]
+
+    def widened(self) -> View:
+        """The same view with every link reaching one cell further over what is not the robot, at the depth of its border.
+
+        The nearest of the neighbouring links where there are several. A cell's centre decides what the grid shows, but
+        some of the pixels around a centre beside the robot still show it.
+        """
+        robot = self.link >= 0
+        far = torch.full_like(self.depth, torch.inf)
+        around = F.unfold(torch.where(robot, self.depth, far).nan_to_num(posinf=1e9)[:, None], 3, padding=1)
+        inside = F.unfold(torch.ones_like(self.depth[:1, None]), 3, padding=1) > 0
+        links = F.unfold(self.link[:, None].to(self.depth.dtype), 3, padding=1)
+        nearest, which = torch.where(inside, around, around.new_tensor(1e9)).min(1)
+        link = links.gather(1, which[:, None])[:, 0].to(self.link.dtype)
+        found = (nearest < 1e8).reshape(self.link.shape)
+        shape = self.depth.shape
+        return replace(
+            self,
+            depth=torch.where(robot | ~found, self.depth, nearest.reshape(shape)),
+            link=torch.where(robot | ~found, self.link, link.reshape(shape)),
+        )
 
     @cached_property
     def points(self) -> _Points:

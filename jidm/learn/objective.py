@@ -22,8 +22,8 @@ _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for th
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_FIRST = 0.4  # share of the training in which field and state are learned alone
-_FIELD_BENDS = 0.8  # share from which on the solved steps bend the field as well: poor matches would spoil it
+_FIELD_FIRST = 0.35  # share of the training in which field and state are learned alone
+_FIELD_BENDS = 0.65  # share from which on the solved steps bend the field as well: poor matches would spoil it
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
 
@@ -69,14 +69,19 @@ class TrainableField(LearnedField):
     @classmethod
     def from_data(
         cls, joint_names: Sequence[str], joint_types: Sequence[str], height: int, width: int, stats: JointStats,
-        **options: Any,
+        pretrained: bool = False, **options: Any,
     ) -> TrainableField:  # fmt: skip
-        """An untrained field for recordings of that size and those joint statistics."""
+        """An untrained field for recordings of that size and those joint statistics.
+
+        Args:
+            pretrained: begin with the backbone's pretrained weights.
+            options: further entries of `LearnedFieldConfig`.
+        """
         config = LearnedFieldConfig(
             tuple(joint_names), tuple(joint_types), height, width, stats.q_mean, stats.q_std, stats.delta_std,
             stats.q_lower, stats.q_upper, **options,
         )  # fmt: skip
-        return cls(config)
+        return cls(config, pretrained=pretrained)
 
     def losses(self, batch: PairBatch) -> dict[str, Tensor]:
         """Scalar parts of the loss; "loss" is what to minimise.
@@ -136,7 +141,7 @@ class TrainableField(LearnedField):
     def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None) -> dict[str, Tensor]:
         """What needs both pictures matched and the step solved."""
         first, second = at[: len(batch)], at[len(batch) :]
-        made = learned_step(self, first, second)
+        made = learned_step(self, first, second, begin=self._beginnings(batch), closer=1)
         parts = {"step": self._step_loss(made, batch.delta_q)}
         if moves is not None:
             parts["flow"] = flow_loss(made, moves, self.weights.early)
@@ -156,12 +161,15 @@ class TrainableField(LearnedField):
         from_picture = random[:, :1] < 0.5
         return torch.where(from_picture, q_seen.detach(), noisy)
 
-    def _guesses(self, batch: PairBatch) -> Callable[[Tensor], Tensor]:
-        """Steps to look closer around: half of them the first look's, half the executed ones, off by anything from a tenth
-        to twice a typical step. So the closer look learns to mend small and large errors alike."""
-        random = batch.dice()[len(batch) :]
-        off = 0.1 * 20.0 ** random[:, 1:2] * normal(random[:, 2:].roll(1, -1)) * self.delta_std
-        return lambda found: torch.where(random[:, :1] < 0.5, found, batch.delta_q + off)
+    def _beginnings(self, batch: PairBatch) -> Callable[[Tensor], Tensor]:
+        """Steps to look closer around: half of them the first look's, half the executed ones, off by anything from a
+        tenth to twice a typical step. So the closer look learns to mend small and large errors alike."""
+        one, two = batch.dice().unflatten(0, (2, -1))
+        toss, scale = ((one + two)[:, :2] % 1).split(1, dim=1)
+        # Backwards in time the deviation is the negative one.
+        deviation = (normal(one[:, 2:]) - normal(two[:, 2:])).roll(1, -1) / 2**0.5
+        off = 0.1 * 20.0**scale * deviation * self.delta_std
+        return lambda found: torch.where(toss < 0.5, found, batch.delta_q + off)
 
     def _state_loss(self, q: Tensor, q_seen: Tensor, q_std: Tensor) -> Tensor:
         error = (q_seen - q) / self.q_std

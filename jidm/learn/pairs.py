@@ -23,6 +23,10 @@ from jidm.learn.recording import Recording
 from jidm.robot.kinematics import Kinematics
 
 
+_BESIDE = 0.5
+"""What the field counts in cells beside the robot, some of whose pixels still show it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """B triples of frames: rows of the recording's tables.
@@ -157,8 +161,9 @@ class PairSource:
         step = q_next - q
         for tail, a, b, at, along in (("", one, two, q, step), ("_back", two, one, q_next, -step)):
             flow, weight = carried_flow(a, b)
-            tangent, on_robot = tangent_flow(a, kinematics, at, along)
-            fields["tangent" + tail], fields["tangent_weight" + tail] = tangent * GRID_STRIDE, on_robot
+            tangent, beside = tangent_flow(a.widened(), kinematics, at, along)
+            fields["tangent" + tail] = tangent * GRID_STRIDE
+            fields["tangent_weight" + tail] = beside * torch.where(a.link >= 0, 1.0, _BESIDE).to(beside)
             fields["tangent_step" + tail] = self._learned(along)
             if self.static_background:
                 weight = weight + _surely_background(a, b) * still[:, None, None]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.motion.flow.base import Flow
-from jidm.solve.learned_step import LearnedStep, SeenAt, StepField, learned_step
+from jidm.solve.learned_step import LearnedStep, SeenAt, StepField, learned_step, likelier
 from jidm.solve.track import JointLimits, TrackedStep
 
 
@@ -86,7 +86,11 @@ class PoseFollower:
         gap = self._elapsed
         expected = self._inside(self.q + self.options.momentum * self._velocity * (dt + gap))
         seen = self.field.encode(frame[None])
-        found = learned_step(self.field, self._last, SeenAt.of(self.field, seen, expected[None]), flow)
+        now = SeenAt.of(self.field, seen, expected[None])
+        again = (self._velocity * (dt + gap))[None]
+        found = learned_step(
+            self.field, self._last, now, flow, begin=lambda step: likelier(self._last, now, (again, step))
+        )
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)

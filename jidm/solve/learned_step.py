@@ -7,7 +7,7 @@ two kinds of rows: the flow that the network sees left over, and brightness itse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torch.nn import functional as F
+
+from jidm.field.learned.blocks import doubled
 from jidm.field.learned.config import STRIDE, LearnedFieldConfig
-from jidm.field.learned.matching import Brightness, PairHead, path
+from jidm.field.learned.matching import Brightness, PairHead, carry_back, path
 from jidm.field.learned.network import Encoded
 from jidm.motion.flow.base import Flow, clean
 from jidm.solve.least_squares import NormalEquations, Solution, normal_equations, solve_normal_equations
@@ -104,13 +107,13 @@ class SeenAt:
 
 def learned_step(
     field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None,
-    *, guess: Callable[[Float[Tensor, "b n"]], Float[Tensor, "b n"]] | None = None, closer: int = 2,
+    *, begin: Callable[[Float[Tensor, "b n"]], Float[Tensor, "b n"]] | None = None, closer: int = 2,
 ) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in everything.
 
     Args:
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
-        guess: makes of the first look's step the one around which the closer looks begin; that step itself if not given.
+        begin: makes of the first look's step the one around which the closer looks begin; that step itself if not given.
         closer: how many closer looks.
     """
     a, b = first.seen, second.seen
@@ -119,10 +122,9 @@ def learned_step(
     looks = [early if flow is None else _given(flow, early)]
     solution = _solve(field, first, second, looks[0])
     steps = [solution.delta_q]
-    step = solution.delta_q.detach() if guess is None else guess(solution.delta_q.detach())
+    step = solution.delta_q.detach() if begin is None else begin(solution.delta_q.detach())
     for _ in range(closer if flow is None else 0):
-        ahead, back = (torch.einsum("bcnhw,bn->bchw", x.jacobian.detach(), step) for x in (first, second))
-        guesses = path(ahead, back), path(-back, -ahead)
+        guesses = _paths(first, second, step)
         looks.append((_look(field.pair, a, b, guesses[0]), _look(field.pair, b, a, guesses[1])))
         solution = _solve(field, first, second, looks[-1])
         steps.append(step + solution.delta_q)
@@ -130,8 +132,30 @@ def learned_step(
     return LearnedStep(_about_flow(solution, first, looks[-1][0], steps[-1]), tuple(steps), tuple(looks))
 
 
+@torch.no_grad()
+def likelier(first: SeenAt, second: SeenAt, steps: Sequence[Float[Tensor, "b n"]]) -> Float[Tensor, "b n"]:
+    """Of several steps the one by which the robot looks most alike in both pictures, item by item."""
+    unlike = []
+    for step in steps:
+        total = torch.zeros_like(step[:, 0])
+        for here, there, flow in zip((first, second), (second, first), _paths(first, second, step), strict=True):
+            near = carry_back(there.seen.match, flow / STRIDE)
+            robot = here.mask.sigmoid()
+            error = (near - here.seen.match).square().mean(1) * robot
+            total = total + error.flatten(1).sum(-1) / robot.flatten(1).sum(-1).clamp(min=1e-6)
+        unlike.append(total)
+    best = torch.stack(unlike).argmin(0)
+    return torch.stack(list(steps)).gather(0, best[None, :, None].expand(1, -1, steps[0].shape[-1]))[0]
+
+
+def _paths(first: SeenAt, second: SeenAt, step: Float[Tensor, "b n"]) -> tuple[Tensor, Tensor]:
+    """Flow of a step from the first to the second pictures and back, each on its own grid [px of the picture]."""
+    ahead, back = (torch.einsum("bcnhw,bn->bchw", x.jacobian.detach(), step) for x in (first, second))
+    return path(ahead, back), path(-back, -ahead)
+
+
 def _look(pair: PairHead, here: Encoded, there: Encoded, guess: Tensor) -> Look:
-    flow, log_weight, brightness = pair.refine(here.image, here.match, there.image, there.match, guess)
+    flow, log_weight, brightness = pair.refine(here, there, guess)
     return Look(flow, log_weight, guess, brightness)
 
 
@@ -154,19 +178,25 @@ def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Look, L
 
 def _equations(at: SeenAt, look: Look, sign: float) -> NormalEquations:
     jacobian, robot = sign * at.jacobian, at.mask.sigmoid()
-    flow = look.flow if look.guess is None else look.flow - look.guess
-    equations = normal_equations(jacobian, flow, look.log_weight.exp() * robot, layout="dense")
-    if look.brightness is None:
-        return equations
-    seen = look.brightness
-    J = jacobian.flatten(-2)
-    bent = torch.einsum("bcdp,bdnp->bcnp", seen.curvature.flatten(-2), J)
-    weight = (seen.log_weight.exp() * robot).flatten(-2)
-    return replace(
-        equations,
-        matrix=equations.matrix + torch.einsum("bcnp,bcmp,bp->bnm", J, bent, weight),
-        energy=equations.energy + (seen.energy.flatten(-2) * weight).sum(-1),
-        vector=equations.vector - torch.einsum("bcnp,bcp,bp->bn", J, seen.slope.flatten(-2), weight),
+    if look.brightness is not None:
+        return _brightness_equations(jacobian, robot, look.brightness)
+    return normal_equations(jacobian, look.flow, look.log_weight.exp() * robot, layout="dense")
+
+
+def _brightness_equations(
+    jacobian: Float[Tensor, "b 2 n h w"], robot: Float[Tensor, "b h w"], seen: Brightness
+) -> NormalEquations:  # fmt: skip
+    """Gauss-Newton on the joint step; which of the pixels on and around the robot count, their own weights tell."""
+    nearby = doubled(F.max_pool2d(robot[:, None], 3, 1, 1))[:, 0].flatten(1)
+    J = doubled(jacobian.flatten(1, 2)).unflatten(1, jacobian.shape[1:3]).flatten(-2)
+    bent = torch.einsum("bcdp,bdnp->bcnp", seen.curvature.flatten(-2), J) * nearby[:, None, None]
+    count = nearby.sum(-1) / (nearby.shape[-1] / robot[0].numel())  # cells of the field, as for flow
+    return NormalEquations(
+        matrix=J.movedim(2, 1).flatten(2) @ bent.movedim(2, 1).flatten(2).mT,
+        vector=-torch.einsum("bcnp,bcp->bn", J, seen.slope.flatten(-2) * nearby[:, None]),
+        energy=(seen.energy.flatten(1) * nearby).sum(-1),
+        total_weight=count,
+        count=count,
     )
 
 

@@ -62,10 +62,11 @@ class Encoder(nn.Module):
         self.to_eighth = nn.Sequential(ConvBlock(b, c, 2), ResidualBlock(c), ResidualBlock(c))
         self.to_sixteenth = nn.Sequential(ConvBlock(c, d, 2), ResidualBlock(d), ResidualBlock(d))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        quarter = self.to_quarter(self.to_half((image - 0.5) * 4))
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        half = self.to_half((image - 0.5) * 4)
+        quarter = self.to_quarter(half)
         eighth = self.to_eighth(quarter)
-        return quarter, eighth, self.to_sixteenth(eighth)
+        return half, quarter, eighth, self.to_sixteenth(eighth)
 
 
 def pixel_grid(height: int, width: int, stride: int) -> Float[Tensor, "2 h w"]:

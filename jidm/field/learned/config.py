@@ -53,7 +53,7 @@ class LearnedFieldConfig:
         q_lower, q_upper: range of the training poses, per joint [rad or m].
         size: "tiny", "small" or "base".
         reach: largest motion between two frames that the matching sees at once [cells of 8 px].
-        backbone: "own", or the name of a torchvision classifier whose convolutions encode the picture.
+        backbone: "own", or what else encodes the picture, see `make_encoder`.
     """
 
     joint_names: tuple[str, ...]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,26 +14,40 @@ from torch.nn import functional as F
 from jidm.field.learned.blocks import ConvBlock, doubled
 from jidm.field.learned.config import COARSE, STRIDE
 
+if TYPE_CHECKING:
+    from jidm.field.learned.network import Encoded
+
 _LARGEST_LOG_WEIGHT = 4.0
 """Confidences span e^-4 to e^4 around 1: unclamped ones run away (a published training died of it after 4400 steps)."""
 
-_BRIGHTNESS_NOISE = 0.03
-"""How much brightness differs where nothing is wrong, before training."""
+_SMALL = STRIDE // 2  # pixels per cell in which brightness is summed up
+
+_BRIGHTNESS_NOISE, _TEXTURE_NOISE = 0.03, 0.3
+"""How much brightness and texture features differ where nothing is wrong, before training."""
 
 
 @dataclass(frozen=True, eq=False)
 class Brightness:
-    """What a cell's pixels say of its motion: `exp(log_weight) |g . d + error|^2` summed over them, in noise variances.
+    """What small cells' pixels say of their motion: `weight |g . d + error|^2` summed over them, in noise variances.
+
+    Links are a few pixels wide, and their outlines tell most; so pixels are weighed one by one, and the cells are half
+    as wide as the field's: (h2, w2) = (2 h, 2 w).
 
     Attributes:
-        curvature: (B, 2, 2, h, w) sum of g g' [1/px^2]; slope: (B, 2, h, w) sum of g error [1/px].
-        energy: (B, h, w) sum of error^2; log_weight: (B, h, w) confidence.
+        curvature: (B, 2, 2, h2, w2) sum of weight g g' [1/px^2]; slope: (B, 2, h2, w2) sum of weight g error [1/px].
+        energy: (B, h2, w2) sum of weight error^2.
     """
 
-    curvature: Float[Tensor, "b 2 2 h w"]
-    slope: Float[Tensor, "b 2 h w"]
-    energy: Float[Tensor, "b h w"]
-    log_weight: Float[Tensor, "b h w"]
+    curvature: Float[Tensor, "b 2 2 h2 w2"]
+    slope: Float[Tensor, "b 2 h2 w2"]
+    energy: Float[Tensor, "b h2 w2"]
+
+    def __add__(self, other: Brightness) -> Brightness:
+        return Brightness(self.curvature + other.curvature, self.slope + other.slope, self.energy + other.energy)
+
+    def at_stride(self, stride: int) -> Brightness:
+        """The same of a picture that is `stride` times smaller, its pixels' motion told in px of the large one."""
+        return Brightness(self.curvature / stride**2, self.slope / stride, self.energy)
 
 
 class PairHead(nn.Module):
@@ -66,8 +82,8 @@ class PairHead(nn.Module):
         pixels = 3 * STRIDE**2
         self.fine_in = nn.Sequential(nn.Conv2d(2 * pixels + 2 * features, features, 1), nn.GELU())
         self.fine = ConvBlock(features, features)
-        self.fine_out = nn.Conv2d(features, 4, 1)
-        self.log_noise = nn.Parameter(torch.tensor(_BRIGHTNESS_NOISE).log())
+        self.fine_out = nn.Conv2d(features, 3 + STRIDE**2 + (STRIDE // _SMALL) ** 2, 1)
+        self.log_noise = nn.Parameter(torch.tensor([_BRIGHTNESS_NOISE, _TEXTURE_NOISE]).log())
         for layer in (self.coarse_out, self.fine_out):
             nn.init.normal_(layer.weight, std=1e-3)
             assert layer.bias is not None
@@ -92,39 +108,51 @@ class PairHead(nn.Module):
         return doubled((peak + out[:, :2]) * COARSE), _bounded(doubled(out[:, 2:]))[:, 0]
 
     def refine(
-        self, pixels: Tensor, features: Tensor, other: Tensor, other_features: Tensor, guess: Tensor
-    ) -> tuple[Tensor, Tensor, Brightness]:
+        self, here: Encoded, there: Encoded, guess: Float[Tensor, "b 2 h w"]
+    ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"], Brightness]:
         """Flow and log-confidence near a guess: the second picture is carried back by it and compared closely.
 
         Args:
-            pixels: (B, 3, H, W) first picture; features: its matching features (B, C, h, w).
-            other, other_features: of the second.
-            guess: (B, 2, h, w) flow [px].
+            here, there: the first and the second picture.
+            guess: flow on the first one's grid [px].
         """
-        height, width = pixels.shape[-2:]
-        carried = carry_back(other, F.interpolate(guess, size=(height, width), mode="bilinear", align_corners=False))
+        pixels, wide = here.image, here.image.shape[-1] // guess.shape[-1]
+        carried = carry_back(there.image, _enlarged(guess, wide))
         both = torch.cat([F.pixel_unshuffle(pixels, STRIDE), F.pixel_unshuffle(carried - pixels, STRIDE) * 4], 1)
-        near = carry_back(other_features, guess / STRIDE)
-        x = self.fine_in(torch.cat([both, features, near - features], 1))
-        out = self.fine_out(self.fine(x))
-        brightness = self._brightness(pixels, carried, _bounded(out[:, 3]))
-        return guess + out[:, :2] * STRIDE, _bounded(out[:, 2]), brightness
-
-    def _brightness(self, pixels: Tensor, carried: Tensor, log_weight: Tensor) -> Brightness:
-        error = carried - pixels
-        # The mean of both pictures' gradients makes a step second-order exact (ESM; Benhimane and Malis 2004).
-        along_u, along_v = gradients((pixels + carried) / 2)
+        near = carry_back(there.match, guess / STRIDE)
+        out = self.fine_out(self.fine(self.fine_in(torch.cat([both, here.match, near - here.match], 1))))
+        texture = carry_back(there.texture, _enlarged(guess, STRIDE // _SMALL) / _SMALL)
+        weights = _bounded(out[:, 3:])
         noise = self.log_noise.exp()
-        # Cauchy's weight: what is hidden or lit otherwise counts little.
-        weight = 1 / (noise**2 + error.square().mean(1, keepdim=True))
+        brightness = aligned(pixels, carried, F.pixel_shuffle(weights[:, : STRIDE**2], STRIDE), noise[0], _SMALL)
+        textures = aligned(
+            here.texture, texture, F.pixel_shuffle(weights[:, STRIDE**2 :], STRIDE // _SMALL), noise[1], 1
+        )
+        return guess + out[:, :2] * STRIDE, _bounded(out[:, 2]), brightness + textures.at_stride(_SMALL)
 
-        def summed(x: Tensor) -> Tensor:
-            return F.avg_pool2d((x * weight).sum(1, keepdim=True), STRIDE)[:, 0] * STRIDE**2
 
-        uu, uv, vv = summed(along_u * along_u), summed(along_u * along_v), summed(along_v * along_v)
-        slope = torch.stack([summed(along_u * error), summed(along_v * error)], 1)
-        curvature = torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2))
-        return Brightness(curvature, slope, summed(error * error), log_weight)
+def aligned(
+    first: Float[Tensor, "b c H W"], carried: Float[Tensor, "b c H W"], log_weight: Float[Tensor, "b 1 H W"],
+    noise: Tensor, cell: int,
+) -> Brightness:  # fmt: skip
+    """What the difference of two pictures says of the motion left between them, in cells of `cell` pixels of theirs."""
+    error = carried - first
+    # The mean of both pictures' gradients makes a step second-order exact (ESM; Benhimane and Malis 2004).
+    along_u, along_v = gradients((first + carried) / 2)
+    pairs = (
+        (along_u, along_u),
+        (along_u, along_v),
+        (along_v, along_v),
+        (along_u, error),
+        (along_v, error),
+        (error, error),
+    )
+    products = torch.stack([(a * b).mean(1) for a, b in pairs], 1)
+    # Cauchy's weight: what is hidden or lit otherwise counts little.
+    weight = log_weight.exp() / (noise**2 + products[:, 5:])
+    small = F.avg_pool2d(products * weight, cell, divisor_override=1) if cell > 1 else products * weight
+    uu, uv, vv, slope, energy = small[:, 0], small[:, 1], small[:, 2], small[:, 3:5], small[:, 5]
+    return Brightness(torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2)), slope, energy)
 
 
 def gradients(image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
@@ -157,6 +185,10 @@ def carry_back(image: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) 
     u = torch.arange(w, dtype=flow.dtype, device=flow.device)
     grid = torch.stack([(2 * (u + flow[:, 0]) + 1) / w - 1, (2 * (v + flow[:, 1]) + 1) / h - 1], -1)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _enlarged(flow: Float[Tensor, "b 2 h w"], times: int) -> Tensor:
+    return F.interpolate(flow, scale_factor=float(times), mode="bilinear", align_corners=False)
 
 
 def _bounded(log_weight: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jidm.field.learned.blocks import ConvBlock, Encoder, Modulation, doubled, pixel_grid, spatial_softmax
+from jidm.field.learned.backbone import make_encoder
+from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, pixel_grid, spatial_softmax
 from jidm.field.learned.config import SIZES, LearnedFieldConfig
 from jidm.field.learned.matching import PairHead
 
+_TEXTURES = 6
 _KEYPOINTS = 32
 _POSE_WIDTH = 96
 _STATE_WIDTH = 256
@@ -27,11 +29,12 @@ class Encoded:
 
     Attributes:
         image: (B, 3, H, W) as given.
-        quarter, eighth, sixteenth: features at those scales.
+        texture: (B, 4, H/2, W/2) what a surface looks like from wherever it is lit; quarter, eighth, sixteenth: features at those scales.
         match: (B, C, h, w) features to recognise a place of the robot by; coarse: (B, C, h/2, w/2) the same from further.
     """
 
     image: Tensor
+    texture: Tensor
     quarter: Tensor
     eighth: Tensor
     sixteenth: Tensor
@@ -41,7 +44,10 @@ class Encoded:
     def __getitem__(self, index: Any) -> Encoded:
         """Index the batch axis."""
         return Encoded(
-            *(getattr(self, k)[index] for k in ("image", "quarter", "eighth", "sixteenth", "match", "coarse"))
+            *(
+                getattr(self, k)[index]
+                for k in ("image", "texture", "quarter", "eighth", "sixteenth", "match", "coarse")
+            )
         )
 
 
@@ -62,11 +68,11 @@ class LearnedField(nn.Module):
     grid8: Tensor
     grid16: Tensor
 
-    def __init__(self, config: LearnedFieldConfig) -> None:
+    def __init__(self, config: LearnedFieldConfig, *, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
         size, n, grid = SIZES[config.size], config.n, config.grid
-        _, quarter, eighth, sixteenth = size.levels
+        half, quarter, eighth, sixteenth = size.levels
         width = size.decoder
         for name in ("q_mean", "q_std", "delta_std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
@@ -75,7 +81,8 @@ class LearnedField(nn.Module):
         self.register_buffer("state_spread", torch.ones(n))
         for stride in (4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
-        self.encoder = make_encoder(config, size.levels)
+        self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
+        self.texture = nn.Conv2d(half, _TEXTURES, 3, 1, 1)
         self.match_in = nn.Conv2d(quarter, size.match, 1)
         self.coarse_in = nn.Conv2d(eighth, size.match, 1)
         self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2))
@@ -106,9 +113,10 @@ class LearnedField(nn.Module):
 
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
         """Everything the heads need to know of a batch of pictures, RGB in [0, 1] at the config's size."""
-        quarter, eighth, sixteenth = self.encoder(image)
+        half, quarter, eighth, sixteenth = self.encoder(image)
+        texture = _normed(self.texture(half))
         match, coarse = (_normed(x) for x in (self.match_in(quarter), self.coarse_in(eighth)))
-        return Encoded(image, quarter, eighth, sixteenth, match, coarse)
+        return Encoded(image, texture, quarter, eighth, sixteenth, match, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
@@ -137,7 +145,3 @@ class LearnedField(nn.Module):
 def _normed(features: Tensor) -> Tensor:
     """Features of unit mean square at every place."""
     return features / features.square().mean(1, keepdim=True).add(1e-4).sqrt()
-
-
-def make_encoder(config: LearnedFieldConfig, levels: tuple[int, int, int, int]) -> nn.Module:
-    return Encoder(levels)
