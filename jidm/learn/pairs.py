@@ -22,7 +22,6 @@ from jidm.learn.estimated import EstimatedFlow
 from jidm.learn.recording import Recording
 from jidm.robot.kinematics import Kinematics
 
-
 _BESIDE = 0.5
 """What the field counts in cells beside the robot, some of whose pixels still show it."""
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
 from torch.nn import functional as F
 
 from jidm.field.learned.blocks import doubled

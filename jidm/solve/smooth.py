@@ -76,8 +76,10 @@ def _smooth(
     apart = apart.clamp(min=1e-3)
 
     grid = len(_LIVELINESS)
-    wide = [x.repeat_interleave(grid, 0) for x in (measured, noise, usable)]
-    likelihood = _Filter(*wide, apart, _LIVELINESS.to(dt).repeat(len(measured))).likelihood.reshape(-1, grid)
+    wide = tuple(x.repeat_interleave(grid, 0) for x in (measured, noise, usable))
+    likelihood = _Filter(wide[0], wide[1], wide[2], apart, _LIVELINESS.to(dt).repeat(len(measured))).likelihood.reshape(
+        -1, grid
+    )
     best = _Filter(measured, noise, usable, apart, _LIVELINESS.to(dt)[likelihood.argmax(1)])
     mean, spread = best.backwards()
     white = best.noise_scale[:, None]

@@ -112,11 +112,13 @@ def _stages(model: nn.Module, name: str) -> list[nn.Module]:
     """The model's layers in four groups, each ending at half the size of the one before."""
     groups: dict[int, list[nn.Module]] = {2: [], 4: [], 8: [], 16: []}
     x = torch.zeros(1, 3, 64, 64)
-    body = model.features if isinstance(getattr(model, "features", None), nn.Module) else model
+    features = getattr(model, "features", None)
+    body = features if isinstance(features, nn.Module) else model
+    body.eval()
     try:
         with torch.no_grad():
-            for layer, x in _layers(body.eval(), x):
-                stride = 64 // x.shape[-1] if x.dim() == 4 and x.shape[-1] else 0
+            for layer, y in _layers(body, x):
+                stride = 64 // y.shape[-1] if y.dim() == 4 and y.shape[-1] else 0
                 if stride == 1:
                     stride = 2
                 if stride not in groups:
@@ -137,8 +139,8 @@ def _layers(body: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
     for layer in body.children():
         y = layer(x)
         if y.dim() == 4 and y.shape[-1] * 2 < x.shape[-1] and isinstance(layer, nn.Sequential) and len(layer) > 1:
-            for inner, x in _layers(layer, x):
-                yield inner, x
+            for inner, y in _layers(layer, x):
+                yield inner, y
         else:
-            x = y
-            yield layer, x
+            yield layer, y
+        x = y
