@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jidm.learn.episodes import describe
 from jidm.learn.exact_view import ExactView, surface_of
 from jidm.learn.field_probe import FieldProbe, probe
 from jidm.motion.fit import Fit
+from jidm.solve.smooth import smoothed
 
 if TYPE_CHECKING:
     from jidm.field.analytic import AnalyticField
@@ -139,6 +141,11 @@ class DecodedEpisode:
         """True steps [rad or m]."""
         return self.q.diff(dim=0)
 
+    @cached_property
+    def smoothed(self) -> DecodedEpisode:
+        """The same with every step told by its neighbours as well; no steps of single pairs."""
+        return replace(self, motion=smoothed(self.motion), pair_steps=None, looks=())
+
     @property
     def liveliest(self) -> FieldLook | None:
         """The look at the pair of frames with the largest true motion: the one to draw."""
@@ -167,6 +174,11 @@ class Evaluation:
     failed: Mapping[int, str] = field(default_factory=dict)
     embodiment: Embodiment | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def smoothed(self) -> Evaluation:
+        """The same with the steps of every episode smoothed."""
+        return replace(self, episodes=tuple(e.smoothed for e in self.episodes))
 
 
 class HeldOut:

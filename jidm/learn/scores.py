@@ -14,12 +14,18 @@ from torch import Tensor
 from jidm.learn import metrics
 from jidm.learn.evaluate import Evaluation
 
+_ALSO_SMOOTHED = (
+    "nve", "nve_per_joint", "action_mse", "nve_moving", "correlation", "correlation_mean", "position_share",
+    "tip_error_mm", "coverage_68", "coverage_95",
+)  # fmt: skip
+
 
 def scores(evaluation: Evaluation) -> dict[str, Any]:
     """All figures of one model as JSON values; None where a figure does not exist (no field, no robot, no motion).
 
     `nve` and `action_mse` are of steps decoded as a video from the known first pose, steps that were not valid included
-    as they stand; `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without any pose given.
+    as they stand; `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without any pose given;
+    `*_smoothed` are of the decoded steps after `jidm.solve.smooth.smoothed`.
     """
     judged = evaluation.judged.tolist()
     out: dict[str, Any] = {
@@ -34,6 +40,9 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     figures = (
         _step_figures(evaluation) | _position_figures(evaluation) | _honesty(evaluation) | _field_figures(evaluation)
     )
+    later = evaluation.smoothed
+    again = _step_figures(later) | _position_figures(later) | _honesty(later)
+    figures |= {f"{key}_smoothed": again[key] for key in _ALSO_SMOOTHED}
     return out | {key: _plain(value) for key, value in figures.items()}
 
 
@@ -192,7 +201,7 @@ def compared(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict
     """Action MSE of one model over each other's, on the episodes that all of them decoded: below 1 is better.
 
     Returns:
-        rival -> {"action_mse_ratio", "action_mse_pairs_ratio"}.
+        rival -> {"action_mse_ratio", "action_mse_pairs_ratio", "action_mse_smoothed_ratio"}.
     """
     common = set.intersection(*({e.index for e in x.episodes} for x in evaluations.values()))
     errors = {name: _common_errors(x, common) for name, x in evaluations.items()}
@@ -203,7 +212,7 @@ def compared(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict
                 f"{key}_ratio": None
                 if errors[ours][key] is None or other[key] is None
                 else _number(metrics.mse_ratio(errors[ours][key], other[key]))
-                for key in ("action_mse", "action_mse_pairs")
+                for key in errors[ours]
             }
     return out
 
@@ -211,11 +220,12 @@ def compared(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict
 def _common_errors(evaluation: Evaluation, common: set[int]) -> dict[str, Any]:
     kept = replace(evaluation, episodes=tuple(e for e in evaluation.episodes if e.index in common))
     if not kept.episodes:
-        return {"action_mse": None, "action_mse_pairs": None}
+        return {"action_mse": None, "action_mse_pairs": None, "action_mse_smoothed": None}
     pairs = pair_errors(kept)
     return {
         "action_mse": steps_of(kept)[1][:, kept.judged],
         "action_mse_pairs": None if pairs is None else pairs[:, kept.judged],
+        "action_mse_smoothed": steps_of(kept.smoothed)[1][:, kept.judged],
     }
 
 
@@ -237,6 +247,7 @@ def _number(value: Any) -> float | None:
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("nve", "NVE", ".3f"),
     ("nve_pairs", "NVE PAIRS", ".3f"),
+    ("nve_smoothed", "SMOOTHED", ".3f"),
     ("action_mse", "ACTION MSE", ".2e"),
     ("position_share", "WITHIN {tolerance}", ".1%"),
     ("tip_error_mm", "TIP [mm]", ".1f"),
@@ -269,10 +280,10 @@ def table(figures: Sequence[Mapping[str, Any]], *, more: Sequence[tuple[str, str
 
 def comparison_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
     """Rows of text: action MSE of one model over each rival's. `document`: model -> what `compared` gave."""
-    rows: list[tuple[str, ...]] = [("MODEL", "RIVAL", "MSE RATIO", "MSE RATIO PAIRS")]
+    rows: list[tuple[str, ...]] = [("MODEL", "RIVAL", "MSE RATIO", "PAIRS", "SMOOTHED")]
     for ours, rivals in document.items():
         for rival, ratios in rivals.items():
-            cells = (ratios["action_mse_ratio"], ratios["action_mse_pairs_ratio"])
+            cells = [ratios[f"action_mse{kind}_ratio"] for kind in ("", "_pairs", "_smoothed")]
             rows.append((ours, rival, *("-" if x is None else f"{x:.3f}" for x in cells)))
     return rows
 
