@@ -64,7 +64,12 @@ def test_every_verb_is_listed_and_light():
     [
         ("embodiments show pnda", 1, "did you mean 'panda'?"),
         ("embodiments shw", 2, "shw"),
-        ("decode", 2, "--camera"),
+        ("decode", 2, "PATH"),
+        ("decode v.mp4 --out {tmp}", 1, "--embodiment is missing"),
+        ("decode v.mp4 --embodiment panda --q0 home --out {tmp}", 1, "--camera is missing"),
+        ("decode v.mp4 --embodiment panda --camera front --out {tmp}", 1, "--q0 is missing"),
+        ("decode v.mp4 --checkpoint nowhere --out {tmp}", 1, "nowhere"),
+        ("decode v.mp4 --checkpoint nowhere --camera front --out {tmp}", 1, "--camera needs --embodiment"),
         ("decode v.mp4 --embodiment panda --camra c.json", 2, "--camra"),
         ("decode v.mp4 --embodiment pnda --camera front --q0 home", 1, "did you mean 'panda'?"),
         ("decode v.mp4 --embodiment panda --camera frnt --q0 home", 1, "did you mean 'front'?"),

@@ -342,3 +342,31 @@ def test_speed_limits_can_be_lifted(idm: JacobianIDM) -> None:
     assert fast.velocity.abs().max() > 0.99 * robot.velocity.max()
     free = JacobianIDM(idm.embodiment, idm.field, None, options=replace(TRUSTING), limits="position")
     assert free.decode(video(4), fps=1000.0, flow=flow).velocity.abs().max() > 2 * robot.velocity.max()
+
+
+# ---- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("camera", [False, True])
+def test_decode_from_the_command_line_needs_the_checkpoint_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], camera: bool
+) -> None:
+    from jidm.cli import main
+
+    frames = (video(7).permute(0, 2, 3, 1) * 255).byte().numpy()
+    write_video(tmp_path / "v.mp4", iter(frames), 16.0)
+    more = ["--embodiment", "planar_finger_2", "--camera", "front"] if camera else []
+    if camera:  # of the robot's own shape of picture
+        robot = Embodiment.load("planar_finger_2").camera("front")
+        wide = torch.nn.functional.interpolate(video(7), size=(robot.height // 8, robot.width // 8))
+        write_video(tmp_path / "v.mp4", iter((wide.permute(0, 2, 3, 1) * 255).byte().numpy()), 16.0)
+    line = ["decode", str(tmp_path / "v.mp4"), "--checkpoint", str(folder), "--out", str(tmp_path / "out"), *more]
+    assert main([*line, "--smooth"]) == 0
+    assert "steps valid" in capsys.readouterr().out
+    motion = JointMotion.load(tmp_path / "out" / "motion.npz")
+    assert motion.frames == 7 and motion.provenance["smoothed"] and (tmp_path / "out" / "plot.png").exists()
+    assert (tmp_path / "out" / "overlay.mp4").exists() == camera
+    assert main(line) == 0
+    direct = JacobianIDM.from_pretrained(folder, **({"camera": "front"} if camera else {})).decode(tmp_path / "v.mp4")
+    if not camera:
+        assert torch.equal(JointMotion.load(tmp_path / "out" / "motion.npz").delta_q, direct.delta_q)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+
+from jidm.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from jidm.idm import JacobianIDM
+    from jidm.robot.camera import Camera
 
 
 @dataclass(frozen=True)
@@ -16,13 +24,18 @@ class Decode:
     video: tyro.conf.Positional[Path]
     """Video file, or folder of images (give --fps then)."""
 
-    embodiment: str
-    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml."""
+    checkpoint: str | None = None
+    """Trained field: a checkpoint folder, a bundled name (panda-sim, ...) or a hub id. It needs neither --camera nor --q0."""
 
-    camera: str
-    """Camera: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or a named camera of the robot."""
+    embodiment: str | None = None
+    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. The checkpoint's own if not
+    given."""
 
-    q0: tuple[str, ...]
+    camera: str | None = None
+    """Camera: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or a named camera of the robot. With a
+    checkpoint, the exact field of URDF and camera takes the place of the learned one."""
+
+    q0: tuple[str, ...] = ()
     """Joint positions in the first frame [rad or m]: one number per joint, `home`, or a .npy or .json file."""
 
     out: Path = Path("jidm_decode")
@@ -31,8 +44,11 @@ class Decode:
     fps: float | None = None
     """Frame rate [1/s], where the file does not know it or is wrong about it."""
 
+    smooth: bool = False
+    """Let neighbouring steps correct each other: robots move smoothly, errors of single steps do not."""
+
     flow: Literal["dis", "raft"] = "dis"
-    """How motion is measured first; raft fetches its weights unless --raft-weights names them."""
+    """How motion is measured first, without a checkpoint; raft fetches its weights unless --raft-weights names them."""
 
     raft_weights: Path | None = None
     """Local file of RAFT (large) weights, .pth or .safetensors; means --flow raft."""
@@ -44,19 +60,58 @@ class Decode:
     """Write overlay.mp4."""
 
     def run(self) -> int:
-        from jidm.cli.inputs import find_robot, read_q0
         from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
 
-        robot = find_robot(self.embodiment)
-        q0, camera = read_q0(self.q0, robot), robot.camera(self.camera)
+        make_folder(self.out)
+        idm, camera = self._idm()
+        q0 = self._q0(idm)
+        decoded = decode_file(self.video, idm, camera=camera, q0=q0, fps=self.fps, smooth=self.smooth)
+        write_results(decoded, self.out, overlay=self.overlay)
+        print(summary_text(decoded))
+        drawn = self.overlay and decoded.camera is not None
+        print(f"written to {self.out}/: motion.npz, motion.csv, plot.png, summary.json{', overlay.mp4' * drawn}")
+        return 0
+
+    def _idm(self) -> tuple[JacobianIDM, Camera | None]:
+        """What decodes; a camera of the robot is brought to the size of the video.
+
+        Raises:
+            InputError: without a checkpoint, robot, camera and first pose must be known.
+        """
+        from jidm.cli.inputs import find_robot, fit_camera, read_q0
+        from jidm.idm import JacobianIDM
+        from jidm.motion.video import open_video
+
+        robot = None if self.embodiment is None else find_robot(self.embodiment)
+        if self.checkpoint is None:
+            for name, value in (("embodiment", robot), ("camera", self.camera), ("q0", self.q0)):
+                if not value:
+                    raise InputError(f"--{name} is missing: without --checkpoint, robot, camera and q0 must be known")
+        elif self.camera is None:
+            return JacobianIDM.from_pretrained(self.checkpoint, embodiment=robot, limits=self.limits), None
+        if robot is None:
+            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
+        assert self.camera is not None
+        camera = robot.camera(self.camera)
+        if self.checkpoint is None:
+            read_q0(self.q0, robot)  # before the video, so that a wrong pose is told first
+        stream = open_video(self.video, fps=self.fps if self.video.is_dir() else None)
+        camera = fit_camera(camera, stream.width, stream.height, self.video)
+        if self.checkpoint is not None:
+            options: dict[str, Any] = {"embodiment": robot, "camera": camera, "limits": self.limits}
+            return JacobianIDM.from_pretrained(self.checkpoint, **options), camera
         flow: Any = self.flow
         if self.raft_weights is not None:
             from jidm.motion.flow import RaftFlow
 
             flow = RaftFlow(weights=self.raft_weights)
-        make_folder(self.out)
-        decoded = decode_file(self.video, robot, camera, q0=q0, fps=self.fps, flow=flow, limits=self.limits)
-        write_results(decoded, self.out, overlay=self.overlay)
-        print(summary_text(decoded))
-        print(f"written to {self.out}/: motion.npz, motion.csv, plot.png, summary.json{', overlay.mp4' * self.overlay}")
-        return 0
+        return JacobianIDM.from_embodiment(robot, camera=camera, flow=flow, limits=self.limits), camera
+
+    def _q0(self, idm: JacobianIDM) -> NDArray[Any] | None:
+        from jidm.cli.inputs import read_q0
+
+        if not self.q0:
+            return None
+        if idm.embodiment is None:
+            raise InputError("--q0 needs --embodiment: nobody says what joints the numbers belong to")
+        return read_q0(self.q0, idm.embodiment)

@@ -46,6 +46,7 @@ class Demo:
 
         from jidm.cli.inputs import find_robot
         from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
+        from jidm.idm import JacobianIDM
         from jidm.sim import World, smooth_motion
 
         if self.frames < 2:
@@ -58,12 +59,13 @@ class Demo:
         video = self.out / "input.mp4"
         with World(robot, seed=self.seed) as world:
             self._render(world, truth, camera, video)
-            decoded = decode_file(video, robot, camera, q0=truth[0], fps=self.fps, flow="dis")
+            idm = JacobianIDM.from_embodiment(robot, camera=camera, flow="dis")
+            decoded = decode_file(video, idm, camera=camera, q0=truth[0], fps=self.fps)
             errors = joint_errors(decoded.motion, truth)
             position = decoded.motion.position
 
             def draw(t: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-                picture = world.render(position[t], decoded.camera)
+                picture = world.render(position[t], camera)
                 return picture.rgb, picture.on_robot
 
             tip = tip_errors(robot, position, truth)

@@ -15,8 +15,8 @@ from jidm.files import whole_file
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from jidm.idm import JacobianIDM
     from jidm.joint_motion import JointMotion
-    from jidm.motion.flow import FlowEstimator
     from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
@@ -26,46 +26,43 @@ class Decoded:
     """One decoded video and what it was decoded with.
 
     Attributes:
+        robot, camera: None where a trained field needed none.
+        how: the checkpoint, or the estimator of flow.
         seconds: time the decoding took, reading the file included [s].
     """
 
     motion: JointMotion
-    robot: Embodiment
-    camera: Camera
+    robot: Embodiment | None
+    camera: Camera | None
     video: Path
     fps: float
-    flow: str
+    how: str
     seconds: float
 
 
 def decode_file(
-    video: Path,
-    robot: Embodiment,
-    camera: Camera,
-    *,
-    q0: NDArray[Any],
-    fps: float | None,
-    flow: str | FlowEstimator,
-    limits: str = "all",
-) -> Decoded:
+    video: Path, idm: JacobianIDM, *, camera: Camera | None = None, q0: NDArray[Any] | None = None,
+    fps: float | None = None, smooth: bool = False,
+) -> Decoded:  # fmt: skip
     """Decode a video file frame by frame, with a progress bar.
+
+    Args:
+        camera: of the video, to draw the robot with.
 
     Raises:
         VideoError: the file cannot be read, or its frame rate is unknown and not given.
-        CameraError: the camera's picture has another shape than the video's.
     """
-    from jidm.cli.inputs import fit_camera, frame_rate
-    from jidm.idm import JacobianIDM
+    from jidm.cli.inputs import frame_rate
     from jidm.motion.video import open_video
+    from jidm.solve.smooth import smoothed
 
     stream = open_video(video, fps=fps if video.is_dir() else None)
     rate = frame_rate(fps, stream.fps, video)
-    camera = fit_camera(camera, stream.width, stream.height, video)
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, flow=flow, limits=limits)
     began = time.perf_counter()
     motion = idm.decode(video, q0=q0, fps=fps, progress=True)
-    name = flow if isinstance(flow, str) else type(flow).__name__
-    return Decoded(motion, robot, camera, video, rate, name, time.perf_counter() - began)
+    motion = smoothed(motion) if smooth else motion
+    how = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
+    return Decoded(motion, idm.embodiment, camera, video, rate, how, time.perf_counter() - began)
 
 
 def make_folder(out: Path) -> None:
@@ -100,9 +97,9 @@ def write_results(
     motion = decoded.motion
     motion.save(out / "motion.npz")
     motion.to_csv(out / "motion.csv")
-    plot_motion(motion, out / "plot.png", truth=truth, title=f"{decoded.robot.title}, {decoded.video.name}")
+    plot_motion(motion, out / "plot.png", truth=truth, title=_title(decoded))
     write_json(out / "summary.json", {**summary(decoded), **(more or {})})
-    if overlay:
+    if overlay and decoded.camera is not None:
         _write_overlay(decoded, out / "overlay.mp4", draw)
 
 
@@ -129,10 +126,10 @@ def summary(decoded: Decoded) -> dict[str, Any]:
         "video": str(decoded.video),
         "frames": int(motion.position.shape[0]),
         "fps": decoded.fps,
-        "embodiment": robot.name,
-        "embodiment_hash": robot.content_hash,
-        "camera": decoded.camera.to_dict(),
-        "flow": decoded.flow,
+        "embodiment": None if robot is None else robot.name,
+        "embodiment_hash": None if robot is None else robot.content_hash,
+        "camera": None if decoded.camera is None else decoded.camera.to_dict(),
+        "how": decoded.how,
         "valid_share": _mean(valid),
         "mean_residual_px": _mean(residual),
         "seconds": round(decoded.seconds, 3),
@@ -175,7 +172,12 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(data, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
 
+def _title(decoded: Decoded) -> str:
+    return f"{decoded.video.name}, {decoded.robot.title if decoded.robot else decoded.how}"
+
+
 def _write_overlay(decoded: Decoded, path: Path, draw: Any) -> None:
+    assert decoded.robot is not None and decoded.camera is not None
     from jidm.field.analytic import AnalyticField
     from jidm.motion.flow import DisFlow
     from jidm.motion.video import open_video

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jidm.errors import InputError
+
 if TYPE_CHECKING:
     from jidm.learn.config import TrainConfig
 
@@ -31,6 +33,13 @@ class Train:
 
     size: str = "tiny"
     """How large: tiny, small or base; eva also resnet18, resnet34 or resnet50."""
+
+    backbone: str = "own"
+    """What encodes pictures for a jacobian_field: our small network, a torchvision classifier (resnet18, ...), or a name
+    that the program registered."""
+
+    pretrained: bool = False
+    """Begin with torchvision's weights of that backbone; they are fetched from its hub."""
 
     minutes: float | None = None
     """Budget of time; 10 if --steps is not given either. The learning rate follows it."""
@@ -138,6 +147,11 @@ class Train:
         values: dict[str, Any] = asdict(self)
         for name in ("data", "out", "cache"):
             values[name] = None if values[name] is None else str(values[name])
+        given = {"backbone": values.pop("backbone"), "pretrained": values.pop("pretrained")}
+        if given != {"backbone": "own", "pretrained": False}:
+            if self.kind != "jacobian_field":
+                raise InputError("--backbone and --pretrained are for --kind jacobian_field; leave them out")
+            values["options"] = given
         if self.steps is None and self.minutes is None:
             values["minutes"] = _MINUTES
         return TrainConfig(**values)

@@ -241,8 +241,9 @@ def _unsupervised_behind(batch: PairBatch, box: Float[Tensor, "B F 4"]) -> PairB
         flow, weight, mask = (getattr(batch, name + tail) for name in ("flow", "weight", "mask"))
         if mask is not None:
             changed["mask" + tail] = mask * ~hidden[here]
-        if (sure := getattr(batch, "tangent_weight" + tail)) is not None:
-            changed["tangent_weight" + tail] = sure * ~hidden[here]
+        for name in ("field_weight" + tail, "tangent_weight" + tail):
+            if (sure := getattr(batch, name)) is not None:
+                changed[name] = sure * ~hidden[here]
         if flow is not None:
             gone = hidden[here] | _lands_in(flow, hidden[there])
             changed["weight" + tail] = weight * ~gone

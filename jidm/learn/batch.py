@@ -31,6 +31,8 @@ class PairBatch:
         weight: (B, h, w) confidence of the flow in [0, 1]; 0 = no supervision there.
         mask: (B, h, w) 1 where `first` shows the robot, else 0; None where nobody knows.
         flow_back, weight_back, mask_back: the same from second to first, on the grid of `second`.
+        field: (B, 2, n, h, w) what the field at `first` should be [px per rad or m], where every joint's own motion is known:
+            in simulation; field_weight: (B, h, w) its confidence. field_back, field_weight_back: the same at `second`.
         tangent: (B, 2, h, w) what the field at `first` times `tangent_step` should be: motion to first order, without the
             curvature of the paths [px]; tangent_weight: (B, h, w) its confidence; tangent_step: (B, n) [rad or m].
         tangent_back, tangent_weight_back, tangent_step_back: the same at `second`.
@@ -51,6 +53,10 @@ class PairBatch:
     flow_back: Float[Tensor, "B 2 h w"] | None = None
     weight_back: Float[Tensor, "B h w"] | None = None
     mask_back: Float[Tensor, "B h w"] | None = None
+    field: Float[Tensor, "B 2 n h w"] | None = None
+    field_weight: Float[Tensor, "B h w"] | None = None
+    field_back: Float[Tensor, "B 2 n h w"] | None = None
+    field_weight_back: Float[Tensor, "B h w"] | None = None
     tangent: Float[Tensor, "B 2 h w"] | None = None
     tangent_weight: Float[Tensor, "B h w"] | None = None
     tangent_step: Float[Tensor, "B n"] | None = None
@@ -91,9 +97,9 @@ class PairBatch:
 
     def tensors(self) -> Iterator[tuple[str, Shaped[Tensor, "B ..."]]]:
         """Names and values of all fields that are not None."""
-        for field in fields(self):
-            if (value := getattr(self, field.name)) is not None:
-                yield field.name, value
+        for entry in fields(self):
+            if (value := getattr(self, entry.name)) is not None:
+                yield entry.name, value
 
     def to(self, *args: Any, **kwargs: Any) -> PairBatch:
         """The same pairs on another device or floating type, arguments as for `Tensor.to`; whole numbers keep theirs."""
@@ -119,6 +125,8 @@ class PairBatch:
             self, first=self.second, second=self.first, q=self.q_next, q_next=self.q, before=None, third=None, q_third=None,
             flow=self.flow_back, weight=self.weight_back, mask=self.mask_back,
             flow_back=self.flow, weight_back=self.weight, mask_back=self.mask,
+            field=self.field_back, field_weight=self.field_weight_back,
+            field_back=self.field, field_weight_back=self.field_weight,
             tangent=self.tangent_back, tangent_weight=self.tangent_weight_back, tangent_step=self.tangent_step_back,
             tangent_back=self.tangent, tangent_weight_back=self.tangent_weight, tangent_step_back=self.tangent_step,
             random=None if self.random is None else self.random.flip(1),

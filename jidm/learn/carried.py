@@ -22,8 +22,6 @@ _DEPTH_SHARE = 0.005
 # ... plus this many times the width of a cell there: between two cells a tilted surface changes depth by about as much.
 _DEPTH_CELLS = 2.0
 
-_TANGENT_SHARE = 0.01  # of the step over which its first-order motion is differenced
-
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -129,23 +127,22 @@ def carried_flow(first: View, second: View) -> tuple[Float[Tensor, "B 2 h w"], F
     return points.grid(uv - points.uv, first), points.grid(seen.to(uv.dtype), first)
 
 
-def tangent_flow(
-    view: View, kinematics: Kinematics, q: Float[Tensor, "B n"], step: Float[Tensor, "B n"]
-) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
-    """Motion to first order of a step from q [cells of the grid]: the exact field times the step, and 1 on the robot.
-
-    The poses' derivative along the step is a central difference in float64; its error is of third order in a hundredth
-    of the step.
-    """
-    small = _TANGENT_SHARE * step.double()
-    ahead, back = link_poses(kinematics, torch.cat([q.double() + small, q.double() - small])).chunk(2)
-    T_camera_base = view.T_camera_base.double()[:, None]
-    rate = T_camera_base @ (ahead - back) @ torch.linalg.inv(T_camera_base @ view.poses) / (2 * _TANGENT_SHARE)
-    points = view.points
-    velocity, (xy, z) = points.moved(rate), (points.p_camera[:, :2], points.p_camera[:, 2:])
-    focal = view.intrinsics[points.frame, :2].to(z.dtype)
-    tangent = focal * (velocity[:, :2] - xy / z * velocity[:, 2:]) / z
-    return points.grid(tangent, view), (view.link >= 0).to(view.depth.dtype)
+def exact_field(
+    view: View, kinematics: Kinematics
+) -> tuple[Float[Tensor, "B 2 n h w"], Float[Tensor, "B h w"]]:  # fmt: skip
+    """The exact field of every cell's point [cells of the grid per rad or m], and 1 on the robot; 0 off it."""
+    points, poses = view.points, view.poses.double()
+    T = view.T_camera_base.double()[points.frame]
+    p = points.p_camera.double()
+    # Twists are in the base frame: the point goes there, the projection's rows come back.
+    p_base = ((p - T[:, :3, 3])[:, None, :] @ T[:, :3, :3])[:, 0]
+    focal, z = view.intrinsics[points.frame, :2].double(), p[:, 2:]
+    rows = torch.diag_embed(focal / z)
+    rows = torch.cat([rows, (-focal * p[:, :2] / z.square())[:, :, None]], -1) @ T[:, :3, :3]
+    moment = torch.linalg.cross(p_base[:, None].expand_as(rows), rows, dim=-1)
+    twists = kinematics.link_twists(poses)[points.frame, points.link]
+    columns = (torch.cat([rows, moment], -1) @ twists).to(view.depth.dtype)
+    return points.grid(columns, view), (view.link >= 0).to(view.depth.dtype)
 
 
 def _project(p_camera: Float[Tensor, "P 3"], intrinsics: Float[Tensor, "P 4"]) -> Float[Tensor, "P 2"]:

@@ -22,8 +22,8 @@ _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for th
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_FIRST = 0.35  # share of the training in which field and state are learned alone
-_FIELD_BENDS = 0.65  # share from which on the solved steps bend the field as well: poor matches would spoil it
+_FIELD_FIRST = 0.25  # share of the training in which field and state are learned alone
+_FIELD_BENDS = 0.7  # share from which on the solved steps bend the field as well: poor matches would spoil it
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
 
@@ -32,7 +32,7 @@ class LossWeights:
     """What each part of the loss counts.
 
     Attributes:
-        field: the field times the executed step against the motion seen, relative to that motion.
+        field: the field against the exact one, or times the executed step against the motion seen; relative to either.
         flow: of both looks of the pair head, with the confidence that its errors deserve.
         step: joint steps solved through the least squares, in standard deviations of the training steps.
         early: share of the first look in `flow` and `step`.
@@ -101,7 +101,8 @@ class TrainableField(LearnedField):
         }
         moves = _BothWays.of(batch)
         if moves is not None:
-            parts["field"] = field_loss(at.jacobian, moves)
+            exact = batch.field is not None
+            parts["field"] = columns_loss(at.jacobian, batch, self._column) if exact else field_loss(at.jacobian, moves)
             parts["mask"] = moves.mask_loss(at.mask)
         else:
             parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
@@ -241,6 +242,20 @@ def field_loss(jacobian: Float[Tensor, "b 2 n h w"], moves: _BothWays) -> Float[
     weight = moves.tangent_weight
     motion = over_processes(weighted_mean(moves.tangent.square().sum(1).sqrt(), weight)).clamp(min=_LEAST_MOTION)
     return weighted_mean(charbonnier(told - moves.tangent), weight) / motion
+
+
+def columns_loss(
+    jacobian: Float[Tensor, "b 2 n h w"], batch: PairBatch, unit: Float[Tensor, "n 1 1"]
+) -> Float[Tensor, ""]:  # fmt: skip
+    """Charbonnier distance of every joint's column from the exact one, both for a typical step of that joint and relative
+    to what those move on average."""
+    assert batch.field is not None and batch.field_weight is not None
+    assert batch.field_back is not None and batch.field_weight_back is not None
+    exact, weight = torch.cat([batch.field, batch.field_back]), torch.cat([batch.field_weight, batch.field_weight_back])
+    columns = weight[:, None].expand(-1, exact.shape[2], -1, -1).flatten(0, 1)
+    wanted, made = ((unit * x).transpose(1, 2).flatten(0, 1) for x in (exact, jacobian))
+    motion = over_processes(weighted_mean(wanted.square().sum(1).sqrt(), columns)).clamp(min=_LEAST_MOTION)
+    return weighted_mean(charbonnier(made - wanted), columns) / motion
 
 
 def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor, ""]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jidm.errors import DatasetError, InputError
 from jidm.learn.batch import GRID_STRIDE, PairBatch
-from jidm.learn.carried import View, carried_flow, grid_intrinsics, link_poses, tangent_flow
+from jidm.learn.carried import View, carried_flow, exact_field, grid_intrinsics, link_poses
 from jidm.learn.estimated import EstimatedFlow
 from jidm.learn.recording import Recording
 from jidm.robot.kinematics import Kinematics
@@ -157,13 +157,11 @@ class PairSource:
         one, two = self._view(draw.first, poses[: len(q)]), self._view(draw.second, poses[len(q) :])
         still = (one.T_camera_base == two.T_camera_base).flatten(1).all(1) & (one.intrinsics == two.intrinsics).all(1)
         fields: dict[str, Tensor] = {}
-        step = q_next - q
-        for tail, a, b, at, along in (("", one, two, q, step), ("_back", two, one, q_next, -step)):
+        for tail, a, b in (("", one, two), ("_back", two, one)):
             flow, weight = carried_flow(a, b)
-            tangent, beside = tangent_flow(a.widened(), kinematics, at, along)
-            fields["tangent" + tail] = tangent * GRID_STRIDE
-            fields["tangent_weight" + tail] = beside * torch.where(a.link >= 0, 1.0, _BESIDE).to(beside)
-            fields["tangent_step" + tail] = self._learned(along)
+            field, beside = exact_field(a.widened(), kinematics)
+            fields["field" + tail] = self._learned(field, 2) * GRID_STRIDE
+            fields["field_weight" + tail] = beside * torch.where(a.link >= 0, 1.0, _BESIDE).to(beside)
             if self.static_background:
                 weight = weight + _surely_background(a, b) * still[:, None, None]
             fields["flow" + tail] = flow * GRID_STRIDE
@@ -207,8 +205,8 @@ class PairSource:
     def _pictures(self, rows: Tensor) -> Tensor:
         return self._take("frames", rows).to(torch.float32).mul_(1 / 255)
 
-    def _learned(self, state: Tensor) -> Tensor:
-        return state.index_select(1, self._tables["joints"]).float()
+    def _learned(self, state: Tensor, axis: int = 1) -> Tensor:
+        return state.index_select(axis, self._tables["joints"]).float()
 
 
 def _surely_background(one: View, two: View) -> Tensor:
