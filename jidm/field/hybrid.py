@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from jidm.errors import CheckpointError, InputError
 from jidm.field.analytic import AnalyticField, AnalyticPose
@@ -96,11 +97,14 @@ class HybridField:
     def jacobian(
         self, seen: Encoded, q: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b 2 n h w"], Float[Tensor, "b h w"]]:
-        """The exact field at q [px of the picture per rad or m], and the logit of each cell's showing the robot."""
+        """The exact field at q [px of the picture per rad or m], and the logit of each cell's showing the robot.
+
+        The field reaches one cell over the robot's outline: pixels there still show it.
+        """
         h, w = self.config.grid
         field, mask = self.analytic.dense(q, h, w)
         _, seen_mask = self.learned.jacobian(seen, q)
-        return field * STRIDE, torch.minimum(seen_mask, (2 * mask - 1) * _SURE)
+        return beyond_outline(field, mask) * STRIDE, torch.minimum(seen_mask, (2 * mask - 1) * _SURE)
 
     def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
         """The exact field at joint positions q [rad or m]."""
@@ -111,6 +115,14 @@ class HybridField:
     ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
         """As `AnalyticField.dense`."""
         return self.analytic.dense(q, height, width, image)
+
+
+def beyond_outline(field: Float[Tensor, "*batch 2 n h w"], mask: Float[Tensor, "*batch h w"]) -> Tensor:
+    """The field, in cells off the robot the mean of those around them that are on it; 0 where there are none."""
+    batch, (n, h, w) = field.shape[:-4], field.shape[-3:]
+    flat, on = field.reshape(-1, 2 * n, h, w), mask.reshape(-1, 1, h, w).to(field)
+    around = F.avg_pool2d(flat * on, 3, 1, 1) / F.avg_pool2d(on, 3, 1, 1).clamp(min=1e-6)
+    return torch.where(on > 0, flat, around).reshape(*batch, 2, n, h, w)
 
 
 def fitted_camera(camera: Camera, fit: Fit) -> Camera:
