@@ -21,7 +21,7 @@ def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> PairHead:
     """A head that adds nothing of its own: its answers are those of the formulas around it."""
     torch.manual_seed(0)
     head = PairHead(8, reach, grid)
-    for layer in (head.coarse_out, head.fine_out):
+    for layer in (head.coarse_out, head.fine_out, head.weigh_out):
         torch.nn.init.zeros_(layer.weight)
     return head
 
@@ -85,13 +85,14 @@ def test_confidence_is_bounded(bias: float) -> None:
     head = flat_head()
     head.coarse_out.bias.data[2] = bias
     head.fine_out.bias.data[2:] = bias
+    head.weigh_out.bias.data[:] = bias
     first, second = torch.randn(2, 1, 8, 8, 10).unbind(0)
     image, other = torch.rand(2, 1, 3, 32, 40).unbind(0)
     found = [head.start(head.correlate(first, second)[0], first)[1]]
     _, late, brightness = head.refine(seen(image, first), seen(other, second), torch.zeros(1, 2, 8, 10))
     for log_weight in (*found, late):
         torch.testing.assert_close(log_weight.abs(), torch.full_like(log_weight, 4.0))
-    head.fine_out.bias.data[3:] = 0
+    head.weigh_out.bias.data[:] = 0
     _, _, plain = head.refine(seen(image, first), seen(other, second), torch.zeros(1, 2, 8, 10))
     torch.testing.assert_close(
         brightness.curvature, plain.curvature * math.exp(math.copysign(4, bias)), rtol=1e-3, atol=0

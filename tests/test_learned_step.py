@@ -94,7 +94,7 @@ class Slide(KnownField):
         world.fixed = torch.zeros_like(world.fixed)
         world.fixed[0, 0], world.fixed[1, 1] = 10.0, 10.0  # px per rad
         self.pair = PairHead(8, 2, (GRID // 2, GRID // 2)).double()
-        for layer in (self.pair.coarse_out, self.pair.fine_out):
+        for layer in (self.pair.coarse_out, self.pair.fine_out, self.pair.weigh_out):
             torch.nn.init.zeros_(layer.weight)
         self.pair.coarse_out.bias.data[2] = -4.0
         self.delta_std = torch.full((2,), 0.1, dtype=torch.float64)
@@ -102,7 +102,8 @@ class Slide(KnownField):
     def encode(self, image: Tensor):
         seen = super().encode(image)
         match = torch.ones(len(image), 8, GRID, GRID, dtype=torch.float64)
-        return replace(seen, match=match, coarse=match[..., ::2, ::2])
+        texture = torch.zeros(len(image), 6, SIDE // 2, SIDE // 2, dtype=torch.float64)
+        return replace(seen, match=match, coarse=match[..., ::2, ::2], texture=texture)
 
 
 def test_brightness_finds_what_the_network_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,14 +281,14 @@ def test_the_step_alone_teaches_field_matching_and_mask() -> None:
     image, q = pictures(4), 0.1 * torch.randn(4, 2)
     found = step_between(field, image[:2], image[2:], q[:2], q[2:])
     (found.steps[-1] - 0.1).square().sum().backward()
-    for layer in (field.field_out, field.mask_out, field.match_in, field.pair.fine_out, field.pair.log_noise):
+    for layer in (field.field_out, field.mask_out, field.match_in, field.texture, field.pair.weigh_out, field.pair.log_noise):
         grad = layer.grad if isinstance(layer, Tensor) else layer.weight.grad
         assert grad is not None and grad.isfinite().all() and grad.abs().max() > 0
     held = untrained()
     seen = held.encode(image)
     at = SeenAt.of(held, seen, q).fixed()
     (learned_step(held, at[:2], at[2:]).steps[-1] - 0.1).square().sum().backward()
-    assert held.field_out.weight.grad is None and held.pair.fine_out.weight.grad is not None
+    assert held.field_out.weight.grad is None and held.pair.weigh_out.weight.grad is not None
 
 
 @pytest.mark.parametrize("case", ["no field", "one column twice", "no weights", "huge field", "all zero"])

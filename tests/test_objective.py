@@ -172,14 +172,17 @@ def test_mask_loss() -> None:
     assert unknown.mask_loss(torch.full_like(moving, 20.0)) < 1e-6  # of what does not, nothing is said
 
 
+def with_exact_field(pairs: PairBatch) -> PairBatch:
+    world = TwoPivots()
+    more = {"field": world.jacobian(pairs.q).float(), "field_back": world.jacobian(pairs.q_next).float()}
+    more |= {"field_weight": pairs.weight, "field_weight_back": pairs.weight_back}  # type: ignore[dict-item]
+    random = torch.rand(len(pairs), 2, 4, generator=torch.Generator().manual_seed(5))
+    return replace(pairs, random=random, **more)
+
+
 def test_exact_columns_teach_every_joint_by_itself() -> None:
-    world, pairs, unit = TwoPivots(), batch(), torch.tensor([0.05, 0.1])[:, None, None]
-    exact = {"": world.jacobian(pairs.q).float(), "_back": world.jacobian(pairs.q_next).float()}
-    more = {"field" + tail: J for tail, J in exact.items()} | {
-        "field_weight" + t: getattr(pairs, "weight" + t) for t in exact
-    }
-    pairs = replace(pairs, **more)
-    both = torch.cat(list(exact.values()))
+    pairs, unit = with_exact_field(batch()), torch.tensor([0.05, 0.1])[:, None, None]
+    both = torch.cat([pairs.field, pairs.field_back])  # type: ignore[list-item]
     right = columns_loss(both, pairs, unit)
     # A field that is only right along the executed steps is wrong for columns, and costs.
     across = torch.cat([pairs.delta_q, -pairs.delta_q]).flip(-1) * torch.tensor([1.0, -1.0])
@@ -245,7 +248,7 @@ def test_the_field_is_learned_first_and_bent_by_steps_last(flow: bool) -> None:
         bends = False
         if "step" in parts:
             parts["step"].backward(retain_graph=True)
-            assert field.pair.fine_out.weight.grad is not None and field.pair.fine_out.weight.grad.abs().max() > 0
+            assert field.pair.weigh_out.weight.grad is not None and field.pair.weigh_out.weight.grad.abs().max() > 0
             bends = field.field_out.weight.grad is not None and bool(field.field_out.weight.grad.abs().max() > 0)
         field.zero_grad()
         parts["loss"].backward()
@@ -256,6 +259,23 @@ def test_the_field_is_learned_first_and_bent_by_steps_last(flow: bool) -> None:
     assert seen[0.0] == seen[0.24] == (always, False)
     assert seen[0.26] == seen[0.69] == (later, False)
     assert seen[0.71] == seen[1.0] == (later, True)
+
+
+def test_where_the_exact_field_is_known_matching_need_not_wait() -> None:
+    pairs = with_exact_field(batch())
+    for progress, bends in ((0.0, False), (0.69, False), (0.71, True)):
+        field = model()
+        field.progress = progress
+        field.losses(pairs)["step"].backward()
+        assert field.pair.weigh_out.weight.grad is not None and field.pair.weigh_out.weight.grad.abs().max() > 0
+        assert (field.field_out.weight.grad is not None) == bends
+    # It is that field the step is solved with, not the untrained one.
+    field = model()
+    field.progress = 0.0
+    one = field.losses(pairs)["step"]
+    field.field_out.weight.data.mul_(3)
+    other = field.losses(pairs)["step"]
+    torch.testing.assert_close(one, other)
 
 
 def test_without_flow_brightness_teaches() -> None:

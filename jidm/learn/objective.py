@@ -22,7 +22,7 @@ _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for th
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_FIRST = 0.25  # share of the training in which field and state are learned alone
+_FIELD_FIRST = 0.25  # share of the training in which field and state are learned alone, if nobody knows the exact field
 _FIELD_BENDS = 0.7  # share from which on the solved steps bend the field as well: poor matches would spoil it
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
@@ -106,8 +106,9 @@ class TrainableField(LearnedField):
             parts["mask"] = moves.mask_loss(at.mask)
         else:
             parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
-        if self.progress >= _FIELD_FIRST:
-            parts |= self._matching_losses(batch, at if self.progress >= _FIELD_BENDS else at.fixed(), moves)
+        bends = self.progress >= _FIELD_BENDS
+        if bends or batch.field is not None or self.progress >= _FIELD_FIRST:
+            parts |= self._matching_losses(batch, at if bends else self._fixed(at, batch), moves)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
         for name, value in parts.items():
             total = total + getattr(weight, name) * value
@@ -149,6 +150,13 @@ class TrainableField(LearnedField):
         if self.weights.compose and batch.third is not None:
             parts["compose"] = self._compose_loss(batch, first, second, made)
         return parts
+
+    @staticmethod
+    def _fixed(at: SeenAt, batch: PairBatch) -> SeenAt:
+        """A field that steps do not bend: the exact one where it is known, so that matching need not wait for ours."""
+        if batch.field is None or batch.field_back is None:
+            return at.fixed()
+        return SeenAt(at.seen, torch.cat([batch.field, batch.field_back]), at.mask)
 
     @property
     def _column(self) -> Tensor:

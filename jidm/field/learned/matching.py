@@ -20,6 +20,10 @@ _LARGEST_LOG_WEIGHT = 4.0
 """Confidences span e^-4 to e^4 around 1: unclamped ones run away (a published training died of it after 4400 steps)."""
 
 _SMALL = STRIDE // 2  # pixels per cell in which brightness is summed up
+_WEIGHING = 16
+
+TEXTURES = 6
+"""Channels of the picture of textures."""
 
 _BRIGHTNESS_NOISE, _TEXTURE_NOISE = 0.03, 0.3
 """How much brightness and texture features differ where nothing is wrong, before training."""
@@ -81,9 +85,12 @@ class PairHead(nn.Module):
         pixels = 3 * STRIDE**2
         self.fine_in = nn.Sequential(nn.Conv2d(2 * pixels + 2 * features, features, 1), nn.GELU())
         self.fine = ConvBlock(features, features)
-        self.fine_out = nn.Conv2d(features, 3 + STRIDE**2 + (STRIDE // _SMALL) ** 2, 1)
+        self.fine_out = nn.Conv2d(features, 3, 1)
+        self.to_small = nn.Conv2d(features, _WEIGHING, 1)
+        self.weigh = ConvBlock(_WEIGHING + 2 * TEXTURES, _WEIGHING)
+        self.weigh_out = nn.Conv2d(_WEIGHING, _SMALL**2 + 1, 1)
         self.log_noise = nn.Parameter(torch.tensor([_BRIGHTNESS_NOISE, _TEXTURE_NOISE]).log())
-        for layer in (self.coarse_out, self.fine_out):
+        for layer in (self.coarse_out, self.fine_out, self.weigh_out):
             nn.init.normal_(layer.weight, std=1e-3)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
@@ -119,14 +126,15 @@ class PairHead(nn.Module):
         carried = carry_back(there.image, _enlarged(guess, wide))
         both = torch.cat([F.pixel_unshuffle(pixels, STRIDE), F.pixel_unshuffle(carried - pixels, STRIDE) * 4], 1)
         near = carry_back(there.match, guess / STRIDE)
-        out = self.fine_out(self.fine(self.fine_in(torch.cat([both, here.match, near - here.match], 1))))
+        x = self.fine(self.fine_in(torch.cat([both, here.match, near - here.match], 1)))
+        out = self.fine_out(x)
         texture = carry_back(there.texture, _enlarged(guess, STRIDE // _SMALL) / _SMALL)
-        weights = _bounded(out[:, 3:])
+        # What to believe is decided close to the pixels: links are a few of them wide.
+        closest = torch.cat([doubled(self.to_small(x)), here.texture, texture - here.texture], 1)
+        weights = _bounded(self.weigh_out(self.weigh(closest)))
         noise = self.log_noise.exp()
-        brightness = aligned(pixels, carried, F.pixel_shuffle(weights[:, : STRIDE**2], STRIDE), noise[0], _SMALL)
-        textures = aligned(
-            here.texture, texture, F.pixel_shuffle(weights[:, STRIDE**2 :], STRIDE // _SMALL), noise[1], 1
-        )
+        brightness = aligned(pixels, carried, F.pixel_shuffle(weights[:, 1:], _SMALL), noise[0], _SMALL)
+        textures = aligned(here.texture, texture, weights[:, :1], noise[1], 1)
         return guess + out[:, :2] * STRIDE, _bounded(out[:, 2]), brightness + textures.at_stride(_SMALL)
 
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from jidm.field.learned.backbone import make_encoder
 from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, pixel_grid, spatial_softmax
 from jidm.field.learned.config import SIZES, LearnedFieldConfig
-from jidm.field.learned.matching import PairHead
+from jidm.field.learned.matching import TEXTURES, PairHead
 
-_TEXTURES = 6
 _KEYPOINTS = 32
 _POSE_WIDTH = 96
 _STATE_WIDTH = 256
@@ -29,7 +28,7 @@ class Encoded:
 
     Attributes:
         image: (B, 3, H, W) as given.
-        texture: (B, 4, H/2, W/2) what a surface looks like from wherever it is lit; quarter, eighth, sixteenth: features at those scales.
+        texture: (B, 6, H/2, W/2) what a surface looks like from wherever it is lit; quarter, eighth, sixteenth: features at those scales.
         match: (B, C, h, w) features to recognise a place of the robot by; coarse: (B, C, h/2, w/2) the same from further.
     """
 
@@ -82,7 +81,7 @@ class LearnedField(nn.Module):
         for stride in (4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
-        self.texture = nn.Conv2d(half, _TEXTURES, 3, 1, 1)
+        self.texture = nn.Conv2d(half, TEXTURES, 3, 1, 1)
         self.match_in = nn.Conv2d(quarter, size.match, 1)
         self.coarse_in = nn.Conv2d(eighth, size.match, 1)
         self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2))
