@@ -130,7 +130,8 @@ class JacobianIDM:
             embodiment: the robot, a registered name or a descriptor; refused if the checkpoint was trained for another.
                 If not given, the one the checkpoint names, where it is registered and unchanged.
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. If given, the exact field
-                of URDF and camera takes the place of the learned one (`HybridField`).
+                of URDF and camera takes the place of the learned one (`HybridField`). "trained" is the camera of the
+                self-play that the checkpoint was trained on.
             device: where the network computes.
             options: `options` and `limits` of the constructor.
 
@@ -153,7 +154,8 @@ class JacobianIDM:
         if camera is not None:
             if robot is None:
                 raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
-            view, config = robot.camera(camera), learned.config
+            config = learned.config
+            view = _trained_camera(checkpoint) if camera == "trained" else robot.camera(camera)
             fit = Fit(view.height, view.width, config.height, config.width)
             field = HybridField(learned, robot, fitted_camera(view, fit))
         idm = cls(robot, field, None, **options)
@@ -409,6 +411,21 @@ class JacobianIDM:
             "options": asdict(self.options),
             "camera": camera.to_dict() if camera is not None else None,
         }
+
+
+def _trained_camera(checkpoint: Checkpoint) -> Camera:
+    """The camera that the training data states for all its episodes.
+
+    Raises:
+        CheckpointError: it states none, as a real robot's recording does not.
+    """
+    from jidm.robot.camera import Camera
+
+    data = checkpoint.training.get("data") or {}
+    stated = ((data.get("data_recipe") or {}).get("cameras") or {}).get(data.get("camera"))
+    if stated is None:
+        raise CheckpointError(f"{checkpoint.source}: its training data states no camera; pass camera= yourself")
+    return Camera.from_dict(stated)
 
 
 def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:

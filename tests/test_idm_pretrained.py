@@ -30,15 +30,19 @@ TRUSTING = FollowOptions(confused=1.0)
 """Nothing is called confused: an untrained network explains little."""
 
 
-def saved(folder: Path, *, robot: str | None = "planar_finger_2", kind: str = "jacobian_field", **record: Any) -> Path:
+def saved(
+    folder: Path, *, robot: str | None = "planar_finger_2", kind: str = "jacobian_field",
+    training: dict[str, Any] | None = None, **record: Any,
+) -> Path:  # fmt: skip
     """An untrained field as training would have saved it."""
     torch.manual_seed(0)
     model = TrainableField(config())
     model.step_spread.copy_(torch.tensor([1.5, 2.5]))
     embodiment = None if robot is None else {**embodiment_record(Embodiment.load(robot)), **record}
     return save_checkpoint(
-        folder, kind=kind, config=asdict(model.config), tensors=model.state_dict(), embodiment=embodiment, training={}
-    )
+        folder, kind=kind, config=asdict(model.config), tensors=model.state_dict(), embodiment=embodiment,
+        training=training or {},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +236,18 @@ def test_with_a_camera_the_exact_field_is_used(folder: Path) -> None:
     whole, _ = robot.camera("front").project(p)
     fitted, _ = hybrid.field.camera.project(p)
     torch.testing.assert_close(fitted, (whole + 0.5) / 5 - 0.5 + torch.tensor([0.0, 8.0]).double())
+
+
+def test_the_camera_of_the_self_play_is_remembered(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="states no camera; pass camera="):
+        JacobianIDM.from_pretrained(folder, camera="trained")
+    camera = Embodiment.load("planar_finger_2").camera("front").resized(128, 96)
+    data = {"camera": "front", "data_recipe": {"cameras": {"front": camera.to_dict()}}}
+    saved(tmp_path / "c", training={"data": data})
+    idm = JacobianIDM.from_pretrained(tmp_path / "c", camera="trained", options=TRUSTING)
+    told = JacobianIDM.from_pretrained(tmp_path / "c", camera=camera, options=TRUSTING)
+    assert isinstance(idm.field, HybridField) and torch.equal(idm.field.camera.K, told.field.camera.K)
+    assert_same(idm.decode(video(), fps=FPS), told.decode(video(), fps=FPS))
 
 
 def test_other_cameras_and_robots(folder: Path, tmp_path: Path) -> None:

@@ -281,7 +281,14 @@ def test_the_step_alone_teaches_field_matching_and_mask() -> None:
     image, q = pictures(4), 0.1 * torch.randn(4, 2)
     found = step_between(field, image[:2], image[2:], q[:2], q[2:])
     (found.steps[-1] - 0.1).square().sum().backward()
-    for layer in (field.field_out, field.mask_out, field.match_in, field.texture, field.pair.weigh_out, field.pair.log_noise):
+    for layer in (
+        field.field_out,
+        field.mask_out,
+        field.match_in,
+        field.texture,
+        field.pair.weigh_out,
+        field.pair.log_noise,
+    ):
         grad = layer.grad if isinstance(layer, Tensor) else layer.weight.grad
         assert grad is not None and grad.isfinite().all() and grad.abs().max() > 0
     held = untrained()

@@ -33,7 +33,7 @@ class Decode:
 
     camera: str | None = None
     """Camera: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or a named camera of the robot. With a
-    checkpoint, the exact field of URDF and camera takes the place of the learned one."""
+    checkpoint, the exact field of URDF and camera takes the place of the learned one; `trained` is that of its self-play."""
 
     q0: tuple[str, ...] = ()
     """Joint positions in the first frame [rad or m]: one number per joint, `home`, or a .npy or .json file."""
@@ -79,8 +79,8 @@ class Decode:
             InputError: without a checkpoint, robot, camera and first pose must be known.
         """
         from jidm.cli.inputs import find_robot, fit_camera, read_q0
+        from jidm.field.hybrid import HybridField
         from jidm.idm import JacobianIDM
-        from jidm.motion.video import open_video
 
         robot = None if self.embodiment is None else find_robot(self.embodiment)
         if self.checkpoint is None:
@@ -89,14 +89,17 @@ class Decode:
                     raise InputError(f"--{name} is missing: without --checkpoint, robot, camera and q0 must be known")
         elif self.camera is None:
             return JacobianIDM.from_pretrained(self.checkpoint, embodiment=robot, limits=self.limits), None
+        elif self.camera == "trained":
+            idm = JacobianIDM.from_pretrained(self.checkpoint, embodiment=robot, camera="trained", limits=self.limits)
+            assert isinstance(idm.field, HybridField)
+            return idm, fit_camera(idm.field.camera, *self._size(), self.video)
         if robot is None:
             raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
         assert self.camera is not None
         camera = robot.camera(self.camera)
         if self.checkpoint is None:
             read_q0(self.q0, robot)  # before the video, so that a wrong pose is told first
-        stream = open_video(self.video, fps=self.fps if self.video.is_dir() else None)
-        camera = fit_camera(camera, stream.width, stream.height, self.video)
+        camera = fit_camera(camera, *self._size(), self.video)
         if self.checkpoint is not None:
             options: dict[str, Any] = {"embodiment": robot, "camera": camera, "limits": self.limits}
             return JacobianIDM.from_pretrained(self.checkpoint, **options), camera
@@ -106,6 +109,12 @@ class Decode:
 
             flow = RaftFlow(weights=self.raft_weights)
         return JacobianIDM.from_embodiment(robot, camera=camera, flow=flow, limits=self.limits), camera
+
+    def _size(self) -> tuple[int, int]:
+        from jidm.motion.video import open_video
+
+        stream = open_video(self.video, fps=self.fps if self.video.is_dir() else None)
+        return stream.width, stream.height
 
     def _q0(self, idm: JacobianIDM) -> NDArray[Any] | None:
         from jidm.cli.inputs import read_q0
