@@ -178,8 +178,8 @@ def test_depth_links_and_camera_agree_with_an_exact_rendering():
 def test_a_thing_in_front_is_no_robot():
     """With and without things, the same motion: links differ only where a thing covers the robot."""
     full, empty = (
-        replace(SMALL, width=64, height=64, objects=30, frames=2),
-        replace(SMALL, width=64, height=64, frames=2),
+        replace(SMALL, width=96, height=96, objects=30, frames=2),
+        replace(SMALL, width=96, height=96, frames=2),
     )
     covered = 0
     with Stage(full) as crowded, Stage(replace(empty, objects=0)) as alone:

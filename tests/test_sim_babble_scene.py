@@ -268,11 +268,10 @@ def test_the_working_range_fills_the_picture(name: str, size: tuple[int, int]):
     assert float(camera.K[0, 0] / camera.K[1, 1]) == pytest.approx(float(given.K[0, 0] / given.K[1, 1]))
     q = np.random.default_rng(9).uniform(*usable_range(robot), (200, robot.n))
     p, _ = surface_points(robot, q, 400)
-    above = (p[..., 2].amin(dim=-1) >= floor_of(robot) - 0.02)[:, None].expand(p.shape[:-1])
-    uv, depth = replace(camera, K=camera.K.double()).project(p)
-    uv = uv[above & (depth > 0)]
-    inside = ((uv > -0.5) & (uv < torch.tensor(size) - 0.5)).all(-1)
-    assert inside.double().mean() > 0.96
+    above = p[..., 2].amin(dim=-1) >= floor_of(robot) - 0.02
+    uv, _ = replace(camera, K=camera.K.double()).project(p[above])
+    whole = ((uv > -0.5) & (uv < torch.tensor(size) - 0.5)).all(-1).all(-1)
+    assert whole.double().mean() > 0.88
     # As large as that allows: towards one pair of borders it nearly fills the frame.
-    spread = (uv.quantile(0.98, dim=0) - uv.quantile(0.02, dim=0)) / torch.tensor(size)
-    assert spread.max() > 0.7
+    reach = (uv.amax(1).quantile(0.98, dim=0) - uv.amin(1).quantile(0.02, dim=0)) / torch.tensor(size)
+    assert 0.85 < reach.max() < 1.1

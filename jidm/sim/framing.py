@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _POSES = 600
 _POINTS = 600
-_SHARE = 0.01  # of all places the robot takes that may lie beyond each border of the frame, before the margin
+_SHARE = 0.02  # of all poses in which the robot may reach beyond each border of the frame, before the margin
 _SUNK = 0.02  # of a standing base may lie below the floor [m]
 _MARGIN = 0.03  # of the frame, on each side
 
@@ -30,9 +30,9 @@ def framed_camera(embodiment: Embodiment, camera: Camera, width: int, height: in
     camera = camera.to("cpu", torch.float64)
     uv, depth = camera.project(p_base)
     # A robot that stands on the floor does not reach through it.
-    above = (p_base[..., 2].amin(dim=-1, keepdim=True) >= floor_of(embodiment) - _SUNK).expand_as(depth)
-    seen = uv[above & (depth > 0)].numpy()
-    low, high = np.quantile(seen, [_SHARE, 1 - _SHARE], axis=0)
+    above = (p_base[..., 2].amin(dim=-1) >= floor_of(embodiment) - _SUNK) & (depth > 0).all(-1)
+    low = np.quantile(uv[above].amin(1).numpy(), _SHARE, axis=0)
+    high = np.quantile(uv[above].amax(1).numpy(), 1 - _SHARE, axis=0)
     middle, size = (low + high) / 2, np.maximum(high - low, 1e-6)
     scale = (1 - 2 * _MARGIN) * float(np.min(np.array([width, height]) / size))
     # Rounded, so that sums in another order, on another number of cores, frame the same.
