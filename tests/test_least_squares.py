@@ -172,13 +172,14 @@ def test_float32_is_close_to_float64_and_stays_float32() -> None:
 
 def test_plain_least_squares_is_lapacks() -> None:
     J, _, f = problem(3, noise=2.0)
-    w = torch.rand(3, 400, dtype=torch.float64)
+    w = torch.rand(3, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     root = w.sqrt()[..., None]
     truth = torch.linalg.lstsq((J * root[..., None]).flatten(1, 2), (f * root).flatten(1, 2)[..., None]).solution[
         ..., 0
     ]
     solution = solve_flow(J, f, w, robust=None, ridge=0.0)
-    torch.testing.assert_close(solution.delta_q, truth, rtol=1e-9, atol=0)
+    # A joint may happen to take a step of nearly nothing: its digits are those of the larger steps.
+    torch.testing.assert_close(solution.delta_q, truth, rtol=1e-9, atol=1e-12 * float(truth.abs().max()))
     left = f - torch.einsum("...pak,...k->...pa", J, truth)
     rms = ((w[..., None] * left**2).sum((1, 2)) / w.sum(1)).sqrt()
     torch.testing.assert_close(solution.residual, rms, rtol=1e-9, atol=0)

@@ -221,7 +221,7 @@ def test_coarser_meshes_look_the_same(panda: Embodiment):
         a, b = fine.render(panda.home, camera), fast.render(panda.home, camera)
     assert (a.link != b.link).sum() < 0.08 * a.on_robot.sum()
     both = (a.link == b.link) & a.on_robot
-    assert np.abs(a.depth[both] - b.depth[both]).mean() < 0.25 * detail  # which is half a pixel at the robot's distance
+    assert np.abs(a.depth[both] - b.depth[both]).mean() < 0.4 * detail  # the side of the cubes in which vertices merge
     assert np.abs(a.rgb.astype(int) - b.rgb)[both].mean() < 5
 
 
