@@ -1,6 +1,7 @@
 """Train ours and every baseline on the same recordings for the same time, decode held-out ones, print table and JSON.
 
-    python benchmarks/idm_accuracy.py --embodiment planar_finger_5 --work work/finger --minutes 10 --seeds 0 1 2 --shares 1 0.5
+    python benchmarks/idm_accuracy.py --embodiment planar_finger_5 --work work/finger --minutes 10 --seeds 0 1 2 --shares 1 0.5 \
+        --width 224 --height 320 --train width=112 height=160
     python benchmarks/idm_accuracy.py --embodiment panda --work work/panda --minutes 60 --conditions --speed
     python benchmarks/idm_accuracy.py --recording g1_inspire_real --work work/g1 --minutes 30
 
@@ -100,7 +101,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=400, help="of self-play to train on")
     parser.add_argument("--held-out-episodes", type=int, default=20)
     parser.add_argument("--frames", type=int, default=64)
-    parser.add_argument("--pixels", type=int, default=128)
+    parser.add_argument("--width", type=int, default=256, help="of the recorded pictures [px]")
+    parser.add_argument("--height", type=int, default=256, help="likewise; the models see them as --train says")
     parser.add_argument(
         "--amplitude", type=float, default=0.75, help="share of the joint range; --wide is a third more"
     )
@@ -162,7 +164,7 @@ def record(args: argparse.Namespace, out: Path, episodes: int, seed: int, amplit
     if amplitude > 1:
         raise SystemExit(f"amplitude {amplitude:g} is more than the robot's range; train with --amplitude 0.75 or less")
     config = BabbleConfig(
-        embodiment=args.embodiment, episodes=episodes, frames=args.frames, width=args.pixels, height=args.pixels,
+        embodiment=args.embodiment, episodes=episodes, frames=args.frames, width=args.width, height=args.height,
         seed=seed, amplitude=amplitude,
     )  # fmt: skip
     babble(config, out, workers=args.workers)
@@ -364,7 +366,7 @@ def speed(work: Path, kinds: list[str], seed: int, held_out: str, rounds: int = 
     eva = BaselineIDM(EvaIDM.from_data(c.joint_names, c.joint_types, 512, 512, stats, size="resnet50"))
     dataset = open_dataset(held_out)
     clip = HeldOut(dataset).clip(dataset.episode_indices[0], c.joint_names)
-    video = clip.fitted(c.height, c.width).video[:33]
+    video = clip.fitted(*c.picture).video[:33]
     large = torch.nn.functional.interpolate(video[:5], size=(512, 512), mode="bilinear")
 
     def rate(decoder: Any, frames: torch.Tensor) -> float:

@@ -177,7 +177,7 @@ class JacobianIDM:
         """
         if not isinstance(self.field, (LearnedField, HybridField)):
             raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
-        fit = Fit(first.shape[-2], first.shape[-1], self.field.config.height, self.field.config.width)
+        fit = Fit(first.shape[-2], first.shape[-1], *self.field.config.picture)
         like = self.field.delta_std
         return step_pairs(self.field, fit.frames(first).to(like), fit.frames(second).to(like))
 
@@ -299,8 +299,8 @@ class JacobianIDM:
         """The frame in the size the field reads."""
         if not isinstance(self.field, (LearnedField, HybridField)):
             return frame
-        config = self.field.config
-        return Fit(frame.shape[-2], frame.shape[-1], config.height, config.width).frames(frame).to(self.field.delta_std)
+        fit = Fit(frame.shape[-2], frame.shape[-1], *self.field.config.picture)
+        return fit.frames(frame).to(self.field.delta_std)
 
     def _fitted_flow(self, flow: Flow | None) -> Flow | None:
         """Flow of the video as that of the pictures the field reads."""

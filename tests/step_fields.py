@@ -137,7 +137,10 @@ class TellingPair(PairHead):
         here, there, back = window.chunk(3, 1)
         return self._told(here, there, back.amax((1, 2, 3)) > 0)
 
-    def refine(self, here: Encoded, there: Encoded, guess: Tensor):
+    def rough(self, here: Encoded, there: Encoded, guess: Tensor) -> Brightness:
+        return self.close(here, there, guess)[2]
+
+    def close(self, here: Encoded, there: Encoded, guess: Tensor) -> tuple[Tensor, Tensor, Brightness]:
         # A guess from first to second goes the way of the step; which way that is, the pictures tell by channel 2.
         back = here.match[:, 2].amax((1, 2)) > there.match[:, 2].amax((1, 2))
         flow, log_weight = self._told(here.match, there.match, back)
@@ -176,7 +179,16 @@ class KnownField:
         return self.config.joint_names
 
     def encode(self, image: Tensor) -> Encoded:
-        scales = {"image": 1, "texture": 2, "quarter": 4, "eighth": 8, "sixteenth": 16, "match": 4, "coarse": 8}
+        scales = {
+            "image": 1,
+            "small": 1,
+            "texture": 2,
+            "quarter": 4,
+            "eighth": 8,
+            "sixteenth": 16,
+            "match": 4,
+            "coarse": 8,
+        }
         return Encoded(**{f.name: image[..., :: scales[f.name], :: scales[f.name]] for f in fields(Encoded)})
 
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]:

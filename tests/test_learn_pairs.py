@@ -166,10 +166,10 @@ def rendered(request, tmp_path_factory):
     return clips, rendered_dataset(tmp_path_factory.mktemp("rendered"), clips)
 
 
-def exact_batch(rendered, tmp_path: Path, height: int = 120, width: int = 160, **options):
+def exact_batch(rendered, tmp_path: Path, height: int = 120, width: int = 160, detail: int = 1, **options):
     clips, dataset = rendered
-    robot = clips[4].robot
-    recording = read_recording(dataset, dataset.episode_indices, height=height, width=width, cache=tmp_path)
+    robot, size = clips[4].robot, {"height": height, "width": width, "detail": detail}
+    recording = read_recording(dataset, dataset.episode_indices, **size, cache=tmp_path)
     source = PairSource(recording, kinematics=Kinematics.from_embodiment(robot), **options)
     return recording, source.batch(PairSampler(recording, (1, 2, 4), seed=0, third=False).draw(0, 12))
 
@@ -238,6 +238,18 @@ def test_flow_in_smaller_and_letterboxed_pictures_is_the_same_motion(rendered, t
     error = (small.flow[:, :, 3:21] - inner).norm(dim=1)[solid & (small.mask[:, 3:21] > 0)]
     size = inner.norm(dim=1)[solid]
     assert error.mean() < 0.05 * size.mean() and size.mean() > 0.3  # measured below .02: links meet within cells
+
+
+def test_detail_enlarges_the_pictures_and_nothing_else(rendered, tmp_path: Path) -> None:
+    _, plain = exact_batch(rendered, tmp_path, 48, 64)
+    recording, close = exact_batch(rendered, tmp_path, 48, 64, detail=2)
+    assert recording.size == (48, 64) and close.first.shape[-2:] == (96, 128)
+    smaller = torch.nn.functional.avg_pool2d(close.first, 2)  # other weights than of one reduction, at edges
+    assert (smaller - plain.first).abs().mean() < 0.004
+    for (name, a), (other, b) in zip(plain.tensors(), close.tensors(), strict=True):
+        assert name == other
+        if name not in ("first", "second", "before", "third"):
+            torch.testing.assert_close(a, b)
 
 
 def test_a_static_background_is_a_fact_only_when_told(rendered, tmp_path: Path) -> None:

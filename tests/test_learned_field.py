@@ -17,11 +17,11 @@ from jidm.field.learned.blocks import Modulation, pixel_grid, spatial_softmax
 from jidm.field.learned.matching import PairHead, carry_back, gradients, path
 
 
-def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> PairHead:
+def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10), detail: int = 1) -> PairHead:
     """A head that adds nothing of its own: its answers are those of the formulas around it."""
     torch.manual_seed(0)
-    head = PairHead(8, reach, grid)
-    for layer in (head.coarse_out, head.fine_out, head.weigh_out):
+    head = PairHead(8, reach, grid, detail)
+    for layer in (head.coarse_out, head.fine_out, *head.weigh_out):
         torch.nn.init.zeros_(layer.weight)
     return head
 
@@ -85,25 +85,30 @@ def test_confidence_is_bounded(bias: float) -> None:
     head = flat_head()
     head.coarse_out.bias.data[2] = bias
     head.fine_out.bias.data[2:] = bias
-    head.weigh_out.bias.data[:] = bias
+    for weigh in head.weigh_out:
+        weigh.bias.data[:] = bias
     first, second = torch.randn(2, 1, 8, 8, 10).unbind(0)
     image, other = torch.rand(2, 1, 3, 32, 40).unbind(0)
     found = [head.start(head.correlate(first, second)[0], first)[1]]
-    _, late, brightness = head.refine(seen(image, first), seen(other, second), torch.zeros(1, 2, 8, 10))
+    textures = torch.randn(2, 1, 6, 16, 20)
+    two = seen(image, first, textures[0]), seen(other, second, textures[1])
+    still = torch.zeros(1, 2, 8, 10)
+    rough, (_, late, close) = head.rough(*two, still), head.close(*two, still)
     for log_weight in (*found, late):
         torch.testing.assert_close(log_weight.abs(), torch.full_like(log_weight, 4.0))
-    head.weigh_out.bias.data[:] = 0
-    _, _, plain = head.refine(seen(image, first), seen(other, second), torch.zeros(1, 2, 8, 10))
-    torch.testing.assert_close(
-        brightness.curvature, plain.curvature * math.exp(math.copysign(4, bias)), rtol=1e-3, atol=0
-    )
+    for weigh in head.weigh_out:
+        weigh.bias.data[:] = 0
+    for weighed, plain in ((rough, head.rough(*two, still)), (close, head.close(*two, still)[2])):
+        wanted = plain.curvature * math.exp(math.copysign(4, bias))
+        torch.testing.assert_close(weighed.curvature, wanted, rtol=1e-3, atol=0)
 
 
 def seen(image: torch.Tensor, match: torch.Tensor, texture: torch.Tensor | None = None) -> Encoded:
     """A picture as far as a closer look needs it."""
     if texture is None:
         texture = torch.zeros_like(image[:, :1, ::2, ::2]).expand(-1, 6, -1, -1)
-    return Encoded(image, texture, match, match, match, match, match)
+    small = torch.nn.functional.interpolate(image, size=[4 * side for side in match.shape[-2:]], mode="area")
+    return Encoded(image, small, texture, match, match, match, match, match)
 
 
 # ---- carrying back ---------------------------------------------------------------------------------------------------
@@ -149,7 +154,7 @@ def test_brightness_is_summed_over_the_cells_pixels() -> None:
     head = flat_head(grid=(2, 3))
     pixels, other = torch.rand(2, 1, 3, 8, 12).unbind(0)
     match = torch.randn(1, 8, 2, 3)
-    _, _, found = head.refine(seen(pixels, match), seen(other, match), torch.zeros(1, 2, 2, 3))
+    _, _, found = head.close(seen(pixels, match), seen(other, match), torch.zeros(1, 2, 2, 3))
     a, b = pixels[0].numpy().astype(float), other[0].numpy().astype(float)
     mean = np.pad((a + b) / 2, ((0, 0), (1, 1), (1, 1)), mode="edge")
     g = np.stack([mean[:, 1:-1, 2:] - mean[:, 1:-1, :-2], mean[:, 2:, 1:-1] - mean[:, :-2, 1:-1]]) / 2
@@ -164,9 +169,12 @@ def test_brightness_is_summed_over_the_cells_pixels() -> None:
             np.testing.assert_allclose(found.energy[0, i, j].detach(), (w * e) @ e, rtol=1e-4)
 
 
-def test_brightness_asks_for_the_motion_that_is_left() -> None:
-    """A sloping picture moved by d: the minimum of what the cells say is d, or what a guess left of it."""
-    v, u = torch.meshgrid(torch.arange(32.0), torch.arange(40.0), indexing="ij")
+@pytest.mark.parametrize("detail", [1, 2, 3])
+def test_brightness_asks_for_the_motion_that_is_left(detail: int) -> None:
+    """A sloping picture moved by d: the minimum of what the cells say is d, or what a guess left of it, at any detail."""
+    larger = torch.meshgrid(torch.arange(32.0 * detail), torch.arange(40.0 * detail), indexing="ij")
+    v, u = (x / detail for x in larger)
+    head = flat_head(detail=detail)
     slope = torch.tensor([[0.01, 0.0], [0.0, 0.008], [0.004, -0.006]])
     moved, guess = torch.tensor([1.3, -0.7]), torch.tensor([1.0, 0.0])
 
@@ -176,13 +184,17 @@ def test_brightness_asks_for_the_motion_that_is_left() -> None:
 
     match = torch.randn(1, 8, 8, 10)
     around = guess[None, :, None, None].expand(1, 2, 8, 10)
-    _, _, found = flat_head().refine(seen(shown(torch.zeros(2)), match), seen(shown(moved), match), around)
+    texture = torch.zeros(1, 6, 16, 20)
+    one, two = (seen(shown(shift), match, texture) for shift in (torch.zeros(2), moved))
+    _, _, found = head.close(one, two, around)
+    assert found.curvature.shape[-2:] == (16, 20)
     C, s = found.curvature[0, :, :, 6, 8], found.slope[0, :, 6, 8]
     torch.testing.assert_close(-torch.linalg.solve(C, s), moved - guess, rtol=0, atol=1e-3)
     # Textures are half as large; what they say is in pixels of the picture all the same.
-    textures = [x[..., ::2, ::2].repeat(1, 2, 1, 1) for x in (shown(torch.zeros(2)), shown(moved))]
-    flat = [seen(torch.zeros(1, 3, 32, 40), match, texture) for texture in textures]
-    _, _, found = flat_head().refine(*flat, around)
+    step = 2 * detail
+    textures = [x[..., ::step, ::step].repeat(1, 2, 1, 1) for x in (shown(torch.zeros(2)), shown(moved))]
+    flat = [seen(torch.zeros(1, 3, 32 * detail, 40 * detail), match, texture) for texture in textures]
+    found = head.rough(*flat, around)
     C, s = found.curvature[0, :, :, 6, 8], found.slope[0, :, 6, 8]
     torch.testing.assert_close(-torch.linalg.solve(C, s), moved - guess, rtol=0, atol=1e-3)
 
@@ -193,6 +205,16 @@ def test_brightness_asks_for_the_motion_that_is_left() -> None:
 def read(field: LearnedField, image: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, ...]:
     seen = field.encode(image)
     return (*field.state(seen), *field.jacobian(seen, q))
+
+
+def test_detail_changes_nothing_that_does_not_look_closer() -> None:
+    field, image, q = untrained(height=64, width=96), pictures(2, width=96), torch.randn(2, 2)
+    close = LearnedField(replace(field.config, detail=2))
+    close.load_state_dict({k: v for k, v in field.state_dict().items() if "weigh_out" not in k}, strict=False)
+    larger = image.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert close.config.picture == (128, 192) and close.config.grid == field.config.grid
+    for one, other in zip(read(field, image, q), read(close, larger, q), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_batch_is_its_items_one_by_one() -> None:

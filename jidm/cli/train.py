@@ -56,6 +56,9 @@ class Train:
     width: int | None = None
     """Width of the pictures the model sees [px]; likewise."""
 
+    detail: int | None = None
+    """How many times larger a jacobian_field's closer looks see the pictures; 2 where the recording allows, if not given."""
+
     joints: tuple[str, ...] = ()
     """Joints to learn; all if not given."""
 

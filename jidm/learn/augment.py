@@ -233,7 +233,10 @@ def _compressed(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Floa
 
 
 def _unsupervised_behind(batch: PairBatch, box: Float[Tensor, "B F 4"]) -> PairBatch:
-    h, w = batch.grid
+    known = [x for x in (batch.weight, batch.mask, batch.field_weight, batch.tangent_weight) if x is not None]
+    if not known:
+        return batch
+    h, w = known[0].shape[-2:]
     box = box.to(batch.first.device)
     hidden = {name: _covered(box[:, _FRAMES.index(name)], h, w) for name in ("first", "second")}
     changed = {}

@@ -21,10 +21,11 @@ class PairBatch:
     """B pairs of frames (t, t + k) of recordings, anywhere in time and in any order.
 
     The grid is (h, w) = (H / 4, W / 4); its cell (i, j) stands for the pixel (4 j + 1.5, 4 i + 1.5) of the picture.
+    Pictures may be larger by a whole number, the model's `detail`; px are those of the (H, W) picture all the same.
     Flow is None where nothing measured it; its weight is 0 where nothing is known, and flow is 0 there.
 
     Attributes:
-        first, second: (B, 3, H, W) RGB in [0, 1].
+        first, second: (B, 3, detail H, detail W) RGB in [0, 1].
         q, q_next: (B, n) joint positions at the two frames [rad or m].
         before: (B, 3, H, W) the frame one recorded step before `first` (at an episode's start, `first` itself).
         flow: (B, 2, h, w) from first to second, px of the (H, W) picture, on the grid of `first`.
@@ -83,11 +84,6 @@ class PairBatch:
     def delta_q(self) -> Float[Tensor, "B n"]:
         """Joint step from first to second [rad or m]."""
         return self.q_next - self.q
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) of the grid."""
-        return self.first.shape[-2] // GRID_STRIDE, self.first.shape[-1] // GRID_STRIDE
 
     def dice(self) -> Float[Tensor, "frames numbers"]:
         """`random` of all first frames, then of all second frames; drawn now where the batch brings none."""

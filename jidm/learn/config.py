@@ -27,6 +27,8 @@ class TrainConfig:
         kind: which model, see `jidm.learn.zoo.KINDS`; size, options: arguments of its `from_data`.
         camera: which camera of the recording.
         height, width: of the pictures the model sees [px]; chosen to fit the recording if not given.
+        detail: pictures are seen so many times larger than height x width by closer looks; as the recording allows, 1 or
+            2, if not given. Kinds other than jacobian_field have none.
         joints: names of the joints to learn; all if empty.
         train_episodes, test_episodes: see `select_episodes`; test episodes are never seen, whatever the other says.
         validation: share of the training episodes kept apart, whole, to watch the run by.
@@ -62,6 +64,7 @@ class TrainConfig:
     camera: str | None = None
     height: int | None = None
     width: int | None = None
+    detail: int | None = None
     joints: tuple[str, ...] = ()
     train_episodes: str = "all"
     test_episodes: str = "none"
@@ -106,6 +109,8 @@ class TrainConfig:
         for name in ("batch_size", "devices", "log_every", "validate_every", "validation_pairs", "bad_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.detail is not None and self.detail < 1:
+            raise InputError(f"detail must be at least 1, got {self.detail}")
         if self.batch_size % self.devices:
             raise InputError(f"batch_size {self.batch_size} does not divide over {self.devices} devices; change one")
         if not (0 <= self.ema < 1 and 0 <= self.validation < 1 and 0 <= self.floor <= 1):

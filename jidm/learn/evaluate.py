@@ -320,10 +320,11 @@ def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n
 
 def _looks(idm: Any, clip: Clip, motion: JointMotion, count: int) -> Iterable[FieldLook]:
     """Field and flow at a few evenly spread pairs; the model's own idea of the pose is used, never the true one."""
-    clip = clip.fitted(*(picture_size(idm) or clip.video.shape[-2:]))
+    video = clip.fitted(*(picture_size(idm) or clip.video.shape[-2:])).video
+    clip = clip.fitted(*(_told_size(idm) or clip.video.shape[-2:]))
     steps = len(clip.video) - 1
     for t in np.unique(np.linspace(0, steps - 1, min(count, steps)).astype(int)).tolist():
-        seen = probe(idm, clip.video[t : t + 1], clip.video[t + 1 : t + 2], motion.position[t : t + 1])
+        seen = probe(idm, video[t : t + 1], video[t + 1 : t + 2], motion.position[t : t + 1])
         if seen is None:
             return
         exact = {} if clip.view is None else _exact(clip, clip.view, t, seen)
@@ -352,10 +353,21 @@ def joints_of(idm: Any) -> tuple[str, ...]:
 
 def picture_size(idm: Any) -> tuple[int, int] | None:
     """(height, width) of the pictures a model reads; None for one that takes any."""
+    config = _picture_config(idm)
+    return None if config is None else getattr(config, "picture", None) or (int(config.height), int(config.width))
+
+
+def _told_size(idm: Any) -> tuple[int, int] | None:
+    """(height, width) of the picture in whose pixels a model tells its field; None for one that takes any."""
+    config = _picture_config(idm)
+    return None if config is None else (int(config.height), int(config.width))
+
+
+def _picture_config(idm: Any) -> Any:
     for owner in (idm, getattr(idm, "field", None), getattr(idm, "model", None)):
         config: Any = getattr(owner, "config", None)
         if hasattr(config, "height") and hasattr(config, "width"):
-            return int(config.height), int(config.width)
+            return config
     return None
 
 

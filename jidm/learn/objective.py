@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
+from jidm.field.learned.config import STRIDE
+from jidm.field.learned.matching import carry_back
 from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
-from jidm.solve.learned_step import LearnedStep, SeenAt, learned_step, step_pairs
+from jidm.solve.learned_step import Begin, LearnedStep, SeenAt, learned_step, step_pairs
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)
@@ -24,6 +26,10 @@ _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty noth
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
 _FIELD_FIRST = 0.25  # share of the training in which field and state are learned alone, if nobody knows the exact field
 _FIELD_BENDS = 0.7  # share from which on the solved steps bend the field as well: poor matches would spoil it
+_ROBOT_COUNTS = 4.0
+"""What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
+_OFF = ((0.1, 2.0), (0.02, 0.3))
+"""How far off training begins a rough and a close look, from and to [standard deviations of the training steps]."""
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
 
@@ -47,7 +53,7 @@ class LossWeights:
     flow: float = 0.15
     step: float = 0.5
     early: float = 0.3
-    mask: float = 0.3
+    mask: float = 1.0
     state: float = 0.5
     compose: float = 0.0
     smooth: float = 0.02
@@ -143,7 +149,7 @@ class TrainableField(LearnedField):
     def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None) -> dict[str, Tensor]:
         """What needs both pictures matched and the step solved."""
         first, second = at[: len(batch)], at[len(batch) :]
-        made = learned_step(self, first, second, begin=self._beginnings(batch), closer=1)
+        made = learned_step(self, first, second, begin=self._beginnings(batch), closer=2)
         parts = {"step": self._step_loss(made, batch.delta_q)}
         if moves is not None:
             parts["flow"] = flow_loss(made, moves, self.weights.early)
@@ -170,15 +176,21 @@ class TrainableField(LearnedField):
         from_picture = random[:, :1] < 0.5
         return torch.where(from_picture, q_seen.detach(), noisy)
 
-    def _beginnings(self, batch: PairBatch) -> Callable[[Tensor], Tensor]:
-        """Steps to look closer around: half of them the first look's, half the executed ones, off by anything from a
-        tenth to twice a typical step. So the closer look learns to mend small and large errors alike."""
+    def _beginnings(self, batch: PairBatch) -> Begin:
+        """What later looks begin with: half of the pairs with the step of the look before, half with the executed step,
+        off by as much as such a look meets: up to twice a typical step, or up to a third of one for a close look."""
         one, two = batch.dice().unflatten(0, (2, -1))
         toss, scale = ((one + two)[:, :2] % 1).split(1, dim=1)
         # Backwards in time the deviation is the negative one.
         deviation = (normal(one[:, 2:]) - normal(two[:, 2:])).roll(1, -1) / 2**0.5
-        off = 0.1 * 20.0**scale * deviation * self.delta_std
-        return lambda found: torch.where(toss < 0.5, found, batch.delta_q + off)
+
+        def begin(look: int, found: Tensor) -> Tensor:
+            least, most = _OFF[min(look, 1)]
+            off = least * (most / least) ** scale * deviation * self.delta_std
+            # Whether it is the one or the other is tossed for each look.
+            return torch.where((toss * 2**look) % 1 < 0.5, found, batch.delta_q + off)
+
+        return begin
 
     def _state_loss(self, q: Tensor, q_seen: Tensor, q_std: Tensor) -> Tensor:
         error = (q_seen - q) / self.q_std
@@ -239,7 +251,7 @@ class _BothWays:
     def mask_loss(self, logit: Tensor) -> Tensor:
         """Cross entropy against the robot's mask; without one, what moved is the robot and what did not says nothing."""
         if self.mask is not None:
-            return F.binary_cross_entropy_with_logits(logit, self.mask)
+            return F.binary_cross_entropy_with_logits(logit, self.mask, pos_weight=logit.new_tensor(_ROBOT_COUNTS))
         moved = (self.flow.square().sum(1).sqrt() > 0.5).to(logit) * self.weight
         return weighted_mean(F.softplus(-logit), moved)
 
@@ -270,10 +282,9 @@ def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor
     """Error of both looks' flow under a Laplace distribution whose width is the confidence: large errors cost little
     where the head said so, and saying so costs."""
     total = torch.zeros((), dtype=moves.flow.dtype, device=moves.flow.device)
-    shares = [early / (len(made.looks) - 1)] * (len(made.looks) - 1) + [1.0]
-    for share, look in zip(shares, made.looks):
-        flow = torch.cat([look[0].flow, look[1].flow])
-        half = torch.cat([look[0].log_weight, look[1].log_weight]) / 2
+    for share, pair in ((early, made.looks[0]), (1.0, made.looks[-1])):
+        flow = torch.cat([look.flow for look in pair])
+        half = torch.cat([look.log_weight for look in pair]) / 2
         total = total + share * weighted_mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
     return total
 
@@ -282,11 +293,9 @@ def photometric_loss(
     first: SeenAt, image: Float[Tensor, "b 3 H W"], other: Float[Tensor, "b 3 H W"], executed: Float[Tensor, "b n"]
 ) -> Float[Tensor, ""]:
     """Brightness of the second picture, carried back by the field and the executed step, against the first."""
-    from jidm.field.learned.matching import carry_back
-
-    height, width = image.shape[-2:]
     flow = torch.einsum("bcnhw,bn->bchw", first.jacobian, executed)
-    flow = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False)
+    larger = image.shape[-1] / (flow.shape[-1] * STRIDE)
+    flow = F.interpolate(flow * larger, size=image.shape[-2:], mode="bilinear", align_corners=False)
     return charbonnier(carry_back(other, flow) - image).mean()
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from jidm.checkpoint import embodiment_record
 from jidm.errors import DatasetError, InputError
+from jidm.field.learned.network import LearnedField
 from jidm.learn.augment import Augment, augmentation
 from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
@@ -30,6 +31,9 @@ from jidm.robot.kinematics import Kinematics
 
 _LONGEST, _MULTIPLE = 128, 16
 """The model's pictures, where nobody chose: longest side and what both sides are multiples of [px]."""
+
+_WORTH_DETAIL = 1.5
+"""How much larger a recording must be than the model's pictures for a closer look to show more."""
 
 Report = Callable[[str], None]
 
@@ -93,9 +97,10 @@ def prepare(
     train, validation, test = split_episodes(config, dataset)
     camera = pick_camera(dataset, config.camera)
     height, width = _size(config, dataset, camera)
+    detail = _detail(config, dataset, camera, height, width)
     recordings = [
         read_recording(
-            dataset, episodes, height=height, width=width, camera=camera, joints=config.joints, order=order,
+            dataset, episodes, height=height, width=width, detail=detail, camera=camera, joints=config.joints, order=order,
             cache=config.cache, progress=report,
         )
         for episodes in (train, validation) if episodes
@@ -119,11 +124,17 @@ def prepare(
         batches.append(Batches(sampler, source, augment, config.batch_size))
     report(
         f"{config.kind} ({config.size}) of {len(learned.joint_names)} joints from {describe(train)}, {len(learned)} frames "
-        f"of {height}x{width}, flow: {kind_of_flow}"
+        f"of {height}x{width}{f' in {detail} times the detail' * (detail > 1)}, flow: {kind_of_flow}"
     )
     torch.manual_seed(config.seed)
     model = model_type.from_data(
-        learned.joint_names, _types(learned, robot), height, width, learned.stats(config.strides), **_options(config)
+        learned.joint_names,
+        _types(learned, robot),
+        height,
+        width,
+        learned.stats(config.strides),
+        **_options(config),
+        **({"detail": detail} if detail > 1 else {}),
     )
     record = {
         "data_hash": dataset.content_hash, "data_recipe": dict(dataset.recipe), "fps": learned.fps, "camera": camera,
@@ -209,6 +220,17 @@ def _size(config: TrainConfig, dataset: Any, camera: str) -> tuple[int, int]:
         if side < _MULTIPLE or side % _MULTIPLE:
             raise InputError(f"{name} must be a multiple of {_MULTIPLE} px, got {side}")
     return config.height, config.width
+
+
+def _detail(config: TrainConfig, dataset: Any, camera: str, height: int, width: int) -> int:
+    if config.kind != LearnedField.kind:
+        if config.detail not in (None, 1):
+            raise InputError(f"a {config.kind} looks no closer, it has no detail; give a larger height and width")
+        return 1
+    if config.detail is not None:
+        return config.detail
+    height_in, width_in = picture_size(dataset, camera)
+    return 2 if min(height_in / height, width_in / width) >= _WORTH_DETAIL else 1
 
 
 def _flow_source(

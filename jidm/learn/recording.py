@@ -26,7 +26,7 @@ from jidm.files import remove_leftovers
 from jidm.learn.batch import GRID_STRIDE, JointStats
 from jidm.motion.fit import Fit
 
-_TABLES_VERSION = 1
+_TABLES_VERSION = 2
 _STILL = 1e-4
 """Joints whose steps spread less than this [rad or m] count as not moving; scales are not taken below it."""
 
@@ -53,18 +53,19 @@ class Recording:
     """N frames of E episodes, one after the other.
 
     Attributes:
-        frames: (N, 3, H, W) uint8 RGB.
+        frames: (N, 3, detail H, detail W) uint8 RGB; everything else is told in pixels of the (H, W) training picture.
         state: (N, m) float64 all recorded joint positions [rad or m], in the order of `state_names`.
         joints: (n,) columns of `state` that are learned.
         state_names: names of the m columns.
         episode: (E,) episode indices; first: (E,) row of each one's first frame; length: (E,).
         fps: frame rate [1/s].
         fit: how the recorded pictures lie in the training pictures.
+        detail: how much larger the frames are than those.
         geometry: None where the recording does not hold it.
         source: the folder, for messages. key: names this recording's tables.
     """
 
-    frames: UInt8[Tensor, "N 3 H W"]
+    frames: UInt8[Tensor, "N 3 picture_height picture_width"]
     state: Float[Tensor, "N m"]
     joints: Int[Tensor, " n"]
     state_names: tuple[str, ...]
@@ -76,6 +77,7 @@ class Recording:
     geometry: Geometry | None
     source: str
     key: str
+    detail: int = 1
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ class Recording:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the training pictures."""
-        return self.frames.shape[-2], self.frames.shape[-1]
+        return self.fit.height, self.fit.width
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -123,7 +125,7 @@ class Recording:
 
 
 def read_recording(
-    dataset: Any, episodes: Sequence[int], *, height: int, width: int, camera: str | None = None,
+    dataset: Any, episodes: Sequence[int], *, height: int, width: int, detail: int = 1, camera: str | None = None,
     joints: Sequence[str] = (), order: Sequence[str] = (), cache: str | Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Recording:  # fmt: skip
@@ -132,7 +134,7 @@ def read_recording(
     Args:
         dataset: a `RecordedDataset`.
         episodes: indices, in the order of the tables.
-        height, width: size of the training pictures [px], multiples of 4.
+        height, width: size of the training pictures [px], multiples of 4. detail: how much larger the frames are kept.
         camera: which camera; may be left out where there is only one.
         joints: names of the joints to learn; all if empty.
         order: order of all joints, a robot's for instance; the data set's own if empty.
@@ -148,8 +150,9 @@ def read_recording(
     chosen = _columns(joints or names, names, dataset.root)
     if not episodes:
         raise DatasetError(f"{dataset.root}: no episodes are chosen; choose some of {len(dataset)}")
-    key = _key(dataset, camera, episodes, height, width)
-    folder = _tables(dataset, tuple(episodes), camera, (height, width), Path(cache or default_cache()) / key, progress)
+    key = _key(dataset, camera, episodes, height, width, detail)
+    folder = Path(cache or default_cache()) / key
+    _make_tables(dataset, tuple(episodes), camera, (height, width), detail, folder, progress)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     length = torch.tensor(index["length"])
     geometry = None
@@ -159,6 +162,7 @@ def read_recording(
         frames=_open(folder, "frames"), state=_open(folder, "state")[:, columns].contiguous(), joints=torch.tensor(chosen),
         state_names=names, episode=torch.tensor(list(episodes)), first=length.cumsum(0) - length, length=length,
         fps=float(dataset.fps), fit=Fit(index["size"][0], index["size"][1], height, width), geometry=geometry, source=str(dataset.root), key=key,
+        detail=detail,
     )  # fmt: skip
 
 
@@ -211,32 +215,32 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _tables(
+def _make_tables(
     dataset: Any,
     episodes: tuple[int, ...],
     camera: str,
     size: tuple[int, int],
+    detail: int,
     folder: Path,
     progress: Callable[[str], None],
-) -> Path:
+) -> None:
     if folder.is_dir():
-        return folder
+        return
     lengths = [int(dataset.episode(i).length) for i in episodes]
     with whole_folder(folder) as temporary:
-        writer = _TableWriter(temporary, sum(lengths), *size)
+        writer = _TableWriter(temporary, sum(lengths), *size, detail)
         for done, (index, length) in enumerate(zip(episodes, lengths)):
             writer.add(dataset.episode(index), camera, length)
             if (done + 1) % max(1, len(episodes) // 10) == 0:
                 progress(f"decoded {done + 1} of {len(episodes)} episodes")
         writer.close({"length": lengths, "episodes": list(episodes), "size": list(writer.size_in)})
-    return folder
 
 
 class _TableWriter:
     """Memory-mapped tables, filled episode by episode."""
 
-    def __init__(self, folder: Path, count: int, height: int, width: int) -> None:
-        self.folder, self.count, self.size = folder, count, (height, width)
+    def __init__(self, folder: Path, count: int, height: int, width: int, detail: int) -> None:
+        self.folder, self.count, self.size, self.detail = folder, count, (height, width), detail
         self.row = 0
         self.size_in: tuple[int, int] = (0, 0)
         self.tables: dict[str, NDArray[Any]] = {}
@@ -258,7 +262,8 @@ class _TableWriter:
         self.size_in = size_in
         fit = Fit(*size_in, *self.size)
         pixels = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)
-        self._put("frames", torch.cat([fit.pixels(part) for part in pixels.split(64)]).numpy())
+        large = Fit(*size_in, *(side * self.detail for side in self.size))
+        self._put("frames", torch.cat([large.pixels(part) for part in pixels.split(64)]).numpy())
         self._put("state", state)
         extras = [f"observation.{kind}.{camera}" for kind in ("depth", "links", "camera")]
         if known := _extras(episode, extras):
@@ -359,11 +364,11 @@ def _columns(wanted: Sequence[str], names: Sequence[str], where: Any) -> list[in
     return [list(names).index(name) for name in wanted]
 
 
-def _key(dataset: Any, camera: str, episodes: Sequence[int], height: int, width: int) -> str:
+def _key(dataset: Any, camera: str, episodes: Sequence[int], height: int, width: int, detail: int) -> str:
     """Names the tables by everything they depend on; videos by size and time of change, because hashing takes longer."""
     files = sorted((dataset.root / "videos").rglob("*.mp4")) if (dataset.root / "videos").is_dir() else []
     files = files or sorted(Path(dataset.root).rglob("*.mp4"))
     seen = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
-    parts = [_TABLES_VERSION, dataset.content_hash, camera, list(episodes), height, width, seen]
+    parts = [_TABLES_VERSION, dataset.content_hash, camera, list(episodes), height, width, detail, seen]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return f"{Path(dataset.root).name}-{height}x{width}-{digest[:16]}"

@@ -88,9 +88,11 @@ class PoseFollower:
         seen = self.field.encode(frame[None])
         now = SeenAt.of(self.field, seen, expected[None])
         again = (self._velocity * (dt + gap))[None]
-        found = learned_step(
-            self.field, self._last, now, flow, begin=lambda step: likelier(self._last, now, (again, step))
-        )
+
+        def begin(look: int, step: Tensor) -> Tensor:
+            return likelier(self._last, now, (again, step)) if look == 0 else step
+
+        found = learned_step(self.field, self._last, now, flow, begin=begin)
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)

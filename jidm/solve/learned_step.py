@@ -1,8 +1,8 @@
 """A joint step between two pictures by a learned field: match, solve, look again around the solution, solve.
 
 Both pictures have a field, so both directions are used: `J_first d = flow` and `-J_second d = flow_back`. The
-second-order errors of the two linearisations cancel, which replaces re-linearising. A closer look at a solution brings
-two kinds of rows: the flow that the network sees left over, and brightness itself, Gauss-Newton on the joint step.
+second-order errors of the two linearisations cancel, which replaces re-linearising. Later looks are Gauss-Newton on the
+joint step: a rough one aligns learned textures, close ones every pixel's brightness.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ from jidm.solve.least_squares import NormalEquations, Solution, normal_equations
 
 RIDGE = 1e-4
 """Relative damping, the same in training and in decoding."""
+
+CLOSER_LOOKS = 3
+"""After the first: a rough one and two close ones. Each begins where the one before ended."""
+
+Begin = Callable[[int, Float[Tensor, "b n"]], Float[Tensor, "b n"]]
+"""(0 for the rough look, 1, 2, ... for the close ones; step of the look before) -> step to begin with."""
 
 _MIN_MOTION = 0.1  # [px rms] a joint is observable if a typical step of it moves the picture by this much on its own
 
@@ -51,13 +57,14 @@ class Look:
     """One direction of one comparison of two pictures.
 
     Attributes:
-        flow: (B, 2, h, w) [px of the picture]; log_weight: (B, h, w) of its confidence (inverse variance, 1/px^2).
+        flow: (B, 2, h, w) [px of the picture]; log_weight: (B, h, w) of its confidence (inverse variance, 1/px^2). Both
+            None for a rough look.
         guess: (B, 2, h, w) flow around which it looked, None for the first look.
         brightness: what the pixels say around the guess, None for the first look.
     """
 
-    flow: Float[Tensor, "b 2 h w"]
-    log_weight: Float[Tensor, "b h w"]
+    flow: Float[Tensor, "b 2 h w"] | None
+    log_weight: Float[Tensor, "b h w"] | None
     guess: Float[Tensor, "b 2 h w"] | None = None
     brightness: Brightness | None = None
 
@@ -106,14 +113,14 @@ class SeenAt:
 
 def learned_step(
     field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None,
-    *, begin: Callable[[Float[Tensor, "b n"]], Float[Tensor, "b n"]] | None = None, closer: int = 2,
+    *, begin: Begin | None = None, closer: int = CLOSER_LOOKS,
 ) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in everything.
 
     Args:
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
-        begin: makes of the first look's step the one around which the closer looks begin; that step itself if not given.
-        closer: how many closer looks.
+        begin: what the later looks begin with, in place of the step of the look before; see `Begin`.
+        closer: how many later looks, the first of them a rough one, the others close.
     """
     a, b = first.seen, second.seen
     forward, backward = field.pair.correlate(a.coarse, b.coarse)
@@ -121,14 +128,16 @@ def learned_step(
     looks = [early if flow is None else _given(flow, early)]
     solution = _solve(field, first, second, looks[0])
     steps = [solution.delta_q]
-    step = solution.delta_q.detach() if begin is None else begin(solution.delta_q.detach())
-    for _ in range(closer if flow is None else 0):
-        guesses = _paths(first, second, step)
-        looks.append((_look(field.pair, a, b, guesses[0]), _look(field.pair, b, a, guesses[1])))
+    for number in range(closer if flow is None else 0):
+        step = steps[-1].detach()
+        step = step if begin is None else begin(number, step)
+        there, back = _paths(first, second, step)
+        look = _rough if number == 0 else _close
+        looks.append((look(field.pair, a, b, there), look(field.pair, b, a, back)))
         solution = _solve(field, first, second, looks[-1])
         steps.append(step + solution.delta_q)
-        step = steps[-1].detach()
-    return LearnedStep(_about_flow(solution, first, looks[-1][0], steps[-1]), tuple(steps), tuple(looks))
+    told = [pair[0] for pair in looks if pair[0].flow is not None]
+    return LearnedStep(_about_flow(solution, first, told[-1], steps[-1]), tuple(steps), tuple(looks))
 
 
 @torch.no_grad()
@@ -153,8 +162,12 @@ def _paths(first: SeenAt, second: SeenAt, step: Float[Tensor, "b n"]) -> tuple[T
     return path(ahead, back), path(-back, -ahead)
 
 
-def _look(pair: PairHead, here: Encoded, there: Encoded, guess: Tensor) -> Look:
-    flow, log_weight, brightness = pair.refine(here, there, guess)
+def _rough(pair: PairHead, here: Encoded, there: Encoded, guess: Tensor) -> Look:
+    return Look(None, None, guess, pair.rough(here, there, guess))
+
+
+def _close(pair: PairHead, here: Encoded, there: Encoded, guess: Tensor) -> Look:
+    flow, log_weight, brightness = pair.close(here, there, guess)
     return Look(flow, log_weight, guess, brightness)
 
 
@@ -179,6 +192,7 @@ def _equations(at: SeenAt, look: Look, sign: float) -> NormalEquations:
     jacobian, robot = sign * at.jacobian, at.mask.sigmoid()
     if look.brightness is not None:
         return _brightness_equations(jacobian, robot, look.brightness)
+    assert look.flow is not None and look.log_weight is not None
     return normal_equations(jacobian, look.flow, look.log_weight.exp() * robot, layout="dense")
 
 
@@ -201,9 +215,11 @@ def _brightness_equations(
 
 def _about_flow(solution: Solution, first: SeenAt, look: Look, step: Tensor) -> Solution:
     """The solution of the whole step, its residual and explained share those of the forward flow on the robot."""
+    assert look.flow is not None and look.log_weight is not None
     weight = (look.log_weight.exp() * first.mask.sigmoid()).detach()
-    start = torch.zeros_like(look.flow) if look.guess is None else look.guess
-    told = start + torch.einsum("bcnhw,bn->bchw", first.jacobian, solution.delta_q)
+    whole = look.guess is None
+    told = torch.einsum("bcnhw,bn->bchw", first.jacobian, step if whole else solution.delta_q)
+    told = told if whole else told + look.guess
     total = weight.flatten(1).sum(-1).clamp(min=1e-12)
     left = (weight * (look.flow - told).square().sum(1)).flatten(1).sum(-1) / total
     motion = (weight * look.flow.square().sum(1)).flatten(1).sum(-1) / total
@@ -216,6 +232,7 @@ def _about_flow(solution: Solution, first: SeenAt, look: Look, step: Tensor) -> 
 
 def _given(flow: Flow, like: tuple[Look, Look]) -> tuple[Look, Look]:
     """Flow from elsewhere on the field's grid; nothing is known of the way back."""
+    assert like[0].flow is not None and like[0].log_weight is not None
     h, w = like[0].flow.shape[-2:]
     small = clean(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
     vectors = (small.flow * STRIDE).reshape(like[0].flow.shape).to(like[0].flow)

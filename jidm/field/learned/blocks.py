@@ -85,3 +85,8 @@ def spatial_softmax(maps: Float[Tensor, "b c h w"], grid: Float[Tensor, "2 h w"]
 def doubled(x: Tensor) -> Tensor:
     """Twice the height and width."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def reduced(x: Tensor, times: int) -> Tensor:
+    """So many times lower and narrower, by averaging."""
+    return F.avg_pool2d(x, times) if times > 1 else x

@@ -46,7 +46,7 @@ class LearnedFieldConfig:
 
     Attributes:
         joint_names, joint_types: of the n joints, the order of every Jacobian's columns.
-        height, width: of the pictures it reads [px], multiples of 16.
+        height, width: of the pictures in which the field is told [px], multiples of 16.
         q_mean, q_std: mean and standard deviation of the training poses, per joint [rad or m].
         delta_std: standard deviation of the training steps, per joint [rad or m]; the scale of its column of the
             field, so that the network's own numbers are pixels.
@@ -54,6 +54,8 @@ class LearnedFieldConfig:
         size: "tiny", "small" or "base".
         reach: largest motion between two frames that the matching sees at once [cells of 8 px].
         backbone: "own", or what else encodes the picture, see `make_encoder`.
+        detail: the pictures it reads are this many times as high and as wide. Encoder and field see them reduced to
+            height x width, which costs little; closer looks compare every pixel, which measures small motions.
     """
 
     joint_names: tuple[str, ...]
@@ -68,6 +70,7 @@ class LearnedFieldConfig:
     size: str = "tiny"
     reach: int = 2
     backbone: str = "own"
+    detail: int = 1
 
     def __post_init__(self) -> None:
         n = len(self.joint_names)
@@ -88,11 +91,18 @@ class LearnedFieldConfig:
             raise InputError(f"unknown size '{self.size}'; known: {', '.join(SIZES)}")
         if self.reach < 1:
             raise InputError(f"reach must be at least 1 cell, got {self.reach}")
+        if self.detail < 1:
+            raise InputError(f"detail must be a whole number from 1, got {self.detail}")
 
     @property
     def n(self) -> int:
         """Number of joints."""
         return len(self.joint_names)
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """(height, width) of the pictures it reads [px]."""
+        return self.height * self.detail, self.width * self.detail
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What moved between two pictures: correlation first, on a coarse grid, then a close look around a guess."""
+"""What moved between two pictures: correlation first, on a coarse grid, then rough and close looks around a guess."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jidm.field.learned.blocks import ConvBlock, doubled
+from jidm.field.learned.blocks import ConvBlock, doubled, reduced
 from jidm.field.learned.config import COARSE, STRIDE
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ _WEIGHING = 16
 TEXTURES = 6
 """Channels of the picture of textures."""
 
-_BRIGHTNESS_NOISE, _TEXTURE_NOISE = 0.03, 0.3
-"""How much brightness and texture features differ where nothing is wrong, before training."""
+_TEXTURE_NOISE, _BRIGHTNESS_NOISE = 0.3, 0.03
+"""How much texture features and brightness differ where nothing is wrong, before training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ class Brightness:
     def __add__(self, other: Brightness) -> Brightness:
         return Brightness(self.curvature + other.curvature, self.slope + other.slope, self.energy + other.energy)
 
-    def at_stride(self, stride: int) -> Brightness:
-        """The same of a picture that is `stride` times smaller, its pixels' motion told in px of the large one."""
+    def at_stride(self, stride: float) -> Brightness:
+        """The same, its picture's motion told in px of one that is `stride` times larger."""
         return Brightness(self.curvature / stride**2, self.slope / stride, self.energy)
 
 
@@ -60,15 +60,16 @@ class PairHead(nn.Module):
         features: channels of the matching features.
         reach: radius of the correlation window [cells of the coarse grid].
         grid: (h/2, w/2), the coarse grid: the field's at half its resolution, a sixteenth of the pairs to compare.
+        detail: how much larger the pictures are than the one in which flow is told.
     """
 
     index: Tensor
     inside: Tensor
     offsets: Tensor
 
-    def __init__(self, features: int, reach: int, grid: tuple[int, int]) -> None:
+    def __init__(self, features: int, reach: int, grid: tuple[int, int], detail: int = 1) -> None:
         super().__init__()
-        self.reach = reach
+        self.reach, self.detail = reach, detail
         side = 2 * reach + 1
         index, inside = _windows(*grid, reach)
         offsets = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")[::-1]) - reach
@@ -86,11 +87,13 @@ class PairHead(nn.Module):
         self.fine_in = nn.Sequential(nn.Conv2d(2 * pixels + 2 * features, features, 1), nn.GELU())
         self.fine = ConvBlock(features, features)
         self.fine_out = nn.Conv2d(features, 3, 1)
+        self.rough_in = nn.Conv2d(2 * features, _WEIGHING, 1)
         self.to_small = nn.Conv2d(features, _WEIGHING, 1)
-        self.weigh = ConvBlock(_WEIGHING + 2 * TEXTURES, _WEIGHING)
-        self.weigh_out = nn.Conv2d(_WEIGHING, _SMALL**2 + 1, 1)
-        self.log_noise = nn.Parameter(torch.tensor([_BRIGHTNESS_NOISE, _TEXTURE_NOISE]).log())
-        for layer in (self.coarse_out, self.fine_out, self.weigh_out):
+        # A rough look weighs textures, a close one every pixel.
+        self.weigh = nn.ModuleList(ConvBlock(_WEIGHING + 2 * TEXTURES, _WEIGHING) for _ in range(2))
+        self.weigh_out = nn.ModuleList(nn.Conv2d(_WEIGHING, n, 1) for n in (1, (_SMALL * detail) ** 2))
+        self.log_noise = nn.Parameter(torch.tensor([_TEXTURE_NOISE, _BRIGHTNESS_NOISE]).log())
+        for layer in (self.coarse_out, self.fine_out, *self.weigh_out):
             nn.init.normal_(layer.weight, std=1e-3)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
@@ -113,29 +116,41 @@ class PairHead(nn.Module):
         out = self.coarse_out(self.coarse(torch.cat([window / 4, features], 1)))
         return doubled((peak + out[:, :2]) * COARSE), _bounded(doubled(out[:, 2:]))[:, 0]
 
-    def refine(
-        self, here: Encoded, there: Encoded, guess: Float[Tensor, "b 2 h w"]
-    ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"], Brightness]:
-        """Flow and log-confidence near a guess: the second picture is carried back by it and compared closely.
+    def rough(self, here: Encoded, there: Encoded, guess: Float[Tensor, "b 2 h w"]) -> Brightness:
+        """What textures, half as large as the picture, say of the motion around a guess; it may be pixels away.
 
         Args:
             here, there: the first and the second picture.
             guess: flow on the first one's grid [px].
         """
-        pixels, wide = here.image, here.image.shape[-1] // guess.shape[-1]
-        carried = carry_back(there.image, _enlarged(guess, wide))
-        both = torch.cat([F.pixel_unshuffle(pixels, STRIDE), F.pixel_unshuffle(carried - pixels, STRIDE) * 4], 1)
         near = carry_back(there.match, guess / STRIDE)
-        x = self.fine(self.fine_in(torch.cat([both, here.match, near - here.match], 1)))
-        out = self.fine_out(x)
+        x = F.gelu(self.rough_in(torch.cat([here.match, near - here.match], 1)))
         texture = carry_back(there.texture, _enlarged(guess, STRIDE // _SMALL) / _SMALL)
+        weights = self._weights(0, x, here.texture, texture)
+        return aligned(here.texture, texture, weights, self.log_noise[0].exp(), 1).at_stride(_SMALL)
+
+    def close(
+        self, here: Encoded, there: Encoded, guess: Float[Tensor, "b 2 h w"]
+    ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"], Brightness]:
+        """Flow and log-confidence near a guess, and what every pixel says of the motion around it; precise, but the guess
+        must be good to a pixel or so. Arguments as for `rough`."""
+        near = carry_back(there.match, guess / STRIDE)
+        wide = STRIDE * self.detail
+        error = carry_back(there.image, _enlarged(guess, wide) * self.detail) - here.image
+        both = [F.pixel_unshuffle(x, STRIDE) for x in (here.small, 4 * reduced(error, self.detail))]
+        x = self.fine(self.fine_in(torch.cat([*both, here.match, near - here.match], 1)))
+        out = self.fine_out(x)
         # What to believe is decided close to the pixels: links are a few of them wide.
-        closest = torch.cat([doubled(self.to_small(x)), here.texture, texture - here.texture], 1)
-        weights = _bounded(self.weigh_out(self.weigh(closest)))
-        noise = self.log_noise.exp()
-        brightness = aligned(pixels, carried, F.pixel_shuffle(weights[:, 1:], _SMALL), noise[0], _SMALL)
-        textures = aligned(here.texture, texture, weights[:, :1], noise[1], 1)
-        return guess + out[:, :2] * STRIDE, _bounded(out[:, 2]), brightness + textures.at_stride(_SMALL)
+        texture = carry_back(there.texture, _enlarged(guess, STRIDE // _SMALL) / _SMALL)
+        cell = _SMALL * self.detail
+        weights = F.pixel_shuffle(self._weights(1, self.to_small(x), here.texture, texture), cell)
+        rows = aligned(here.image, here.image + error, weights, self.log_noise[1].exp(), cell)
+        return guess + out[:, :2] * STRIDE, _bounded(out[:, 2]), rows.at_stride(1 / self.detail)
+
+    def _weights(self, kind: int, features: Tensor, texture: Tensor, carried: Tensor) -> Tensor:
+        """Log-weights on the grid of textures."""
+        seen = torch.cat([doubled(features), texture, carried - texture], 1)
+        return _bounded(self.weigh_out[kind](self.weigh[kind](seen)))
 
 
 def aligned(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.field.learned.backbone import make_encoder
-from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, pixel_grid, spatial_softmax
+from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, pixel_grid, reduced, spatial_softmax
 from jidm.field.learned.config import SIZES, LearnedFieldConfig
 from jidm.field.learned.matching import TEXTURES, PairHead
 
@@ -19,6 +19,7 @@ _KEYPOINTS = 32
 _POSE_WIDTH = 96
 _STATE_WIDTH = 256
 _STATE_LOG_RANGE = 3.0  # standard deviations of a pose lie between e^-5 and e^1 of the training poses' spread
+_ROBOT_LOGIT = -2.0  # most cells do not show the robot
 _FLOW_UNIT = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
 
 
@@ -27,12 +28,13 @@ class Encoded:
     """A batch of pictures as the network sees them; computed once per frame, used for both of its steps.
 
     Attributes:
-        image: (B, 3, H, W) as given.
+        image: (B, 3, detail H, detail W) as given; small: (B, 3, H, W) the same reduced.
         texture: (B, 6, H/2, W/2) what a surface looks like from wherever it is lit; quarter, eighth, sixteenth: features at those scales.
         match: (B, C, h, w) features to recognise a place of the robot by; coarse: (B, C, h/2, w/2) the same from further.
     """
 
     image: Tensor
+    small: Tensor
     texture: Tensor
     quarter: Tensor
     eighth: Tensor
@@ -42,12 +44,7 @@ class Encoded:
 
     def __getitem__(self, index: Any) -> Encoded:
         """Index the batch axis."""
-        return Encoded(
-            *(
-                getattr(self, k)[index]
-                for k in ("image", "texture", "quarter", "eighth", "sixteenth", "match", "coarse")
-            )
-        )
+        return Encoded(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class LearnedField(nn.Module):
@@ -84,7 +81,7 @@ class LearnedField(nn.Module):
         self.texture = nn.Conv2d(half, TEXTURES, 3, 1, 1)
         self.match_in = nn.Conv2d(quarter, size.match, 1)
         self.coarse_in = nn.Conv2d(eighth, size.match, 1)
-        self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2))
+        self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2), config.detail)
         self.from_sixteenth = nn.Conv2d(sixteenth + 2, width, 1)
         self.from_eighth = nn.Conv2d(eighth, width, 1)
         self.from_quarter = nn.Conv2d(quarter, width, 1)
@@ -95,6 +92,8 @@ class LearnedField(nn.Module):
         self.decode = nn.ModuleList(ConvBlock(width, width) for _ in range(3))
         self.field_out = nn.Conv2d(width, 2 * n, 1)
         self.mask_out = nn.Conv2d(width, 1, 1)
+        assert self.mask_out.bias is not None
+        nn.init.constant_(self.mask_out.bias, _ROBOT_LOGIT)
         self.keypoints = nn.Conv2d(eighth + width, _KEYPOINTS, 1)
         self.state_out = nn.Sequential(
             nn.Linear(2 * _KEYPOINTS, _STATE_WIDTH), nn.GELU(), nn.Linear(_STATE_WIDTH, 2 * n)
@@ -111,11 +110,12 @@ class LearnedField(nn.Module):
         return self.config.joint_names
 
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
-        """Everything the heads need to know of a batch of pictures, RGB in [0, 1] at the config's size."""
-        half, quarter, eighth, sixteenth = self.encoder(image)
+        """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`."""
+        small = reduced(image, self.config.detail)
+        half, quarter, eighth, sixteenth = self.encoder(small)
         texture = _normed(self.texture(half))
         match, coarse = (_normed(x) for x in (self.match_in(quarter), self.coarse_in(eighth)))
-        return Encoded(image, texture, quarter, eighth, sixteenth, match, coarse)
+        return Encoded(image, small, texture, quarter, eighth, sixteenth, match, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
