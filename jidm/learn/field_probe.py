@@ -71,10 +71,8 @@ def _learned(field: LearnedField | HybridField, first: Tensor, second: Tensor, q
     # The pose after the step is not known yet; the first solution's is close enough to bend the field.
     early = learned_step(field, at_first, SeenAt.of(field, b, start))
     step = learned_step(field, at_first, SeenAt.of(field, b, start + early.solution.delta_q))
-    look = step.looks[-1][0]
-    return FieldProbe(
-        at_first.jacobian, at_first.mask.sigmoid(), look.flow, _share(look.log_weight.exp()), step.solution.delta_q
-    )
+    flow, log_weight = step.looks[-1][0].told
+    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), flow, _share(log_weight.exp()), step.solution.delta_q)
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for th
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_FIRST = 0.25  # share of the training in which field and state are learned alone, if nobody knows the exact field
-_FIELD_BENDS = 0.7  # share from which on the solved steps bend the field as well: poor matches would spoil it
+_FIELD_FIRST = 0.3  # share of the training in which field and state are learned alone, at half the time a step
+_FIELD_BENDS = 0.7  # share from which on solved steps bend a field that nobody knows: poor matches would spoil it
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
 _OFF = ((0.1, 2.0), (0.02, 0.3))
@@ -112,8 +112,8 @@ class TrainableField(LearnedField):
             parts["mask"] = moves.mask_loss(at.mask)
         else:
             parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
-        bends = self.progress >= _FIELD_BENDS
-        if bends or batch.field is not None or self.progress >= _FIELD_FIRST:
+        if self.progress >= _FIELD_FIRST:
+            bends = batch.field is None and self.progress >= _FIELD_BENDS
             parts |= self._matching_losses(batch, at if bends else self._fixed(at, batch), moves)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
         for name, value in parts.items():
@@ -159,10 +159,10 @@ class TrainableField(LearnedField):
 
     @staticmethod
     def _fixed(at: SeenAt, batch: PairBatch) -> SeenAt:
-        """A field that steps do not bend: the exact one where it is known, so that matching need not wait for ours."""
+        """A field that steps do not bend: the exact one where it is known."""
         if batch.field is None or batch.field_back is None:
             return at.fixed()
-        return SeenAt(at.seen, torch.cat([batch.field, batch.field_back]), at.mask)
+        return SeenAt(at.seen, torch.cat([batch.field, batch.field_back]), at.mask.detach())
 
     @property
     def _column(self) -> Tensor:
@@ -283,8 +283,8 @@ def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor
     where the head said so, and saying so costs."""
     total = torch.zeros((), dtype=moves.flow.dtype, device=moves.flow.device)
     for share, pair in ((early, made.looks[0]), (1.0, made.looks[-1])):
-        flow = torch.cat([look.flow for look in pair])
-        half = torch.cat([look.log_weight for look in pair]) / 2
+        flow, log_weight = (torch.cat(x) for x in zip(*(look.told for look in pair)))
+        half = log_weight / 2
         total = total + share * weighted_mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
     return total
 

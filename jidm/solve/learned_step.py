@@ -68,6 +68,12 @@ class Look:
     guess: Float[Tensor, "b 2 h w"] | None = None
     brightness: Brightness | None = None
 
+    @property
+    def told(self) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"]]:
+        """Flow and log_weight of a look that is not a rough one."""
+        assert self.flow is not None and self.log_weight is not None
+        return self.flow, self.log_weight
+
 
 @dataclass(frozen=True, eq=False)
 class LearnedStep:
@@ -136,8 +142,8 @@ def learned_step(
         looks.append((look(field.pair, a, b, there), look(field.pair, b, a, back)))
         solution = _solve(field, first, second, looks[-1])
         steps.append(step + solution.delta_q)
-    told = [pair[0] for pair in looks if pair[0].flow is not None]
-    return LearnedStep(_about_flow(solution, first, told[-1], steps[-1]), tuple(steps), tuple(looks))
+    last = [ahead for ahead, _ in looks if ahead.flow is not None][-1]
+    return LearnedStep(_about_flow(solution, first, last, steps[-1]), tuple(steps), tuple(looks))
 
 
 @torch.no_grad()
@@ -192,8 +198,8 @@ def _equations(at: SeenAt, look: Look, sign: float) -> NormalEquations:
     jacobian, robot = sign * at.jacobian, at.mask.sigmoid()
     if look.brightness is not None:
         return _brightness_equations(jacobian, robot, look.brightness)
-    assert look.flow is not None and look.log_weight is not None
-    return normal_equations(jacobian, look.flow, look.log_weight.exp() * robot, layout="dense")
+    flow, log_weight = look.told
+    return normal_equations(jacobian, flow, log_weight.exp() * robot, layout="dense")
 
 
 def _brightness_equations(
@@ -215,14 +221,13 @@ def _brightness_equations(
 
 def _about_flow(solution: Solution, first: SeenAt, look: Look, step: Tensor) -> Solution:
     """The solution of the whole step, its residual and explained share those of the forward flow on the robot."""
-    assert look.flow is not None and look.log_weight is not None
-    weight = (look.log_weight.exp() * first.mask.sigmoid()).detach()
-    whole = look.guess is None
-    told = torch.einsum("bcnhw,bn->bchw", first.jacobian, step if whole else solution.delta_q)
-    told = told if whole else told + look.guess
+    flow, log_weight = look.told
+    weight = (log_weight.exp() * first.mask.sigmoid()).detach()
+    explains = torch.einsum("bcnhw,bn->bchw", first.jacobian, step if look.guess is None else solution.delta_q)
+    told = explains if look.guess is None else explains + look.guess
     total = weight.flatten(1).sum(-1).clamp(min=1e-12)
-    left = (weight * (look.flow - told).square().sum(1)).flatten(1).sum(-1) / total
-    motion = (weight * look.flow.square().sum(1)).flatten(1).sum(-1) / total
+    left = (weight * (flow - told).square().sum(1)).flatten(1).sum(-1) / total
+    motion = (weight * flow.square().sum(1)).flatten(1).sum(-1) / total
     explained = (1 - left / motion.clamp(min=1e-12)).clamp(0, 1)
     # An item withdrawn for a NaN or an infinity says nothing rather than those.
     nothing = torch.zeros_like(left)
@@ -232,10 +237,10 @@ def _about_flow(solution: Solution, first: SeenAt, look: Look, step: Tensor) -> 
 
 def _given(flow: Flow, like: tuple[Look, Look]) -> tuple[Look, Look]:
     """Flow from elsewhere on the field's grid; nothing is known of the way back."""
-    assert like[0].flow is not None and like[0].log_weight is not None
-    h, w = like[0].flow.shape[-2:]
+    like_flow, like_weight = like[0].told
+    h, w = like_flow.shape[-2:]
     small = clean(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
-    vectors = (small.flow * STRIDE).reshape(like[0].flow.shape).to(like[0].flow)
-    weight = small.weight.reshape(like[0].log_weight.shape).to(like[0].log_weight)
+    vectors = (small.flow * STRIDE).reshape(like_flow.shape).to(like_flow)
+    weight = small.weight.reshape(like_weight.shape).to(like_weight)
     nothing = torch.full_like(weight, -torch.inf)
     return Look(vectors, weight.log()), Look(torch.zeros_like(vectors), nothing)

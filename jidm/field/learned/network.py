@@ -113,8 +113,9 @@ class LearnedField(nn.Module):
         """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`."""
         small = reduced(image, self.config.detail)
         half, quarter, eighth, sixteenth = self.encoder(small)
-        texture = _normed(self.texture(half))
-        match, coarse = (_normed(x) for x in (self.match_in(quarter), self.coarse_in(eighth)))
+        # Field and state alone teach the encoder: what matching asks of it is louder, and would spoil the field.
+        texture = _normed(self.texture(half.detach()))
+        match, coarse = (_normed(x) for x in (self.match_in(quarter.detach()), self.coarse_in(eighth.detach())))
         return Encoded(image, small, texture, quarter, eighth, sixteenth, match, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
