@@ -141,9 +141,11 @@ def test_ctrl_c_ends_at_once_and_in_one_line():
         "import jidm.cli as c; c.VERBS['fail'] = 'test_cli:Failing'\n"
         "sys.exit(c.main(['fail', '--how', 'sleep']))"
     )
+    # Whoever starts the tests in the background has them ignore Ctrl-C.
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
-    )
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "asleep\n"
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=50)
