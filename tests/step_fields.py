@@ -1,6 +1,6 @@
 """Fields whose answers are known by formula: what the solver and the follower must make of right and wrong pixels.
 
-Their pictures carry the joint positions themselves (channel k holds joint k everywhere), so a pair of pictures tells
+Most of their pictures carry the joint positions themselves (channel k holds joint k everywhere), so a pair of pictures tells
 the exact motion; no network and no simulator is involved.
 """
 
@@ -11,10 +11,9 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from jidm.field.learned import Encoded, LearnedField, LearnedFieldConfig
-from jidm.field.learned.matching import Brightness, PairHead
+from jidm.field.learned.matching import PairHead
 
 SIDE, GRID = 64, 16
 FINGER = ("hinge1", "hinge2")
@@ -112,6 +111,14 @@ class TwoPivots:
         away = [self.point(cells(), one) - self.centre[:, None, None] for one in q.double()]
         return torch.stack([(-d.square().sum(0) / (2 * self.radius**2)).exp() for d in away])
 
+    def picture(self, q: Tensor, detail: int = 1) -> Tensor:
+        """(3, detail SIDE, detail SIDE) the disc with a pattern that moves with it, on black."""
+        c = (torch.arange(SIDE * detail, dtype=torch.float64) + 0.5) / detail - 0.5
+        away = self.point(torch.stack(torch.meshgrid(c, c, indexing="ij")[::-1]), q.double())
+        waves = [torch.sin(away[0] / a + away[1] / b) for a, b in ((1.5, 4), (-3, 2), (6, -5))]
+        off = (away - self.centre[:, None, None]).square().sum(0)
+        return (torch.stack(waves) / 4 + 0.5) * (-off / (2 * self.radius**2)).exp()
+
 
 def _turn(angle: Tensor) -> Tensor:
     c, s = angle.cos(), angle.sin()
@@ -137,18 +144,6 @@ class TellingPair(PairHead):
         here, there, back = window.chunk(3, 1)
         return self._told(here, there, back.amax((1, 2, 3)) > 0)
 
-    def rough(self, here: Encoded, there: Encoded, guess: Tensor) -> Brightness:
-        return self.close(here, there, guess)[2]
-
-    def close(self, here: Encoded, there: Encoded, guess: Tensor) -> tuple[Tensor, Tensor, Brightness]:
-        # A guess from first to second goes the way of the step; which way that is, the pictures tell by channel 2.
-        back = here.match[:, 2].amax((1, 2)) > there.match[:, 2].amax((1, 2))
-        flow, log_weight = self._told(here.match, there.match, back)
-        # As if every pixel saw a slope of one along both axes: what is left of the motion is what differs.
-        sure, left = (F.interpolate(x, scale_factor=2.0) for x in (log_weight.exp()[:, None] / 4, flow - guess))
-        curvature = torch.eye(2).to(flow)[:, :, None, None] * sure[:, None]
-        return flow, log_weight, Brightness(curvature, -left * sure, left.square().sum(1) * sure[:, 0])
-
     def _told(self, here: Tensor, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
         q, q_next = (x[:, : self.n, 0, 0] for x in (here, there))
         way = torch.where(back, -1.0, 1.0).to(q)[:, None]
@@ -157,6 +152,20 @@ class TellingPair(PairHead):
         flow = flow + self.noise * (1 - 2 * ((u + v) % 2)).to(flow)
         off = torch.full_like(flow[:, 0], -torch.inf)
         return flow, torch.where((back & (not self.both_ways))[:, None, None], off, torch.zeros_like(off))
+
+
+class Blind(PairHead):
+    """Sees no motion anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 1, (GRID, GRID))
+
+    def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return first, second
+
+    def start(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        nothing = window.new_zeros(len(window), 3, GRID, GRID)
+        return nothing[:, :2], nothing[:, 2]
 
 
 class KnownField:
@@ -179,16 +188,7 @@ class KnownField:
         return self.config.joint_names
 
     def encode(self, image: Tensor) -> Encoded:
-        scales = {
-            "image": 1,
-            "small": 1,
-            "texture": 2,
-            "quarter": 4,
-            "eighth": 8,
-            "sixteenth": 16,
-            "match": 4,
-            "coarse": 8,
-        }
+        scales = {"image": 1, "small": 1, "quarter": 4, "eighth": 8, "sixteenth": 16, "coarse": 8}
         return Encoded(**{f.name: image[..., :: scales[f.name], :: scales[f.name]] for f in fields(Encoded)})
 
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,15 @@ from jidm.solve.learned_step import StepField
 from jidm.solve.track import JointLimits, TrackedStep
 
 DT = 1 / 16
-ALONE = FollowOptions(anchor=False)
+MATCHING = FollowOptions(closer=())
+"""Known fields tell motion by matching; their pictures have nothing to compare."""
+ALONE = replace(MATCHING, anchor=False)
+
+
+@pytest.fixture(autouse=True)
+def no_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold every step back a little; how much, the tests of the step say."""
+    monkeypatch.setattr("jidm.solve.learned_step.RIDGE", 1e-12)
 
 
 def limits(upper: float = 1.2, velocity: float = 100.0, dtype: torch.dtype = torch.float64) -> JointLimits:
@@ -59,7 +67,7 @@ def moves(steps: list[TrackedStep]) -> Tensor:
 @pytest.mark.parametrize("anchor", [True, False])
 def test_exact_steps_add_up_exactly(anchor: bool) -> None:
     q = film()
-    _, steps = followed(KnownField(LinearWorld()), q, FollowOptions(anchor=anchor))
+    _, steps = followed(KnownField(LinearWorld()), q, replace(MATCHING, anchor=anchor))
     torch.testing.assert_close(positions(steps), q[1:], rtol=0, atol=1e-8)
     torch.testing.assert_close(moves(steps), q.diff(dim=0), rtol=0, atol=1e-8)
     assert all(s.valid and s.used and s.observable.all() for s in steps)
@@ -75,14 +83,14 @@ def test_curved_paths_are_followed() -> None:
 
 def test_expected_pose_bends_the_second_picture() -> None:
     q, field = film(4), KnownField(LinearWorld())
-    followed(field, q, FollowOptions(anchor=False, momentum=0.5))
+    followed(field, q, replace(MATCHING, anchor=False, momentum=0.5))
     # Asked at the start, then for each frame at the expected pose, then where it was found.
     torch.testing.assert_close(field.asked[0][0], q[0])
     torch.testing.assert_close(field.asked[1][0], q[0])
     torch.testing.assert_close(field.asked[2][0], q[1], rtol=0, atol=1e-8)
     torch.testing.assert_close(field.asked[3][0], q[1] + 0.5 * (q[1] - q[0]), rtol=0, atol=1e-8)
     gap = KnownField(LinearWorld())
-    followed(gap, q, FollowOptions(anchor=False, momentum=0.5), lost=(2,))
+    followed(gap, q, replace(MATCHING, anchor=False, momentum=0.5), lost=(2,))
     torch.testing.assert_close(gap.asked[3][0], q[1] + (q[1] - q[0]), rtol=0, atol=1e-8)  # twice the time
 
 
@@ -92,11 +100,11 @@ def test_readings_hold_what_steps_let_drift() -> None:
     field.step_spread *= 10
     free = positions(followed(field, q)[1]) - q[1:]
     torch.testing.assert_close(free[-1], torch.full((2,), 0.29).double(), rtol=0.05, atol=0)
-    held = positions(followed(field, q, FollowOptions(repeats=1.0))[1]) - q[1:]
+    held = positions(followed(field, q, replace(MATCHING, repeats=1.0))[1]) - q[1:]
     assert held[-1].abs().max() < 0.1
     assert held[-1].abs().max() < 1.2 * held[20].abs().max()  # it has settled
     # Readings that are said to be alike over many frames count less.
-    loose = positions(followed(field, q, FollowOptions(repeats=16.0))[1]) - q[1:]
+    loose = positions(followed(field, q, replace(MATCHING, repeats=16.0))[1]) - q[1:]
     assert held[-1].abs().max() < loose[-1].abs().max() < free[-1].abs().max()
 
 
@@ -106,7 +114,7 @@ def test_the_settled_spread_is_that_of_a_kalman_filter() -> None:
     field.pair.noise, field.step_spread = 1.0, torch.full((1,), 10.0, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
     bounds = JointLimits(-one, one, 1e6 * one, one)
-    _, steps = followed(field, q, FollowOptions(repeats=4.0), bounds)
+    _, steps = followed(field, q, replace(MATCHING, repeats=4.0), bounds)
     P = 0.0
     for step in steps:
         P = 1 / (1 / (P + float(step.covariance)) + 1 / (4 * 0.05**2))
@@ -120,11 +128,11 @@ def test_readings_that_cannot_be_are_not_believed() -> None:
     field.step_spread *= 10
     expected = positions(followed(field, q)[1])
     field.read_off += torch.tensor([0.9, 0.0]).double()
-    steps = followed(field, q, FollowOptions(repeats=1.0))[1]
+    steps = followed(field, q, replace(MATCHING, repeats=1.0))[1]
     torch.testing.assert_close(positions(steps)[:, 0], expected[:, 0], rtol=0, atol=1e-8)
     std = [s.position_covariance.diagonal().sqrt() for s in steps]
     assert std[-1][0] > 1.2 * std[-1][1]  # only the other joint is held
-    open_gate = followed(field, q, FollowOptions(repeats=1.0, gate=1e6))[1]
+    open_gate = followed(field, q, replace(MATCHING, repeats=1.0, gate=1e6))[1]
     assert positions(open_gate)[-1, 0] - q[-1, 0] > 0.1
 
 
@@ -143,7 +151,7 @@ def test_without_a_first_pose_it_is_read() -> None:
 
 def test_positions_do_not_depend_on_the_clock() -> None:
     q, field = film(), KnownField(LinearWorld())
-    slow, fast = (positions(followed(field, q, FollowOptions(), dt=dt)[1]) for dt in (1.0, 1 / 64))
+    slow, fast = (positions(followed(field, q, MATCHING, dt=dt)[1]) for dt in (1.0, 1 / 64))
     torch.testing.assert_close(slow, fast, rtol=0, atol=1e-8)
 
 
@@ -209,7 +217,7 @@ def test_limits_are_never_left(drift: float, anchor: bool) -> None:
     field.pair.drift, field.pair.noise = drift, 1.0
     field.step_spread *= 1e3
     field.read_off += drift / 3
-    _, steps = followed(field, film(8), FollowOptions(anchor=anchor, gate=1e9), bounds)
+    _, steps = followed(field, film(8), replace(MATCHING, anchor=anchor, gate=1e9), bounds)
     assert positions(steps).abs().max() <= 0.8 + 1e-12
     assert moves(steps).abs().max() <= 2.0 * DT + 1e-12
     assert moves(steps).isfinite().all()

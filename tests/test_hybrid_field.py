@@ -133,7 +133,7 @@ def test_exact_flow_gives_the_exact_step() -> None:
     seen = field.encode(pictures(2))
     at = SeenAt.of(field, seen, torch.cat([q, q + step]))
     with torch.no_grad():
-        found = learned_step(field, at[:1], at[1:], closer=0)
+        found = learned_step(field, at[:1], at[1:], closer=())
     torch.testing.assert_close(found.solution.delta_q, step, rtol=0.01, atol=2e-4)
     assert float(found.solution.explained) > 0.98 and found.solution.observable.all()
 

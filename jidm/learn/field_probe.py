@@ -71,8 +71,9 @@ def _learned(field: LearnedField | HybridField, first: Tensor, second: Tensor, q
     # The pose after the step is not known yet; the first solution's is close enough to bend the field.
     early = learned_step(field, at_first, SeenAt.of(field, b, start))
     step = learned_step(field, at_first, SeenAt.of(field, b, start + early.solution.delta_q))
-    flow, log_weight = step.looks[-1][0].told
-    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), flow, _share(log_weight.exp()), step.solution.delta_q)
+    matched = step.looks[0][0]
+    weight = None if matched.log_weight is None else _share(matched.log_weight.exp())
+    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), matched.flow, weight, step.solution.delta_q)
 
 
 @torch.no_grad()

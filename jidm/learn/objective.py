@@ -14,22 +14,19 @@ from torch.nn import functional as F
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
 from jidm.field.learned.config import STRIDE
-from jidm.field.learned.matching import carry_back
 from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
-from jidm.solve.learned_step import Begin, LearnedStep, SeenAt, learned_step, step_pairs
+from jidm.solve.brightness import carry_back
+from jidm.solve.learned_step import CLOSER_LOOKS, LearnedStep, Look, SeenAt, learned_step, step_pairs
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_FIRST = 0.3  # share of the training in which field and state are learned alone, at half the time a step
 _FIELD_BENDS = 0.7  # share from which on solved steps bend a field that nobody knows: poor matches would spoil it
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
-_OFF = ((0.1, 2.0), (0.02, 0.3))
-"""How far off training begins a rough and a close look, from and to [standard deviations of the training steps]."""
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
 
@@ -39,9 +36,9 @@ class LossWeights:
 
     Attributes:
         field: the field against the exact one, or times the executed step against the motion seen; relative to either.
-        flow: of both looks of the pair head, with the confidence that its errors deserve.
+        flow: of the pair head, with the confidence that its errors deserve.
         step: joint steps solved through the least squares, in standard deviations of the training steps.
-        early: share of the first look in `flow` and `step`.
+        early: share of the looks before the last in `step`.
         mask: where the robot is.
         state: absolute joint positions, and their uncertainty.
         compose: two steps one after the other add up to the step over both.
@@ -69,8 +66,8 @@ class TrainableField(LearnedField):
 
     weights = LossWeights()
     progress = 1.0
-    """Share of the training that is over. What moved is matched only once the field is roughly right: before, solving
-    through it teaches nothing and costs half the time."""
+    """Share of the training that is over. Steps solved by closer looks bend a field that nobody knows only once it is
+    roughly right."""
 
     @classmethod
     def from_data(
@@ -112,9 +109,8 @@ class TrainableField(LearnedField):
             parts["mask"] = moves.mask_loss(at.mask)
         else:
             parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
-        if self.progress >= _FIELD_FIRST:
-            bends = batch.field is None and self.progress >= _FIELD_BENDS
-            parts |= self._matching_losses(batch, at if bends else self._fixed(at, batch), moves)
+        bends = batch.field is None and self.progress >= _FIELD_BENDS
+        parts |= self._matching_losses(batch, at if bends else self._fixed(at, batch), moves, bends)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
         for name, value in parts.items():
             total = total + getattr(weight, name) * value
@@ -146,13 +142,13 @@ class TrainableField(LearnedField):
         self.step_spread.copy_(_spread(torch.cat(steps)))
         self.state_spread.copy_(_spread(torch.cat(states)))
 
-    def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None) -> dict[str, Tensor]:
-        """What needs both pictures matched and the step solved."""
+    def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None, bends: bool) -> dict[str, Tensor]:
+        """What needs both pictures matched and the step solved. Closer looks have nothing to learn but the field."""
         first, second = at[: len(batch)], at[len(batch) :]
-        made = learned_step(self, first, second, begin=self._beginnings(batch), closer=2)
+        made = learned_step(self, first, second, closer=CLOSER_LOOKS if bends else ())
         parts = {"step": self._step_loss(made, batch.delta_q)}
         if moves is not None:
-            parts["flow"] = flow_loss(made, moves, self.weights.early)
+            parts["flow"] = flow_loss(made.looks[0], moves)
         if self.weights.compose and batch.third is not None:
             parts["compose"] = self._compose_loss(batch, first, second, made)
         return parts
@@ -176,22 +172,6 @@ class TrainableField(LearnedField):
         from_picture = random[:, :1] < 0.5
         return torch.where(from_picture, q_seen.detach(), noisy)
 
-    def _beginnings(self, batch: PairBatch) -> Begin:
-        """What later looks begin with: half of the pairs with the step of the look before, half with the executed step,
-        off by as much as such a look meets: up to twice a typical step, or up to a third of one for a close look."""
-        one, two = batch.dice().unflatten(0, (2, -1))
-        toss, scale = ((one + two)[:, :2] % 1).split(1, dim=1)
-        # Backwards in time the deviation is the negative one.
-        deviation = (normal(one[:, 2:]) - normal(two[:, 2:])).roll(1, -1) / 2**0.5
-
-        def begin(look: int, found: Tensor) -> Tensor:
-            least, most = _OFF[min(look, 1)]
-            off = least * (most / least) ** scale * deviation * self.delta_std
-            # Whether it is the one or the other is tossed for each look.
-            return torch.where((toss * 2**look) % 1 < 0.5, found, batch.delta_q + off)
-
-        return begin
-
     def _state_loss(self, q: Tensor, q_seen: Tensor, q_std: Tensor) -> Tensor:
         error = (q_seen - q) / self.q_std
         spread = q_std / self.q_std
@@ -201,7 +181,8 @@ class TrainableField(LearnedField):
     def _step_loss(self, made: LearnedStep, delta_q: Tensor) -> Tensor:
         wanted = delta_q / self.delta_std
         lost = [F.smooth_l1_loss(step / self.delta_std, wanted, beta=_STEP_BETA) for step in made.steps]
-        return lost[-1] + self.weights.early * torch.stack(lost[:-1]).mean()
+        early = torch.stack(lost[:-1]).mean() if len(lost) > 1 else 0.0
+        return lost[-1] + self.weights.early * early
 
     def _compose_loss(self, batch: PairBatch, first: SeenAt, second: SeenAt, made: LearnedStep) -> Tensor:
         assert batch.third is not None and batch.q_third is not None
@@ -278,15 +259,12 @@ def columns_loss(
     return weighted_mean(charbonnier(made - wanted), columns) / motion
 
 
-def flow_loss(made: LearnedStep, moves: _BothWays, early: float) -> Float[Tensor, ""]:
-    """Error of both looks' flow under a Laplace distribution whose width is the confidence: large errors cost little
+def flow_loss(looks: tuple[Look, Look], moves: _BothWays) -> Float[Tensor, ""]:
+    """Error of the matched flow under a Laplace distribution whose width is the confidence: large errors cost little
     where the head said so, and saying so costs."""
-    total = torch.zeros((), dtype=moves.flow.dtype, device=moves.flow.device)
-    for share, pair in ((early, made.looks[0]), (1.0, made.looks[-1])):
-        flow, log_weight = (torch.cat(x) for x in zip(*(look.told for look in pair)))
-        half = log_weight / 2
-        total = total + share * weighted_mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
-    return total
+    flow = torch.cat([look.flow for look in looks])
+    half = torch.cat([look.log_weight for look in looks if look.log_weight is not None]) / 2
+    return weighted_mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
 
 
 def photometric_loss(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.motion.flow.base import Flow
-from jidm.solve.learned_step import LearnedStep, SeenAt, StepField, learned_step, likelier
+from jidm.solve.learned_step import CLOSER_LOOKS, CloserLook, LearnedStep, SeenAt, StepField, learned_step
 from jidm.solve.track import JointLimits, TrackedStep
 
 
@@ -28,6 +28,7 @@ class FollowOptions:
         gate: readings further than this from the expected pose [standard deviations of both] are not believed.
         confused: a picture is not measured where the step leaves more than this share of the motion unexplained ...
         least_motion: ... of at least this much motion [px rms].
+        closer: how pictures are compared once they are matched; fewer looks are faster and less precise.
     """
 
     momentum: float = 0.8
@@ -36,6 +37,7 @@ class FollowOptions:
     gate: float = 4.0
     confused: float = 0.9
     least_motion: float = 0.5
+    closer: tuple[CloserLook, ...] = CLOSER_LOOKS
 
 
 class PoseFollower:
@@ -88,11 +90,7 @@ class PoseFollower:
         seen = self.field.encode(frame[None])
         now = SeenAt.of(self.field, seen, expected[None])
         again = (self._velocity * (dt + gap))[None]
-
-        def begin(look: int, step: Tensor) -> Tensor:
-            return likelier(self._last, now, (again, step)) if look == 0 else step
-
-        found = learned_step(self.field, self._last, now, flow, begin=begin)
+        found = learned_step(self.field, self._last, now, flow, expected=again, closer=self.options.closer)
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)

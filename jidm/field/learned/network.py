@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jidm.field.learned.backbone import make_encoder
 from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, pixel_grid, reduced, spatial_softmax
 from jidm.field.learned.config import SIZES, LearnedFieldConfig
-from jidm.field.learned.matching import TEXTURES, PairHead
+from jidm.field.learned.matching import PairHead
 
 _KEYPOINTS = 32
 _POSE_WIDTH = 96
@@ -29,17 +29,15 @@ class Encoded:
 
     Attributes:
         image: (B, 3, detail H, detail W) as given; small: (B, 3, H, W) the same reduced.
-        texture: (B, 6, H/2, W/2) what a surface looks like from wherever it is lit; quarter, eighth, sixteenth: features at those scales.
-        match: (B, C, h, w) features to recognise a place of the robot by; coarse: (B, C, h/2, w/2) the same from further.
+        quarter, eighth, sixteenth: features at those scales.
+        coarse: (B, C, h/2, w/2) features to recognise a place of the robot by.
     """
 
     image: Tensor
     small: Tensor
-    texture: Tensor
     quarter: Tensor
     eighth: Tensor
     sixteenth: Tensor
-    match: Tensor
     coarse: Tensor
 
     def __getitem__(self, index: Any) -> Encoded:
@@ -68,7 +66,7 @@ class LearnedField(nn.Module):
         super().__init__()
         self.config = config
         size, n, grid = SIZES[config.size], config.n, config.grid
-        half, quarter, eighth, sixteenth = size.levels
+        _, quarter, eighth, sixteenth = size.levels
         width = size.decoder
         for name in ("q_mean", "q_std", "delta_std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
@@ -78,10 +76,8 @@ class LearnedField(nn.Module):
         for stride in (4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
-        self.texture = nn.Conv2d(half, TEXTURES, 3, 1, 1)
-        self.match_in = nn.Conv2d(quarter, size.match, 1)
         self.coarse_in = nn.Conv2d(eighth, size.match, 1)
-        self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2), config.detail)
+        self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2))
         self.from_sixteenth = nn.Conv2d(sixteenth + 2, width, 1)
         self.from_eighth = nn.Conv2d(eighth, width, 1)
         self.from_quarter = nn.Conv2d(quarter, width, 1)
@@ -112,11 +108,10 @@ class LearnedField(nn.Module):
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
         """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`."""
         small = reduced(image, self.config.detail)
-        half, quarter, eighth, sixteenth = self.encoder(small)
+        _, quarter, eighth, sixteenth = self.encoder(small)
         # Field and state alone teach the encoder: what matching asks of it is louder, and would spoil the field.
-        texture = _normed(self.texture(half.detach()))
-        match, coarse = (_normed(x) for x in (self.match_in(quarter.detach()), self.coarse_in(eighth.detach())))
-        return Encoded(image, small, texture, quarter, eighth, sixteenth, match, coarse)
+        coarse = _normed(self.coarse_in(eighth.detach()))
+        return Encoded(image, small, quarter, eighth, sixteenth, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
