@@ -41,6 +41,7 @@ from jidm.view.field_pictures import plot_decoded, write_field_sheet
 
 OURS = "jacobian_field"
 EXACT = "exact field"  # of robot and nominal camera, in the place of the learned one; the same checkpoint
+HELD_OUT_FRAMES = 64
 SHOWN = (
     ("nve", "NVE", ".3f"),
     ("nve_pairs", "NVE PAIRS", ".3f"),
@@ -101,9 +102,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="training data, in place of recording it")
     parser.add_argument("--held-out", help="held-out data, in place of recording it")
     parser.add_argument("--wide", help="held-out data with wider poses, in place of recording it")
-    parser.add_argument("--episodes", type=int, default=400, help="of self-play to train on")
+    parser.add_argument("--episodes", type=int, default=1200, help="of self-play to train on; many short ones teach more")
     parser.add_argument("--held-out-episodes", type=int, default=20)
-    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=20, help="of each of those; held-out ones have 64")
     parser.add_argument("--width", type=int, default=256, help="of the recorded pictures [px]")
     parser.add_argument("--height", type=int, default=256, help="likewise; the models see them as --train says")
     parser.add_argument(
@@ -148,26 +149,26 @@ def prepared_data(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         protocol = Protocol(episodes=test, stride=args.stride, joints=judged)
         return {"train": args.recording, "held_out": args.recording, "wide": None, "protocol": protocol}
     wanted = {
-        "train": (args.data, args.episodes, 0, 1.0),
-        "held_out": (args.held_out, args.held_out_episodes, 1000, 1.0),
+        "train": (args.data, args.episodes, args.frames, 0, 1.0),
+        "held_out": (args.held_out, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 1.0),
     }
     if args.conditions:
-        wanted["wide"] = (args.wide, args.held_out_episodes, 1000, 4 / 3)
+        wanted["wide"] = (args.wide, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 4 / 3)
     folders: dict[str, Any] = {"wide": None, "protocol": Protocol()}
-    for name, (given, episodes, seed, wider) in wanted.items():
+    for name, (given, episodes, frames, seed, wider) in wanted.items():
         folders[name] = given or str(work / name)
         if given is None:
-            record(args, work / name, episodes, seed, args.amplitude * wider)
+            record(args, work / name, episodes, frames, seed, args.amplitude * wider)
     return folders
 
 
-def record(args: argparse.Namespace, out: Path, episodes: int, seed: int, amplitude: float) -> None:
+def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed: int, amplitude: float) -> None:
     from jidm.sim.babble import BabbleConfig, babble
 
     if amplitude > 1:
         raise SystemExit(f"amplitude {amplitude:g} is more than the robot's range; train with --amplitude 0.75 or less")
     config = BabbleConfig(
-        embodiment=args.embodiment, episodes=episodes, frames=args.frames, width=args.width, height=args.height,
+        embodiment=args.embodiment, episodes=episodes, frames=frames, width=args.width, height=args.height,
         seed=seed, amplitude=amplitude,
     )  # fmt: skip
     babble(config, out, workers=args.workers)

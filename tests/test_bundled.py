@@ -1,0 +1,55 @@
+"""The checkpoints that come with jidm: small, with everything that made them, and good for what they are named for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from jidm import JacobianIDM
+from jidm.checkpoint import bundled_folder, bundled_names, load_checkpoint
+
+LARGEST = 8e6  # bytes
+UNSEEN = 7000  # seed of motions, looks and light that nothing was trained, tuned or measured on
+
+
+def test_there_are_some() -> None:
+    assert "finger-5" in bundled_names()
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_is_small_and_says_how_it_was_made(name: str) -> None:
+    folder = bundled_folder() / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST
+    training = load_checkpoint(name).config["training"]
+    assert {"recipe", "seed", "data", "result", "commit"} <= set(training) and training["commit"]
+    recipe = json.dumps(training)
+    assert "/root" not in recipe and "/home" not in recipe
+    log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(log) > 10 and all(json.loads(line) for line in log)
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_decodes_what_it_never_saw(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pybullet", reason="renders the robot: extra sim")
+    from jidm.data import open_dataset
+    from jidm.learn.evaluate import HeldOut, evaluate
+    from jidm.sim.babble import BabbleConfig, babble
+
+    idm = JacobianIDM.from_pretrained(name)
+    height, width = idm.field.config.picture
+    babble(
+        BabbleConfig(
+            embodiment=idm.embodiment.name, episodes=2, frames=16, width=width, height=height, seed=UNSEEN, amplitude=0.75
+        ),
+        tmp_path / "unseen",
+    )
+    found = evaluate(idm, HeldOut(open_dataset(tmp_path / "unseen")))
+    assert not found.failed and len(found.episodes) == 2
+    moved, wrong = torch.zeros(()), torch.zeros(())
+    for episode in found.episodes:
+        moved += episode.delta_q.abs().sum()
+        wrong += (episode.motion.delta_q - episode.delta_q).abs().sum()
+    assert wrong < 0.7 * moved
