@@ -396,7 +396,7 @@ def test_a_probe_of_a_learned_field_is_the_field_at_that_pose():
         jacobian, mask = idm.field.jacobian(idm.field.encode(first), q)
     assert torch.allclose(seen.jacobian, jacobian) and torch.allclose(seen.mask, mask.sigmoid())
     assert seen.flow.shape == (3, 2, 8, 8) and seen.residual.shape == seen.weight.shape == (3, 8, 8)
-    assert float(seen.weight.max()) == 1.0 and bool((seen.weight.flatten(1).amax(1) == 1).all())
+    assert bool((seen.weight >= 0).all()) and 0.1 < float(seen.weight.max()) < 1
     alone = probe(idm, first[1:2], second[1:2], q[1:2])
     assert torch.allclose(alone.delta_q, seen.delta_q[1:2], atol=1e-5)
 

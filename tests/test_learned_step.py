@@ -22,6 +22,7 @@ from jidm.solve.learned_step import (
     StepField,
     _about_brightness,
     learned_step,
+    seen_motion,
     step_pairs,
 )
 
@@ -147,6 +148,22 @@ def test_an_expected_step_helps_where_it_fits_and_harms_nowhere() -> None:
     assert (lost - far).norm() > 0.3 * far.norm()
     assert (found - far).norm() < 0.2 * far.norm()
     assert torch.equal(misled, lost)
+
+
+@pytest.mark.parametrize("detail", [1, 2])
+def test_seen_motion_is_that_of_the_robots_pixels(detail: int) -> None:
+    field = Rendered(detail)
+    found = field.between(Q, Q + STEP)
+    off = field.between(Q, Q + STEP, expected=0.9 * STEP[None], closer=(CloserLook(None, 0.05),))
+    flow, shown = field.world.flow(Q[None], Q[None] + STEP), field.world.shown(Q[None])
+    for look in (found.looks[-1][0], off.looks[-1][0]):  # the latter began off: brightness makes up for it
+        told, weight = seen_motion(look, (GRID, GRID))
+        on = shown[0] > 0.3
+        assert weight[0][on].min() > 0.25 and weight.max() <= 1
+        assert (told - flow)[0][:, on].norm(dim=0).mean() < 0.1 * flow[0][:, on].norm(dim=0).mean()
+        assert not told[0][:, shown[0] < 1e-4].any() and not weight[0][shown[0] < 1e-4].any()
+    first, weight = seen_motion(found.looks[0][0], (GRID, GRID))
+    assert torch.equal(first, found.looks[0][0].flow) and weight.max() == 1
 
 
 def test_only_what_may_show_the_robot_is_compared_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jidm.field.hybrid import HybridField
 from jidm.field.learned.network import LearnedField
-from jidm.solve.learned_step import SeenAt, learned_step
+from jidm.solve.learned_step import SeenAt, learned_step, seen_motion
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,8 @@ def _learned(field: LearnedField | HybridField, first: Tensor, second: Tensor, q
     # The pose after the step is not known yet; the first solution's is close enough to bend the field.
     early = learned_step(field, at_first, SeenAt.of(field, b, start))
     step = learned_step(field, at_first, SeenAt.of(field, b, start + early.solution.delta_q))
-    matched = step.looks[0][0]
-    weight = None if matched.log_weight is None else _share(matched.log_weight.exp())
-    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), matched.flow, weight, step.solution.delta_q)
+    flow, weight = seen_motion(step.looks[-1][0], field.config.grid)
+    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), flow, weight, step.solution.delta_q)
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ CLOSER_LOOKS = (
 """From coarse to fine; each begins where the one before ended."""
 
 _ROBOT = 0.01  # cells that show the robot with less than this probability are not compared
+_LOOSE = 0.5  # [px] how far a cell's motion may be off before anything is seen
 _MIN_MOTION = 0.1  # [px rms] a joint is observable if a typical step of it moves the picture by this much on its own
 
 
@@ -200,6 +201,31 @@ def learned_step(
     else:
         solution = _about_flow(solution, first, looks[-1][0])
     return LearnedStep(solution, tuple(steps), tuple(looks))
+
+
+def seen_motion(look: Look, size: tuple[int, int]) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"]]:
+    """Motion on the robot as a look measured it: around where it looked, corrected cell by cell by what brightness asks for.
+
+    Returns:
+        Flow [px of the picture] on the field's grid of that size, and in [0, 1] how much of it was measured: along edges
+        half of it is. Both are 0 where nothing was compared; a first look is returned as it is.
+    """
+    if look.brightness is None or look.part is None:
+        assert look.log_weight is not None
+        weight = look.log_weight.exp()
+        return look.flow, weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
+    curvature, slope = (
+        4 * F.avg_pool2d(x.flatten(1, -3), 2).unflatten(1, x.shape[1:-2]).movedim((-2, -1), (1, 2))
+        for x in (look.brightness.curvature, look.brightness.slope)
+    )
+    damped = curvature + torch.eye(2).to(curvature) / _LOOSE**2
+    left = torch.linalg.solve(damped, -slope)
+    told = torch.linalg.solve(damped, curvature).diagonal(dim1=-2, dim2=-1).mean(-1)
+    flow = look.flow.new_zeros(len(look.flow), 2, *size)
+    weight = flow[:, 0].clone()
+    look.part.of(flow)[:] = look.flow * (told > 0)[:, None] + left.movedim(-1, 1)
+    look.part.of(weight)[:] = told
+    return flow, weight
 
 
 def _path(here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -> Float[Tensor, "b 2 h w"]:
