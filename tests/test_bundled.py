@@ -42,7 +42,13 @@ def test_decodes_what_it_never_saw(name: str, tmp_path: Path) -> None:
     height, width = idm.field.config.picture
     babble(
         BabbleConfig(
-            embodiment=idm.embodiment.name, episodes=2, frames=16, width=width, height=height, seed=UNSEEN, amplitude=0.75
+            embodiment=idm.embodiment.name,
+            episodes=2,
+            frames=16,
+            width=width,
+            height=height,
+            seed=UNSEEN,
+            amplitude=0.75,
         ),
         tmp_path / "unseen",
     )

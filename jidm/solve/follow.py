@@ -33,7 +33,7 @@ class FollowOptions:
 
     momentum: float = 0.8
     anchor: bool = True
-    repeats: float = 16.0
+    repeats: float = 4.0
     gate: float = 4.0
     confused: float = 0.9
     least_motion: float = 0.5
