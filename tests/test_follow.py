@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jidm.motion.flow import Flow
 from jidm.solve.follow import FollowOptions, PoseFollower
-from jidm.solve.learned_step import StepField
+from jidm.solve.looks import StepField
 from jidm.solve.track import JointLimits, TrackedStep
 
 DT = 1 / 16

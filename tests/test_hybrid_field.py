@@ -14,7 +14,8 @@ from jidm.field.learned import LearnedField
 from jidm.field.learned.matching import PairHead
 from jidm.learn.carried import View, carried_flow, link_poses
 from jidm.robot.kinematics import Kinematics
-from jidm.solve.learned_step import SeenAt, StepField, learned_step, step_pairs
+from jidm.solve.learned_step import learned_step, step_pairs
+from jidm.solve.looks import SeenAt, StepField
 
 
 def square_camera(side: int = SIDE) -> Camera:

@@ -13,18 +13,8 @@ from jidm.field.learned import LearnedField
 from jidm.field.learned.blocks import reduced
 from jidm.motion.flow import Flow
 from jidm.solve.brightness import path
-from jidm.solve.learned_step import (
-    CLOSER_LOOKS,
-    CloserLook,
-    LearnedStep,
-    Part,
-    SeenAt,
-    StepField,
-    _about_brightness,
-    learned_step,
-    seen_motion,
-    step_pairs,
-)
+from jidm.solve.learned_step import LearnedStep, _about_brightness, learned_step, step_pairs
+from jidm.solve.looks import CLOSER_LOOKS, CloserLook, Part, SeenAt, StepField, seen_motion
 
 
 def known_step(field: KnownField, q: Tensor, q_next: Tensor, **options: object) -> LearnedStep:

@@ -32,7 +32,8 @@ from jidm.learn.objective import (
 from jidm.learn.pairs import Draw, PairSource
 from jidm.learn.recording import read_recording
 from jidm.robot.kinematics import Kinematics
-from jidm.solve.learned_step import Look, SeenAt, learned_step
+from jidm.solve.learned_step import learned_step
+from jidm.solve.looks import Look, SeenAt
 
 STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jidm.field.hybrid import HybridField
 from jidm.field.learned.network import LearnedField
-from jidm.solve.learned_step import SeenAt, learned_step, seen_motion
+from jidm.solve.learned_step import learned_step
+from jidm.solve.looks import SeenAt, seen_motion
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from jidm.field.learned.config import STRIDE
 from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
 from jidm.solve.brightness import carry_back
-from jidm.solve.learned_step import CLOSER_LOOKS, LearnedStep, Look, SeenAt, learned_step, step_pairs
+from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs
+from jidm.solve.looks import CLOSER_LOOKS, Look, SeenAt
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.motion.flow.base import Flow
-from jidm.solve.learned_step import CLOSER_LOOKS, CloserLook, LearnedStep, SeenAt, StepField, learned_step
+from jidm.solve.learned_step import LearnedStep, learned_step
+from jidm.solve.looks import CLOSER_LOOKS, CloserLook, SeenAt, StepField
 from jidm.solve.track import JointLimits, TrackedStep
 
 

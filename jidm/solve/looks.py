@@ -1,0 +1,212 @@
+"""Closer looks at two pictures: how the robot's brightness differs once a guessed joint step is undone.
+
+Nothing in them is learned: trained weights of pixels, tried in their place, gave less precise steps than the robot's
+mask alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from jidm.field.learned.blocks import reduced
+from jidm.field.learned.config import STRIDE, LearnedFieldConfig
+from jidm.field.learned.matching import PairHead
+from jidm.field.learned.network import Encoded
+from jidm.solve.brightness import Brightness, aligned, carry_back, gradients, path
+
+_ROBOT = 0.01  # cells that show the robot with less than this probability are not compared
+_LOOSE = 0.5  # [px] how far a cell's motion may be off before anything is seen
+
+
+@dataclass(frozen=True)
+class CloserLook:
+    """How brightness is compared once.
+
+    Attributes:
+        scale: size of the pictures compared relative to (height, width); None = in all the detail there is.
+        noise: brightness that differs where nothing is wrong, see `aligned`; larger while the step may still be off.
+    """
+
+    scale: float | None
+    noise: float
+
+
+CLOSER_LOOKS = (
+    CloserLook(0.5, 0.4),
+    CloserLook(1.0, 0.4),
+    CloserLook(None, 0.3),
+    CloserLook(None, 0.1),
+    CloserLook(None, 0.05),
+)
+"""From coarse to fine; each begins where the one before ended."""
+
+
+@runtime_checkable
+class StepField(Protocol):
+    """What reads pictures: a `LearnedField`, or a `HybridField`."""
+
+    @property
+    def config(self) -> LearnedFieldConfig: ...
+    @property
+    def pair(self) -> PairHead: ...
+    @property
+    def delta_std(self) -> Tensor: ...
+    @property
+    def step_spread(self) -> Tensor: ...
+    def encode(self, image: Tensor) -> Encoded: ...
+    def state(self, seen: Encoded) -> tuple[Tensor, Tensor]: ...
+    def jacobian(self, seen: Encoded, q: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SeenAt:
+    """A batch of pictures with the field at their joint positions.
+
+    Attributes:
+        jacobian: (B, 2, n, h, w) [px of the picture per rad or m].
+        mask: (B, h, w) logit of each cell's showing the robot.
+    """
+
+    seen: Encoded
+    jacobian: Float[Tensor, "b 2 n h w"]
+    mask: Float[Tensor, "b h w"]
+
+    @classmethod
+    def of(cls, field: StepField, seen: Encoded, q: Float[Tensor, "b n"]) -> SeenAt:
+        """Read the field at joint positions q [rad or m]."""
+        return cls(seen, *field.jacobian(seen, q.to(seen.image)))
+
+    def fixed(self) -> SeenAt:
+        """The same for a solve that must not bend the field."""
+        return SeenAt(self.seen, self.jacobian.detach(), self.mask)
+
+    def __getitem__(self, index: Any) -> SeenAt:
+        """Index the batch axis."""
+        return SeenAt(self.seen[index], self.jacobian[index], self.mask[index])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows and columns of the field's grid around everything that shows the robot in any picture of a batch."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @classmethod
+    def showing(cls, mask: Float[Tensor, "b h w"]) -> Part:
+        """A cell more on every side than the robot needs, so that what is interpolated between cells is right there."""
+        robot = (mask.detach().sigmoid() > _ROBOT).any(0)
+        h, w = robot.shape
+        rows, columns = (robot.any(axis).nonzero()[:, 0].tolist() or [0] for axis in (1, 0))
+        return cls(max(0, rows[0] - 1), min(h, rows[-1] + 2), max(0, columns[0] - 1), min(w, columns[-1] + 2))
+
+    def of(self, grid: Tensor, times: int = 1) -> Tensor:
+        """That part of a grid so many times as fine as the field's."""
+        return grid[..., times * self.top : times * self.bottom, times * self.left : times * self.right]
+
+    def corner(self, times: int = 1) -> tuple[int, int]:
+        """First row and column on a grid so many times as fine as the field's."""
+        return times * self.top, times * self.left
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One direction of one comparison of two pictures.
+
+    Attributes:
+        flow: (B, 2, h, w) [px of the picture]: what was matched, or for a closer look around what it looked, in its part
+            of the grid.
+        log_weight: (B, h, w) of the matching's confidence (inverse variance, 1/px^2); None for a closer look.
+        brightness: what the robot's pixels say around the flow; None for the first look.
+        part: of the grid that was compared; None for all of it.
+    """
+
+    flow: Float[Tensor, "b 2 h w"]
+    log_weight: Float[Tensor, "b h w"] | None
+    brightness: Brightness | None = None
+    part: Part | None = None
+
+
+def seen_motion(look: Look, size: tuple[int, int]) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"]]:
+    """Motion on the robot as a look measured it: around where it looked, corrected cell by cell by what brightness asks for.
+
+    Returns:
+        Flow [px of the picture] on the field's grid of that size, and in [0, 1] how much of it was measured: along edges
+        half of it is. Both are 0 where nothing was compared; a first look is returned as it is.
+    """
+    if look.brightness is None or look.part is None:
+        assert look.log_weight is not None
+        weight = look.log_weight.exp()
+        return look.flow, weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
+    curvature, slope = (
+        4 * F.avg_pool2d(x.flatten(1, -3), 2).unflatten(1, x.shape[1:-2]).movedim((-2, -1), (1, 2))
+        for x in (look.brightness.curvature, look.brightness.slope)
+    )
+    damped = curvature + torch.eye(2).to(curvature) / _LOOSE**2
+    left = torch.linalg.solve(damped, -slope)
+    told = torch.linalg.solve(damped, curvature).diagonal(dim1=-2, dim2=-1).mean(-1)
+    flow = look.flow.new_zeros(len(look.flow), 2, *size)
+    weight = flow[:, 0].clone()
+    look.part.of(flow)[:] = look.flow * (told > 0)[:, None] + left.movedim(-1, 1)
+    look.part.of(weight)[:] = told
+    return flow, weight
+
+
+def _path(here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -> Float[Tensor, "b 2 h w"]:
+    """Flow of a step on a part of the grid it starts from [px of the picture]."""
+    ahead = torch.einsum("bcnhw,bn->bchw", part.of(here.jacobian).detach(), step)
+    back = torch.einsum("bcnhw,bn->bchw", there.jacobian.detach(), step)
+    return path(ahead, back, STRIDE, part.corner())
+
+
+def closer_look(how: CloserLook, here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -> Look:
+    """Brightness around where a step [rad or m] leads, on a grid twice as fine as the field's."""
+    guess = _path(here, there, part, step)
+    first, second = (_scaled(x.seen, how.scale) for x in (here, there))
+    side = first.shape[-1] // here.mask.shape[-1]  # pixels compared per cell of the field
+    larger = side / STRIDE
+    carried = carry_back(second, _enlarged(guess, side) * larger, part.corner(side))
+    seen = aligned(
+        part.of(first, side), carried, _robot(here, part, side), noise=how.noise, cell=side // 2, larger=larger
+    )
+    return Look(guess, None, seen, part)
+
+
+def _robot(at: SeenAt, part: Part, side: int) -> Float[Tensor, "b 1 h w"]:
+    """How much each pixel of a part counts, `side` of them per cell."""
+    robot = part.of(at.mask).sigmoid()[:, None]
+    return _enlarged(torch.where(robot > _ROBOT, robot, 0), side)
+
+
+def _scaled(seen: Encoded, scale: float | None) -> Float[Tensor, "b 3 h w"]:
+    if scale is None:
+        return seen.image
+    return reduced(seen.small, round(1 / scale))
+
+
+def _enlarged(grid: Float[Tensor, "b c h w"], times: int) -> Tensor:
+    return F.interpolate(grid, scale_factor=float(times), mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def unlike(
+    first: SeenAt, second: SeenAt, step: Float[Tensor, "b n"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Mean squares of the brightness by which the robot differs after a step, and of its slope [1/px of the picture]."""
+    part = Part.showing(first.mask)
+    robot, image = _robot(first, part, STRIDE), part.of(first.seen.small, STRIDE)
+    there = _enlarged(_path(first, second, part, step), STRIDE)
+    carried = carry_back(second.seen.small, there, part.corner(STRIDE))
+    along = gradients((image + carried) / 2)
+    squares = ((carried - image).square(), along[0].square() + along[1].square())
+    total = robot.flatten(1).sum(-1).clamp(min=1e-6)
+    error, slope = ((x.mean(1, keepdim=True) * robot).flatten(1).sum(-1) / total for x in squares)
+    return error, slope
