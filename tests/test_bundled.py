@@ -23,7 +23,7 @@ def test_there_are_some() -> None:
 def test_is_small_and_says_how_it_was_made(name: str) -> None:
     folder = bundled_folder() / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < LARGEST
-    training = load_checkpoint(name).config["training"]
+    training = load_checkpoint(name).training
     assert {"recipe", "seed", "data", "result", "commit"} <= set(training) and training["commit"]
     recipe = json.dumps(training)
     assert "/root" not in recipe and "/home" not in recipe

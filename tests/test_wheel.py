@@ -18,6 +18,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED = {path.parent.name for path in (REPOSITORY / "embodiments").glob("*/embodiment.toml")}
+TRAINED = {path.parent.name for path in (REPOSITORY / "checkpoints").glob("*/config.json")}
 
 
 def call(*command: str | Path, cwd: Path) -> str:
@@ -55,6 +56,8 @@ def test_wheel_holds_what_it_must_and_nothing_else(wheel: Path):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"jidm"}
     assert "jidm/py.typed" in names
     assert {n.split("/")[2] for n in names if n.startswith("jidm/_embodiments/")} == SHIPPED
+    weights = {f"jidm/_checkpoints/{name}/model.safetensors" for name in TRAINED}
+    assert weights and weights == {n for n in names if n.endswith(".safetensors")}
     sources = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "jidm").rglob("*.py")}
     assert sources <= set(names)
     assert any(n.endswith("licenses/LICENSE") for n in names)
@@ -66,6 +69,7 @@ def test_sdist_holds_the_tests_and_the_robots(sdist: Path):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {f"embodiments/{name}/embodiment.toml" for name in SHIPPED} <= names
+    assert {f"checkpoints/{name}/config.json" for name in TRAINED} <= names
     assert {"tests/test_wheel.py", "Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
 
 
