@@ -289,12 +289,18 @@ def kill_and_resume(root: Path, kills: int, episodes: int, pace: float) -> int:
     """
     chance, struck = random.Random(kills), 0
     command = [sys.executable, "-c", _LOOP, str(root), str(episodes)]
-    for _ in range(kills):
+    for kill in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
         assert process.stdout is not None
         for _ in range(1 + chance.randrange(2)):  # "ready", and perhaps one more episode
             process.stdout.readline()
-        time.sleep(chance.uniform(0.0, 1.5 * pace))
+        if kill % 2:
+            time.sleep(chance.uniform(0.0, 1.5 * pace))
+        else:  # surely while something is being written, however fast the machine is at the moment
+            patience = time.monotonic() + 20
+            while not any((root / ".writing").glob("*")) and time.monotonic() < patience:
+                time.sleep(1e-4)
+            time.sleep(chance.uniform(0.0, 0.5 * pace))
         os.kill(process.pid, signal.SIGKILL)
         process.stdout.close()
         assert process.wait() == -signal.SIGKILL, "the writer was done before it could be killed"
