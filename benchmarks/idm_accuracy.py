@@ -102,9 +102,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="training data, in place of recording it")
     parser.add_argument("--held-out", help="held-out data, in place of recording it")
     parser.add_argument("--wide", help="held-out data with wider poses, in place of recording it")
-    parser.add_argument(
-        "--episodes", type=int, default=1200, help="of self-play to train on; many short ones teach more"
-    )
+    parser.add_argument("--episodes", type=int, default=1200, help="of self-play to train on")
     parser.add_argument("--held-out-episodes", type=int, default=20)
     parser.add_argument("--frames", type=int, default=20, help="of each of those; held-out ones have 64")
     parser.add_argument("--width", type=int, default=256, help="of the recorded pictures [px]")

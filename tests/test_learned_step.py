@@ -97,7 +97,7 @@ def test_brightness_finds_what_matching_does_not(detail: int) -> None:
     nothing = replace(found.solution, delta_q=0 * found.solution.delta_q)
     field, q = Rendered(detail), torch.stack([Q, Q + STEP])
     at = SeenAt.of(field, field.encode(torch.stack([field.world.picture(one) for one in q])), q)
-    left = _about_brightness(nothing, at[:1], at[1:])
+    left = _about_brightness(nothing, at[:1], at[1:], Part.showing(at.mask[:1]))
     moved = (field.world.flow(Q[None], Q[None] + STEP) * field.world.shown(Q[None])[:, None]).norm()
     moved = moved / field.world.shown(Q[None]).sum().sqrt()
     assert float(left.explained) == 0 and 0.3 < float(left.residual / moved) < 1.2

@@ -66,9 +66,9 @@ def learned_step(
     solution = _solve(field, first, second, early)
     steps = [solution.delta_q]
     step = solution.delta_q.detach()
-    if expected is not None and closer:
-        step = _likelier(first, second, step, expected)
     parts = Part.showing(first.mask), Part.showing(second.mask)
+    if expected is not None and closer:
+        step = _likelier(first, second, parts[0], step, expected)
     for how in closer:
         there = closer_look(how, first, second, parts[0], step)
         looks.append((there, closer_look(how, second, first, parts[1], -step)))
@@ -76,7 +76,7 @@ def learned_step(
         steps.append(step + solution.delta_q)
         step = steps[-1].detach()
     if closer:
-        solution = _about_brightness(replace(solution, delta_q=steps[-1]), first, second)
+        solution = _about_brightness(replace(solution, delta_q=steps[-1]), first, second, parts[0])
     else:
         solution = _about_flow(solution, first, looks[-1][0])
     return LearnedStep(solution, tuple(steps), tuple(looks))
@@ -84,10 +84,10 @@ def learned_step(
 
 @torch.no_grad()
 def _likelier(
-    first: SeenAt, second: SeenAt, step: Float[Tensor, "b n"], other: Float[Tensor, "b n"]
+    first: SeenAt, second: SeenAt, part: Part, step: Float[Tensor, "b n"], other: Float[Tensor, "b n"]
 ) -> Float[Tensor, "b n"]:
     """Of two steps the one by which the robot looks more alike in both pictures, item by item."""
-    one, two = (unlike(first, second, x)[0] for x in (step, other))
+    one, two = (unlike(first, second, part, x)[0] for x in (step, other))
     return torch.where((two < one)[:, None], other.to(step), step)
 
 
@@ -143,10 +143,10 @@ def _about_flow(solution: Solution, first: SeenAt, look: Look) -> Solution:
     return _explaining(solution, left, motion)
 
 
-def _about_brightness(solution: Solution, first: SeenAt, second: SeenAt) -> Solution:
+def _about_brightness(solution: Solution, first: SeenAt, second: SeenAt, part: Part) -> Solution:
     """The solution with what is left of the difference between the pictures, as motion along the brightness' slope."""
     step = solution.delta_q.detach()
-    (left, slope), (before, _) = unlike(first, second, step), unlike(first, second, torch.zeros_like(step))
+    (left, slope), (before, _) = (unlike(first, second, part, x) for x in (step, torch.zeros_like(step)))
     slope = slope.clamp(min=1e-12)
     return _explaining(solution, left / slope, before / slope)
 

@@ -198,10 +198,9 @@ def _enlarged(grid: Float[Tensor, "b c h w"], times: int) -> Tensor:
 
 @torch.no_grad()
 def unlike(
-    first: SeenAt, second: SeenAt, step: Float[Tensor, "b n"]
+    first: SeenAt, second: SeenAt, part: Part, step: Float[Tensor, "b n"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Mean squares of the brightness by which the robot differs after a step, and of its slope [1/px of the picture]."""
-    part = Part.showing(first.mask)
     robot, image = _robot(first, part, STRIDE), part.of(first.seen.small, STRIDE)
     there = _enlarged(_path(first, second, part, step), STRIDE)
     carried = carry_back(second.seen.small, there, part.corner(STRIDE))
