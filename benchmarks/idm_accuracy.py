@@ -21,7 +21,9 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,15 @@ from jidm.files import whole_file
 from jidm.learn.conditions import CONDITIONS, compare
 from jidm.learn.config import TrainConfig
 from jidm.learn.episodes import select_episodes
-from jidm.learn.evaluate import Evaluation, HeldOut, Protocol, evaluate
+from jidm.learn.evaluate import Change, Evaluation, HeldOut, Protocol, evaluate
+from jidm.learn.exact_view import recorded_cameras
 from jidm.learn.scores import condition_table, scores
 from jidm.learn.training import train
 from jidm.learn.zoo import KINDS, load_idm
 from jidm.view.field_pictures import plot_decoded, write_field_sheet
 
 OURS = "jacobian_field"
-EXACT = "exact field"  # of robot and nominal camera, in the place of the learned one; the same checkpoint
+EXACT = "exact field"  # of the robot as each episode's own camera saw it, in the place of the learned one
 HELD_OUT_FRAMES = 64
 SHOWN = (
     ("nve", "NVE", ".3f"),
@@ -108,6 +111,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=256, help="of the recorded pictures [px]")
     parser.add_argument("--height", type=int, default=256, help="likewise; the models see them as --train says")
     parser.add_argument(
+        "--cropped", type=float, default=0.02, help="share of poses that reach out of each border, see `jidm babble`"
+    )
+    parser.add_argument(
         "--amplitude", type=float, default=0.75, help="share of the joint range; --wide is a third more"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that record")
@@ -169,7 +175,7 @@ def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed
         raise SystemExit(f"amplitude {amplitude:g} is more than the robot's range; train with --amplitude 0.75 or less")
     config = BabbleConfig(
         embodiment=args.embodiment, episodes=episodes, frames=frames, width=args.width, height=args.height,
-        seed=seed, amplitude=amplitude,
+        seed=seed, cropped=args.cropped, amplitude=amplitude,
     )  # fmt: skip
     babble(config, out, workers=args.workers)
 
@@ -197,12 +203,13 @@ def one_result(
     if "trained_seconds" not in result and not exact:
         result["trained_seconds"] = trained(config)
         write(file, result)
-    idm = load_idm(str(folder / "model"), **({"camera": "trained"} if exact else {}))
+    model = str(folder / "model")
+    decode = partial(evaluate_exact, model) if exact else partial(evaluate, load_idm(model))
     held_out = HeldOut(open_dataset(data["held_out"]), data["protocol"])
-    evaluation = evaluate(idm, held_out, name=EXACT if exact else kind)
+    evaluation = decode(held_out, name=EXACT if exact else kind)
     result["scores"] = scores(evaluation)
     if args.conditions:
-        result["conditions"] = worse(idm, held_out, evaluation, data["wide"])
+        result["conditions"] = worse(decode, held_out, evaluation, data["wide"])
     write(file, result)
     return result
 
@@ -234,15 +241,30 @@ def train_config(
     return TrainConfig(**values)
 
 
-def worse(idm: Any, held_out: HeldOut, clean: Evaluation, wide: str | None) -> dict[str, Any]:
+def evaluate_exact(model: str, held_out: HeldOut, *, name: str, change: Change | None = None) -> Evaluation:
+    """As `evaluate`, by the exact field of every episode's own camera: self-play moves the camera between episodes."""
+    parts = []
+    for index in held_out.episodes:
+        cameras = recorded_cameras(held_out.dataset, held_out.dataset.episode(index), held_out.camera)
+        if cameras is None:
+            raise SystemExit("no exact field: the recording does not say what its camera is")
+        one = HeldOut(
+            held_out.dataset, replace(held_out.protocol, episodes=(index,)), embodiment=held_out.embodiment
+        )  # fmt: skip
+        parts.append(evaluate(load_idm(model, camera=cameras[0]), one, name=name, change=change))
+    failed = {index: why for part in parts for index, why in part.failed.items()}
+    return replace(parts[0], episodes=tuple(e for part in parts for e in part.episodes), failed=failed)
+
+
+def worse(decode: Callable[..., Evaluation], held_out: HeldOut, clean: Evaluation, wide: str | None) -> dict[str, Any]:
     """Every condition's figures; one that cannot be made of these recordings is left out."""
     held_out = HeldOut(held_out.dataset, replace(held_out.protocol, looks=0), embodiment=held_out.embodiment)
     out: dict[str, Any] = {}
     for name, change in CONDITIONS.items():
-        told = compare(clean, evaluate(idm, held_out, name=name, change=change))
+        told = compare(clean, decode(held_out, name=name, change=change))
         out |= {name: told} if told["episodes"] else {}
     if wide is not None:
-        out["wider poses"] = compare(clean, evaluate(idm, HeldOut(open_dataset(wide), held_out.protocol), name="wide"))
+        out["wider poses"] = compare(clean, decode(HeldOut(open_dataset(wide), held_out.protocol), name="wide"))
     return out
 
 

@@ -32,7 +32,7 @@ from jidm.learn.objective import (
 from jidm.learn.pairs import Draw, PairSource
 from jidm.learn.recording import read_recording
 from jidm.robot.kinematics import Kinematics
-from jidm.solve.learned_step import learned_step
+from jidm.solve.learned_step import learned_step, usual_step
 from jidm.solve.looks import Look, SeenAt
 
 STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
@@ -330,7 +330,7 @@ def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
     torch.testing.assert_close(field.state_spread, torch.full((2,), 4.0), rtol=0.5, atol=0)
     with torch.no_grad():
         at = SeenAt.of(field, seen, q)
-        found = learned_step(field, at[:16], at[16:]).solution
+        found = learned_step(field, at[:16], at[16:], prior=usual_step(field, 16)).solution
         spread = found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         ratio = (found.delta_q - pairs.delta_q).abs() / spread
     # Either the two shares are met or one lies above and the other below: the spread is their geometric mean.

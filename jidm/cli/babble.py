@@ -28,6 +28,7 @@ class Babble:
         height: of the pictures, pixels.
         seed: of everything.
         look: random, plain or textured.
+        cropped: share of all poses in which the robot may reach out of the picture; more shows it larger.
         amplitude: share of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
         workers: processes at work.
@@ -46,6 +47,7 @@ class Babble:
     height: int = 128
     seed: int = 0
     look: str = "random"
+    cropped: float = 0.02
     amplitude: float = 1.0
     speed: float = 1.0
     workers: int = 1
@@ -59,7 +61,7 @@ class Babble:
 
         config = BabbleConfig(
             embodiment=self.embodiment, episodes=self.episodes, frames=self.frames, fps=self.fps, cameras=self.camera,
-            width=self.width, height=self.height, seed=self.seed, look=self.look, amplitude=self.amplitude,
+            width=self.width, height=self.height, seed=self.seed, look=self.look, cropped=self.cropped, amplitude=self.amplitude,
             speed=self.speed, objects=self.objects,
         )  # fmt: skip
         babble(config, self.out, workers=self.workers, shard=_shard(self.shard), ray=self.ray, progress=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jidm.field.hybrid import HybridField
 from jidm.field.learned.network import LearnedField
-from jidm.solve.learned_step import learned_step
+from jidm.solve.learned_step import learned_step, usual_step
 from jidm.solve.looks import SeenAt, seen_motion
 
 
@@ -70,10 +70,11 @@ def _learned(field: LearnedField | HybridField, first: Tensor, second: Tensor, q
     start = q.to(first)
     at_first = SeenAt.of(field, a, start)
     # The pose after the step is not known yet; the first solution's is close enough to bend the field.
-    early = learned_step(field, at_first, SeenAt.of(field, b, start))
-    step = learned_step(field, at_first, SeenAt.of(field, b, start + early.solution.delta_q))
+    usual = usual_step(field, len(start))
+    early = learned_step(field, at_first, SeenAt.of(field, b, start), prior=usual)
+    step = learned_step(field, at_first, SeenAt.of(field, b, start + early.steps[-1]), prior=usual)
     flow, weight = seen_motion(step.looks[-1][0], field.config.grid)
-    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), flow, weight, step.solution.delta_q)
+    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), flow, weight, step.steps[-1])
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from jidm.field.learned.config import STRIDE
 from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
 from jidm.solve.brightness import carry_back
-from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs
+from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs, usual_step
 from jidm.solve.looks import CLOSER_LOOKS, Look, SeenAt
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
@@ -28,6 +28,7 @@ _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses t
 _FIELD_BENDS = 0.7  # share from which on solved steps bend a field that nobody knows: poor matches would spoil it
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
+_CALIBRATIONS = 2
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
 
@@ -129,24 +130,31 @@ class TrainableField(LearnedField):
 
         One factor per joint: the geometric mean of what the 68 % and the 95 % interval of a normal distribution ask for.
         """
-        steps, states = [], []
+        kept, states = [], []
         self.step_spread.fill_(1.0)
         self.state_spread.fill_(1.0)
         for batch in batches:
             seen = self.encode(torch.cat([batch.first, batch.second]))
             q, q_read_std = torch.cat([batch.q, batch.q_next]), self.state(seen)
             states.append((q_read_std[0] - q).abs() / q_read_std[1])
-            at = SeenAt.of(self, seen, q)
-            solution = learned_step(self, at[: len(batch)], at[len(batch) :]).solution
-            std = solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-            steps.append((solution.delta_q - batch.delta_q).abs() / std)
-        self.step_spread.copy_(_spread(torch.cat(steps)))
+            kept.append((SeenAt.of(self, seen, q), batch.delta_q))
         self.state_spread.copy_(_spread(torch.cat(states)))
+        # The looser a look's say is, the more the next one begins with what was known before: found in a few rounds.
+        for _ in range(_CALIBRATIONS):
+            steps = []
+            for at, delta_q in kept:
+                count = len(delta_q)
+                solution = learned_step(self, at[:count], at[count:], prior=usual_step(self, count)).solution
+                std = solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+                steps.append((solution.delta_q - delta_q).abs() / std)
+            self.step_spread.mul_(_spread(torch.cat(steps)))
 
     def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None, bends: bool) -> dict[str, Tensor]:
         """What needs both pictures matched and the step solved. Closer looks have nothing to learn but the field."""
         first, second = at[: len(batch)], at[len(batch) :]
-        made = learned_step(self, first, second, closer=CLOSER_LOOKS if bends else ())
+        made = learned_step(
+            self, first, second, prior=usual_step(self, len(batch)), closer=CLOSER_LOOKS if bends else ()
+        )
         parts = {"step": self._step_loss(made, batch.delta_q)}
         if moves is not None:
             parts["flow"] = flow_loss(made.looks[0], moves)

@@ -48,6 +48,8 @@ class BabbleConfig:
         objects: most things around the robot, see `random_things`; none unless the look is random.
         camera_jitter: per episode, standard deviation of the camera's position [share of its distance], of its
             direction [degrees] and of its focal length [share].
+        cropped: share of all poses in which the robot may reach out of the picture, at each border: more shows the robot
+            larger.
         amplitude: share of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
         avoid_collisions: motions keep links off each other and off the floor.
@@ -66,6 +68,7 @@ class BabbleConfig:
     look: str = "random"
     objects: int = 5
     camera_jitter: tuple[float, float, float] = (0.01, 0.5, 0.02)
+    cropped: float = 0.02
     amplitude: float = 1.0
     speed: float = 1.0
     avoid_collisions: bool = True
@@ -81,6 +84,8 @@ class BabbleConfig:
             raise InputError(f"unknown look '{self.look}'; known: {', '.join(LOOKS)}")
         if self.objects < 0 or not 0 < self.amplitude <= 1 or min(self.camera_jitter) < 0:
             raise InputError("self-play needs objects >= 0, an amplitude in (0, 1] and a camera jitter >= 0")
+        if not 0 <= self.cropped < 0.5:
+            raise InputError(f"cropped is a share of poses, at least 0 and below 0.5, got {self.cropped}")
         if not self.cameras:
             raise InputError("self-play needs a camera; name one of the robot's")
 
@@ -101,7 +106,9 @@ class Stage:
         self.config = config
         self.embodiment = embodiment or Embodiment.load(config.embodiment)
         self.cameras = {
-            name: framed_camera(self.embodiment, self.embodiment.camera(name), config.width, config.height)
+            name: framed_camera(
+                self.embodiment, self.embodiment.camera(name), config.width, config.height, cropped=config.cropped
+            )
             for name in config.cameras
         }
         self._middle, self._radius = working_space(self.embodiment)

@@ -1,4 +1,4 @@
-"""A camera that shows a robot's whole working range, and the robot as large as that allows."""
+"""A camera that shows a robot's working range, and the robot as large as that allows."""
 
 from __future__ import annotations
 
@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 
 _POSES = 600
 _POINTS = 600
-_SHARE = 0.02  # of all poses in which the robot may reach beyond each border of the frame, before the margin
 _SUNK = 0.02  # of a standing base may lie below the floor [m]
 _MARGIN = 0.03  # of the frame, on each side
 
 
-def framed_camera(embodiment: Embodiment, camera: Camera, width: int, height: int, *, seed: int = 0) -> Camera:
+def framed_camera(
+    embodiment: Embodiment, camera: Camera, width: int, height: int, *, cropped: float = 0.02, seed: int = 0
+) -> Camera:
     """A (width, height) camera at the same place and with the same direction, zoomed and shifted onto the robot.
 
-    Poses are drawn evenly from the usable range, see `usable_range`.
+    Args:
+        cropped: share of all poses in which the robot may reach beyond each border of the frame, before a small margin;
+            poses are drawn evenly from the usable range, see `usable_range`.
+        seed: of the poses.
     """
     p_base, _ = surface_points(embodiment, random_poses(embodiment, _POSES, seed), _POINTS)
     camera = camera.to("cpu", torch.float64)
     uv, depth = camera.project(p_base)
     # A robot that stands on the floor does not reach through it.
     above = (p_base[..., 2].amin(dim=-1) >= floor_of(embodiment) - _SUNK) & (depth > 0).all(-1)
-    low = np.quantile(uv[above].amin(1).numpy(), _SHARE, axis=0)
-    high = np.quantile(uv[above].amax(1).numpy(), 1 - _SHARE, axis=0)
+    low = np.quantile(uv[above].amin(1).numpy(), cropped, axis=0)
+    high = np.quantile(uv[above].amax(1).numpy(), 1 - cropped, axis=0)
     middle, size = (low + high) / 2, np.maximum(high - low, 1e-6)
     scale = (1 - 2 * _MARGIN) * float(np.min(np.array([width, height]) / size))
     # Rounded, so that sums in another order, on another number of cores, frame the same.

@@ -6,16 +6,19 @@ not drift. A Kalman filter takes both at what they are worth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jidm.motion.flow.base import Flow
-from jidm.solve.learned_step import LearnedStep, learned_step
+from jidm.solve.belief import Belief, Gaussian
+from jidm.solve.learned_step import LearnedStep, known, learned_step
 from jidm.solve.looks import CLOSER_LOOKS, CloserLook, SeenAt, StepField
 from jidm.solve.track import JointLimits, TrackedStep
+
+_INSTANT = 1e-3  # frames are never closer in time than this [s]
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,19 @@ class FollowOptions:
     """How a pose is followed with a learned field.
 
     Attributes:
-        momentum: share of the last step that is expected again, to bend the second picture's field with.
+        persistence: a velocity is expected to last about so long [s].
+        memory: the usual speed of a joint is that of about so many frames back.
         anchor: whether the pose read off each picture is used.
         repeats: for so many frames the errors of the pose read off pictures are alike, so each counts that much less.
-        gate: readings further than this from the expected pose [standard deviations of both] are not believed.
+        gate: readings further than this from the expected pose [standard deviations of both] are not believed, and
+            steps that are further off count less.
         confused: a picture is not measured where the step leaves more than this share of the motion unexplained ...
         least_motion: ... of at least this much motion [px rms].
         closer: how pictures are compared once they are matched; fewer looks are faster and less precise.
     """
 
-    momentum: float = 0.8
+    persistence: float = 1.0
+    memory: float = 16.0
     anchor: bool = True
     repeats: float = 4.0
     gate: float = 4.0
@@ -62,7 +68,7 @@ class PoseFollower:
         self._high = self.limits.upper if q0 is None else torch.maximum(self.limits.upper, q0)
         self.q = self._inside(read[0]) if q0 is None else q0
         self.position_covariance = torch.diag(std[0] ** 2) if q0 is None else torch.zeros_like(torch.diag(std[0]))
-        self._velocity = torch.zeros_like(self.q)
+        self._belief: Belief | None = None
         self._elapsed = 0.0
         self._last = SeenAt.of(self.field, seen, self.q[None])
 
@@ -86,32 +92,46 @@ class PoseFollower:
             dt: time since the previous frame [s].
             flow: measured elsewhere, from the last good frame to this one; the network matches the pictures if not given.
         """
-        gap = self._elapsed
-        expected = self._inside(self.q + self.options.momentum * self._velocity * (dt + gap))
+        gap, span = self._elapsed, max(self._elapsed + dt, _INSTANT)
+        belief = self._belief
+        if belief is None:
+            speed = self.field.delta_std / max(dt, _INSTANT)
+            belief = Belief.begin(self.q, self.position_covariance, torch.minimum(speed, self.limits.velocity))
+        belief = belief.ahead(span, self.options.persistence)
         seen = self.field.encode(frame[None])
-        now = SeenAt.of(self.field, seen, expected[None])
-        again = (self._velocity * (dt + gap))[None]
-        found = learned_step(self.field, self._last, now, flow, expected=again, closer=self.options.closer)
+        now = SeenAt.of(self.field, seen, self._inside(belief.q.to(self.q))[None])
+        expected = belief.step(span)
+        prior = Gaussian(expected.mean[None].to(self.q), expected.covariance[None].to(self.q))
+        found = learned_step(self.field, self._last, now, flow, prior=prior, closer=self.options.closer)
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)
-        fastest = self.limits.velocity * (dt + gap)
-        step = self._inside(self.q + solution.delta_q[0].clamp(-fastest, fastest)) - self.q
-        reach = torch.diag(self.limits.reach(dt + gap) ** -2.0)
-        covariance = _inverse(_inverse(_finite(solution.covariance[0])) + reach)
-        self.q, self.position_covariance = self._fused(
-            self.q + step, self.position_covariance + covariance, self.field.state(seen)
-        )
+        fastest = self.limits.velocity * span
+        measured = Gaussian(solution.delta_q[0].clamp(-fastest, fastest), known(solution.covariance[0]))
+        belief = belief.stepped(measured, span, self.options.gate)
+        if self.options.anchor:
+            position, std = (x[0] for x in self.field.state(seen))
+            belief = belief.read(Gaussian(position, torch.diag(std**2 * self.options.repeats)), self.options.gate)
+        step = self._possible(belief, span)
+        self.q = self._inside(belief.q.to(self.q))
+        self._belief = replace(belief, q=self.q.double()).livelier(self.options.memory)
+        self.position_covariance = belief.position_covariance.to(self.q)
         self._low = torch.minimum(self.limits.lower, self.q)
         self._high = torch.maximum(self.limits.upper, self.q)
         self._elapsed = 0.0
-        self._velocity = step / (dt + gap)
         self._last = SeenAt.of(self.field, seen, self.q[None])
         valid = gap == 0.0 and not self._lost(found)
         return TrackedStep(
-            step if valid else torch.zeros_like(step), self.q, self.position_covariance, covariance,
-            solution.residual[0], solution.explained[0], solution.observable[0], valid,
+            step if valid else torch.zeros_like(step), self.q, self.position_covariance,
+            belief.step(span).covariance.to(self.q), solution.residual[0], solution.explained[0],
+            solution.observable[0], valid,
         )  # fmt: skip
+
+    def _possible(self, belief: Belief, span: float) -> Float[Tensor, " n"]:
+        """The step that is believed in, no faster than the joints move and no further than they reach."""
+        fastest = self.limits.velocity * span
+        step = belief.step(span).mean.to(self.q).clamp(-fastest, fastest)
+        return self._inside(self.q + step) - self.q
 
     def _lost(self, found: LearnedStep) -> bool:
         """Whether there was motion and hardly any of it was the robot's."""
@@ -120,29 +140,5 @@ class PoseFollower:
         moved = left / max(1e-6, 1 - explained) ** 0.5
         return moved > self.options.least_motion and explained < 1 - self.options.confused
 
-    def _fused(
-        self, q: Tensor, covariance: Tensor, reading: tuple[Tensor, Tensor]
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
-        if not self.options.anchor:
-            return q, covariance
-        value, std = reading[0][0], reading[1][0]
-        believed = (value - q).abs() <= self.options.gate * (std**2 + covariance.diagonal()).sqrt()
-        # Information that a reading adds; none where it is not believed.
-        added = torch.diag(believed / (std**2 * self.options.repeats))
-        fused = _inverse(_inverse(covariance) + added)
-        return self._inside(q + fused @ (added @ (value - q))), fused
-
     def _inside(self, q: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(q, self._low), self._high)
-
-
-def _finite(covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Unknown joints as very wide ones."""
-    return covariance.nan_to_num(posinf=1e4).clamp(-1e4, 1e4)
-
-
-def _inverse(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Inverse of a positive semi-definite matrix in float64, with a whisper of damping."""
-    x = matrix.double()
-    floor = 1e-12 * x.diagonal().mean().clamp(min=1e-12)
-    return torch.linalg.inv(x + floor * torch.eye(len(x), dtype=x.dtype, device=x.device)).to(matrix)

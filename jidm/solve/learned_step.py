@@ -17,6 +17,7 @@ from torch import Tensor
 from jidm.field.learned.blocks import doubled
 from jidm.field.learned.config import STRIDE
 from jidm.motion.flow.base import Flow, clean
+from jidm.solve.belief import Gaussian
 from jidm.solve.brightness import Brightness
 from jidm.solve.least_squares import NormalEquations, Solution, normal_equations, solve_normal_equations
 from jidm.solve.looks import CLOSER_LOOKS, CloserLook, Look, Part, SeenAt, StepField, closer_look, unlike
@@ -24,6 +25,7 @@ from jidm.solve.looks import CLOSER_LOOKS, CloserLook, Look, Part, SeenAt, StepF
 RIDGE = 1e-4
 """Relative damping, the same in training and in decoding."""
 
+_UNKNOWN = 1e4  # variance of what nothing is known of [rad^2 or m^2]
 _MIN_MOTION = 0.1  # [px rms] a joint is observable if a typical step of it moves the picture by this much on its own
 
 
@@ -32,9 +34,9 @@ class LearnedStep:
     """A step and everything it was made of.
 
     Attributes:
-        solution: of the last look; its residual [px rms] and `explained` are about brightness, that the pictures still
+        solution: what the last look measured, whatever was known before; its residual [px rms] and `explained` are about brightness, that the pictures still
             differ by where the robot is seen, or about flow that was measured elsewhere.
-        steps: (B, n) joint step after each look [rad or m].
+        steps: (B, n) joint step after each look [rad or m], what was known before counted in.
         looks: each in both directions, from first to second picture and from second to first.
     """
 
@@ -45,14 +47,14 @@ class LearnedStep:
 
 def learned_step(
     field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None,
-    *, expected: Float[Tensor, "b n"] | None = None, closer: Sequence[CloserLook] = CLOSER_LOOKS,
+    *, prior: Gaussian | None = None, closer: Sequence[CloserLook] = CLOSER_LOOKS,
 ) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in fields, masks and matching.
 
     Args:
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
-        expected: a step [rad or m] that is likely, say the last one again; closer looks begin with it where by it the
-            pictures look more alike than by what was matched.
+        prior: what is known of the step before looking [rad or m]. Every look begins with the step that is most likely
+            by it and the look before; the first closer one with its mean where by that the pictures look more alike.
         closer: the looks after the first.
     """
     a, b = first.seen, second.seen
@@ -64,31 +66,56 @@ def learned_step(
         return LearnedStep(_about_flow(solution, first, given[0]), (solution.delta_q,), (given,))
     looks = [early]
     solution = _solve(field, first, second, early)
-    steps = [solution.delta_q]
-    step = solution.delta_q.detach()
+    steps = [_believed(solution.delta_q, solution, prior)]
     parts = Part.showing(first.mask), Part.showing(second.mask)
-    if expected is not None and closer:
-        step = _likelier(first, second, parts[0], step, expected)
+    step = steps[0].detach()
+    if prior is not None and closer:
+        step = _likelier(first, second, parts, step, prior.mean.to(step))
     for how in closer:
         there = closer_look(how, first, second, parts[0], step)
         looks.append((there, closer_look(how, second, first, parts[1], -step)))
         solution = _solve(field, first, second, looks[-1])
-        steps.append(step + solution.delta_q)
+        solution = replace(solution, delta_q=step + solution.delta_q)
+        steps.append(_believed(solution.delta_q, solution, prior))
         step = steps[-1].detach()
     if closer:
-        solution = _about_brightness(replace(solution, delta_q=steps[-1]), first, second, parts[0])
+        solution = _about_brightness(solution, first, second, parts[0])
     else:
         solution = _about_flow(solution, first, looks[-1][0])
     return LearnedStep(solution, tuple(steps), tuple(looks))
 
 
+def usual_step(field: StepField, count: int) -> Gaussian:
+    """What is known of `count` steps before anything is seen: how large those of the training were."""
+    std = field.delta_std
+    return Gaussian(std.new_zeros(count, len(std)), torch.diag(std.square()).expand(count, -1, -1))
+
+
+def _believed(step: Float[Tensor, "b n"], solution: Solution, prior: Gaussian | None) -> Float[Tensor, "b n"]:
+    """The step once what was known before is counted in; items that were not solved stay as they are."""
+    if prior is None:
+        return step
+    solved = solution.valid[:, None]
+    unit = torch.eye(step.shape[-1]).to(step)
+    covariance = torch.where(solved[..., None], known(solution.covariance), unit)
+    return torch.where(solved, prior.given(Gaussian(torch.where(solved, step, 0), covariance)).mean.to(step), step)
+
+
+def known(covariance: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+    """A covariance of finite numbers: what is not known at all is known very badly."""
+    return covariance.nan_to_num(posinf=_UNKNOWN).clamp(-_UNKNOWN, _UNKNOWN)
+
+
 @torch.no_grad()
 def _likelier(
-    first: SeenAt, second: SeenAt, part: Part, step: Float[Tensor, "b n"], other: Float[Tensor, "b n"]
+    first: SeenAt, second: SeenAt, parts: tuple[Part, Part], step: Float[Tensor, "b n"], other: Float[Tensor, "b n"]
 ) -> Float[Tensor, "b n"]:
     """Of two steps the one by which the robot looks more alike in both pictures, item by item."""
-    one, two = (unlike(first, second, part, x)[0] for x in (step, other))
-    return torch.where((two < one)[:, None], other.to(step), step)
+
+    def error(x: Tensor) -> Tensor:
+        return unlike(first, second, parts[0], x)[0] + unlike(second, first, parts[1], -x)[0]
+
+    return torch.where((error(other) < error(step))[:, None], other, step)
 
 
 @torch.no_grad()
@@ -97,7 +124,7 @@ def step_pairs(field: StepField, first: Float[Tensor, "b 3 H W"], second: Float[
     count = len(first)
     seen = field.encode(torch.cat([first, second]))
     at = SeenAt.of(field, seen, field.state(seen)[0])
-    return learned_step(field, at[:count], at[count:]).solution.delta_q
+    return learned_step(field, at[:count], at[count:], prior=usual_step(field, count)).steps[-1]
 
 
 def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Look, Look]) -> Solution:

@@ -1,0 +1,121 @@
+"""What is known of a robot's motion: Gaussians over steps, and over positions and velocities from frame to frame.
+
+A joint keeps moving for a while as it moves (an Ornstein-Uhlenbeck process: Uhlenbeck and Ornstein 1930), so the frames
+before a step tell something about it. How lively each joint is comes from the video itself: a robot that moves one joint
+is soon known to hold the others still.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A batch of vectors that are known so well.
+
+    Attributes:
+        mean: (*batch, n). covariance: (*batch, n, n).
+    """
+
+    mean: Float[Tensor, "*batch n"]
+    covariance: Float[Tensor, "*batch n n"]
+
+    def given(self, measured: Gaussian) -> Gaussian:
+        """The same vectors once each was measured, in this one's dtype; solved in float64."""
+        P, R = self.covariance.double(), measured.covariance.double()
+        gain = torch.linalg.solve(P + R, P, left=False)
+        mean = self.mean.double() + (gain @ (measured.mean - self.mean).double()[..., None])[..., 0]
+        kept = torch.eye(P.shape[-1]).to(P) - gain
+        covariance = kept @ P @ kept.mT + gain @ R @ gain.mT  # Joseph's form stays positive
+        return Gaussian(mean.to(self.mean), covariance.to(self.mean))
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """A Gaussian over the positions and velocities of n joints: the state of a Kalman filter, in float64.
+
+    Attributes:
+        q: (n,) mean position [rad or m].
+        velocity: (n,) mean [rad/s or m/s].
+        covariance: (2n, 2n) of positions and velocities, in this order.
+        power: (n,) mean square velocity that each joint is expected to have.
+    """
+
+    q: Float[Tensor, " n"]
+    velocity: Float[Tensor, " n"]
+    covariance: Float[Tensor, "m m"]
+    power: Float[Tensor, " n"]
+
+    @classmethod
+    def begin(
+        cls, q: Float[Tensor, " n"], covariance: Float[Tensor, "n n"], speed: Float[Tensor, " n"]
+    ) -> Belief:  # fmt: skip
+        """At a position that is known so well, moving in any direction at that root mean square speed."""
+        power = speed.double().square()
+        both = torch.block_diag(covariance.double(), torch.diag(power))
+        return cls(q.double(), torch.zeros_like(power), both, power)
+
+    @property
+    def position_covariance(self) -> Float[Tensor, "n n"]:
+        """Of the positions alone."""
+        return self.covariance[: len(self.q), : len(self.q)]
+
+    def ahead(self, dt: float, persistence: float) -> Belief:
+        """After dt [s] that nobody saw; `persistence` is the time in which a velocity forgets itself [s]."""
+        kept = math.exp(-dt / persistence)
+        one = torch.eye(len(self.q)).to(self.q)
+        # A step is the new velocity times dt, so that a measured step measures that velocity.
+        move = torch.cat([torch.cat([one, kept * dt * one], 1), torch.cat([0 * one, kept * one], 1)])
+        into = torch.cat([dt * one, one])
+        added = into @ torch.diag((1 - kept**2) * self.power) @ into.mT
+        velocity = kept * self.velocity
+        return replace(
+            self, q=self.q + dt * velocity, velocity=velocity, covariance=move @ self.covariance @ move.mT + added
+        )
+
+    def step(self, dt: float) -> Gaussian:
+        """The step that ends here and took dt [s]."""
+        n = len(self.q)
+        return Gaussian(self.velocity * dt, self.covariance[n:, n:] * dt**2)
+
+    def stepped(self, step: Gaussian, dt: float, gate: float) -> Belief:
+        """After measuring that step; one that is further off than `gate` standard deviations counts that much less."""
+        n = len(self.q)
+        seen = torch.eye(2 * n).to(self.q)[n:] * dt
+        return self._given(seen, step, gate)
+
+    def read(self, position: Gaussian, gate: float) -> Belief:
+        """After a reading of the positions; joints read further off than `gate` standard deviations are not believed."""
+        spread = position.covariance.diagonal().to(self.q) + self.position_covariance.diagonal()
+        believed = (position.mean.to(self.q) - self.q).abs() <= gate * spread.sqrt()
+        seen = torch.eye(2 * len(self.q)).to(self.q)[: len(self.q)][believed]
+        reading = Gaussian(position.mean[believed], position.covariance[believed][:, believed])
+        return self._given(seen, reading) if bool(believed.any()) else self
+
+    def livelier(self, memory: float) -> Belief:
+        """With the speed that was just seen counted in; `memory` is how many frames are remembered."""
+        n = len(self.q)
+        seen = self.velocity.square() + self.covariance.diagonal()[n:]
+        return replace(self, power=self.power + (seen - self.power) / (memory + 1))
+
+    def _given(self, seen: Float[Tensor, "k m"], measured: Gaussian, gate: float = math.inf) -> Belief:
+        """After measuring `seen @ (q, velocity)`."""
+        n = len(self.q)
+        mean, noise = torch.cat([self.q, self.velocity]), measured.covariance.to(self.q)
+        off = measured.mean.to(self.q) - seen @ mean
+        spread = seen @ self.covariance @ seen.mT + noise
+        far = float(off @ torch.linalg.solve(spread, off)) / len(off)
+        if far > gate**2:
+            noise = noise * (far / gate**2)
+            spread = seen @ self.covariance @ seen.mT + noise
+        gain = torch.linalg.solve(spread, seen @ self.covariance).mT
+        mean = mean + gain @ off
+        kept = torch.eye(2 * n).to(self.q) - gain @ seen
+        covariance = kept @ self.covariance @ kept.mT + gain @ noise @ gain.mT
+        return replace(self, q=mean[:n], velocity=mean[n:], covariance=(covariance + covariance.mT) / 2)

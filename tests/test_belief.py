@@ -1,0 +1,123 @@
+"""A belief about a motion: filtering is conditioning, stillness is learned, what cannot be counts less."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from jidm.solve.belief import Belief, Gaussian
+
+DT, PERSISTENCE, N = 1 / 16, 0.4, 2
+OPEN = 1e9
+
+
+def spd(generator: torch.Generator, n: int = N, scale: float = 1.0) -> Tensor:
+    root = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    return scale * (root @ root.mT + 0.1 * torch.eye(n).double())
+
+
+def test_a_measured_gaussian_adds_information() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prior, seen = (
+        Gaussian(
+            torch.randn(3, N, generator=generator).double(), torch.stack([spd(generator) for _ in range(3)])
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    found = prior.given(seen)
+    P, R = prior.covariance.inverse(), seen.covariance.inverse()
+    wanted = (P + R).inverse()
+    torch.testing.assert_close(found.covariance, wanted)
+    torch.testing.assert_close(found.mean[..., None], wanted @ (P @ prior.mean[..., None] + R @ seen.mean[..., None]))
+
+
+def test_filtering_is_conditioning_on_everything_at_once() -> None:
+    """The oracle: positions and velocities of all times as one Gaussian, all measurements in one least squares."""
+    generator = torch.Generator().manual_seed(1)
+    T, speed = 7, torch.tensor([0.7, 0.2]).double()
+    q0, start = torch.tensor([0.3, -0.1]).double(), spd(generator, scale=1e-3)
+    belief = Belief.begin(q0, start, speed)
+    kept = math.exp(-DT / PERSISTENCE)
+    # Unknowns: q_0, v_0 .. v_T (n each); q_t = q_0 + DT sum of v_1 .. v_t.
+    one = torch.eye(N).double()
+
+    def velocity(t: int) -> Tensor:
+        return torch.cat([torch.zeros(N, N).double()] + [one if s == t else 0 * one for s in range(T + 1)], 1)
+
+    def position(t: int) -> Tensor:
+        return torch.cat([one] + [DT * one if 1 <= s <= t else 0 * one for s in range(T + 1)], 1)
+
+    rows, values, information = [position(0)], [q0], [start.inverse()]
+
+    def told(row: Tensor, value: Tensor, covariance: Tensor) -> None:
+        rows.append(row), values.append(value), information.append(covariance.inverse())
+
+    nothing, power = torch.zeros(N).double(), torch.diag(speed**2)
+    told(velocity(0), nothing, power)
+    for t in range(1, T + 1):
+        told(velocity(t) - kept * velocity(t - 1), nothing, (1 - kept**2) * power)
+        belief = belief.ahead(DT, PERSISTENCE)
+        if t != 3:
+            step = Gaussian(torch.randn(N, generator=generator).double() * 0.05, spd(generator, scale=1e-4))
+            belief = belief.stepped(step, DT, OPEN)
+            told(DT * velocity(t), step.mean, step.covariance)
+        if t % 2:
+            read = Gaussian(torch.randn(N, generator=generator).double() * 0.1, spd(generator, scale=1e-2))
+            belief = belief.read(read, OPEN)
+            told(position(t), read.mean, read.covariance)
+    A, b, W = torch.cat(rows), torch.cat(values), torch.block_diag(*information)
+    covariance = (A.mT @ W @ A).inverse()
+    mean = covariance @ A.mT @ W @ b
+    last = torch.cat([position(T), velocity(T)])
+    torch.testing.assert_close(torch.cat([belief.q, belief.velocity]), last @ mean, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(belief.covariance, last @ covariance @ last.mT, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(belief.step(DT).covariance, belief.covariance[N:, N:] * DT**2)
+
+
+def test_unseen_joints_are_expected_to_move_as_usual_and_nothing_is_forgotten_at_once() -> None:
+    speed = torch.tensor([0.5, 0.1]).double()
+    belief = Belief.begin(torch.zeros(N).double(), torch.zeros(N, N).double(), speed)
+    far = belief
+    for _ in range(50):
+        far = far.ahead(DT, PERSISTENCE)
+        torch.testing.assert_close(far.covariance[N:, N:], torch.diag(speed**2))
+    assert torch.equal(far.q, belief.q)
+    fast = replace(belief, velocity=speed).ahead(DT, PERSISTENCE)
+    torch.testing.assert_close(fast.step(DT).mean, speed * DT * math.exp(-DT / PERSISTENCE))
+    torch.testing.assert_close(fast.q, fast.step(DT).mean)
+
+
+def test_a_joint_that_stays_still_is_soon_known_to() -> None:
+    speed = torch.tensor([0.5, 0.5]).double()
+    belief = Belief.begin(torch.zeros(N).double(), torch.zeros(N, N).double(), speed)
+    precise = torch.diag(torch.tensor([1e-3, 1e-3]).double() ** 2)
+    for _ in range(60):
+        step = Gaussian(torch.tensor([0.0, 1.2]).double() * DT, precise)
+        belief = belief.ahead(DT, PERSISTENCE).stepped(step, DT, OPEN).livelier(8)
+    assert belief.power[0] < 0.01 * speed[0] ** 2
+    assert float(belief.power[1]) == pytest.approx(1.2**2, rel=0.01)
+    # A poor measurement now moves the lively joint only.
+    poor = Gaussian(torch.tensor([0.1, 0.2]).double(), torch.diag(torch.full((N,), 0.05**2).double()))
+    moved = belief.ahead(DT, PERSISTENCE).stepped(poor, DT, OPEN).step(DT).mean
+    assert moved[0].abs() < 0.01
+
+
+def test_steps_that_cannot_be_count_less_and_such_readings_not_at_all() -> None:
+    start = Belief.begin(torch.zeros(N).double(), 1e-6 * torch.eye(N).double(), torch.full((N,), 0.1).double())
+    belief = start.ahead(DT, PERSISTENCE)
+    precise, poor = 1e-8 * torch.eye(N).double(), 1e-4 * torch.eye(N).double()
+
+    def pull(off: float, noise: Tensor) -> float:
+        return float(belief.stepped(Gaussian(torch.tensor([off, 0.0]).double(), noise), DT, 3.0).step(DT).mean[0])
+
+    # A precise step is believed even if it is a surprise; a poor one must be one that could be.
+    assert pull(0.01, precise) == pytest.approx(0.01, rel=1e-2)
+    assert pull(0.01, poor) == pytest.approx(10 * pull(0.001, poor))
+    assert pull(1.0, poor) < pull(0.01, poor)
+    wild = belief.read(Gaussian(torch.tensor([3.0, 0.001]).double(), 1e-4 * torch.eye(N).double()), 4.0)
+    assert abs(float(wild.q[0])) < 1e-12 and float(wild.q[1]) > 0
+    assert belief.read(Gaussian(torch.full((N,), 9.0).double(), precise), 4.0) is belief
