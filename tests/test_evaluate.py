@@ -310,6 +310,13 @@ def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: Recording, fi
     assert list(figures["field_error"].values()) == pytest.approx([0.3, 0.3], abs=1e-3)
 
 
+def test_the_analytic_model_is_judged_like_the_others(seen: Recording, finger: Embodiment, camera: Camera):
+    evaluation = evaluate(JacobianIDM.from_embodiment(finger, camera=camera), HeldOut(seen, Protocol(frames=4)))
+    figures = scores(evaluation)
+    assert not evaluation.failed and figures["episodes"] == len(seen.episode_indices)
+    assert figures["nve"] is not None and "nve_pairs" not in figures or figures["nve_pairs"] is None
+
+
 def test_a_surface_is_sampled_once_and_seen_by_any_camera(finger: Embodiment, camera: Camera):
     surface = surface_of(finger)
     q = torch.zeros(2, dtype=torch.float64)

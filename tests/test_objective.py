@@ -195,6 +195,16 @@ def test_exact_columns_teach_every_joint_by_itself() -> None:
     assert model().losses(pairs)["field"] != model().losses(batch())["field"]
 
 
+def test_a_joint_that_moves_little_is_worth_learning() -> None:
+    pairs, unit = with_exact_field(batch()), torch.tensor([0.05, 0.1])[:, None, None]
+    little = torch.tensor([1.0, 0.01])[:, None, None]
+    pairs = replace(pairs, field=pairs.field * little, field_back=pairs.field_back * little)  # type: ignore[operator]
+    both = torch.cat([pairs.field, pairs.field_back])  # type: ignore[list-item]
+    costs = [columns_loss(both * torch.tensor(kept)[:, None, None], pairs, unit) for kept in ([1.0, 1], [1, 0], [0, 1])]
+    unknown_small, unknown_large = float(costs[1] - costs[0]), float(costs[2] - costs[0])
+    assert unknown_small > 0.03 * unknown_large > 0  # a hundredth of the motion, not of the loss
+
+
 def test_flow_one_way_alone_is_refused() -> None:
     with pytest.raises(InputError, match="both directions"):
         model().losses(replace(batch(), flow_back=None, weight_back=None))

@@ -310,9 +310,11 @@ def _one_episode(idm: Any, clip: Clip, protocol: Protocol) -> DecodedEpisode:
 
 
 def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n"] | None:
+    from jidm.field.analytic import AnalyticField
+
     step_pairs = getattr(idm, "step_pairs", None)
-    if step_pairs is None:
-        return None
+    if step_pairs is None or isinstance(getattr(idm, "field", None), AnalyticField):
+        return None  # an exact field has to be told the pose
     before = torch.cat([video[:1], video[:-2]])
     batches = zip(*(x.split(_PAIRS_AT_ONCE) for x in (video[:-1], video[1:], before)), strict=True)
     return torch.cat([step_pairs(*pair).double().cpu() for pair in batches])

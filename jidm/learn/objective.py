@@ -29,6 +29,7 @@ _FIELD_BENDS = 0.7  # share from which on solved steps bend a field that nobody 
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
 _CALIBRATIONS = 2
+_LEAST_SHARE = 0.01  # of the mean motion: a joint that moves less is not worth more to be learned
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
 
@@ -258,14 +259,20 @@ def columns_loss(
     jacobian: Float[Tensor, "b 2 n h w"], batch: PairBatch, unit: Float[Tensor, "n 1 1"]
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Charbonnier distance of every joint's column from the exact one, both for a typical step of that joint and relative
-    to what those move on average."""
+    to what joints move: to the geometric mean of this one and of all, so that a wrist that moves a few cells by little
+    is learned as well as what moves the whole arm."""
     assert batch.field is not None and batch.field_weight is not None
     assert batch.field_back is not None and batch.field_weight_back is not None
     exact, weight = torch.cat([batch.field, batch.field_back]), torch.cat([batch.field_weight, batch.field_weight_back])
-    columns = weight[:, None].expand(-1, exact.shape[2], -1, -1).flatten(0, 1)
-    wanted, made = ((unit * x).transpose(1, 2).flatten(0, 1) for x in (exact, jacobian))
-    motion = over_processes(weighted_mean(wanted.square().sum(1).sqrt(), columns)).clamp(min=_LEAST_MOTION)
-    return weighted_mean(charbonnier(made - wanted), columns) / motion
+    wanted = unit * exact
+
+    def per_joint(x: Float[Tensor, "b n h w"]) -> Float[Tensor, " n"]:
+        return torch.stack([weighted_mean(column, weight) for column in x.unbind(1)])
+
+    motion = over_processes(per_joint(wanted.square().sum(1).sqrt()))
+    usual = motion.mean().clamp(min=_LEAST_MOTION)
+    relative = per_joint(charbonnier(unit * jacobian - wanted)) / (usual * motion.maximum(_LEAST_SHARE * usual)).sqrt()
+    return relative.mean()
 
 
 def flow_loss(looks: tuple[Look, Look], moves: _BothWays) -> Float[Tensor, ""]:
@@ -298,8 +305,8 @@ def smoothness(field: Float[Tensor, "b 2 n h w"], image: Float[Tensor, "b 3 H W"
     return total
 
 
-def charbonnier(error: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-    """Smooth length of a vector field."""
+def charbonnier(error: Float[Tensor, "b c *n h w"]) -> Float[Tensor, "b *n h w"]:
+    """Smooth length of a vector field, or of several."""
     return (error.square().sum(1) + _FLOW_EPS**2).sqrt()
 
 
