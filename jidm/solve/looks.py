@@ -39,12 +39,13 @@ class CloserLook:
 
 CLOSER_LOOKS = (
     CloserLook(0.5, 0.4),
+    CloserLook(0.5, 0.4),
+    CloserLook(0.5, 0.4),
     CloserLook(1.0, 0.4),
-    CloserLook(None, 0.3),
     CloserLook(None, 0.1),
     CloserLook(None, 0.05),
 )
-"""From coarse to fine; each begins where the one before ended."""
+"""From coarse to fine; each begins where the one before ended. Coarse ones cost little and bring large steps near."""
 
 
 @runtime_checkable
