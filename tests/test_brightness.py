@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from jidm.solve.brightness import aligned, carry_back, gradients, path
+from jidm.solve.brightness import aligned, carry_back, gradients, moved_along, path
 
 # ---- carrying back ---------------------------------------------------------------------------------------------------
 
@@ -92,3 +93,29 @@ def test_what_differs_by_more_than_the_noise_counts_less() -> None:
     wary, open_ = (aligned(one, other, weights, noise=n, cell=1).energy[0] for n in (0.03, 3.0))
     assert (wary[:, :3].max() < 1.001) and (wary[:, 3:] / wary[:, :3]).min() > 0.05  # an error of 50 counts as one
     assert (open_[:, :3] / open_[:, 3:]).min() > 1000
+
+
+# ---- what stayed in place ---------------------------------------------------------------------------------------------
+
+
+def test_pixels_that_stayed_where_they_were_are_not_the_robot() -> None:
+    draws = torch.Generator().manual_seed(0)
+    texture = F.avg_pool2d(torch.rand(1, 3, 26, 42, generator=draws).double(), 3, 1)
+    first, second = texture[..., :24, :32].clone(), texture[..., :24, :32].clone()
+    second[..., 3:16] = first[..., :13]  # the left half moves 3 px to the right
+    flow = torch.tensor([3.0, 0.0]).double()[None, :, None, None].expand(1, 2, 24, 32)
+    carried = carry_back(second, flow)
+    unsure = torch.full((1, 1, 24, 32), 0.6).double()
+    found = moved_along(unsure, first, second, carried)
+    assert found[..., 2:11].min() > 0.6 and found[..., 2:11].mean() > 0.75
+    assert found[..., 20:27].max() < 0.6 and found[..., 20:27].mean() < 0.4
+    # A mask that is sure, and one that excludes, are hardly changed and not at all.
+    assert (1 - moved_along(torch.full_like(unsure, 1 - 1e-9), first, second, carried)[..., 2:11]).max() < 2e-3
+    assert not moved_along(torch.zeros_like(unsure), first, second, carried).any()
+
+
+def test_where_nothing_tells_whether_it_moved_the_mask_stands() -> None:
+    plain, half = torch.full((1, 3, 8, 8), 0.3), torch.full((1, 1, 8, 8), 0.4)
+    torch.testing.assert_close(moved_along(half, plain, plain, plain), half)
+    texture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(moved_along(half, texture, texture, texture), half)  # no step, nothing moved

@@ -314,7 +314,7 @@ def test_the_analytic_model_is_judged_like_the_others(seen: Recording, finger: E
     evaluation = evaluate(JacobianIDM.from_embodiment(finger, camera=camera), HeldOut(seen, Protocol(frames=4)))
     figures = scores(evaluation)
     assert not evaluation.failed and figures["episodes"] == len(seen.episode_indices)
-    assert figures["nve"] is not None and "nve_pairs" not in figures or figures["nve_pairs"] is None
+    assert (figures["nve"] is not None and "nve_pairs" not in figures) or figures["nve_pairs"] is None
 
 
 def test_a_surface_is_sampled_once_and_seen_by_any_camera(finger: Embodiment, camera: Camera):

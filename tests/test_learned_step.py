@@ -8,6 +8,7 @@ import pytest
 import torch
 from step_fields import GRID, SIDE, Blind, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
 from torch import Tensor
+from torch.nn import functional as F
 
 from jidm.field.learned import LearnedField
 from jidm.field.learned.blocks import reduced
@@ -187,6 +188,24 @@ def test_what_hides_the_robot_does_not_count() -> None:
     beside = SeenAt(field.encode(image), at.jacobian, at.mask.masked_fill(there, -torch.inf))
     found = learned_step(field, beside[:1], beside[1:]).steps[-1][0]
     assert (found - STEP).norm() < 0.05 * STEP.norm()
+
+
+def test_background_that_the_mask_takes_in_does_not_hold_the_step_back() -> None:
+    field, poses = Rendered(2), torch.stack([Q, Q + STEP])
+    image = torch.stack([field.world.picture(one, 2) for one in poses])
+    at = SeenAt.of(field, replace(field.encode(image), small=reduced(image, 2)), poses)
+    grown = F.max_pool2d(at.mask[:, None], 3, 1, 1)[:, 0].clamp(max=1.0)  # a cell too much on every side, and unsure
+    shown = torch.stack([field.world.shown(one[None])[0] > 0.5 for one in poses])
+    texture = 0.3 * torch.rand(3, *image.shape[-2:], generator=torch.Generator().manual_seed(0)).double()
+    behind = ~F.interpolate(shown[:, None].double(), size=image.shape[-2:]).bool()
+    image = torch.where(behind, image + texture, image)
+    at = SeenAt(replace(field.encode(image), small=reduced(image, 2)), at.jacobian, grown)
+    errors = []
+    for settled in (False, True):
+        looks = (*CLOSER_LOOKS[:-2], *(replace(x, settled=settled) for x in CLOSER_LOOKS[-2:]))
+        found = learned_step(field, at[:1], at[1:], closer=looks).steps[-1][0]
+        errors.append(float((found - STEP).norm() / STEP.norm()))
+    assert errors[1] < 0.7 * errors[0], errors
 
 
 # ---- symmetries ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+_GRAIN = 0.03  # brightness by which a pixel differs from itself a frame later
+_SURE = 1e-3  # no mask is surer than this of a pixel
+
 
 @dataclass(frozen=True, eq=False)
 class Brightness:
@@ -59,6 +62,30 @@ def aligned(
     uu, uv, vv, slope, energy = summed[:, 0], summed[:, 1], summed[:, 2], summed[:, 3:5], summed[:, 5]
     curvature = torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2))
     return Brightness(curvature * larger**2, slope * larger, energy)
+
+
+def moved_along(
+    robot: Float[Tensor, "b 1 H W"], first: Float[Tensor, "b c H W"], second: Float[Tensor, "b c H W"],
+    carried: Float[Tensor, "b c H W"],
+) -> Float[Tensor, "b 1 H W"]:  # fmt: skip
+    """How likely pixels show the robot once it is asked whether they moved along with it or stayed where they were.
+
+    A mask is coarser than links are: beside them, and where something stands in front, it takes in what does not move,
+    and that holds every step back. Two explanations of the second picture, the first carried along and the first left in
+    place, are weighed by what brightness they leave. Where both explain it equally, nothing changes.
+
+    Args:
+        robot: how likely each pixel shows the robot, as far as the mask knows; 0 stays 0.
+        first, second: the pictures. carried: the second seen from the first's grid, by a motion that is nearly right.
+    """
+    along, still = (_nearby((x - first).square().mean(1, keepdim=True)) for x in (carried, second))
+    odds = torch.logit(robot, eps=_SURE) + (still - along) / (2 * _GRAIN**2)
+    return torch.where(robot > 0, odds.sigmoid(), robot)
+
+
+def _nearby(x: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 1 H W"]:
+    """Mean over 3 x 3 pixels: one alone is too easily like another."""
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
 
 def gradients(image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:

@@ -18,7 +18,7 @@ from jidm.field.learned.blocks import reduced
 from jidm.field.learned.config import STRIDE, LearnedFieldConfig
 from jidm.field.learned.matching import PairHead
 from jidm.field.learned.network import Encoded
-from jidm.solve.brightness import Brightness, aligned, carry_back, gradients, path
+from jidm.solve.brightness import Brightness, aligned, carry_back, gradients, moved_along, path
 
 _ROBOT = 0.01  # cells that show the robot with less than this probability are not compared
 _LOOSE = 0.5  # [px] how far a cell's motion may be off before anything is seen
@@ -31,10 +31,13 @@ class CloserLook:
     Attributes:
         scale: size of the pictures compared relative to (height, width); None = in all the detail there is.
         noise: brightness that differs where nothing is wrong, see `aligned`; larger while the step may still be off.
+        settled: the step is nearly right: pixels that rather stayed in place than moved along count less, see
+            `moved_along`. Earlier that would speak for whatever step is guessed.
     """
 
     scale: float | None
     noise: float
+    settled: bool = False
 
 
 CLOSER_LOOKS = (
@@ -42,8 +45,8 @@ CLOSER_LOOKS = (
     CloserLook(0.5, 0.4),
     CloserLook(0.5, 0.4),
     CloserLook(1.0, 0.4),
-    CloserLook(None, 0.1),
-    CloserLook(None, 0.05),
+    CloserLook(None, 0.1, settled=True),
+    CloserLook(None, 0.05, settled=True),
 )
 """From coarse to fine; each begins where the one before ended. Coarse ones cost little and bring large steps near."""
 
@@ -175,9 +178,10 @@ def closer_look(how: CloserLook, here: SeenAt, there: SeenAt, part: Part, step: 
     side = first.shape[-1] // here.mask.shape[-1]  # pixels compared per cell of the field
     larger = side / STRIDE
     carried = carry_back(second, _enlarged(guess, side) * larger, part.corner(side))
-    seen = aligned(
-        part.of(first, side), carried, _robot(here, part, side), noise=how.noise, cell=side // 2, larger=larger
-    )
+    robot, one = _robot(here, part, side), part.of(first, side)
+    if how.settled:
+        robot = moved_along(robot, one, part.of(second, side), carried)
+    seen = aligned(one, carried, robot, noise=how.noise, cell=side // 2, larger=larger)
     return Look(guess, None, seen, part)
 
 
