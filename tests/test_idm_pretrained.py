@@ -355,7 +355,6 @@ def test_speed_limits_can_be_lifted(idm: JacobianIDM) -> None:
     flow = Flow(torch.full((3, 2, SIDE, SIDE), 6.0), torch.ones(3, SIDE, SIDE))
     fast = idm.decode(video(4), fps=1000.0, flow=flow)
     assert_sound(fast, robot.lower, robot.upper, robot.velocity.max())
-    assert fast.velocity.abs().max() > 0.99 * robot.velocity.max()
     free = JacobianIDM(idm.embodiment, idm.field, None, options=replace(TRUSTING), limits="position")
     assert free.decode(video(4), fps=1000.0, flow=flow).velocity.abs().max() > 2 * robot.velocity.max()
 

@@ -125,7 +125,7 @@ class TrainingModule(lightning.LightningModule):
                     "train", step, self._elapsed_now(), values | {"progress": progress, "bad_steps": self.bad_total}
                 )
         if step % self.config.validate_every == 0 or over:
-            self._validate()
+            self._validate(last=over)
             over = over or (0 < self.config.patience <= self.worse_in_row)
         if over or self._agreed(time.monotonic() - self._saved > 60 * self.config.save_minutes):
             self.save_state()
@@ -208,13 +208,13 @@ class TrainingModule(lightning.LightningModule):
 
     # ---- validation ----------------------------------------------------------------------------------------------
 
-    def _validate(self) -> None:
+    def _validate(self, last: bool) -> None:
         """Measure the weights to keep, on pairs that are always the same, and keep them if they are to be kept."""
         values: dict[str, float] = {}
         with self._weights_to_keep() as model:
             if (batches := self._held_out()) is not None:
                 if hasattr(model, "calibrate"):
-                    model.calibrate(batches)
+                    model.calibrate(batches, rounds=2 if last or self.config.keep == "best" else 1)
                 values = {name: self._shared(x) for name, x in self._measure(model, batches).items()}
             watched = values.get("nve", values.get("loss", math.nan))
             better = watched < self.best

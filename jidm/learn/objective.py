@@ -28,7 +28,6 @@ _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses t
 _FIELD_BENDS = 0.7  # share from which on solved steps bend a field that nobody knows: poor matches would spoil it
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
-_CALIBRATIONS = 2
 _LEAST_SHARE = 0.01  # of the mean motion: a joint that moves less is not worth more to be learned
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
@@ -126,8 +125,11 @@ class TrainableField(LearnedField):
         return step_pairs(self, first, second)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[PairBatch]) -> None:
+    def calibrate(self, batches: Iterable[PairBatch], rounds: int = 2) -> None:
         """Scale the uncertainties to the errors made on pairs that were not trained on.
+
+        The looser a look's say is, the more the next one begins with what was known before; so it takes two rounds to be
+        exact, and one to watch a run by.
 
         One factor per joint: the geometric mean of what the 68 % and the 95 % interval of a normal distribution ask for.
         """
@@ -140,8 +142,7 @@ class TrainableField(LearnedField):
             states.append((q_read_std[0] - q).abs() / q_read_std[1])
             kept.append((SeenAt.of(self, seen, q), batch.delta_q))
         self.state_spread.copy_(_spread(torch.cat(states)))
-        # The looser a look's say is, the more the next one begins with what was known before: found in a few rounds.
-        for _ in range(_CALIBRATIONS):
+        for _ in range(rounds):
             steps = []
             for at, delta_q in kept:
                 count = len(delta_q)

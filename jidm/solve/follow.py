@@ -34,7 +34,8 @@ class FollowOptions:
             steps that are further off count less.
         confused: a picture is not measured where the step leaves more than this share of the motion unexplained ...
         least_motion: ... of at least this much motion [px rms].
-        closer: how pictures are compared once they are matched; fewer looks are faster and less precise.
+        closer: how pictures are compared once they are matched; fewer looks are faster and less precise. Frames of a
+            video begin nearer than unrelated pairs do, so one coarse look is enough.
     """
 
     persistence: float = 1.0
@@ -44,7 +45,7 @@ class FollowOptions:
     gate: float = 4.0
     confused: float = 0.9
     least_motion: float = 0.5
-    closer: tuple[CloserLook, ...] = CLOSER_LOOKS
+    closer: tuple[CloserLook, ...] = CLOSER_LOOKS[2:]
 
 
 class PoseFollower:
