@@ -72,14 +72,15 @@ def moved_along(
 
     A mask is coarser than links are: beside them, and where something stands in front, it takes in what does not move,
     and that holds every step back. Two explanations of the second picture, the first carried along and the first left in
-    place, are weighed by what brightness they leave. Where both explain it equally, nothing changes.
+    place, are weighed by what brightness they leave. Where both explain it equally, nothing changes; and no pixel counts
+    more than the mask says, or those that fit a wrong guess would outvote the others.
 
     Args:
         robot: how likely each pixel shows the robot, as far as the mask knows; 0 stays 0.
         first, second: the pictures. carried: the second seen from the first's grid, by a motion that is nearly right.
     """
     along, still = (_nearby((x - first).square().mean(1, keepdim=True)) for x in (carried, second))
-    odds = torch.logit(robot, eps=_SURE) + (still - along) / (2 * _GRAIN**2)
+    odds = torch.logit(robot, eps=_SURE) + (still - along).clamp(max=0) / (2 * _GRAIN**2)
     return torch.where(robot > 0, odds.sigmoid(), robot)
 
 
