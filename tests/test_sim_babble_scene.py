@@ -16,6 +16,7 @@ from test_sim_world import LIT_EVENLY, single_link, visual
 from jidm.errors import InputError
 from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
+from jidm.sim.babble import BabbleConfig
 from jidm.sim.babble_motion import usable_range
 from jidm.sim.backdrop import patches
 from jidm.sim.framing import framed_camera
@@ -275,3 +276,11 @@ def test_the_working_range_fills_the_picture(name: str, size: tuple[int, int]):
     # As large as that allows: towards one pair of borders it nearly fills the frame.
     reach = (uv.amax(1).quantile(0.98, dim=0) - uv.amin(1).quantile(0.02, dim=0)) / torch.tensor(size)
     assert 0.85 < reach.max() < 1.1
+
+
+def test_a_robot_that_may_reach_out_of_the_picture_is_shown_larger(panda: Embodiment) -> None:
+    whole, cropped = (framed_camera(panda, panda.camera("front"), 64, 64, cropped=x) for x in (0.02, 0.15))
+    assert cropped.K[0, 0] > 1.3 * whole.K[0, 0]
+    assert torch.equal(cropped.T_camera_base, whole.T_camera_base)
+    with pytest.raises(InputError, match="cropped is a share"):
+        BabbleConfig(embodiment="panda", cropped=0.5)

@@ -61,8 +61,8 @@ class Babble:
 
         config = BabbleConfig(
             embodiment=self.embodiment, episodes=self.episodes, frames=self.frames, fps=self.fps, cameras=self.camera,
-            width=self.width, height=self.height, seed=self.seed, look=self.look, cropped=self.cropped, amplitude=self.amplitude,
-            speed=self.speed, objects=self.objects,
+            width=self.width, height=self.height, seed=self.seed, look=self.look, cropped=self.cropped,
+            amplitude=self.amplitude, speed=self.speed, objects=self.objects,
         )  # fmt: skip
         babble(config, self.out, workers=self.workers, shard=_shard(self.shard), ray=self.ray, progress=True)
         print(

@@ -26,14 +26,17 @@ class Gaussian:
     mean: Float[Tensor, "*batch n"]
     covariance: Float[Tensor, "*batch n n"]
 
-    def given(self, measured: Gaussian) -> Gaussian:
-        """The same vectors once each was measured, in this one's dtype; solved in float64."""
+    def given(self, measured: Gaussian, seen: Float[Tensor, "k n"] | None = None) -> Gaussian:
+        """The same vectors x once `seen @ x` was measured, x itself if not given; in this one's dtype, solved in float64."""
         P, R = self.covariance.double(), measured.covariance.double()
-        gain = torch.linalg.solve(P + R, P, left=False)
-        mean = self.mean.double() + (gain @ (measured.mean - self.mean).double()[..., None])[..., 0]
-        kept = torch.eye(P.shape[-1]).to(P) - gain
+        one = torch.eye(P.shape[-1]).to(P)
+        H = one if seen is None else seen.to(P)
+        gain = torch.linalg.solve(H @ P @ H.mT + R, H @ P).mT
+        off = measured.mean.double()[..., None] - H @ self.mean.double()[..., None]
+        kept = one - gain @ H
         covariance = kept @ P @ kept.mT + gain @ R @ gain.mT  # Joseph's form stays positive
-        return Gaussian(mean.to(self.mean), covariance.to(self.mean))
+        mean = self.mean.double() + (gain @ off)[..., 0]
+        return Gaussian(mean.to(self.mean), ((covariance + covariance.mT) / 2).to(self.mean))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +110,8 @@ class Belief:
     def _given(self, seen: Float[Tensor, "k m"], measured: Gaussian, gate: float = math.inf) -> Belief:
         """After measuring `seen @ (q, velocity)`."""
         n = len(self.q)
-        mean, noise = torch.cat([self.q, self.velocity]), measured.covariance.to(self.q)
-        off = measured.mean.to(self.q) - seen @ mean
-        spread = seen @ self.covariance @ seen.mT + noise
-        far = float(off @ torch.linalg.solve(spread, off)) / len(off)
-        if far > gate**2:
-            noise = noise * (far / gate**2)
-            spread = seen @ self.covariance @ seen.mT + noise
-        gain = torch.linalg.solve(spread, seen @ self.covariance).mT
-        mean = mean + gain @ off
-        kept = torch.eye(2 * n).to(self.q) - gain @ seen
-        covariance = kept @ self.covariance @ kept.mT + gain @ noise @ gain.mT
-        return replace(self, q=mean[:n], velocity=mean[n:], covariance=(covariance + covariance.mT) / 2)
+        now, noise = Gaussian(torch.cat([self.q, self.velocity]), self.covariance), measured.covariance.to(self.q)
+        off = measured.mean.to(self.q) - seen @ now.mean
+        far = float(off @ torch.linalg.solve(seen @ self.covariance @ seen.mT + noise, off)) / len(off)
+        found = now.given(Gaussian(measured.mean.to(self.q), noise * max(1.0, far / gate**2)), seen)
+        return replace(self, q=found.mean[:n], velocity=found.mean[n:], covariance=found.covariance)

@@ -34,8 +34,8 @@ class LearnedStep:
     """A step and everything it was made of.
 
     Attributes:
-        solution: what the last look measured, whatever was known before; its residual [px rms] and `explained` are about brightness, that the pictures still
-            differ by where the robot is seen, or about flow that was measured elsewhere.
+        solution: what the last look measured, whatever was known before; its residual [px rms] and `explained` are about
+            brightness, that the pictures still differ by where the robot is seen, or about flow measured elsewhere.
         steps: (B, n) joint step after each look [rad or m], what was known before counted in.
         looks: each in both directions, from first to second picture and from second to first.
     """
@@ -63,7 +63,9 @@ def learned_step(
     if flow is not None:
         given = _given(flow, early)
         solution = _solve(field, first, second, given)
-        return LearnedStep(_about_flow(solution, first, given[0]), (solution.delta_q,), (given,))
+        return LearnedStep(
+            _about_flow(solution, first, given[0]), (_believed(solution.delta_q, solution, prior),), (given,)
+        )
     looks = [early]
     solution = _solve(field, first, second, early)
     steps = [_believed(solution.delta_q, solution, prior)]
