@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from jidm.field.learned import Encoded, LearnedField, LearnedFieldConfig
+from jidm.field.learned.config import FLOW_STRIDE, STRIDE
 from jidm.field.learned.matching import PairHead
 
-SIDE, GRID = 64, 16
+SIDE = 64
+GRID, FLOW_GRID = SIDE // STRIDE, SIDE // FLOW_STRIDE
 FINGER = ("hinge1", "hinge2")
 
 
@@ -48,9 +50,9 @@ def telling(q: Tensor) -> Tensor:
     return padded[..., None, None].expand(*padded.shape, SIDE, SIDE)
 
 
-def cells() -> Tensor:
-    """(2, GRID, GRID) where the grid's cells lie in the picture [px]."""
-    c = torch.arange(GRID, dtype=torch.float64) * 4 + 1.5
+def cells(grid: int = GRID) -> Tensor:
+    """(2, grid, grid) where a grid's cells lie in the picture [px]."""
+    c = (torch.arange(grid, dtype=torch.float64) + 0.5) * SIDE / grid - 0.5
     return torch.stack(torch.meshgrid(c, c, indexing="ij")[::-1])
 
 
@@ -64,8 +66,8 @@ class LinearWorld:
     def jacobian(self, q: Tensor) -> Tensor:
         return self.fixed.expand(len(q), -1, -1, -1, -1)
 
-    def flow(self, q: Tensor, q_next: Tensor) -> Tensor:
-        return torch.einsum("cnhw,bn->bchw", self.fixed, q_next - q)
+    def flow(self, q: Tensor, q_next: Tensor, grid: int = GRID) -> Tensor:
+        return torch.einsum("cnhw,bn->bchw", self.fixed[..., :grid, :grid], q_next - q)
 
     def shown(self, q: Tensor) -> Tensor:
         return torch.ones(len(q), GRID, GRID, dtype=torch.float64)
@@ -101,14 +103,14 @@ class TwoPivots:
             out.append(torch.stack([torch.stack([-t[1], t[0]]) for t in turns], 1))
         return torch.stack(out)
 
-    def flow(self, q: Tensor, q_next: Tensor) -> Tensor:
-        x = cells()
+    def flow(self, q: Tensor, q_next: Tensor, grid: int = GRID) -> Tensor:
+        x = cells(grid)
         pairs = zip(q.double(), q_next.double(), strict=True)
         return torch.stack([self.place(self.point(x, a), b) - x for a, b in pairs])
 
-    def shown(self, q: Tensor) -> Tensor:
+    def shown(self, q: Tensor, grid: int = GRID) -> Tensor:
         """How much of the robot is in each cell: a bell that rides on the disc, so sums over cells are integrals."""
-        away = [self.point(cells(), one) - self.centre[:, None, None] for one in q.double()]
+        away = [self.point(cells(grid), one) - self.centre[:, None, None] for one in q.double()]
         return torch.stack([(-d.square().sum(0) / (2 * self.radius**2)).exp() for d in away])
 
     def picture(self, q: Tensor, detail: int = 1) -> Tensor:
@@ -129,7 +131,7 @@ class TellingPair(PairHead):
     """Reads both poses off the pictures and says the world's exact flow, or that of a step that drifts."""
 
     def __init__(self, world: LinearWorld | TwoPivots, n: int) -> None:
-        super().__init__(8, 1, (GRID, GRID))
+        super().__init__(8, 1, (FLOW_GRID // 2, FLOW_GRID // 2))
         self.world, self.n = world, n
         self.both_ways = True
         self.drift = 0.0
@@ -147,8 +149,8 @@ class TellingPair(PairHead):
     def _told(self, here: Tensor, there: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
         q, q_next = (x[:, : self.n, 0, 0] for x in (here, there))
         way = torch.where(back, -1.0, 1.0).to(q)[:, None]
-        flow = self.world.flow(q, q_next + way * self.drift).to(here)
-        v, u = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+        flow = self.world.flow(q, q_next + way * self.drift, FLOW_GRID).to(here)
+        v, u = torch.meshgrid(torch.arange(FLOW_GRID), torch.arange(FLOW_GRID), indexing="ij")
         flow = flow + self.noise * (1 - 2 * ((u + v) % 2)).to(flow)
         off = torch.full_like(flow[:, 0], -torch.inf)
         return flow, torch.where((back & (not self.both_ways))[:, None, None], off, torch.zeros_like(off))
@@ -158,13 +160,13 @@ class Blind(PairHead):
     """Sees no motion anywhere."""
 
     def __init__(self) -> None:
-        super().__init__(8, 1, (GRID, GRID))
+        super().__init__(8, 1, (FLOW_GRID // 2, FLOW_GRID // 2))
 
     def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return first, second
 
     def start(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        nothing = window.new_zeros(len(window), 3, GRID, GRID)
+        nothing = window.new_zeros(len(window), 3, FLOW_GRID, FLOW_GRID)
         return nothing[:, :2], nothing[:, 2]
 
 
@@ -177,6 +179,7 @@ class KnownField:
         self.pair = TellingPair(world, n)
         self.delta_std = torch.full((n,), 0.05, dtype=torch.float64)
         self.step_spread = torch.ones(n, dtype=torch.float64)
+        self.looks_closer = torch.tensor(True)
         self.read_off = torch.zeros(n, dtype=torch.float64)
         """Error of the pose read off pictures [rad]."""
         self.read_std = 0.05
@@ -188,7 +191,7 @@ class KnownField:
         return self.config.joint_names
 
     def encode(self, image: Tensor) -> Encoded:
-        scales = {"image": 1, "small": 1, "quarter": 4, "eighth": 8, "sixteenth": 16, "coarse": 8}
+        scales = {"image": 1, "small": 1, "half": 2, "quarter": 4, "eighth": 8, "sixteenth": 16, "coarse": 8}
         return Encoded(**{f.name: image[..., :: scales[f.name], :: scales[f.name]] for f in fields(Encoded)})
 
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]:

@@ -238,7 +238,7 @@ def test_what_stands_in_front_of_the_robot_is_not_the_robot(seen: Recording):
     v, u = (view.links[2] >= 0).nonzero()[5].tolist()
     assert view.jacobian(2, q, 16, 16)[1][v, u] == 1
     view.links[2, v, u] = -1
-    assert view.jacobian(2, q, 16, 16)[1][v, u] == 0 and view.flow(2, q, q + 0.1)[1][v, u] == 0
+    assert view.jacobian(2, q, 16, 16)[1][v, u] == 0 and view.flow(2, q, q + 0.1, 16, 16)[1][v, u] == 0
 
 
 def test_a_fitted_camera_sees_points_where_the_fit_puts_them(camera: Camera):
@@ -253,7 +253,7 @@ def test_exact_flow_is_the_exact_field_times_a_small_step(seen: Recording):
     view = HeldOut(seen).clip(0, seen.joint_names).view
     q = torch.from_numpy(seen.q[0][2])
     step = torch.tensor([1e-3, -2e-3], dtype=torch.float64)
-    flow, where = view.flow(2, q, q + step)
+    flow, where = view.flow(2, q, q + step, 16, 16)
     jacobian, mask = view.jacobian(2, q, 16, 16)
     both = where * mask
     assert both.sum() > 8
@@ -265,7 +265,7 @@ def test_exact_flow_is_the_exact_field_times_a_small_step(seen: Recording):
 def test_exact_flow_is_in_pixels_of_the_full_picture(seen: Recording, finger: Embodiment, camera: Camera):
     view = HeldOut(seen).clip(0, seen.joint_names).view
     q, q_next = (torch.from_numpy(seen.q[0][t]) for t in (0, 5))
-    flow, where = view.flow(0, q, q_next)
+    flow, where = view.flow(0, q, q_next, 16, 16)
     points = AnalyticField(finger, camera, points=4000).at(q)
     moved = points.surface(q_next - q).points - points.surface().points
     largest = moved[points.visible].norm(dim=-1).max()
@@ -283,9 +283,9 @@ def test_a_view_in_other_pictures_stays_exact(seen: Recording):
     assert not bool(wide_mask[:, :4].any()) and not bool(wide_mask[:, 20:].any())
     half = clip.fitted(32, 32).view.jacobian(2, q, 8, 8)[0]
     assert float(half.abs().max()) == pytest.approx(float(jacobian.abs().max()) / 2, rel=0.15)
-    flow, where = clip.view.flow(2, q, q + 0.1)
-    flow_wide, where_wide = other.view.flow(2, q, q + 0.1)
-    assert torch.allclose(flow_wide[..., 4:20], flow, atol=1e-4) and torch.equal(where_wide[:, 4:20], where)
+    flow, where = clip.view.flow(2, q, q + 0.1, 16, 16)
+    flow_wide, where_wide = other.view.flow(2, q, q + 0.1, 16, 24)
+    assert torch.allclose(flow_wide[..., 4:20], flow, atol=2e-2) and torch.equal(where_wide[:, 4:20], where)
 
 
 def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: Recording, finger: Embodiment):
@@ -298,12 +298,12 @@ def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: Recording, fi
             view = HeldOut(seen).clip(0, seen.joint_names).view
             t = int((torch.from_numpy(seen.q[0]) - q[0]).abs().sum(1).argmin())
             jacobian, mask = view.jacobian(t, q[0], 16, 16)
-            flow, _ = view.flow(t, torch.from_numpy(seen.q[0][t]), torch.from_numpy(seen.q[0][t + 1]))
+            flow, _ = view.flow(t, torch.from_numpy(seen.q[0][t]), torch.from_numpy(seen.q[0][t + 1]), 16, 16)
             return FieldProbe(self.wrong * jacobian[None], mask[None], flow[None], None, torch.zeros(1, 2))
 
     exact = Exact(seen.joint_names)
     figures = scores(evaluate(exact, HeldOut(seen, Protocol(looks=3))))
-    assert figures["field_error_mean"] < 1e-3 and figures["flow_epe_px"] < 1e-9 and figures["mask_iou"] == 1.0
+    assert figures["field_error_mean"] < 1e-3 and figures["flow_epe_px"] < 2e-3 and figures["mask_iou"] == 1.0
     assert figures["flow_length_px"] > 0.1 and figures["tip_error_mm"] < 0.01
     exact.wrong = 0.7
     figures = scores(evaluate(exact, HeldOut(seen, Protocol(looks=3))))
@@ -324,7 +324,7 @@ def test_a_surface_is_sampled_once_and_seen_by_any_camera(finger: Embodiment, ca
     wide = replace(camera, K=camera.K * torch.tensor([[0.5, 1, 1], [1, 0.5, 1], [1, 1, 1]]))
     other = ExactView(surface, (wide,), None, None)
     assert float(other.robot_mask(0, q).sum() / one.robot_mask(0, q).sum()) == pytest.approx(0.25, rel=0.3)
-    assert one.flow(0, q, q) is None
+    assert one.flow(0, q, q, 16, 16) is None
 
 
 def test_tip_error_of_a_drifting_reader(seen: Recording, finger: Embodiment):
@@ -402,7 +402,7 @@ def test_a_probe_of_a_learned_field_is_the_field_at_that_pose():
     with torch.no_grad():
         jacobian, mask = idm.field.jacobian(idm.field.encode(first), q)
     assert torch.allclose(seen.jacobian, jacobian) and torch.allclose(seen.mask, mask.sigmoid())
-    assert seen.flow.shape == (3, 2, 8, 8) and seen.residual.shape == seen.weight.shape == (3, 8, 8)
+    assert seen.flow.shape == (3, 2, 16, 16) and seen.residual.shape == seen.weight.shape == (3, 16, 16)
     assert bool((seen.weight >= 0).all()) and 0.1 < float(seen.weight.max()) < 1
     alone = probe(idm, first[1:2], second[1:2], q[1:2])
     assert torch.allclose(alone.delta_q, seen.delta_q[1:2], atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from step_fields import FINGER, GRID, SIDE, config, pictures, untrained
+from step_fields import FINGER, FLOW_GRID, GRID, SIDE, config, pictures, untrained
 from torch import Tensor
 
 from jidm import Camera, Embodiment
@@ -12,7 +12,7 @@ from jidm.errors import CheckpointError, InputError
 from jidm.field.hybrid import HybridField
 from jidm.field.learned import LearnedField
 from jidm.field.learned.matching import PairHead
-from jidm.learn.carried import View, carried_flow, link_poses
+from jidm.learn.carried import View, carried_flow, coarser, link_poses
 from jidm.robot.kinematics import Kinematics
 from jidm.solve.learned_step import learned_step, step_pairs
 from jidm.solve.looks import SeenAt, StepField
@@ -44,8 +44,8 @@ def test_the_jacobian_is_how_surface_points_move_in_the_picture(hybrid: HybridFi
         step[joint] = eps
         exact.append((pose.surface(step).points - pose.surface(-step).points) / (2 * eps))
     uv, moved = pose.surface().points, torch.stack(exact, -1)  # (N, 2), (N, 2, n) px of the full picture
-    cell = ((uv - 1.5) / 4).round().long()
-    near = pose.visible & ((uv - 1.5) / 4 - cell).abs().lt(0.1).all(-1) & (cell >= 0).all(-1) & (cell < GRID).all(-1)
+    cell = ((uv - 0.5) / 2).round().long()
+    near = pose.visible & ((uv - 0.5) / 2 - cell).abs().lt(0.1).all(-1) & (cell >= 0).all(-1) & (cell < GRID).all(-1)
     near &= logit[0, cell[:, 1].clamp(0, GRID - 1), cell[:, 0].clamp(0, GRID - 1)] > -8
     assert near.sum() > 20
     told = J[0][:, :, cell[near, 1], cell[near, 0]].movedim(-1, 0).double()
@@ -108,7 +108,7 @@ class Told(PairHead):
     """Says flow that was worked out before: (forward, backward) and where each is known."""
 
     def __init__(self, flows: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        super().__init__(8, 1, (GRID, GRID))
+        super().__init__(8, 1, (FLOW_GRID // 2, FLOW_GRID // 2))
         self.flows = flows
 
     def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,9 +128,12 @@ def test_exact_flow_gives_the_exact_step() -> None:
     q = torch.tensor([[0.3, -0.5]])
     step = torch.tensor([[0.06, -0.08]])
     views = [cell_view(field, x.double()) for x in (q, q + step)]
-    flows = [carried_flow(a, b)[0].float() * 4 for a, b in (views, views[::-1])]
-    weights = [(v.link >= 0).float() for v in views]
-    learned.pair = Told(((flows[0], weights[0]), (flows[1], weights[1])))
+    told = []
+    for a, b in (views, views[::-1]):
+        flow, seen_again = carried_flow(a, b)
+        flow, share = coarser(flow.float() * 2, seen_again.float(), 2)
+        told.append((flow, (share == 1).float()))
+    learned.pair = Told((told[0], told[1]))
     seen = field.encode(pictures(2))
     at = SeenAt.of(field, seen, torch.cat([q, q + step]))
     with torch.no_grad():
@@ -144,7 +147,7 @@ def cell_view(field: HybridField, q: Tensor) -> View:
     camera = field.camera.resized(GRID, GRID)
     pose = field.at(q)
     surface = pose.surface()
-    cell = ((surface.points[0] - 1.5) / 4).round().long()
+    cell = ((surface.points[0] - 0.5) / 2).round().long()
     depth, link = torch.full((1, GRID, GRID), 1.0).double(), torch.full((1, GRID, GRID), -1)
     poses = field.analytic.kinematics.link_poses(q)
     p_base = field.analytic.kinematics.move_points(poses, pose.skin.link, pose.skin.p_link)

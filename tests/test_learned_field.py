@@ -109,7 +109,7 @@ def test_a_batch_is_its_items_one_by_one() -> None:
     field = untrained(height=64, width=96)
     image, q = pictures(3, width=96), torch.randn(3, 2)
     whole = read(field, image, q)
-    shapes = [(3, 2), (3, 2), (3, 2, 2, 16, 24), (3, 16, 24)]
+    shapes = [(3, 2), (3, 2), (3, 2, 2, 32, 48), (3, 32, 48)]
     assert [tuple(x.shape) for x in whole] == shapes
     for i in range(3):
         one = read(field, image[i : i + 1], q[i : i + 1])
@@ -177,7 +177,7 @@ def test_modulation_adds_a_plane() -> None:
 def test_config_survives_json() -> None:
     made = config(height=96, width=160, size="small", reach=6)
     again = LearnedFieldConfig.from_dict(json.loads(json.dumps(asdict(made))))
-    assert again == made and again.grid == (24, 40) and again.n == 2
+    assert again == made and again.grid == (48, 80) and again.n == 2
     field = LearnedField.from_config(json.loads(json.dumps(asdict(config()))))
     assert field.joint_names == FINGER
     assert set(field.state_dict()) == set(untrained().state_dict())

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from step_fields import GRID, SIDE, Blind, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
+from step_fields import FLOW_GRID, GRID, SIDE, Blind, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -117,8 +117,8 @@ def test_closer_looks_begin_where_the_one_before_ended_and_come_closer() -> None
     field = Rendered(2)
     for step, (look, back) in zip(found.steps, found.looks[1:], strict=False):
         ahead, behind = (torch.einsum("cnhw,n->chw", field.world.jacobian(x[None])[0], step[0]) for x in (Q, Q + STEP))
-        torch.testing.assert_close(look.flow, look.part.of(path(ahead[None], behind[None], 4)))
-        torch.testing.assert_close(back.flow, back.part.of(path(-behind[None], -ahead[None], 4)))
+        torch.testing.assert_close(look.flow, look.part.of(path(ahead[None], behind[None], 2)))
+        torch.testing.assert_close(back.flow, back.part.of(path(-behind[None], -ahead[None], 2)))
 
 
 def test_a_guess_follows_the_curved_path() -> None:
@@ -157,17 +157,18 @@ def test_seen_motion_is_that_of_the_robots_pixels(detail: int) -> None:
     for look in (found.looks[-1][0], off.looks[-1][0]):  # the latter began off: brightness makes up for it
         told, weight = seen_motion(look, (GRID, GRID))
         on = shown[0] > 0.3
-        assert weight[0][on].min() > 0.25 and weight.max() <= 1
+        assert weight[0][on].mean() > 0.2 and weight.max() <= 1
         assert (told - flow)[0][:, on].norm(dim=0).mean() < 0.1 * flow[0][:, on].norm(dim=0).mean()
         assert not told[0][:, shown[0] < 1e-4].any() and not weight[0][shown[0] < 1e-4].any()
     first, weight = seen_motion(found.looks[0][0], (GRID, GRID))
-    assert torch.equal(first, found.looks[0][0].flow) and weight.max() == 1
+    assert first.shape[-2:] == weight.shape[-2:] == (GRID, GRID) and weight.max() == 1
+    torch.testing.assert_close(reduced(first, 2), found.looks[0][0].flow, rtol=0, atol=1e-6)
 
 
 def test_only_what_may_show_the_robot_is_compared_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     some = Rendered(2).between(Q, Q + STEP)
     part = some.looks[-1][0].part
-    assert part is not None and 6 <= part.bottom - part.top < GRID and 6 <= part.right - part.left < GRID
+    assert part is not None and 12 <= part.bottom - part.top < GRID and 12 <= part.right - part.left < GRID
     whole = Part(0, GRID, 0, GRID)
     monkeypatch.setattr(Part, "showing", lambda mask: whole)
     every = Rendered(2).between(Q, Q + STEP)
@@ -184,7 +185,7 @@ def test_what_hides_the_robot_does_not_count() -> None:
     off = SeenAt(at.seen, at.jacobian, torch.full_like(at.mask, -torch.inf))
     assert not learned_step(field, off[:1], off[1:]).solution.valid.any()
     image[1, :, :24] = 1.0  # something white comes in, where the mask says that there is no robot
-    there = (torch.arange(GRID) < 7)[:, None].expand(GRID, GRID)
+    there = (torch.arange(GRID) < 14)[:, None].expand(GRID, GRID)
     beside = SeenAt(field.encode(image), at.jacobian, at.mask.masked_fill(there, -torch.inf))
     found = learned_step(field, beside[:1], beside[1:]).steps[-1][0]
     assert (found - STEP).norm() < 0.05 * STEP.norm()
@@ -396,9 +397,9 @@ def test_gradients_stay_finite_where_nothing_can_be_solved(case: str) -> None:
 def test_joints_that_look_alike_are_not_observable() -> None:
     field = untrained()
     with torch.no_grad():
-        for channel in (0, 2):
-            field.field_out.weight[channel + 1] = field.field_out.weight[channel]
-            field.field_out.bias[channel + 1] = field.field_out.bias[channel]
+        for out in (field.field_out, field.field_fine):
+            for channel in (0, 2):
+                out.weight[channel + 1], out.bias[channel + 1] = out.weight[channel], out.bias[channel]
     image, q = pictures(2), torch.zeros(2, 2)
     found = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution
     assert found.valid.all() and not found.observable.any()

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from recorded import counted_dataset
-from step_fields import FINGER, GRID, SIDE, TwoPivots, pictures
+from step_fields import FINGER, FLOW_GRID, GRID, SIDE, TwoPivots, pictures
 from torch import Tensor
 
 from jidm import Embodiment
 from jidm.errors import InputError
 from jidm.field.analytic import AnalyticField
+from jidm.field.learned.blocks import reduced
 from jidm.learn import objective
 from jidm.learn.batch import JointStats, PairBatch
 from jidm.learn.carried import View, carried_flow, exact_field, link_poses
@@ -51,10 +52,11 @@ def batch(count: int = 2, *, flow: bool = True, seed: int = 0) -> PairBatch:
     image = pictures(3 * count, seed)
     more: dict[str, Tensor] = {}
     for tail, a, b in (("", q, q_next), ("_back", q_next, q)) if flow else ():
-        more["flow" + tail] = world.flow(a, b).float()
-        more["weight" + tail] = world.shown(a).float()
+        more["flow" + tail] = world.flow(a, b, FLOW_GRID).float()
+        more["weight" + tail] = world.shown(a, FLOW_GRID).float()
         more["mask" + tail] = (world.shown(a) > 0.5).float()
-        more["tangent" + tail] = torch.einsum("bcnhw,bn->bchw", world.jacobian(a), (b - a).double()).float()
+        tangent = torch.einsum("bcnhw,bn->bchw", world.jacobian(a), (b - a).double()).float()
+        more["tangent" + tail] = reduced(tangent, 2)
         more["tangent_weight" + tail], more["tangent_step" + tail] = more["weight" + tail], b - a
     third = {"third": image[2 * count :], "q_third": q_next + 0.05}
     return PairBatch(image[:count], image[count : 2 * count], q, q_next, **third, **more)
@@ -165,15 +167,19 @@ def test_mask_loss() -> None:
     assert moves.mask_loss(right) < 1e-6 < moves.mask_loss(-right)
     unknown = objective._BothWays.of(replace(pairs, mask=None, mask_back=None))
     assert unknown is not None
-    moving = (moves.flow.norm(dim=1) > 0.5).float()
-    assert unknown.mask_loss(20 * (2 * moving - 1)) < 1e-6  # what moves is the robot
-    assert unknown.mask_loss(torch.full_like(moving, 20.0)) < 1e-6  # of what does not, nothing is said
+    moving = (moves.flow.norm(dim=1) > 0.5).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert moving.shape == moves.mask.shape and unknown.mask_loss(20 * (2 * moving - 1)) < 1e-6
+    # What rests may be the robot: to call it so costs a tenth of missing what moves.
+    weight = moves.weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    every, nothing = (float(unknown.mask_loss(torch.full_like(moving, x))) for x in (20.0, -20.0))
+    resting, restless = (float((weight * x).sum()) for x in (1 - moving, moving))
+    assert every / nothing == pytest.approx(0.1 * resting / restless, rel=1e-4)
 
 
 def with_exact_field(pairs: PairBatch) -> PairBatch:
     world = TwoPivots()
     more = {"field": world.jacobian(pairs.q).float(), "field_back": world.jacobian(pairs.q_next).float()}
-    more |= {"field_weight": pairs.weight, "field_weight_back": pairs.weight_back}  # type: ignore[dict-item]
+    more |= {"field_weight": world.shown(pairs.q).float(), "field_weight_back": world.shown(pairs.q_next).float()}
     random = torch.rand(len(pairs), 2, 4, generator=torch.Generator().manual_seed(5))
     return replace(pairs, random=random, **more)
 

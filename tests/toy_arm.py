@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jidm.learn.batch import GRID_STRIDE, JointStats, PairBatch
+from jidm.learn.batch import FIELD_STRIDE, GRID_STRIDE, JointStats, PairBatch
 
 SIDE = 32
 JOINTS = ("shoulder", "elbow")
@@ -57,9 +57,9 @@ def picture(q: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(rgb[None], 2)[0]
 
 
-def flow_on_grid(q: Tensor, q_next: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact flow (2, h, w) [px] on the grid, and the robot (h, w)."""
-    c = torch.arange(SIDE // GRID_STRIDE) * GRID_STRIDE + (GRID_STRIDE - 1) / 2
+def flow_on_grid(q: Tensor, q_next: Tensor, stride: int = GRID_STRIDE) -> tuple[Tensor, Tensor]:
+    """Exact flow (2, h, w) [px] on the grid of that stride, and the robot (h, w)."""
+    c = torch.arange(SIDE // stride) * stride + (stride - 1) / 2
     v, u = torch.meshgrid(c, c, indexing="ij")
     here = torch.stack([u, v], -1)
     link, s, d = link_coordinates(q, here)
@@ -77,7 +77,8 @@ def arm_batch(count: int, seed: int = 0, *, with_flow: bool = True) -> PairBatch
     flows = {}
     for tail, a, b in (("", times[1], times[2]), ("_back", times[2], times[1])):
         flow, mask = (torch.stack(x) for x in zip(*(flow_on_grid(x, y) for x, y in zip(a, b)), strict=True))
-        flows |= {f"flow{tail}": flow, f"mask{tail}": mask, f"weight{tail}": torch.ones_like(mask)}
+        fine = torch.stack([flow_on_grid(x, y, FIELD_STRIDE)[1] for x, y in zip(a, b, strict=True)])
+        flows |= {f"flow{tail}": flow, f"mask{tail}": fine, f"weight{tail}": torch.ones_like(mask)}
     return PairBatch(
         first, second, times[1], times[2], before=before, third=third, q_third=times[3], **(flows if with_flow else {})
     )

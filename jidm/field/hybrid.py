@@ -86,6 +86,11 @@ class HybridField:
         """(n,) how much larger steps' errors are than the least squares think."""
         return self.learned.step_spread
 
+    @property
+    def looks_closer(self) -> Tensor:
+        """True: the field is exact, whatever the learned one is."""
+        return torch.ones((), dtype=torch.bool)
+
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
         """As `LearnedField.encode`."""
         return self.learned.encode(image)

@@ -233,24 +233,18 @@ def _compressed(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Floa
 
 
 def _unsupervised_behind(batch: PairBatch, box: Float[Tensor, "B F 4"]) -> PairBatch:
-    known = [x for x in (batch.weight, batch.mask, batch.field_weight, batch.tangent_weight) if x is not None]
-    if not known:
-        return batch
-    h, w = known[0].shape[-2:]
     box = box.to(batch.first.device)
-    hidden = {name: _covered(box[:, _FRAMES.index(name)], h, w) for name in ("first", "second")}
+    boxes = {name: box[:, _FRAMES.index(name)] for name in ("first", "second")}
     changed = {}
     for tail, here, there in (("", "first", "second"), ("_back", "second", "first")):
-        flow, weight, mask = (getattr(batch, name + tail) for name in ("flow", "weight", "mask"))
-        if mask is not None:
-            changed["mask" + tail] = mask * ~hidden[here]
-        for name in ("field_weight" + tail, "tangent_weight" + tail):
+        for name in ("mask" + tail, "field_weight" + tail, "tangent_weight" + tail):
             if (sure := getattr(batch, name)) is not None:
-                changed[name] = sure * ~hidden[here]
+                changed[name] = sure * ~_covered(boxes[here], *sure.shape[-2:])
+        flow, weight = (getattr(batch, name + tail) for name in ("flow", "weight"))
         if flow is not None:
-            gone = hidden[here] | _lands_in(flow, hidden[there])
-            changed["weight" + tail] = weight * ~gone
-            changed["flow" + tail] = flow * ~hidden[here][:, None]
+            hidden, landing = (_covered(boxes[name], *flow.shape[-2:]) for name in (here, there))
+            changed["weight" + tail] = weight * ~(hidden | _lands_in(flow, landing))
+            changed["flow" + tail] = flow * ~hidden[:, None]
     return replace(batch, **changed)
 
 

@@ -11,16 +11,21 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from jidm.errors import InputError
+from jidm.field.learned.config import FLOW_STRIDE, STRIDE
 
-GRID_STRIDE = 4
+GRID_STRIDE = FLOW_STRIDE
 """Pixels of the picture per cell of the grid on which flow is given."""
+
+FIELD_STRIDE = STRIDE
+"""Pixels per cell of the finer grid on which field and mask are given."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairBatch:
     """B pairs of frames (t, t + k) of recordings, anywhere in time and in any order.
 
-    The grid is (h, w) = (H / 4, W / 4); its cell (i, j) stands for the pixel (4 j + 1.5, 4 i + 1.5) of the picture.
+    The grid of flow is (h, w) = (H / 4, W / 4); its cell (i, j) stands for the pixel (4 j + 1.5, 4 i + 1.5) of the
+    picture. Field and mask are on a grid (y, x) = (H / 2, W / 2), as fine as the learned field's.
     Pictures may be larger by a whole number, the model's `detail`; px are those of the (H, W) picture all the same.
     Flow is None where nothing measured it; its weight is 0 where nothing is known, and flow is 0 there.
 
@@ -30,10 +35,10 @@ class PairBatch:
         before: (B, 3, H, W) the frame one recorded step before `first` (at an episode's start, `first` itself).
         flow: (B, 2, h, w) from first to second, px of the (H, W) picture, on the grid of `first`.
         weight: (B, h, w) confidence of the flow in [0, 1]; 0 = no supervision there.
-        mask: (B, h, w) 1 where `first` shows the robot, else 0; None where nobody knows.
+        mask: (B, y, x) 1 where `first` shows the robot, else 0; None where nobody knows.
         flow_back, weight_back, mask_back: the same from second to first, on the grid of `second`.
-        field: (B, 2, n, h, w) what the field at `first` should be [px per rad or m], where every joint's own motion is known:
-            in simulation; field_weight: (B, h, w) its confidence. field_back, field_weight_back: the same at `second`.
+        field: (B, 2, n, y, x) what the field at `first` should be [px per rad or m], where every joint's own motion is known:
+            in simulation; field_weight: (B, y, x) its confidence. field_back, field_weight_back: the same at `second`.
         tangent: (B, 2, h, w) what the field at `first` times `tangent_step` should be: motion to first order, without the
             curvature of the paths [px]; tangent_weight: (B, h, w) its confidence; tangent_step: (B, n) [rad or m].
         tangent_back, tangent_weight_back, tangent_step_back: the same at `second`.
@@ -50,14 +55,14 @@ class PairBatch:
     before: Float[Tensor, "B 3 H W"] | None = None
     flow: Float[Tensor, "B 2 h w"] | None = None
     weight: Float[Tensor, "B h w"] | None = None
-    mask: Float[Tensor, "B h w"] | None = None
+    mask: Float[Tensor, "B y x"] | None = None
     flow_back: Float[Tensor, "B 2 h w"] | None = None
     weight_back: Float[Tensor, "B h w"] | None = None
-    mask_back: Float[Tensor, "B h w"] | None = None
-    field: Float[Tensor, "B 2 n h w"] | None = None
-    field_weight: Float[Tensor, "B h w"] | None = None
-    field_back: Float[Tensor, "B 2 n h w"] | None = None
-    field_weight_back: Float[Tensor, "B h w"] | None = None
+    mask_back: Float[Tensor, "B y x"] | None = None
+    field: Float[Tensor, "B 2 n y x"] | None = None
+    field_weight: Float[Tensor, "B y x"] | None = None
+    field_back: Float[Tensor, "B 2 n y x"] | None = None
+    field_weight_back: Float[Tensor, "B y x"] | None = None
     tangent: Float[Tensor, "B 2 h w"] | None = None
     tangent_weight: Float[Tensor, "B h w"] | None = None
     tangent_step: Float[Tensor, "B n"] | None = None

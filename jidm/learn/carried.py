@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from jidm.robot.kinematics import Kinematics
 
+_NOTHING = 1e-6  # share of a cell
+
 # A carried point counts as seen when one of the four cells around it shows the same link at about its distance:
 # within this share of the distance ...
 _DEPTH_SHARE = 0.005
@@ -125,6 +127,14 @@ def carried_flow(first: View, second: View) -> tuple[Float[Tensor, "B 2 h w"], F
     uv = _project(p_second, second.intrinsics[points.frame])
     seen = _shown(second, points, uv, p_second[:, 2])
     return points.grid(uv - points.uv, first), points.grid(seen.to(uv.dtype), first)
+
+
+def coarser(
+    flow: Float[Tensor, "B 2 y x"], weight: Float[Tensor, "B y x"], times: int
+) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
+    """Flow on a grid so many times as coarse, in the same pixels: in every cell the mean of what counts, and how much did."""
+    share = F.avg_pool2d(weight[:, None], times)
+    return F.avg_pool2d(flow * weight[:, None], times) / share.clamp(min=_NOTHING), share[:, 0]
 
 
 def exact_field(

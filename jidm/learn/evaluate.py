@@ -338,8 +338,8 @@ def _exact(clip: Clip, view: ExactView, t: int, seen: FieldProbe) -> dict[str, T
     jacobian, mask = view.jacobian(frame, clip.q_robot[t], *grid)
     columns = [clip.robot_joints.index(name) for name in clip.joints]
     exact = {"jacobian": jacobian[:, columns], "mask": mask}
-    truth = view.flow(frame, clip.q_robot[t], clip.q_robot[t + 1])
-    if truth is not None and truth[1].shape == grid:
+    truth = view.flow(frame, clip.q_robot[t], clip.q_robot[t + 1], *grid)
+    if truth is not None:
         exact |= {"flow": truth[0], "flow_mask": truth[1]}
     return exact
 

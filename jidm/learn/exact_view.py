@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from jidm.errors import CameraError, DatasetError
 from jidm.field.analytic import AnalyticField
 from jidm.field.hybrid import fitted_camera
-from jidm.learn.carried import View, carried_flow, grid_intrinsics, link_poses
+from jidm.learn.carried import View, carried_flow, coarser, grid_intrinsics, link_poses
 from jidm.learn.recording import fitted_geometry
 from jidm.motion.fit import Fit
 from jidm.robot.camera import Camera
@@ -75,33 +76,36 @@ class ExactView:
         camera = self.camera(frame)
         jacobian, mask = seen_by(self.field, camera).dense(q.double(), height, width)
         scale = jacobian.new_tensor([camera.width / width, camera.height / height])
-        if self.links is not None and self.links.shape[1:] == (height, width):
-            mask = mask * (self.links[frame] >= 0)  # something may stand in front of the robot
+        if self.links is not None and (times := self._finer(height, width)):
+            shown = F.avg_pool2d((self.links[frame] >= 0).to(mask)[None], times)[0]
+            mask = mask * (shown >= 0.5)  # something may stand in front of the robot
         return jacobian * scale[:, None, None, None], mask
 
     def flow(
-        self, frame: int, q: Float[Tensor, " n"], q_next: Float[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "2 h w"], Float[Tensor, "h w"]] | None:
-        """True motion of every robot cell's surface point from q to q_next [px of the full picture], and their mask.
+        self, frame: int, q: Float[Tensor, " n"], q_next: Float[Tensor, " n"], height: int, width: int
+    ) -> tuple[Float[Tensor, "2 {height} {width}"], Float[Tensor, "{height} {width}"]] | None:
+        """True motion of every robot cell's surface points from q to q_next [px of the full picture], and their mask.
 
-        None where depth and links were not recorded. The camera is taken as still between the two.
+        None where depth and links were not recorded, or not on a multiple of that grid. The camera is taken as still
+        between the two.
         """
-        if self.links is None or self.depth is None:
+        times = self._finer(height, width)
+        if self.links is None or self.depth is None or not times:
             return None
         camera = self.camera(frame)
         link, depth = self.links[frame], self.depth[frame]
-        height, width = link.shape
         full = camera.K[[0, 1, 0, 1], [0, 1, 2, 2]].double()[None]
-        intrinsics = grid_intrinsics(full, camera.height, camera.width, height, width)
+        intrinsics = grid_intrinsics(full, camera.height, camera.width, *link.shape)
         poses = link_poses(self.field.kinematics, torch.stack([q, q_next]))
         T = camera.T_camera_base.double()[None]
         before, after = (View(depth[None], link[None], intrinsics, T, pose[None]) for pose in poses)
         flow, _ = carried_flow(before, after)
-        scale = flow.new_tensor([camera.width / width, camera.height / height])
-        return flow[0] * scale[:, None, None], (link >= 0).double()
+        scale = flow.new_tensor([camera.width / link.shape[1], camera.height / link.shape[0]])
+        flow, share = coarser(flow * scale[:, None, None], (link >= 0).double()[None], times)
+        return flow[0], (share[0] >= 0.5).double()
 
     def fitted(self, fit: Fit) -> ExactView:
-        """The same view in pictures of another size; depth and links on a grid of a quarter of it."""
+        """The same view in pictures of another size; depth and links on a grid of half of it."""
         cameras = tuple(fitted_camera(camera, fit) for camera in self.cameras)
         if self.links is None or self.depth is None:
             return replace(self, cameras=cameras, links=None, depth=None)
@@ -110,6 +114,13 @@ class ExactView:
         made = fitted_geometry(self.depth.numpy(), self.links.numpy(), rows, fit)
         links, depth = torch.from_numpy(made["link"]).long(), torch.from_numpy(made["depth"]).double()
         return replace(self, cameras=cameras, links=links, depth=depth)
+
+    def _finer(self, height: int, width: int) -> int:
+        """How many times as fine as a grid the recorded one is; 0 where it is no multiple of it."""
+        if self.links is None:
+            return 0
+        (rows, down), (columns, across) = (divmod(a, b) for a, b in zip(self.links.shape[1:], (height, width)))
+        return rows if rows == columns and down == across == 0 else 0
 
     def robot_mask(self, frame: int, q: Float[Tensor, " n"]) -> Float[Tensor, "H W"]:
         """1 where the robot, or something in front of it, is in the full picture; its outline is good to a pixel."""

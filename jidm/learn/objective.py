@@ -13,21 +13,26 @@ from torch.nn import functional as F
 
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
+from jidm.field.learned.blocks import reduced
 from jidm.field.learned.config import STRIDE
 from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
 from jidm.solve.brightness import carry_back
 from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs, usual_step
-from jidm.solve.looks import CLOSER_LOOKS, Look, SeenAt
+from jidm.solve.looks import Look, SeenAt
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_BENDS = 0.7  # share from which on solved steps bend a field that nobody knows: poor matches would spoil it
+_FIELD_BENDS = 0.7  # share of the training from which on solved steps bend a field that nobody knows: poor matches would spoil it
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
+_MOVED = 0.5  # [px] what moved by more is the robot, where nobody knows where it is
+_REST_COUNTS = 0.1
+"""What a cell that did not move counts there: it may show the robot at rest. What moves in a tenth of all pairs is told
+to be the robot as likely as not."""
 _LEAST_SHARE = 0.01  # of the mean motion: a joint that moves less is not worth more to be learned
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
@@ -68,8 +73,7 @@ class TrainableField(LearnedField):
 
     weights = LossWeights()
     progress = 1.0
-    """Share of the training that is over. Steps solved by closer looks bend a field that nobody knows only once it is
-    roughly right."""
+    """Share of the training that is over."""
 
     @classmethod
     def from_data(
@@ -112,7 +116,7 @@ class TrainableField(LearnedField):
         else:
             parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
         bends = batch.field is None and self.progress >= _FIELD_BENDS
-        parts |= self._matching_losses(batch, at if bends else self._fixed(at, batch), moves, bends)
+        parts |= self._matching_losses(batch, at if bends else self._fixed(at, batch), moves)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
         for name, value in parts.items():
             total = total + getattr(weight, name) * value
@@ -126,7 +130,7 @@ class TrainableField(LearnedField):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[PairBatch], rounds: int = 2) -> None:
-        """Scale the uncertainties to the errors made on pairs that were not trained on.
+        """Scale the uncertainties to the errors made on pairs that were not trained on, and see whether to look closer.
 
         The looser a look's say is, the more the next one begins with what was known before; so it takes two rounds to be
         exact, and one to watch a run by.
@@ -135,6 +139,7 @@ class TrainableField(LearnedField):
         """
         kept, states = [], []
         self.step_spread.fill_(1.0)
+        self.looks_closer.fill_(True)
         self.state_spread.fill_(1.0)
         for batch in batches:
             seen = self.encode(torch.cat([batch.first, batch.second]))
@@ -142,21 +147,30 @@ class TrainableField(LearnedField):
             states.append((q_read_std[0] - q).abs() / q_read_std[1])
             kept.append((SeenAt.of(self, seen, q), batch.delta_q))
         self.state_spread.copy_(_spread(torch.cat(states)))
+        errors = {}
+        for closer in (False, True):
+            self.looks_closer.fill_(closer)
+            steps = torch.cat([self._measured(*pairs).steps[-1] - pairs[1] for pairs in kept])
+            errors[closer] = float((steps / self.delta_std).abs().mean())
+        self.looks_closer.fill_(errors[True] <= errors[False])
         for _ in range(rounds):
-            steps = []
-            for at, delta_q in kept:
-                count = len(delta_q)
-                solution = learned_step(self, at[:count], at[count:], prior=usual_step(self, count)).solution
+            off = []
+            for pairs in kept:
+                solution = self._measured(*pairs).solution
                 std = solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-                steps.append((solution.delta_q - delta_q).abs() / std)
-            self.step_spread.mul_(_spread(torch.cat(steps)))
+                off.append((solution.delta_q - pairs[1]).abs() / std)
+            self.step_spread.mul_(_spread(torch.cat(off)))
 
-    def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None, bends: bool) -> dict[str, Tensor]:
-        """What needs both pictures matched and the step solved. Closer looks have nothing to learn but the field."""
+    def _measured(self, at: SeenAt, delta_q: Tensor) -> LearnedStep:
+        """Steps of as many pairs as there are true ones."""
+        count = len(delta_q)
+        return learned_step(self, at[:count], at[count:], prior=usual_step(self, count))
+
+    def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None) -> dict[str, Tensor]:
+        """What needs both pictures matched and the step solved. Closer looks have nothing to learn but the field, and a
+        rough field learns nothing from them: what they see around a wrong guess is noise."""
         first, second = at[: len(batch)], at[len(batch) :]
-        made = learned_step(
-            self, first, second, prior=usual_step(self, len(batch)), closer=CLOSER_LOOKS if bends else ()
-        )
+        made = learned_step(self, first, second, prior=usual_step(self, len(batch)), closer=())
         parts = {"step": self._step_loss(made, batch.delta_q)}
         if moves is not None:
             parts["flow"] = flow_loss(made.looks[0], moves)
@@ -211,7 +225,7 @@ class _BothWays:
     Attributes:
         flow: whole motion (2 B, 2, h, w) [px]; weight: (2 B, h, w).
         tangent: motion to first order (2 B, 2, h, w), tangent_weight: (2 B, h, w), tangent_step: (2 B, n) that made it.
-        mask: (2 B, h, w) the robot, or None.
+        mask: (2 B, y, x) the robot, or None.
     """
 
     flow: Tensor
@@ -241,23 +255,26 @@ class _BothWays:
         return cls(flow, weight, tangent, tangent_weight, step, mask)
 
     def mask_loss(self, logit: Tensor) -> Tensor:
-        """Cross entropy against the robot's mask; without one, what moved is the robot and what did not says nothing."""
+        """Cross entropy against the robot's mask; without one, what moved is the robot and what did not may be."""
         if self.mask is not None:
             return F.binary_cross_entropy_with_logits(logit, self.mask, pos_weight=logit.new_tensor(_ROBOT_COUNTS))
-        moved = (self.flow.square().sum(1).sqrt() > 0.5).to(logit) * self.weight
-        return weighted_mean(F.softplus(-logit), moved)
+        moved = (self.flow.square().sum(1).sqrt() > _MOVED).to(logit)
+        counts = self.weight * (moved + _REST_COUNTS * (1 - moved))
+        told, counts = (F.interpolate(x[:, None], size=logit.shape[-2:])[:, 0] for x in (moved, counts))
+        return weighted_mean(F.binary_cross_entropy_with_logits(logit, told, reduction="none"), counts)
 
 
-def field_loss(jacobian: Float[Tensor, "b 2 n h w"], moves: _BothWays) -> Float[Tensor, ""]:
+def field_loss(jacobian: Float[Tensor, "b 2 n y x"], moves: _BothWays) -> Float[Tensor, ""]:
     """Charbonnier distance of `jacobian @ step` from the motion to first order, relative to the batch's mean motion."""
     told = torch.einsum("bcnhw,bn->bchw", jacobian, moves.tangent_step)
+    told = reduced(told, told.shape[-1] // moves.tangent.shape[-1])
     weight = moves.tangent_weight
     motion = over_processes(weighted_mean(moves.tangent.square().sum(1).sqrt(), weight)).clamp(min=_LEAST_MOTION)
     return weighted_mean(charbonnier(told - moves.tangent), weight) / motion
 
 
 def columns_loss(
-    jacobian: Float[Tensor, "b 2 n h w"], batch: PairBatch, unit: Float[Tensor, "n 1 1"]
+    jacobian: Float[Tensor, "b 2 n y x"], batch: PairBatch, unit: Float[Tensor, "n 1 1"]
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Charbonnier distance of every joint's column from the exact one, both for a typical step of that joint and relative
     to what joints move: to the geometric mean of this one and of all, so that a wrist that moves a few cells by little
@@ -267,7 +284,7 @@ def columns_loss(
     exact, weight = torch.cat([batch.field, batch.field_back]), torch.cat([batch.field_weight, batch.field_weight_back])
     wanted = unit * exact
 
-    def per_joint(x: Float[Tensor, "b n h w"]) -> Float[Tensor, " n"]:
+    def per_joint(x: Float[Tensor, "b n y x"]) -> Float[Tensor, " n"]:
         return torch.stack([weighted_mean(column, weight) for column in x.unbind(1)])
 
     motion = over_processes(per_joint(wanted.square().sum(1).sqrt()))

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Int, Num
 from torch import Tensor
+from torch.nn import functional as F
 
 from jidm.errors import DatasetError, InputError
-from jidm.learn.batch import GRID_STRIDE, PairBatch
-from jidm.learn.carried import View, carried_flow, exact_field, grid_intrinsics, link_poses
+from jidm.learn.batch import FIELD_STRIDE, GRID_STRIDE, PairBatch
+from jidm.learn.carried import View, carried_flow, coarser, exact_field, grid_intrinsics, link_poses
 from jidm.learn.estimated import EstimatedFlow
 from jidm.learn.recording import Recording
 from jidm.robot.kinematics import Kinematics
@@ -160,12 +161,13 @@ class PairSource:
         for tail, a, b in (("", one, two), ("_back", two, one)):
             flow, weight = carried_flow(a, b)
             field, beside = exact_field(a.widened(), kinematics)
-            fields["field" + tail] = self._learned(field, 2) * GRID_STRIDE
+            fields["field" + tail] = self._learned(field, 2) * FIELD_STRIDE
             fields["field_weight" + tail] = beside * torch.where(a.link >= 0, 1.0, _BESIDE).to(beside)
+            times = GRID_STRIDE // FIELD_STRIDE
+            flow, weight = coarser(flow * FIELD_STRIDE, weight, times)
             if self.static_background:
-                weight = weight + _surely_background(a, b) * still[:, None, None]
-            fields["flow" + tail] = flow * GRID_STRIDE
-            fields["weight" + tail] = weight
+                weight = weight + _surely_background(a, b, times) * still[:, None, None]
+            fields["flow" + tail], fields["weight" + tail] = flow, weight
             fields["mask" + tail] = (a.link >= 0).to(flow.dtype)
         return fields
 
@@ -209,7 +211,7 @@ class PairSource:
         return state.index_select(axis, self._tables["joints"]).float()
 
 
-def _surely_background(one: View, two: View) -> Tensor:
-    """(B, h, w) 1 where neither frame shows the robot in the cell or next to it."""
-    robot = ((one.link >= 0) | (two.link >= 0)).float()[:, None]
-    return 1 - torch.nn.functional.max_pool2d(robot, 3, stride=1, padding=1)[:, 0]
+def _surely_background(one: View, two: View, times: int) -> Tensor:
+    """(B, h, w) on a grid so many times as coarse: 1 where neither frame shows the robot in the cell or next to it."""
+    robot = F.max_pool2d(((one.link >= 0) | (two.link >= 0)).float()[:, None], times)
+    return 1 - F.max_pool2d(robot, 3, stride=1, padding=1)[:, 0]

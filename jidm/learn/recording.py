@@ -23,27 +23,27 @@ from torch import Tensor
 
 from jidm.errors import DatasetError, did_you_mean
 from jidm.files import remove_leftovers
-from jidm.learn.batch import GRID_STRIDE, JointStats
+from jidm.learn.batch import FIELD_STRIDE, JointStats
 from jidm.motion.fit import Fit
 
-_TABLES_VERSION = 2
+_TABLES_VERSION = 3
 _STILL = 1e-4
 """Joints whose steps spread less than this [rad or m] count as not moving; scales are not taken below it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """What self-play knows beyond pictures, for the N frames of a recording, on the grid of the training picture.
+    """What self-play knows beyond pictures, for the N frames of a recording, on the grid of the field.
 
     Attributes:
-        depth: (N, h, w) float32 distance along the optical axis [m]; 0 off the robot.
-        link: (N, h, w) int16 link index, -1 = not the robot.
+        depth: (N, y, x) float32 distance along the optical axis [m]; 0 off the robot.
+        link: (N, y, x) int16 link index, -1 = not the robot.
         intrinsics: (N, 4) float64 fx, fy, cx, cy of the training picture [px].
         T_camera_base: (N, 4, 4) float64.
     """
 
-    depth: Float[Tensor, "N h w"]
-    link: Int[Tensor, "N h w"]
+    depth: Float[Tensor, "N y x"]
+    link: Int[Tensor, "N y x"]
     intrinsics: Float[Tensor, "N 4"]
     T_camera_base: Float[Tensor, "N 4 4"]
 
@@ -297,16 +297,16 @@ def _extras(episode: Any, keys: Sequence[str]) -> list[NDArray[Any]] | None:
 
 
 def fitted_geometry(depth: NDArray[Any], link: NDArray[Any], pose: NDArray[Any], fit: Fit) -> dict[str, NDArray[Any]]:
-    """Recorded depth, links and cameras of T frames as those of the training picture and its grid.
+    """Recorded depth, links and cameras of T frames as those of the training picture and the grid of its field.
 
     Args:
         depth, link: (T, h_in, w_in) on a coarse grid over the recorded picture.
         pose: (T, 16) fx, fy, cx, cy [px of the recorded picture], then T_camera_base's upper rows.
 
     Returns:
-        depth float32 and link int16 (T, H/4, W/4), intrinsics (T, 4) and T_camera_base (T, 4, 4), as in `Geometry`.
+        depth float32 and link int16 (T, H/2, W/2), intrinsics (T, 4) and T_camera_base (T, 4, 4), as in `Geometry`.
     """
-    h, w = fit.height // GRID_STRIDE, fit.width // GRID_STRIDE
+    h, w = fit.height // FIELD_STRIDE, fit.width // FIELD_STRIDE
     if not (fit.identity and depth.shape[1:] == (h, w)):
         depth, link = _resampled(depth, link, fit, h, w)
     scale, offset = np.array([fit.scale_u, fit.scale_v]), np.array([fit.left, fit.top])
@@ -325,7 +325,7 @@ def _resampled(depth: NDArray[Any], link: NDArray[Any], fit: Fit, h: int, w: int
     """On another grid: the nearest cell's link; between four cells of one link 1/depth is linear, as on a plane."""
 
     def axis(cells: int, offset: int, inner: int, cells_in: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        position = (np.arange(cells) + 0.5) * GRID_STRIDE - offset  # from the picture's edge, in training pixels
+        position = (np.arange(cells) + 0.5) * FIELD_STRIDE - offset  # from the picture's edge, in training pixels
         x = position * (cells_in / inner) - 0.5
         return x, (position > 0) & (position < inner)
 

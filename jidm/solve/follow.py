@@ -34,8 +34,8 @@ class FollowOptions:
             steps that are further off count less.
         confused: a picture is not measured where the step leaves more than this share of the motion unexplained ...
         least_motion: ... of at least this much motion [px rms].
-        closer: how pictures are compared once they are matched; fewer looks are faster and less precise. Frames of a
-            video begin nearer than unrelated pairs do, so one coarse look is enough.
+        closer: how pictures are compared once they are matched, if that is better for this field; fewer looks are faster
+            and less precise. Frames of a video begin nearer than unrelated pairs do, so one coarse look is enough.
     """
 
     persistence: float = 1.0
@@ -103,7 +103,8 @@ class PoseFollower:
         now = SeenAt.of(self.field, seen, self._inside(belief.q.to(self.q))[None])
         expected = belief.step(span)
         prior = Gaussian(expected.mean[None].to(self.q), expected.covariance[None].to(self.q))
-        found = learned_step(self.field, self._last, now, flow, prior=prior, closer=self.options.closer)
+        closer = self.options.closer if bool(self.field.looks_closer) else ()
+        found = learned_step(self.field, self._last, now, flow, prior=prior, closer=closer)
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)

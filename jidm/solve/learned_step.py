@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.field.learned.blocks import doubled
-from jidm.field.learned.config import STRIDE
+from jidm.field.learned.config import FLOW_STRIDE
 from jidm.motion.flow.base import Flow, clean
 from jidm.solve.belief import Gaussian
 from jidm.solve.brightness import Brightness
@@ -47,7 +46,7 @@ class LearnedStep:
 
 def learned_step(
     field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None,
-    *, prior: Gaussian | None = None, closer: Sequence[CloserLook] = CLOSER_LOOKS,
+    *, prior: Gaussian | None = None, closer: Sequence[CloserLook] | None = None,
 ) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in fields, masks and matching.
 
@@ -55,8 +54,10 @@ def learned_step(
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
         prior: what is known of the step before looking [rad or m]. Every look begins with the step that is most likely
             by it and the look before; the first closer one with its mean where by that the pictures look more alike.
-        closer: the looks after the first.
+        closer: the looks after the first; `CLOSER_LOOKS` or none if not given, as is better for this field.
     """
+    if closer is None:
+        closer = CLOSER_LOOKS if bool(field.looks_closer) else ()
     a, b = first.seen, second.seen
     forward, backward = field.pair.correlate(a.coarse, b.coarse)
     early = Look(*field.pair.start(forward, a.coarse)), Look(*field.pair.start(backward, b.coarse))
@@ -138,20 +139,21 @@ def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Look, L
 
 
 def _equations(at: SeenAt, look: Look, sign: float) -> NormalEquations:
-    robot = at.mask.sigmoid()
     if look.brightness is not None and look.part is not None:
-        return _brightness_equations(sign * look.part.of(at.jacobian), look.part.of(robot), look.brightness)
+        robot = look.part.of(at.mask).sigmoid()
+        return _brightness_equations(sign * look.part.of(at.jacobian), robot, look.brightness)
     assert look.log_weight is not None
-    return normal_equations(sign * at.jacobian, look.flow, look.log_weight.exp() * robot, layout="dense")
+    jacobian, robot = at.on_flow_grid()
+    return normal_equations(sign * jacobian, look.flow, look.log_weight.exp() * robot, layout="dense")
 
 
 def _brightness_equations(
     jacobian: Float[Tensor, "b 2 n h w"], robot: Float[Tensor, "b h w"], seen: Brightness
 ) -> NormalEquations:  # fmt: skip
     """Gauss-Newton on the joint step."""
-    J = doubled(jacobian.flatten(1, 2)).unflatten(1, jacobian.shape[1:3]).flatten(-2)
+    J = jacobian.flatten(-2)
     bent = torch.einsum("bcdp,bdnp->bcnp", seen.curvature.flatten(-2), J)
-    count = robot.flatten(1).sum(-1)  # cells of the field, as for flow
+    count = robot.flatten(1).sum(-1)
     return NormalEquations(
         matrix=J.movedim(2, 1).flatten(2) @ bent.movedim(2, 1).flatten(2).mT,
         vector=-torch.einsum("bcnp,bcp->bn", J, seen.slope.flatten(-2)),
@@ -164,8 +166,9 @@ def _brightness_equations(
 def _about_flow(solution: Solution, first: SeenAt, look: Look) -> Solution:
     """The solution with residual and explained share of the forward flow on the robot."""
     assert look.log_weight is not None
-    weight = (look.log_weight.exp() * first.mask.sigmoid()).detach()
-    told = torch.einsum("bcnhw,bn->bchw", first.jacobian, solution.delta_q)
+    jacobian, robot = first.on_flow_grid()
+    weight = (look.log_weight.exp() * robot).detach()
+    told = torch.einsum("bcnhw,bn->bchw", jacobian, solution.delta_q)
     total = weight.flatten(1).sum(-1).clamp(min=1e-12)
     left = (weight * (look.flow - told).square().sum(1)).flatten(1).sum(-1) / total
     motion = (weight * look.flow.square().sum(1)).flatten(1).sum(-1) / total
@@ -190,12 +193,12 @@ def _explaining(solution: Solution, left: Float[Tensor, " b"], motion: Float[Ten
 
 
 def _given(flow: Flow, like: tuple[Look, Look]) -> tuple[Look, Look]:
-    """Flow from elsewhere on the field's grid; nothing is known of the way back."""
+    """Flow from elsewhere on the grid of flow; nothing is known of the way back."""
     like_flow, like_weight = like[0].flow, like[0].log_weight
     assert like_weight is not None
     h, w = like_flow.shape[-2:]
     small = clean(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
-    vectors = (small.flow * STRIDE).reshape(like_flow.shape).to(like_flow)
+    vectors = (small.flow * FLOW_STRIDE).reshape(like_flow.shape).to(like_flow)
     weight = small.weight.reshape(like_weight.shape).to(like_weight)
     nothing = torch.full_like(weight, -torch.inf)
     return Look(vectors, weight.log()), Look(torch.zeros_like(vectors), nothing)

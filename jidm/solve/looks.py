@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jidm.field.learned.blocks import reduced
-from jidm.field.learned.config import STRIDE, LearnedFieldConfig
+from jidm.field.learned.blocks import doubled, reduced
+from jidm.field.learned.config import FLOW_STRIDE, STRIDE, LearnedFieldConfig
 from jidm.field.learned.matching import PairHead
 from jidm.field.learned.network import Encoded
 from jidm.solve.brightness import Brightness, aligned, carry_back, gradients, moved_along, path
@@ -63,6 +63,8 @@ class StepField(Protocol):
     def delta_std(self) -> Tensor: ...
     @property
     def step_spread(self) -> Tensor: ...
+    @property
+    def looks_closer(self) -> Tensor: ...
     def encode(self, image: Tensor) -> Encoded: ...
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]: ...
     def jacobian(self, seen: Encoded, q: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -85,6 +87,12 @@ class SeenAt:
     def of(cls, field: StepField, seen: Encoded, q: Float[Tensor, "b n"]) -> SeenAt:
         """Read the field at joint positions q [rad or m]."""
         return cls(seen, *field.jacobian(seen, q.to(seen.image)))
+
+    def on_flow_grid(self) -> tuple[Float[Tensor, "b 2 n i j"], Float[Tensor, "b i j"]]:
+        """Field and probability of the robot on the coarser grid of flow."""
+        times = FLOW_STRIDE // STRIDE
+        jacobian = reduced(self.jacobian.flatten(1, 2), times).unflatten(1, self.jacobian.shape[1:3])
+        return jacobian, reduced(self.mask.sigmoid()[:, None], times)[:, 0]
 
     def fixed(self) -> SeenAt:
         """The same for a solve that must not bend the field."""
@@ -126,8 +134,8 @@ class Look:
     """One direction of one comparison of two pictures.
 
     Attributes:
-        flow: (B, 2, h, w) [px of the picture]: what was matched, or for a closer look around what it looked, in its part
-            of the grid.
+        flow: (B, 2, h, w) [px of the picture]: what was matched, on the grid of flow; or for a closer look around what it
+            looked, in its part of the field's grid.
         log_weight: (B, h, w) of the matching's confidence (inverse variance, 1/px^2); None for a closer look.
         brightness: what the robot's pixels say around the flow; None for the first look.
         part: of the grid that was compared; None for all of it.
@@ -144,16 +152,14 @@ def seen_motion(look: Look, size: tuple[int, int]) -> tuple[Float[Tensor, "b 2 h
 
     Returns:
         Flow [px of the picture] on the field's grid of that size, and in [0, 1] how much of it was measured: along edges
-        half of it is. Both are 0 where nothing was compared; a first look is returned as it is.
+        half of it is. Both are 0 where nothing was compared.
     """
     if look.brightness is None or look.part is None:
         assert look.log_weight is not None
         weight = look.log_weight.exp()
-        return look.flow, weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
-    curvature, slope = (
-        4 * F.avg_pool2d(x.flatten(1, -3), 2).unflatten(1, x.shape[1:-2]).movedim((-2, -1), (1, 2))
-        for x in (look.brightness.curvature, look.brightness.slope)
-    )
+        weight = weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
+        return doubled(look.flow), doubled(weight[:, None])[:, 0]
+    curvature, slope = (x.movedim((-2, -1), (1, 2)) for x in (look.brightness.curvature, look.brightness.slope))
     damped = curvature + torch.eye(2).to(curvature) / _LOOSE**2
     left = torch.linalg.solve(damped, -slope)
     told = torch.linalg.solve(damped, curvature).diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -172,7 +178,7 @@ def _path(here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -
 
 
 def closer_look(how: CloserLook, here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -> Look:
-    """Brightness around where a step [rad or m] leads, on a grid twice as fine as the field's."""
+    """Brightness around where a step [rad or m] leads, on the field's grid."""
     guess = _path(here, there, part, step)
     first, second = (_scaled(x.seen, how.scale) for x in (here, there))
     side = first.shape[-1] // here.mask.shape[-1]  # pixels compared per cell of the field
@@ -181,7 +187,7 @@ def closer_look(how: CloserLook, here: SeenAt, there: SeenAt, part: Part, step: 
     robot, one = _robot(here, part, side), part.of(first, side)
     if how.settled:
         robot = moved_along(robot, one, part.of(second, side), carried)
-    seen = aligned(one, carried, robot, noise=how.noise, cell=side // 2, larger=larger)
+    seen = aligned(one, carried, robot, noise=how.noise, cell=side, larger=larger)
     return Look(guess, None, seen, part)
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from jidm.errors import CheckpointError, InputError
 
-STRIDE = 4
+STRIDE = 2
 """Pixels of the picture per cell of the field's grid."""
+
+FLOW_STRIDE = 4
+"""Pixels per cell of the grid on which motion is told, matched or measured elsewhere."""
 
 COARSE = 8
 """Pixels per cell of the grid on which pictures are first matched."""
@@ -24,19 +27,19 @@ class Size:
 
     Attributes:
         levels: at 1/2, 1/4, 1/8 and 1/16 of the picture.
-        decoder: of the field's decoder.
+        decoder: of the field's decoder, and of its last level, on the field's own grid.
         match: of the matching features and of the pair head.
     """
 
     levels: tuple[int, int, int, int]
-    decoder: int
+    decoder: tuple[int, int]
     match: int
 
 
 SIZES: Mapping[str, Size] = {
-    "tiny": Size((16, 32, 48, 64), 32, 32),
-    "small": Size((24, 48, 72, 96), 48, 32),
-    "base": Size((32, 64, 96, 160), 64, 48),
+    "tiny": Size((16, 32, 48, 64), (32, 16), 32),
+    "small": Size((24, 48, 72, 96), (48, 24), 32),
+    "base": Size((32, 64, 96, 160), (64, 32), 48),
 }
 
 

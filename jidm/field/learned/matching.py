@@ -20,7 +20,7 @@ class PairHead(nn.Module):
     Args:
         features: channels of the matching features.
         reach: radius of the correlation window [cells of the coarse grid].
-        grid: (h/2, w/2), the coarse grid: the field's at half its resolution, a sixteenth of the pairs to compare.
+        grid: (H/8, W/8), the coarse grid: at half the resolution of flow there are a sixteenth of the pairs to compare.
     """
 
     index: Tensor
@@ -48,7 +48,7 @@ class PairHead(nn.Module):
         nn.init.zeros_(self.coarse_out.bias)
 
     def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Both directions' windows of one correlation volume of coarse features: two (B, side^2, h/2, w/2)."""
+        """Both directions' windows of one correlation volume of coarse features: two (B, side^2, H/8, W/8)."""
         b, c, h, w = first.shape
         volume = (first * (4 / c**0.5)).flatten(2).mT @ second.flatten(2)
         windows = []
@@ -58,7 +58,7 @@ class PairHead(nn.Module):
         return windows[0], windows[1]
 
     def start(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """First flow [px of the picture] and log-confidence on the field's grid, from a correlation window."""
+        """First flow [px of the picture] and log-confidence on the grid of flow, from a correlation window."""
         unlikely = F.softplus(self.stillness) * self.offsets.square().sum(0)[:, None, None]
         likely = (window * self.sharpness.exp() / 4 - unlikely).softmax(1)
         peak = torch.einsum("bkhw,ck->bchw", likely, self.offsets)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jidm.field.learned.backbone import make_encoder
 from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, pixel_grid, reduced, spatial_softmax
-from jidm.field.learned.config import SIZES, LearnedFieldConfig
+from jidm.field.learned.config import COARSE, SIZES, LearnedFieldConfig
 from jidm.field.learned.matching import PairHead
 
 _KEYPOINTS = 32
@@ -29,12 +29,13 @@ class Encoded:
 
     Attributes:
         image: (B, 3, detail H, detail W) as given; small: (B, 3, H, W) the same reduced.
-        quarter, eighth, sixteenth: features at those scales.
-        coarse: (B, C, h/2, w/2) features to recognise a place of the robot by.
+        half, quarter, eighth, sixteenth: features at those scales.
+        coarse: (B, C, H/8, W/8) features to recognise a place of the robot by.
     """
 
     image: Tensor
     small: Tensor
+    half: Tensor
     quarter: Tensor
     eighth: Tensor
     sixteenth: Tensor
@@ -58,6 +59,8 @@ class LearnedField(nn.Module):
     delta_std: Tensor
     step_spread: Tensor
     state_spread: Tensor
+    looks_closer: Tensor
+    grid2: Tensor
     grid4: Tensor
     grid8: Tensor
     grid16: Tensor
@@ -65,29 +68,34 @@ class LearnedField(nn.Module):
     def __init__(self, config: LearnedFieldConfig, *, pretrained: bool = False) -> None:
         super().__init__()
         self.config = config
-        size, n, grid = SIZES[config.size], config.n, config.grid
-        _, quarter, eighth, sixteenth = size.levels
-        width = size.decoder
+        size, n = SIZES[config.size], config.n
+        half, quarter, eighth, sixteenth = size.levels
+        width, fine = size.decoder
         for name in ("q_mean", "q_std", "delta_std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
         # Set by `calibrate` after training: how much larger errors are than the least squares think.
         self.register_buffer("step_spread", torch.ones(n))
         self.register_buffer("state_spread", torch.ones(n))
-        for stride in (4, 8, 16):
+        # Whether steps get better by comparing pictures closely; a rough field's do not.
+        self.register_buffer("looks_closer", torch.tensor(True))
+        for stride in (2, 4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
         self.coarse_in = nn.Conv2d(eighth, size.match, 1)
-        self.pair = PairHead(size.match, config.reach, (grid[0] // 2, grid[1] // 2))
+        self.pair = PairHead(size.match, config.reach, (config.height // COARSE, config.width // COARSE))
         self.from_sixteenth = nn.Conv2d(sixteenth + 2, width, 1)
         self.from_eighth = nn.Conv2d(eighth, width, 1)
         self.from_quarter = nn.Conv2d(quarter, width, 1)
+        self.from_half = nn.Conv2d(half, fine, 1)
+        self.to_fine = nn.Conv2d(width, fine, 1)
         self.pose = nn.Sequential(
             nn.Linear(3 * n, _POSE_WIDTH), nn.GELU(), nn.Linear(_POSE_WIDTH, _POSE_WIDTH), nn.GELU()
         )
-        self.modulate = nn.ModuleList(Modulation(_POSE_WIDTH, width) for _ in range(3))
-        self.decode = nn.ModuleList(ConvBlock(width, width) for _ in range(3))
+        self.modulate = nn.ModuleList(Modulation(_POSE_WIDTH, x) for x in (width, width, width, fine))
+        self.decode = nn.ModuleList(ConvBlock(x, x) for x in (width, width, width, fine))
         self.field_out = nn.Conv2d(width, 2 * n, 1)
-        self.mask_out = nn.Conv2d(width, 1, 1)
+        self.field_fine = nn.Conv2d(fine, 2 * n, 1)
+        self.mask_out = nn.Conv2d(fine, 1, 1)
         assert self.mask_out.bias is not None
         nn.init.constant_(self.mask_out.bias, _ROBOT_LOGIT)
         self.keypoints = nn.Conv2d(eighth + width, _KEYPOINTS, 1)
@@ -108,10 +116,10 @@ class LearnedField(nn.Module):
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
         """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`."""
         small = reduced(image, self.config.detail)
-        _, quarter, eighth, sixteenth = self.encoder(small)
+        half, quarter, eighth, sixteenth = self.encoder(small)
         # Field and state alone teach the encoder: what matching asks of it is louder, and would spoil the field.
         coarse = _normed(self.coarse_in(eighth.detach()))
-        return Encoded(image, small, quarter, eighth, sixteenth, coarse)
+        return Encoded(image, small, half, quarter, eighth, sixteenth, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
@@ -129,8 +137,11 @@ class LearnedField(nn.Module):
         x = self.decode[0](self.modulate[0](self._coarse(seen), pose, self.grid16))
         x = self.decode[1](self.modulate[1](doubled(x) + self.from_eighth(seen.eighth), pose, self.grid8))
         x = self.decode[2](self.modulate[2](doubled(x) + self.from_quarter(seen.quarter), pose, self.grid4))
-        field = self.field_out(x).unflatten(1, (2, self.config.n))
-        return field * (_FLOW_UNIT / self.delta_std)[:, None, None], self.mask_out(x)[:, 0]
+        fine = doubled(self.to_fine(x)) + self.from_half(seen.half)
+        fine = self.decode[3](self.modulate[3](fine, pose, self.grid2))
+        # The last level has few channels: it draws the links' borders into a field that the one before tells.
+        field = (doubled(self.field_out(x)) + self.field_fine(fine)).unflatten(1, (2, self.config.n))
+        return field * (_FLOW_UNIT / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
 
     def _coarse(self, seen: Encoded) -> Tensor:
         grid = self.grid16.expand(len(seen.sixteenth), -1, -1, -1)
