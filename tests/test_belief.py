@@ -35,12 +35,14 @@ def test_a_measured_gaussian_adds_information() -> None:
     torch.testing.assert_close(found.mean[..., None], wanted @ (P @ prior.mean[..., None] + R @ seen.mean[..., None]))
 
 
-def test_filtering_is_conditioning_on_everything_at_once() -> None:
+@pytest.mark.parametrize("together", [0.0, -0.7])
+def test_filtering_is_conditioning_on_everything_at_once(together: float) -> None:
     """The oracle: positions and velocities of all times as one Gaussian, all measurements in one least squares."""
     generator = torch.Generator().manual_seed(1)
     T, speed = 7, torch.tensor([0.7, 0.2]).double()
     q0, start = torch.tensor([0.3, -0.1]).double(), spd(generator, scale=1e-3)
-    belief = Belief.begin(q0, start, speed)
+    correlation = torch.tensor([[1.0, together], [together, 1.0]]).double()
+    belief = Belief.begin(q0, start, speed, correlation) if together else Belief.begin(q0, start, speed)
     kept = math.exp(-DT / PERSISTENCE)
     # Unknowns: q_0, v_0 .. v_T (n each); q_t = q_0 + DT sum of v_1 .. v_t.
     one = torch.eye(N).double()
@@ -56,7 +58,7 @@ def test_filtering_is_conditioning_on_everything_at_once() -> None:
     def told(row: Tensor, value: Tensor, covariance: Tensor) -> None:
         rows.append(row), values.append(value), information.append(covariance.inverse())
 
-    nothing, power = torch.zeros(N).double(), torch.diag(speed**2)
+    nothing, power = torch.zeros(N).double(), torch.diag(speed) @ correlation @ torch.diag(speed)
     told(velocity(0), nothing, power)
     for t in range(1, T + 1):
         told(velocity(t) - kept * velocity(t - 1), nothing, (1 - kept**2) * power)

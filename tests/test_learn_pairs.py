@@ -100,6 +100,18 @@ def test_scales_of_the_joints(counted, tmp_path: Path) -> None:
     np.testing.assert_allclose(stats.q_mean, recording.q.mean(0), rtol=1e-12)
     assert stats.q_lower == (3.0, 4.0)
     assert recording.still_joints() == ()
+    # These two joints move as one, but are never taken to be tied together.
+    np.testing.assert_allclose(stats.delta_correlation, [[1.0, 0.95], [0.95, 1.0]], atol=1e-4)
+    steps = (
+        torch.randn(26, 2, generator=torch.Generator().manual_seed(0)).double()
+        @ torch.tensor([[1, 0.5], [0, 1]]).double()
+    )
+    mixed = replace(recording, state=steps.cumsum(0)).stats()
+    inside = torch.cat([steps[a + 1 : a + n] for a, n in recording._spans()])
+    expected = torch.corrcoef(inside.mT)[0, 1]  # of steps about their mean, which is nearly nothing
+    assert mixed.delta_correlation[0][1] == pytest.approx(0.95 * float(expected), abs=0.1)
+    still = replace(recording, state=torch.stack([steps.cumsum(0)[:, 0], torch.zeros(26).double()], 1)).stats()
+    assert still.delta_correlation == ((1.0, 0.0), (0.0, 1.0))
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

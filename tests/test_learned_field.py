@@ -175,7 +175,7 @@ def test_modulation_adds_a_plane() -> None:
 
 
 def test_config_survives_json() -> None:
-    made = config(height=96, width=160, size="small", reach=6)
+    made = config(height=96, width=160, size="small", reach=6, delta_correlation=((1.0, 0.5), (0.5, 1.0)))
     again = LearnedFieldConfig.from_dict(json.loads(json.dumps(asdict(made))))
     assert again == made and again.grid == (48, 80) and again.n == 2
     field = LearnedField.from_config(json.loads(json.dumps(asdict(config()))))
@@ -196,6 +196,7 @@ def test_config_survives_json() -> None:
         ({"delta_std": (0.1, -0.1)}, "positive q_std and delta_std"),
         ({"delta_std": (0.1, float("nan"))}, "delta_std must be finite"),
         ({"q_upper": (float("inf"), 1.0)}, "q_upper must be finite"),
+        ({"delta_correlation": ((1.0, 0.0),)}, "2 rows of 2 numbers"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, object], complaint: str) -> None:

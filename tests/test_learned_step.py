@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from step_fields import FLOW_GRID, GRID, SIDE, Blind, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
+from step_fields import GRID, SIDE, Blind, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from jidm.field.learned.blocks import reduced
 from jidm.motion.flow import Flow
 from jidm.solve.belief import Gaussian
 from jidm.solve.brightness import path
-from jidm.solve.learned_step import LearnedStep, _about_brightness, learned_step, step_pairs
+from jidm.solve.learned_step import LearnedStep, _about_brightness, learned_step, step_pairs, usual_step
 from jidm.solve.looks import CLOSER_LOOKS, CloserLook, Part, SeenAt, StepField, seen_motion
 
 
@@ -260,6 +260,26 @@ def test_spread_widens_the_covariance_joint_by_joint() -> None:
     field.step_spread.copy_(torch.tensor([2.0, 5.0]))
     wide = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution.covariance
     torch.testing.assert_close(wide / narrow, torch.tensor([[[4.0, 10.0], [10.0, 25.0]]]))
+
+
+def test_what_is_known_before_is_how_far_and_which_joints_move_together() -> None:
+    field = untrained(delta_correlation=((1.0, -0.8), (-0.8, 1.0)))
+    field.delta_std.copy_(torch.tensor([0.1, 0.02]))
+    before = usual_step(field, 3)
+    assert not before.mean.any() and before.mean.shape == (3, 2)
+    torch.testing.assert_close(before.covariance[2], torch.tensor([[0.01, -0.0016], [-0.0016, 0.0004]]))
+
+
+def test_a_field_that_does_not_look_closer_only_matches() -> None:
+    field = untrained()
+    image, q = pictures(2), torch.zeros(2, 2)
+    assert len(step_between(field, image[:1], image[1:], q[:1], q[1:]).looks) == 1 + len(CLOSER_LOOKS)
+    field.looks_closer.fill_(False)
+    matched = step_between(field, image[:1], image[1:], q[:1], q[1:])
+    assert len(matched.looks) == 1
+    torch.testing.assert_close(
+        matched.solution.delta_q, step_between(field, image[:1], image[1:], q[:1], q[1:], closer=()).solution.delta_q
+    )
 
 
 def test_both_kinds_of_field_are_step_fields() -> None:

@@ -33,7 +33,7 @@ from jidm.learn.objective import (
 from jidm.learn.pairs import Draw, PairSource
 from jidm.learn.recording import read_recording
 from jidm.robot.kinematics import Kinematics
-from jidm.solve.learned_step import learned_step, usual_step
+from jidm.solve.learned_step import LearnedStep, learned_step, usual_step
 from jidm.solve.looks import Look, SeenAt
 
 STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
@@ -352,6 +352,22 @@ def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
     # Either the two shares are met or one lies above and the other below: the spread is their geometric mean.
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
     torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
+    field, pairs = model().eval(), batch(8, flow=False)
+    measured = TrainableField._measured
+
+    def spoiled(self: TrainableField, at: SeenAt, delta_q: Tensor) -> LearnedStep:
+        found = measured(self, at, delta_q)
+        off = 0.0 if bool(self.looks_closer) == helps else 10.0
+        return replace(found, steps=(*found.steps[:-1], delta_q + off + 0 * found.steps[-1]))
+
+    monkeypatch.setattr(TrainableField, "_measured", spoiled)
+    field.looks_closer.fill_(not helps)
+    field.calibrate([pairs])
+    assert bool(field.looks_closer) == helps
 
 
 # ---- motion to first order -------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jidm.data import stats
 from jidm.data.feature import ACTION, IMAGES, STATE, Feature
-from jidm.data.film import encode
+from jidm.data.film import FINE, encode
 from jidm.data.meta import Written, data_path, video_path, write_meta
 from jidm.data.stage import Stage, move
 from jidm.data.table import read_columns, read_notes, to_arrow, write_table
@@ -54,7 +54,7 @@ class DatasetWriter:
     def __init__(
         self, root: str | Path, *, fps: float, joint_names: Sequence[str], cameras: Mapping[str, tuple[int, int]],
         action_names: Sequence[str] | None = None, robot_type: str = "", extras: Mapping[str, Feature] | None = None,
-        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", crf: int = 12,
+        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", crf: int = FINE,
     ) -> None:  # fmt: skip
         self.root, self.version, self.fps, self.robot_type, self.crf = Path(root), version, float(fps), robot_type, crf
         if version not in VERSIONS:

@@ -82,6 +82,11 @@ class HybridField:
         return self.learned.delta_std
 
     @property
+    def delta_correlation(self) -> Tensor:
+        """(n, n) how typical steps of any two joints go together."""
+        return self.learned.delta_correlation
+
+    @property
     def step_spread(self) -> Tensor:
         """(n,) how much larger steps' errors are than the least squares think."""
         return self.learned.step_spread

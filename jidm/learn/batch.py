@@ -147,6 +147,7 @@ class JointStats:
         q_mean, q_std: mean and standard deviation of the positions.
         delta_std: standard deviation of the steps between neighbouring frames.
         q_lower, q_upper: smallest and largest position.
+        delta_correlation: n rows of n, of the steps; empty where joints move independently.
     """
 
     q_mean: tuple[float, ...]
@@ -154,3 +155,4 @@ class JointStats:
     delta_std: tuple[float, ...]
     q_lower: tuple[float, ...]
     q_upper: tuple[float, ...]
+    delta_correlation: tuple[tuple[float, ...], ...] = ()

@@ -26,7 +26,9 @@ _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for th
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_BENDS = 0.7  # share of the training from which on solved steps bend a field that nobody knows: poor matches would spoil it
+_FIELD_BENDS = (
+    0.7  # share of the training from which on solved steps bend a field that nobody knows: poor matches would spoil it
+)
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
 _MOVED = 0.5  # [px] what moved by more is the robot, where nobody knows where it is
@@ -88,7 +90,7 @@ class TrainableField(LearnedField):
         """
         config = LearnedFieldConfig(
             tuple(joint_names), tuple(joint_types), height, width, stats.q_mean, stats.q_std, stats.delta_std,
-            stats.q_lower, stats.q_upper, **options,
+            stats.q_lower, stats.q_upper, **{"delta_correlation": stats.delta_correlation, **options},
         )  # fmt: skip
         return cls(config, pretrained=pretrained)
 

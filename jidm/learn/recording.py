@@ -27,6 +27,7 @@ from jidm.learn.batch import FIELD_STRIDE, JointStats
 from jidm.motion.fit import Fit
 
 _TABLES_VERSION = 3
+_INDEPENDENT = 0.05  # share by which joints are thought to move on their own, whatever was recorded
 _STILL = 1e-4
 """Joints whose steps spread less than this [rad or m] count as not moving; scales are not taken below it."""
 
@@ -110,9 +111,14 @@ class Recording:
         def numbers(x: Tensor) -> tuple[float, ...]:
             return tuple(x.tolist())
 
+        unit = delta / spread.clamp(min=_STILL)
+        together = _INDEPENDENT * torch.eye(len(spread)).to(q)
+        together = together + (1 - _INDEPENDENT) * (unit.mT @ unit / max(1, len(delta)))
+        together.fill_diagonal_(1.0)
         return JointStats(
             q_mean=numbers(q.mean(0)), q_std=numbers(q.std(0, correction=0).clamp(min=_STILL)),
             delta_std=numbers(spread.clamp(min=_STILL)), q_lower=numbers(q.amin(0)), q_upper=numbers(q.amax(0)),
+            delta_correlation=tuple(numbers(row.round(decimals=4)) for row in together),
         )  # fmt: skip
 
     def still_joints(self) -> tuple[str, ...]:

@@ -48,21 +48,26 @@ class Belief:
         velocity: (n,) mean [rad/s or m/s].
         covariance: (2n, 2n) of positions and velocities, in this order.
         power: (n,) mean square velocity that each joint is expected to have.
+        together: (n, n) correlation of the joints' velocities, as far as it is known beforehand.
     """
 
     q: Float[Tensor, " n"]
     velocity: Float[Tensor, " n"]
     covariance: Float[Tensor, "m m"]
     power: Float[Tensor, " n"]
+    together: Float[Tensor, "n n"]
 
     @classmethod
     def begin(
-        cls, q: Float[Tensor, " n"], covariance: Float[Tensor, "n n"], speed: Float[Tensor, " n"]
+        cls, q: Float[Tensor, " n"], covariance: Float[Tensor, "n n"], speed: Float[Tensor, " n"],
+        together: Float[Tensor, "n n"] | None = None,
     ) -> Belief:  # fmt: skip
-        """At a position that is known so well, moving in any direction at that root mean square speed."""
+        """At a position that is known so well, moving in any direction at that root mean square speed; independently
+        where nothing is known of how the joints go together."""
         power = speed.double().square()
-        both = torch.block_diag(covariance.double(), torch.diag(power))
-        return cls(q.double(), torch.zeros_like(power), both, power)
+        together = torch.eye(len(power)).to(power) if together is None else together.to(power)
+        both = torch.block_diag(covariance.double(), _spread(power, together))
+        return cls(q.double(), torch.zeros_like(power), both, power, together)
 
     @property
     def position_covariance(self) -> Float[Tensor, "n n"]:
@@ -76,7 +81,7 @@ class Belief:
         # A step is the new velocity times dt, so that a measured step measures that velocity.
         move = torch.cat([torch.cat([one, kept * dt * one], 1), torch.cat([0 * one, kept * one], 1)])
         into = torch.cat([dt * one, one])
-        added = into @ torch.diag((1 - kept**2) * self.power) @ into.mT
+        added = (1 - kept**2) * into @ _spread(self.power, self.together) @ into.mT
         velocity = kept * self.velocity
         return replace(
             self, q=self.q + dt * velocity, velocity=velocity, covariance=move @ self.covariance @ move.mT + added
@@ -115,3 +120,8 @@ class Belief:
         far = float(off @ torch.linalg.solve(seen @ self.covariance @ seen.mT + noise, off)) / len(off)
         found = now.given(Gaussian(measured.mean.to(self.q), noise * max(1.0, far / gate**2)), seen)
         return replace(self, q=found.mean[:n], velocity=found.mean[n:], covariance=found.covariance)
+
+
+def _spread(power: Float[Tensor, " n"], together: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Covariance of velocities of that mean square and correlation."""
+    return power.sqrt()[:, None] * together * power.sqrt()

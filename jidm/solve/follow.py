@@ -97,7 +97,8 @@ class PoseFollower:
         belief = self._belief
         if belief is None:
             speed = self.field.delta_std / max(dt, _INSTANT)
-            belief = Belief.begin(self.q, self.position_covariance, torch.minimum(speed, self.limits.velocity))
+            speed = torch.minimum(speed, self.limits.velocity)
+            belief = Belief.begin(self.q, self.position_covariance, speed, self.field.delta_correlation)
         belief = belief.ahead(span, self.options.persistence)
         seen = self.field.encode(frame[None])
         now = SeenAt.of(self.field, seen, self._inside(belief.q.to(self.q))[None])

@@ -89,9 +89,11 @@ def learned_step(
 
 
 def usual_step(field: StepField, count: int) -> Gaussian:
-    """What is known of `count` steps before anything is seen: how large those of the training were."""
+    """What is known of `count` steps before anything is seen: how large those of the training were, and which joints
+    moved together."""
     std = field.delta_std
-    return Gaussian(std.new_zeros(count, len(std)), torch.diag(std.square()).expand(count, -1, -1))
+    covariance = std[:, None] * field.delta_correlation.to(std) * std
+    return Gaussian(std.new_zeros(count, len(std)), covariance.expand(count, -1, -1))
 
 
 def _believed(step: Float[Tensor, "b n"], solution: Solution, prior: Gaussian | None) -> Float[Tensor, "b n"]:

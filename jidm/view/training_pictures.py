@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from torch.nn import functional as F
+
 from jidm.learn.batch import PairBatch
 from jidm.learn.field_probe import probe
 from jidm.motion.flow import as_flow_estimator
@@ -20,5 +22,7 @@ def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:
     if seen is None:
         return
     # Where nobody knows the robot's place in the picture, the flow is measured, not exact.
-    flow = batch.flow[0].cpu() if batch.flow is not None and batch.mask is not None else None
+    flow = None
+    if batch.flow is not None and batch.mask is not None and seen.flow is not None:
+        flow = F.interpolate(batch.flow[:1].cpu(), size=seen.flow.shape[-2:])[0]
     write_field_sheet(path, batch.first[0].cpu(), seen, model.config.joint_names, exact_flow=flow)

@@ -57,6 +57,7 @@ class LearnedFieldConfig:
         size: "tiny", "small" or "base".
         reach: largest motion between two frames that the matching sees at once [cells of 8 px].
         backbone: "own", or what else encodes the picture, see `make_encoder`.
+        delta_correlation: n rows of n: how the training steps of any two joints go together; empty = not at all.
         detail: the pictures it reads are this many times as high and as wide. Encoder and field see them reduced to
             height x width, which costs little; closer looks compare every pixel, which measures small motions.
     """
@@ -74,6 +75,7 @@ class LearnedFieldConfig:
     reach: int = 2
     backbone: str = "own"
     detail: int = 1
+    delta_correlation: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.joint_names)
@@ -85,6 +87,8 @@ class LearnedFieldConfig:
                 raise InputError(f"{name} must be finite, got {getattr(self, name)}")
         if n == 0 or min(*self.q_std, *self.delta_std) <= 0:
             raise InputError("a learned field needs joints, each with a positive q_std and delta_std")
+        if self.delta_correlation and {n} != {len(self.delta_correlation), *map(len, self.delta_correlation)}:
+            raise InputError(f"delta_correlation must be {n} rows of {n} numbers")
         if self.height % _COARSEST or self.width % _COARSEST or min(self.height, self.width) < 2 * _COARSEST:
             raise InputError(
                 f"height and width must be multiples of {_COARSEST} and at least {2 * _COARSEST}, "
@@ -122,8 +126,13 @@ class LearnedFieldConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise CheckpointError(f"the field's configuration has unknown entries: {', '.join(unknown)}")
-        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        entries: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
         try:
             return cls(**entries)
         except TypeError as error:
             raise CheckpointError(f"the field's configuration is incomplete: {error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of lists as JSON gives them back, as tuples."""
+    return tuple(_tuples(x) for x in value) if isinstance(value, list) else value

@@ -57,6 +57,7 @@ class LearnedField(nn.Module):
     q_mean: Tensor
     q_std: Tensor
     delta_std: Tensor
+    delta_correlation: Tensor
     step_spread: Tensor
     state_spread: Tensor
     looks_closer: Tensor
@@ -73,6 +74,8 @@ class LearnedField(nn.Module):
         width, fine = size.decoder
         for name in ("q_mean", "q_std", "delta_std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
+        together = torch.tensor(config.delta_correlation) if config.delta_correlation else torch.eye(n)
+        self.register_buffer("delta_correlation", together, persistent=False)
         # Set by `calibrate` after training: how much larger errors are than the least squares think.
         self.register_buffer("step_spread", torch.ones(n))
         self.register_buffer("state_spread", torch.ones(n))
