@@ -118,6 +118,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that record")
     parser.add_argument("--test", default="last-digit:1,6", help="episodes of --recording that are held out")
+    parser.add_argument("--flow", help="what measures motion for ours when decoding; its own matching if not given")
     parser.add_argument("--stride", type=int, default=3, help="recorded frames per step, for --recording")
     parser.add_argument(
         "--judged", default="Shoulder|Elbow|Wrist", help="joints that count, for --recording (regular expression)"
@@ -204,7 +205,7 @@ def one_result(
         result["trained_seconds"] = trained(config)
         write(file, result)
     model = str(folder / "model")
-    decode = partial(evaluate_exact, model) if exact else partial(evaluate, load_idm(model))
+    decode = partial(evaluate_exact, model) if exact else partial(evaluate, decoder(args, kind, model))
     held_out = HeldOut(open_dataset(data["held_out"]), data["protocol"])
     evaluation = decode(held_out, name=EXACT if exact else kind)
     result["scores"] = scores(evaluation)
@@ -212,6 +213,10 @@ def one_result(
         result["conditions"] = worse(decode, held_out, evaluation, data["wide"])
     write(file, result)
     return result
+
+
+def decoder(args: argparse.Namespace, kind: str, model: str) -> Any:
+    return load_idm(model, flow=args.flow) if kind == OURS and args.flow else load_idm(model)
 
 
 def trained(config: TrainConfig) -> float:
@@ -423,9 +428,8 @@ def draw(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
     held_out = HeldOut(open_dataset(data["held_out"]), replace(data["protocol"], episodes=first[:1]))
     motions, truth, names = {}, None, ()
     for kind in args.kinds:
-        evaluation = evaluate(
-            load_idm(str(result_folder(work, kind, args.seeds[0], 1.0) / "model")), held_out, name=kind
-        )
+        model = str(result_folder(work, kind, args.seeds[0], 1.0) / "model")
+        evaluation = evaluate(decoder(args, kind, model), held_out, name=kind)
         for episode in evaluation.episodes:
             motions[kind], truth, names = episode.motion, episode.q.numpy(), evaluation.joint_names
             if (look := episode.liveliest) is not None:

@@ -120,6 +120,7 @@ class JacobianIDM:
         *,
         embodiment: str | Embodiment | None = None,
         camera: str | Path | Camera | None = None,
+        flow: str | FlowEstimator | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> JacobianIDM:
@@ -132,6 +133,8 @@ class JacobianIDM:
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. If given, the exact field
                 of URDF and camera takes the place of the learned one (`HybridField`). "trained" is the camera of the
                 self-play that the checkpoint was trained on.
+            flow: whatever `as_flow_estimator` takes: measures the motion in place of the network. Worth it where the field
+                was learned from such flow and is too rough to look closer by; elsewhere closer looks are better.
             device: where the network computes.
             options: `options` and `limits` of the constructor.
 
@@ -158,7 +161,7 @@ class JacobianIDM:
             view = _trained_camera(checkpoint) if camera == "trained" else robot.camera(camera)
             fit = Fit(view.height, view.width, config.height, config.width)
             field = HybridField(learned, robot, fitted_camera(view, fit))
-        idm = cls(robot, field, None, **options)
+        idm = cls(robot, field, None if flow is None else as_flow_estimator(flow), **options)
         idm.checkpoint = {"source": checkpoint.source, "content_hash": checkpoint.content_hash}
         return idm
 

@@ -155,6 +155,17 @@ def test_given_flow_is_fitted_with_the_pictures(idm: JacobianIDM) -> None:
     assert_same(idm.decode(frames, fps=FPS, flow=flow), found)  # a bare array counts everywhere
 
 
+def test_an_estimator_takes_the_place_of_the_networks_matching(idm: JacobianIDM, folder: Path) -> None:
+    frames, uniform = video(4), torch.tensor([4.0, 2.0])[:, None, None]
+
+    def estimator(first: torch.Tensor, second: torch.Tensor) -> Flow:
+        return Flow(uniform.expand(2, *first.shape[-2:]), torch.ones(first.shape[-2:]))
+
+    found = JacobianIDM.from_pretrained(folder, flow=estimator).decode(frames, fps=FPS)
+    assert_same(found, idm.decode(frames, fps=FPS, flow=uniform.expand(3, 2, *frames.shape[-2:])))
+    assert found.delta_q.abs().max() > 5e-3
+
+
 def test_types_of_pictures_do_not_matter(idm: JacobianIDM) -> None:
     frames = video(4)
     expected = idm.decode(frames, fps=FPS)
