@@ -26,9 +26,8 @@ _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for th
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
-_FIELD_BENDS = (
-    0.7  # share of the training from which on solved steps bend a field that nobody knows: poor matches would spoil it
-)
+_FIELD_BENDS = 0.7
+"""Share of the training from which on solved steps bend a field that nobody knows: poor matches would spoil it."""
 _ROBOT_COUNTS = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
 _MOVED = 0.5  # [px] what moved by more is the robot, where nobody knows where it is
