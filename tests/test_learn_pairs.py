@@ -367,6 +367,37 @@ def test_measured_flow_goes_to_the_right_pairs(counted, tmp_path: Path) -> None:
         estimate_flow(counted, recording, "front", (1,), lambda a, b: None, cache=tmp_path)
 
 
+def test_an_interrupted_measurement_goes_on_and_is_shared(counted, tmp_path: Path) -> None:
+    class Asked(Pushed):
+        """Counts its calls; breaks down at one of them."""
+
+        calls, breaks_at = 0, 0
+
+        def __call__(self, first: torch.Tensor, second: torch.Tensor) -> Flow:
+            self.calls += 1
+            if self.calls == self.breaks_at:
+                raise KeyboardInterrupt
+            return super().__call__(first, second)
+
+    recording, cache = read(counted, tmp_path), tmp_path / "cache"
+    whole = Asked()
+    expected = estimate_flow(counted, recording, "front", (1, 3), whole, cache=tmp_path / "other")
+    broken, rest = Asked(), Asked()
+    broken.breaks_at = whole.calls - 1
+    with pytest.raises(KeyboardInterrupt):
+        estimate_flow(counted, recording, "front", (1, 3), broken, cache=cache)
+    found = estimate_flow(counted, recording, "front", (1, 3), rest, cache=cache)
+    assert torch.equal(found.flow, expected.flow) and torch.equal(found.weight, expected.weight)
+    assert 0 < rest.calls < whole.calls / 2
+    # Fewer episodes, other strides: what is known is not measured again.
+    fewer, less = read_recording(counted, (7,), height=16, width=16, cache=tmp_path), Asked()
+    part = estimate_flow(counted, fewer, "front", (3,), less, cache=cache)
+    assert less.calls == 0
+    where = recording.episode.tolist().index(7)
+    first, length = int(recording.first[where]), int(recording.length[where])
+    assert torch.equal(part.flow[:, 0], found.flow[first : first + length, 1])
+
+
 def test_measuring_both_ways_at_once_is_measuring_each() -> None:
     smooth = torch.nn.functional.avg_pool2d(torch.rand(2, 3, 44, 68, generator=torch.Generator().manual_seed(0)), 5, 1)
     first, second = smooth, smooth.roll(1, -1)

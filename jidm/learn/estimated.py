@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import InputError
+from jidm.files import whole_file
 from jidm.learn.batch import GRID_STRIDE
 from jidm.learn.recording import Recording, default_cache, whole_folder
 from jidm.motion.fit import Fit
@@ -51,60 +53,96 @@ def estimate_flow(
 ) -> EstimatedFlow:  # fmt: skip
     """Measure every pair's flow in the recorded pictures, at their own resolution, or take it from the cache.
 
+    Every episode is kept in the cache once it is measured: an interrupted measurement goes on from there, and other
+    episodes or strides of the same data set take from it what they share.
+
     Args:
         dataset: the data set the recording was read from.
         estimator: its printed form names it in the cache, so it must tell all its settings, as dataclasses do.
     """
-    name = f"{recording.key}-{sorted(set(strides))}-{estimator!r}"
+    name = repr(estimator)
     if " at 0x" in name:
-        raise InputError(f"flow estimator {estimator!r} does not tell its settings; give it a __repr__ that does")
-    folder = Path(cache or default_cache()) / f"{recording.key}-flow-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    chosen = tuple(sorted(set(strides)))
+        raise InputError(f"flow estimator {name} does not tell its settings; give it a __repr__ that does")
+    root, chosen = Path(cache or default_cache()), tuple(sorted(set(strides)))
+    folder = root / f"{recording.key}-flow-{_digest(chosen, name)}"
     if not folder.is_dir():
+        measured = root / f"{Path(dataset.root).name}-flow-{_digest(recording.origin, name)}"
+        measured.mkdir(parents=True, exist_ok=True)
         with whole_folder(folder) as temporary:
-            _measure_all(dataset, recording, camera, chosen, estimator, temporary, progress)
+            _gather(_Measuring(dataset, recording, camera, estimator, measured), chosen, temporary, progress)
     tables = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ("flow", "weight"))
     return EstimatedFlow(chosen, *tables)
 
 
-def _measure_all(
-    dataset: Any,
-    recording: Recording,
-    camera: str,
-    strides: Sequence[int],
-    estimator: FlowEstimator,
-    folder: Path,
-    progress: Callable[[str], None],
-) -> None:
-    h, w = (side // GRID_STRIDE for side in recording.size)
-    count, K = len(recording), len(strides)
-    create = np.lib.format.open_memmap
-    flow = create(folder / "flow.npy", mode="w+", dtype=np.float16, shape=(count, K, 2, 2, h, w))
-    weight = create(folder / "weight.npy", mode="w+", dtype=np.uint8, shape=(count, K, 2, h, w))
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _gather(measuring: _Measuring, strides: Sequence[int], folder: Path, progress: Callable[[str], None]) -> None:
+    """One table of all episodes, one after the other."""
+    recording = measuring.recording
+    h, w = measuring.grid
+    create, shape = np.lib.format.open_memmap, (len(recording), len(strides), 2)
+    flow = create(folder / "flow.npy", mode="w+", dtype=np.float16, shape=(*shape, 2, h, w))
+    weight = create(folder / "weight.npy", mode="w+", dtype=np.uint8, shape=(*shape, h, w))
     episodes = recording.episode.tolist()
-    # OpenCV computes outside Python's lock, so threads are enough to use what cores torch may use.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for done, (index, row) in enumerate(zip(episodes, recording.first.tolist())):
-            video = torch.from_numpy(dataset.episode(index).video(camera)).permute(0, 3, 1, 2)
-            parts = [
-                (column, k, t, min(t + _CHUNK, len(video) - k))
-                for column, k in enumerate(strides)
-                for t in range(0, len(video) - k, _CHUNK)
-            ]
-
-            def measure(part: tuple[int, int, int, int], video: Tensor = video, row: int = row) -> None:
-                column, k, t, stop = part
-                one, two = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
-                for way, found in enumerate(_both_ways(estimator, one, two)):
-                    small = fitted_flow(found, recording.fit)
-                    flow[row + t : row + stop, column, way] = small.flow.half().numpy()
-                    weight[row + t : row + stop, column, way] = (small.weight * 255).round().to(torch.uint8).numpy()
-
-            list(pool.map(measure, parts))
-            if (done + 1) % max(1, len(episodes) // 10) == 0:
-                progress(f"measured the flow of {done + 1} of {len(episodes)} episodes")
+    for done, (index, row) in enumerate(zip(episodes, recording.first.tolist())):
+        for column, found in enumerate(measuring.episode(index, strides)):
+            stop = row + len(found["flow"])
+            flow[row:stop, column], weight[row:stop, column] = found["flow"], found["weight"]
+        if (done + 1) % max(1, len(episodes) // 10) == 0:
+            progress(f"measured the flow of {done + 1} of {len(episodes)} episodes")
     flow.flush()
     weight.flush()
+
+
+@dataclass(frozen=True, eq=False)
+class _Measuring:
+    """The flow of single episodes, kept in a folder once it is known."""
+
+    dataset: Any
+    recording: Recording
+    camera: str
+    estimator: FlowEstimator
+    folder: Path
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        h, w = (side // GRID_STRIDE for side in self.recording.size)
+        return h, w
+
+    def episode(self, index: int, strides: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
+        """For every stride the `flow` and `weight` of the episode's pairs, as in `EstimatedFlow`."""
+        files = [self.folder / f"{index}-{k}.npz" for k in strides]
+        if missing := [k for k, file in zip(strides, files, strict=True) if not file.exists()]:
+            video = torch.from_numpy(self.dataset.episode(index).video(self.camera)).permute(0, 3, 1, 2)
+            for k in missing:
+                flow, weight = self._measured(video, k)
+                with whole_file(self.folder / f"{index}-{k}.npz") as temporary:
+                    np.savez(temporary, flow=flow, weight=weight)
+        found = []
+        for file in files:
+            with np.load(file) as tables:
+                found.append({name: tables[name] for name in ("flow", "weight")})
+        return found
+
+    def _measured(self, video: Tensor, k: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+        count = max(0, len(video) - k)
+        flow = np.zeros((count, 2, 2, *self.grid), dtype=np.float16)
+        weight = np.zeros((count, 2, *self.grid), dtype=np.uint8)
+
+        def measure(t: int) -> None:
+            stop = min(t + _CHUNK, count)
+            one, two = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
+            for way, found in enumerate(_both_ways(self.estimator, one, two)):
+                small = fitted_flow(found, self.recording.fit)
+                flow[t:stop, way] = small.flow.half().numpy()
+                weight[t:stop, way] = (small.weight * 255).round().to(torch.uint8).numpy()
+
+        # OpenCV computes outside Python's lock, so threads are enough to use what cores torch may use.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(measure, range(0, count, _CHUNK)))
+        return flow, weight
 
 
 def _both_ways(estimator: FlowEstimator, first: Tensor, second: Tensor) -> tuple[Flow, Flow]:

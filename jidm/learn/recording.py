@@ -63,7 +63,8 @@ class Recording:
         fit: how the recorded pictures lie in the training pictures.
         detail: how much larger the frames are than those.
         geometry: None where the recording does not hold it.
-        source: the folder, for messages. key: names this recording's tables.
+        source: the folder, for messages. key: names this recording's tables. origin: names the pictures it could show,
+            whichever of their episodes it holds.
     """
 
     frames: UInt8[Tensor, "N 3 picture_height picture_width"]
@@ -78,6 +79,7 @@ class Recording:
     geometry: Geometry | None
     source: str
     key: str
+    origin: str
     detail: int = 1
 
     @property
@@ -156,7 +158,8 @@ def read_recording(
     chosen = _columns(joints or names, names, dataset.root)
     if not episodes:
         raise DatasetError(f"{dataset.root}: no episodes are chosen; choose some of {len(dataset)}")
-    key = _key(dataset, camera, episodes, height, width, detail)
+    origin = _origin(dataset, camera, height, width)
+    key = f"{Path(dataset.root).name}-{height}x{width}-{_digest([origin, list(episodes), detail])}"
     folder = Path(cache or default_cache()) / key
     _make_tables(dataset, tuple(episodes), camera, (height, width), detail, folder, progress)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -167,7 +170,7 @@ def read_recording(
     return Recording(
         frames=_open(folder, "frames"), state=_open(folder, "state")[:, columns].contiguous(), joints=torch.tensor(chosen),
         state_names=names, episode=torch.tensor(list(episodes)), first=length.cumsum(0) - length, length=length,
-        fps=float(dataset.fps), fit=Fit(index["size"][0], index["size"][1], height, width), geometry=geometry, source=str(dataset.root), key=key,
+        fps=float(dataset.fps), fit=Fit(index["size"][0], index["size"][1], height, width), geometry=geometry, source=str(dataset.root), key=key, origin=origin,
         detail=detail,
     )  # fmt: skip
 
@@ -370,11 +373,13 @@ def _columns(wanted: Sequence[str], names: Sequence[str], where: Any) -> list[in
     return [list(names).index(name) for name in wanted]
 
 
-def _key(dataset: Any, camera: str, episodes: Sequence[int], height: int, width: int, detail: int) -> str:
-    """Names the tables by everything they depend on; videos by size and time of change, because hashing takes longer."""
+def _origin(dataset: Any, camera: str, height: int, width: int) -> str:
+    """Names pictures by everything they depend on; videos by size and time of change, because hashing takes longer."""
     files = sorted((dataset.root / "videos").rglob("*.mp4")) if (dataset.root / "videos").is_dir() else []
     files = files or sorted(Path(dataset.root).rglob("*.mp4"))
     seen = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
-    parts = [_TABLES_VERSION, dataset.content_hash, camera, list(episodes), height, width, detail, seen]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return f"{Path(dataset.root).name}-{height}x{width}-{digest[:16]}"
+    return _digest([_TABLES_VERSION, dataset.content_hash, camera, height, width, seen])
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
