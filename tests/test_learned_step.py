@@ -43,7 +43,7 @@ def test_exact_flow_through_a_fixed_field_gives_the_exact_step() -> None:
     field = KnownField(LinearWorld())
     q, step = torch.tensor([0.3, -0.2]).double(), torch.tensor([0.12, -0.07]).double()
     found = known_step(field, q, q + step)
-    assert len(found.steps) == len(found.looks) == 1
+    assert len(found.steps) == 1 and not found.compared
     torch.testing.assert_close(
         found.steps[0][0], step, rtol=0, atol=2e-4 * float(step.norm())
     )  # the ridge holds a little
@@ -94,7 +94,7 @@ Q, STEP = torch.tensor([0.2, 0.5]).double(), torch.tensor([0.16, 0.12]).double()
 @pytest.mark.parametrize("detail", [1, 2, 3])
 def test_brightness_finds_what_matching_does_not(detail: int) -> None:
     found = Rendered(detail).between(Q, Q + STEP)
-    assert len(found.steps) == len(found.looks) == 1 + len(CLOSER_LOOKS)
+    assert len(found.steps) == 1 + len(found.compared) == 1 + len(CLOSER_LOOKS)
     assert not found.steps[0].any()
     error = (found.steps[-1][0] - STEP).norm() / STEP.norm()
     assert error < 0.02 and torch.equal(found.solution.delta_q, found.steps[-1])
@@ -115,7 +115,7 @@ def test_closer_looks_begin_where_the_one_before_ended_and_come_closer() -> None
     errors = [float((step[0] - STEP).norm()) for step in found.steps]
     assert errors[1] < errors[0] and errors[3] < 0.5 * errors[1] and errors[-1] < 0.1 * errors[1]
     field = Rendered(2)
-    for step, (look, back) in zip(found.steps, found.looks[1:], strict=False):
+    for step, (look, back) in zip(found.steps, found.compared, strict=False):
         ahead, behind = (torch.einsum("cnhw,n->chw", field.world.jacobian(x[None])[0], step[0]) for x in (Q, Q + STEP))
         torch.testing.assert_close(look.flow, look.part.of(path(ahead[None], behind[None], 2)))
         torch.testing.assert_close(back.flow, back.part.of(path(-behind[None], -ahead[None], 2)))
@@ -126,7 +126,7 @@ def test_a_guess_follows_the_curved_path() -> None:
     field, errors = Rendered(), []
     for scale in (1.0, 0.5):
         step = scale * STEP
-        look = field.between(Q, Q + step, prior=likely(step[None])).looks[1][0]  # begins with the true step
+        look = field.between(Q, Q + step, prior=likely(step[None])).compared[0][0]  # begins with the true step
         flow, shown = field.world.flow(Q[None], Q[None] + step), field.world.shown(Q[None])[:, None]
         flow, shown = look.part.of(flow), look.part.of(shown)
         straight = look.part.of(torch.einsum("cnhw,n->chw", field.world.jacobian(Q[None])[0], step)) - flow
@@ -154,20 +154,20 @@ def test_seen_motion_is_that_of_the_robots_pixels(detail: int) -> None:
     found = field.between(Q, Q + STEP)
     off = field.between(Q, Q + STEP, prior=likely(0.9 * STEP[None]), closer=(CloserLook(None, 0.05),))
     flow, shown = field.world.flow(Q[None], Q[None] + STEP), field.world.shown(Q[None])
-    for look in (found.looks[-1][0], off.looks[-1][0]):  # the latter began off: brightness makes up for it
+    for look in (found.compared[-1][0], off.compared[-1][0]):  # the latter began off: brightness makes up for it
         told, weight = seen_motion(look, (GRID, GRID))
         on = shown[0] > 0.3
         assert weight[0][on].mean() > 0.2 and weight.max() <= 1
         assert (told - flow)[0][:, on].norm(dim=0).mean() < 0.1 * flow[0][:, on].norm(dim=0).mean()
         assert not told[0][:, shown[0] < 1e-4].any() and not weight[0][shown[0] < 1e-4].any()
-    first, weight = seen_motion(found.looks[0][0], (GRID, GRID))
+    first, weight = seen_motion(found.matched[0], (GRID, GRID))
     assert first.shape[-2:] == weight.shape[-2:] == (GRID, GRID) and weight.max() == 1
-    torch.testing.assert_close(reduced(first, 2), found.looks[0][0].flow, rtol=0, atol=1e-6)
+    torch.testing.assert_close(reduced(first, 2), found.matched[0].flow, rtol=0, atol=1e-6)
 
 
 def test_only_what_may_show_the_robot_is_compared_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     some = Rendered(2).between(Q, Q + STEP)
-    part = some.looks[-1][0].part
+    part = some.compared[-1][0].part
     assert part is not None and 12 <= part.bottom - part.top < GRID and 12 <= part.right - part.left < GRID
     whole = Part(0, GRID, 0, GRID)
     monkeypatch.setattr(Part, "showing", lambda mask: whole)
@@ -273,10 +273,10 @@ def test_what_is_known_before_is_how_far_and_which_joints_move_together() -> Non
 def test_a_field_that_does_not_look_closer_only_matches() -> None:
     field = untrained()
     image, q = pictures(2), torch.zeros(2, 2)
-    assert len(step_between(field, image[:1], image[1:], q[:1], q[1:]).looks) == 1 + len(CLOSER_LOOKS)
+    assert len(step_between(field, image[:1], image[1:], q[:1], q[1:]).compared) == len(CLOSER_LOOKS)
     field.looks_closer.fill_(False)
     matched = step_between(field, image[:1], image[1:], q[:1], q[1:])
-    assert len(matched.looks) == 1
+    assert not matched.compared
     torch.testing.assert_close(
         matched.solution.delta_q, step_between(field, image[:1], image[1:], q[:1], q[1:], closer=()).solution.delta_q
     )
@@ -303,14 +303,14 @@ def test_given_flow_replaces_the_networks_own_looks() -> None:
     found = known_step(field, q, q + step, flow=Flow(flow, torch.ones(1, SIDE, SIDE).double()))
     torch.testing.assert_close(found.solution.delta_q[0], step, rtol=1e-3, atol=1e-6)
     assert len(found.steps) == 1
-    assert not found.looks[0][1].log_weight.exp().any()  # nothing is known of the way back
+    assert not found.matched[1].log_weight.exp().any()  # nothing is known of the way back
 
 
 def test_given_flow_is_in_pixels_of_the_picture_at_any_size() -> None:
     field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
     flow = uniform_flow(3.0)
     full = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=flow)
-    torch.testing.assert_close(full.looks[0][0].flow, flow.flow[..., ::4, ::4])
+    torch.testing.assert_close(full.matched[0].flow, flow.flow[..., ::4, ::4])
     twice = Flow(flow.flow.repeat_interleave(2, -1).repeat_interleave(2, -2) * 2, torch.ones(1, 128, 128))
     large = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=twice)
     torch.testing.assert_close(large.solution.delta_q, full.solution.delta_q, rtol=1e-4, atol=1e-6)
@@ -363,7 +363,7 @@ def gradients_of_everything(field: LearnedField, flow: Flow | None = None, **hid
     if "logit" in hide:
         at = SeenAt(at.seen, at.jacobian, at.mask + hide["logit"])
     found = learned_step(field, at[:2], at[2:], flow)
-    told = [x.flow.square().mean() + x.log_weight.exp().mean() for x in found.looks[0]]
+    told = [x.flow.square().mean() + x.log_weight.exp().mean() for x in found.matched]
     torch.stack(
         [*told, *(s.square().sum() for s in found.steps), value.sum(), spread.sum(), at.mask.sigmoid().mean()]
     ).sum().backward()

@@ -34,7 +34,7 @@ from jidm.learn.pairs import Draw, PairSource
 from jidm.learn.recording import read_recording
 from jidm.robot.kinematics import Kinematics
 from jidm.solve.learned_step import LearnedStep, learned_step, usual_step
-from jidm.solve.looks import Look, SeenAt
+from jidm.solve.looks import Matched, SeenAt
 
 STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
 
@@ -92,9 +92,9 @@ def test_without_first_order_motion_the_whole_one_serves_both_ways() -> None:
     assert field_loss(exact, moves) < 0.3 * field_loss(0 * exact, moves)
 
 
-def matched(flow: Tensor, back: Tensor, log_weight: float) -> tuple[Look, Look]:
+def matched(flow: Tensor, back: Tensor, log_weight: float) -> tuple[Matched, Matched]:
     sure = torch.full_like(flow[:, 0], log_weight)
-    return Look(flow, sure), Look(back, sure)
+    return Matched(flow, sure), Matched(back, sure)
 
 
 def test_flow_loss_asks_for_the_right_flow_and_the_confidence_it_deserves() -> None:

@@ -73,7 +73,7 @@ def _learned(field: LearnedField | HybridField, first: Tensor, second: Tensor, q
     usual = usual_step(field, len(start))
     early = learned_step(field, at_first, SeenAt.of(field, b, start), prior=usual)
     step = learned_step(field, at_first, SeenAt.of(field, b, start + early.steps[-1]), prior=usual)
-    flow, weight = seen_motion(step.looks[-1][0], field.config.grid)
+    flow, weight = seen_motion(step.last[0], field.config.grid)
     return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), flow, weight, step.steps[-1])
 
 

@@ -19,7 +19,7 @@ from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
 from jidm.solve.brightness import carry_back
 from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs, usual_step
-from jidm.solve.looks import Look, SeenAt
+from jidm.solve.looks import Matched, SeenAt
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)
@@ -174,7 +174,7 @@ class TrainableField(LearnedField):
         made = learned_step(self, first, second, prior=usual_step(self, len(batch)), closer=())
         parts = {"step": self._step_loss(made, batch.delta_q)}
         if moves is not None:
-            parts["flow"] = flow_loss(made.looks[0], moves)
+            parts["flow"] = flow_loss(made.matched, moves)
         if self.weights.compose and batch.third is not None:
             parts["compose"] = self._compose_loss(batch, first, second, made)
         return parts
@@ -294,11 +294,11 @@ def columns_loss(
     return relative.mean()
 
 
-def flow_loss(looks: tuple[Look, Look], moves: _BothWays) -> Float[Tensor, ""]:
+def flow_loss(looks: tuple[Matched, Matched], moves: _BothWays) -> Float[Tensor, ""]:
     """Error of the matched flow under a Laplace distribution whose width is the confidence: large errors cost little
     where the head said so, and saying so costs."""
     flow = torch.cat([look.flow for look in looks])
-    half = torch.cat([look.log_weight for look in looks if look.log_weight is not None]) / 2
+    half = torch.cat([look.log_weight for look in looks]) / 2
     return weighted_mean(charbonnier(flow - moves.flow) * half.exp() - half, moves.weight)
 
 

@@ -19,7 +19,7 @@ from jidm.motion.flow.base import Flow, clean
 from jidm.solve.belief import Gaussian
 from jidm.solve.brightness import Brightness
 from jidm.solve.least_squares import NormalEquations, Solution, normal_equations, solve_normal_equations
-from jidm.solve.looks import CLOSER_LOOKS, CloserLook, Look, Part, SeenAt, StepField, closer_look, unlike
+from jidm.solve.looks import CLOSER_LOOKS, CloserLook, Compared, Matched, Part, SeenAt, StepField, closer_look, unlike
 
 RIDGE = 1e-4
 """Relative damping, the same in training and in decoding."""
@@ -36,12 +36,18 @@ class LearnedStep:
         solution: what the last look measured, whatever was known before; its residual [px rms] and `explained` are about
             brightness, that the pictures still differ by where the robot is seen, or about flow measured elsewhere.
         steps: (B, n) joint step after each look [rad or m], what was known before counted in.
-        looks: each in both directions, from first to second picture and from second to first.
+        matched, compared: what the first look saw and what closer ones did, each from first to second picture and back.
     """
 
     solution: Solution
     steps: tuple[Float[Tensor, "b n"], ...]
-    looks: tuple[tuple[Look, Look], ...]
+    matched: tuple[Matched, Matched]
+    compared: tuple[tuple[Compared, Compared], ...] = ()
+
+    @property
+    def last(self) -> tuple[Matched, Matched] | tuple[Compared, Compared]:
+        """The look that the solution comes from."""
+        return self.compared[-1] if self.compared else self.matched
 
 
 def learned_step(
@@ -60,14 +66,14 @@ def learned_step(
         closer = CLOSER_LOOKS if bool(field.looks_closer) else ()
     a, b = first.seen, second.seen
     forward, backward = field.pair.correlate(a.coarse, b.coarse)
-    early = Look(*field.pair.start(forward, a.coarse)), Look(*field.pair.start(backward, b.coarse))
+    early = Matched(*field.pair.start(forward, a.coarse)), Matched(*field.pair.start(backward, b.coarse))
     if flow is not None:
         given = _given(flow, early)
         solution = _solve(field, first, second, given)
         return LearnedStep(
-            _about_flow(solution, first, given[0]), (_believed(solution.delta_q, solution, prior),), (given,)
+            _about_flow(solution, first, given[0]), (_believed(solution.delta_q, solution, prior),), given
         )
-    looks = [early]
+    compared = []
     solution = _solve(field, first, second, early)
     steps = [_believed(solution.delta_q, solution, prior)]
     parts = Part.showing(first.mask), Part.showing(second.mask)
@@ -76,16 +82,16 @@ def learned_step(
         step = _likelier(first, second, parts, step, prior.mean.to(step))
     for how in closer:
         there = closer_look(how, first, second, parts[0], step)
-        looks.append((there, closer_look(how, second, first, parts[1], -step)))
-        solution = _solve(field, first, second, looks[-1])
+        compared.append((there, closer_look(how, second, first, parts[1], -step)))
+        solution = _solve(field, first, second, compared[-1])
         solution = replace(solution, delta_q=step + solution.delta_q)
         steps.append(_believed(solution.delta_q, solution, prior))
         step = steps[-1].detach()
     if closer:
         solution = _about_brightness(solution, first, second, parts[0])
     else:
-        solution = _about_flow(solution, first, looks[-1][0])
-    return LearnedStep(solution, tuple(steps), tuple(looks))
+        solution = _about_flow(solution, first, early[0])
+    return LearnedStep(solution, tuple(steps), early, tuple(compared))
 
 
 def usual_step(field: StepField, count: int) -> Gaussian:
@@ -132,7 +138,9 @@ def step_pairs(field: StepField, first: Float[Tensor, "b 3 H W"], second: Float[
     return learned_step(field, at[:count], at[count:], prior=usual_step(field, count)).steps[-1]
 
 
-def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Look, Look]) -> Solution:
+def _solve(
+    field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Matched, Matched] | tuple[Compared, Compared]
+) -> Solution:
     """What the looks say of the step, counted from their guess."""
     ahead, back = _equations(first, looks[0], 1.0), _equations(second, looks[1], -1.0)
     solution = solve_normal_equations(ahead + back, ridge=RIDGE, unit=field.delta_std, min_motion=_MIN_MOTION)
@@ -140,11 +148,10 @@ def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Look, L
     return replace(solution, covariance=solution.covariance * spread[:, None] * spread)
 
 
-def _equations(at: SeenAt, look: Look, sign: float) -> NormalEquations:
-    if look.brightness is not None and look.part is not None:
+def _equations(at: SeenAt, look: Matched | Compared, sign: float) -> NormalEquations:
+    if isinstance(look, Compared):
         robot = look.part.of(at.mask).sigmoid()
         return _brightness_equations(sign * look.part.of(at.jacobian), robot, look.brightness)
-    assert look.log_weight is not None
     jacobian, robot = at.on_flow_grid()
     return normal_equations(sign * jacobian, look.flow, look.log_weight.exp() * robot, layout="dense")
 
@@ -165,9 +172,8 @@ def _brightness_equations(
     )
 
 
-def _about_flow(solution: Solution, first: SeenAt, look: Look) -> Solution:
+def _about_flow(solution: Solution, first: SeenAt, look: Matched) -> Solution:
     """The solution with residual and explained share of the forward flow on the robot."""
-    assert look.log_weight is not None
     jacobian, robot = first.on_flow_grid()
     weight = (look.log_weight.exp() * robot).detach()
     told = torch.einsum("bcnhw,bn->bchw", jacobian, solution.delta_q)
@@ -194,13 +200,12 @@ def _explaining(solution: Solution, left: Float[Tensor, " b"], motion: Float[Ten
     return replace(solution, residual=residual, explained=torch.where(valid, explained, nothing))
 
 
-def _given(flow: Flow, like: tuple[Look, Look]) -> tuple[Look, Look]:
+def _given(flow: Flow, like: tuple[Matched, Matched]) -> tuple[Matched, Matched]:
     """Flow from elsewhere on the grid of flow; nothing is known of the way back."""
     like_flow, like_weight = like[0].flow, like[0].log_weight
-    assert like_weight is not None
     h, w = like_flow.shape[-2:]
     small = clean(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
     vectors = (small.flow * FLOW_STRIDE).reshape(like_flow.shape).to(like_flow)
     weight = small.weight.reshape(like_weight.shape).to(like_weight)
     nothing = torch.full_like(weight, -torch.inf)
-    return Look(vectors, weight.log()), Look(torch.zeros_like(vectors), nothing)
+    return Matched(vectors, weight.log()), Matched(torch.zeros_like(vectors), nothing)

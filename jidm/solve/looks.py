@@ -132,32 +132,43 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """One direction of one comparison of two pictures.
+class Matched:
+    """What was matched, one way.
 
     Attributes:
-        flow: (B, 2, h, w) [px of the picture]: what was matched, on the grid of flow; or for a closer look around what it
-            looked, in its part of the field's grid.
-        log_weight: (B, h, w) of the matching's confidence (inverse variance, 1/px^2); None for a closer look.
-        brightness: what the robot's pixels say around the flow; None for the first look.
-        part: of the grid that was compared; None for all of it.
+        flow: (B, 2, h, w) on the grid of flow [px of the picture].
+        log_weight: (B, h, w) of its confidence (inverse variance, 1/px^2).
     """
 
     flow: Float[Tensor, "b 2 h w"]
-    log_weight: Float[Tensor, "b h w"] | None
-    brightness: Brightness | None = None
-    part: Part | None = None
+    log_weight: Float[Tensor, "b h w"]
 
 
-def seen_motion(look: Look, size: tuple[int, int]) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"]]:
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Brightness compared around where a step leads, one way.
+
+    Attributes:
+        flow: (B, 2, h, w) where it leads, in the part of the field's grid that was compared [px of the picture].
+        brightness: what the robot's pixels say around it.
+        part: of the grid.
+    """
+
+    flow: Float[Tensor, "b 2 h w"]
+    brightness: Brightness
+    part: Part
+
+
+def seen_motion(
+    look: Matched | Compared, size: tuple[int, int]
+) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"]]:
     """Motion on the robot as a look measured it: around where it looked, corrected cell by cell by what brightness asks for.
 
     Returns:
         Flow [px of the picture] on the field's grid of that size, and in [0, 1] how much of it was measured: along edges
         half of it is. Both are 0 where nothing was compared.
     """
-    if look.brightness is None or look.part is None:
-        assert look.log_weight is not None
+    if isinstance(look, Matched):
         weight = look.log_weight.exp()
         weight = weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
         return doubled(look.flow), doubled(weight[:, None])[:, 0]
@@ -179,7 +190,7 @@ def _path(here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -
     return path(ahead, back, STRIDE, part.corner())
 
 
-def closer_look(how: CloserLook, here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -> Look:
+def closer_look(how: CloserLook, here: SeenAt, there: SeenAt, part: Part, step: Float[Tensor, "b n"]) -> Compared:
     """Brightness around where a step [rad or m] leads, on the field's grid."""
     guess = _path(here, there, part, step)
     first, second = (_scaled(x.seen, how.scale) for x in (here, there))
@@ -190,7 +201,7 @@ def closer_look(how: CloserLook, here: SeenAt, there: SeenAt, part: Part, step: 
     if how.settled:
         robot = moved_along(robot, one, part.of(second, side), carried)
     seen = aligned(one, carried, robot, noise=how.noise, cell=side, larger=larger)
-    return Look(guess, None, seen, part)
+    return Compared(guess, seen, part)
 
 
 def _robot(at: SeenAt, part: Part, side: int) -> Float[Tensor, "b 1 h w"]:
