@@ -109,8 +109,7 @@ class PoseFollower:
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)
-        fastest = self.limits.velocity * span
-        measured = Gaussian(solution.delta_q[0].clamp(-fastest, fastest), known(solution.covariance[0]))
+        measured = Gaussian(self._slow_enough(solution.delta_q[0], span), known(solution.covariance[0]))
         belief = belief.stepped(measured, span, self.options.gate)
         if self.options.anchor:
             position, std = (x[0] for x in self.field.state(seen))
@@ -132,9 +131,13 @@ class PoseFollower:
 
     def _possible(self, belief: Belief, span: float) -> Float[Tensor, " n"]:
         """The step that is believed in, no faster than the joints move and no further than they reach."""
-        fastest = self.limits.velocity * span
-        step = belief.step(span).mean.to(self.q).clamp(-fastest, fastest)
+        step = self._slow_enough(belief.step(span).mean.to(self.q), span)
         return self._inside(self.q + step) - self.q
+
+    def _slow_enough(self, step: Float[Tensor, " n"], span: float) -> Float[Tensor, " n"]:
+        """The step, no faster than the joints move."""
+        fastest = self.limits.velocity * span
+        return step.clamp(-fastest, fastest)
 
     def _lost(self, found: LearnedStep) -> bool:
         """Whether there was motion and hardly any of it was the robot's."""
