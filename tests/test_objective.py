@@ -234,7 +234,7 @@ def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatc
     field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
     field.progress = 1.0
     one, other = field.losses(pairs), field.losses(pairs.swapped())
-    assert set(one) == {"loss", "state", "smooth", "step", "field", "flow", "mask"}
+    assert set(one) == {"loss", "state", "smooth", "step", "measured", "field", "flow", "mask"}
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -251,6 +251,24 @@ def test_the_loss_is_the_weighted_sum_and_reaches_everything() -> None:
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0, name
 
 
+def test_measured_flow_solved_by_the_field_teaches_field_and_mask_alone() -> None:
+    field, pairs = model(), batch()
+    before = field.losses(pairs)["measured"]
+    before.backward(retain_graph=True)
+    for layer in (field.field_out, field.field_fine, field.mask_out):
+        assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in field.pair.parameters())
+    # Right field, right flow: nothing to learn but the size of the error of the linearisation.
+    world, q = TwoPivots(), torch.cat([pairs.q, pairs.q_next])
+    with torch.no_grad():
+        at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), q)
+        shown = world.shown(q).clamp(1e-4, 1 - 1e-4)
+        exact = SeenAt(at.seen, world.jacobian(q).float(), torch.logit(shown).float())
+        moves = objective._BothWays.of(pairs)
+        assert moves is not None
+        assert field._measured_loss(pairs, exact, moves) < 0.2 * before
+
+
 @pytest.mark.parametrize("flow", [True, False])
 def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool) -> None:
     pairs = batch(flow=flow)
@@ -259,7 +277,7 @@ def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool
         field.progress = progress
         parts = field.losses(pairs)
         assert set(parts) == {"loss", "state", "smooth", "step"} | (
-            {"field", "mask", "flow"} if flow else {"photometric"}
+            {"field", "mask", "flow", "measured"} if flow else {"photometric"}
         )
         parts["step"].backward(retain_graph=True)
         assert field.pair.coarse_out.weight.grad is not None and field.pair.coarse_out.weight.grad.abs().max() > 0

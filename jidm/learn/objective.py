@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
 from jidm.field.learned.blocks import reduced
-from jidm.field.learned.config import STRIDE
+from jidm.field.learned.config import FLOW_STRIDE, STRIDE
 from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
+from jidm.motion.flow.base import Flow
 from jidm.solve.brightness import carry_back
 from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs, usual_step
 from jidm.solve.looks import Matched, SeenAt
@@ -46,6 +47,8 @@ class LossWeights:
         field: the field against the exact one, or times the executed step against the motion seen; relative to either.
         flow: of the pair head, with the confidence that its errors deserve.
         step: joint steps solved through the least squares, in standard deviations of the training steps.
+        measured: the same solved from the flow that was measured, where nobody knows the field: so it learns what such
+            flow is worth to each joint.
         early: share of the looks before the last in `step`.
         mask: where the robot is.
         state: absolute joint positions, and their uncertainty.
@@ -57,6 +60,7 @@ class LossWeights:
     field: float = 1.0
     flow: float = 0.15
     step: float = 0.5
+    measured: float = 0.5
     early: float = 0.3
     mask: float = 1.0
     state: float = 0.5
@@ -116,6 +120,8 @@ class TrainableField(LearnedField):
             parts["mask"] = moves.mask_loss(at.mask)
         else:
             parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
+        if batch.field is None and moves is not None:
+            parts["measured"] = self._measured_loss(batch, at, moves)
         bends = batch.field is None and self.progress >= _FIELD_BENDS
         parts |= self._matching_losses(batch, at if bends else self._fixed(at, batch), moves)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
@@ -178,6 +184,12 @@ class TrainableField(LearnedField):
         if self.weights.compose and batch.third is not None:
             parts["compose"] = self._compose_loss(batch, first, second, made)
         return parts
+
+    def _measured_loss(self, batch: PairBatch, at: SeenAt, moves: _BothWays) -> Tensor:
+        back = torch.arange(2 * len(batch), device=batch.q.device).roll(len(batch))
+        cells = Flow(moves.flow / FLOW_STRIDE, moves.weight)
+        found = learned_step(self, at, at[back], cells, prior=usual_step(self, len(back)))
+        return self._step_loss(found, torch.cat([batch.delta_q, -batch.delta_q]))
 
     @staticmethod
     def _fixed(at: SeenAt, batch: PairBatch) -> SeenAt:

@@ -65,14 +65,15 @@ def learned_step(
     if closer is None:
         closer = CLOSER_LOOKS if bool(field.looks_closer) else ()
     a, b = first.seen, second.seen
-    forward, backward = field.pair.correlate(a.coarse, b.coarse)
-    early = Matched(*field.pair.start(forward, a.coarse)), Matched(*field.pair.start(backward, b.coarse))
     if flow is not None:
-        given = _given(flow, early)
+        given = _given(flow, first)
         solution = _solve(field, first, second, given)
         return LearnedStep(
             _about_flow(solution, first, given[0]), (_believed(solution.delta_q, solution, prior),), given
         )
+    a, b = first.seen, second.seen
+    forward, backward = field.pair.correlate(a.coarse, b.coarse)
+    early = Matched(*field.pair.start(forward, a.coarse)), Matched(*field.pair.start(backward, b.coarse))
     compared = []
     solution = _solve(field, first, second, early)
     steps = [_believed(solution.delta_q, solution, prior)]
@@ -200,12 +201,12 @@ def _explaining(solution: Solution, left: Float[Tensor, " b"], motion: Float[Ten
     return replace(solution, residual=residual, explained=torch.where(valid, explained, nothing))
 
 
-def _given(flow: Flow, like: tuple[Matched, Matched]) -> tuple[Matched, Matched]:
+def _given(flow: Flow, first: SeenAt) -> tuple[Matched, Matched]:
     """Flow from elsewhere on the grid of flow; nothing is known of the way back."""
-    like_flow, like_weight = like[0].flow, like[0].log_weight
-    h, w = like_flow.shape[-2:]
+    _, like = first.on_flow_grid()
+    b, h, w = like.shape
     small = clean(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
-    vectors = (small.flow * FLOW_STRIDE).reshape(like_flow.shape).to(like_flow)
-    weight = small.weight.reshape(like_weight.shape).to(like_weight)
+    vectors = (small.flow * FLOW_STRIDE).reshape(b, 2, h, w).to(like)
+    weight = small.weight.reshape(b, h, w).to(like)
     nothing = torch.full_like(weight, -torch.inf)
     return Matched(vectors, weight.log()), Matched(torch.zeros_like(vectors), nothing)
