@@ -21,8 +21,9 @@ from jidm import Embodiment
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import DatasetError, InputError, JidmError
 from jidm.learn import zoo
+from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
-from jidm.learn.prepare import joint_order, split_episodes
+from jidm.learn.prepare import joint_order, prepare, split_episodes
 from jidm.learn.schedule import learning_rate
 from jidm.learn.training import train
 
@@ -74,6 +75,27 @@ def test_it_learns_and_keeps_what_it_learned_from(tmp_path: Path) -> None:
     model = zoo.load_model(out)
     assert isinstance(model, StandIn) and not model.training
     assert checkpoint.config["joint_names"] == ["across", "down"]
+
+
+def test_uncertainties_are_those_of_neighbouring_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, seen = config(tmp_path, strides=(2, 5), steps=2, validate_every=1), []
+
+    def calibrate(self: StandIn, batches: list[PairBatch], rounds: int) -> None:
+        seen.append((torch.cat([x.delta_q for x in batches]), rounds))
+
+    monkeypatch.setattr(StandIn, "calibrate", calibrate, raising=False)
+    dataset = blob_dataset(tmp_path / "blobs")
+    train(settings, dataset=dataset)
+    assert [rounds for _, rounds in seen] == [1, 2] and torch.equal(seen[0][0], seen[1][0])
+    prepared = prepare(settings, dataset, None, print)
+    assert prepared.validation is not None
+    held = {int(x) for batch in prepared.validation.to_measure(16) for x in batch.episode}
+    states = [torch.from_numpy(np.asarray(dataset.episode(i).state)).float() for i in held]
+    steps = torch.cat([q[2:] - q[:-2] for q in states])
+    far = (seen[0][0][:, None] - steps).abs().amax(-1).amin(-1)
+    assert far.max() < 1e-6  # every one of them is a step of two frames
+    wide = torch.cat([batch.delta_q for batch in prepared.validation.to_measure(16)])
+    assert (wide[:, None] - steps).abs().amax(-1).amin(-1).max() > 1e-3  # of which others are not
 
 
 def test_the_running_mean_is_what_is_saved(tmp_path: Path) -> None:

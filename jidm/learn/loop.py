@@ -55,6 +55,7 @@ class TrainingModule(lightning.LightningModule):
         self.config, self.journal, self.pictures = config, journal, pictures
         self._save, self._prepared = save, prepared
         self._measured: list[PairBatch] | None = None
+        self._calibrated: list[PairBatch] | None = None
         self.mean = {name: x.detach().clone() for name, x in self._floating()} if config.ema else {}
         self.elapsed = 0.0  # seconds of the budget, over all sittings
         self.bad_in_row = self.bad_total = 0
@@ -214,7 +215,7 @@ class TrainingModule(lightning.LightningModule):
         with self._weights_to_keep() as model:
             if (batches := self._held_out()) is not None:
                 if hasattr(model, "calibrate"):
-                    model.calibrate(batches, rounds=2 if last or self.config.keep == "best" else 1)
+                    model.calibrate(self._to_calibrate(), rounds=2 if last or self.config.keep == "best" else 1)
                 values = {name: self._shared(x) for name, x in self._measure(model, batches).items()}
             watched = values.get("nve", values.get("loss", math.nan))
             better = watched < self.best
@@ -229,12 +230,17 @@ class TrainingModule(lightning.LightningModule):
                 self._draw(model, batches)
 
     def _held_out(self) -> list[PairBatch] | None:
-        if self._prepared.validation is None:
-            return None
-        if self._measured is None:
-            batches = self._prepared.validation.to_measure(self.config.validation_pairs)
-            self._measured = [batch.to(self.device) for batch in batches]
+        validation = self._prepared.validation
+        if self._measured is None and validation is not None:
+            self._measured = [x.to(self.device) for x in validation.to_measure(self.config.validation_pairs)]
         return self._measured
+
+    def _to_calibrate(self) -> list[PairBatch]:
+        validation = self._prepared.validation
+        assert validation is not None
+        if self._calibrated is None:
+            self._calibrated = [x.to(self.device) for x in validation.to_calibrate(self.config.validation_pairs)]
+        return self._calibrated
 
     @contextmanager
     def _weights_to_keep(self) -> Iterator[Any]:

@@ -40,9 +40,13 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The batches of every training step, for any process, and one to validate by."""
+    """The batches of every training step, for any process, and some to validate by.
+
+    `nearest` draws pairs as near in time as they come: those of a video that is followed.
+    """
 
     sampler: PairSampler
+    nearest: PairSampler
     source: PairSource
     augment: Augment | None
     size: int
@@ -58,7 +62,14 @@ class Batches:
 
     def to_measure(self, count: int) -> list[PairBatch]:
         """The same pairs every time, unchanged, in batches of this size."""
-        draw = self.sampler.fixed(count)
+        return self._fixed(self.sampler, count)
+
+    def to_calibrate(self, count: int) -> list[PairBatch]:
+        """Likewise of the nearest pairs: errors grow with the step, and uncertainties are for steps of videos."""
+        return self._fixed(self.nearest, count)
+
+    def _fixed(self, sampler: PairSampler, count: int) -> list[PairBatch]:
+        draw = sampler.fixed(count)
         world = -(-count // self.size)
         return [self.source.batch(draw.part(rank, world)) for rank in range(world)]
 
@@ -120,8 +131,11 @@ def prepare(
             recording, kinematics=kinematics, estimated=estimated, device=device, before="before" in wants,
             third="third" in wants, static_background=dataset.recipe.get("background_static") is True,
         )  # fmt: skip
-        sampler = PairSampler(recording, config.strides, seed=config.seed, third="third" in wants)
-        batches.append(Batches(sampler, source, augment, config.batch_size))
+        sampler, nearest = (
+            PairSampler(recording, strides, seed=config.seed, third="third" in wants)
+            for strides in (config.strides, (min(config.strides),))
+        )
+        batches.append(Batches(sampler, nearest, source, augment, config.batch_size))
     report(
         f"{config.kind} ({config.size}) of {len(learned.joint_names)} joints from {describe(train)}, {len(learned)} frames "
         f"of {height}x{width}{f' in {detail} times the detail' * (detail > 1)}, flow: {kind_of_flow}"

@@ -41,7 +41,7 @@ class FollowOptions:
     persistence: float = 1.0
     memory: float = 16.0
     anchor: bool = True
-    repeats: float = 4.0
+    repeats: float = 16.0
     gate: float = 4.0
     confused: float = 0.9
     least_motion: float = 0.5
