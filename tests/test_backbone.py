@@ -51,7 +51,7 @@ def test_a_users_backbone_is_found_by_its_name() -> None:
     again.load_state_dict(field.state_dict())
     image, q = torch.rand(1, 3, 64, 96), torch.zeros(1, 2)
     a, b = (x.eval().jacobian(x.eval().encode(image), q)[0] for x in (field, again))
-    assert a.shape == (1, 2, 2, 16, 24) and torch.equal(a, b)
+    assert a.shape == (1, 2, 2, 32, 48) and torch.equal(a, b)
 
 
 def test_what_is_no_backbone_is_refused() -> None:
