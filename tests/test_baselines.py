@@ -109,8 +109,9 @@ def test_wide_pictures(variant: str) -> None:
 def test_every_parameter_learns(variant: str) -> None:
     model = make(variant)
     model.losses(arm_batch(3))["loss"].backward()
-    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert not still
+    still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    # In half the difference of both orders of the frames this one cancels, up to rounding.
+    assert still <= ({"regressor.perceptron.2.bias"} if variant.startswith("direct") else set())
 
 
 @every_variant
