@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from jidm.errors import DatasetError
 
 FINE = 3
-"""Quality of x264 (crf) that keeps motions of a hundredth of a pixel; at 12 pictures hold them back."""
+"""Quality of x264 (crf) as good as without loss for measuring motion; at 12 pictures hold small motions back."""
 
 _BT601 = 5  # AVCOL_SPC_BT470BG: what swscale converts to; unsaid, players assume BT.709 for HD
 _KEY_FRAMES = 8  # distance of key frames: readers that want single frames need not decode far

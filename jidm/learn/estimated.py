@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.files import whole_file
 from jidm.learn.batch import GRID_STRIDE
-from jidm.learn.recording import Recording, default_cache, whole_folder
+from jidm.learn.recording import Recording, default_cache, digest, whole_folder
 from jidm.motion.fit import Fit
 from jidm.motion.flow.base import Flow, FlowEstimator
 
@@ -64,18 +63,14 @@ def estimate_flow(
     if " at 0x" in name:
         raise InputError(f"flow estimator {name} does not tell its settings; give it a __repr__ that does")
     root, chosen = Path(cache or default_cache()), tuple(sorted(set(strides)))
-    folder = root / f"{recording.key}-flow-{_digest(chosen, name)}"
+    folder = root / f"{recording.key}-flow-{digest([chosen, name])}"
     if not folder.is_dir():
-        measured = root / f"{Path(dataset.root).name}-flow-{_digest(recording.origin, name)}"
+        measured = root / f"{Path(dataset.root).name}-flow-{digest([recording.origin, name])}"
         measured.mkdir(parents=True, exist_ok=True)
         with whole_folder(folder) as temporary:
             _gather(_Measuring(dataset, recording, camera, estimator, measured), chosen, temporary, progress)
     tables = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ("flow", "weight"))
     return EstimatedFlow(chosen, *tables)
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _gather(measuring: _Measuring, strides: Sequence[int], folder: Path, progress: Callable[[str], None]) -> None:

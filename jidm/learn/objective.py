@@ -154,19 +154,25 @@ class TrainableField(LearnedField):
             states.append((q_read_std[0] - q).abs() / q_read_std[1])
             kept.append((SeenAt.of(self, seen, q), batch.delta_q))
         self.state_spread.copy_(_spread(torch.cat(states)))
-        errors = {}
+        tried = {}
         for closer in (False, True):
             self.looks_closer.fill_(closer)
-            steps = torch.cat([self._measured(*pairs).steps[-1] - pairs[1] for pairs in kept])
-            errors[closer] = float((steps / self.delta_std).abs().mean())
-        self.looks_closer.fill_(errors[True] <= errors[False])
-        for _ in range(rounds):
-            off = []
-            for pairs in kept:
-                solution = self._measured(*pairs).solution
-                std = solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-                off.append((solution.delta_q - pairs[1]).abs() / std)
-            self.step_spread.mul_(_spread(torch.cat(off)))
+            tried[closer] = self._tried(kept)
+        better = tried[True][0] <= tried[False][0]
+        self.looks_closer.fill_(better)
+        self.step_spread.mul_(_spread(tried[better][1]))
+        for _ in range(rounds - 1):
+            self.step_spread.mul_(_spread(self._tried(kept)[1]))
+
+    def _tried(self, kept: Sequence[tuple[SeenAt, Tensor]]) -> tuple[float, Float[Tensor, "N n"]]:
+        """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations."""
+        errors, deviations = [], []
+        for at, delta_q in kept:
+            found = self._measured(at, delta_q)
+            errors.append((found.steps[-1] - delta_q) / self.delta_std)
+            std = found.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+            deviations.append((found.solution.delta_q - delta_q).abs() / std)
+        return float(torch.cat(errors).abs().mean()), torch.cat(deviations)
 
     def _measured(self, at: SeenAt, delta_q: Tensor) -> LearnedStep:
         """Steps of as many pairs as there are true ones."""

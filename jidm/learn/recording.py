@@ -159,7 +159,7 @@ def read_recording(
     if not episodes:
         raise DatasetError(f"{dataset.root}: no episodes are chosen; choose some of {len(dataset)}")
     origin = _origin(dataset, camera, height, width)
-    key = f"{Path(dataset.root).name}-{height}x{width}-{_digest([origin, list(episodes), detail])}"
+    key = f"{Path(dataset.root).name}-{height}x{width}-{digest([origin, list(episodes), detail])}"
     folder = Path(cache or default_cache()) / key
     _make_tables(dataset, tuple(episodes), camera, (height, width), detail, folder, progress)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -378,8 +378,9 @@ def _origin(dataset: Any, camera: str, height: int, width: int) -> str:
     files = sorted((dataset.root / "videos").rglob("*.mp4")) if (dataset.root / "videos").is_dir() else []
     files = files or sorted(Path(dataset.root).rglob("*.mp4"))
     seen = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
-    return _digest([_TABLES_VERSION, dataset.content_hash, camera, height, width, seen])
+    return digest([_TABLES_VERSION, dataset.content_hash, camera, height, width, seen])
 
 
-def _digest(parts: list[Any]) -> str:
+def digest(parts: list[Any]) -> str:
+    """Names what is made of these JSON values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -104,8 +104,7 @@ class PoseFollower:
         now = SeenAt.of(self.field, seen, self._inside(belief.q.to(self.q))[None])
         expected = belief.step(span)
         prior = Gaussian(expected.mean[None].to(self.q), expected.covariance[None].to(self.q))
-        closer = self.options.closer if bool(self.field.looks_closer) else ()
-        found = learned_step(self.field, self._last, now, flow, prior=prior, closer=closer)
+        found = learned_step(self.field, self._last, now, flow, prior=prior, closer=self.options.closer)
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)

@@ -52,7 +52,7 @@ class LearnedStep:
 
 def learned_step(
     field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None,
-    *, prior: Gaussian | None = None, closer: Sequence[CloserLook] | None = None,
+    *, prior: Gaussian | None = None, closer: Sequence[CloserLook] = CLOSER_LOOKS,
 ) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in fields, masks and matching.
 
@@ -60,10 +60,10 @@ def learned_step(
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
         prior: what is known of the step before looking [rad or m]. Every look begins with the step that is most likely
             by it and the look before; the first closer one with its mean where by that the pictures look more alike.
-        closer: the looks after the first; `CLOSER_LOOKS` or none if not given, as is better for this field.
+        closer: the looks after the first, for a field that they help.
     """
-    if closer is None:
-        closer = CLOSER_LOOKS if bool(field.looks_closer) else ()
+    if not bool(field.looks_closer):
+        closer = ()
     a, b = first.seen, second.seen
     if flow is not None:
         given = _given(flow, first)
