@@ -7,12 +7,12 @@ the exact motion; no network and no simulator is involved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from jidm.field.learned import Encoded, LearnedField, LearnedFieldConfig
+from jidm.field.learned.blocks import luma
 from jidm.field.learned.config import FLOW_STRIDE, STRIDE
 from jidm.field.learned.matching import PairHead
 
@@ -192,11 +192,12 @@ class KnownField:
         return self.config.joint_names
 
     def encode(self, image: Tensor) -> Encoded:
-        scales = {"image": 1, "small": 1, "half": 2, "quarter": 4, "eighth": 8, "sixteenth": 16, "coarse": 8}
-        return Encoded(**{f.name: image[..., :: scales[f.name], :: scales[f.name]] for f in fields(Encoded)})
+        scales = {"half": 2, "quarter": 4, "eighth": 8, "sixteenth": 16, "coarse": 8}
+        levels = {name: image[..., ::stride, ::stride] for name, stride in scales.items()}
+        return Encoded(grey=luma(image), small=luma(image), **levels)
 
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]:
-        q = seen.image[:, : self.n, 0, 0]
+        q = seen.half[:, : self.n, 0, 0]
         return q + self.read_off.to(q), torch.full_like(q, self.read_std)
 
     def jacobian(self, seen: Encoded, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -272,6 +272,16 @@ def test_detail_enlarges_the_pictures_and_nothing_else(rendered, tmp_path: Path)
             torch.testing.assert_close(a, b)
 
 
+def test_reduced_pictures_are_those_the_model_makes_of_the_large_ones(rendered, tmp_path: Path) -> None:
+    size = {"height": 48, "width": 64, "detail": 2, "cache": tmp_path}
+    large, small = (read_recording(rendered[1], (4,), **size, reduce=x) for x in (False, True))
+    assert (large.detail, small.detail) == (2, 1) and large.key != small.key and large.origin == small.origin
+    pooled = torch.nn.functional.avg_pool2d(large.frames.float(), 2)
+    assert small.frames.dtype == torch.uint8 and (small.frames - pooled).abs().max() <= 0.5
+    for a, b in ((large.state, small.state), (large.geometry.depth, small.geometry.depth)):
+        assert torch.equal(a, b)
+
+
 def test_a_static_background_is_a_fact_only_when_told(rendered, tmp_path: Path) -> None:
     _, doubt = exact_batch(rendered, tmp_path)
     _, sure = exact_batch(rendered, tmp_path, static_background=True)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
-from jidm.field.learned.blocks import reduced
 from jidm.field.learned.config import FLOW_STRIDE, STRIDE
 from jidm.learn.batch import JointStats, PairBatch, normal
 from jidm.learn.together import over_processes, weighted_mean
@@ -111,12 +110,14 @@ class TrainableField(LearnedField):
         at = SeenAt.of(self, seen, self._asked_at(batch, q, q_seen))
         parts = {
             "state": self._state_loss(q, q_seen, q_std),
-            "smooth": smoothness(at.jacobian * self._column, seen.image),
+            "smooth": smoothness(at.jacobian * self._column, seen.small),
         }
         moves = _BothWays.of(batch)
         if moves is not None:
             exact = batch.field is not None
-            parts["field"] = columns_loss(at.jacobian, batch, self._column) if exact else field_loss(at.jacobian, moves)
+            parts["field"] = (
+                columns_loss(at.jacobian, batch, self._column) if exact else field_loss(at.on_flow_grid[0], moves)
+            )
             parts["mask"] = moves.mask_loss(at.mask)
         else:
             parts["photometric"] = photometric_loss(at[:count], batch.first, batch.second, batch.delta_q)
@@ -192,9 +193,9 @@ class TrainableField(LearnedField):
         return parts
 
     def _measured_loss(self, batch: PairBatch, at: SeenAt, moves: _BothWays) -> Tensor:
-        back = torch.arange(2 * len(batch), device=batch.q.device).roll(len(batch))
         cells = Flow(moves.flow / FLOW_STRIDE, moves.weight)
-        found = learned_step(self, at, at[back], cells, prior=usual_step(self, len(back)))
+        # Each picture's field alone is asked, so what stands in the second's place does not matter.
+        found = learned_step(self, at, at, cells, prior=usual_step(self, len(at.mask)))
         return self._step_loss(found, torch.cat([batch.delta_q, -batch.delta_q]))
 
     @staticmethod
@@ -283,10 +284,9 @@ class _BothWays:
         return weighted_mean(F.binary_cross_entropy_with_logits(logit, told, reduction="none"), counts)
 
 
-def field_loss(jacobian: Float[Tensor, "b 2 n y x"], moves: _BothWays) -> Float[Tensor, ""]:
+def field_loss(jacobian: Float[Tensor, "b 2 n h w"], moves: _BothWays) -> Float[Tensor, ""]:
     """Charbonnier distance of `jacobian @ step` from the motion to first order, relative to the batch's mean motion."""
     told = torch.einsum("bcnhw,bn->bchw", jacobian, moves.tangent_step)
-    told = reduced(told, told.shape[-1] // moves.tangent.shape[-1])
     weight = moves.tangent_weight
     motion = over_processes(weighted_mean(moves.tangent.square().sum(1).sqrt(), weight)).clamp(min=_LEAST_MOTION)
     return weighted_mean(charbonnier(told - moves.tangent), weight) / motion
@@ -312,7 +312,7 @@ def columns_loss(
     return relative.mean()
 
 
-def flow_loss(looks: tuple[Matched, Matched], moves: _BothWays) -> Float[Tensor, ""]:
+def flow_loss(looks: Sequence[Matched], moves: _BothWays) -> Float[Tensor, ""]:
     """Error of the matched flow under a Laplace distribution whose width is the confidence: large errors cost little
     where the head said so, and saying so costs."""
     flow = torch.cat([look.flow for look in looks])
@@ -330,10 +330,10 @@ def photometric_loss(
     return charbonnier(carry_back(other, flow) - image).mean()
 
 
-def smoothness(field: Float[Tensor, "b 2 n h w"], image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
-    """Total variation of the field [px per typical step], less where the picture has edges (Godard et al. 2017)."""
+def smoothness(field: Float[Tensor, "b 2 n h w"], grey: Float[Tensor, "b 1 H W"]) -> Float[Tensor, ""]:
+    """Total variation of the field [px per typical step], less where its brightness has edges (Godard et al. 2017)."""
     h, w = field.shape[-2:]
-    grey = F.interpolate(image, size=(h, w), mode="area").mean(1, keepdim=True)
+    grey = F.interpolate(grey, size=(h, w), mode="area")
     flat = field.flatten(1, 2)
     total = torch.zeros((), dtype=field.dtype, device=field.device)
     for axis in (-1, -2):

@@ -111,8 +111,8 @@ def prepare(
     detail = _detail(config, dataset, camera, height, width)
     recordings = [
         read_recording(
-            dataset, episodes, height=height, width=width, detail=detail, camera=camera, joints=config.joints, order=order,
-            cache=config.cache, progress=report,
+            dataset, episodes, height=height, width=width, detail=detail, reduce=episodes is train, camera=camera,
+            joints=config.joints, order=order, cache=config.cache, progress=report,
         )
         for episodes in (train, validation) if episodes
     ]  # fmt: skip

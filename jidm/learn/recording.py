@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import DatasetError, did_you_mean
+from jidm.field.learned.blocks import reduced
 from jidm.files import remove_leftovers
 from jidm.learn.batch import FIELD_STRIDE, JointStats
 from jidm.motion.fit import Fit
@@ -61,7 +62,7 @@ class Recording:
         episode: (E,) episode indices; first: (E,) row of each one's first frame; length: (E,).
         fps: frame rate [1/s].
         fit: how the recorded pictures lie in the training pictures.
-        detail: how much larger the frames are than those.
+        detail: how much larger the frames are than those; 1 where they were reduced.
         geometry: None where the recording does not hold it.
         source: the folder, for messages. key: names this recording's tables. origin: names the pictures it could show,
             whichever of their episodes it holds.
@@ -133,8 +134,8 @@ class Recording:
 
 
 def read_recording(
-    dataset: Any, episodes: Sequence[int], *, height: int, width: int, detail: int = 1, camera: str | None = None,
-    joints: Sequence[str] = (), order: Sequence[str] = (), cache: str | Path | None = None,
+    dataset: Any, episodes: Sequence[int], *, height: int, width: int, detail: int = 1, reduce: bool = False,
+    camera: str | None = None, joints: Sequence[str] = (), order: Sequence[str] = (), cache: str | Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Recording:  # fmt: skip
     """The tables of some episodes, decoded now or taken from the cache.
@@ -142,7 +143,9 @@ def read_recording(
     Args:
         dataset: a `RecordedDataset`.
         episodes: indices, in the order of the tables.
-        height, width: size of the training pictures [px], multiples of 4. detail: how much larger the frames are kept.
+        height, width: size of the training pictures [px], multiples of 4. detail: how much larger the model's own are.
+        reduce: keep frames of height x width only, reduced from the larger ones as the model does it: all it needs
+            where it does not look closer.
         camera: which camera; may be left out where there is only one.
         joints: names of the joints to learn; all if empty.
         order: order of all joints, a robot's for instance; the data set's own if empty.
@@ -159,9 +162,9 @@ def read_recording(
     if not episodes:
         raise DatasetError(f"{dataset.root}: no episodes are chosen; choose some of {len(dataset)}")
     origin = _origin(dataset, camera, height, width)
-    key = f"{Path(dataset.root).name}-{height}x{width}-{digest([origin, list(episodes), detail])}"
+    key = f"{Path(dataset.root).name}-{height}x{width}-{digest([origin, list(episodes), detail, reduce])}"
     folder = Path(cache or default_cache()) / key
-    _make_tables(dataset, tuple(episodes), camera, (height, width), detail, folder, progress)
+    _make_tables(dataset, tuple(episodes), camera, (height, width), detail, reduce, folder, progress)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     length = torch.tensor(index["length"])
     geometry = None
@@ -171,7 +174,7 @@ def read_recording(
         frames=_open(folder, "frames"), state=_open(folder, "state")[:, columns].contiguous(), joints=torch.tensor(chosen),
         state_names=names, episode=torch.tensor(list(episodes)), first=length.cumsum(0) - length, length=length,
         fps=float(dataset.fps), fit=Fit(index["size"][0], index["size"][1], height, width), geometry=geometry, source=str(dataset.root), key=key, origin=origin,
-        detail=detail,
+        detail=1 if reduce else detail,
     )  # fmt: skip
 
 
@@ -230,6 +233,7 @@ def _make_tables(
     camera: str,
     size: tuple[int, int],
     detail: int,
+    reduce: bool,
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
@@ -237,7 +241,7 @@ def _make_tables(
         return
     lengths = [int(dataset.episode(i).length) for i in episodes]
     with whole_folder(folder) as temporary:
-        writer = _TableWriter(temporary, sum(lengths), *size, detail)
+        writer = _TableWriter(temporary, sum(lengths), *size, detail, reduce)
         for done, (index, length) in enumerate(zip(episodes, lengths)):
             writer.add(dataset.episode(index), camera, length)
             if (done + 1) % max(1, len(episodes) // 10) == 0:
@@ -248,8 +252,9 @@ def _make_tables(
 class _TableWriter:
     """Memory-mapped tables, filled episode by episode."""
 
-    def __init__(self, folder: Path, count: int, height: int, width: int, detail: int) -> None:
+    def __init__(self, folder: Path, count: int, height: int, width: int, detail: int, reduce: bool) -> None:
         self.folder, self.count, self.size, self.detail = folder, count, (height, width), detail
+        self.reduce = reduce
         self.row = 0
         self.size_in: tuple[int, int] = (0, 0)
         self.tables: dict[str, NDArray[Any]] = {}
@@ -272,7 +277,7 @@ class _TableWriter:
         fit = Fit(*size_in, *self.size)
         pixels = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)
         large = Fit(*size_in, *(side * self.detail for side in self.size))
-        self._put("frames", torch.cat([large.pixels(part) for part in pixels.split(64)]).numpy())
+        self._put("frames", torch.cat([self._kept(large.pixels(part)) for part in pixels.split(64)]).numpy())
         self._put("state", state)
         extras = [f"observation.{kind}.{camera}" for kind in ("depth", "links", "camera")]
         if known := _extras(episode, extras):
@@ -280,6 +285,11 @@ class _TableWriter:
             for name, value in fitted_geometry(depth, link, pose, fit).items():
                 self._put(name, value)
         self.row += length
+
+    def _kept(self, pixels: Tensor) -> Tensor:
+        if not self.reduce or self.detail == 1:
+            return pixels
+        return reduced(pixels.float(), self.detail).round().to(torch.uint8)
 
     def _put(self, name: str, values: NDArray[Any]) -> None:
         if name not in self.tables:

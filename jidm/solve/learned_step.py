@@ -36,16 +36,17 @@ class LearnedStep:
         solution: what the last look measured, whatever was known before; its residual [px rms] and `explained` are about
             brightness, that the pictures still differ by where the robot is seen, or about flow measured elsewhere.
         steps: (B, n) joint step after each look [rad or m], what was known before counted in.
-        matched, compared: what the first look saw and what closer ones did, each from first to second picture and back.
+        matched, compared: what the first look saw and what closer ones did, each from first to second picture and back;
+            flow measured elsewhere has no way back.
     """
 
     solution: Solution
     steps: tuple[Float[Tensor, "b n"], ...]
-    matched: tuple[Matched, Matched]
+    matched: tuple[Matched, ...]
     compared: tuple[tuple[Compared, Compared], ...] = ()
 
     @property
-    def last(self) -> tuple[Matched, Matched] | tuple[Compared, Compared]:
+    def last(self) -> tuple[Matched, ...] | tuple[Compared, Compared]:
         """The look that the solution comes from."""
         return self.compared[-1] if self.compared else self.matched
 
@@ -67,10 +68,9 @@ def learned_step(
     a, b = first.seen, second.seen
     if flow is not None:
         given = _given(flow, first)
-        solution = _solve(field, first, second, given)
-        return LearnedStep(
-            _about_flow(solution, first, given[0]), (_believed(solution.delta_q, solution, prior),), given
-        )
+        solution = _solve(field, first, second, (given,))
+        step = _believed(solution.delta_q, solution, prior)
+        return LearnedStep(_about_flow(solution, first, given), (step,), (given,))
     a, b = first.seen, second.seen
     forward, backward = field.pair.correlate(a.coarse, b.coarse)
     early = Matched(*field.pair.start(forward, a.coarse)), Matched(*field.pair.start(backward, b.coarse))
@@ -139,12 +139,12 @@ def step_pairs(field: StepField, first: Float[Tensor, "b 3 H W"], second: Float[
     return learned_step(field, at[:count], at[count:], prior=usual_step(field, count)).steps[-1]
 
 
-def _solve(
-    field: StepField, first: SeenAt, second: SeenAt, looks: tuple[Matched, Matched] | tuple[Compared, Compared]
-) -> Solution:
+def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: Sequence[Matched | Compared]) -> Solution:
     """What the looks say of the step, counted from their guess."""
-    ahead, back = _equations(first, looks[0], 1.0), _equations(second, looks[1], -1.0)
-    solution = solve_normal_equations(ahead + back, ridge=RIDGE, unit=field.delta_std, min_motion=_MIN_MOTION)
+    equations = _equations(first, looks[0], 1.0)
+    for back in looks[1:]:
+        equations = equations + _equations(second, back, -1.0)
+    solution = solve_normal_equations(equations, ridge=RIDGE, unit=field.delta_std, min_motion=_MIN_MOTION)
     spread = field.step_spread.to(solution.covariance)
     return replace(solution, covariance=solution.covariance * spread[:, None] * spread)
 
@@ -153,7 +153,7 @@ def _equations(at: SeenAt, look: Matched | Compared, sign: float) -> NormalEquat
     if isinstance(look, Compared):
         robot = look.part.of(at.mask).sigmoid()
         return _brightness_equations(sign * look.part.of(at.jacobian), robot, look.brightness)
-    jacobian, robot = at.on_flow_grid()
+    jacobian, robot = at.on_flow_grid
     return normal_equations(sign * jacobian, look.flow, look.log_weight.exp() * robot, layout="dense")
 
 
@@ -175,7 +175,7 @@ def _brightness_equations(
 
 def _about_flow(solution: Solution, first: SeenAt, look: Matched) -> Solution:
     """The solution with residual and explained share of the forward flow on the robot."""
-    jacobian, robot = first.on_flow_grid()
+    jacobian, robot = first.on_flow_grid
     weight = (look.log_weight.exp() * robot).detach()
     told = torch.einsum("bcnhw,bn->bchw", jacobian, solution.delta_q)
     total = weight.flatten(1).sum(-1).clamp(min=1e-12)
@@ -201,12 +201,11 @@ def _explaining(solution: Solution, left: Float[Tensor, " b"], motion: Float[Ten
     return replace(solution, residual=residual, explained=torch.where(valid, explained, nothing))
 
 
-def _given(flow: Flow, first: SeenAt) -> tuple[Matched, Matched]:
-    """Flow from elsewhere on the grid of flow; nothing is known of the way back."""
-    _, like = first.on_flow_grid()
+def _given(flow: Flow, first: SeenAt) -> Matched:
+    """Flow from elsewhere on the grid of flow."""
+    _, like = first.on_flow_grid
     b, h, w = like.shape
     small = clean(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
     vectors = (small.flow * FLOW_STRIDE).reshape(b, 2, h, w).to(like)
     weight = small.weight.reshape(b, h, w).to(like)
-    nothing = torch.full_like(weight, -torch.inf)
-    return Matched(vectors, weight.log()), Matched(torch.zeros_like(vectors), nothing)
+    return Matched(vectors, weight.log())

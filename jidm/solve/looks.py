@@ -7,6 +7,7 @@ mask alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -88,8 +89,9 @@ class SeenAt:
     @classmethod
     def of(cls, field: StepField, seen: Encoded, q: Float[Tensor, "b n"]) -> SeenAt:
         """Read the field at joint positions q [rad or m]."""
-        return cls(seen, *field.jacobian(seen, q.to(seen.image)))
+        return cls(seen, *field.jacobian(seen, q.to(seen.grey)))
 
+    @cached_property
     def on_flow_grid(self) -> tuple[Float[Tensor, "b 2 n i j"], Float[Tensor, "b i j"]]:
         """Field and probability of the robot on the coarser grid of flow."""
         times = FLOW_STRIDE // STRIDE
@@ -210,9 +212,9 @@ def _robot(at: SeenAt, part: Part, side: int) -> Float[Tensor, "b 1 h w"]:
     return _enlarged(torch.where(robot > _ROBOT, robot, 0), side)
 
 
-def _scaled(seen: Encoded, scale: float | None) -> Float[Tensor, "b 3 h w"]:
+def _scaled(seen: Encoded, scale: float | None) -> Float[Tensor, "b 1 h w"]:
     if scale is None:
-        return seen.image
+        return seen.grey
     return reduced(seen.small, round(1 / scale))
 
 

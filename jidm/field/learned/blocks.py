@@ -82,6 +82,12 @@ def spatial_softmax(maps: Float[Tensor, "b c h w"], grid: Float[Tensor, "2 h w"]
     return maps.flatten(2).softmax(-1) @ grid.flatten(1).T
 
 
+def luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Brightness of RGB pictures (ITU-R BT.601)."""
+    red, green, blue = image.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
 def doubled(x: Tensor) -> Tensor:
     """Twice the height and width."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.field.learned.backbone import make_encoder
-from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, pixel_grid, reduced, spatial_softmax
+from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, luma, pixel_grid, reduced, spatial_softmax
 from jidm.field.learned.config import COARSE, SIZES, LearnedFieldConfig
 from jidm.field.learned.matching import PairHead
 
@@ -28,12 +28,12 @@ class Encoded:
     """A batch of pictures as the network sees them; computed once per frame, used for both of its steps.
 
     Attributes:
-        image: (B, 3, detail H, detail W) as given; small: (B, 3, H, W) the same reduced.
+        grey: (B, 1, H', W') luma of the pictures as given, detail H x detail W or H x W; small: (B, 1, H, W) reduced.
         half, quarter, eighth, sixteenth: features at those scales.
         coarse: (B, C, H/8, W/8) features to recognise a place of the robot by.
     """
 
-    image: Tensor
+    grey: Tensor
     small: Tensor
     half: Tensor
     quarter: Tensor
@@ -117,12 +117,15 @@ class LearnedField(nn.Module):
         return self.config.joint_names
 
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
-        """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`."""
-        small = reduced(image, self.config.detail)
+        """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`.
+
+        Pictures already reduced to height x width give the same but for closer looks, which then see no more than that.
+        """
+        small = reduced(image, image.shape[-1] // self.config.width)
         half, quarter, eighth, sixteenth = self.encoder(small)
         # Field and state alone teach the encoder: what matching asks of it is louder, and would spoil the field.
         coarse = _normed(self.coarse_in(eighth.detach()))
-        return Encoded(image, small, half, quarter, eighth, sixteenth, coarse)
+        return Encoded(luma(image), luma(small), half, quarter, eighth, sixteenth, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
