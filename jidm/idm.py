@@ -19,7 +19,7 @@ from jidm.field.hybrid import HybridField, fitted_camera
 from jidm.field.learned import LearnedField, LearnedFieldConfig
 from jidm.joint_motion import JointMotion, stack
 from jidm.motion.fit import Fit
-from jidm.motion.flow import Flow, FlowEstimator, PrecomputedFlow, TimedFlow, as_flow_estimator
+from jidm.motion.flow import Flow, FlowEstimator, PrecomputedFlow, TimedFlow, as_flow_estimator, both_ways
 from jidm.motion.flow.base import clean
 from jidm.motion.layout import as_video
 from jidm.motion.timed import frame_times, timed_stream
@@ -284,8 +284,8 @@ class JacobianIDM:
             if not frame.isfinite().all():
                 steps.append(tracker.skip(dt))
                 continue
-            measured = self._flow_between(good, frame, flow, good_index, k + 1)
-            steps.append(tracker.step(self._fitted(frame), dt, self._fitted_flow(measured)))
+            measured = self._flows_between(good, frame, flow, good_index, k + 1)
+            steps.append(tracker.step(self._fitted(frame), dt, *map(self._fitted_flow, measured)))
             if steps[-1].used:
                 good, good_index = frame, k + 1
         if not steps:
@@ -305,40 +305,43 @@ class JacobianIDM:
         fit = Fit(frame.shape[-2], frame.shape[-1], *self.field.config.picture)
         return fit.frames(frame).to(self.field.delta_std)
 
-    def _fitted_flow(self, flow: Flow | None) -> Flow | None:
+    def _fitted_flow(self, flow: Flow) -> Flow:
         """Flow of the video as that of the pictures the field reads."""
-        if flow is None or not isinstance(self.field, (LearnedField, HybridField)):
+        if not isinstance(self.field, (LearnedField, HybridField)):
             return flow
         height, width = flow.weight.shape[-2:]
         return Fit(height, width, self.field.config.height, self.field.config.width).flow(flow)
 
-    def _flow_between(
+    def _flows_between(
         self, first: Tensor, second: Tensor, given: Flow | Tensor | None, start: int, stop: int
-    ) -> Flow | None:
-        """Flow between frames number `start` and `stop`; a flow given for single steps says nothing across a gap."""
+    ) -> tuple[Flow, ...]:
+        """Flow between frames number `start` and `stop`, and back where the field has use for that and it can be
+        measured; none where the field matches by itself. A flow given for single steps says nothing across a gap."""
         height, width = first.shape[-2:]
         if self.flow is None and (given is None or stop > start + 1):
-            return None
+            return ()
         if given is None or stop > start + 1:
             assert self.flow is not None
             if isinstance(self.flow, PrecomputedFlow) and stop > start + 1:
-                return Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0]))
+                return (Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0])),)
             if isinstance(self.flow, TimedFlow):
-                return self.flow.between(first, second, start, stop)
+                return (self.flow.between(first, second, start, stop),)
+            if isinstance(self.field, (LearnedField, HybridField)):
+                return both_ways(self.flow, first, second)
             scale = self.flow_side / max(height, width)
             if scale >= 1 or not (isinstance(self.options, TrackOptions) and self.options.refine != "none"):
-                return self.flow(first, second)
+                return (self.flow(first, second),)
             # Brightness does the measuring; the flow only has to start it and to tell what moved.
             small = [_shrunk(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
-            return self.flow(small[0], small[1]).resized(height, width)
+            return (self.flow(small[0], small[1]).resized(height, width),)
         vectors = given.flow if isinstance(given, Flow) else given
         if vectors.dim() != 4 or start >= len(vectors) or vectors.shape[1:] != (2, height, width):
             raise InputError(
                 f"flow must be (T-1, 2, {height}, {width}) for this video, got {tuple(vectors.shape)} at step {start}"
             )
         if isinstance(given, Flow):
-            return given[start]
-        return clean(given[start], torch.ones_like(given[start, 0]))
+            return (given[start],)
+        return (clean(given[start], torch.ones_like(given[start, 0])),)
 
     def _check_size(self, frame: Tensor) -> None:
         """The field's pixels must be the video's."""

@@ -180,6 +180,7 @@ class KnownField:
         self.delta_std = torch.full((n,), 0.05, dtype=torch.float64)
         self.delta_correlation = torch.eye(n, dtype=torch.float64)
         self.step_spread = torch.ones(n, dtype=torch.float64)
+        self.flow_spread = torch.ones(n, dtype=torch.float64)
         self.looks_closer = torch.tensor(True)
         self.read_off = torch.zeros(n, dtype=torch.float64)
         """Error of the pose read off pictures [rad]."""

@@ -158,12 +158,29 @@ def test_given_flow_is_fitted_with_the_pictures(idm: JacobianIDM) -> None:
 def test_an_estimator_takes_the_place_of_the_networks_matching(idm: JacobianIDM, folder: Path) -> None:
     frames, uniform = video(4), torch.tensor([4.0, 2.0])[:, None, None]
 
-    def estimator(first: torch.Tensor, second: torch.Tensor) -> Flow:
-        return Flow(uniform.expand(2, *first.shape[-2:]), torch.ones(first.shape[-2:]))
+    class Estimator:
+        """The same motion everywhere; so sure of it there and back."""
 
-    found = JacobianIDM.from_pretrained(folder, flow=estimator).decode(frames, fps=FPS)
-    assert_same(found, idm.decode(frames, fps=FPS, flow=uniform.expand(3, 2, *frames.shape[-2:])))
-    assert found.delta_q.abs().max() > 5e-3
+        def __init__(self, ahead: float, back: float) -> None:
+            self.sure = (ahead, back)
+
+        def __call__(self, first: torch.Tensor, second: torch.Tensor) -> Flow:
+            return self.both_ways(first, second)[0]
+
+        def both_ways(self, first: torch.Tensor, second: torch.Tensor) -> tuple[Flow, Flow]:
+            size = first.shape[-2:]
+            a, b = (Flow(s * uniform.expand(2, *size), w * torch.ones(size)) for s, w in zip((1, -1), self.sure))
+            return a, b
+
+    def decoded(ahead: float, back: float) -> JointMotion:
+        return JacobianIDM.from_pretrained(folder, flow=Estimator(ahead, back)).decode(frames, fps=FPS)
+
+    assert_same(decoded(1.0, 0.0), idm.decode(frames, fps=FPS, flow=uniform.expand(3, 2, *frames.shape[-2:])))
+    assert decoded(1.0, 0.0).delta_q.abs().max() > 5e-3
+    # What was measured on the way back counts as well, by the field of the later frame.
+    there, back, both = (decoded(*sure).delta_q for sure in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)))
+    assert back.abs().max() > 5e-3 and (there - back).abs().max() > 1e-4
+    assert ((both - there).abs() > 1e-5).any() and ((both - back).abs() > 1e-5).any()
 
 
 def test_types_of_pictures_do_not_matter(idm: JacobianIDM) -> None:

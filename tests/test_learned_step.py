@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -304,6 +305,31 @@ def test_given_flow_replaces_the_networks_own_looks() -> None:
     torch.testing.assert_close(found.solution.delta_q[0], step, rtol=1e-3, atol=1e-6)
     assert len(found.steps) == 1
     assert len(found.matched) == 1  # nothing is known of the way back
+
+
+def test_flow_given_there_and_back_is_solved_together() -> None:
+    field = KnownField(LinearWorld())
+    q, one, other = (torch.tensor(x).double() for x in ((0.0, 0.0), (0.02, 0.01), (0.04, -0.01)))
+    ahead, back = (
+        Flow(torch.einsum("cn,n->c", field.world.fixed[..., 0, 0], x)[None, :, None, None].expand(1, 2, SIDE, SIDE),
+             torch.ones(1, SIDE, SIDE).double())
+        for x in (one, -other)
+    )  # fmt: skip
+    found = known_step(field, q, q + one, flow=ahead, back=back)
+    torch.testing.assert_close(found.solution.delta_q[0], (one + other) / 2, rtol=1e-3, atol=1e-6)
+    assert len(found.matched) == 2
+    sure = [known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"back": back})]
+    assert (sure[1].diagonal(dim1=-2, dim2=-1) != sure[0].diagonal(dim1=-2, dim2=-1)).all()
+
+
+def test_flow_from_elsewhere_is_trusted_by_its_own_spread() -> None:
+    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    between = partial(step_between, field, image[:1], image[1:], q[:1], q[1:])
+    narrow = [between(**flow).solution.covariance for flow in ({}, {"flow": uniform_flow(3.0)})]
+    field.flow_spread.copy_(torch.tensor([2.0, 5.0]))
+    wide = [between(**flow).solution.covariance for flow in ({}, {"flow": uniform_flow(3.0)})]
+    torch.testing.assert_close(wide[0], narrow[0])
+    torch.testing.assert_close(wide[1] / narrow[1], torch.tensor([[[4.0, 10.0], [10.0, 25.0]]]))
 
 
 def test_given_flow_is_in_pixels_of_the_picture_at_any_size() -> None:

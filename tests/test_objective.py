@@ -375,19 +375,37 @@ def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
     # Either the two shares are met or one lies above and the other below: the spread is their geometric mean.
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
     torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
+    assert torch.equal(field.flow_spread, field.step_spread)  # no flow was measured
+
+
+def test_steps_from_measured_flow_are_calibrated_by_themselves() -> None:
+    field, pairs = model().eval(), batch(16)
+    field.calibrate([pairs[:8], pairs[8:]])
+    assert not torch.equal(field.flow_spread, field.step_spread)
+    with torch.no_grad():
+        at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next]))
+        moves = objective._BothWays.of(pairs)
+        assert moves is not None
+        found = learned_step(field, at[:16], at[16:], *moves.measured()).solution
+        ratio = (found.delta_q - pairs.delta_q).abs() / found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
+    torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
+    # Exact flow of a simulator was not measured by anybody.
+    field.calibrate([with_exact_field(pairs)])
+    assert torch.equal(field.flow_spread, field.step_spread)
 
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
     field, pairs = model().eval(), batch(8, flow=False)
-    measured = TrainableField._measured
+    honest = TrainableField._found
 
-    def spoiled(self: TrainableField, at: SeenAt, delta_q: Tensor) -> LearnedStep:
-        found = measured(self, at, delta_q)
+    def spoiled(self: TrainableField, at: SeenAt) -> LearnedStep:
+        found = honest(self, at)
         off = 0.0 if bool(self.looks_closer) == helps else 10.0
-        return replace(found, steps=(*found.steps[:-1], delta_q + off + 0 * found.steps[-1]))
+        return replace(found, steps=(*found.steps[:-1], pairs.delta_q + off + 0 * found.steps[-1]))
 
-    monkeypatch.setattr(TrainableField, "_measured", spoiled)
+    monkeypatch.setattr(TrainableField, "_found", spoiled)
     field.looks_closer.fill_(not helps)
     field.calibrate([pairs])
     assert bool(field.looks_closer) == helps

@@ -92,6 +92,11 @@ class HybridField:
         return self.learned.step_spread
 
     @property
+    def flow_spread(self) -> Tensor:
+        """The learned field's."""
+        return self.learned.flow_spread
+
+    @property
     def looks_closer(self) -> Tensor:
         """True: the field is exact, whatever the learned one is."""
         return torch.ones((), dtype=torch.bool)

@@ -19,7 +19,7 @@ from jidm.files import whole_file
 from jidm.learn.batch import GRID_STRIDE
 from jidm.learn.recording import Recording, default_cache, digest, whole_folder
 from jidm.motion.fit import Fit
-from jidm.motion.flow.base import Flow, FlowEstimator
+from jidm.motion.flow.base import Flow, FlowEstimator, both_ways
 
 _CHUNK = 8  # pairs an estimator is given at once
 
@@ -129,7 +129,7 @@ class _Measuring:
         def measure(t: int) -> None:
             stop = min(t + _CHUNK, count)
             one, two = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
-            for way, found in enumerate(_both_ways(self.estimator, one, two)):
+            for way, found in enumerate(both_ways(self.estimator, one, two)):
                 small = fitted_flow(found, self.recording.fit)
                 flow[t:stop, way] = small.flow.half().numpy()
                 weight[t:stop, way] = (small.weight * 255).round().to(torch.uint8).numpy()
@@ -138,14 +138,6 @@ class _Measuring:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(measure, range(0, count, _CHUNK)))
         return flow, weight
-
-
-def _both_ways(estimator: FlowEstimator, first: Tensor, second: Tensor) -> tuple[Flow, Flow]:
-    together = getattr(estimator, "both_ways", None)
-    if together is not None:
-        found: tuple[Flow, Flow] = together(first, second)
-        return found
-    return estimator(first, second), estimator(second, first)
 
 
 def fitted_flow(flow: Flow, fit: Fit) -> Flow:

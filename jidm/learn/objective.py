@@ -144,16 +144,19 @@ class TrainableField(LearnedField):
         exact, and one to watch a run by.
 
         One factor per joint: the geometric mean of what the 68 % and the 95 % interval of a normal distribution ask for.
+        Where no batch brings flow that was measured, such flow is trusted as far as the network's own looks.
         """
-        kept, states = [], []
-        self.step_spread.fill_(1.0)
-        self.looks_closer.fill_(True)
-        self.state_spread.fill_(1.0)
+        kept, measured, states = [], [], []
+        for spread in (self.step_spread, self.flow_spread, self.state_spread):
+            spread.fill_(1.0)
         for batch in batches:
             seen = self.encode(torch.cat([batch.first, batch.second]))
             q, q_read_std = torch.cat([batch.q, batch.q_next]), self.state(seen)
             states.append((q_read_std[0] - q).abs() / q_read_std[1])
-            kept.append((SeenAt.of(self, seen, q), batch.delta_q))
+            kept.append((SeenAt.of(self, seen, q), batch.delta_q, ()))
+            moves = _BothWays.of(batch)
+            if batch.field is None and moves is not None:
+                measured.append((*kept[-1][:2], moves.measured()))
         self.state_spread.copy_(_spread(torch.cat(states)))
         tried = {}
         for closer in (False, True):
@@ -164,21 +167,26 @@ class TrainableField(LearnedField):
         self.step_spread.mul_(_spread(tried[better][1]))
         for _ in range(rounds - 1):
             self.step_spread.mul_(_spread(self._tried(kept)[1]))
+        self.flow_spread.copy_(_spread(self._tried(measured)[1]) if measured else self.step_spread)
 
-    def _tried(self, kept: Sequence[tuple[SeenAt, Tensor]]) -> tuple[float, Float[Tensor, "N n"]]:
-        """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations."""
+    def _tried(self, kept: Sequence[tuple[SeenAt, Tensor, tuple[Flow, ...]]]) -> tuple[float, Float[Tensor, "N n"]]:
+        """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations.
+
+        Args:
+            kept: both pictures of pairs, the true steps, and flow there and back for steps that are solved from it.
+        """
         errors, deviations = [], []
-        for at, delta_q in kept:
-            found = self._measured(at, delta_q)
+        for at, delta_q, flows in kept:
+            found = self._found(at, *flows)
             errors.append((found.steps[-1] - delta_q) / self.delta_std)
             std = found.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
             deviations.append((found.solution.delta_q - delta_q).abs() / std)
         return float(torch.cat(errors).abs().mean()), torch.cat(deviations)
 
-    def _measured(self, at: SeenAt, delta_q: Tensor) -> LearnedStep:
-        """Steps of as many pairs as there are true ones."""
-        count = len(delta_q)
-        return learned_step(self, at[:count], at[count:], prior=usual_step(self, count))
+    def _found(self, at: SeenAt, *flows: Flow) -> LearnedStep:
+        """Steps of pairs, first all their first pictures and then all second ones; by flow, or by their own looks."""
+        count = len(at.mask) // 2
+        return learned_step(self, at[:count], at[count:], *flows, prior=usual_step(self, count))
 
     def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None) -> dict[str, Tensor]:
         """What needs both pictures matched and the step solved. Closer looks have nothing to learn but the field, and a
@@ -193,10 +201,7 @@ class TrainableField(LearnedField):
         return parts
 
     def _measured_loss(self, batch: PairBatch, at: SeenAt, moves: _BothWays) -> Tensor:
-        cells = Flow(moves.flow / FLOW_STRIDE, moves.weight)
-        # Each picture's field alone is asked, so what stands in the second's place does not matter.
-        found = learned_step(self, at, at, cells, prior=usual_step(self, len(at.mask)))
-        return self._step_loss(found, torch.cat([batch.delta_q, -batch.delta_q]))
+        return self._step_loss(self._found(at, *moves.measured()), batch.delta_q)
 
     @staticmethod
     def _fixed(at: SeenAt, batch: PairBatch) -> SeenAt:
@@ -273,6 +278,11 @@ class _BothWays:
         if batch.mask is not None and batch.mask_back is not None:
             mask = torch.cat([batch.mask, batch.mask_back])
         return cls(flow, weight, tangent, tangent_weight, step, mask)
+
+    def measured(self) -> tuple[Flow, Flow]:
+        """Flow as an estimator gives it, in cells of its grid: there and back."""
+        both, count = Flow(self.flow / FLOW_STRIDE, self.weight), len(self.flow) // 2
+        return both[:count], both[count:]
 
     def mask_loss(self, logit: Tensor) -> Tensor:
         """Cross entropy against the robot's mask; without one, what moved is the robot and what did not may be."""

@@ -85,13 +85,16 @@ class PoseFollower:
             zero, self.q, wide, torch.diag(self.limits.reach(dt) ** 2), unknown, unknown, never, False, False
         )
 
-    def step(self, frame: Float[Tensor, "3 H W"], dt: float, flow: Flow | None = None) -> TrackedStep:
+    def step(
+        self, frame: Float[Tensor, "3 H W"], dt: float, flow: Flow | None = None, back: Flow | None = None
+    ) -> TrackedStep:
         """Follow the robot into the next frame.
 
         Args:
             frame: finite, same size as the first.
             dt: time since the previous frame [s].
             flow: measured elsewhere, from the last good frame to this one; the network matches the pictures if not given.
+            back: likewise from this frame to the last good one.
         """
         gap, span = self._elapsed, max(self._elapsed + dt, _INSTANT)
         belief = self._belief
@@ -104,7 +107,7 @@ class PoseFollower:
         now = SeenAt.of(self.field, seen, self._inside(belief.q.to(self.q))[None])
         expected = belief.step(span)
         prior = Gaussian(expected.mean[None].to(self.q), expected.covariance[None].to(self.q))
-        found = learned_step(self.field, self._last, now, flow, prior=prior, closer=self.options.closer)
+        found = learned_step(self.field, self._last, now, flow, back, prior=prior, closer=self.options.closer)
         solution = found.solution
         if not bool(solution.valid[0]):
             return self.skip(dt)

@@ -52,13 +52,14 @@ class LearnedStep:
 
 
 def learned_step(
-    field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None,
+    field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None, back: Flow | None = None,
     *, prior: Gaussian | None = None, closer: Sequence[CloserLook] = CLOSER_LOOKS,
 ) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in fields, masks and matching.
 
     Args:
         flow: measured elsewhere, from first to second in the size of the pictures; the network looks itself if not given.
+        back: likewise from second to first, where that was measured too.
         prior: what is known of the step before looking [rad or m]. Every look begins with the step that is most likely
             by it and the look before; the first closer one with its mean where by that the pictures look more alike.
         closer: the looks after the first, for a field that they help.
@@ -67,15 +68,15 @@ def learned_step(
         closer = ()
     a, b = first.seen, second.seen
     if flow is not None:
-        given = _given(flow, first)
-        solution = _solve(field, first, second, (given,))
+        given = (_given(flow, first),) if back is None else (_given(flow, first), _given(back, second))
+        solution = _solve(field, first, second, given, field.flow_spread)
         step = _believed(solution.delta_q, solution, prior)
-        return LearnedStep(_about_flow(solution, first, given), (step,), (given,))
+        return LearnedStep(_about_flow(solution, first, given[0]), (step,), given)
     a, b = first.seen, second.seen
     forward, backward = field.pair.correlate(a.coarse, b.coarse)
     early = Matched(*field.pair.start(forward, a.coarse)), Matched(*field.pair.start(backward, b.coarse))
     compared = []
-    solution = _solve(field, first, second, early)
+    solution = _solve(field, first, second, early, field.step_spread)
     steps = [_believed(solution.delta_q, solution, prior)]
     parts = Part.showing(first.mask), Part.showing(second.mask)
     step = steps[0].detach()
@@ -84,7 +85,7 @@ def learned_step(
     for how in closer:
         there = closer_look(how, first, second, parts[0], step)
         compared.append((there, closer_look(how, second, first, parts[1], -step)))
-        solution = _solve(field, first, second, compared[-1])
+        solution = _solve(field, first, second, compared[-1], field.step_spread)
         solution = replace(solution, delta_q=step + solution.delta_q)
         steps.append(_believed(solution.delta_q, solution, prior))
         step = steps[-1].detach()
@@ -139,13 +140,15 @@ def step_pairs(field: StepField, first: Float[Tensor, "b 3 H W"], second: Float[
     return learned_step(field, at[:count], at[count:], prior=usual_step(field, count)).steps[-1]
 
 
-def _solve(field: StepField, first: SeenAt, second: SeenAt, looks: Sequence[Matched | Compared]) -> Solution:
-    """What the looks say of the step, counted from their guess."""
+def _solve(
+    field: StepField, first: SeenAt, second: SeenAt, looks: Sequence[Matched | Compared], spread: Float[Tensor, " n"]
+) -> Solution:
+    """What the looks say of the step, counted from their guess; `spread` times less surely than they think."""
     equations = _equations(first, looks[0], 1.0)
     for back in looks[1:]:
         equations = equations + _equations(second, back, -1.0)
     solution = solve_normal_equations(equations, ridge=RIDGE, unit=field.delta_std, min_motion=_MIN_MOTION)
-    spread = field.step_spread.to(solution.covariance)
+    spread = spread.to(solution.covariance)
     return replace(solution, covariance=solution.covariance * spread[:, None] * spread)
 
 

@@ -67,6 +67,8 @@ class StepField(Protocol):
     @property
     def step_spread(self) -> Tensor: ...
     @property
+    def flow_spread(self) -> Tensor: ...
+    @property
     def looks_closer(self) -> Tensor: ...
     def encode(self, image: Tensor) -> Encoded: ...
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]: ...
@@ -104,7 +106,10 @@ class SeenAt:
 
     def __getitem__(self, index: Any) -> SeenAt:
         """Index the batch axis."""
-        return SeenAt(self.seen[index], self.jacobian[index], self.mask[index])
+        part = SeenAt(self.seen[index], self.jacobian[index], self.mask[index])
+        if (coarser := self.__dict__.get("on_flow_grid")) is not None:
+            part.__dict__["on_flow_grid"] = tuple(x[index] for x in coarser)  # is not worked out again
+        return part
 
 
 @dataclass(frozen=True)

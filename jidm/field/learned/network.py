@@ -59,6 +59,7 @@ class LearnedField(nn.Module):
     delta_std: Tensor
     delta_correlation: Tensor
     step_spread: Tensor
+    flow_spread: Tensor
     state_spread: Tensor
     looks_closer: Tensor
     grid2: Tensor
@@ -76,8 +77,10 @@ class LearnedField(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
         together = torch.tensor(config.delta_correlation) if config.delta_correlation else torch.eye(n)
         self.register_buffer("delta_correlation", together, persistent=False)
-        # Set by `calibrate` after training: how much larger errors are than the least squares think.
+        # Set by `calibrate` after training: how much larger errors are than the least squares think, of steps by the
+        # network's own looks and by flow measured elsewhere.
         self.register_buffer("step_spread", torch.ones(n))
+        self.register_buffer("flow_spread", torch.ones(n))
         self.register_buffer("state_spread", torch.ones(n))
         # Whether steps get better by comparing pictures closely; a rough field's do not.
         self.register_buffer("looks_closer", torch.tensor(True))

@@ -15,7 +15,7 @@ from jidm.learn.baselines.matching import Match, MatchingNetwork, flow_loss
 from jidm.learn.batch import PairBatch
 from jidm.learn.estimated import fitted_flow
 from jidm.motion.fit import Fit
-from jidm.motion.flow import FlowEstimator, as_flow_estimator
+from jidm.motion.flow import FlowEstimator, as_flow_estimator, both_ways
 
 LEARNED = "learned"
 
@@ -100,7 +100,7 @@ def estimated_motion(
     fit = fit or Fit(height, width, height, width)
     parts: list[Any] = []
     with torch.no_grad():
-        for one, two in ((first, second), (second, first)):
-            found = fitted_flow(estimator(one, two), fit).to(first)
+        for way in both_ways(estimator, first, second):
+            found = fitted_flow(way, fit).to(first)
             parts += [found.flow, found.weight]
     return Motion(*parts)

@@ -121,6 +121,17 @@ def check_pair(first: Tensor, second: Tensor) -> None:
         )
 
 
+def both_ways(
+    estimator: FlowEstimator, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
+) -> tuple[Flow, Flow]:
+    """Flow from `first` to `second` and back; for the price of one where the estimator has a `both_ways` of its own."""
+    together = getattr(estimator, "both_ways", None)
+    if together is not None:
+        found: tuple[Flow, Flow] = together(first, second)
+        return found
+    return estimator(first, second), estimator(second, first)
+
+
 @runtime_checkable
 class TimedFlow(Protocol):
     """A source that knows the whole video already and is asked by frame numbers."""

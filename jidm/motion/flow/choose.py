@@ -24,15 +24,28 @@ class CallableFlow:
     """Any function `(first, second) -> flow` or `(flow, weight)` or `Flow` as an estimator; its answer is checked.
 
     A missing weight is 1. Items with a non-finite pixel, and pixels of non-finite flow or weight, get zero flow and
-    zero weight.
+    zero weight. An object with a `both_ways(first, second)` of two such answers is asked by that for both directions.
     """
 
     function: Callable[[Tensor, Tensor], Any]
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         check_pair(first, second)
+        return self._checked(self.function(first, second), first, second)
+
+    def both_ways(
+        self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
+    ) -> tuple[Flow, Flow]:
+        """Flow from `first` to `second` and back."""
+        together = getattr(self.function, "both_ways", None)
+        if together is None:
+            return self(first, second), self(second, first)
+        check_pair(first, second)
+        ahead, back = together(first, second)
+        return self._checked(ahead, first, second), self._checked(back, second, first)
+
+    def _checked(self, answer: Any, first: Tensor, second: Tensor) -> Flow:
         name = getattr(self.function, "__name__", type(self.function).__name__)
-        answer = self.function(first, second)
         if isinstance(answer, Flow):
             flow, weight = answer.flow, answer.weight
         elif isinstance(answer, tuple) and len(answer) == 2:
