@@ -182,6 +182,9 @@ class KnownField:
         self.step_spread = torch.ones(n, dtype=torch.float64)
         self.flow_spread = torch.ones(n, dtype=torch.float64)
         self.looks_closer = torch.tensor(True)
+        self.guesses = torch.tensor(False)
+        self.guessed = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+        """Step and standard deviation [rad] that it guesses, whatever it sees."""
         self.read_off = torch.zeros(n, dtype=torch.float64)
         """Error of the pose read off pictures [rad]."""
         self.read_std = 0.05
@@ -200,6 +203,10 @@ class KnownField:
     def state(self, seen: Encoded) -> tuple[Tensor, Tensor]:
         q = seen.half[:, : self.n, 0, 0]
         return q + self.read_off.to(q), torch.full_like(q, self.read_std)
+
+    def guess(self, first: Encoded, second: Encoded, flows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        mean, std = self.guessed
+        return mean.expand(len(first.grey), -1), std.expand(len(first.grey), -1)
 
     def jacobian(self, seen: Encoded, q: Tensor) -> tuple[Tensor, Tensor]:
         self.asked.append(q.clone())

@@ -120,6 +120,48 @@ def test_a_batch_is_its_items_one_by_one() -> None:
     assert seen[1:].coarse.shape == (2, 32, 8, 12)
 
 
+def flows_between(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    random = torch.Generator().manual_seed(seed)
+    return [
+        (3 * torch.randn(count, 2, SIDE // 4, SIDE // 4, generator=random),
+         torch.randn(count, SIDE // 4, SIDE // 4, generator=random))
+        for _ in range(2)
+    ]  # fmt: skip
+
+
+def test_a_guess_flips_with_the_order_of_the_pictures() -> None:
+    field = untrained()
+    seen, flows = field.encode(pictures(6)), flows_between(3)
+    (step, std), (back, same) = (field.guess(seen[:3], seen[3:], flows), field.guess(seen[3:], seen[:3], flows[::-1]))
+    torch.testing.assert_close(back, -step, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(same, std)
+    one, _ = field.guess(seen[:3], seen[3:], flows[:1])
+    assert step.abs().max() > 1e-5 and (one - step).abs().max() > 1e-5
+
+
+def test_flow_that_nobody_knows_is_no_reason_for_a_guess_that_is_not_finite() -> None:
+    field = untrained()
+    seen, flows = field.encode(pictures(2)), flows_between(1)
+    flows = [(flow, torch.full_like(sure, -torch.inf)) for flow, sure in flows]
+    assert all(x.isfinite().all() for x in field.guess(seen[:1], seen[1:], flows))
+
+
+def test_guesses_learn_without_bending_what_the_field_sees() -> None:
+    field = untrained()
+    seen = field.encode(pictures(2))
+    step, std = field.guess(seen[:1], seen[1:], flows_between(1))
+    (step.sum() + std.sum()).backward()
+    assert all(p.grad is None for p in field.encoder.parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in field.by_regression.parameters())
+
+
+def test_a_field_without_that_head_says_so() -> None:
+    field = untrained(guess=False)
+    assert field.by_regression is None
+    with pytest.raises(InputError, match="guess=True"):
+        field.guess(field.encode(pictures(1)), field.encode(pictures(1)), flows_between(1))
+
+
 def test_pose_and_picture_both_bend_the_field() -> None:
     field = untrained()
     image, q = pictures(2), torch.zeros(1, 2)

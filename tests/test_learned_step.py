@@ -378,6 +378,50 @@ def test_flow_of_no_weight_at_all_is_no_measurement() -> None:
     assert torch.equal(found.delta_q, torch.zeros(1, 2))
 
 
+# ---- a guess beside what was measured --------------------------------------------------------------------------------
+
+
+def test_a_guess_counts_by_its_covariance() -> None:
+    field = KnownField(LinearWorld())
+    field.pair.noise = 0.5
+    q, step = torch.zeros(2).double(), torch.tensor([0.02, 0.01]).double()
+    alone = known_step(field, q, q + step).solution
+    std = alone.covariance[0].diagonal().sqrt()
+    field.guessed = step + std * torch.tensor([1.0, -1.0]), std
+    unused = known_step(field, q, q + step).solution
+    assert torch.equal(unused.delta_q, alone.delta_q)  # a field says whether it guesses
+    field.guesses.fill_(True)
+    both = known_step(field, q, q + step)
+    R, P = alone.covariance[0], torch.diag(std**2)
+    expected = torch.linalg.inv(R.inverse() + P.inverse())
+    mean = expected @ (R.inverse() @ alone.delta_q[0] + P.inverse() @ field.guessed[0])
+    torch.testing.assert_close(both.solution.covariance[0], expected, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(both.solution.delta_q[0], mean, rtol=1e-5, atol=0)
+    assert torch.equal(both.steps[-1], both.solution.delta_q)
+
+
+def test_a_guess_that_contradicts_the_measurement_hardly_counts() -> None:
+    field = KnownField(LinearWorld())
+    field.pair.noise = 0.5
+    q, step = torch.zeros(2).double(), torch.tensor([0.02, 0.01]).double()
+    alone = known_step(field, q, q + step).solution
+    std = alone.covariance[0].diagonal().sqrt()
+    field.guesses.fill_(True)
+    pulls = []
+    for off in (1.0, 100.0, 1000.0):
+        field.guessed = alone.delta_q[0] + off * std, std
+        pulls.append(float(((known_step(field, q, q + step).solution.delta_q - alone.delta_q) / std).abs().max()))
+    assert pulls[0] == pytest.approx(0.5, rel=0.2) and pulls[2] < pulls[1] < 0.2
+
+
+def test_a_guess_measures_nothing_where_nothing_is_seen() -> None:
+    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    field.guesses.fill_(True)
+    nothing = Flow(torch.zeros(1, 2, SIDE, SIDE), torch.zeros(1, SIDE, SIDE))
+    found = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=nothing).solution
+    assert not found.valid.any() and torch.equal(found.delta_q, torch.zeros(1, 2))
+
+
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +434,7 @@ def gradients_of_everything(field: LearnedField, flow: Flow | None = None, **hid
         at = SeenAt(at.seen, at.jacobian, at.mask + hide["logit"])
     found = learned_step(field, at[:2], at[2:], flow)
     told = [x.flow.square().mean() + x.log_weight.exp().mean() for x in found.matched]
+    told += [x.sum() for x in field.guess(seen[:2], seen[2:], [(x.flow, x.log_weight) for x in found.matched])]
     torch.stack(
         [*told, *(s.square().sum() for s in found.steps), value.sum(), spread.sum(), at.mask.sigmoid().mean()]
     ).sum().backward()

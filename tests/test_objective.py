@@ -239,7 +239,7 @@ def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatc
     field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
     field.progress = 1.0
     one, other = field.losses(pairs), field.losses(pairs.swapped())
-    assert set(one) == {"loss", "state", "smooth", "step", "measured", "field", "flow", "mask"}
+    assert set(one) == {"loss", "state", "smooth", "step", "measured", "field", "flow", "mask", "guess"}
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -281,7 +281,7 @@ def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool
         field = model()
         field.progress = progress
         parts = field.losses(pairs)
-        assert set(parts) == {"loss", "state", "smooth", "step"} | (
+        assert set(parts) == {"loss", "state", "smooth", "step", "guess"} | (
             {"field", "mask", "flow", "measured"} if flow else {"photometric"}
         )
         parts["step"].backward(retain_graph=True)
@@ -393,6 +393,29 @@ def test_steps_from_measured_flow_are_calibrated_by_themselves() -> None:
     # Exact flow of a simulator was not measured by anybody.
     field.calibrate([with_exact_field(pairs)])
     assert torch.equal(field.flow_spread, field.step_spread)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
+    field, pairs = model().eval(), batch(32, flow=False)
+    random = torch.Generator().manual_seed(0)
+    off = (0.1 if helps else 30.0) * field.delta_std * torch.randn(32, 2, generator=random)
+
+    def guess(self: TrainableField, *_: object) -> tuple[Tensor, Tensor]:
+        return pairs.delta_q + off, (0.7 * field.delta_std * self.guess_spread).expand(32, 2)
+
+    monkeypatch.setattr(TrainableField, "guess", guess)
+    field.guesses.fill_(not helps)
+    field.calibrate([pairs])
+    assert bool(field.guesses) == helps
+    if not helps:
+        return
+    with torch.no_grad():
+        at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next]))
+        found = learned_step(field, at[:32], at[32:], prior=usual_step(field, 32)).solution
+    ratio = (found.delta_q - pairs.delta_q).abs() / found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
+    torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("helps", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,17 @@ class HybridField:
     def looks_closer(self) -> Tensor:
         """True: the field is exact, whatever the learned one is."""
         return torch.ones((), dtype=torch.bool)
+
+    @property
+    def guesses(self) -> Tensor:
+        """False: regression errs more than what an exact field measures."""
+        return torch.zeros((), dtype=torch.bool)
+
+    def guess(
+        self, first: Encoded, second: Encoded, flows: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """As `LearnedField.guess`."""
+        return self.learned.guess(first, second, flows)
 
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
         """As `LearnedField.encode`."""

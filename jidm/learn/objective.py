@@ -53,6 +53,7 @@ class LossWeights:
         state: absolute joint positions, and their uncertainty.
         compose: two steps one after the other add up to the step over both.
         smooth: total variation of the field where the picture has no edges.
+        guess: joint steps by regression; teaches nothing but its own head.
         photometric: brightness carried by the field and the executed step; used where nothing measured the flow.
     """
 
@@ -65,7 +66,15 @@ class LossWeights:
     state: float = 0.5
     compose: float = 0.0
     smooth: float = 0.02
+    guess: float = 0.5
     photometric: float = 1.0
+
+
+_Flows = tuple[tuple[Tensor, Tensor], ...]
+"""Flow and its log-confidence, there and back."""
+
+_Kept = tuple[SeenAt, Tensor, tuple[Flow, ...]]
+"""Both pictures of pairs, the true steps, and flow there and back for steps that are solved from it."""
 
 
 class TrainableField(LearnedField):
@@ -146,9 +155,10 @@ class TrainableField(LearnedField):
         One factor per joint: the geometric mean of what the 68 % and the 95 % interval of a normal distribution ask for.
         Where no batch brings flow that was measured, such flow is trusted as far as the network's own looks.
         """
-        kept, measured, states = [], [], []
-        for spread in (self.step_spread, self.flow_spread, self.state_spread):
+        kept, measured, states, guesses = [], [], [], []
+        for spread in (self.step_spread, self.flow_spread, self.state_spread, self.guess_spread):
             spread.fill_(1.0)
+        self.guesses.fill_(False)
         for batch in batches:
             seen = self.encode(torch.cat([batch.first, batch.second]))
             q, q_read_std = torch.cat([batch.q, batch.q_next]), self.state(seen)
@@ -157,6 +167,11 @@ class TrainableField(LearnedField):
             moves = _BothWays.of(batch)
             if batch.field is None and moves is not None:
                 measured.append((*kept[-1][:2], moves.measured()))
+            if self.config.guess:
+                at = kept[-1][0]
+                made = learned_step(self, at[: len(batch)], at[len(batch) :], closer=())
+                error, log_std = self._guess_errors(batch, at, self._flows_to_guess_from(made, batch, moves))
+                guesses.append(error.abs() / log_std.exp())
         self.state_spread.copy_(_spread(torch.cat(states)))
         tried = {}
         for closer in (False, True):
@@ -168,13 +183,21 @@ class TrainableField(LearnedField):
         for _ in range(rounds - 1):
             self.step_spread.mul_(_spread(self._tried(kept)[1]))
         self.flow_spread.copy_(_spread(self._tried(measured)[1]) if measured else self.step_spread)
+        if guesses:
+            self._calibrate_guess(_spread(torch.cat(guesses)), measured or kept)
 
-    def _tried(self, kept: Sequence[tuple[SeenAt, Tensor, tuple[Flow, ...]]]) -> tuple[float, Float[Tensor, "N n"]]:
-        """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations.
+    def _calibrate_guess(self, spread: Tensor, kept: Sequence[_Kept]) -> None:
+        """See whether guesses help. Their errors and those of steps have much in common, which widens both."""
+        alone = self._tried(kept)[0]
+        self.guess_spread.copy_(spread)
+        self.guesses.fill_(True)
+        error, deviations = self._tried(kept)
+        self.guesses.fill_(error < alone)
+        for x in (self.step_spread, self.flow_spread, self.guess_spread) if error < alone else ():
+            x.mul_(_spread(deviations))
 
-        Args:
-            kept: both pictures of pairs, the true steps, and flow there and back for steps that are solved from it.
-        """
+    def _tried(self, kept: Sequence[_Kept]) -> tuple[float, Float[Tensor, "N n"]]:
+        """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations."""
         errors, deviations = [], []
         for at, delta_q, flows in kept:
             found = self._found(at, *flows)
@@ -194,6 +217,8 @@ class TrainableField(LearnedField):
         first, second = at[: len(batch)], at[len(batch) :]
         made = learned_step(self, first, second, prior=usual_step(self, len(batch)), closer=())
         parts = {"step": self._step_loss(made, batch.delta_q)}
+        if self.config.guess:
+            parts["guess"] = self._guess_loss(batch, at, self._flows_to_guess_from(made, batch, moves))
         if moves is not None:
             parts["flow"] = flow_loss(made.matched, moves)
         if self.weights.compose and batch.third is not None:
@@ -202,6 +227,26 @@ class TrainableField(LearnedField):
 
     def _measured_loss(self, batch: PairBatch, at: SeenAt, moves: _BothWays) -> Tensor:
         return self._step_loss(self._found(at, *moves.measured()), batch.delta_q)
+
+    @staticmethod
+    def _flows_to_guess_from(made: LearnedStep, batch: PairBatch, moves: _BothWays | None) -> list[_Flows]:
+        """What the network matched; and what was measured, where decoding may begin with the like."""
+        flows: list[_Flows] = [tuple((x.flow.detach(), x.log_weight.detach()) for x in made.matched)]
+        if batch.field is None and moves is not None:
+            both = zip(moves.flow.chunk(2), moves.weight.log().chunk(2), strict=True)
+            flows.append(tuple(both))
+        return flows
+
+    def _guess_errors(self, batch: PairBatch, at: SeenAt, flows: Sequence[_Flows]) -> tuple[Tensor, Tensor]:
+        """Errors of guesses and their log standard deviations, both in typical steps, one row per pair and flow."""
+        first, second = at.seen[: len(batch)], at.seen[len(batch) :]
+        told = [self.guess(first, second, both) for both in flows]
+        error = torch.cat([step - batch.delta_q for step, _ in told]) / self.delta_std
+        return error, (torch.cat([std for _, std in told]) / self.delta_std).log()
+
+    def _guess_loss(self, batch: PairBatch, at: SeenAt, flows: Sequence[_Flows]) -> Tensor:
+        error, log_std = self._guess_errors(batch, at, flows)
+        return F.smooth_l1_loss(error, torch.zeros_like(error), beta=_STEP_BETA) + 0.05 * _unlikely(error, log_std)
 
     @staticmethod
     def _fixed(at: SeenAt, batch: PairBatch) -> SeenAt:
@@ -225,8 +270,9 @@ class TrainableField(LearnedField):
     def _state_loss(self, q: Tensor, q_seen: Tensor, q_std: Tensor) -> Tensor:
         error = (q_seen - q) / self.q_std
         spread = q_std / self.q_std
-        likelihood = (error.detach().square() / spread.square()).clamp(max=_STATE_CLAMP) / 2 + spread.log()
-        return F.smooth_l1_loss(error, torch.zeros_like(error), beta=_STATE_BETA) + 0.05 * likelihood.mean()
+        return F.smooth_l1_loss(error, torch.zeros_like(error), beta=_STATE_BETA) + 0.05 * _unlikely(
+            error, spread.log()
+        )
 
     def _step_loss(self, made: LearnedStep, delta_q: Tensor) -> Tensor:
         wanted = delta_q / self.delta_std
@@ -355,6 +401,11 @@ def smoothness(field: Float[Tensor, "b 2 n h w"], grey: Float[Tensor, "b 1 H W"]
 def charbonnier(error: Float[Tensor, "b c *n h w"]) -> Float[Tensor, "b *n h w"]:
     """Smooth length of a vector field, or of several."""
     return (error.square().sum(1) + _FLOW_EPS**2).sqrt()
+
+
+def _unlikely(error: Tensor, log_std: Tensor) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of normal errors; teaches the standard deviations alone."""
+    return ((error.detach() / log_std.exp()).square().clamp(max=_STATE_CLAMP) / 2 + log_std).mean()
 
 
 def _spread(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:

@@ -25,6 +25,7 @@ RIDGE = 1e-4
 """Relative damping, the same in training and in decoding."""
 
 _UNKNOWN = 1e4  # variance of what nothing is known of [rad^2 or m^2]
+_GUESS_GATE = 2.0  # standard deviations by which a guess may be off before it counts less
 _MIN_MOTION = 0.1  # [px rms] a joint is observable if a typical step of it moves the picture by this much on its own
 
 
@@ -33,7 +34,7 @@ class LearnedStep:
     """A step and everything it was made of.
 
     Attributes:
-        solution: what the last look measured, whatever was known before; its residual [px rms] and `explained` are about
+        solution: what the last look measured, whatever was known before, and a guess where the field makes one; its residual [px rms] and `explained` are about
             brightness, that the pictures still differ by where the robot is seen, or about flow measured elsewhere.
         steps: (B, n) joint step after each look [rad or m], what was known before counted in.
         matched, compared: what the first look saw and what closer ones did, each from first to second picture and back;
@@ -63,6 +64,8 @@ def learned_step(
         prior: what is known of the step before looking [rad or m]. Every look begins with the step that is most likely
             by it and the look before; the first closer one with its mean where by that the pictures look more alike.
         closer: the looks after the first, for a field that they help.
+
+    A field that guesses well does so first, from the first look: its guess is a measurement beside every look's.
     """
     if not bool(field.looks_closer):
         closer = ()
@@ -70,13 +73,15 @@ def learned_step(
     if flow is not None:
         given = (_given(flow, first),) if back is None else (_given(flow, first), _given(back, second))
         solution = _solve(field, first, second, given, field.flow_spread)
+        solution = _beside(solution, _guess(field, first, second, given))
         step = _believed(solution.delta_q, solution, prior)
         return LearnedStep(_about_flow(solution, first, given[0]), (step,), given)
     a, b = first.seen, second.seen
     forward, backward = field.pair.correlate(a.coarse, b.coarse)
     early = Matched(*field.pair.start(forward, a.coarse)), Matched(*field.pair.start(backward, b.coarse))
     compared = []
-    solution = _solve(field, first, second, early, field.step_spread)
+    guess = _guess(field, first, second, early)
+    solution = _beside(_solve(field, first, second, early, field.step_spread), guess)
     steps = [_believed(solution.delta_q, solution, prior)]
     parts = Part.showing(first.mask), Part.showing(second.mask)
     step = steps[0].detach()
@@ -86,7 +91,7 @@ def learned_step(
         there = closer_look(how, first, second, parts[0], step)
         compared.append((there, closer_look(how, second, first, parts[1], -step)))
         solution = _solve(field, first, second, compared[-1], field.step_spread)
-        solution = replace(solution, delta_q=step + solution.delta_q)
+        solution = _beside(replace(solution, delta_q=step + solution.delta_q), guess)
         steps.append(_believed(solution.delta_q, solution, prior))
         step = steps[-1].detach()
     if closer:
@@ -102,6 +107,39 @@ def usual_step(field: StepField, count: int) -> Gaussian:
     std = field.delta_std
     covariance = std[:, None] * field.delta_correlation.to(std) * std
     return Gaussian(std.new_zeros(count, len(std)), covariance.expand(count, -1, -1))
+
+
+def _guess(field: StepField, first: SeenAt, second: SeenAt, looks: Sequence[Matched]) -> Gaussian | None:
+    """The step that the field guesses from what was matched; None if it does not."""
+    if not bool(field.guesses):
+        return None
+    mean, std = field.guess(first.seen, second.seen, [(x.flow, x.log_weight) for x in looks])
+    return Gaussian(mean, torch.diag_embed(std.square()))
+
+
+def _beside(solution: Solution, guess: Gaussian | None) -> Solution:
+    """What was measured together with a guess, each counting by its covariance.
+
+    A guess that contradicts the measurement by more than both allow counts that much less: then the robot does what it did
+    not do in training, and measuring is what a field is for.
+    """
+    if guess is None:
+        return solution
+    solved, nothing = solution.valid[:, None], torch.zeros_like(solution.delta_q)
+    one = torch.eye(nothing.shape[-1]).to(nothing)
+    seen = Gaussian(
+        torch.where(solved, solution.delta_q, nothing),
+        torch.where(solved[..., None], known(solution.covariance), one),
+    )
+    off = (seen.mean - guess.mean)[..., None]
+    far = (off.mT @ torch.linalg.solve(seen.covariance + guess.covariance, off))[:, 0] / len(one)
+    doubted = Gaussian(guess.mean, guess.covariance * (far / _GUESS_GATE**2).clamp(min=1.0)[..., None])
+    both = seen.given(doubted)
+    return replace(
+        solution,
+        delta_q=torch.where(solved, both.mean, solution.delta_q),
+        covariance=torch.where(solved[..., None], both.covariance, solution.covariance),
+    )
 
 
 def _believed(step: Float[Tensor, "b n"], solution: Solution, prior: Gaussian | None) -> Float[Tensor, "b n"]:

@@ -60,6 +60,7 @@ class LearnedFieldConfig:
         delta_correlation: n rows of n: how the training steps of any two joints go together; empty = not at all.
         detail: the pictures it reads are this many times as high and as wide. Encoder and field see them reduced to
             height x width, which costs little; closer looks compare every pixel, which measures small motions.
+        guess: whether it also has a head that guesses steps by regression.
     """
 
     joint_names: tuple[str, ...]
@@ -76,6 +77,7 @@ class LearnedFieldConfig:
     backbone: str = "own"
     detail: int = 1
     delta_correlation: tuple[tuple[float, ...], ...] = ()
+    guess: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.joint_names)

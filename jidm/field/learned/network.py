@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from jidm.errors import InputError
 from jidm.field.learned.backbone import make_encoder
 from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, luma, pixel_grid, reduced, spatial_softmax
 from jidm.field.learned.config import COARSE, SIZES, LearnedFieldConfig
+from jidm.field.learned.guess import GuessHead
 from jidm.field.learned.matching import PairHead
 
 _KEYPOINTS = 32
@@ -60,8 +62,10 @@ class LearnedField(nn.Module):
     delta_correlation: Tensor
     step_spread: Tensor
     flow_spread: Tensor
+    guess_spread: Tensor
     state_spread: Tensor
     looks_closer: Tensor
+    guesses: Tensor
     grid2: Tensor
     grid4: Tensor
     grid8: Tensor
@@ -78,12 +82,15 @@ class LearnedField(nn.Module):
         together = torch.tensor(config.delta_correlation) if config.delta_correlation else torch.eye(n)
         self.register_buffer("delta_correlation", together, persistent=False)
         # Set by `calibrate` after training: how much larger errors are than the least squares think, of steps by the
-        # network's own looks and by flow measured elsewhere.
+        # network's own looks, by flow measured elsewhere, and by regression.
         self.register_buffer("step_spread", torch.ones(n))
         self.register_buffer("flow_spread", torch.ones(n))
+        self.register_buffer("guess_spread", torch.ones(n))
         self.register_buffer("state_spread", torch.ones(n))
         # Whether steps get better by comparing pictures closely; a rough field's do not.
         self.register_buffer("looks_closer", torch.tensor(True))
+        # Whether they get better by a guess.
+        self.register_buffer("guesses", torch.tensor(False))
         for stride in (2, 4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
@@ -108,6 +115,7 @@ class LearnedField(nn.Module):
         self.state_out = nn.Sequential(
             nn.Linear(2 * _KEYPOINTS, _STATE_WIDTH), nn.GELU(), nn.Linear(_STATE_WIDTH, 2 * n)
         )
+        self.by_regression = GuessHead(quarter, (quarter, eighth, sixteenth), n) if config.guess else None
 
     @classmethod
     def from_config(cls, config: LearnedFieldConfig | Mapping[str, Any]) -> LearnedField:
@@ -137,6 +145,23 @@ class LearnedField(nn.Module):
         value, log_std = out.chunk(2, -1)
         spread = self.q_std * self.state_spread * (_STATE_LOG_RANGE * torch.tanh(log_std / _STATE_LOG_RANGE) - 2).exp()
         return self.q_mean + self.q_std * value, spread
+
+    def guess(
+        self, first: Encoded, second: Encoded, flows: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """Joint step between two pictures by regression, and its standard deviation [rad or m].
+
+        Args:
+            flows: what moved, with log-confidence, on the grid of flow [px]: from first to second and, if known, back.
+
+        Raises:
+            InputError: the network has no such head, see `LearnedFieldConfig.guess`.
+        """
+        if self.by_regression is None:
+            raise InputError("this field was made without a head that guesses steps; train one with guess=True")
+        # It learns from features that are made for the field and does not bend them.
+        step, log_std = self.by_regression((first.quarter.detach(), second.quarter.detach()), flows, self.grid4)
+        return step * self.delta_std, log_std.exp() * self.delta_std * self.guess_spread
 
     def jacobian(
         self, seen: Encoded, q: Float[Tensor, "b n"]
