@@ -16,14 +16,14 @@ from torch import Tensor
 from jidm.errors import CheckpointError, InputError, VideoError
 from jidm.field.analytic import AnalyticField
 from jidm.field.hybrid import HybridField, fitted_camera
-from jidm.field.learned import LearnedField, LearnedFieldConfig
+from jidm.field.learned import LearnedField
 from jidm.joint_motion import JointMotion, stack
 from jidm.motion.fit import Fit
 from jidm.motion.flow import Flow, FlowEstimator, PrecomputedFlow, TimedFlow, as_flow_estimator, both_ways
 from jidm.motion.flow.base import clean
 from jidm.motion.layout import as_video
 from jidm.motion.timed import frame_times, timed_stream
-from jidm.solve.follow import FollowOptions, PoseFollower
+from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
 from jidm.solve.learned_step import step_pairs
 from jidm.solve.track import JointLimits, PoseTracker, TrackedStep, TrackOptions
 
@@ -34,12 +34,6 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 __all__ = ["JacobianIDM", "JointMotion"]
-
-_UNSEEN_SHARE = 0.25
-"""Share of the trained range by which a joint without known limits may leave it."""
-
-_STEP_UNIT = 40.0
-"""A joint of unknown type counts by this many of its typical steps: a quarter of it is the largest step believed."""
 
 _PRISMATIC_UNIT = 0.1
 """[m] A slide of this length counts like a turn of one radian when joints are compared."""
@@ -360,7 +354,7 @@ class JacobianIDM:
         robot = self.embodiment
         if robot is None:
             assert isinstance(self.field, LearnedField)
-            return _learned_limits(self.field.config, like)
+            return learned_limits(self.field.config, like)
         infinite = np.full(robot.n, np.inf)
         prismatic = np.array([t == "prismatic" for t in robot.joint_types])
         bounded, timed = self.limits != "none", self.limits == "all"
@@ -446,18 +440,6 @@ def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) 
     robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
     checkpoint.check_embodiment(robot)
     return robot
-
-
-def _learned_limits(config: LearnedFieldConfig, like: Tensor) -> JointLimits:
-    """Limits of joints of which only a recording is known: its range, a little widened, and any speed."""
-    lower, upper = (torch.tensor(x).to(like) for x in (config.q_lower, config.q_upper))
-    margin = _UNSEEN_SHARE * (upper - lower)
-    return JointLimits(
-        lower - margin,
-        upper + margin,
-        torch.full_like(lower, torch.inf),
-        _STEP_UNIT * torch.tensor(config.delta_std).to(like),
-    )
 
 
 def _expands(shape: torch.Size, batch: torch.Size) -> bool:

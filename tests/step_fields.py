@@ -181,6 +181,7 @@ class KnownField:
         self.delta_correlation = torch.eye(n, dtype=torch.float64)
         self.step_spread = torch.ones(n, dtype=torch.float64)
         self.flow_spread = torch.ones(n, dtype=torch.float64)
+        self.video_spread = torch.ones(n, dtype=torch.float64)
         self.looks_closer = torch.tensor(True)
         self.guesses = torch.tensor(False)
         self.guessed = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jidm.errors import DatasetError, InputError, JidmError
 from jidm.learn import zoo
 from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
+from jidm.learn.films import Film
 from jidm.learn.prepare import joint_order, prepare, split_episodes
 from jidm.learn.schedule import learning_rate
 from jidm.learn.training import train
@@ -78,18 +80,24 @@ def test_it_learns_and_keeps_what_it_learned_from(tmp_path: Path) -> None:
 
 
 def test_uncertainties_are_those_of_neighbouring_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, seen = config(tmp_path, strides=(2, 5), steps=2, validate_every=1), []
+    settings, seen, filmed = config(tmp_path, strides=(2, 5), steps=2, validate_every=1), [], []
 
     def calibrate(self: StandIn, batches: list[PairBatch], rounds: int) -> None:
         seen.append((torch.cat([x.delta_q for x in batches]), rounds))
 
+    def calibrate_videos(self: StandIn, films: Iterator[Film]) -> None:
+        filmed.append(list(films))
+
     monkeypatch.setattr(StandIn, "calibrate", calibrate, raising=False)
+    monkeypatch.setattr(StandIn, "calibrate_videos", calibrate_videos, raising=False)
     dataset = blob_dataset(tmp_path / "blobs")
     train(settings, dataset=dataset)
     assert [rounds for _, rounds in seen] == [1, 2] and torch.equal(seen[0][0], seen[1][0])
     prepared = prepare(settings, dataset, None, print)
     assert prepared.validation is not None
     held = {int(x) for batch in prepared.validation.to_measure(16) for x in batch.episode}
+    (films,) = filmed  # once, of the weights that stay, and every second frame
+    assert {len(x.frames) for x in films} == {-(-dataset.episode(i).length // 2) for i in held}
     states = [torch.from_numpy(np.asarray(dataset.episode(i).state)).float() for i in held]
     steps = torch.cat([q[2:] - q[:-2] for q in states])
     far = (seen[0][0][:, None] - steps).abs().amax(-1).amin(-1)

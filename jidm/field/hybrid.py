@@ -98,6 +98,11 @@ class HybridField:
         return self.learned.flow_spread
 
     @property
+    def video_spread(self) -> Tensor:
+        """The learned field's."""
+        return self.learned.video_spread
+
+    @property
     def looks_closer(self) -> Tensor:
         """True: the field is exact, whatever the learned one is."""
         return torch.ones((), dtype=torch.bool)

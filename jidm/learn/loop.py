@@ -215,7 +215,10 @@ class TrainingModule(lightning.LightningModule):
         with self._weights_to_keep() as model:
             if (batches := self._held_out()) is not None:
                 if hasattr(model, "calibrate"):
-                    model.calibrate(self._to_calibrate(), rounds=2 if last or self.config.keep == "best" else 1)
+                    settled = last or self.config.keep == "best"
+                    model.calibrate(self._to_calibrate(), rounds=2 if settled else 1)
+                    if settled and self._prepared.validation is not None:
+                        model.calibrate_videos(x.to(self.device) for x in self._prepared.validation.films())
                 values = {name: self._shared(x) for name, x in self._measure(model, batches).items()}
             watched = values.get("nve", values.get("loss", math.nan))
             better = watched < self.best

@@ -15,9 +15,11 @@ from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
 from jidm.field.learned.config import FLOW_STRIDE, STRIDE
 from jidm.learn.batch import JointStats, PairBatch, normal
+from jidm.learn.films import Film
 from jidm.learn.together import over_processes, weighted_mean
 from jidm.motion.flow.base import Flow
 from jidm.solve.brightness import carry_back
+from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
 from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs, usual_step
 from jidm.solve.looks import Matched, SeenAt
 
@@ -34,6 +36,7 @@ _MOVED = 0.5  # [px] what moved by more is the robot, where nobody knows where i
 _REST_COUNTS = 0.1
 """What a cell that did not move counts there: it may show the robot at rest. What moves in a tenth of all pairs is told
 to be the robot as likely as not."""
+_FEWEST_STEPS = 30  # by which a spread is told
 _LEAST_SHARE = 0.01  # of the mean motion: a joint that moves less is not worth more to be learned
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
@@ -185,6 +188,26 @@ class TrainableField(LearnedField):
         self.flow_spread.copy_(_spread(self._tried(measured)[1]) if measured else self.step_spread)
         if guesses:
             self._calibrate_guess(_spread(torch.cat(guesses)), measured or kept)
+
+    @torch.no_grad()
+    def calibrate_videos(self, films: Iterable[Film]) -> None:
+        """Scale the uncertainties of steps in videos to the errors made in following some that were not trained on.
+
+        Errors last: a field that is wrong at a pose is wrong there in the next frame too, and taking them for independent
+        makes a filter too sure.
+        """
+        self.video_spread.fill_(1.0)
+        limits = learned_limits(self.config, self.delta_std)
+        found = []
+        for film in films:
+            follower = PoseFollower(self, limits, FollowOptions())
+            follower.start(film.frames[0], film.q[0])
+            for t, delta_q in enumerate(film.q.diff(dim=0)):
+                step = follower.step(film.frames[t + 1], film.dt, *(flow[t] for flow in film.flows))
+                if step.valid:
+                    found.append((step.delta_q - delta_q).abs() / step.covariance.diagonal().sqrt())
+        if len(found) >= _FEWEST_STEPS:
+            self.video_spread.copy_(_spread(torch.stack(found)))
 
     def _calibrate_guess(self, spread: Tensor, kept: Sequence[_Kept]) -> None:
         """See whether guesses help. Their errors and those of steps have much in common, which widens both."""

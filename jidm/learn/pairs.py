@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,7 +66,7 @@ class PairSampler:
     def __init__(self, recording: Recording, strides: Sequence[int], *, seed: int, third: bool = True) -> None:
         if not strides or min(strides) < 1:
             raise InputError(f"strides must be whole numbers from 1, got {tuple(strides)}")
-        self.seed, self.third = seed, third
+        self.seed, self.third, self.smallest = seed, third, min(strides)
         self._first, self._length = recording.first.numpy(), recording.length.numpy()
         longest = int(self._length.max())
         steps = [(k, j) for k in strides for j in (strides if third else (0,)) if k + j < longest]
@@ -152,6 +152,10 @@ class PairSource:
             flow = self.estimated.between(draw.first, draw.stride) | self._central(self.estimated, draw)
             fields |= {name: x.to(self.device) for name, x in flow.items()}
         return PairBatch(**fields)
+
+    def shown(self, rows: Int[Tensor, " T"]) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T n"]]:
+        """Single frames of the recording, and their joint positions [rad or m]."""
+        return self._pictures(rows), self._learned(self._take("state", rows))
 
     def _exact(self, kinematics: Kinematics, draw: Draw, q: Tensor, q_next: Tensor) -> dict[str, Tensor]:
         poses = link_poses(kinematics, torch.cat([q, q_next]))

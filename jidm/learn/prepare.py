@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
 from jidm.learn.episodes import describe, select_episodes
 from jidm.learn.estimated import EstimatedFlow, estimate_flow
+from jidm.learn.films import Film, films
 from jidm.learn.pairs import PairSampler, PairSource
 from jidm.learn.recording import Recording, pick_camera, picture_size, read_recording
 from jidm.learn.zoo import frames_beside_the_pair, model_class
@@ -31,6 +32,8 @@ from jidm.robot.kinematics import Kinematics
 
 _LONGEST, _MULTIPLE = 128, 16
 """The model's pictures, where nobody chose: longest side and what both sides are multiples of [px]."""
+
+_FILMED = 600  # frames of all films together
 
 _WORTH_DETAIL = 1.5
 """How much larger a recording must be than the model's pictures for a closer look to show more."""
@@ -67,6 +70,10 @@ class Batches:
     def to_calibrate(self, count: int) -> list[PairBatch]:
         """Likewise of the nearest pairs: errors grow with the step, and uncertainties are for steps of videos."""
         return self._fixed(self.nearest, count)
+
+    def films(self) -> Iterator[Film]:
+        """The beginnings of all episodes, as they are decoded."""
+        return films(self.source, self.nearest.smallest, _FILMED)
 
     def _fixed(self, sampler: PairSampler, count: int) -> list[PairBatch]:
         draw = sampler.fixed(count)

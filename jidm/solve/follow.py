@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jidm.field.learned.config import LearnedFieldConfig
 from jidm.motion.flow.base import Flow
 from jidm.solve.belief import Belief, Gaussian
 from jidm.solve.learned_step import LearnedStep, known, learned_step
@@ -19,6 +20,9 @@ from jidm.solve.looks import CLOSER_LOOKS, CloserLook, SeenAt, StepField
 from jidm.solve.track import JointLimits, TrackedStep
 
 _INSTANT = 1e-3  # frames are never closer in time than this [s]
+_UNSEEN_SHARE = 0.25  # of the trained range, by which a joint without known limits may leave it
+_STEP_UNIT = 40.0
+"""A joint of unknown type counts by this many of its typical steps: a quarter of it is the largest step believed."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,14 @@ class PoseFollower:
         valid = gap == 0.0 and not self._lost(found)
         return TrackedStep(
             step if valid else torch.zeros_like(step), self.q, self.position_covariance,
-            belief.step(span).covariance.to(self.q), solution.residual[0], solution.explained[0],
+            self._honest(belief.step(span).covariance.to(self.q)), solution.residual[0], solution.explained[0],
             solution.observable[0], valid,
         )  # fmt: skip
+
+    def _honest(self, covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+        """Covariance of a step that knows of errors lasting over frames."""
+        spread = self.field.video_spread.to(covariance)
+        return covariance * spread[:, None] * spread
 
     def _possible(self, belief: Belief, span: float) -> Float[Tensor, " n"]:
         """The step that is believed in, no faster than the joints move and no further than they reach."""
@@ -150,3 +159,15 @@ class PoseFollower:
 
     def _inside(self, q: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(q, self._low), self._high)
+
+
+def learned_limits(config: LearnedFieldConfig, like: Tensor) -> JointLimits:
+    """Limits of joints of which only a recording is known: its range, a little widened, and any speed."""
+    lower, upper = (torch.tensor(x).to(like) for x in (config.q_lower, config.q_upper))
+    margin = _UNSEEN_SHARE * (upper - lower)
+    return JointLimits(
+        lower - margin,
+        upper + margin,
+        torch.full_like(lower, torch.inf),
+        _STEP_UNIT * torch.tensor(config.delta_std).to(like),
+    )

@@ -64,6 +64,7 @@ class LearnedField(nn.Module):
     flow_spread: Tensor
     guess_spread: Tensor
     state_spread: Tensor
+    video_spread: Tensor
     looks_closer: Tensor
     guesses: Tensor
     grid2: Tensor
@@ -87,6 +88,8 @@ class LearnedField(nn.Module):
         self.register_buffer("flow_spread", torch.ones(n))
         self.register_buffer("guess_spread", torch.ones(n))
         self.register_buffer("state_spread", torch.ones(n))
+        # How much larger errors of steps of a video are than the filter thinks, which takes them for independent.
+        self.register_buffer("video_spread", torch.ones(n))
         # Whether steps get better by comparing pictures closely; a rough field's do not.
         self.register_buffer("looks_closer", torch.tensor(True))
         # Whether they get better by a guess.

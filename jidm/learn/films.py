@@ -1,0 +1,58 @@
+"""Episodes as they are decoded: frame after frame, with what was measured between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.learn.batch import GRID_STRIDE
+from jidm.learn.pairs import PairSource
+from jidm.motion.flow.base import Flow
+
+_FEWEST = 8  # frames of a film: fewer say little of how errors last
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """T successive frames of one episode.
+
+    Attributes:
+        frames: (T, 3, detail H, detail W) RGB in [0, 1].
+        q: (T, n) joint positions [rad or m].
+        dt: time between two frames [s].
+        flows: measured between them, there and back, T - 1 each on the grid of flow [cells]; empty where nobody measured.
+    """
+
+    frames: Float[Tensor, "T 3 H W"]
+    q: Float[Tensor, "T n"]
+    dt: float
+    flows: tuple[Flow, ...] = ()
+
+    def to(self, device: str | torch.device) -> Film:
+        """The same film on another device."""
+        return Film(self.frames.to(device), self.q.to(device), self.dt, tuple(x.to(device) for x in self.flows))
+
+
+def films(source: PairSource, stride: int, total: int) -> Iterator[Film]:
+    """The beginnings of all episodes, every `stride`-th frame, together about `total` frames."""
+    recording = source.recording
+    longest = max(_FEWEST, total // len(recording.length))
+    for start, length in zip(recording.first.tolist(), recording.length.tolist()):
+        rows = start + stride * torch.arange(min(longest, -(-length // stride)))
+        if len(rows) > 1:
+            yield _film(source, rows, stride)
+
+
+def _film(source: PairSource, rows: Tensor, stride: int) -> Film:
+    flows: tuple[Flow, ...] = ()
+    if source.estimated is not None:
+        found = source.estimated.between(rows[:-1], torch.full((len(rows) - 1,), stride))
+        flows = tuple(
+            Flow(found["flow" + tail] / GRID_STRIDE, found["weight" + tail]).to(source.device) for tail in ("", "_back")
+        )
+    frames, q = source.shown(rows)
+    return Film(frames, q, stride / source.recording.fps, flows)
