@@ -15,8 +15,9 @@ from jidm import Embodiment
 from jidm.errors import InputError
 from jidm.field.analytic import AnalyticField
 from jidm.field.learned.blocks import reduced
-from jidm.learn import objective
+from jidm.learn import calibration, objective
 from jidm.learn.batch import JointStats, PairBatch
+from jidm.learn.both_ways import BothWays
 from jidm.learn.carried import View, carried_flow, exact_field, link_poses
 from jidm.learn.estimated import EstimatedFlow
 from jidm.learn.objective import (
@@ -72,7 +73,7 @@ def coarse(field: torch.Tensor) -> torch.Tensor:
 
 def test_field_loss_is_least_at_the_exact_field() -> None:
     pairs = batch()
-    moves = objective._BothWays.of(pairs)
+    moves = BothWays.of(pairs)
     assert moves is not None
     exact = coarse(TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float()).requires_grad_()
     loss = field_loss(exact, moves)
@@ -90,7 +91,7 @@ def test_field_loss_is_least_at_the_exact_field() -> None:
 def test_without_first_order_motion_the_whole_one_serves_both_ways() -> None:
     pairs = batch()
     bare = replace(pairs, **{k: None for k, _ in pairs.tensors() if k.startswith("tangent")})
-    moves = objective._BothWays.of(bare)
+    moves = BothWays.of(bare)
     assert moves is not None
     assert torch.equal(moves.tangent, torch.cat([pairs.flow, pairs.flow_back]))  # type: ignore[list-item]
     exact = coarse(TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float())
@@ -104,7 +105,7 @@ def matched(flow: Tensor, back: Tensor, log_weight: float) -> tuple[Matched, Mat
 
 def test_flow_loss_asks_for_the_right_flow_and_the_confidence_it_deserves() -> None:
     pairs = batch()
-    moves = objective._BothWays.of(pairs)
+    moves = BothWays.of(pairs)
     assert moves is not None and pairs.flow is not None and pairs.flow_back is not None
     exact = flow_loss(matched(pairs.flow, pairs.flow_back, 0.0), moves)
     assert float(exact) == pytest.approx(0.01, rel=1e-4)
@@ -124,8 +125,7 @@ def test_what_has_no_weight_is_not_learned_from() -> None:
     pairs = batch()
     assert pairs.flow is not None and pairs.weight is not None
     moves, spoiled = (
-        objective._BothWays.of(x)
-        for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
+        BothWays.of(x) for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
     )
     assert moves is not None and spoiled is not None
     looks = matched(pairs.flow, pairs.flow_back, 0.0)  # type: ignore[arg-type]
@@ -166,11 +166,11 @@ def test_lengths_are_smooth_at_zero() -> None:
 
 def test_mask_loss() -> None:
     pairs = batch()
-    moves = objective._BothWays.of(pairs)
+    moves = BothWays.of(pairs)
     assert moves is not None and moves.mask is not None
     right = (2 * moves.mask - 1) * 20
     assert moves.mask_loss(right) < 1e-6 < moves.mask_loss(-right)
-    unknown = objective._BothWays.of(replace(pairs, mask=None, mask_back=None))
+    unknown = BothWays.of(replace(pairs, mask=None, mask_back=None))
     assert unknown is not None
     moving = (moves.flow.norm(dim=1) > 0.5).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert moving.shape == moves.mask.shape and unknown.mask_loss(20 * (2 * moving - 1)) < 1e-6
@@ -196,7 +196,7 @@ def test_exact_columns_teach_every_joint_by_itself() -> None:
     # A field that is only right along the executed steps is wrong for columns, and costs.
     across = torch.cat([pairs.delta_q, -pairs.delta_q]).flip(-1) * torch.tensor([1.0, -1.0])
     bent = both + 5 * across[:, None, :, None, None] / across.norm(dim=-1)[:, None, None, None, None]
-    moves = objective._BothWays.of(pairs)
+    moves = BothWays.of(pairs)
     assert moves is not None
     torch.testing.assert_close(field_loss(coarse(bent), moves), field_loss(coarse(both), moves), rtol=1e-3, atol=1e-4)
     assert columns_loss(bent, pairs, unit) > right + 0.05
@@ -269,7 +269,7 @@ def test_measured_flow_solved_by_the_field_teaches_field_and_mask_alone() -> Non
         at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), q)
         shown = world.shown(q).clamp(1e-4, 1 - 1e-4)
         exact = SeenAt(at.seen, world.jacobian(q).float(), torch.logit(shown).float())
-        moves = objective._BothWays.of(pairs)
+        moves = BothWays.of(pairs)
         assert moves is not None
         assert field._measured_loss(pairs, exact, moves) < 0.2 * before
 
@@ -348,12 +348,12 @@ def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch)
 
 def test_spread_of_normal_errors_is_their_standard_deviation() -> None:
     deviations = torch.randn(20000, 2, generator=torch.Generator().manual_seed(0)).abs() * torch.tensor([0.5, 3.0])
-    spread = objective._spread(deviations)
+    spread = calibration._spread(deviations)
     torch.testing.assert_close(spread, torch.tensor([0.5, 3.0]), rtol=0.03, atol=0)
     for share, z in ((0.6827, 1.0), (0.95, 1.96)):
         covered = (deviations <= z * spread).float().mean(0)
         torch.testing.assert_close(covered, torch.full((2,), share), rtol=0, atol=0.015)
-    assert objective._spread(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
+    assert calibration._spread(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
 
 
 def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
@@ -384,7 +384,7 @@ def test_steps_from_measured_flow_are_calibrated_by_themselves() -> None:
     assert not torch.equal(field.flow_spread, field.step_spread)
     with torch.no_grad():
         at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next]))
-        moves = objective._BothWays.of(pairs)
+        moves = BothWays.of(pairs)
         assert moves is not None
         found = learned_step(field, at[:16], at[16:], *moves.measured()).solution
         ratio = (found.delta_q - pairs.delta_q).abs() / found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -421,14 +421,14 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("helps", [True, False])
 def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
     field, pairs = model().eval(), batch(8, flow=False)
-    honest = TrainableField._found
+    honest = calibration.solve_pairs
 
-    def spoiled(self: TrainableField, at: SeenAt) -> LearnedStep:
-        found = honest(self, at)
-        off = 0.0 if bool(self.looks_closer) == helps else 10.0
+    def spoiled(field: TrainableField, at: SeenAt) -> LearnedStep:
+        found = honest(field, at)
+        off = 0.0 if bool(field.looks_closer) == helps else 10.0
         return replace(found, steps=(*found.steps[:-1], pairs.delta_q + off + 0 * found.steps[-1]))
 
-    monkeypatch.setattr(TrainableField, "_found", spoiled)
+    monkeypatch.setattr(calibration, "solve_pairs", spoiled)
     field.looks_closer.fill_(not helps)
     field.calibrate([pairs])
     assert bool(field.looks_closer) == helps

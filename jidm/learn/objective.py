@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField, LearnedFieldConfig
-from jidm.field.learned.config import FLOW_STRIDE, STRIDE
+from jidm.field.learned.config import STRIDE
 from jidm.learn.batch import JointStats, PairBatch, normal
+from jidm.learn.both_ways import BothWays, Flows, matched_flows
+from jidm.learn.calibration import calibrate, calibrate_videos
 from jidm.learn.films import Film
 from jidm.learn.together import over_processes, weighted_mean
-from jidm.motion.flow.base import Flow
 from jidm.solve.brightness import carry_back
-from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
-from jidm.solve.learned_step import LearnedStep, learned_step, step_pairs, usual_step
+from jidm.solve.learned_step import LearnedStep, learned_step, solve_pairs, step_pairs, usual_step
 from jidm.solve.looks import Matched, SeenAt
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
@@ -30,13 +30,6 @@ _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty noth
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
 _FIELD_BENDS = 0.7
 """Share of the training from which on solved steps bend a field that nobody knows: poor matches would spoil it."""
-_ROBOT_COUNTS = 4.0
-"""What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
-_MOVED = 0.5  # [px] what moved by more is the robot, where nobody knows where it is
-_REST_COUNTS = 0.1
-"""What a cell that did not move counts there: it may show the robot at rest. What moves in a tenth of all pairs is told
-to be the robot as likely as not."""
-_FEWEST_STEPS = 30  # by which a spread is told
 _LEAST_SHARE = 0.01  # of the mean motion: a joint that moves less is not worth more to be learned
 _LEAST_MOTION = 0.1  # [px] mean motion a batch is counted with at least, so that still batches do not blow up
 
@@ -71,13 +64,6 @@ class LossWeights:
     smooth: float = 0.02
     guess: float = 0.5
     photometric: float = 1.0
-
-
-_Flows = tuple[tuple[Tensor, Tensor], ...]
-"""Flow and its log-confidence, there and back."""
-
-_Kept = tuple[SeenAt, Tensor, tuple[Flow, ...]]
-"""Both pictures of pairs, the true steps, and flow there and back for steps that are solved from it."""
 
 
 class TrainableField(LearnedField):
@@ -124,7 +110,7 @@ class TrainableField(LearnedField):
             "state": self._state_loss(q, q_seen, q_std),
             "smooth": smoothness(at.jacobian * self._column, seen.small),
         }
-        moves = _BothWays.of(batch)
+        moves = BothWays.of(batch)
         if moves is not None:
             exact = batch.field is not None
             parts["field"] = (
@@ -150,91 +136,15 @@ class TrainableField(LearnedField):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[PairBatch], rounds: int = 2) -> None:
-        """Scale the uncertainties to the errors made on pairs that were not trained on, and see whether to look closer.
-
-        The looser a look's say is, the more the next one begins with what was known before; so it takes two rounds to be
-        exact, and one to watch a run by.
-
-        One factor per joint: the geometric mean of what the 68 % and the 95 % interval of a normal distribution ask for.
-        Where no batch brings flow that was measured, such flow is trusted as far as the network's own looks.
-        """
-        kept, measured, states, guesses = [], [], [], []
-        for spread in (self.step_spread, self.flow_spread, self.state_spread, self.guess_spread):
-            spread.fill_(1.0)
-        self.guesses.fill_(False)
-        for batch in batches:
-            seen = self.encode(torch.cat([batch.first, batch.second]))
-            q, q_read_std = torch.cat([batch.q, batch.q_next]), self.state(seen)
-            states.append((q_read_std[0] - q).abs() / q_read_std[1])
-            kept.append((SeenAt.of(self, seen, q), batch.delta_q, ()))
-            moves = _BothWays.of(batch)
-            if batch.field is None and moves is not None:
-                measured.append((*kept[-1][:2], moves.measured()))
-            if self.config.guess:
-                at = kept[-1][0]
-                made = learned_step(self, at[: len(batch)], at[len(batch) :], closer=())
-                error, log_std = self._guess_errors(batch, at, self._flows_to_guess_from(made, batch, moves))
-                guesses.append(error.abs() / log_std.exp())
-        self.state_spread.copy_(_spread(torch.cat(states)))
-        tried = {}
-        for closer in (False, True):
-            self.looks_closer.fill_(closer)
-            tried[closer] = self._tried(kept)
-        better = tried[True][0] <= tried[False][0]
-        self.looks_closer.fill_(better)
-        self.step_spread.mul_(_spread(tried[better][1]))
-        for _ in range(rounds - 1):
-            self.step_spread.mul_(_spread(self._tried(kept)[1]))
-        self.flow_spread.copy_(_spread(self._tried(measured)[1]) if measured else self.step_spread)
-        if guesses:
-            self._calibrate_guess(_spread(torch.cat(guesses)), measured or kept)
+        """See `jidm.learn.calibration.calibrate`."""
+        calibrate(self, batches, rounds)
 
     @torch.no_grad()
     def calibrate_videos(self, films: Iterable[Film]) -> None:
-        """Scale the uncertainties of steps in videos to the errors made in following some that were not trained on.
+        """See `jidm.learn.calibration.calibrate_videos`."""
+        calibrate_videos(self, films)
 
-        Errors last: a field that is wrong at a pose is wrong there in the next frame too, and taking them for independent
-        makes a filter too sure.
-        """
-        self.video_spread.fill_(1.0)
-        limits = learned_limits(self.config, self.delta_std)
-        found = []
-        for film in films:
-            follower = PoseFollower(self, limits, FollowOptions())
-            follower.start(film.frames[0], film.q[0])
-            for t, delta_q in enumerate(film.q.diff(dim=0)):
-                step = follower.step(film.frames[t + 1], film.dt, *(flow[t] for flow in film.flows))
-                if step.valid:
-                    found.append((step.delta_q - delta_q).abs() / step.covariance.diagonal().sqrt())
-        if len(found) >= _FEWEST_STEPS:
-            self.video_spread.copy_(_spread(torch.stack(found)))
-
-    def _calibrate_guess(self, spread: Tensor, kept: Sequence[_Kept]) -> None:
-        """See whether guesses help. Their errors and those of steps have much in common, which widens both."""
-        alone = self._tried(kept)[0]
-        self.guess_spread.copy_(spread)
-        self.guesses.fill_(True)
-        error, deviations = self._tried(kept)
-        self.guesses.fill_(error < alone)
-        for x in (self.step_spread, self.flow_spread, self.guess_spread) if error < alone else ():
-            x.mul_(_spread(deviations))
-
-    def _tried(self, kept: Sequence[_Kept]) -> tuple[float, Float[Tensor, "N n"]]:
-        """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations."""
-        errors, deviations = [], []
-        for at, delta_q, flows in kept:
-            found = self._found(at, *flows)
-            errors.append((found.steps[-1] - delta_q) / self.delta_std)
-            std = found.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-            deviations.append((found.solution.delta_q - delta_q).abs() / std)
-        return float(torch.cat(errors).abs().mean()), torch.cat(deviations)
-
-    def _found(self, at: SeenAt, *flows: Flow) -> LearnedStep:
-        """Steps of pairs, first all their first pictures and then all second ones; by flow, or by their own looks."""
-        count = len(at.mask) // 2
-        return learned_step(self, at[:count], at[count:], *flows, prior=usual_step(self, count))
-
-    def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: _BothWays | None) -> dict[str, Tensor]:
+    def _matching_losses(self, batch: PairBatch, at: SeenAt, moves: BothWays | None) -> dict[str, Tensor]:
         """What needs both pictures matched and the step solved. Closer looks have nothing to learn but the field, and a
         rough field learns nothing from them: what they see around a wrong guess is noise."""
         first, second = at[: len(batch)], at[len(batch) :]
@@ -248,26 +158,28 @@ class TrainableField(LearnedField):
             parts["compose"] = self._compose_loss(batch, first, second, made)
         return parts
 
-    def _measured_loss(self, batch: PairBatch, at: SeenAt, moves: _BothWays) -> Tensor:
-        return self._step_loss(self._found(at, *moves.measured()), batch.delta_q)
+    def _measured_loss(self, batch: PairBatch, at: SeenAt, moves: BothWays) -> Tensor:
+        return self._step_loss(solve_pairs(self, at, *moves.measured()), batch.delta_q)
 
     @staticmethod
-    def _flows_to_guess_from(made: LearnedStep, batch: PairBatch, moves: _BothWays | None) -> list[_Flows]:
-        """What the network matched; and what was measured, where decoding may begin with the like."""
-        flows: list[_Flows] = [tuple((x.flow.detach(), x.log_weight.detach()) for x in made.matched)]
-        if batch.field is None and moves is not None:
-            both = zip(moves.flow.chunk(2), moves.weight.log().chunk(2), strict=True)
-            flows.append(tuple(both))
-        return flows
+    def _flows_to_guess_from(made: LearnedStep, batch: PairBatch, moves: BothWays | None) -> Flows:
+        """What the network matched; of half the pairs what was measured, if it was: decoding may begin with either."""
+        matched = matched_flows(made)
+        if batch.field is not None or moves is None:
+            return matched
+        one, other = batch.dice()[:, 1].chunk(2)
+        given = (one + other) % 1 < 0.5  # the same in either order of the frames
+        return [
+            (torch.where(given[:, None, None, None], flow, x), torch.where(given[:, None, None], log_weight, y))
+            for (flow, log_weight), (x, y) in zip(moves.to_guess_from(), matched, strict=True)
+        ]
 
-    def _guess_errors(self, batch: PairBatch, at: SeenAt, flows: Sequence[_Flows]) -> tuple[Tensor, Tensor]:
-        """Errors of guesses and their log standard deviations, both in typical steps, one row per pair and flow."""
-        first, second = at.seen[: len(batch)], at.seen[len(batch) :]
-        told = [self.guess(first, second, both) for both in flows]
-        error = torch.cat([step - batch.delta_q for step, _ in told]) / self.delta_std
-        return error, (torch.cat([std for _, std in told]) / self.delta_std).log()
+    def _guess_errors(self, batch: PairBatch, at: SeenAt, flows: Flows) -> tuple[Tensor, Tensor]:
+        """Errors of guesses and their log standard deviations, (B, n) each, both in typical steps."""
+        step, std = self.guess(at.seen[: len(batch)], at.seen[len(batch) :], flows)
+        return (step - batch.delta_q) / self.delta_std, (std / self.delta_std).log()
 
-    def _guess_loss(self, batch: PairBatch, at: SeenAt, flows: Sequence[_Flows]) -> Tensor:
+    def _guess_loss(self, batch: PairBatch, at: SeenAt, flows: Flows) -> Tensor:
         error, log_std = self._guess_errors(batch, at, flows)
         return F.smooth_l1_loss(error, torch.zeros_like(error), beta=_STEP_BETA) + 0.05 * _unlikely(error, log_std)
 
@@ -312,58 +224,7 @@ class TrainableField(LearnedField):
         return F.smooth_l1_loss(gap, torch.zeros_like(gap), beta=_STEP_BETA)
 
 
-@dataclass(frozen=True, eq=False)
-class _BothWays:
-    """The motion of a batch in both directions, one after the other: 2 B of everything.
-
-    Attributes:
-        flow: whole motion (2 B, 2, h, w) [px]; weight: (2 B, h, w).
-        tangent: motion to first order (2 B, 2, h, w), tangent_weight: (2 B, h, w), tangent_step: (2 B, n) that made it.
-        mask: (2 B, y, x) the robot, or None.
-    """
-
-    flow: Tensor
-    weight: Tensor
-    tangent: Tensor
-    tangent_weight: Tensor
-    tangent_step: Tensor
-    mask: Tensor | None
-
-    @classmethod
-    def of(cls, batch: PairBatch) -> _BothWays | None:
-        if batch.flow is None or batch.weight is None:
-            return None
-        if batch.flow_back is None or batch.weight_back is None:
-            raise InputError("a field is trained on flow in both directions; give flow_back and weight_back")
-        flow = torch.cat([batch.flow, batch.flow_back])
-        weight = torch.cat([batch.weight, batch.weight_back])
-        tangent, tangent_weight, step = flow, weight, torch.cat([batch.delta_q, -batch.delta_q])
-        if batch.tangent is not None:
-            tangent, tangent_weight, step = (
-                torch.cat([getattr(batch, name), getattr(batch, name + "_back")])
-                for name in ("tangent", "tangent_weight", "tangent_step")
-            )
-        mask = None
-        if batch.mask is not None and batch.mask_back is not None:
-            mask = torch.cat([batch.mask, batch.mask_back])
-        return cls(flow, weight, tangent, tangent_weight, step, mask)
-
-    def measured(self) -> tuple[Flow, Flow]:
-        """Flow as an estimator gives it, in cells of its grid: there and back."""
-        both, count = Flow(self.flow / FLOW_STRIDE, self.weight), len(self.flow) // 2
-        return both[:count], both[count:]
-
-    def mask_loss(self, logit: Tensor) -> Tensor:
-        """Cross entropy against the robot's mask; without one, what moved is the robot and what did not may be."""
-        if self.mask is not None:
-            return F.binary_cross_entropy_with_logits(logit, self.mask, pos_weight=logit.new_tensor(_ROBOT_COUNTS))
-        moved = (self.flow.square().sum(1).sqrt() > _MOVED).to(logit)
-        counts = self.weight * (moved + _REST_COUNTS * (1 - moved))
-        told, counts = (F.interpolate(x[:, None], size=logit.shape[-2:])[:, 0] for x in (moved, counts))
-        return weighted_mean(F.binary_cross_entropy_with_logits(logit, told, reduction="none"), counts)
-
-
-def field_loss(jacobian: Float[Tensor, "b 2 n h w"], moves: _BothWays) -> Float[Tensor, ""]:
+def field_loss(jacobian: Float[Tensor, "b 2 n h w"], moves: BothWays) -> Float[Tensor, ""]:
     """Charbonnier distance of `jacobian @ step` from the motion to first order, relative to the batch's mean motion."""
     told = torch.einsum("bcnhw,bn->bchw", jacobian, moves.tangent_step)
     weight = moves.tangent_weight
@@ -391,7 +252,7 @@ def columns_loss(
     return relative.mean()
 
 
-def flow_loss(looks: Sequence[Matched], moves: _BothWays) -> Float[Tensor, ""]:
+def flow_loss(looks: Sequence[Matched], moves: BothWays) -> Float[Tensor, ""]:
     """Error of the matched flow under a Laplace distribution whose width is the confidence: large errors cost little
     where the head said so, and saying so costs."""
     flow = torch.cat([look.flow for look in looks])
@@ -429,12 +290,6 @@ def charbonnier(error: Float[Tensor, "b c *n h w"]) -> Float[Tensor, "b *n h w"]
 def _unlikely(error: Tensor, log_std: Tensor) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of normal errors; teaches the standard deviations alone."""
     return ((error.detach() / log_std.exp()).square().clamp(max=_STATE_CLAMP) / 2 + log_std).mean()
-
-
-def _spread(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:
-    share = torch.tensor([0.6827, 0.95], dtype=deviation.dtype, device=deviation.device)
-    found = deviation.quantile(share, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
-    return found.log().mean(0).exp().clamp(1e-3, 1e3)
 
 
 def loss_weights(options: Mapping[str, float]) -> LossWeights:

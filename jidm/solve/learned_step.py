@@ -169,13 +169,17 @@ def _likelier(
     return torch.where((error(other) < error(step))[:, None], other, step)
 
 
+def solve_pairs(field: StepField, at: SeenAt, *flows: Flow) -> LearnedStep:
+    """Steps of pairs of unrelated pictures, all first ones and then all second ones; by flow there and back, if given."""
+    count = len(at.mask) // 2
+    return learned_step(field, at[:count], at[count:], *flows, prior=usual_step(field, count))
+
+
 @torch.no_grad()
 def step_pairs(field: StepField, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"]) -> Tensor:
     """(b, n) joint steps of unrelated pairs of pictures [rad or m], the field bent by the poses the pictures show."""
-    count = len(first)
     seen = field.encode(torch.cat([first, second]))
-    at = SeenAt.of(field, seen, field.state(seen)[0])
-    return learned_step(field, at[:count], at[count:], prior=usual_step(field, count)).steps[-1]
+    return solve_pairs(field, SeenAt.of(field, seen, field.state(seen)[0])).steps[-1]
 
 
 def _solve(
