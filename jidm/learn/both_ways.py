@@ -46,6 +46,11 @@ class BothWays:
 
     @classmethod
     def of(cls, batch: PairBatch) -> BothWays | None:
+        """A batch's motion; None where nothing measured it.
+
+        Raises:
+            InputError: flow is known one way only.
+        """
         if batch.flow is None or batch.weight is None:
             return None
         if batch.flow_back is None or batch.weight_back is None:

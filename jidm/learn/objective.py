@@ -28,6 +28,7 @@ _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for th
 _STATE_BETA = 0.05  # [standard deviations of the training poses]
 _STATE_CLAMP = 50.0  # squared deviations beyond this teach the uncertainty nothing
 _POSE_NOISE = 0.05  # [standard deviations of the training poses] of the poses the field is asked at
+_POSE_OFF = 0.3  # likewise, the most by which a pose read off the picture may be wrong for the field to be asked there
 _FIELD_BENDS = 0.7
 """Share of the training from which on solved steps bend a field that nobody knows: poor matches would spoil it."""
 _LEAST_SHARE = 0.01  # of the mean motion: a joint that moves less is not worth more to be learned
@@ -196,11 +197,13 @@ class TrainableField(LearnedField):
         return self.delta_std[:, None, None]
 
     def _asked_at(self, batch: PairBatch, q: Tensor, q_seen: Tensor) -> Tensor:
-        """Poses to bend the field with: half of them nearly right, as when tracking, half read off the picture."""
+        """Poses to bend the field with: half of them nearly right, as when tracking, half read off the picture, as far as
+        that is not quite wrong: a field that is asked at poses that mean nothing learns to ignore them."""
         random = batch.dice()
         noisy = q + _POSE_NOISE * self.q_std * normal(random[:, 2:])
         from_picture = random[:, :1] < 0.5
-        return torch.where(from_picture, q_seen.detach(), noisy)
+        off = _POSE_OFF * self.q_std
+        return torch.where(from_picture, q + (q_seen.detach() - q).clamp(-off, off), noisy)
 
     def _state_loss(self, q: Tensor, q_seen: Tensor, q_std: Tensor) -> Tensor:
         error = (q_seen - q) / self.q_std
