@@ -234,6 +234,18 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainableField, "_asked_at", lambda self, *given: given[-2])
 
 
+def test_the_field_is_asked_at_nearly_right_poses_and_at_those_the_picture_is_not_quite_misread_to() -> None:
+    field, pairs = model(), batch(64)
+    q, random = torch.cat([pairs.q, pairs.q_next]), torch.rand(64, 2, 4, generator=torch.Generator().manual_seed(1))
+    pairs = replace(pairs, random=random)
+    wrong, right = (field._asked_at(pairs, q, q + off * field.q_std) - q for off in (torch.tensor([-7.0, 9.0]), 0.01))
+    read = pairs.dice()[:, 0] < 0.5
+    torch.testing.assert_close(right[read], (0.01 * field.q_std).expand(int(read.sum()), 2), rtol=1e-2, atol=0)
+    torch.testing.assert_close(wrong[read], (torch.tensor([-0.3, 0.3]) * field.q_std).expand_as(wrong[read]))
+    assert torch.equal(wrong[~read], right[~read])  # the others are asked whatever was read
+    torch.testing.assert_close(wrong[~read].std(0), 0.05 * field.q_std, rtol=0.25, atol=0)
+
+
 def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     deterministic(monkeypatch)
     field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
