@@ -234,7 +234,7 @@ def test_hidden_and_lost_points_have_no_weight(rendered, tmp_path: Path) -> None
         source = PairSource(recording, kinematics=Kinematics.from_embodiment(robot))
         draw = PairSampler(recording, (1,), seed=0, third=False).draw(0, 64)
         keep = (draw.first == 0).nonzero()[:1, 0]
-        batch = source.batch(type(draw)(**{n: getattr(draw, n)[keep] for n in draw.__dataclass_fields__}))
+        batch = source.batch(draw[keep])
     finally:
         episode.extras = saved
         dataset.content_hash = dataset.content_hash.removesuffix("-covered")
@@ -280,6 +280,47 @@ def test_reduced_pictures_are_those_the_model_makes_of_the_large_ones(rendered, 
     assert small.frames.dtype == torch.uint8 and (small.frames - pooled).abs().max() <= 0.5
     for a, b in ((large.state, small.state), (large.geometry.depth, small.geometry.depth)):
         assert torch.equal(a, b)
+
+
+def test_a_pair_may_get_another_frames_background(rendered, tmp_path: Path) -> None:
+    recording = read_recording(rendered[1], rendered[1].episode_indices, height=120, width=160, cache=tmp_path)
+    recording.frames[:6] = recording.frames[:6] // 2  # one episode darker, so that its background is another
+    sampler, source = PairSampler(recording, (1,), seed=0, third=False), PairSource(recording)
+    draw = sampler.draw(0, 8)
+    own = source.batch(draw)
+    backdrop = torch.where(torch.arange(8) % 2 == 0, (draw.first + len(recording) // 2) % len(recording), -1)
+    got = source.batch(replace(draw, backdrop=backdrop))
+    for name, rows in (("first", draw.first), ("second", draw.second)):
+        a, b = getattr(own, name), getattr(got, name)
+        assert torch.equal(a[1::2], b[1::2])
+        shown = [
+            torch.nn.functional.max_pool2d((recording.geometry.link[r] >= 0).float()[:, None], 3, 1, 1)
+            for r in (rows, backdrop.clamp(min=0))
+        ]
+        near, other = (torch.nn.functional.interpolate(x, scale_factor=2).bool().expand_as(a) for x in shown)
+        robot = torch.nn.functional.interpolate(
+            1 - torch.nn.functional.max_pool2d((recording.geometry.link[rows] < 0).float()[:, None], 3, 1, 1), scale_factor=2
+        ).bool().expand_as(a)  # fmt: skip
+        expected = recording.frames[backdrop.clamp(min=0)].float() / 255
+        swapped, background = torch.arange(8) % 2 == 0, ~near & ~other
+        torch.testing.assert_close(b[robot], a[robot], atol=1e-6, rtol=0)
+        torch.testing.assert_close(b[swapped][background[swapped]], expected[swapped][background[swapped]])
+    assert torch.equal(own.q, got.q)
+
+
+def test_backdrops_come_from_seed_and_step_and_are_shared_out_with_the_pairs(tmp_path: Path) -> None:
+    dataset = counted_dataset(tmp_path, {0: 9, 1: 30})
+    recording = read_recording(dataset, (0, 1), height=16, width=16, cache=tmp_path)
+    sampler = PairSampler(recording, (1,), seed=3)
+    rows = sampler.backdrops(5, 400, 0.25)
+    assert torch.equal(rows, PairSampler(recording, (1,), seed=3).backdrops(5, 400, 0.25))
+    assert not torch.equal(rows, sampler.backdrops(6, 400, 0.25))
+    assert rows.max() == 38 and rows.min() == -1 and 0.15 < (rows >= 0).float().mean() < 0.35
+    draw = replace(sampler.draw(5, 8), backdrop=rows[:8])
+    assert torch.equal(draw.part(1, 2).backdrop, rows[1:8:2]) and sampler.draw(5, 8).part(1, 2).backdrop is None
+    # Nothing tells where the robot is: pictures stay what they are.
+    source = PairSource(recording)
+    assert torch.equal(source.batch(draw).first, source.batch(sampler.draw(5, 8)).first)
 
 
 def test_a_static_background_is_a_fact_only_when_told(rendered, tmp_path: Path) -> None:

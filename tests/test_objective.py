@@ -15,7 +15,7 @@ from jidm import Embodiment
 from jidm.errors import InputError
 from jidm.field.analytic import AnalyticField
 from jidm.field.learned.blocks import reduced
-from jidm.learn import calibration, objective
+from jidm.learn import calibration
 from jidm.learn.batch import JointStats, PairBatch
 from jidm.learn.both_ways import BothWays
 from jidm.learn.carried import View, carried_flow, exact_field, link_poses

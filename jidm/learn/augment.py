@@ -36,6 +36,7 @@ class AugmentOptions:
         noise: largest standard deviation of the noise, of the range 0..1.
         blur: share of pairs blurred; blur_sigma: largest standard deviation [px].
         jpeg: share of pairs compressed; jpeg_quality: lowest and highest quality.
+        backdrop: share of pairs that get the background of another frame of the recording, where it tells the robot apart.
         erase: share of pairs with something in front; erase_size: largest side as a share of the picture's.
     """
 
@@ -47,15 +48,16 @@ class AugmentOptions:
     blur_sigma: float = 1.2
     jpeg: float = 0.0
     jpeg_quality: tuple[int, int] = (30, 90)
+    backdrop: float = 0.0
     erase: float = 0.0
     erase_size: float = 0.4
 
 
 LEVELS: Mapping[str, AugmentOptions | None] = {
     "none": None,
-    "light": AugmentOptions(colour=0.15, flicker=0.01, tone=0.15, noise=0.02),
+    "light": AugmentOptions(colour=0.15, flicker=0.01, tone=0.15, noise=0.02, backdrop=0.5),
     "full": AugmentOptions(
-        colour=0.3, flicker=0.02, tone=0.3, noise=0.04, blur=0.2, jpeg=0.2, erase=0.3,
+        colour=0.3, flicker=0.02, tone=0.3, noise=0.04, blur=0.2, jpeg=0.2, backdrop=0.5, erase=0.3,
     ),
 }  # fmt: skip
 """Ready mixtures by name."""

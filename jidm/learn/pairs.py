@@ -35,6 +35,7 @@ class Draw:
         before, first, second, third: (B,) rows at t - k, t, t + k and t + k + k'; `before` stops at the episode's start.
         stride: (B,) k.
         episode: (B,) place of the episode in the recording.
+        backdrop: (B,) row of the frame whose background the pair gets, -1 = keeps its own; None = all keep theirs.
     """
 
     before: Int[Tensor, " B"]
@@ -43,13 +44,19 @@ class Draw:
     third: Int[Tensor, " B"]
     stride: Int[Tensor, " B"]
     episode: Int[Tensor, " B"]
+    backdrop: Int[Tensor, " B"] | None = None
 
     def __len__(self) -> int:
         return len(self.first)
 
+    def __getitem__(self, index: slice | Tensor) -> Draw:
+        """Some of the triples."""
+        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "backdrop"}
+        return Draw(**chosen, backdrop=None if self.backdrop is None else self.backdrop[index])
+
     def part(self, rank: int, world: int) -> Draw:
         """Every world-th triple, from the rank-th on."""
-        return Draw(**{name: getattr(self, name)[rank::world] for name in self.__dataclass_fields__})
+        return self[rank::world]
 
 
 class PairSampler:
@@ -84,6 +91,12 @@ class PairSampler:
     def draw(self, step: int, size: int) -> Draw:
         """The common batch of training step `step`."""
         return self._draw(np.random.default_rng((self.seed, step)), size)
+
+    def backdrops(self, step: int, size: int, share: float) -> Int[Tensor, " B"]:
+        """For that share of the pairs of a step a frame of the recording, any one; -1 for the others."""
+        random = np.random.default_rng((self.seed, step, 4))
+        rows = random.integers(self._length.sum(), size=size)
+        return torch.from_numpy(np.where(random.random(size) < share, rows, -1))
 
     def fixed(self, size: int) -> Draw:
         """A batch to measure by, the same every time and for every seed."""
@@ -125,8 +138,10 @@ class PairSource:
                 f"{recording.source}: exact flow needs recorded depth, links and cameras; use --flow dis"
             )
         self._tables = {"frames": recording.frames, "state": recording.state, "joints": recording.joints}
-        if kinematics is not None and (g := recording.geometry) is not None:
-            self._tables |= {"depth": g.depth, "link": g.link, "intrinsics": g.intrinsics, "T": g.T_camera_base}
+        if (g := recording.geometry) is not None:
+            self._tables["link"] = g.link
+            if kinematics is not None:
+                self._tables |= {"depth": g.depth, "intrinsics": g.intrinsics, "T": g.T_camera_base}
         if self.device.type != "cpu":
             self._tables = {name: x.to(self.device) for name, x in self._tables.items()}
 
@@ -134,17 +149,17 @@ class PairSource:
         """The drawn pairs, float32, with the best flow there is."""
         state = {name: self._take("state", getattr(draw, name)) for name in ("first", "second")}
         fields: dict[str, Any] = {
-            "first": self._pictures(draw.first),
-            "second": self._pictures(draw.second),
+            "first": self._drawn(draw, draw.first),
+            "second": self._drawn(draw, draw.second),
             "q": self._learned(state["first"]),
             "q_next": self._learned(state["second"]),
             "episode": self.recording.episode[draw.episode],
             "frame": draw.first - self.recording.first[draw.episode],
         }
         if self.before:
-            fields["before"] = self._pictures(draw.before)
+            fields["before"] = self._drawn(draw, draw.before)
         if self.third:
-            fields["third"] = self._pictures(draw.third)
+            fields["third"] = self._drawn(draw, draw.third)
             fields["q_third"] = self._learned(self._take("state", draw.third))
         if self.kinematics is not None:
             fields |= self._exact(self.kinematics, draw, state["first"], state["second"])
@@ -198,6 +213,24 @@ class PairSource:
             fields["tangent" + tail], fields["tangent_weight" + tail] = sign * motion, sure
             fields["tangent_step" + tail] = sign * moved.float()
         return fields
+
+    def _drawn(self, draw: Draw, rows: Tensor) -> Tensor:
+        """Pictures of the drawn pairs, before the background that was drawn for them.
+
+        Where the other frame shows a robot of its own, theirs stays: one robot is enough.
+        """
+        own = self._pictures(rows)
+        if draw.backdrop is None or "link" not in self._tables:
+            return own
+        other = draw.backdrop.clamp(min=0)
+        kept = torch.maximum(self._robot(rows, own), self._robot(other, own))
+        kept = torch.maximum(kept, (draw.backdrop < 0).to(kept)[:, None, None, None])
+        return torch.lerp(self._pictures(other), own, kept)
+
+    def _robot(self, rows: Tensor, like: Tensor) -> Tensor:
+        """(B, 1, H, W) how much of each pixel the robot covers, as fine as is known."""
+        robot = (self._take("link", rows) >= 0).to(like)[:, None]
+        return F.interpolate(robot, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
     def _view(self, rows: Tensor, poses: Tensor) -> View:
         height, width = self.recording.size

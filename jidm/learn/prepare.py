@@ -56,7 +56,10 @@ class Batches:
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> PairBatch:
         """The pairs of training step `step` that process `rank` of `world` learns from."""
-        batch = self.source.batch(self.sampler.draw(step, self.size).part(rank, world))
+        draw = self.sampler.draw(step, self.size)
+        if self.augment is not None and self.augment.options.backdrop:
+            draw = replace(draw, backdrop=self.sampler.backdrops(step, self.size, self.augment.options.backdrop))
+        batch = self.source.batch(draw.part(rank, world))
         random = np.random.default_rng((self.sampler.seed, step, 3)).random((self.size, 2, batch.q.shape[1] + 2))
         batch = replace(batch, random=torch.from_numpy(random[rank::world]).to(batch.q))
         if self.augment is not None:
