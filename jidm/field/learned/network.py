@@ -18,6 +18,8 @@ from jidm.field.learned.guess import GuessHead
 from jidm.field.learned.matching import PairHead
 
 _KEYPOINTS = 32
+_SHARP = 1.5  # logarithm of how sharp keypoints begin
+_SPREAD_OUT = 4.0  # keypoints are found in the middle half of the picture at first; times this they vary about by one
 _POSE_WIDTH = 96
 _STATE_WIDTH = 256
 _STATE_LOG_RANGE = 3.0  # standard deviations of a pose lie between e^-5 and e^1 of the training poses' spread
@@ -115,6 +117,8 @@ class LearnedField(nn.Module):
         assert self.mask_out.bias is not None
         nn.init.constant_(self.mask_out.bias, _ROBOT_LOGIT)
         self.keypoints = nn.Conv2d(eighth + width, _KEYPOINTS, 1)
+        # Maps that begin flat say "the middle" of every picture, and learn slowly to say something else.
+        self.sharpness = nn.Parameter(torch.full((_KEYPOINTS, 1, 1), _SHARP))
         self.state_out = nn.Sequential(
             nn.Linear(2 * _KEYPOINTS, _STATE_WIDTH), nn.GELU(), nn.Linear(_STATE_WIDTH, 2 * n)
         )
@@ -144,7 +148,8 @@ class LearnedField(nn.Module):
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
         maps = self.keypoints(torch.cat([seen.eighth, doubled(self._coarse(seen))], 1))
-        out = self.state_out(spatial_softmax(maps, self.grid8).flatten(1))
+        found = spatial_softmax(maps * self.sharpness.exp(), self.grid8)
+        out = self.state_out(_SPREAD_OUT * found.flatten(1))
         value, log_std = out.chunk(2, -1)
         spread = self.q_std * self.state_spread * (_STATE_LOG_RANGE * torch.tanh(log_std / _STATE_LOG_RANGE) - 2).exp()
         return self.q_mean + self.q_std * value, spread
