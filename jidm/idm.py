@@ -25,6 +25,7 @@ from jidm.motion.layout import as_video
 from jidm.motion.timed import frame_times, timed_stream
 from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
 from jidm.solve.learned_step import step_pairs
+from jidm.solve.smooth import smoothed
 from jidm.solve.track import JointLimits, PoseTracker, TrackedStep, TrackOptions
 
 if TYPE_CHECKING:
@@ -210,12 +211,40 @@ class JacobianIDM:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
             InputError: q0 or flow do not fit.
         """
+        return self._decode(video, q0, fps, flow, layout, value_range, progress, remembers=False)[0]
+
+    def decode_whole(
+        self,
+        video: str | Path | Any,
+        *,
+        q0: Sequence[float] | np.ndarray | Tensor | None = None,
+        fps: float | None = None,
+        flow: Flow | Tensor | None = None,
+        layout: str | None = None,
+        value_range: tuple[float, float] | None = None,
+        progress: bool = False,
+    ) -> tuple[JointMotion, JointMotion]:
+        """A video that is there as a whole: its motion as `decode` tells it, and told by all frames, later ones too.
+
+        A learned field's filter is run backwards as well, so that what later pictures show of pose and motion corrects
+        earlier steps; memory grows by (2n)^2 numbers a frame. Then the motion is `smoothed`, as an analytic field's is.
+        Arguments and errors as of `decode`.
+        """
+        motion, later = self._decode(video, q0, fps, flow, layout, value_range, progress, remembers=True)
+        return motion, smoothed(motion if later is None else later)
+
+    def _decode(
+        self, video: Any, q0: Any, fps: float | None, flow: Flow | Tensor | None, layout: str | None,
+        value_range: tuple[float, float] | None, progress: bool, *, remembers: bool,
+    ) -> tuple[JointMotion, JointMotion | None]:  # fmt: skip
         start = self._start(q0)
         if isinstance(video, (str, Path)):
             if start.dim() != 1:
                 raise InputError(f"q0 must be ({start.shape[-1]},) for one file, got shape {tuple(start.shape)}")
             frames, times, length = timed_stream(video, fps)
-            return self._decode_one(frames, times, None if q0 is None else start, flow, length if progress else None)
+            return self._decode_one(
+                frames, times, None if q0 is None else start, flow, length if progress else None, remembers
+            )
         tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
         time = frame_times(video, fps, tensor.shape[-4])
         batch = tensor.shape[:-4]
@@ -225,10 +254,15 @@ class JacobianIDM:
         clips = tensor.reshape(-1, *tensor.shape[-4:])
         flows = _split_flow(flow, batch, tensor.shape)
         motions = [
-            self._decode_one(iter(clip), iter(time), None if q0 is None else q, f, len(clip) if progress else None)
+            self._decode_one(
+                iter(clip), iter(time), None if q0 is None else q, f, len(clip) if progress else None, remembers
+            )
             for clip, q, f in zip(clips, start, flows, strict=True)
         ]
-        return stack(motions, batch) if batch else motions[0]
+        if not batch:
+            return motions[0]
+        later = [x for _, x in motions if x is not None]
+        return stack([x for x, _ in motions], batch), stack(later, batch) if later else None
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -256,7 +290,8 @@ class JacobianIDM:
         q0: Tensor | None,
         flow: Flow | Tensor | None,
         progress_total: int | None,
-    ) -> JointMotion:
+        remembers: bool,
+    ) -> tuple[JointMotion, JointMotion | None]:
         first = next(frames, None)
         if first is None:
             raise VideoError("the video has no frames")
@@ -264,7 +299,7 @@ class JacobianIDM:
             raise VideoError("the first frame is not finite; q0 belongs to a frame that shows the robot")
         self._check_size(first)
         like = first if not isinstance(self.field, (LearnedField, HybridField)) else self.field.delta_std
-        tracker = self._tracker(like)
+        tracker = self._tracker(like, remembers)
         tracker.start(self._fitted(first), None if q0 is None else q0.to(like))
         q, covariance = tracker.q, tracker.position_covariance
         clock = [next(times)]
@@ -284,12 +319,15 @@ class JacobianIDM:
                 good, good_index = frame, k + 1
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        return self._motion(q, covariance, clock, steps)
+        motion = self._motion(q, covariance, clock, steps)
+        if not (remembers and isinstance(tracker, PoseFollower)):
+            return motion, None
+        return motion, self._motion(q, covariance, clock, tracker.looking_back(steps))
 
-    def _tracker(self, like: Tensor) -> Any:
+    def _tracker(self, like: Tensor, remembers: bool) -> Any:
         limits = self._joint_limits(like)
         if isinstance(self.field, (LearnedField, HybridField)):
-            return PoseFollower(self.field, limits, self.options)  # type: ignore[arg-type]
+            return PoseFollower(self.field, limits, self.options, remembers=remembers)  # type: ignore[arg-type]
         return PoseTracker(self.field, limits, self.options)  # type: ignore[arg-type]
 
     def _fitted(self, frame: Float[Tensor, "3 H W"]) -> Tensor:

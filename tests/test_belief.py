@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from jidm.solve.belief import Belief, Gaussian
+from jidm.solve.belief import Belief, Gaussian, looking_back
 
 DT, PERSISTENCE, N = 1 / 16, 0.4, 2
 OPEN = 1e9
@@ -35,12 +36,15 @@ def test_a_measured_gaussian_adds_information() -> None:
     torch.testing.assert_close(found.mean[..., None], wanted @ (P @ prior.mean[..., None] + R @ seen.mean[..., None]))
 
 
+@pytest.mark.parametrize("sure", [1e-3, 1e-9])
 @pytest.mark.parametrize("together", [0.0, -0.7])
-def test_filtering_is_conditioning_on_everything_at_once(together: float) -> None:
+def test_filtering_is_conditioning_on_everything_so_far_and_looking_back_on_all_of_it(
+    together: float, sure: float
+) -> None:
     """The oracle: positions and velocities of all times as one Gaussian, all measurements in one least squares."""
     generator = torch.Generator().manual_seed(1)
     T, speed = 7, torch.tensor([0.7, 0.2]).double()
-    q0, start = torch.tensor([0.3, -0.1]).double(), spd(generator, scale=1e-3)
+    q0, start = torch.tensor([0.3, -0.1]).double(), spd(generator, scale=sure)
     correlation = torch.tensor([[1.0, together], [together, 1.0]]).double()
     belief = Belief.begin(q0, start, speed, correlation) if together else Belief.begin(q0, start, speed)
     kept = math.exp(-DT / PERSISTENCE)
@@ -60,9 +64,12 @@ def test_filtering_is_conditioning_on_everything_at_once(together: float) -> Non
 
     nothing, power = torch.zeros(N).double(), torch.diag(speed) @ correlation @ torch.diag(speed)
     told(velocity(0), nothing, power)
+    expected, known, passed = [], [belief.state], []
     for t in range(1, T + 1):
         told(velocity(t) - kept * velocity(t - 1), nothing, (1 - kept**2) * power)
+        passed.append(belief.move(DT, PERSISTENCE))
         belief = belief.ahead(DT, PERSISTENCE)
+        expected.append(belief.state)
         if t != 3:
             step = Gaussian(torch.randn(N, generator=generator).double() * 0.05, spd(generator, scale=1e-4))
             belief = belief.stepped(step, DT, OPEN)
@@ -71,6 +78,7 @@ def test_filtering_is_conditioning_on_everything_at_once(together: float) -> Non
             read = Gaussian(torch.randn(N, generator=generator).double() * 0.1, spd(generator, scale=1e-2))
             belief = belief.read(read, OPEN)
             told(position(t), read.mean, read.covariance)
+        known.append(belief.state)
     A, b, W = torch.cat(rows), torch.cat(values), torch.block_diag(*information)
     covariance = (A.mT @ W @ A).inverse()
     mean = covariance @ A.mT @ W @ b
@@ -78,6 +86,25 @@ def test_filtering_is_conditioning_on_everything_at_once(together: float) -> Non
     torch.testing.assert_close(torch.cat([belief.q, belief.velocity]), last @ mean, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(belief.covariance, last @ covariance @ last.mT, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(belief.step(DT).covariance, belief.covariance[N:, N:] * DT**2)
+    for t, state in enumerate(looking_back(expected, known, passed)):
+        row = torch.cat([position(t), velocity(t)])
+        torch.testing.assert_close(state.mean, row @ mean, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(state.covariance, row @ covariance @ row.mT, rtol=1e-6, atol=1e-8)
+
+
+def test_looking_back_from_a_first_pose_that_is_exactly_known_leaves_it_there() -> None:
+    belief = Belief.begin(torch.tensor([0.3, -0.1]).double(), torch.zeros(N, N).double(), torch.ones(N).double())
+    expected, known, passed = [], [belief.state], []
+    for _ in range(5):
+        passed.append(belief.move(DT, PERSISTENCE))
+        belief = belief.ahead(DT, PERSISTENCE)
+        expected.append(belief.state)
+        belief = belief.stepped(Gaussian(torch.tensor([0.01, 0.02]).double(), 1e-6 * torch.eye(N).double()), DT, OPEN)
+        known.append(belief.state)
+    states = looking_back(expected, known, passed)
+    torch.testing.assert_close(states[0].mean[:N], torch.tensor([0.3, -0.1]).double(), rtol=0, atol=1e-9)
+    for before, after in pairwise(states):  # positions still move by the velocities
+        torch.testing.assert_close(after.mean[:N] - before.mean[:N], DT * after.mean[N:], rtol=1e-6, atol=1e-9)
 
 
 def test_unseen_joints_are_expected_to_move_as_usual_and_nothing_is_forgotten_at_once() -> None:

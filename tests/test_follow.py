@@ -197,6 +197,43 @@ def test_given_flow_moves_the_pose() -> None:
     assert not nothing.valid and not nothing.used and torch.equal(nothing.position, step.position)
 
 
+# ---- the whole video -------------------------------------------------------------------------------------------------
+
+
+def test_later_frames_correct_earlier_steps() -> None:
+    q = film(14)
+    errors = []
+    for remembers in (False, True):
+        field = KnownField(LinearWorld())
+        field.pair.noise = 0.5
+        field.read_std = 0.003  # poses read off the pictures are right
+        follower = PoseFollower(field, limits(), replace(MATCHING, repeats=1.0), remembers=remembers)
+        follower.start(in_order(q)[0], q[0] + 0.05)
+        steps = [follower.step(frame, DT) for frame in in_order(q)[1:]]
+        later = follower.looking_back(steps)
+        errors.append((moves(later) - q.diff(dim=0)).abs().mean())
+        if remembers:
+            torch.testing.assert_close(later[-1].delta_q, steps[-1].delta_q, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(positions(later).diff(dim=0), moves(later)[1:], rtol=1e-4, atol=1e-6)
+            assert all((a.covariance.diagonal() <= b.covariance.diagonal() * 1.001).all() for a, b in zip(later, steps))
+        else:
+            assert later == steps  # nothing was remembered
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_looking_back_holds_what_was_not_seen() -> None:
+    q = film(8)
+    field = KnownField(LinearWorld())
+    follower = PoseFollower(field, limits(), ALONE, remembers=True)
+    follower.start(in_order(q)[0], q[0])
+    steps = [follower.skip(DT) if k in (1, 4) else follower.step(in_order(q)[k], DT) for k in range(1, 8)]
+    later = follower.looking_back(steps)
+    assert [s.valid for s in later] == [s.valid for s in steps] and [s.used for s in later] == [s.used for s in steps]
+    assert torch.equal(later[0].position, q[0]) and torch.equal(later[3].position, later[2].position)
+    assert not later[0].delta_q.any() and not later[3].delta_q.any() and not later[4].delta_q.any()
+    torch.testing.assert_close(positions(later)[-1], q[-1], rtol=0, atol=0.02)
+
+
 # ---- what joints can do ----------------------------------------------------------------------------------------------
 
 

@@ -183,6 +183,17 @@ def test_an_estimator_takes_the_place_of_the_networks_matching(idm: JacobianIDM,
     assert ((both - there).abs() > 1e-5).any() and ((both - back).abs() > 1e-5).any()
 
 
+def test_a_whole_video_is_told_twice_as_it_came_and_by_all_frames(idm: JacobianIDM) -> None:
+    frames = video(8)
+    motion, later = idm.decode_whole(frames, fps=FPS)
+    assert_same(motion, idm.decode(frames, fps=FPS))
+    assert later.provenance["smoothed"] is True and "smoothed" not in motion.provenance
+    assert later.delta_q.shape == motion.delta_q.shape and (later.delta_q - motion.delta_q).abs().max() > 1e-6
+    both, told = idm.decode_whole(torch.stack([frames, frames.flip(0)]), fps=FPS)
+    assert_same(both[:], idm.decode(torch.stack([frames, frames.flip(0)]), fps=FPS))
+    torch.testing.assert_close(told.delta_q[0], later.delta_q)
+
+
 def test_types_of_pictures_do_not_matter(idm: JacobianIDM) -> None:
     frames = video(4)
     expected = idm.decode(frames, fps=FPS)

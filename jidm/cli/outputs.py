@@ -54,13 +54,15 @@ def decode_file(
     """
     from jidm.cli.inputs import frame_rate
     from jidm.motion.video import open_video
-    from jidm.solve.smooth import smoothed
 
     stream = open_video(video, fps=fps if video.is_dir() else None)
     rate = frame_rate(fps, stream.fps, video)
     began = time.perf_counter()
-    motion = idm.decode(video, q0=q0, fps=fps, progress=True)
-    motion = smoothed(motion) if smooth else motion
+    motion = (
+        idm.decode_whole(video, q0=q0, fps=fps, progress=True)[1]
+        if smooth
+        else idm.decode(video, q0=q0, fps=fps, progress=True)
+    )
     how = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
     return Decoded(motion, idm.embodiment, camera, video, rate, how, time.perf_counter() - began)
 

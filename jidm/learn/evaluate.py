@@ -123,7 +123,7 @@ class DecodedEpisode:
 
     Attributes:
         q: (T, n) truth [rad or m].
-        motion: decoded from the known first pose.
+        motion: decoded from the known first pose. later: the same told by all frames, where the model has such a way.
         pair_steps: (T-1, n) steps of each pair of neighbouring frames by itself, None where the model has no such way.
         seconds: decoding took [s].
         looks: at field and flow, where the model has them.
@@ -135,6 +135,7 @@ class DecodedEpisode:
     pair_steps: Float[Tensor, "S n"] | None
     seconds: float
     looks: tuple[FieldLook, ...] = ()
+    later: JointMotion | None = None
 
     @property
     def delta_q(self) -> Float[Tensor, "S n"]:
@@ -143,8 +144,9 @@ class DecodedEpisode:
 
     @cached_property
     def smoothed(self) -> DecodedEpisode:
-        """The same with every step told by its neighbours as well; no steps of single pairs."""
-        return replace(self, motion=smoothed(self.motion), pair_steps=None, looks=())
+        """The same with every step told by all frames, or at least by its neighbours; no steps of single pairs."""
+        motion = smoothed(self.motion) if self.later is None else self.later
+        return replace(self, motion=motion, pair_steps=None, looks=())
 
     @property
     def liveliest(self) -> FieldLook | None:
@@ -302,11 +304,12 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", change: Change | No
 def _one_episode(idm: Any, clip: Clip, protocol: Protocol) -> DecodedEpisode:
     with torch.no_grad():
         began = time.perf_counter()
-        motion = idm.decode(clip.video, q0=clip.q[0], fps=clip.fps)
+        whole = getattr(idm, "decode_whole", lambda *video, **how: (idm.decode(*video, **how), None))
+        motion, later = whole(clip.video, q0=clip.q[0], fps=clip.fps)
         seconds = time.perf_counter() - began
         pairs = _pair_steps(idm, clip.video)
         looks = tuple(_looks(idm, clip, motion, protocol.looks))
-        return DecodedEpisode(clip.index, clip.q, motion, pairs, seconds, looks)
+        return DecodedEpisode(clip.index, clip.q, motion, pairs, seconds, looks, later)
 
 
 def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n"] | None:

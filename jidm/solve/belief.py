@@ -8,11 +8,14 @@ is soon known to hold the others still.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_SINGULAR = 1e-10  # share of the largest eigenvalue of a correlation below which one is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +81,27 @@ class Belief:
         """After dt [s] that nobody saw; `persistence` is the time in which a velocity forgets itself [s]."""
         kept = math.exp(-dt / persistence)
         one = torch.eye(len(self.q)).to(self.q)
-        # A step is the new velocity times dt, so that a measured step measures that velocity.
-        move = torch.cat([torch.cat([one, kept * dt * one], 1), torch.cat([0 * one, kept * one], 1)])
+        move = self.move(dt, persistence)
         into = torch.cat([dt * one, one])
         added = (1 - kept**2) * into @ _spread(self.power, self.together) @ into.mT
         velocity = kept * self.velocity
         return replace(
             self, q=self.q + dt * velocity, velocity=velocity, covariance=move @ self.covariance @ move.mT + added
         )
+
+    def move(self, dt: float, persistence: float) -> Float[Tensor, "m m"]:
+        """What dt [s] make of mean positions and velocities.
+
+        A step is the new velocity times dt, so that a measured step measures that velocity.
+        """
+        kept = math.exp(-dt / persistence)
+        one = torch.eye(len(self.q)).to(self.q)
+        return torch.cat([torch.cat([one, kept * dt * one], 1), torch.cat([0 * one, kept * one], 1)])
+
+    @property
+    def state(self) -> Gaussian:
+        """Of positions and velocities, in this order."""
+        return Gaussian(torch.cat([self.q, self.velocity]), self.covariance)
 
     def step(self, dt: float) -> Gaussian:
         """The step that ends here and took dt [s]."""
@@ -115,11 +131,34 @@ class Belief:
     def _given(self, seen: Float[Tensor, "k m"], measured: Gaussian, gate: float = math.inf) -> Belief:
         """After measuring `seen @ (q, velocity)`."""
         n = len(self.q)
-        now, noise = Gaussian(torch.cat([self.q, self.velocity]), self.covariance), measured.covariance.to(self.q)
+        now, noise = self.state, measured.covariance.to(self.q)
         off = measured.mean.to(self.q) - seen @ now.mean
         far = float(off @ torch.linalg.solve(seen @ self.covariance @ seen.mT + noise, off)) / len(off)
         found = now.given(Gaussian(measured.mean.to(self.q), noise * max(1.0, far / gate**2)), seen)
         return replace(self, q=found.mean[:n], velocity=found.mean[n:], covariance=found.covariance)
+
+
+def looking_back(expected: Sequence[Gaussian], known: Sequence[Gaussian], moves: Sequence[Tensor]) -> list[Gaussian]:
+    """States given everything that was seen after them as well (Rauch, Tung and Striebel 1965).
+
+    Args:
+        expected: states before each frame but the first was looked at. known: of all frames, after they were.
+        moves: (m, m) from each frame's state to the next one's expected mean.
+    """
+    later = [known[-1]]
+    for before, after, move in zip(reversed(known[:-1]), reversed(expected), reversed(moves), strict=True):
+        gain = before.covariance @ move.mT @ _inverse(after.covariance)
+        mean = before.mean + gain @ (later[-1].mean - after.mean)
+        covariance = before.covariance + gain @ (later[-1].covariance - after.covariance) @ gain.mT
+        later.append(Gaussian(mean, (covariance + covariance.mT) / 2))
+    return later[::-1]
+
+
+def _inverse(covariance: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
+    """Pseudo-inverse: from a first pose that is exactly known, the next one's error is that of the velocity alone."""
+    unit = covariance.diagonal().clamp(min=1e-300).sqrt()
+    together = covariance / unit[:, None] / unit
+    return torch.linalg.pinv(together, rtol=_SINGULAR, hermitian=True) / unit[:, None] / unit
 
 
 def _spread(power: Float[Tensor, " n"], together: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -6,6 +6,7 @@ not drift. A Kalman filter takes both at what they are worth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from jidm.field.learned.config import LearnedFieldConfig
 from jidm.motion.flow.base import Flow
-from jidm.solve.belief import Belief, Gaussian
+from jidm.solve.belief import Belief, Gaussian, looking_back
 from jidm.solve.learned_step import LearnedStep, known, learned_step
 from jidm.solve.looks import CLOSER_LOOKS, CloserLook, SeenAt, StepField
 from jidm.solve.track import JointLimits, TrackedStep
@@ -52,6 +53,21 @@ class FollowOptions:
     closer: tuple[CloserLook, ...] = CLOSER_LOOKS[2:]
 
 
+@dataclass(frozen=True, eq=False)
+class _Passed:
+    """A frame that was looked at.
+
+    Attributes:
+        expected, known: positions and velocities before and after it was. move: (2n, 2n) from the last frame's to the
+            expected. span: time since the last frame [s].
+    """
+
+    expected: Gaussian
+    known: Gaussian
+    move: Float[Tensor, "m m"]
+    span: float
+
+
 class PoseFollower:
     """Follows one robot in one video with a learned or hybrid field.
 
@@ -59,10 +75,13 @@ class PoseFollower:
         field: what reads the pictures.
         limits: of the joints; positions and the speed of steps stay inside.
         options: how.
+        remembers: whether everything is kept that `looking_back` needs, (2n)^2 numbers a frame.
     """
 
-    def __init__(self, field: StepField, limits: JointLimits, options: FollowOptions) -> None:
-        self.field, self.limits, self.options = field, limits, options
+    def __init__(
+        self, field: StepField, limits: JointLimits, options: FollowOptions, *, remembers: bool = False
+    ) -> None:
+        self.field, self.limits, self.options, self.remembers = field, limits, options, remembers
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None) -> None:
         """Begin at a frame; without q0 [rad or m] at the pose that the frame shows."""
@@ -76,6 +95,8 @@ class PoseFollower:
         self._belief: Belief | None = None
         self._elapsed = 0.0
         self._last = SeenAt.of(self.field, seen, self.q[None])
+        self._begun: Gaussian | None = None
+        self._passed: list[_Passed] = []
 
     def skip(self, dt: float) -> TrackedStep:
         """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
@@ -106,7 +127,9 @@ class PoseFollower:
             speed = self.field.delta_std / max(dt, _INSTANT)
             speed = torch.minimum(speed, self.limits.velocity)
             belief = Belief.begin(self.q, self.position_covariance, speed, self.field.delta_correlation)
-        belief = belief.ahead(span, self.options.persistence)
+        self._begun = self._begun or belief.state
+        move = belief.move(span, self.options.persistence)
+        belief = ahead = belief.ahead(span, self.options.persistence)
         seen = self.field.encode(frame[None])
         now = SeenAt.of(self.field, seen, self._inside(belief.q.to(self.q))[None])
         expected = belief.step(span)
@@ -124,6 +147,8 @@ class PoseFollower:
         self.q = self._inside(belief.q.to(self.q))
         self._belief = replace(belief, q=self.q.double()).livelier(self.options.memory)
         self.position_covariance = belief.position_covariance.to(self.q)
+        if self.remembers:
+            self._passed.append(_Passed(ahead.state, self._belief.state, move, span))
         self._low = torch.minimum(self.limits.lower, self.q)
         self._high = torch.maximum(self.limits.upper, self.q)
         self._elapsed = 0.0
@@ -134,6 +159,35 @@ class PoseFollower:
             self._honest(belief.step(span).covariance.to(self.q)), solution.residual[0], solution.explained[0],
             solution.observable[0], valid,
         )  # fmt: skip
+
+    def looking_back(self, steps: Sequence[TrackedStep]) -> list[TrackedStep]:
+        """The steps since `start`, all of them, told by the frames after them as well.
+
+        Steps that are not valid say nothing and stay so; the pose at a frame that showed nothing is held as before it.
+        """
+        if self._begun is None or not self._passed:
+            return list(steps)
+        n, told, position = len(self.q), [], steps[0].position
+        states = looking_back(
+            [x.expected for x in self._passed],
+            [self._begun, *(x.known for x in self._passed)],
+            [x.move for x in self._passed],
+        )
+        later = zip(states[1:], self._passed, strict=True)
+        for step in steps:
+            if not step.used:
+                told.append(replace(step, position=position))
+                continue
+            state, passed = next(later)
+            span = passed.span
+            q, velocity = (x.to(self.q) for x in (state.mean[:n], state.mean[n:]))
+            position, where = self._inside(q), state.covariance[:n, :n].to(self.q)
+            covariance = self._honest((state.covariance[n:, n:] * span**2).to(self.q))
+            delta_q = self._slow_enough(velocity * span, span) if step.valid else step.delta_q
+            told.append(
+                replace(step, delta_q=delta_q, position=position, position_covariance=where, covariance=covariance)
+            )
+        return told
 
     def _honest(self, covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
         """Covariance of a step that knows of errors lasting over frames."""
