@@ -43,7 +43,7 @@ class FollowOptions:
             and less precise. Frames of a video begin nearer than unrelated pairs do, so one coarse look is enough.
     """
 
-    persistence: float = 1.0
+    persistence: float = 0.5
     memory: float = 16.0
     anchor: bool = True
     repeats: float = 16.0
