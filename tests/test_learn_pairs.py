@@ -15,7 +15,7 @@ from jidm import Camera
 from jidm.errors import DatasetError, InputError
 from jidm.learn.batch import PairBatch
 from jidm.learn.episodes import select_episodes
-from jidm.learn.estimated import estimate_flow, fitted_flow
+from jidm.learn.estimated import EstimatedFlow, estimate_flow, fitted_flow
 from jidm.learn.pairs import PairSampler, PairSource
 from jidm.learn.recording import fitted_geometry, read_recording
 from jidm.motion.fit import Fit, fitting_size
@@ -306,6 +306,10 @@ def test_a_pair_may_get_another_frames_background(rendered, tmp_path: Path) -> N
         torch.testing.assert_close(b[robot], a[robot], atol=1e-6, rtol=0)
         torch.testing.assert_close(b[swapped][background[swapped]], expected[swapped][background[swapped]])
     assert torch.equal(own.q, got.q)
+    # Flow measured in the pictures is that of their own backgrounds.
+    flow = torch.zeros(len(recording), 1, 2, 2, 30, 40, dtype=torch.float16)
+    measured = PairSource(recording, estimated=EstimatedFlow((1,), flow, torch.zeros_like(flow[:, :, :, 0]).byte()))
+    assert torch.equal(measured.batch(replace(draw, backdrop=backdrop)).first, own.first)
 
 
 def test_backdrops_come_from_seed_and_step_and_are_shared_out_with_the_pairs(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class AugmentOptions:
         noise: largest standard deviation of the noise, of the range 0..1.
         blur: share of pairs blurred; blur_sigma: largest standard deviation [px].
         jpeg: share of pairs compressed; jpeg_quality: lowest and highest quality.
-        backdrop: share of pairs that get the background of another frame of the recording, where it tells the robot apart.
+        backdrop: share of pairs that get the background of another frame of the recording, where it tells the robot apart and
+            flow was not measured in the pictures.
         erase: share of pairs with something in front; erase_size: largest side as a share of the picture's.
     """
 

@@ -274,7 +274,7 @@ def photometric_loss(
 
 
 def smoothness(field: Float[Tensor, "b 2 n h w"], grey: Float[Tensor, "b 1 H W"]) -> Float[Tensor, ""]:
-    """Total variation of the field [px per typical step], less where its brightness has edges (Godard et al. 2017)."""
+    """Total variation of the field [px per typical step], less where the picture has edges (Godard et al. 2017)."""
     h, w = field.shape[-2:]
     grey = F.interpolate(grey, size=(h, w), mode="area")
     flat = field.flatten(1, 2)

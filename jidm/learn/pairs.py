@@ -217,10 +217,11 @@ class PairSource:
     def _drawn(self, draw: Draw, rows: Tensor) -> Tensor:
         """Pictures of the drawn pairs, before the background that was drawn for them.
 
-        Where the other frame shows a robot of its own, theirs stays: one robot is enough.
+        Where the other frame shows a robot of its own, theirs stays: one robot is enough. Flow measured in the pictures is
+        that of their own backgrounds, so with it they keep them.
         """
         own = self._pictures(rows)
-        if draw.backdrop is None or "link" not in self._tables:
+        if draw.backdrop is None or self.estimated is not None or "link" not in self._tables:
             return own
         other = draw.backdrop.clamp(min=0)
         kept = torch.maximum(self._robot(rows, own), self._robot(other, own))

@@ -38,7 +38,7 @@ class LearnedStep:
             brightness, that the pictures still differ by where the robot is seen, or about flow measured elsewhere.
         steps: (B, n) joint step after each look [rad or m], what was known before counted in.
         matched, compared: what the first look saw and what closer ones did, each from first to second picture and back;
-            flow measured elsewhere has no way back.
+            flow measured elsewhere has a way back only where that was measured too.
     """
 
     solution: Solution
