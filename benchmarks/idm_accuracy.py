@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from jidm import JacobianIDM
 from jidm.cli.text import columns
 from jidm.data import open_dataset
 from jidm.files import whole_file
@@ -44,6 +45,9 @@ from jidm.view.field_pictures import plot_decoded, write_field_sheet
 
 OURS = "jacobian_field"
 EXACT = "exact field"  # of the robot as each episode's own camera saw it, in the place of the learned one
+TRACKED = (
+    "analytic"  # nothing learned: the same exact field followed by brightness and outlines, each frame's full size
+)
 HELD_OUT_FRAMES = 64
 SHOWN = (
     ("nve", "NVE", ".3f"),
@@ -74,7 +78,8 @@ def main() -> int:
             label = kind if share == 1 else f"{kind} on {share:g} of the data"
             results[label] = [one_result(args, work, data, kind, seed, share) for seed in args.seeds]
             if label == OURS and args.embodiment:
-                results[EXACT] = [one_result(args, work, data, kind, seed, share, exact=True) for seed in args.seeds]
+                results[EXACT] = [one_result(args, work, data, kind, seed, share, by=EXACT) for seed in args.seeds]
+                results[TRACKED] = [one_result(args, work, data, TRACKED, 0, share, by=TRACKED)]
     document: dict[str, Any] = {
         "benchmark": "idm_accuracy",
         "embodiment": args.embodiment,
@@ -84,7 +89,9 @@ def main() -> int:
     }
     document["models"] = {label: summary(rows) for label, rows in results.items()}
     if args.conditions:
-        document["conditions"] = median_conditions({k: v for k, v in results.items() if k in (*args.kinds, EXACT)})
+        document["conditions"] = median_conditions(
+            {k: v for k, v in results.items() if k in (*args.kinds, EXACT, TRACKED)}
+        )
     if args.speed:
         document["speed"] = speed(work, args.kinds, args.seeds[0], data["held_out"])
     document["must"] = musts(document)
@@ -185,29 +192,34 @@ def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed
 
 
 def one_result(
-    args: argparse.Namespace, work: Path, data: dict[str, Any], kind: str, seed: int, share: float, exact: bool = False
+    args: argparse.Namespace, work: Path, data: dict[str, Any], kind: str, seed: int, share: float, by: str = ""
 ) -> dict[str, Any]:
-    """Train and evaluate, or what an earlier run found; `exact` evaluates with the robot's exact field."""
+    """Train and evaluate, or what an earlier run found; `by` EXACT or TRACKED decodes with the robot's exact field."""
     folder = result_folder(work, kind, seed, share)
     # Whatever a figure depends on; kinds, seeds and shares are in the folder's name.
     free = ("work", "kinds", "seeds", "shares", "workers", "conditions", "speed", "data", "held_out", "wide")
     settings = {key: value for key, value in vars(args).items() if key not in free}
     settings |= {"data": data["train"], "held_out": data["held_out"]}
-    file = folder / ("exact_field.json" if exact else "result.json")
+    file = folder / ("exact_field.json" if by == EXACT else "result.json")
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings}
     if result["settings"] != settings:
         raise SystemExit(f"{file} was made with other settings: {result['settings']}; use another --work, or remove it")
     if "scores" in result and ("conditions" in result or not args.conditions):
         return result
     folder.mkdir(parents=True, exist_ok=True)
-    config = train_config(args, data, kind, seed, share, folder / "model")
-    if "trained_seconds" not in result and not exact:
-        result["trained_seconds"] = trained(config)
-        write(file, result)
     model = str(folder / "model")
-    decode = partial(evaluate_exact, model) if exact else partial(evaluate, decoder(args, kind, model))
+    if "trained_seconds" not in result and not by:
+        result["trained_seconds"] = trained(train_config(args, data, kind, seed, share, folder / "model"))
+        write(file, result)
+    decode: Callable[..., Evaluation]
+    if by == EXACT:
+        decode = partial(evaluate_exact, lambda camera: load_idm(model, camera=camera))
+    elif by == TRACKED:
+        decode = partial(evaluate_exact, partial(JacobianIDM.from_embodiment, args.embodiment))
+    else:
+        decode = partial(evaluate, decoder(args, kind, model))
     held_out = HeldOut(open_dataset(data["held_out"]), data["protocol"])
-    evaluation = decode(held_out, name=EXACT if exact else kind)
+    evaluation = decode(held_out, name=by or kind)
     result["scores"] = scores(evaluation)
     if args.conditions:
         result["conditions"] = worse(decode, held_out, evaluation, data["wide"])
@@ -246,8 +258,10 @@ def train_config(
     return TrainConfig(**values)
 
 
-def evaluate_exact(model: str, held_out: HeldOut, *, name: str, change: Change | None = None) -> Evaluation:
-    """As `evaluate`, by the exact field of every episode's own camera: self-play moves the camera between episodes."""
+def evaluate_exact(
+    made: Callable[..., Any], held_out: HeldOut, *, name: str, change: Change | None = None
+) -> Evaluation:
+    """As `evaluate`, by what is `made(camera=...)` for every episode's own camera: self-play moves it between episodes."""
     parts = []
     for index in held_out.episodes:
         cameras = recorded_cameras(held_out.dataset, held_out.dataset.episode(index), held_out.camera)
@@ -256,7 +270,7 @@ def evaluate_exact(model: str, held_out: HeldOut, *, name: str, change: Change |
         one = HeldOut(
             held_out.dataset, replace(held_out.protocol, episodes=(index,)), embodiment=held_out.embodiment
         )  # fmt: skip
-        parts.append(evaluate(load_idm(model, camera=cameras[0]), one, name=name, change=change))
+        parts.append(evaluate(made(camera=cameras[0]), one, name=name, change=change))
     failed = {index: why for part in parts for index, why in part.failed.items()}
     return replace(parts[0], episodes=tuple(e for part in parts for e in part.episodes), failed=failed)
 
@@ -339,8 +353,8 @@ def musts(document: dict[str, Any]) -> list[dict[str, Any]]:
     )
     highest = {"planar_finger_5": 0.10, "panda": 0.25}.get(robot, float("inf"))
     nearest = 0.98 if robot == "panda" else -float("inf")
-    for ours in (x for x in (OURS, EXACT) if x in document["models"]):
-        by = f" by the {EXACT}" * (ours == EXACT)
+    for ours in (x for x in (OURS, EXACT, TRACKED) if x in document["models"]):
+        by = f", {ours}" * (ours != OURS)
         for rival in document["models"]:
             if rival in KINDS and rival != OURS:
                 most = bounds.get(rival, 1.0)
@@ -364,7 +378,7 @@ def musts(document: dict[str, Any]) -> list[dict[str, Any]]:
                 must(f"correlation above that of {rival}", ours - theirs, low=0.0)
                 must(f"NVE where they move over that of {rival}", ratio("nve_moving", rival), high=1.0)
     for condition, models in document.get("conditions", {}).items():
-        rows += [rise(condition + f" by the {EXACT}" * (x == EXACT), models[x]) for x in (OURS, EXACT) if x in models]
+        rows += [rise(condition + f", {x}" * (x != OURS), models[x]) for x in (OURS, EXACT, TRACKED) if x in models]
     must("decoded frames a second", document.get("speed", {}).get("ours_frames_per_second"), low=30)
     return rows
 

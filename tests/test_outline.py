@@ -9,8 +9,9 @@ from rendered import Clip, clip
 from torch import Tensor
 
 from jidm import AnalyticField
-from jidm.field.base import ContourJacobian
+from jidm.field.base import ContourJacobian, SurfaceJacobian
 from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.background import Background, covered
 from jidm.solve.outline import OutlineTerm, match_edges
 
 FINGER = "planar_finger_3"
@@ -96,7 +97,7 @@ def test_a_pose_off_the_truth_is_pulled_back(
     c, field = fields[FINGER]
     truth, pyramid = torch.from_numpy(c.q[3]), BrightnessPyramid.of(c.frames[3])
     term = OutlineTerm(field)
-    term.remember(torch.from_numpy(c.q[0]), BrightnessPyramid.of(c.frames[0]), known_pose=True)
+    term.remember(field.at(torch.from_numpy(c.q[0])), BrightnessPyramid.of(c.frames[0]), known_pose=True)
     start = truth.clone()
     start[joint] += off
     error = (solved(term, field, start, pyramid) - truth).abs()
@@ -108,7 +109,7 @@ def test_a_panda_is_pulled_back_on_the_whole(fields: dict[str, tuple[Clip, Analy
     c, field = fields["panda"]
     truth, pyramid = torch.from_numpy(c.q[3]), BrightnessPyramid.of(c.frames[3])
     term = OutlineTerm(field)
-    term.remember(torch.from_numpy(c.q[0]), BrightnessPyramid.of(c.frames[0]), known_pose=True)
+    term.remember(field.at(torch.from_numpy(c.q[0])), BrightnessPyramid.of(c.frames[0]), known_pose=True)
     pose = field.at(truth)
 
     def off(q: Tensor) -> float:
@@ -121,6 +122,66 @@ def test_a_panda_is_pulled_back_on_the_whole(fields: dict[str, tuple[Clip, Analy
     before, after = [off(q) for q in starts], [off(solved(term, field, q, pyramid)) for q in starts]
     assert np.mean(after) < 0.75 * np.mean(before)  # measured .57; lines alone lose one start in six
     assert np.median(after) < 0.6 * np.median(before)
+
+
+# ---- background ------------------------------------------------------------------------------------------------------
+
+
+def column_of_robot(left: float, right: float) -> Tensor:
+    """Points all over a robot that stands between two columns of a picture of 80 x 100 pixels."""
+    return torch.cartesian_prod(torch.arange(left, right + 0.5), torch.arange(80.0)).double()
+
+
+def slopes(background: Background, uv: Tensor) -> tuple[Tensor, Tensor]:
+    found = background.slope(uv)
+    assert found is not None
+    return found
+
+
+def test_background_is_known_where_it_was_ever_uncovered_and_follows_the_light() -> None:
+    picture, uv = edge_picture(70.0), torch.tensor([[30.0, 40.0], [45.0, 40.0], [71.0, 40.0]]).double()
+    background = Background()
+    assert background.slope(uv) is None
+    background.remember(column_of_robot(20, 50), picture)
+    _, known = slopes(background, uv)
+    assert known.tolist() == [0, 0, 1]
+    background.remember(column_of_robot(40, 50), picture)
+    slope, known = slopes(background, uv)
+    assert known.tolist() == [1, 0, 1]  # once the robot left it
+    torch.testing.assert_close(slope[2], picture.sample(0, uv)[1][2])
+    for _ in range(20):
+        background.remember(column_of_robot(0, 99), edge_picture(70.0, 0.3))  # hidden: nothing is learned
+    torch.testing.assert_close(slopes(background, uv)[0], slope)
+    for _ in range(20):
+        background.remember(column_of_robot(40, 50), edge_picture(70.0, 0.3))
+    torch.testing.assert_close(
+        slopes(background, uv)[0][2], edge_picture(70.0, 0.3).sample(0, uv)[1][2], atol=1e-3, rtol=0
+    )
+
+
+def test_what_the_robot_covers_is_a_little_more_than_its_points_and_no_more_than_the_picture() -> None:
+    points = torch.tensor([[50.2, 40.4], [-3.0, 10.0], [99.0, 79.0]]).double()
+    hit = covered(points, 80, 100)
+    assert hit.shape == (80, 100)
+    assert hit[40, 50]
+    assert hit[40, 52]
+    assert not hit[40, 55]
+    assert hit[78, 98]
+    assert not hit[10, :20].any()  # a point out of the picture covers nothing of it
+
+
+def test_a_line_behind_the_robot_is_not_its_outline_once_it_was_seen_without_it() -> None:
+    u = torch.arange(100).double()
+    behind = 0.5 * ((u - 51.0) / 0.8).sigmoid()  # a strong line of the background
+    robot = torch.where(u < 48.0, 0.35, behind)  # a robot's outline of less contrast, three pixels to the left of it
+    empty, shown = (BrightnessPyramid.of(row.expand(3, 80, 100)) for row in (behind, robot))
+    line = column_of_points(50.0)
+    assert float(match_edges(line, shown, 4.0).offset.median()) == pytest.approx(1.0, abs=0.1)  # taken in
+    background = Background()
+    background.remember(column_of_robot(-50, -40), empty)
+    match = match_edges(line, shown, 4.0, background)
+    assert match.found.all()
+    assert float(match.offset.median()) == pytest.approx(-2.5, abs=0.3)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -140,6 +201,22 @@ class OneLine:
         return ContourJacobian(index, line.points[index], line.normals[index], jacobian[index])
 
 
+class Pose:
+    """Joint positions, and points of a robot: over the whole picture if not given, so that no background is known."""
+
+    def __init__(self, q: Tensor, points: Tensor | None = None) -> None:
+        self.q = q
+        everywhere = torch.cartesian_prod(torch.arange(100), torch.arange(80)).double()
+        self._points = everywhere if points is None else points
+        self.visible = torch.ones(len(self._points), dtype=torch.bool)
+
+    def surface(self, delta_q: Tensor | None = None) -> SurfaceJacobian:
+        return SurfaceJacobian(self._points, self._points.new_zeros(len(self._points), 2, 1), self.visible)
+
+    def keep(self, index: Tensor) -> Pose:
+        return self
+
+
 def answer(term: OutlineTerm, q: Tensor, pyramid: BrightnessPyramid) -> float:
     model = term.quadratic(q, pyramid, torch.arange(30), reach=4.0)
     assert model is not None
@@ -151,7 +228,7 @@ def test_an_offset_seen_at_a_known_pose_is_no_error_of_the_pose() -> None:
     fresh = OutlineTerm(OneLine())
     assert answer(fresh, q, edge_picture(51.0)) == pytest.approx(0.1, abs=0.01)  # taken at its word: 1 px / 10 px
     term = OutlineTerm(OneLine())
-    term.remember(q, edge_picture(51.0), known_pose=True)
+    term.remember(Pose(q), edge_picture(51.0), known_pose=True)
     assert answer(term, q, edge_picture(51.0)) == pytest.approx(0.0, abs=1e-6)
     assert answer(term, q, edge_picture(51.5)) == pytest.approx(0.05, abs=0.01)
 
@@ -159,18 +236,18 @@ def test_an_offset_seen_at_a_known_pose_is_no_error_of_the_pose() -> None:
 def test_offsets_follow_slowly_where_the_pose_is_only_believed() -> None:
     q = torch.zeros(1).double()
     term = OutlineTerm(OneLine(), learning_rate=0.2)
-    term.remember(q, edge_picture(51.0), known_pose=True)
-    term.remember(q, edge_picture(52.0))
+    term.remember(Pose(q), edge_picture(51.0), known_pose=True)
+    term.remember(Pose(q), edge_picture(52.0))
     assert answer(term, q, edge_picture(51.2)) == pytest.approx(0.0, abs=0.01)  # one fifth of the way
     for _ in range(30):
-        term.remember(q, edge_picture(52.0))
+        term.remember(Pose(q), edge_picture(52.0))
     assert answer(term, q, edge_picture(52.0)) == pytest.approx(0.0, abs=0.01)
 
 
 def test_an_edge_of_another_contrast_is_another_edge() -> None:
     q = torch.zeros(1).double()
     term = OutlineTerm(OneLine())
-    term.remember(q, edge_picture(50.0, contrast=0.6), known_pose=True)
+    term.remember(Pose(q), edge_picture(50.0, contrast=0.6), known_pose=True)
     assert term.quadratic(q, edge_picture(50.5, contrast=0.2), torch.arange(30), 4.0) is None
     assert term.quadratic(q, edge_picture(50.5, contrast=0.5), torch.arange(30), 4.0) is not None
 
@@ -186,7 +263,7 @@ def test_too_few_edges_are_no_measurement() -> None:
 def test_one_wrong_edge_in_four_changes_little() -> None:
     q = torch.zeros(1).double()
     term = OutlineTerm(OneLine())
-    term.remember(q, edge_picture(50.0), known_pose=True)
+    term.remember(Pose(q), edge_picture(50.0), known_pose=True)
     rows = torch.where(torch.arange(80) < 28, 52.5, 50.3)[:, None]
     u = torch.arange(100).double()
     picture = (0.2 + 0.6 * ((u - rows) / 0.8).sigmoid()).expand(3, 80, 100)
@@ -197,7 +274,7 @@ def test_memory_is_by_identity_not_by_order(fields: dict[str, tuple[Clip, Analyt
     c, field = fields[FINGER]
     q, pyramid = torch.from_numpy(c.q[0]), BrightnessPyramid.of(c.frames[0])
     term = OutlineTerm(field)
-    term.remember(q, pyramid, known_pose=True)
+    term.remember(field.at(q), pyramid, known_pose=True)
     index = field.visible_contour(q)
     shuffled = index[torch.from_numpy(np.random.default_rng(0).permutation(len(index)))]
     a, b = term.quadratic(q, pyramid, index, 2.5), term.quadratic(q, pyramid, shuffled, 2.5)

@@ -86,21 +86,19 @@ def align(
             the picture says nothing about.
     """
     problem = _Problem(pyramid, bounds, *prior, options)
-    best: tuple[float, Tensor] | None = None
     levels = [k for k in options.coarse_levels if k < len(pyramid)]
-    coarse = references[0].thinned(options.coarse_points)
+    coarse = BrightnessTerm(references[0].thinned(options.coarse_points), pyramid)
+    sharp = min(1, len(pyramid) - 1)
+    tried: list[Tensor] = []
     for start in starts:
-        q = problem.descend([BrightnessTerm(coarse, pyramid)], start, levels)
-        cost = BrightnessTerm(coarse, pyramid).cost(q, min(1, len(pyramid) - 1))
-        if best is None or cost < best[0]:
-            best = cost, q
-    if best is None:
+        # Blurred levels bring a far start near, and drag a near one along with the background.
+        tried += [start, problem.descend([BrightnessTerm(coarse.reference, pyramid)], start, levels)]
+    if not tried:
         raise ValueError("align needs at least one start")
-    q = best[1]
+    q = min(tried, key=lambda x: coarse.cost(x, sharp))
     terms = [BrightnessTerm(reference, pyramid) for reference in references]
     q, relative, absolute = problem.refine(terms, outline, q)
-    cost = BrightnessTerm(coarse, pyramid).cost(q, min(1, len(pyramid) - 1))
-    return Alignment(q, relative, absolute, cost)
+    return Alignment(q, relative, absolute, coarse.cost(q, sharp))
 
 
 @dataclass(eq=False)

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jidm.field.base import ContourField, ContourJacobian
+from jidm.field.base import ContourField, ContourJacobian, FieldAtPose
 from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.background import Background
 from jidm.solve.photometric import Quadratic
 
 _STEP = 0.5  # [px] between samples along the normal
@@ -42,13 +43,23 @@ class EdgeMatch:
     found: Bool[Tensor, " K"]
 
 
-def match_edges(contour: ContourJacobian, pyramid: BrightnessPyramid, reach: float) -> EdgeMatch:
-    """Search the finest level along each point's normal, up to `reach` px either way, sub-pixel."""
+def match_edges(
+    contour: ContourJacobian, pyramid: BrightnessPyramid, reach: float, background: Background | None = None
+) -> EdgeMatch:
+    """Search the finest level along each point's normal, up to `reach` px either way, sub-pixel.
+
+    Where the background is known, an edge is as strong as it stays when that is taken away: lines behind the robot are
+    not the robot's.
+    """
     half = round(reach / _STEP) + _PIXEL
     s = torch.arange(-half, half + 1, dtype=contour.points.dtype, device=contour.points.device) * _STEP
     positions = contour.points[:, None] + s[:, None] * contour.normals[:, None]
     _, gradient = pyramid.sample(0, positions)
     slope = torch.einsum("ksa,ka->ks", gradient, contour.normals).abs()
+    behind = None if background is None else background.slope(positions)
+    if behind is not None:
+        apart = torch.einsum("ksa,ka->ks", gradient - behind[0], contour.normals).abs()
+        slope = torch.where(behind[1] > 0, torch.minimum(slope, apart), slope)
     score = slope * torch.exp(-0.5 * (s / (_FOCUS * reach)) ** 2)
     within = slice(_PIXEL, -_PIXEL)
     peak = (slope[:, within] >= slope[:, 1:-3]) & (slope[:, within] >= slope[:, 3:-1])
@@ -64,23 +75,25 @@ def match_edges(contour: ContourJacobian, pyramid: BrightnessPyramid, reach: flo
 
 
 class OutlineTerm:
-    """Contour matching over a whole video, with the memory of each point's own offset."""
+    """Contour matching over a whole video, with the memory of each point's own offset and of the background."""
 
     def __init__(self, field: ContourField, *, learning_rate: float = 0.05, unknown_weight: float = 0.3) -> None:
         self.field = field
         self._learning_rate = learning_rate
         self._unknown_weight = unknown_weight
+        self.background = Background()
         self._offset = torch.zeros(field.contour_points, dtype=torch.float64)
         # Contrast of each point's edge at the last known pose; 0 = never seen at one.
         self._strength = torch.zeros(field.contour_points, dtype=torch.float64)
 
-    def remember(self, q: Float[Tensor, " n"], pyramid: BrightnessPyramid, *, known_pose: bool = False) -> None:
-        """Update the points' offsets from a frame with pose q: fully where the pose is known, else slowly.
+    def remember(self, pose: FieldAtPose, pyramid: BrightnessPyramid, *, known_pose: bool = False) -> None:
+        """Update the background and the points' offsets from a frame: offsets fully where its pose is known, else slowly.
 
         A point never seen at a known pose starts without offset: its edge is taken at its word.
         """
-        contour = self.field.contour(q, self.field.visible_contour(q))
-        match = match_edges(contour, pyramid, reach=2.5)
+        self.background.remember(pose.surface().points, pyramid)
+        contour = self.field.contour(pose.q, self.field.visible_contour(pose.q))
+        match = match_edges(contour, pyramid, 2.5, self.background)
         index = contour.index[match.found].cpu()
         offset, strength = (x[match.found].double().cpu() for x in (match.offset, match.strength))
         if known_pose:
@@ -95,7 +108,7 @@ class OutlineTerm:
     ) -> Quadratic | None:
         """Point-to-line model at pose q over the contour points `index`; None where too few find an edge."""
         contour = self.field.contour(q, index)
-        match = match_edges(contour, pyramid, reach)
+        match = match_edges(contour, pyramid, reach, self.background)
         offset, strength = (x[index.cpu()].to(q) for x in (self._offset, self._strength))
         residual = match.offset - offset
         known = strength > 0

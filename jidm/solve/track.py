@@ -6,6 +6,7 @@ tracker holds a handful of appearances, never the video.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,9 +40,12 @@ class TrackOptions:
         keyframe_reach: a keyframe further than this from the current pose [rad, mean over joints] is not used.
         min_motion: image motion [px rms over the robot, per radian or 0.1 m] that a joint must cause on its own to be
             called observable.
-        momentum: share of the last step that is expected again.
-        surprise: standard deviation of a joint's step around the expected one, as a share of its reach (the step its
-            speed limit allows). It steadies joints that the picture hardly shows and is nothing to the others.
+        persistence: a velocity is expected to last about so long [s].
+        memory: the usual speed of a joint is that of about so many frames back, so that a joint that rests soon is not moved
+            by noise.
+        speed: that speed before anything was seen, as a share of the joint's reach in a second (see `JointLimits.reach`).
+        surprise: standard deviation of a joint's step around the expected one beyond what its usual speed allows, as a
+            share of its reach. It steadies joints that the picture hardly shows and is nothing to the others.
         lost, lost_explained: where brightness costs more than the first (0 to 9, see `BrightnessTerm.cost`) and the step
             explains less than the second of the flow, the frame shows nothing that was there before, a cut say: the
             pose is held and later frames are measured from the last one that fitted.
@@ -55,8 +59,10 @@ class TrackOptions:
     keyframe_turn: float = 0.05
     keyframe_reach: float = 0.25
     min_motion: float = 2.5
-    momentum: float = 0.8
-    surprise: float = 0.1
+    persistence: float = 0.5
+    memory: float = 16.0
+    speed: float = 0.4
+    surprise: float = 0.05
     lost: float = 5.0
     lost_explained: float = 0.3
     align: AlignOptions = field(default_factory=AlignOptions)
@@ -115,6 +121,7 @@ class PoseTracker:
         self.q = q0
         self.position_covariance = torch.zeros(len(q0), len(q0)).to(q0)
         self._velocity = torch.zeros_like(q0)
+        self._power = (self.options.speed * self.limits.reach(1.0)).square()
         self._pose = self.field.at(q0, frame)
         self._elapsed = 0.0
         self._started = True
@@ -124,7 +131,7 @@ class PoseTracker:
             self._first = self._previous
             self._keyframes: list[Appearance] = []
             if self._outline is not None:
-                self._outline.remember(q0, pyramid, known_pose=True)
+                self._outline.remember(self._pose, pyramid, known_pose=True)
 
     def skip(self, dt: float) -> TrackedStep:
         """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
@@ -166,6 +173,7 @@ class PoseTracker:
         self._elapsed = 0.0
         step = q - self.q
         self._velocity = step / (dt + gap)
+        self._power = self._power + (self._velocity.square() - self._power) / (self.options.memory + 1)
         self.q, self.position_covariance = q, fused
         self._pose = self.field.at(q, frame)
         valid = bool(by_flow.valid) and gap == 0.0
@@ -195,7 +203,9 @@ class PoseTracker:
             step_covariance = _inverse(_inverse(step_covariance) + prior)
             return self.q + by_flow.delta_q, step_covariance, self.position_covariance + step_covariance, 0.0
         pyramid = BrightnessPyramid.of(frame)
-        expected = (self.q + self.options.momentum * self._velocity * dt).clamp(*bounds)
+        kept = math.exp(-dt / self.options.persistence)
+        expected = (self.q + kept * self._velocity * dt).clamp(*bounds)
+        spread = (self._power * (1 - kept**2)).sqrt() * dt + self.options.surprise * reach
         starts = [self.q, self.q + by_flow.delta_q]
         if float(self._velocity.abs().max()) > 0:
             starts.append(expected)
@@ -205,7 +215,7 @@ class PoseTracker:
             starts,
             outline=self._outline,
             bounds=bounds,
-            prior=(expected, self.options.surprise * reach),
+            prior=(expected, spread),
             options=self.options.align,
         )
         self._pyramid = pyramid
@@ -239,7 +249,7 @@ class PoseTracker:
         if float(turned) > self.options.keyframe_turn:
             self._keyframes = [*self._keyframes, self._previous][-self.options.keyframes :]
         if self._outline is not None:
-            self._outline.remember(self.q, self._pyramid)
+            self._outline.remember(self._pose, self._pyramid)
 
     def _flow_at_points(self, flow: Flow) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
         """Flow and its confidence at the pose's points; weight 0 where a point is hidden or out of the picture."""

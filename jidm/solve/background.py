@@ -1,0 +1,57 @@
+"""What the picture shows where the robot has not been: a camera that stands still sees it uncovered again and again."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from jidm.motion.pyramid import BrightnessPyramid
+
+_MARGIN = 0.025  # share of the picture's shorter side by which the robot may be off where it is thought to be
+_RATE = 0.3  # share of a new frame in the memory: light may change, and a camera that moved is soon seen anew
+
+
+class Background:
+    """Memory of brightness and its slope around the robot, pixel by pixel."""
+
+    def __init__(self) -> None:
+        self._seen: Tensor | None = None  # (4, H, W) brightness, its derivatives, and 1 where ever uncovered
+
+    def remember(self, points: Float[Tensor, "N 2"], pyramid: BrightnessPyramid) -> None:
+        """Count in a frame in which the robot's points lie at those pixels (u, v), hidden ones as well."""
+        now = pyramid.levels[0]
+        height, width = now.shape[-2:]
+        free = 1 - covered(points, height, width).to(now)
+        if self._seen is None:
+            self._seen = torch.cat([now * free, free[None]])
+            return
+        known = self._seen[3]
+        rate = free * torch.where(known > 0, _RATE, 1.0)
+        self._seen = torch.cat([self._seen[:3] + rate * (now - self._seen[:3]), torch.maximum(known, free)[None]])
+
+    def slope(self, uv: Float[Tensor, "*N 2"]) -> tuple[Float[Tensor, "*N 2"], Float[Tensor, "*N"]] | None:
+        """Derivatives of the background's brightness [1/px] at pixel positions, and 1 where it is known there; None
+        before a frame was counted in."""
+        if self._seen is None:
+            return None
+        height, width = self._seen.shape[-2:]
+        extent = torch.tensor([width, height]).to(uv)
+        grid = ((uv + 0.5) * 2 / extent - 1).reshape(1, 1, -1, 2)
+        values = F.grid_sample(
+            self._seen[None].to(uv), grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        values = values.reshape(4, *uv.shape[:-1])
+        return values[1:3].movedim(0, -1), (values[3] > 1 - 1e-6).to(uv)
+
+
+def covered(points: Float[Tensor, "N 2"], height: int, width: int) -> Tensor:
+    """(height, width) True where the robot may be, given pixels (u, v) of points all over it."""
+    margin = max(2, round(_MARGIN * min(height, width)))
+    u, v = points.round().long().unbind(-1)
+    inside = (u >= 0) & (v >= 0) & (u < width) & (v < height)
+    hit = points.new_zeros(height, width)
+    hit[v[inside], u[inside]] = 1
+    wide = F.max_pool2d(hit[None, None], (1, 2 * margin + 1), 1, (0, margin))
+    return F.max_pool2d(wide, (2 * margin + 1, 1), 1, (margin, 0))[0, 0] > 0
