@@ -3,6 +3,7 @@
     python benchmarks/idm_accuracy.py --embodiment planar_finger_5 --work work/finger --minutes 10 --seeds 0 1 2 --shares 1 0.5 \
         --width 224 --height 320 --train width=112 height=160
     python benchmarks/idm_accuracy.py --embodiment panda --work work/panda --minutes 60 --conditions --speed
+    python benchmarks/idm_accuracy.py --embodiment panda --work work/analytic --kinds analytic
     python benchmarks/idm_accuracy.py --recording g1_inspire_real --work work/g1 --minutes 30
 
 Self-play is recorded into the work folder where it is not there yet: training data of seed 0, held-out of seed 1000, and,
@@ -75,11 +76,13 @@ def main() -> int:
     results: dict[str, list[dict[str, Any]]] = {}
     for share in args.shares:
         for kind in args.kinds if share == 1 else [OURS]:
+            if kind == TRACKED:
+                results[kind] = [one_result(args, work, data, kind, 0, share, by=kind)]
+                continue
             label = kind if share == 1 else f"{kind} on {share:g} of the data"
             results[label] = [one_result(args, work, data, kind, seed, share) for seed in args.seeds]
             if label == OURS and args.embodiment:
                 results[EXACT] = [one_result(args, work, data, kind, seed, share, by=EXACT) for seed in args.seeds]
-                results[TRACKED] = [one_result(args, work, data, TRACKED, 0, share, by=TRACKED)]
     document: dict[str, Any] = {
         "benchmark": "idm_accuracy",
         "embodiment": args.embodiment,
@@ -89,9 +92,7 @@ def main() -> int:
     }
     document["models"] = {label: summary(rows) for label, rows in results.items()}
     if args.conditions:
-        document["conditions"] = median_conditions(
-            {k: v for k, v in results.items() if k in (*args.kinds, EXACT, TRACKED)}
-        )
+        document["conditions"] = median_conditions({k: v for k, v in results.items() if k in (*args.kinds, EXACT)})
     if args.speed:
         document["speed"] = speed(work, args.kinds, args.seeds[0], data["held_out"])
     document["must"] = musts(document)
@@ -130,7 +131,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--judged", default="Shoulder|Elbow|Wrist", help="joints that count, for --recording (regular expression)"
     )
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    every = [*KINDS, TRACKED]
+    parser.add_argument("--kinds", nargs="+", default=every, choices=every, help=f"'{TRACKED}' for self-play only")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--shares", nargs="+", type=float, default=[1.0], help="shares of the training episodes; below 1 for ours only"
@@ -147,7 +149,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--conditions", action="store_true", help="also on worse pictures and wider poses")
     parser.add_argument("--speed", action="store_true", help="also decoding speed beside EVA's trunk at 512 x 512")
     args = parser.parse_args()
-    args.kinds = sorted(args.kinds, key=lambda kind: kind != OURS)
+    args.kinds = sorted((k for k in args.kinds if args.embodiment or k != TRACKED), key=lambda kind: kind != OURS)
     return args
 
 
@@ -169,8 +171,10 @@ def prepared_data(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     if args.conditions:
         wanted["wide"] = (args.wide, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 4 / 3)
     folders: dict[str, Any] = {"wide": None, "protocol": Protocol()}
+    if args.kinds == [TRACKED]:
+        wanted["train"] = ("", 0, 0, 0, 0.0)  # it learns nothing
     for name, (given, episodes, frames, seed, wider) in wanted.items():
-        folders[name] = given or str(work / name)
+        folders[name] = str(work / name) if given is None else given
         if given is None:
             record(args, work / name, episodes, frames, seed, args.amplitude * wider)
     return folders
@@ -441,7 +445,7 @@ def draw(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
     first = data["protocol"].episodes or tuple(open_dataset(data["held_out"]).episode_indices)
     held_out = HeldOut(open_dataset(data["held_out"]), replace(data["protocol"], episodes=first[:1]))
     motions, truth, names = {}, None, ()
-    for kind in args.kinds:
+    for kind in (k for k in args.kinds if k != TRACKED):
         model = str(result_folder(work, kind, args.seeds[0], 1.0) / "model")
         evaluation = evaluate(decoder(args, kind, model), held_out, name=kind)
         for episode in evaluation.episodes:
