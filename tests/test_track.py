@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,9 @@ from rendered import FPS, Clip, clip
 
 from jidm import AnalyticField
 from jidm.motion.flow import DisFlow, Flow
+from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.align import Alignment, AlignOptions, align
+from jidm.solve.photometric import Appearance
 from jidm.solve.relinearise import solve_step
 from jidm.solve.track import JointLimits, PoseTracker, TrackOptions
 
@@ -177,3 +181,45 @@ def test_a_joint_without_speed_limit_reaches_a_quarter_of_its_unit() -> None:
         torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 1.0]), torch.tensor([torch.inf, 2.0]), torch.tensor([1.0, 0.1])
     )
     torch.testing.assert_close(unlimited.reach(0.1), torch.tensor([0.25, 0.2]))
+
+
+# ---- what is expected of a frame -------------------------------------------------------------------------------------
+
+
+def test_a_joint_goes_on_as_it_moved_and_one_that_rests_is_expected_to_rest(
+    finger: Clip, field: AnalyticField, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, dt = tracker(finger, field, memory=2.0), 1 / FPS
+    step = torch.tensor([0.06, 0.0, 0.0]).double()
+    start, priors = made.q, []
+
+    def found(*_: object, prior: tuple[torch.Tensor, torch.Tensor], **__: object) -> Alignment:
+        priors.append(prior)
+        one = torch.eye(3).double()
+        return Alignment(start + len(priors) * step, one, one, 0.0)
+
+    monkeypatch.setattr("jidm.solve.track.align", found)
+    for t in range(7):
+        made.step(finger.frames[t + 1], dt, finger.flow[t])
+    before = start + 6 * step
+    expected, spread = priors[-1]
+    torch.testing.assert_close(expected, before + math.exp(-dt / made.options.persistence) * step)
+    assert float(spread[0]) > 1.5 * float(spread[1])  # it moved, the others did not
+    assert float(spread[1]) < 0.9 * float(priors[0][1][1])  # and are known better than at first
+
+
+def test_a_start_that_is_right_is_not_lost_on_blurred_levels(
+    finger: Clip, field: AnalyticField, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dragged(self: object, terms: object, q: torch.Tensor, levels: object) -> torch.Tensor:
+        return q - 0.3
+
+    monkeypatch.setattr("jidm.solve.align._Problem.descend", dragged)
+    first, truth = (torch.from_numpy(finger.q[t]) for t in (0, 1))
+    reference = Appearance.of(field.at(first), BrightnessPyramid.of(finger.frames[0]))
+    wide = torch.ones(3).double()
+    got = align(
+        BrightnessPyramid.of(finger.frames[1]), [reference], [truth], bounds=(truth - wide, truth + wide),
+        prior=(truth, wide), options=AlignOptions(),
+    )  # fmt: skip
+    assert float((got.q - truth).abs().max()) < 0.02

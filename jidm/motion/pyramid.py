@@ -49,14 +49,7 @@ class BrightnessPyramid:
 
     def sample(self, level: int, uv: Float[Tensor, "*N 2"]) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N 2"]]:
         """Brightness and its gradient [1/px] at pixel positions of the full image, bilinear, clamped at the border."""
-        image = self.levels[level]
-        h, w = image.shape[-2:]
-        # Pixel edges stay in place from level to level: u_k + 0.5 = (u + 0.5) / 2^k; odd sizes lose a last column.
-        extent = torch.tensor([w, h], dtype=uv.dtype, device=uv.device) * 2.0**level
-        grid = (uv + 0.5) * 2 / extent - 1
-        flat = grid.reshape(1, 1, -1, 2)
-        values = F.grid_sample(image[None], flat, mode="bilinear", padding_mode="border", align_corners=False)
-        values = values.reshape(3, *uv.shape[:-1])
+        values = sampled(self.levels[level], uv, 2.0**level)
         return values[0], values[1:].movedim(0, -1)
 
     def inside(self, uv: Float[Tensor, "*N 2"], margin: float = 2.0) -> Bool[Tensor, "*N"]:
@@ -64,6 +57,16 @@ class BrightnessPyramid:
         h, w = self.size
         u, v = uv.unbind(-1)
         return (u > margin) & (v > margin) & (u < w - 1 - margin) & (v < h - 1 - margin)
+
+
+def sampled(image: Float[Tensor, "c h w"], uv: Float[Tensor, "*N 2"], scale: float = 1.0) -> Float[Tensor, "c *N"]:
+    """Channels at pixel positions of a picture `scale` times as large, bilinear, clamped at the border."""
+    h, w = image.shape[-2:]
+    # Pixel edges stay in place from level to level: u_k + 0.5 = (u + 0.5) / 2^k; odd sizes lose a last column.
+    extent = torch.tensor([w, h], dtype=uv.dtype, device=uv.device) * scale
+    grid = ((uv + 0.5) * 2 / extent - 1).reshape(1, 1, -1, 2)
+    values = F.grid_sample(image[None].to(uv), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return values.reshape(len(image), *uv.shape[:-1])
 
 
 def _blur(image: Float[Tensor, "H W"], sigma: float) -> Float[Tensor, "H W"]:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jidm.motion.pyramid import BrightnessPyramid
+from jidm.motion.pyramid import BrightnessPyramid, sampled
 
 _MARGIN = 0.025  # share of the picture's shorter side by which the robot may be off where it is thought to be
 _RATE = 0.3  # share of a new frame in the memory: light may change, and a camera that moved is soon seen anew
@@ -36,13 +36,7 @@ class Background:
         before a frame was counted in."""
         if self._seen is None:
             return None
-        height, width = self._seen.shape[-2:]
-        extent = torch.tensor([width, height]).to(uv)
-        grid = ((uv + 0.5) * 2 / extent - 1).reshape(1, 1, -1, 2)
-        values = F.grid_sample(
-            self._seen[None].to(uv), grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
-        values = values.reshape(4, *uv.shape[:-1])
+        values = sampled(self._seen, uv)
         return values[1:3].movedim(0, -1), (values[3] > 1 - 1e-6).to(uv)
 
 
