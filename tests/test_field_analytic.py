@@ -191,6 +191,22 @@ def test_contour_points_lie_on_mesh_edges() -> None:
         sample_contour(model, 10, links=["elbow"])
 
 
+def test_no_two_contour_points_share_a_place_in_the_picture() -> None:
+    """So a gripper's small edges do not outvote the arm; and the number of candidates hardly matters."""
+    e = Embodiment.load("panda")
+    q = torch.zeros(e.n).double()
+    q[3], q[5] = -1.5, 1.5
+    found = {}
+    for count in (20000, 80000):
+        field = AnalyticField(e, e.camera(), points=500, occluders=8000, contour_points=count)
+        index = field.visible_contour(q)
+        assert torch.equal(index, index.sort().values)
+        cells = (field.contour(q, index).points / 1.5).floor().long()
+        assert len(cells.unique(dim=0)) == len(cells) > 100
+        found[count] = len(cells)
+    assert found[80000] < 3 * found[20000]
+
+
 def one_shape(tmp_path, geometry: str) -> AnalyticField:
     """A shape that slides along y, and a camera that looks at it from the front and a little from above."""
     path = tmp_path / "one.urdf"

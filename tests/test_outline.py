@@ -21,7 +21,7 @@ FINGER = "planar_finger_3"
 def fields() -> dict[str, tuple[Clip, AnalyticField]]:
     clips = {FINGER: clip(FINGER, frames=8, seed=1), "panda": clip("panda", frames=6)}
     return {
-        name: (c, AnalyticField(c.robot, c.camera, points=1000, occluders=20000, contour_points=8000))
+        name: (c, AnalyticField(c.robot, c.camera, points=1000, occluders=20000, contour_points=80000))
         for name, c in clips.items()
     }
 

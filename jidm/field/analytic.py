@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # The z-buffer has this many cells along the longer image side, whatever the resolution: its density of points is then
 # a property of the robot, not of the video.
 _BUFFER_CELLS = 120
+_CONTOUR_SPACING = 1.5  # [px]
 
 
 class AnalyticField:
@@ -37,7 +38,8 @@ class AnalyticField:
         camera: where it is seen from; the field's pixels are this camera's.
         points: number of surface points the field reports.
         occluders: number of surface points in the z-buffer (the reported ones included).
-        contour_points: number of candidate points on edges, sampled when a contour is first asked for.
+        contour_points: number of candidate points on edges, sampled when a contour is first asked for. Few of them lie
+            on an outline at any one pose, round links' above all.
         seed: of the sampling.
     """
 
@@ -48,7 +50,7 @@ class AnalyticField:
         *,
         points: int = 4000,
         occluders: int = 20000,
-        contour_points: int = 20000,
+        contour_points: int = 80000,
         seed: int = 0,
     ) -> None:
         if not 0 < points <= occluders:
@@ -108,7 +110,8 @@ class AnalyticField:
         return sample_contour(self.embodiment.model, self.contour_points, seed=self.seed)
 
     def visible_contour(self, q: Float[Tensor, " n"]) -> Int[Tensor, " K"]:
-        """Identities of the edge points that draw a line in the picture at q and are not hidden."""
+        """Identities of the edge points that draw a line in the picture at q and are not hidden, spread evenly over the
+        picture: a gripper's many small edges say no more than the outline of the arm."""
         edges, surface, camera = self.edges.to(q), self.surface.to(q), self.camera
         with torch.no_grad():
             poses = self.kinematics.link_poses(q)
@@ -120,7 +123,7 @@ class AnalyticField:
             free = not_hidden(
                 uv, depth, hiding_uv, hiding_depth, width=camera.width, height=camera.height, cell=self._cell
             )
-            return candidates[free]
+            return candidates[free][_spread(uv[free], _CONTOUR_SPACING)]
 
     def contour(self, q: Float[Tensor, " n"], index: Int[Tensor, " K"]) -> ContourJacobian:
         """Edge points at q: where they are in the picture, across which direction they can be measured, how they move."""
@@ -203,6 +206,15 @@ class AnalyticPose:
         """The same pose with only the points `index`."""
         skin = Surface(self.skin.link[index], self.skin.p_link[index], self.skin.normal_link[index])
         return replace(self, skin=skin, visible=self.visible[..., index])
+
+
+def _spread(uv: Float[Tensor, "N 2"], spacing: float) -> Int[Tensor, " K"]:
+    """In ascending order the first of the points in each square cell of that size."""
+    cell = (uv / spacing).floor().long()
+    _, group = cell.unique(dim=0, return_inverse=True)
+    order = torch.arange(len(uv), device=uv.device)
+    first = order.new_full((int(group.max()) + 1 if len(uv) else 0,), len(uv))
+    return first.scatter_reduce(0, group, order, reduce="amin").sort().values
 
 
 def _interleaved(surface: Surface, seed: int) -> Surface:

@@ -22,9 +22,11 @@ class BrightnessPyramid:
     Attributes:
         levels: per level (3, h, w): brightness in [0, 1], and its derivatives by u and by v per pixel of the full
             image. Level k has 2^-k of the resolution and a blur of about 0.8 * 2^k px.
+        colour: (3, H, W) the frame itself, RGB in [0, 1].
     """
 
     levels: tuple[Float[Tensor, "3 _h _w"], ...]
+    colour: Float[Tensor, "3 H W"]
 
     @classmethod
     def of(cls, frame: Float[Tensor, "3 H W"], levels: int = 5) -> BrightnessPyramid:
@@ -37,7 +39,7 @@ class BrightnessPyramid:
             if min(image.shape) < 2 * _SMALLEST_SIDE:
                 break
             image = F.avg_pool2d(_blur(image, _OCTAVE_BLUR)[None, None], 2, ceil_mode=False)[0, 0]
-        return cls(tuple(result))
+        return cls(tuple(result), frame)
 
     def __len__(self) -> int:
         return len(self.levels)

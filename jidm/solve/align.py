@@ -1,4 +1,4 @@
-"""One frame aligned to what is known of the frames before it: coarse brightness, then fine brightness and outlines."""
+"""One frame aligned to what is known of those before: coarse brightness, the silhouette, fine brightness and outlines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from jidm.motion.pyramid import BrightnessPyramid
 from jidm.solve.least_squares import bounded_solve
 from jidm.solve.outline import OutlineTerm
 from jidm.solve.photometric import Appearance, BrightnessTerm, Quadratic
+from jidm.solve.silhouette import SilhouetteTerm
 
 # On blurred levels the expectation counts this much less: a jump must be found before it can be believed.
 _COARSE_TRUST = 0.01
+# Where the silhouette leads, as much less; brightness of this level goes along, so that rolling links stay as they are.
+_SILHOUETTE_TRUST = 0.1
+_SILHOUETTE_LEVEL = 2
+_SILHOUETTE_STEPS = 3
+_SETTLED = 2e-3  # [rad or m] a smaller step towards the silhouette is none
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,16 @@ class AlignOptions:
         reaches: search range for edges on each fine level [px].
         damping: relative to the mean diagonal, on the coarsest level; falls by `damping_decay` a level, so that
             joints the blurred picture cannot tell apart wait for a sharper one.
+        silhouette_reaches: search range for the robot's end where the background is known, one after the other [px].
+        silhouette_weight: of the silhouette against brightness.
+        mismatch_cost: of a silhouette that is wrong by as much as the robot's own size, in units of
+            `BrightnessTerm.cost`, to which it is added.
+        silhouette_gain: only a pose that costs less by so much is followed there: what the robot holds belongs to what is
+            seen in front of the background, and must not drag a pose along that is right.
         iterations: Gauss-Newton steps a level at most.
         outline_weight: of the outlines against brightness.
         correlated_points: neighbouring points that share one error; puts the prior on the data's scale.
+        correlated_lines: likewise, neighbouring points of outlines, which lie further apart.
         max_step: largest joint motion of one iteration [rad or m].
     """
 
@@ -39,11 +52,16 @@ class AlignOptions:
     coarse_points: int = 500
     fine_levels: tuple[int, ...] = (1, 0)
     reaches: tuple[float, ...] = (4.0, 2.5)
+    silhouette_reaches: tuple[float, ...] = (12.0, 6.0, 3.0)
+    silhouette_weight: float = 10.0
+    mismatch_cost: float = 10.0
+    silhouette_gain: float = 0.3
     damping: float = 0.1
     damping_decay: float = 0.3
     iterations: int = 6
     outline_weight: float = 10.0
     correlated_points: float = 30.0
+    correlated_lines: float = 8.0
     max_step: float = 0.1
 
 
@@ -70,6 +88,7 @@ def align(
     starts: Sequence[Float[Tensor, " n"]],
     *,
     outline: OutlineTerm | None = None,
+    silhouette: SilhouetteTerm | None = None,
     bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     prior: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     options: AlignOptions,
@@ -78,9 +97,10 @@ def align(
 
     Args:
         pyramid: the frame.
-        references: earlier appearances, the most recent first.
+        references: earlier appearances, the most recent first, the one that drifts least last.
         starts: poses to try.
         outline: contour matching with its memory; brightness only if not given.
+        silhouette: of the robot in this frame, where its background is known.
         bounds: lower and upper bound of q.
         prior: where each joint is expected, and the standard deviation of that (both (n,), [rad or m]); it holds joints
             the picture says nothing about.
@@ -96,6 +116,9 @@ def align(
     if not tried:
         raise ValueError("align needs at least one start")
     q = min(tried, key=lambda x: coarse.cost(x, sharp))
+    if silhouette is not None:
+        lasting = BrightnessTerm(references[-1].thinned(options.coarse_points), pyramid)
+        q = problem.within_silhouette(silhouette, lasting, q, sharp)
     terms = [BrightnessTerm(reference, pyramid) for reference in references]
     q, relative, absolute = problem.refine(terms, outline, q)
     return Alignment(q, relative, absolute, coarse.cost(q, sharp))
@@ -122,6 +145,31 @@ class _Problem:
             damping *= self.options.damping_decay
         return q
 
+    def within_silhouette(self, silhouette: SilhouetteTerm, term: BrightnessTerm, q: Tensor, sharp: int) -> Tensor:
+        """The pose to which the silhouette leads, if it looks better there, else q."""
+
+        def cost(pose: Tensor) -> float:
+            return term.cost(pose, sharp) + self.options.mismatch_cost * silhouette.mismatch(pose)
+
+        level = min(_SILHOUETTE_LEVEL, len(self.pyramid) - 1)
+        best, least = q, cost(q) - self.options.silhouette_gain
+        if least < 0:
+            return q
+        for reach in self.options.silhouette_reaches:
+            before = q
+            for _ in range(_SILHOUETTE_STEPS):
+                ends = silhouette.quadratic(q, reach)
+                if ends is None:
+                    break
+                parts = [term.quadratic(q, level), _scaled(ends, self.options.silhouette_weight)]
+                q, step = self._step(q, parts, damping=1e-3, trust=_SILHOUETTE_TRUST)
+                term.moved(step)
+                if float(step.abs().max()) < _SETTLED:
+                    break
+            if q is not before and (now := cost(q)) < least:
+                best, least = q, now
+        return best
+
     def refine(
         self, terms: Sequence[BrightnessTerm], outline: OutlineTerm | None, q: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +188,7 @@ class _Problem:
                     lines = outline.quadratic(q, self.pyramid, index, reach)
                     if lines is not None:
                         # The weight is a preference, not knowledge: information counts the lines once.
-                        absolute = self._information([lines])
+                        absolute = lines.matrix / self.options.correlated_lines
                         parts.append(_scaled(lines, self.options.outline_weight))
                 q, step = self._step(q, parts, damping=1e-3 if level else 1e-4)
                 for term in terms:

@@ -44,14 +44,14 @@ class Appearance:
     Attributes:
         pose: the field at the pose, restricted to its visible points (N of them).
         index: (N,) which of the field's points these are.
-        brightness: per level (N,); gradient: per level (N, 2) [1/px].
+        brightness: per level (N,). gradient: per level (N, 2) [1/px], or None where the points were not seen from here.
         normals: (N, 3) in the base frame, or None.
     """
 
     pose: FieldAtPose
     index: Int[Tensor, " N"]
     brightness: tuple[Float[Tensor, " N"], ...]
-    gradient: tuple[Float[Tensor, "N 2"], ...]
+    gradient: tuple[Float[Tensor, "N 2"], ...] | None
     normals: Float[Tensor, "N 3"] | None
 
     @classmethod
@@ -79,7 +79,7 @@ class Appearance:
             self.pose.keep(kept),
             self.index[kept],
             tuple(b[kept] for b in self.brightness),
-            tuple(g[kept] for g in self.gradient),
+            None if self.gradient is None else tuple(g[kept] for g in self.gradient),
             None if self.normals is None else self.normals[kept],
         )
 
@@ -99,8 +99,9 @@ class BrightnessTerm:
         surface = reference.pose.surface(q - reference.pose.q)
         brightness, gradient = self.pyramid.sample(level, surface.points)
         residual = brightness - reference.brightness[level]
-        # The mean of both pictures' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
-        gradient = (gradient + reference.gradient[level]) / 2
+        if reference.gradient is not None:
+            # The mean of both pictures' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
+            gradient = (gradient + reference.gradient[level]) / 2
         row = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
         inside = self.pyramid.inside(surface.points).to(q)
         turned = None

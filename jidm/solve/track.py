@@ -1,7 +1,7 @@
 """A robot's pose followed through a video, frame by frame, from a known start.
 
-Each frame is aligned to the frame before and to a few keyframes, and its outlines to the picture. Streaming: the
-tracker holds a handful of appearances, never the video.
+Each frame is aligned to the frame before and to what was first seen of the robot's surface, its silhouette and its
+outlines to the picture. Streaming: the tracker holds two appearances and the background, never the video.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from jidm.field.base import ContourField, FieldAtPose, JacobianField
 from jidm.motion.flow import Flow
 from jidm.motion.pyramid import BrightnessPyramid
 from jidm.solve.align import Alignment, AlignOptions, align
+from jidm.solve.atlas import Atlas
 from jidm.solve.least_squares import Solution
 from jidm.solve.outline import OutlineTerm
 from jidm.solve.photometric import Appearance
 from jidm.solve.relinearise import solve_step
+from jidm.solve.silhouette import SilhouetteTerm
 
 Refine = Literal["none", "photometric"]
+
+_LASTING_POINTS = 50  # fewer points that were seen before are no reference
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,8 @@ class TrackOptions:
 
     Attributes:
         refine: "photometric" aligns brightness and outlines; "none" trusts the flow alone.
-        anchor: match outlines (where the field has them), which keeps steps from adding up to drift.
-        keyframes: how many keyframes are kept besides the first.
-        references: how many keyframes are used besides the previous frame.
-        keyframe_turn: mean joint motion [rad] since the last keyframe after which a new one is made.
-        keyframe_reach: a keyframe further than this from the current pose [rad, mean over joints] is not used.
+        anchor: match outlines and silhouette (where the field has them), which keeps steps from adding up to drift.
+        lasting: align to the robot's surface as it was first seen, besides the previous frame.
         min_motion: image motion [px rms over the robot, per radian or 0.1 m] that a joint must cause on its own to be
             called observable.
         persistence: a velocity is expected to last about so long [s].
@@ -54,10 +55,7 @@ class TrackOptions:
 
     refine: Refine = "photometric"
     anchor: bool = True
-    keyframes: int = 8
-    references: int = 2
-    keyframe_turn: float = 0.05
-    keyframe_reach: float = 0.25
+    lasting: bool = True
     min_motion: float = 2.5
     persistence: float = 0.5
     memory: float = 16.0
@@ -128,8 +126,7 @@ class PoseTracker:
         if self.options.refine == "photometric":
             pyramid = BrightnessPyramid.of(frame)
             self._previous = Appearance.of(self._pose, pyramid)
-            self._first = self._previous
-            self._keyframes: list[Appearance] = []
+            self._atlas = Atlas(self._previous, self._pose.visible.shape[-1])
             if self._outline is not None:
                 self._outline.remember(self._pose, pyramid, known_pose=True)
 
@@ -211,9 +208,10 @@ class PoseTracker:
             starts.append(expected)
         found: Alignment = align(
             pyramid,
-            [self._previous, *self._useful_keyframes()],
+            self._references(),
             starts,
             outline=self._outline,
+            silhouette=self._silhouette(pyramid),
             bounds=bounds,
             prior=(expected, spread),
             options=self.options.align,
@@ -233,21 +231,19 @@ class PoseTracker:
         spread = [(c.diagonal() / self.limits.unit**2).sum() for c in (fused, predicted)]
         return fused if spread[0] < spread[1] else predicted
 
-    def _useful_keyframes(self) -> list[Appearance]:
-        def distance(keyframe: Appearance) -> float:
-            return float(((keyframe.pose.q - self.q) / self.limits.unit).abs().mean())
+    def _references(self) -> list[Appearance]:
+        lasting = self._atlas.seen_from(self._pose)
+        if self.options.lasting and len(lasting) > _LASTING_POINTS:
+            return [self._previous, lasting]
+        return [self._previous]
 
-        near = [k for k in (self._first, *self._keyframes) if k is not self._previous]
-        near = [k for k in near if distance(k) < self.options.keyframe_reach]
-        near = sorted(near, key=distance)[: self.options.references]
-        return [seen for k in near if len(seen := k.seen_by(self._pose.visible)) > 50]
+    def _silhouette(self, pyramid: BrightnessPyramid) -> SilhouetteTerm | None:
+        evidence = None if self._outline is None else self._outline.background.evidence(pyramid)
+        return None if evidence is None else SilhouetteTerm(self.field, evidence)
 
     def _remember(self, frame: Tensor) -> None:
         self._previous = Appearance.of(self._pose, self._pyramid)
-        last = self._keyframes[-1] if self._keyframes else self._first
-        turned = ((last.pose.q - self.q) / self.limits.unit).abs().mean()
-        if float(turned) > self.options.keyframe_turn:
-            self._keyframes = [*self._keyframes, self._previous][-self.options.keyframes :]
+        self._atlas.add(self._previous)
         if self._outline is not None:
             self._outline.remember(self._pose, self._pyramid)
 
