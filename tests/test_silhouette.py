@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jidm import AnalyticField
 from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.align import AlignOptions, align
 from jidm.solve.atlas import Atlas
 from jidm.solve.background import Background
 from jidm.solve.photometric import Appearance
@@ -119,6 +120,30 @@ def test_where_nothing_is_known_of_the_background_the_silhouette_says_nothing(
     assert SilhouetteTerm(field, 0 * evidence).mismatch(q) == 0.0
     # Neither does a camera that moves: everything looks like something in front.
     assert SilhouetteTerm(field, torch.ones_like(evidence)).quadratic(q, 6.0) is None
+
+
+@pytest.mark.parametrize(("off", "led"), [(0.03, False), (0.15, True)])
+def test_a_pose_is_led_only_where_much_is_won_by_it(
+    off: float, led: bool, finger: Clip, field: AnalyticField, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the robot holds is seen before the background as well."""
+    monkeypatch.setattr("jidm.solve.photometric.BrightnessTerm.cost", lambda self, q, level: 0.0)
+    q = truth(finger, 2)
+    seen = q + torch.tensor([off, 0.0, 0.0]).double()
+    pyramid = BrightnessPyramid.of(torch.full_like(finger.frames[2], 0.5))  # brightness says nothing
+
+    def found(gain: float) -> Tensor:
+        return align(
+            pyramid, [Appearance.of(field.at(q), pyramid)], [q],
+            silhouette=SilhouetteTerm(field, evidence_of(field, seen, *finger.frames.shape[-2:])),
+            bounds=(q - 1, q + 1), prior=(q, torch.full_like(q, 10.0)),
+            options=AlignOptions(fine_levels=(), reaches=(), silhouette_gain=gain),
+        ).q  # fmt: skip
+
+    near_seen = float((found(0.0) - seen).abs().max()) < 0.6 * off
+    assert near_seen
+    assert (float((found(0.5) - seen).abs().max()) < 0.6 * off) == led
+    assert led or torch.equal(found(0.5), q)
 
 
 # ---- the background's evidence ---------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_a_lost_pose_is_found_by_the_silhouette(finger: Clip, field: AnalyticFie
         made = tracker(finger, field, anchor=anchor)
         for t in range(3):  # uncovers some of the background
             made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t])
-        made.q = made.q + torch.tensor([0.1, -0.1, 0.0]).double()
+        made.q = made.q + torch.tensor([0.16, -0.2, 0.0]).double()
         made._pose = field.at(made.q)
         made._previous = Appearance.of(made._pose, BrightnessPyramid.of(finger.frames[3]))
         made.step(finger.frames[4], 1 / FPS, finger.flow[3])
