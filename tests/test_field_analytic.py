@@ -219,6 +219,21 @@ def one_shape(tmp_path, geometry: str) -> AnalyticField:
     return AnalyticField(e, Camera.look_at((1.5, 0, 0.6), (0, 0, 0)), points=100, contour_points=6000)
 
 
+def test_the_outline_of_a_round_link_is_not_hidden_by_the_link_itself(tmp_path) -> None:
+    """Far away, where one cell of the z-buffer takes in a good part of it."""
+    near = one_shape(tmp_path, '<sphere radius="0.06"/>')
+    camera = Camera.look_at((2.4, 0, 1.0), (0, 0, 0))
+    field = AnalyticField(near.embodiment, camera, points=100, contour_points=6000)
+    q = torch.zeros(1).double()
+    points = field.contour(q, field.visible_contour(q)).points
+    centre, _ = camera.project(torch.zeros(1, 3).double())
+    off = points - centre
+    radius = float(off.norm(dim=-1).median())
+    assert 0.5 * field._cell < radius < 6 * field._cell
+    angle = torch.atan2(off[:, 1], off[:, 0])
+    assert len(((angle + torch.pi) / (2 * torch.pi) * 16).long().clamp(max=15).unique()) == 16
+
+
 @pytest.mark.parametrize("geometry", ['<sphere radius="0.25"/>', '<cylinder radius="0.15" length="0.5"/>'])
 def test_drawn_edges_of_a_round_body_are_its_silhouette(geometry: str, tmp_path) -> None:
     pytest.importorskip("pybullet")

@@ -181,7 +181,7 @@ def test_points_are_drawn_on_the_robot(field: AnalyticField):
     robot = mask.numpy() > 0
     grown = torch.nn.functional.max_pool2d(mask[None, None], 3, 1, 1)[0, 0].numpy() > 0
     assert (drawn & ~grown).sum() == 0
-    assert (drawn & robot).sum() > 0.8 * robot.sum()
+    assert (drawn & robot).sum() > 0.6 * robot.sum()  # dots
     assert not overlay.draw_points(black, field, q * torch.nan).any()
 
 

@@ -121,8 +121,9 @@ class AnalyticField:
             uv, depth = camera.project(p_base[candidates])
             hiding_uv, hiding_depth = camera.project(self.kinematics.move_points(poses, surface.link, surface.p_link))
             free = not_hidden(
-                uv, depth, hiding_uv, hiding_depth, width=camera.width, height=camera.height, cell=self._cell
-            )
+                uv, depth, edges.link[candidates], hiding_uv, hiding_depth, surface.link,
+                width=camera.width, height=camera.height, focal=float(camera.K[0, 0]), cell=self._cell,
+            )  # fmt: skip
             return candidates[free][_spread(uv[free], _CONTOUR_SPACING)]
 
     def contour(self, q: Float[Tensor, " n"], index: Int[Tensor, " K"]) -> ContourJacobian:

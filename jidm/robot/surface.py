@@ -145,20 +145,28 @@ def visible_points(
     return inside & (cosine > _MIN_COSINE) & (depth <= nearest + slack)
 
 
+_ROUND = 2.5
+"""Cells by which the surface may recede within one at the outline of a link that is some cells thick."""
+
+
 def not_hidden(
     uv: Float[Tensor, "K 2"],
     depth: Float[Tensor, " K"],
+    link: Int[Tensor, " K"],
     hiding_uv: Float[Tensor, "N 2"],
     hiding_depth: Float[Tensor, " N"],
+    hiding_link: Int[Tensor, " N"],
     *,
     width: int,
     height: int,
+    focal: float,
     cell: float,
     slack: float = 0.012,
 ) -> Bool[Tensor, " K"]:
     """Which points lie in the picture with no other point clearly (by `slack` [m]) before them in their cell.
 
-    Looser than `visible_points` because edges have no one normal; same z-buffer.
+    Looser than `visible_points` because edges have no one normal; same z-buffer. A point's own link must be before it by
+    more, for on the outline of a round link the surface recedes by more than a cell is wide.
     """
     columns, rows = int(np.ceil(width / cell)), int(np.ceil(height / cell))
 
@@ -169,9 +177,14 @@ def not_hidden(
 
     hides, hiding_cell = place(hiding_uv, hiding_depth)
     z = torch.where(hides, hiding_depth, torch.inf)
-    nearest = z.new_full((rows * columns + 1,), torch.inf).scatter_reduce(0, hiding_cell, z, reduce="amin")
+    cells, links = rows * columns + 1, int(torch.cat([link, hiding_link]).max()) + 1
+    nearest = z.new_full((links * cells,), torch.inf)
+    nearest = nearest.scatter_reduce(0, hiding_link * cells + hiding_cell, z, reduce="amin").view(links, cells)
     inside, index = place(uv, depth)
-    return inside & (depth <= nearest[index] + slack)
+    before = depth - nearest[:, index]  # (links, K) by how much each link is before each point
+    own = torch.arange(links, device=link.device)[:, None] == link
+    most = torch.where(own, slack + _ROUND * cell * depth / focal, slack)
+    return inside & (before <= most).all(0)
 
 
 @lru_cache(maxsize=512)
