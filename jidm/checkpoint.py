@@ -104,6 +104,19 @@ class Checkpoint:
             f"{_difference(self.embodiment, embodiment_record(robot))}; use the robot it was trained for, or train again"
         )
 
+    def trained_camera(self) -> Mapping[str, Any]:
+        """The camera that the training data states for all its episodes, as `Camera.from_dict` reads it.
+
+        Raises:
+            CheckpointError: it states none, as a real robot's recording does not.
+        """
+        data = self.training.get("data") or {}
+        stated = ((data.get("data_recipe") or {}).get("cameras") or {}).get(data.get("camera"))
+        if stated is None:
+            raise CheckpointError(f"{self.source}: its training data states no camera; pass camera= yourself")
+        described: Mapping[str, Any] = stated
+        return described
+
 
 def embodiment_record(robot: Robot) -> dict[str, Any]:
     """What a checkpoint keeps of its robot: JSON values; limits in rad or m, None where there is none."""

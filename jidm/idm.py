@@ -15,7 +15,8 @@ from torch import Tensor
 
 from jidm.errors import CheckpointError, InputError, VideoError
 from jidm.field.analytic import AnalyticField
-from jidm.field.hybrid import HybridField, fitted_camera
+from jidm.field.base import ReadsPose
+from jidm.field.hybrid import HybridField
 from jidm.field.learned import LearnedField
 from jidm.joint_motion import JointMotion, stack
 from jidm.motion.fit import Fit
@@ -57,7 +58,7 @@ class JacobianIDM:
     def __init__(
         self,
         embodiment: Embodiment | None,
-        field: JacobianField | LearnedField | HybridField,
+        field: JacobianField | LearnedField,
         flow: FlowEstimator | None,
         *,
         options: TrackOptions | FollowOptions | None = None,
@@ -66,7 +67,7 @@ class JacobianIDM:
     ) -> None:
         if limits not in ("all", "position", "none"):
             raise InputError(f"limits must be 'all', 'position' or 'none', got {limits!r}")
-        learned = isinstance(field, (LearnedField, HybridField))
+        learned = isinstance(field, LearnedField)
         if not learned and (embodiment is None or flow is None):
             raise InputError("this field needs an embodiment and a flow estimator; only a learned one does without")
         wanted = FollowOptions if learned else TrackOptions
@@ -126,10 +127,12 @@ class JacobianIDM:
             embodiment: the robot, a registered name or a descriptor; refused if the checkpoint was trained for another.
                 If not given, the one the checkpoint names, where it is registered and unchanged.
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. If given, the exact field
-                of URDF and camera takes the place of the learned one (`HybridField`). "trained" is the camera of the
-                self-play that the checkpoint was trained on.
+                of URDF and camera takes the place of the learned one, followed as by `from_embodiment`, and the network
+                reads the first pose where it is not given (`HybridField`). The camera's size must be the video's.
+                "trained" is the camera of the self-play that the checkpoint was trained on.
             flow: whatever `as_flow_estimator` takes: measures the motion in place of the network. Worth it where the field
-                was learned from such flow and is too rough to look closer by; elsewhere closer looks are better.
+                was learned from such flow and is too rough to look closer by; elsewhere closer looks are better. With a
+                camera "dis" if not given, to start from.
             device: where the network computes.
             options: `options` and `limits` of the constructor.
 
@@ -137,6 +140,7 @@ class JacobianIDM:
             CheckpointError: there is no such checkpoint, it is damaged, of another kind, or of another robot.
         """
         from jidm.checkpoint import Checkpoint, load_checkpoint
+        from jidm.robot.camera import Camera
 
         checkpoint = where if isinstance(where, Checkpoint) else load_checkpoint(where)
         if checkpoint.kind != LearnedField.kind:
@@ -152,10 +156,9 @@ class JacobianIDM:
         if camera is not None:
             if robot is None:
                 raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
-            config = learned.config
-            view = _trained_camera(checkpoint) if camera == "trained" else robot.camera(camera)
-            fit = Fit(view.height, view.width, config.height, config.width)
-            field = HybridField(learned, robot, fitted_camera(view, fit))
+            view = Camera.from_dict(checkpoint.trained_camera()) if camera == "trained" else robot.camera(camera)
+            field = HybridField(learned, robot, view)
+            flow = flow or "dis"
         idm = cls(robot, field, None if flow is None else as_flow_estimator(flow), **options)
         idm.checkpoint = {"source": checkpoint.source, "content_hash": checkpoint.content_hash}
         return idm
@@ -173,7 +176,7 @@ class JacobianIDM:
         Raises:
             InputError: the field is not learned: it needs to be told the pose.
         """
-        if not isinstance(self.field, (LearnedField, HybridField)):
+        if not isinstance(self.field, LearnedField):
             raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
         fit = Fit(first.shape[-2], first.shape[-1], *self.field.config.picture)
         like = self.field.delta_std
@@ -267,12 +270,12 @@ class JacobianIDM:
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
     def _start(self, q0: Sequence[float] | np.ndarray | Tensor | None) -> Float[Tensor, "*batch n"]:
-        """q0 as a tensor; NaN, which nobody reads, where a learned field will look for itself."""
+        """q0 as a tensor; NaN, which nobody reads, where the field will look for itself."""
         n = len(self.joint_names)
         if q0 is None:
-            if not isinstance(self.field, (LearnedField, HybridField)):
+            if not isinstance(self.field, (LearnedField, ReadsPose)):
                 raise InputError(
-                    f"q0, the {n} joint positions in the first frame, must be given; only a learned field reads them "
+                    f"q0, the {n} joint positions in the first frame, must be given; only a trained checkpoint reads them "
                     "off the picture"
                 )
             return torch.full((n,), torch.nan)
@@ -298,7 +301,7 @@ class JacobianIDM:
         if not first.isfinite().all():
             raise VideoError("the first frame is not finite; q0 belongs to a frame that shows the robot")
         self._check_size(first)
-        like = first if not isinstance(self.field, (LearnedField, HybridField)) else self.field.delta_std
+        like = first if not isinstance(self.field, LearnedField) else self.field.delta_std
         tracker = self._tracker(like, remembers)
         tracker.start(self._fitted(first), None if q0 is None else q0.to(like))
         q, covariance = tracker.q, tracker.position_covariance
@@ -326,20 +329,20 @@ class JacobianIDM:
 
     def _tracker(self, like: Tensor, remembers: bool) -> Any:
         limits = self._joint_limits(like)
-        if isinstance(self.field, (LearnedField, HybridField)):
+        if isinstance(self.field, LearnedField):
             return PoseFollower(self.field, limits, self.options, remembers=remembers)  # type: ignore[arg-type]
         return PoseTracker(self.field, limits, self.options)  # type: ignore[arg-type]
 
     def _fitted(self, frame: Float[Tensor, "3 H W"]) -> Tensor:
         """The frame in the size the field reads."""
-        if not isinstance(self.field, (LearnedField, HybridField)):
+        if not isinstance(self.field, LearnedField):
             return frame
         fit = Fit(frame.shape[-2], frame.shape[-1], *self.field.config.picture)
         return fit.frames(frame).to(self.field.delta_std)
 
     def _fitted_flow(self, flow: Flow) -> Flow:
         """Flow of the video as that of the pictures the field reads."""
-        if not isinstance(self.field, (LearnedField, HybridField)):
+        if not isinstance(self.field, LearnedField):
             return flow
         height, width = flow.weight.shape[-2:]
         return Fit(height, width, self.field.config.height, self.field.config.width).flow(flow)
@@ -358,7 +361,7 @@ class JacobianIDM:
                 return (Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0])),)
             if isinstance(self.flow, TimedFlow):
                 return (self.flow.between(first, second, start, stop),)
-            if isinstance(self.field, (LearnedField, HybridField)):
+            if isinstance(self.field, LearnedField):
                 return both_ways(self.flow, first, second)
             scale = self.flow_side / max(height, width)
             if scale >= 1 or not (isinstance(self.options, TrackOptions) and self.options.refine != "none"):
@@ -379,8 +382,6 @@ class JacobianIDM:
         """The field's pixels must be the video's."""
         height, width = frame.shape[-2:]
         camera = getattr(self.field, "camera", None)
-        if isinstance(self.field, HybridField):
-            return  # frames are fitted to it
         if camera is None or (camera.width, camera.height) == (width, height):
             return
         raise VideoError(
@@ -449,21 +450,6 @@ class JacobianIDM:
             "options": asdict(self.options),
             "camera": camera.to_dict() if camera is not None else None,
         }
-
-
-def _trained_camera(checkpoint: Checkpoint) -> Camera:
-    """The camera that the training data states for all its episodes.
-
-    Raises:
-        CheckpointError: it states none, as a real robot's recording does not.
-    """
-    from jidm.robot.camera import Camera
-
-    data = checkpoint.training.get("data") or {}
-    stated = ((data.get("data_recipe") or {}).get("cameras") or {}).get(data.get("camera"))
-    if stated is None:
-        raise CheckpointError(f"{checkpoint.source}: its training data states no camera; pass camera= yourself")
-    return Camera.from_dict(stated)
 
 
 def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:

@@ -16,6 +16,7 @@ from jidm.cli import main
 from jidm.errors import DatasetError, InputError
 from jidm.field.analytic import AnalyticField
 from jidm.idm import JacobianIDM
+from jidm.joint_motion import JointMotion
 from jidm.learn import metrics
 from jidm.learn.baselines.idm import BaselineIDM
 from jidm.learn.batch import JointStats
@@ -179,6 +180,19 @@ def test_wrong_choices_are_refused_by_name(recording: Recording):
     foreign = replace(recording, recipe={"embodiment": "planar_finger_2", "embodiment_hash": "f" * 64})
     with pytest.raises(DatasetError, match="content hash ffffffffffff"):
         HeldOut(foreign)
+
+
+def test_the_first_pose_is_told_or_kept_back(recording: Recording):
+    told = []
+
+    class Listener(Reader):
+        def decode(self, video: torch.Tensor, *, q0: torch.Tensor | None, fps: float) -> JointMotion:
+            told.append(q0 is not None)
+            return super().decode(video, q0=torch.zeros(len(NAMES)).double() if q0 is None else q0, fps=fps)
+
+    for start in (True, False):
+        evaluate(Listener(NAMES), HeldOut(recording, Protocol(told_start=start, episodes=(0,))), name="it")
+    assert told == [True, False]
 
 
 def test_a_change_of_the_pictures_reaches_the_model(recording: Recording):

@@ -78,37 +78,39 @@ class Decode:
         Raises:
             InputError: without a checkpoint, robot, camera and first pose must be known.
         """
+        from jidm.checkpoint import load_checkpoint
         from jidm.cli.inputs import find_robot, fit_camera, read_q0
-        from jidm.field.hybrid import HybridField
         from jidm.idm import JacobianIDM
+        from jidm.robot.camera import Camera
 
         robot = None if self.embodiment is None else find_robot(self.embodiment)
-        if self.checkpoint is None:
+        checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
+        if checkpoint is None:
             for name, value in (("embodiment", robot), ("camera", self.camera), ("q0", self.q0)):
                 if not value:
                     raise InputError(f"--{name} is missing: without --checkpoint, robot, camera and q0 must be known")
         elif self.camera is None:
-            return JacobianIDM.from_pretrained(self.checkpoint, embodiment=robot, limits=self.limits), None
-        elif self.camera == "trained":
-            idm = JacobianIDM.from_pretrained(self.checkpoint, embodiment=robot, camera="trained", limits=self.limits)
-            assert isinstance(idm.field, HybridField)
-            return idm, fit_camera(idm.field.camera, *self._size(), self.video)
-        if robot is None:
-            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
+            return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, limits=self.limits), None
         assert self.camera is not None
-        camera = robot.camera(self.camera)
-        if self.checkpoint is None:
+        if checkpoint is not None and self.camera == "trained":
+            camera = Camera.from_dict(checkpoint.trained_camera())
+        elif robot is None:
+            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
+        else:
+            camera = robot.camera(self.camera)
+        if checkpoint is None:
+            assert robot is not None
             read_q0(self.q0, robot)  # before the video, so that a wrong pose is told first
         camera = fit_camera(camera, *self._size(), self.video)
-        if self.checkpoint is not None:
-            options: dict[str, Any] = {"embodiment": robot, "camera": camera, "limits": self.limits}
-            return JacobianIDM.from_pretrained(self.checkpoint, **options), camera
-        flow: Any = self.flow
+        options: dict[str, Any] = {"camera": camera, "flow": self.flow, "limits": self.limits}
         if self.raft_weights is not None:
             from jidm.motion.flow import RaftFlow
 
-            flow = RaftFlow(weights=self.raft_weights)
-        return JacobianIDM.from_embodiment(robot, camera=camera, flow=flow, limits=self.limits), camera
+            options["flow"] = RaftFlow(weights=self.raft_weights)
+        if checkpoint is None:
+            assert robot is not None
+            return JacobianIDM.from_embodiment(robot, **options), camera
+        return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, **options), camera
 
     def _size(self) -> tuple[int, int]:
         from jidm.motion.video import open_video

@@ -45,6 +45,7 @@ class Protocol:
         joints: the joints that count; all but grippers if None.
         moving_speed: joints slower than this on average have no motion to be judged by correlation [rad/s or m/s].
         looks: pairs per episode at which field and flow are compared with the exact ones.
+        told_start: whether models are told the first pose; else they read it off the picture, if they can.
     """
 
     episodes: tuple[int, ...] | None = None
@@ -56,6 +57,7 @@ class Protocol:
     joints: tuple[str, ...] | None = None
     moving_speed: float = 0.05
     looks: int = 4
+    told_start: bool = True
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.clip < 2 or (self.frames is not None and self.frames < 2):
@@ -305,7 +307,7 @@ def _one_episode(idm: Any, clip: Clip, protocol: Protocol) -> DecodedEpisode:
     with torch.no_grad():
         began = time.perf_counter()
         whole = getattr(idm, "decode_whole", lambda *video, **how: (idm.decode(*video, **how), None))
-        motion, later = whole(clip.video, q0=clip.q[0], fps=clip.fps)
+        motion, later = whole(clip.video, q0=clip.q[0] if protocol.told_start else None, fps=clip.fps)
         seconds = time.perf_counter() - began
         pairs = _pair_steps(idm, clip.video)
         looks = tuple(_looks(idm, clip, motion, protocol.looks))

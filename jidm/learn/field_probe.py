@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.field.hybrid import HybridField
 from jidm.field.learned.network import LearnedField
 from jidm.solve.learned_step import learned_step, usual_step
 from jidm.solve.looks import SeenAt, seen_motion
@@ -57,7 +56,7 @@ def probe(
         seen: FieldProbe = own(first, second, q)
         return seen
     field, model = getattr(idm, "field", None), getattr(idm, "model", None)
-    if isinstance(field, (LearnedField, HybridField)):
+    if isinstance(field, LearnedField):
         return _learned(field, first, second, q)
     if getattr(model, "kind", None) == "vera":
         return _vera(model, getattr(idm, "flow", None), first, second)
@@ -65,7 +64,7 @@ def probe(
 
 
 @torch.no_grad()
-def _learned(field: LearnedField | HybridField, first: Tensor, second: Tensor, q: Tensor) -> FieldProbe:
+def _learned(field: LearnedField, first: Tensor, second: Tensor, q: Tensor) -> FieldProbe:
     a, b = field.encode(first), field.encode(second)
     start = q.to(first)
     at_first = SeenAt.of(field, a, start)

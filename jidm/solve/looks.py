@@ -55,7 +55,7 @@ CLOSER_LOOKS = (
 
 @runtime_checkable
 class StepField(Protocol):
-    """What reads pictures: a `LearnedField`, or a `HybridField`."""
+    """What reads pictures: a `LearnedField`, or what stands in for one."""
 
     @property
     def config(self) -> LearnedFieldConfig: ...

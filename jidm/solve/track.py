@@ -1,4 +1,4 @@
-"""A robot's pose followed through a video, frame by frame, from a known start.
+"""A robot's pose followed through a video, frame by frame, from a known start or one that the field reads.
 
 Each frame is aligned to the frame before and to what was first seen of the robot's surface, its silhouette and its
 outlines to the picture. Streaming: the tracker holds two appearances and the background, never the video.
@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jidm.field.base import ContourField, FieldAtPose, JacobianField
+from jidm.field.base import ContourField, FieldAtPose, JacobianField, ReadsPose
 from jidm.motion.flow import Flow
 from jidm.motion.pyramid import BrightnessPyramid
 from jidm.solve.align import Alignment, AlignOptions, align
 from jidm.solve.atlas import Atlas
+from jidm.solve.belief import Gaussian
+from jidm.solve.first_pose import first_pose
 from jidm.solve.least_squares import Solution
 from jidm.solve.outline import OutlineTerm
 from jidm.solve.photometric import Appearance
@@ -114,13 +116,17 @@ class PoseTracker:
             self._outline = OutlineTerm(field)
         self._started = False
 
-    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"]) -> None:
-        """Begin at a frame whose joint positions are known."""
-        self.q = q0
-        self.position_covariance = torch.zeros(len(q0), len(q0)).to(q0)
-        self._velocity = torch.zeros_like(q0)
+    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None) -> None:
+        """Begin at a frame whose joint positions are known; without q0 [rad or m] at the pose that the field reads."""
+        known = q0 is not None
+        if q0 is None:
+            found = self._first_pose(frame)
+            self.q, self.position_covariance = found.mean, found.covariance
+        else:
+            self.q, self.position_covariance = q0, torch.zeros(len(q0), len(q0)).to(q0)
+        self._velocity = torch.zeros_like(self.q)
         self._power = (self.options.speed * self.limits.reach(1.0)).square()
-        self._pose = self.field.at(q0, frame)
+        self._pose = self.field.at(self.q, frame)
         self._elapsed = 0.0
         self._started = True
         if self.options.refine == "photometric":
@@ -128,7 +134,7 @@ class PoseTracker:
             self._previous = Appearance.of(self._pose, pyramid)
             self._atlas = Atlas(self._previous, self._pose.visible.shape[-1])
             if self._outline is not None:
-                self._outline.remember(self._pose, pyramid, known_pose=True)
+                self._outline.remember(self._pose, pyramid, known_pose=known)
 
     def skip(self, dt: float) -> TrackedStep:
         """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
@@ -188,6 +194,15 @@ class PoseTracker:
         )
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def _first_pose(self, frame: Tensor) -> Gaussian:
+        assert isinstance(self.field, ReadsPose), "without q0 the field must read the pose"
+        q, std = self.field.read(frame)
+        q = q.clamp(self.limits.lower.to(q), self.limits.upper.to(q))
+        found = Gaussian(q, torch.diag(std**2))
+        if self._outline is not None:
+            found = first_pose(found, frame, self._outline, (self.limits.lower, self.limits.upper))
+        return Gaussian(found.mean.to(frame), found.covariance.to(frame))
 
     def _refined(
         self, frame: Tensor, by_flow: Solution, bounds: tuple[Tensor, Tensor], reach: Tensor, dt: float
