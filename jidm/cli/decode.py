@@ -84,6 +84,8 @@ class Decode:
         from jidm.robot.camera import Camera
 
         robot = None if self.embodiment is None else find_robot(self.embodiment)
+        if self.checkpoint is not None and self.camera not in (None, "trained") and robot is None:
+            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
         checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
         if checkpoint is None:
             for name, value in (("embodiment", robot), ("camera", self.camera), ("q0", self.q0)):
@@ -94,9 +96,8 @@ class Decode:
         assert self.camera is not None
         if checkpoint is not None and self.camera == "trained":
             camera = Camera.from_dict(checkpoint.trained_camera())
-        elif robot is None:
-            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
         else:
+            assert robot is not None
             camera = robot.camera(self.camera)
         if checkpoint is None:
             assert robot is not None
