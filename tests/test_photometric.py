@@ -171,19 +171,13 @@ def test_appearance_holds_visible_points_only_and_keeps_their_identity() -> None
     assert 100 < len(seen) < 2000
     assert pose.visible[seen.index].all()
     torch.testing.assert_close(seen.pose.surface().points, pose.surface().points[seen.index])
-    later = field.at(torch.from_numpy(c.q[-1])).visible.clone()
-    later[seen.index[::2]] = False  # something came in front of every other point
-    left = seen.seen_by(later)
-    assert set(left.index.tolist()) == {k for k in seen.index.tolist() if later[k]}
-    assert 0 < len(left) < len(seen)
-    chosen = torch.isin(seen.index, left.index)
-    for level in range(len(seen.brightness)):
-        assert torch.equal(left.brightness[level], seen.brightness[level][chosen])
-        assert torch.equal(left.gradient[level], seen.gradient[level][chosen])
-    torch.testing.assert_close(left.pose.surface().points, pose.surface().points[left.index])
     few = seen.thinned(50)
     assert len(few) == 50
     assert torch.equal(few.index, seen.index[:50])
+    for level in range(len(seen.brightness)):
+        assert torch.equal(few.brightness[level], seen.brightness[level][:50])
+        assert torch.equal(few.gradient[level], seen.gradient[level][:50])
+    torch.testing.assert_close(few.pose.surface().points, pose.surface().points[few.index])
     assert seen.thinned(10**6) is seen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,12 +55,3 @@ class HybridField(AnalyticField):
         fit = Fit(frame.shape[-2], frame.shape[-1], *self.learned.config.picture)
         q, std = self.learned.state(self.learned.encode(fit.frames(frame)[None].to(self.learned.delta_std)))
         return q[0].double().to(frame.device), std[0].double().to(frame.device)
-
-
-def fitted_camera(camera: Camera, fit: Fit) -> Camera:
-    """The camera of pictures that were put into another size by `fit`."""
-    K = camera.K.clone()
-    K[0], K[1] = K[0] * fit.scale_u, K[1] * fit.scale_v
-    K[0, 2] += (fit.scale_u - 1) / 2 + fit.left
-    K[1, 2] += (fit.scale_v - 1) / 2 + fit.top
-    return replace(camera, width=fit.width, height=fit.height, K=K)

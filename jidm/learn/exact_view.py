@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from jidm.errors import CameraError, DatasetError
 from jidm.field.analytic import AnalyticField
-from jidm.field.hybrid import fitted_camera
 from jidm.learn.carried import View, carried_flow, coarser, grid_intrinsics, link_poses
 from jidm.learn.recording import fitted_geometry
 from jidm.motion.fit import Fit
@@ -140,6 +139,15 @@ def seen_by(surface: AnalyticField, camera: Camera) -> AnalyticField:
     field = copy.copy(surface)
     field.camera = camera
     return field
+
+
+def fitted_camera(camera: Camera, fit: Fit) -> Camera:
+    """The camera of pictures that were put into another size by `fit`."""
+    K = camera.K.clone()
+    K[0], K[1] = K[0] * fit.scale_u, K[1] * fit.scale_v
+    K[0, 2] += (fit.scale_u - 1) / 2 + fit.left
+    K[1, 2] += (fit.scale_v - 1) / 2 + fit.top
+    return replace(camera, width=fit.width, height=fit.height, K=K)
 
 
 def recorded_cameras(dataset: Any, episode: Any, camera: str) -> tuple[Camera, ...] | None:

@@ -16,47 +16,45 @@ _RATE = 0.3  # share of a new frame in the memory: light may change, and a camer
 
 
 class Background:
-    """Memory of brightness, its slope and colour around the robot, pixel by pixel."""
+    """Memory of brightness's slope and of colour around the robot, pixel by pixel."""
 
     def __init__(self) -> None:
-        self._seen: Tensor | None = None  # (4, H, W) brightness, its derivatives, and 1 where ever uncovered
-        self._colour: Tensor | None = None  # (3, H, W) mean of what was seen
-        self._restless: Tensor | None = None  # (H, W) its variance: something else moves there, or light changes
+        # (7, H, W) 1 where ever uncovered; means of brightness's two derivatives and of the colour; the colour's variance:
+        # something else moves there, or light changes.
+        self._seen: Tensor | None = None
 
     def remember(self, points: Float[Tensor, "N 2"], pyramid: BrightnessPyramid) -> None:
         """Count in a frame in which the robot's points lie at those pixels (u, v), hidden ones as well."""
-        now = pyramid.levels[0]
-        height, width = now.shape[-2:]
-        free = 1 - covered(points, height, width).to(now)
-        colour = pyramid.colour.to(now)
-        if self._seen is None or self._colour is None or self._restless is None:
-            self._seen = torch.cat([now * free, free[None]])
-            self._colour, self._restless = colour * free, torch.zeros_like(free)
+        slope = pyramid.levels[0][1:]
+        now = torch.cat([slope, pyramid.colour.to(slope)])
+        free = 1 - covered(points, *now.shape[-2:]).to(now)
+        if self._seen is None:
+            self._seen = torch.cat([free[None], now * free, torch.zeros_like(free)[None]])
             return
-        known = self._seen[3]
+        known, mean, restless = self._seen[0], self._seen[1:6], self._seen[6]
+        change = now - mean
         rate = free * torch.where(known > 0, _RATE, 1.0)
-        change = colour - self._colour
-        self._restless = self._restless + _RATE * known * free * (change.square().mean(0) - self._restless)
-        self._colour = self._colour + rate * change
-        self._seen = torch.cat([self._seen[:3] + rate * (now - self._seen[:3]), torch.maximum(known, free)[None]])
+        restless = restless + _RATE * known * free * (change[2:].square().mean(0) - restless)
+        self._seen = torch.cat([torch.maximum(known, free)[None], mean + rate * change, restless[None]])
 
     def slope(self, uv: Float[Tensor, "*N 2"]) -> tuple[Float[Tensor, "*N 2"], Float[Tensor, "*N"]] | None:
         """Derivatives of the background's brightness [1/px] at pixel positions, and 1 where it is known there; None
         before a frame was counted in."""
         if self._seen is None:
             return None
-        values = sampled(self._seen, uv)
-        return values[1:3].movedim(0, -1), (values[3] > 1 - 1e-6).to(uv)
+        values = sampled(self._seen[:3], uv)
+        return values[1:].movedim(0, -1), (values[0] > 1 - 1e-6).to(uv)
 
     def evidence(self, pyramid: BrightnessPyramid) -> Float[Tensor, "H W"] | None:
         """Whether pixels show something in front of the background: 1 surely, -1 surely not, 0 where it is not known;
         None before a frame was counted in."""
-        if self._seen is None or self._colour is None or self._restless is None:
+        if self._seen is None:
             return None
-        difference = (pyramid.colour.to(self._colour) - self._colour).square().mean(0)
+        known, colour, restless = self._seen[0], self._seen[3:6], self._seen[6]
+        difference = (pyramid.colour.to(colour) - colour).square().mean(0)
         # Another thing's colour may be any; the background's is normally distributed around what was seen.
-        odds = difference / (2 * (_NOISE**2 + self._restless)) - _DOUBT
-        return self._seen[3] * torch.tanh(odds / _DOUBT)
+        odds = difference / (2 * (_NOISE**2 + restless)) - _DOUBT
+        return known * torch.tanh(odds / _DOUBT)
 
 
 def covered(points: Float[Tensor, "N 2"], height: int, width: int) -> Tensor:

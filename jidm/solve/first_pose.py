@@ -7,14 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.align import AlignOptions
 from jidm.solve.belief import Gaussian
 from jidm.solve.least_squares import bounded_solve
 from jidm.solve.outline import OutlineTerm
 
-_REACHES = (8.0, 4.0, 2.5)  # [px] a reading is off by more than a step is
-_ITERATIONS = 4
-_CORRELATED = 8.0  # neighbouring points of outlines that share one error
-_MAX_STEP = 0.1  # [rad or m] of one iteration
+_REACH = 8.0  # [px] before those of the options: a reading is off by more than a step is
 
 
 def first_pose(
@@ -22,6 +20,7 @@ def first_pose(
     frame: Float[Tensor, "3 H W"],
     outline: OutlineTerm,
     bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
+    options: AlignOptions,
 ) -> Gaussian:
     """The pose near a reading at which the robot's lines lie on the frame's edges.
 
@@ -31,20 +30,21 @@ def first_pose(
         frame: RGB in [0, 1].
         outline: of the robot in this camera.
         bounds: lowest and highest positions.
+        options: how outlines are followed.
     """
     low, high = (b.to(reading.mean) for b in bounds)
     known = torch.linalg.inv(reading.covariance)
     pyramid = BrightnessPyramid.of(frame)
     q, information = reading.mean, known
-    for reach in _REACHES:
+    for reach in (_REACH, *options.reaches):
         index = outline.field.visible_contour(q)
-        for _ in range(_ITERATIONS):
+        for _ in range(options.iterations):
             lines = outline.quadratic(q, pyramid, index, reach)
             if lines is None:
                 break
-            information = known + lines.matrix / _CORRELATED
-            vector = known @ (reading.mean - q) + lines.vector / _CORRELATED
-            lower, upper = (low - q).clamp(min=-_MAX_STEP), (high - q).clamp(max=_MAX_STEP)
+            information = known + lines.matrix / options.correlated_lines
+            vector = known @ (reading.mean - q) + lines.vector / options.correlated_lines
+            lower, upper = (low - q).clamp(min=-options.max_step), (high - q).clamp(max=options.max_step)
             step, _ = bounded_solve(information, vector, lower, torch.maximum(lower, upper))
             q = q + step
     return Gaussian(q, torch.linalg.inv(information))

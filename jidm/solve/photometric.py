@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from jidm.field.base import FieldAtPose
@@ -66,15 +66,11 @@ class Appearance:
     def __len__(self) -> int:
         return self.index.shape[0]
 
-    def seen_by(self, visible: Bool[Tensor, " M"]) -> Appearance:
-        """Only the points that another pose of the same field shows as well."""
-        return self._subset(visible[self.index].nonzero()[:, 0])
-
     def thinned(self, most: int) -> Appearance:
         """At most that many of the points, evenly (a field's points are in random order)."""
-        return self if len(self) <= most else self._subset(torch.arange(most, device=self.index.device))
-
-    def _subset(self, kept: Int[Tensor, " K"]) -> Appearance:
+        if len(self) <= most:
+            return self
+        kept = torch.arange(most, device=self.index.device)
         return Appearance(
             self.pose.keep(kept),
             self.index[kept],

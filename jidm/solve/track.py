@@ -181,7 +181,7 @@ class PoseTracker:
         self._pose = self.field.at(q, frame)
         valid = bool(by_flow.valid) and gap == 0.0
         if self.options.refine == "photometric":
-            self._remember(frame)
+            self._remember()
         return TrackedStep(
             step if valid else torch.zeros_like(step),
             q,
@@ -201,7 +201,8 @@ class PoseTracker:
         q = q.clamp(self.limits.lower.to(q), self.limits.upper.to(q))
         found = Gaussian(q, torch.diag(std**2))
         if self._outline is not None:
-            found = first_pose(found, frame, self._outline, (self.limits.lower, self.limits.upper))
+            bounds = self.limits.lower, self.limits.upper
+            found = first_pose(found, frame, self._outline, bounds, self.options.align)
         return Gaussian(found.mean.to(frame), found.covariance.to(frame))
 
     def _refined(
@@ -256,7 +257,7 @@ class PoseTracker:
         evidence = None if self._outline is None else self._outline.background.evidence(pyramid)
         return None if evidence is None else SilhouetteTerm(self.field, evidence)
 
-    def _remember(self, frame: Tensor) -> None:
+    def _remember(self) -> None:
         self._previous = Appearance.of(self._pose, self._pyramid)
         self._atlas.add(self._previous)
         if self._outline is not None:
