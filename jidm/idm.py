@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,7 @@ from jidm.field.hybrid import HybridField
 from jidm.field.learned import LearnedField
 from jidm.joint_motion import JointMotion, stack
 from jidm.motion.fit import Fit
-from jidm.motion.flow import Flow, FlowEstimator, PrecomputedFlow, TimedFlow, as_flow_estimator, both_ways
-from jidm.motion.flow.base import clean
+from jidm.motion.flow import Flow, FlowEstimator, VideoFlow, as_flow_estimator, split_flow
 from jidm.motion.layout import as_video
 from jidm.motion.timed import frame_times, timed_stream
 from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
@@ -255,7 +253,7 @@ class JacobianIDM:
             raise InputError(f"q0 of shape {tuple(start.shape)} does not fit a video with batch shape {tuple(batch)}")
         start = start.expand(*batch, start.shape[-1]).reshape(-1, start.shape[-1])
         clips = tensor.reshape(-1, *tensor.shape[-4:])
-        flows = _split_flow(flow, batch, tensor.shape)
+        flows = split_flow(flow, tensor.shape)
         motions = [
             self._decode_one(
                 iter(clip), iter(time), None if q0 is None else q, f, len(clip) if progress else None, remembers
@@ -306,6 +304,7 @@ class JacobianIDM:
         tracker.start(self._fitted(first), None if q0 is None else q0.to(like))
         q, covariance = tracker.q, tracker.position_covariance
         clock = [next(times)]
+        motion = self._video_flow(flow)
         steps: list[TrackedStep] = []
         good, good_index = first, 0
         for k, frame in enumerate(_with_progress(frames, progress_total)):
@@ -316,16 +315,16 @@ class JacobianIDM:
             if not frame.isfinite().all():
                 steps.append(tracker.skip(dt))
                 continue
-            measured = self._flows_between(good, frame, flow, good_index, k + 1)
+            measured = motion.between(good, frame, good_index, k + 1)
             steps.append(tracker.step(self._fitted(frame), dt, *map(self._fitted_flow, measured)))
             if steps[-1].used:
                 good, good_index = frame, k + 1
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        motion = self._motion(q, covariance, clock, steps)
+        told = self._motion(q, covariance, clock, steps)
         if not (remembers and isinstance(tracker, PoseFollower)):
-            return motion, None
-        return motion, self._motion(q, covariance, clock, tracker.looking_back(steps))
+            return told, None
+        return told, self._motion(q, covariance, clock, tracker.looking_back(steps))
 
     def _tracker(self, like: Tensor, remembers: bool) -> Any:
         limits = self._joint_limits(like)
@@ -347,36 +346,12 @@ class JacobianIDM:
         height, width = flow.weight.shape[-2:]
         return Fit(height, width, self.field.config.height, self.field.config.width).flow(flow)
 
-    def _flows_between(
-        self, first: Tensor, second: Tensor, given: Flow | Tensor | None, start: int, stop: int
-    ) -> tuple[Flow, ...]:
-        """Flow between frames number `start` and `stop`, and back where the field has use for that and it can be
-        measured; none where the field matches by itself. A flow given for single steps says nothing across a gap."""
-        height, width = first.shape[-2:]
-        if self.flow is None and (given is None or stop > start + 1):
-            return ()
-        if given is None or stop > start + 1:
-            assert self.flow is not None
-            if isinstance(self.flow, PrecomputedFlow) and stop > start + 1:
-                return (Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0])),)
-            if isinstance(self.flow, TimedFlow):
-                return (self.flow.between(first, second, start, stop),)
-            if isinstance(self.field, LearnedField):
-                return both_ways(self.flow, first, second)
-            scale = self.flow_side / max(height, width)
-            if scale >= 1 or not (isinstance(self.options, TrackOptions) and self.options.refine != "none"):
-                return (self.flow(first, second),)
-            # Brightness does the measuring; the flow only has to start it and to tell what moved.
-            small = [_shrunk(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
-            return (self.flow(small[0], small[1]).resized(height, width),)
-        vectors = given.flow if isinstance(given, Flow) else given
-        if vectors.dim() != 4 or start >= len(vectors) or vectors.shape[1:] != (2, height, width):
-            raise InputError(
-                f"flow must be (T-1, 2, {height}, {width}) for this video, got {tuple(vectors.shape)} at step {start}"
-            )
-        if isinstance(given, Flow):
-            return (given[start],)
-        return (clean(given[start], torch.ones_like(given[start, 0])),)
+    def _video_flow(self, given: Flow | Tensor | None) -> VideoFlow:
+        if isinstance(self.field, LearnedField):
+            return VideoFlow(self.flow, given, back=True)
+        # Where brightness does the measuring, flow only has to start it and to tell what moved.
+        starts_only = isinstance(self.options, TrackOptions) and self.options.refine != "none"
+        return VideoFlow(self.flow, given, side=self.flow_side if starts_only else None)
 
     def _check_size(self, frame: Tensor) -> None:
         """The field's pixels must be the video's."""
@@ -469,28 +444,6 @@ def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) 
 def _expands(shape: torch.Size, batch: torch.Size) -> bool:
     """Whether values of this batch shape serve a video of that one."""
     return len(shape) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(batch)))
-
-
-def _split_flow(
-    flow: Flow | Tensor | None, batch: torch.Size, shape: torch.Size
-) -> Iterable[Flow | Float[Tensor, "S 2 H W"] | None]:
-    count = math.prod(batch)
-    if flow is None:
-        return [None] * count
-    vectors = flow.flow if isinstance(flow, Flow) else flow
-    expected = (*batch, shape[-4] - 1, 2, *shape[-2:])
-    if tuple(vectors.shape) != tuple(expected):
-        raise InputError(f"flow must be {tuple(expected)} for this video, got {tuple(vectors.shape)}")
-    if isinstance(flow, Flow):
-        weight = flow.weight.reshape(count, *flow.weight.shape[len(batch) :])
-        return [Flow(f, w) for f, w in zip(vectors.reshape(count, *expected[len(batch) :]), weight, strict=True)]
-    return list(vectors.reshape(count, *expected[len(batch) :]))
-
-
-def _shrunk(frame: Float[Tensor, "3 H W"], height: int, width: int) -> Float[Tensor, "3 h w"]:
-    return torch.nn.functional.interpolate(
-        frame[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
-    )[0]
 
 
 def _with_progress(frames: Iterator[Tensor], total: int | None) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ from jidm.motion.flow.dis import DisFlow
 from jidm.motion.flow.precomputed import PrecomputedFlow, read_flow
 from jidm.motion.flow.raft import RaftFlow
 from jidm.motion.flow.tracks import SparseFlow, TrackFlow
+from jidm.motion.flow.video_flow import VideoFlow, split_flow
 
 __all__ = [
     "CallableFlow",
@@ -25,10 +26,12 @@ __all__ = [
     "SparseFlow",
     "TimedFlow",
     "TrackFlow",
+    "VideoFlow",
     "as_flow_estimator",
     "both_ways",
     "flow_between",
     "forward_backward_weight",
     "read_flow",
     "resize_flow",
+    "split_flow",
 ]
