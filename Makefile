@@ -55,6 +55,7 @@ format: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	@for script in benchmarks/*.py; do MYPYPATH=tests $(BIN)/mypy $$script || exit 1; done
 
 bench: $(VENV)/.dev
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from aloha import aloha_embodiment
+from aloha_scene import aloha_embodiment
 
 from jidm import Camera, JacobianIDM, read_video
+from jidm.field.analytic import AnalyticField
 from jidm.solve.track import TrackOptions
 
 EPISODES = ("transfer_cube_scripted", "insertion_human")
@@ -135,12 +136,14 @@ def show_frames(idm: JacobianIDM, video, position: np.ndarray, path: Path) -> No
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    estimator, field = idm.flow, idm.field
+    assert estimator is not None and isinstance(field, AnalyticField)
     shown = [t for t in (0, 100, 200) if t + 2 < len(position)]
     figure, axes = plt.subplots(len(shown), 3, figsize=(15, 3.8 * len(shown)), layout="constrained", squeeze=False)
     for row, t in zip(axes, shown, strict=True):
         frames = video.pixels[[t, t + 2]].float() / 255
-        flow = idm.flow(frames[0], frames[1]).flow
-        pose = idm.field.at(torch.from_numpy(position[t]).double())
+        flow = estimator(frames[0], frames[1]).flow
+        pose = field.at(torch.from_numpy(position[t]).double())
         surface = pose.surface()
         seen = surface.visible
         moved = pose.surface(torch.from_numpy(position[t + 2] - position[t]).double()).points - surface.points

@@ -28,9 +28,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from jidm import JacobianIDM
+from jidm import JacobianIDM, JointMotion
 from jidm.cli.text import columns
 from jidm.data import open_dataset
 from jidm.files import whole_file
@@ -373,12 +374,12 @@ def musts(document: dict[str, Any]) -> list[dict[str, Any]]:
         if label.startswith(OURS) and label != OURS:
             must(f"action MSE of {label} over that of direct on all", ratio("action_mse", "direct", label), high=1.0)
     if document["recording"]:
-        ours = middle(document, OURS, "correlation_mean")
-        must("correlation, joints that move", ours, low=0.8)
+        correlation = middle(document, OURS, "correlation_mean")
+        must("correlation, joints that move", correlation, low=0.8)
         for rival in document["models"]:
             theirs = middle(document, rival, "correlation_mean")
-            if rival in KINDS and rival != OURS and ours is not None and theirs is not None:
-                must(f"correlation above that of {rival}", ours - theirs, low=0.0)
+            if rival in KINDS and rival != OURS and correlation is not None and theirs is not None:
+                must(f"correlation above that of {rival}", correlation - theirs, low=0.0)
                 must(f"NVE where they move over that of {rival}", ratio("nve_moving", rival), high=1.0)
     for condition, models in document.get("conditions", {}).items():
         rows += [rise(condition + f", {x}" * (x != OURS), models[x]) for x in (OURS, READ, TRACKED) if x in models]
@@ -443,18 +444,19 @@ def draw(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
     """The learned fields of one held-out episode, and every model's curves."""
     first = data["protocol"].episodes or tuple(open_dataset(data["held_out"]).episode_indices)
     held_out = HeldOut(open_dataset(data["held_out"]), replace(data["protocol"], episodes=first[:1]))
-    motions, truth, names = {}, None, ()
+    motions: dict[str, JointMotion] = {}
+    truth: np.ndarray | None = None
     for kind in (k for k in args.kinds if k != TRACKED):
         model = str(result_folder(work, kind, args.seeds[0], 1.0) / "model")
         evaluation = evaluate(decoder(args, kind, model), held_out, name=kind)
         for episode in evaluation.episodes:
-            motions[kind], truth, names = episode.motion, episode.q.numpy(), evaluation.joint_names
+            motions[kind], truth = episode.motion, episode.q.numpy()
             if (look := episode.liveliest) is not None:
                 write_field_sheet(
-                    work / f"field_{kind}.png", look.image, look.seen, names, exact=look.jacobian, exact_mask=look.mask,
+                    work / f"field_{kind}.png", look.image, look.seen, evaluation.joint_names, exact=look.jacobian, exact_mask=look.mask,
                     exact_flow=look.flow, title=f"{kind}, episode {episode.index}, frame {look.frame}",
                 )  # fmt: skip
-    if motions:
+    if truth is not None:
         judged = data["protocol"].joints
         plot_decoded(work / "curves.png", motions, truth, joints=judged, title=f"episode {first[0]}")
 

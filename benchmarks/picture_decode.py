@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from jidm import Embodiment, JacobianIDM, Kinematics
+from jidm.field.analytic import AnalyticField
 from jidm.sim import Look, World, smooth_motion
 from jidm.solve.track import TrackOptions
 
@@ -86,12 +87,13 @@ def ratio(error: np.ndarray, truth: np.ndarray) -> float:
 
 def geometry_error(idm: JacobianIDM, position: np.ndarray, q: np.ndarray) -> tuple[float, float]:
     """Mean end-effector error [mm] and mean re-projection error of the surface [px] over the tracked video."""
-    robot = idm.embodiment
+    robot, field = idm.embodiment, idm.field
+    assert robot is not None and isinstance(field, AnalyticField)
     kinematics = Kinematics.from_embodiment(robot)
     tips = [robot.model.link_index(name) for name in robot.tip_links]
     both = torch.from_numpy(np.stack([position.astype(np.float64), q]))
     poses = kinematics.link_poses(both)[..., tips, :3, 3]
-    surface = [idm.field.at(x).surface() for x in both]
+    surface = [field.at(x).surface() for x in both]
     seen = surface[1].visible
     px = (surface[0].points - surface[1].points).norm(dim=-1)[seen].mean()
     return float((poses[0] - poses[1]).norm(dim=-1).mean() * 1000), float(px)

@@ -83,7 +83,7 @@ def field_and_solve(runs: int) -> dict[str, object]:
         """The same dense field the usual way: distance and link of every pixel from a renderer, then J of each."""
         k = next(turn) % len(flows)
         world.pose(q[k])
-        _, depth, link = world._draw(camera)
+        _, depth, link, _ = world._draw(camera)
         ids = torch.from_numpy(link).long()
         v, u = (ids >= 0).nonzero().unbind(-1)
         z = torch.from_numpy(depth)[v, u]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from aloha import aloha_embodiment
+from aloha_scene import aloha_embodiment
 from conftest import material
 
 from jidm.errors import EmbodimentError, UrdfError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from aloha import aloha_embodiment
+from aloha_scene import aloha_embodiment
 from conftest import material
 
 from jidm import Camera, JacobianIDM, read_video
