@@ -66,7 +66,7 @@ def picture(shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
 def test_gradient_and_curvature_are_those_of_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """With weights held, the quadratic's vector is minus the gradient of half the weighted squared error."""
     weight = torch.rand(400, generator=torch.Generator().manual_seed(1)).double()
-    monkeypatch.setattr(photometric, "_tukey", lambda residual, inside: weight)
+    monkeypatch.setattr(photometric, "tukey_weight", lambda *_: weight)
     pose = sheet()
     reference = Appearance.of(pose, BrightnessPyramid.of(picture()))
     pyramid = BrightnessPyramid.of(picture((1.2, -0.7)))

@@ -8,12 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from rendered import FPS, Clip, clip
+from rendered import FPS, HEIGHT, WIDTH, Clip, clip
 
-from jidm import AnalyticField
+from jidm import AnalyticField, Embodiment
 from jidm.motion.flow import DisFlow, Flow
 from jidm.motion.pyramid import BrightnessPyramid
+from jidm.sim import Look, World
 from jidm.solve.align import Alignment, AlignOptions, align
+from jidm.solve.outline import OutlineTerm
 from jidm.solve.photometric import Appearance
 from jidm.solve.relinearise import solve_step
 from jidm.solve.track import JointLimits, PoseTracker, TrackOptions
@@ -209,6 +211,28 @@ def test_a_joint_goes_on_as_it_moved_and_one_that_rests_is_expected_to_rest(
     torch.testing.assert_close(expected, before + math.exp(-dt / made.options.persistence) * step)
     assert float(spread[0]) > 1.5 * float(spread[1])  # it moved, the others did not
     assert float(spread[1]) < 0.9 * float(priors[0][1][1])  # and are known better than at first
+
+
+@pytest.mark.parametrize(("name", "size"), [("planar_finger_3", 0.2), ("planar_finger_5", 0.1)])
+def test_one_link_that_moves_alone_is_followed(name: str, size: float) -> None:
+    """Everything else fits perfectly, and on that scale all of the moving link's points are outliers."""
+    robot = Embodiment.load(name)
+    camera = robot.camera().resized(WIDTH, HEIGHT)
+    q = np.stack([robot.home, robot.home])
+    q[1, -1] += size
+    with World(robot, seed=0, look=Look.plain()) as world:
+        rgb = torch.from_numpy(world.render_video(q, camera).rgb)
+    before, after = (BrightnessPyramid.of(frame) for frame in rgb.movedim(-1, 1).double() / 255)
+    first, truth = torch.from_numpy(q)
+    field = AnalyticField(robot, camera, points=1500, occluders=10000, contour_points=5000)
+    pose, outline = field.at(first), OutlineTerm(field)
+    outline.remember(pose, before, known_pose=True)
+    rests = (first, torch.full_like(first, 0.05))
+    got = align(
+        after, [Appearance.of(pose, before)], [first], outline=outline, bounds=(first - 1, first + 1), prior=rests,
+        options=AlignOptions(),
+    )  # fmt: skip
+    assert float((got.q - truth).abs().max()) < 0.01
 
 
 def test_a_start_that_is_right_is_not_lost_on_blurred_levels(

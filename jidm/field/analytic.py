@@ -138,7 +138,7 @@ class AnalyticField:
         across = torch.stack([-along[:, 1], along[:, 0]], dim=-1)
         jacobian = self._image_jacobian(camera, poses, p_base, edges.link)
         return ContourJacobian(
-            index, camera.project_camera(p_camera), across, torch.einsum("ka,kan->kn", across, jacobian)
+            index, camera.project_camera(p_camera), across, torch.einsum("ka,kan->kn", across, jacobian), edges.link
         )
 
     @property
@@ -201,7 +201,7 @@ class AnalyticPose:
         uv, _ = field.camera.project(p_base)
         jacobian = field._image_jacobian(field.camera, poses, p_base, skin.link)
         normals = torch.einsum("...pij,pj->...pi", poses[..., skin.link, :3, :3], skin.normal_link)
-        return SurfaceJacobian(uv, jacobian, self.visible, normals)
+        return SurfaceJacobian(uv, jacobian, self.visible, normals, skin.link)
 
     def keep(self, index: Int[Tensor, " K"]) -> AnalyticPose:
         """The same pose with only the points `index`."""

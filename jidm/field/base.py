@@ -22,12 +22,14 @@ class SurfaceJacobian:
         jacobian: (*batch, N, 2, n) motion of each point per unit of each joint [px/rad or px/m].
         visible: (*batch, N) whether the camera sees the point; the rest of its row is still exact.
         normals: (*batch, N, 3) outward normals in the base frame, None where the field knows no geometry.
+        part: (N,) number of the rigid part that each point rides on, None where the field knows none.
     """
 
     points: Float[Tensor, "*batch N 2"]
     jacobian: Float[Tensor, "*batch N 2 n"]
     visible: Bool[Tensor, "*batch N"]
     normals: Float[Tensor, "*batch N 3"] | None = None
+    part: Int[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,14 @@ class ContourJacobian:
         points: (K, 2) pixel positions (u, v).
         normals: (K, 2) unit direction across the line in the picture.
         jacobian: (K, n) motion of each point across its line per unit of each joint [px/rad or px/m].
+        part: (K,) number of the rigid part that each point rides on, None where the field knows none.
     """
 
     index: Int[Tensor, " K"]
     points: Float[Tensor, "K 2"]
     normals: Float[Tensor, "K 2"]
     jacobian: Float[Tensor, "K n"]
+    part: Int[Tensor, " K"] | None = None
 
 
 @runtime_checkable

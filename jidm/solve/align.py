@@ -42,6 +42,8 @@ class AlignOptions:
         silhouette_gain: only a pose that costs less by so much is followed there: what the robot holds belongs to what is
             seen in front of the background, and must not drag a pose along that is right.
         iterations: Gauss-Newton steps a level at most.
+        easing: share of `tukey_weight`'s excuse that is left from one iteration to the next. A rigid part that is off as
+            a whole is followed at first, and dropped in the end if it still is: then something hides it.
         outline_weight: of the outlines against brightness.
         correlated_points: neighbouring points that share one error; puts the prior on the data's scale.
         correlated_lines: likewise, neighbouring points of outlines, which lie further apart.
@@ -59,6 +61,7 @@ class AlignOptions:
     damping: float = 0.1
     damping_decay: float = 0.3
     iterations: int = 6
+    easing: float = 0.8
     outline_weight: float = 10.0
     correlated_points: float = 30.0
     correlated_lines: float = 8.0
@@ -136,8 +139,9 @@ class _Problem:
         """Brightness alone, from coarse to fine."""
         damping = self.options.damping
         for level in levels:
-            for _ in range(self.options.iterations):
-                q, step = self._step(q, [term.quadratic(q, level) for term in terms], damping, _COARSE_TRUST)
+            for k in range(self.options.iterations):
+                excused = self.options.easing**k
+                q, step = self._step(q, [term.quadratic(q, level, excused) for term in terms], damping, _COARSE_TRUST)
                 for term in terms:
                     term.moved(step)
                 if float(step.abs().max()) < 3e-4:
@@ -179,13 +183,14 @@ class _Problem:
             if level >= len(self.pyramid):
                 continue
             index = None if outline is None else outline.field.visible_contour(q)
-            for _ in range(self.options.iterations):
+            for k in range(self.options.iterations):
+                excused = self.options.easing**k
                 # References share their errors with this frame: together they count as the root of their number.
                 share = len(terms) ** -0.5
-                parts = [_scaled(term.quadratic(q, level), share) for term in terms]
+                parts = [_scaled(term.quadratic(q, level, excused), share) for term in terms]
                 relative = self._information(parts)
                 if outline is not None and index is not None:
-                    lines = outline.quadratic(q, self.pyramid, index, reach)
+                    lines = outline.quadratic(q, self.pyramid, index, reach, excused)
                     if lines is not None:
                         # The weight is a preference, not knowledge: information counts the lines once.
                         absolute = lines.matrix / self.options.correlated_lines

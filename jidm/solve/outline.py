@@ -18,13 +18,13 @@ from jidm.field.base import ContourField, ContourJacobian, FieldAtPose
 from jidm.motion.pyramid import BrightnessPyramid
 from jidm.solve.background import Background
 from jidm.solve.photometric import Quadratic
+from jidm.solve.robust import tukey_weight
 
 _STEP = 0.5  # [px] between samples along the normal
 _PIXEL = 2  # samples a pixel
 _MIN_STRENGTH = 0.012  # brightness per px; a fainter edge is noise
 _FOCUS = 0.6  # nearer edges win: weight exp(-(distance / (focus * reach))^2 / 2)
 _MIN_SCALE = 0.05  # [px]
-_MAD = 1.4826
 _ENOUGH = 20  # points; fewer are no measurement
 
 
@@ -104,9 +104,17 @@ class OutlineTerm:
         self._strength[index] += followed * (strength - self._strength[index])
 
     def quadratic(
-        self, q: Float[Tensor, " n"], pyramid: BrightnessPyramid, index: Int[Tensor, " K"], reach: float
+        self,
+        q: Float[Tensor, " n"],
+        pyramid: BrightnessPyramid,
+        index: Int[Tensor, " K"],
+        reach: float,
+        excused: float = 1.0,
     ) -> Quadratic | None:
-        """Point-to-line model at pose q over the contour points `index`; None where too few find an edge."""
+        """Point-to-line model at pose q over the contour points `index`; None where too few find an edge.
+
+        `excused` as of `tukey_weight`.
+        """
         contour = self.field.contour(q, index)
         match = match_edges(contour, pyramid, reach, self.background)
         offset, strength = (x[index.cpu()].to(q) for x in (self._offset, self._strength))
@@ -117,8 +125,7 @@ class OutlineTerm:
         use = match.found & (alike | ~known)
         if int(use.sum()) < _ENOUGH:
             return None
-        scale = _MIN_SCALE + _MAD * residual[use].abs().median()
-        weight = use * (1 - (residual / (4.685 * scale)) ** 2).clamp(min=0) ** 2 / scale**2
+        weight = use * tukey_weight(residual, use, _MIN_SCALE, contour.part, excused)
         weight = weight * torch.where(known, 1.0, self._unknown_weight)
         weighted = contour.jacobian * weight[:, None]
         return Quadratic(weighted.T @ contour.jacobian, weighted.T @ residual, float(use.sum()))

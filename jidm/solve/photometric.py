@@ -15,9 +15,8 @@ from torch import Tensor
 
 from jidm.field.base import FieldAtPose
 from jidm.motion.pyramid import BrightnessPyramid
+from jidm.solve.robust import tukey_weight
 
-_MAD = 1.4826
-_TUKEY = 4.685
 _NOISE = 0.002  # brightness; half a grey level of 8 bits: no residual scale is finer
 _FLICKER = 0.1  # brightness by which exposure may change between frames
 _LIGHT_PRIOR = 1e-3  # share of the points' weight that pulls the light towards none
@@ -89,8 +88,8 @@ class BrightnessTerm:
         self._light: Tensor | None = None
         self._light_after: tuple[Tensor, Tensor] | None = None
 
-    def quadratic(self, q: Float[Tensor, " n"], level: int) -> Quadratic:
-        """Gauss-Newton model at pose q on one blur level, robust (Tukey on the MAD), light eliminated."""
+    def quadratic(self, q: Float[Tensor, " n"], level: int, excused: float = 1.0) -> Quadratic:
+        """Gauss-Newton model at pose q on one blur level, light eliminated, robust (`excused` as of `tukey_weight`)."""
         reference = self.reference
         surface = reference.pose.surface(q - reference.pose.q)
         brightness, gradient = self.pyramid.sample(level, surface.points)
@@ -99,12 +98,12 @@ class BrightnessTerm:
             # The mean of both pictures' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
             gradient = (gradient + reference.gradient[level]) / 2
         row = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
-        inside = self.pyramid.inside(surface.points).to(q)
+        inside = self.pyramid.inside(surface.points)
         turned = None
         if reference.normals is not None and surface.normals is not None:
             turned = surface.normals - reference.normals
         left = residual if turned is None or self._light is None else residual - turned @ self._light
-        weight = inside * _tukey(left, inside) if len(left) else inside
+        weight = inside * tukey_weight(left, inside, _NOISE, surface.part, excused)
         if turned is None:
             weighted = row * weight[:, None]
             return Quadratic(weighted.T @ row, -(weighted.T @ residual), float(inside.sum()))
@@ -140,10 +139,3 @@ class BrightnessTerm:
         slope, offset = solved[:, :n], solved[:, n]
         self._light_after = slope, offset
         return Quadratic(A[:n, :n] - A[:n, n:] @ slope, b[:n] - A[:n, n:] @ offset, count)
-
-
-def _tukey(residual: Tensor, inside: Tensor) -> Tensor:
-    """Tukey's biweight over the residual's own scale, divided by its variance."""
-    known = residual[inside > 0]
-    scale = _NOISE + (_MAD * known.abs().median() if len(known) else 0.0)
-    return (1 - (residual / (_TUKEY * scale)) ** 2).clamp(min=0) ** 2 / scale**2
