@@ -137,18 +137,16 @@ class _Problem:
 
     def descend(self, terms: Sequence[BrightnessTerm], q: Tensor, levels: Sequence[int]) -> Tensor:
         """Brightness alone, from coarse to fine."""
-        blur = self.options.damping
+        damping = self.options.damping
         for level in levels:
             for k in range(self.options.iterations):
                 excused = self.options.easing**k
-                q, step = self._step(
-                    q, [term.quadratic(q, level, excused) for term in terms], blur=blur, trust=_COARSE_TRUST
-                )
+                q, step = self._step(q, [term.quadratic(q, level, excused) for term in terms], damping, _COARSE_TRUST)
                 for term in terms:
                     term.moved(step)
                 if float(step.abs().max()) < 3e-4:
                     break
-            blur *= self.options.damping_decay
+            damping *= self.options.damping_decay
         return q
 
     def within_silhouette(self, silhouette: SilhouetteTerm, term: BrightnessTerm, q: Tensor, sharp: int) -> Tensor:
@@ -208,22 +206,15 @@ class _Problem:
         total = sum((p.matrix for p in parts), torch.zeros_like(parts[0].matrix))
         return total / self.options.correlated_points
 
-    def _step(
-        self, q: Tensor, parts: Sequence[Quadratic], *, damping: float = 0.0, blur: float = 0.0, trust: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """One damped, bounded Gauss-Newton step; returns the new pose and the step.
-
-        `damping` is relative to what is known of each joint (Marquardt 1963), so that a small hand turns as readily as the
-        whole arm; `blur` to the mean over joints, so that those little is known of wait.
-        """
+    def _step(self, q: Tensor, parts: Sequence[Quadratic], damping: float, trust: float = 1.0) -> tuple[Tensor, Tensor]:
+        """One damped, bounded Gauss-Newton step; returns the new pose and the step."""
         matrix = self._information(parts)
         vector = sum((p.vector for p in parts), torch.zeros_like(q)) / self.options.correlated_points
         # Student's t rather than a Gaussian: a robot that really jumps is believed after a few standard deviations.
         surprise = (self.expected - q) / self.expected_std
         stiffness = self.expected_std**-2 / (1 + (surprise / 2) ** 2) * trust
         vector = vector + stiffness * (self.expected - q)
-        known = matrix.diagonal()
-        damped = matrix + torch.diag(stiffness + damping * known + blur * known.mean())
+        damped = matrix + torch.diag(stiffness) + damping * matrix.diagonal().mean() * torch.eye(len(q)).to(q)
         lower = torch.maximum(self.bounds[0] - q, torch.full_like(q, -self.options.max_step))
         upper = torch.minimum(self.bounds[1] - q, torch.full_like(q, self.options.max_step))
         step, _ = bounded_solve(damped.double(), vector.double(), lower.double(), torch.maximum(lower, upper).double())
