@@ -13,6 +13,7 @@ from jidm.solve.least_squares import bounded_solve
 from jidm.solve.outline import OutlineTerm
 
 _REACH = 8.0  # [px] before those of the options: a reading is off by more than a step is
+_ITERATIONS = 4  # a reach
 
 
 def first_pose(
@@ -38,7 +39,7 @@ def first_pose(
     q, information = reading.mean, known
     for reach in (_REACH, *options.reaches):
         index = outline.field.visible_contour(q)
-        for _ in range(options.iterations):
+        for _ in range(_ITERATIONS):
             # A reading is off a little everywhere; a part that is off by more is more often misled than left behind.
             lines = outline.quadratic(q, pyramid, index, reach, excused=0.0)
             if lines is None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.solve.bounded import bounded_solve
+from jidm.solve.robust import TUKEY
 from jidm.solve.rows import Layout, as_rows
 
 # Numbers a pass: small enough that its copies stay in the processor's cache (J is then read from memory once).
@@ -28,8 +29,7 @@ _BLOCK = 2**19
 # The residual scale (a median) is taken over all pixels that have weight, or over at least this many of them.
 _MEDIAN_SAMPLES = 4096
 _RAYLEIGH_MEDIAN = 1.17741  # median length of a 2-vector with unit normal components
-_TUKEY = 4.685  # 95 % efficiency at the normal distribution (Huber 1981)
-_CAUCHY = 2.385  # likewise
+_CAUCHY = 2.385  # 95 % efficiency at the normal distribution, as TUKEY
 # Re-weighting shortens residuals. At normal noise a weighted residual variance times this is the variance to multiply
 # inv(J'WJ) with: (E[w^2 t^2] / E[w + w' t / 2]^2) E[w]^2 / E[w t^2] for a Rayleigh distributed length t.
 _VARIANCE_FACTOR = {"tukey": 1.0935, "cauchy": 1.0209}
@@ -386,7 +386,7 @@ def _robust_weight(
     # Below a thousandth of a pixel every residual is as good as zero.
     t = r / scale.clamp(min=1e-3)
     if kind == "tukey":
-        return (1 - (t / _TUKEY) ** 2).clamp(min=0) ** 2
+        return (1 - (t / TUKEY) ** 2).clamp(min=0) ** 2
     return 1 / (1 + (t / _CAUCHY) ** 2)
 
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_MAD = 1.4826
-_TUKEY = 4.685
+MAD = 1.4826  # times the median absolute deviation: the standard deviation of a normal distribution
+TUKEY = 4.685  # 95 % efficiency at the normal distribution (Huber 1981)
 _FEWEST = 8  # points of a part; fewer tell no scale of their own
 
 
@@ -34,14 +34,14 @@ def tukey_weight(
     if not len(residual):
         return residual
     scale = _scales(residual.abs(), used, floor, part, excused)
-    return (1 - (residual / (_TUKEY * scale)) ** 2).clamp(min=0) ** 2 / scale**2
+    return (1 - (residual / (TUKEY * scale)) ** 2).clamp(min=0) ** 2 / scale**2
 
 
 def _scales(
     size: Float[Tensor, " N"], used: Bool[Tensor, " N"], floor: float, part: Int[Tensor, " N"] | None, excused: float
 ) -> Tensor:
     known = size[used]
-    overall = floor + _MAD * (known.median() if len(known) else size.new_zeros(()))
+    overall = floor + MAD * (known.median() if len(known) else size.new_zeros(()))
     if part is None:
         return overall
     # Each part's median at once: sorted by size, then by part, its middle one is known by counting.
@@ -50,5 +50,5 @@ def _scales(
     total = torch.bincount(part)
     count = torch.bincount(part, weights=used.to(size)).long()
     middle = (total.cumsum(0) - total + (count - 1).clamp(min=0) // 2).clamp(max=len(size) - 1)
-    own = floor + _MAD * size[order[middle]]
+    own = floor + MAD * size[order[middle]]
     return torch.where(count >= _FEWEST, torch.maximum(overall, excused * own), overall)[part]

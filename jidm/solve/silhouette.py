@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from jidm.field.base import FieldAtPose, JacobianField
 from jidm.motion.pyramid import sampled
 from jidm.solve.photometric import Quadratic
+from jidm.solve.robust import MAD
 
 _CELLS = 150  # of the robot's mask, along the longer side of the picture
 _POINTS = 600  # of the rim at most
@@ -24,7 +25,6 @@ _ENOUGH = 20  # points; fewer are no measurement
 _CLEAR = 0.35  # mean evidence, robot on one side and background on the other, below which a point says nothing
 _CERTAIN = 1.0  # [px] to which an end is found
 _NEARER = 0.01  # of evidence by which an end at the full reach must be clearer than one close by
-_MAD = 1.4826
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class SilhouetteTerm:
         if int(used.sum()) < _ENOUGH:
             return None
         # Cauchy's weight: far ends pull, but a few of them do not outvote the others.
-        scale = _CERTAIN + _MAD * offset[used].abs().median()
+        scale = _CERTAIN + MAD * offset[used].abs().median()
         weight = weight / (1 + (offset / (2 * scale)) ** 2) / scale**2
         weighted = jacobian * weight[:, None]
         return Quadratic(weighted.T @ jacobian, weighted.T @ offset, float(used.sum()))
