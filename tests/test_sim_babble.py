@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,35 @@ def test_kills_leave_whole_episodes_and_the_end_is_the_same(tmp_path: Path):
     babble(config, tmp_path / "whole")
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
     assert check_dataset(tmp_path / "killed") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc, which is not there")
+def test_workers_end_with_their_parent(tmp_path: Path):
+    parent = multiprocessing.get_context("spawn").Process(
+        target=babble, args=(replace(SMALL, episodes=100_000), tmp_path), kwargs={"workers": 2}
+    )
+    parent.start()
+    until(lambda: any((tmp_path / "data").rglob("*.parquet")))
+    workers = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    os.kill(parent.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    parent.join()
+    until(lambda: not any(runs(worker) for worker in workers))
+
+
+def runs(process: str) -> bool:
+    """Whether there is such a process, and not only its entry, which whoever adopted it has yet to read."""
+    try:
+        return ") Z " not in Path("/proc", process, "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"nothing after {seconds} s"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -295,7 +295,24 @@ class _Worker:
 
 
 def _begin(config: BabbleConfig, out: str) -> None:
+    _end_with_the_parent()
     _AT_WORK.append(_Worker(config, out))
+
+
+def _end_with_the_parent() -> None:
+    """A process whose parent was killed would wait for work for ever, the simulator in its memory."""
+    import multiprocessing
+    import os
+    import threading
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)  # an episode that is half written is no episode: whoever goes on writes it anew
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _record(index: int) -> int:
