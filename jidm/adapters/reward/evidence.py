@@ -1,0 +1,158 @@
+"""What a video shows beside what its decoded motion predicts, frame by frame: the ground every term stands on.
+
+The field at the decoded pose says where the robot is and where each step carries it. What the pictures show besides is
+read off against that: robot where there should be none, background where the robot should be, brightness that did not go
+where the step leads, a background that changes. The camera is taken to stand still.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from jidm.field.base import JacobianField
+from jidm.solve.brightness import carry_back, gradients, path
+
+_GRID = 96
+"""Cells along the picture's longer side on which all is compared: fine enough for a gripper, and quick."""
+
+_MARGIN = 0.03  # of the grid's longer side, by which the robot may be off
+_ROBOT = 0.5
+_FREE_FRAMES = 3  # a cell's background is known once it was free so often
+_CHANGED, _SAME = 0.08, 0.04  # colour difference from the background, beyond its own noise, that is something else; that is it
+_GRAIN = 0.02  # brightness by which a cell differs from itself a frame later
+_FASTEST = 4.0  # [cells] a difference in brightness is never taken for more motion than this
+_MOVES = 0.02  # of what moves a cell most: less does not count as moving it
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Of one video: T frames, T - 1 steps, n joints. Shares are of the robot's size in the picture.
+
+    Attributes:
+        motion: (T-1,) how far the step moves the robot [cells rms].
+        unexplained: (T-1,) motion that brightness asks for beyond the step [cells rms].
+        outside: (T,) share of something that is not background where the robot is not.
+        gone: (T,) share of background where the robot is.
+        known: (T,) share of the robot before which the background is known.
+        behind: (T-1,) mean change of colour where the robot is not.
+        size: (T,) cells that show the robot.
+        unexplained_by, outside_by, gone_by: the same shared out among the joints (T-1 or T, n): to the last joint of the
+            chain that moves the place, or of the nearest place of the robot.
+    """
+
+    motion: Float[Tensor, " S"]
+    unexplained: Float[Tensor, " S"]
+    outside: Float[Tensor, " T"]
+    gone: Float[Tensor, " T"]
+    known: Float[Tensor, " T"]
+    behind: Float[Tensor, " S"]
+    size: Float[Tensor, " T"]
+    unexplained_by: Float[Tensor, "S n"]
+    outside_by: Float[Tensor, "T n"]
+    gone_by: Float[Tensor, "T n"]
+
+
+def evidence(field: JacobianField, video: Float[Tensor, "T 3 H W"], q: Float[Tensor, "T n"]) -> Evidence:
+    """Compare a video with the motion decoded from it.
+
+    Args:
+        field: that the motion was decoded with.
+        video: RGB in [0, 1].
+        q: decoded positions [rad or m].
+    """
+    height, width = grid_of(*video.shape[-2:])
+    jacobian, mask = field.dense(q, height, width, video)
+    jacobian, mask = jacobian.to(video), mask.to(video)
+    small = F.interpolate(video, (height, width), mode="area")
+    robot = mask > _ROBOT
+    owner = _owner(jacobian, robot)
+    near = _grown(robot, max(1, round(_MARGIN * max(height, width))))
+    size = robot.flatten(1).sum(1).clamp(min=1).to(video)
+    n = q.shape[-1]
+
+    # Where brightness goes beyond the step.
+    step = q.diff(dim=0).to(video)
+    ahead = torch.einsum("tcnhw,tn->tchw", jacobian[:-1], step)
+    back = torch.einsum("tcnhw,tn->tchw", jacobian[1:], step)
+    flow = path(ahead, back, 1)
+    beyond = _beyond(small[:-1], carry_back(small[1:], flow)) * robot[:-1]
+    moved = ahead.square().sum(1) * robot[:-1]
+
+    # What is where, against the background.
+    plate, noise, known = _background(small, ~near)
+    off = (small - plate).abs().amax(1)
+    other = ((off > _CHANGED + 3 * noise) & known & ~near).to(video)
+    same = ((off < _SAME) & known & _shrunk(robot)).to(video)
+    change = (small[1:] - small[:-1]).abs().mean(1)
+    free = ~(near[1:] | near[:-1])
+
+    def rms(square: Tensor) -> Tensor:
+        return (square.flatten(1).sum(1) / size[:-1]).sqrt()
+
+    return Evidence(
+        motion=rms(moved), unexplained=rms(beyond), outside=other.flatten(1).sum(1) / size,
+        gone=same.flatten(1).sum(1) / size, known=(robot & known).flatten(1).sum(1) / size,
+        behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1), size=size,
+        unexplained_by=_shared(beyond, owner[:-1], n) / size[:-1, None], outside_by=_shared(other, _spread(owner), n) / size[:, None],
+        gone_by=_shared(same, owner, n) / size[:, None],
+    )  # fmt: skip
+
+
+def grid_of(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns on which pictures of that size are compared."""
+    scale = min(1.0, _GRID / max(height, width))
+    return max(2, round(height * scale)), max(2, round(width * scale))
+
+
+def _beyond(first: Float[Tensor, "S 3 h w"], carried: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
+    """Squared motion [cells^2] that the difference of two pictures asks for along brightness's slope."""
+    error = (carried - first).square().mean(1)
+    along_u, along_v = gradients((first + carried) / 2)
+    slope = (along_u.square() + along_v.square()).mean(1)
+    return ((error - _GRAIN**2).clamp(min=0) / (slope + _GRAIN**2)).clamp(max=_FASTEST**2)
+
+
+def _background(
+    small: Float[Tensor, "T 3 h w"], free: Tensor
+) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"], Tensor]:
+    """Median colour of each cell while it is free, its usual distance from that, and whether it was free often enough."""
+    nothing = torch.full_like(small, torch.nan)
+    seen = torch.where(free[:, None], small, nothing)
+    plate = seen.nanmedian(0).values
+    noise = (seen - plate).abs().nanmedian(0).values.mean(0)
+    return plate.nan_to_num(0), noise.nan_to_num(0), free.sum(0) >= _FREE_FRAMES
+
+
+def _owner(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> Int[Tensor, "T h w"]:
+    """The last joint that moves each cell of the robot; -1 elsewhere and where none does."""
+    size = jacobian.square().sum(1)
+    moves = (size > (_MOVES**2) * size.amax((1, 2, 3), keepdim=True)) & robot[:, None]
+    index = torch.arange(1, size.shape[1] + 1, device=size.device)[:, None, None]
+    return (moves * index).amax(1) - 1
+
+
+def _spread(owner: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:
+    """Owners carried on to the cells around the robot."""
+    out = owner
+    for _ in range(_GRID // 4):
+        near = F.max_pool2d(out[:, None].float(), 3, 1, 1)[:, 0].to(owner)
+        out = torch.where(out < 0, near, out)
+    return out
+
+
+def _shared(amount: Float[Tensor, "T h w"], owner: Int[Tensor, "T h w"], n: int) -> Float[Tensor, "T n"]:
+    flat = amount.new_zeros(len(amount), n + 1)
+    return flat.scatter_add_(1, (owner + 1).flatten(1).long(), amount.flatten(1))[:, 1:]
+
+
+def _grown(mask: Tensor, cells: int) -> Tensor:
+    return F.max_pool2d(mask[:, None].float(), 2 * cells + 1, 1, cells)[:, 0] > 0
+
+
+def _shrunk(mask: Tensor) -> Tensor:
+    return ~_grown(~mask, 1)
