@@ -120,6 +120,25 @@ def test_a_batch_is_its_items_one_by_one() -> None:
     assert seen[1:].coarse.shape == (2, 32, 8, 12)
 
 
+def test_it_serves_as_a_dense_field() -> None:
+    field = untrained(height=64, width=96)
+    image, q = pictures(20, width=96), torch.randn(20, 2)
+    jacobian, mask = field.dense(q, 32, 48, image)  # the network's own grid
+    seen = field.encode(image)
+    own, logit = field.jacobian(seen, q)
+    torch.testing.assert_close(jacobian, own / 2, rtol=1e-3, atol=1e-4)  # its cells are two pixels wide
+    torch.testing.assert_close(mask, logit.sigmoid(), rtol=1e-3, atol=1e-4)
+    coarse, _ = field.dense(q, 16, 24, image)
+    torch.testing.assert_close(coarse.mean((-2, -1)), jacobian.mean((-2, -1)) / 2, rtol=0.1, atol=0.02)
+    shaped, _ = field.dense(q.view(4, 5, 2), 32, 48, image.view(4, 5, 3, 64, 96))
+    assert torch.equal(shaped.flatten(0, 1), jacobian)
+    single, alone = field.dense(q[0], 32, 48, image[0])
+    assert single.shape == (2, 2, 32, 48) and alone.shape == (32, 48)
+    for wrong in (None, image[..., :32]):
+        with pytest.raises(InputError, match="64 x 96"):
+            field.dense(q, 32, 48, wrong)
+
+
 def flows_between(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     random = torch.Generator().manual_seed(seed)
     return [

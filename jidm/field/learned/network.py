@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jidm.errors import InputError
 from jidm.field.learned.backbone import make_encoder
@@ -17,6 +18,7 @@ from jidm.field.learned.config import COARSE, SIZES, LearnedFieldConfig
 from jidm.field.learned.guess import GuessHead
 from jidm.field.learned.matching import PairHead
 
+_AT_ONCE = 16  # pictures
 _KEYPOINTS = 32
 _SHARP = 1.5  # logarithm of how sharp keypoints begin
 _SPREAD_OUT = 4.0  # keypoints are found in the middle half of the picture at first; times this they vary about by one
@@ -184,6 +186,33 @@ class LearnedField(nn.Module):
         # The last level has few channels: it draws the links' borders into a field that the one before tells.
         field = (doubled(self.field_out(x)) + self.field_fine(fine)).unflatten(1, (2, self.config.n))
         return field * (_FLOW_UNIT / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
+
+    @torch.no_grad()
+    def dense(
+        self, q: Float[Tensor, "*batch n"], height: int, width: int, image: Float[Tensor, "*batch 3 H W"] | None = None
+    ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
+        """The field at joint positions q [rad or m] on a grid over the whole image [px of that grid per unit], and the
+        robot's mask in [0, 1].
+
+        Args:
+            image: RGB in [0, 1], of the size `config.picture`; see `Fit` for others.
+
+        Raises:
+            InputError: no image, or of another size.
+        """
+        if image is None or tuple(image.shape[-2:]) != self.config.picture:
+            told = "none" if image is None else "{} x {}".format(*image.shape[-2:])
+            raise InputError("this field reads pictures of {} x {} px, got {}".format(*self.config.picture, told))
+        batch, pieces = q.shape[:-1], []
+        flat = zip(image.reshape(-1, *image.shape[-3:]).split(_AT_ONCE), q.reshape(-1, q.shape[-1]).split(_AT_ONCE), strict=True)
+        for frames, poses in flat:
+            jacobian, mask = self.jacobian(self.encode(frames.to(self.q_std)), poses.to(self.q_std))
+            both = torch.cat([jacobian.flatten(1, 2), mask.sigmoid()[:, None]], 1)
+            pieces.append(F.interpolate(both, (height, width), mode="bilinear", align_corners=False))
+        both = torch.cat(pieces)
+        unit = both.new_tensor([width / self.config.width, height / self.config.height])[:, None, None, None]
+        jacobian = both[:, :-1].unflatten(1, (2, self.config.n)) * unit
+        return jacobian.reshape(*batch, *jacobian.shape[1:]), both[:, -1].reshape(*batch, height, width)
 
     def _coarse(self, seen: Encoded) -> Tensor:
         grid = self.grid16.expand(len(seen.sixteenth), -1, -1, -1)
