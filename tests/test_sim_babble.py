@@ -95,7 +95,7 @@ def killed_again_and_again(out: Path, times: int, config: BabbleConfig) -> int:
         process.start()
         time.sleep(float(rng.uniform(0.3, 1.5)))
         struck += process.is_alive()
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        process.kill()  # nothing where it has ended by itself
         process.join()
         whole = {p.name for p in (out / "data").rglob("*.parquet")} if (out / "data").is_dir() else set()
         assert whole >= there  # nothing finished is lost
@@ -146,7 +146,7 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path):
-    config = replace(SMALL, episodes=80)
+    config = replace(SMALL, episodes=200)  # more than fast machines finish between the kills
     assert killed_again_and_again(tmp_path / "killed", 20, config) >= 10
     babble(config, tmp_path / "killed")
     babble(config, tmp_path / "whole")
