@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,11 +120,13 @@ def test_workers_end_with_their_parent(tmp_path: Path):
         target=babble, args=(replace(SMALL, episodes=100_000), tmp_path), kwargs={"workers": 2}
     )
     parent.start()
-    until(lambda: any((tmp_path / "data").rglob("*.parquet")))
-    workers = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    try:
+        until(lambda: any((tmp_path / "data").rglob("*.parquet")))
+        workers = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    finally:
+        parent.kill()
+        parent.join()
     assert len(workers) >= 2
-    os.kill(parent.pid, signal.SIGKILL)  # type: ignore[arg-type]
-    parent.join()
     until(lambda: not any(runs(worker) for worker in workers))
 
 
