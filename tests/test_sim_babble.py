@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,7 +94,7 @@ def killed_again_and_again(out: Path, times: int, config: BabbleConfig) -> int:
         process.start()
         time.sleep(float(rng.uniform(0.3, 1.5)))
         struck += process.is_alive()
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        process.kill()  # nothing where it has ended by itself
         process.join()
         whole = {p.name for p in (out / "data").rglob("*.parquet")} if (out / "data").is_dir() else set()
         assert whole >= there  # nothing finished is lost
@@ -121,11 +120,13 @@ def test_workers_end_with_their_parent(tmp_path: Path):
         target=babble, args=(replace(SMALL, episodes=100_000), tmp_path), kwargs={"workers": 2}
     )
     parent.start()
-    until(lambda: any((tmp_path / "data").rglob("*.parquet")))
-    workers = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    try:
+        until(lambda: any((tmp_path / "data").rglob("*.parquet")))
+        workers = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    finally:
+        parent.kill()
+        parent.join()
     assert len(workers) >= 2
-    os.kill(parent.pid, signal.SIGKILL)  # type: ignore[arg-type]
-    parent.join()
     until(lambda: not any(runs(worker) for worker in workers))
 
 
@@ -146,7 +147,7 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path):
-    config = replace(SMALL, episodes=80)
+    config = replace(SMALL, episodes=200)  # more than fast machines finish between the kills
     assert killed_again_and_again(tmp_path / "killed", 20, config) >= 10
     babble(config, tmp_path / "killed")
     babble(config, tmp_path / "whole")

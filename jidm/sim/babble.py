@@ -7,6 +7,9 @@ not, write the same data set.
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -262,7 +265,6 @@ def _one_by_one(writer: DatasetWriter, stage: Stage, indices: list[int]) -> Iter
 
 
 def _by_processes(config: BabbleConfig, out: str | Path, indices: list[int], workers: int) -> Iterator[int]:
-    import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
@@ -301,10 +303,6 @@ def _begin(config: BabbleConfig, out: str) -> None:
 
 def _end_with_the_parent() -> None:
     """A process whose parent was killed would wait for work for ever, the simulator in its memory."""
-    import multiprocessing
-    import os
-    import threading
-
     parent = multiprocessing.parent_process()
     assert parent is not None
 
