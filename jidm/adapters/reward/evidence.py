@@ -26,12 +26,13 @@ _FREE_FRAMES = 3  # a cell's background is known once it was free so often
 _CHANGED, _SAME = 0.08, 0.04  # colour difference from the background, beyond its own noise, that is something else; that is it
 _GRAIN = 0.02  # brightness by which a cell differs from itself a frame later
 _FASTEST = 4.0  # [cells] a difference in brightness is never taken for more motion than this
+_LEAST_SIZE = 10.0  # [cells] a robot that is seen less of counts as so large
 _MOVES = 0.02  # of what moves a cell most: less does not count as moving it
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Of one video: T frames, T - 1 steps, n joints. Shares are of the robot's size in the picture.
+    """Of one video: T frames, T - 1 steps, n joints. Shares are of the robot's usual size in the picture.
 
     Attributes:
         motion: (T-1,) how far the step moves the robot [cells rms].
@@ -72,7 +73,8 @@ def evidence(field: JacobianField, video: Float[Tensor, "T 3 H W"], q: Float[Ten
     robot = mask > _ROBOT
     owner = _owner(jacobian, robot)
     near = _grown(robot, max(1, round(_MARGIN * max(height, width))))
-    size = robot.flatten(1).sum(1).clamp(min=1).to(video)
+    cells = robot.flatten(1).sum(1).to(video)
+    size = cells.median().clamp(min=_LEAST_SIZE)
     n = q.shape[-1]
 
     # Where brightness goes beyond the step.
@@ -92,14 +94,14 @@ def evidence(field: JacobianField, video: Float[Tensor, "T 3 H W"], q: Float[Ten
     free = ~(near[1:] | near[:-1])
 
     def rms(square: Tensor) -> Tensor:
-        return (square.flatten(1).sum(1) / size[:-1]).sqrt()
+        return (square.flatten(1).sum(1) / cells[:-1].clamp(min=_LEAST_SIZE)).sqrt()
 
     return Evidence(
         motion=rms(moved), unexplained=rms(beyond), outside=other.flatten(1).sum(1) / size,
         gone=same.flatten(1).sum(1) / size, known=(robot & known).flatten(1).sum(1) / size,
-        behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1), size=size,
-        unexplained_by=_shared(beyond, owner[:-1], n) / size[:-1, None], outside_by=_shared(other, _spread(owner), n) / size[:, None],
-        gone_by=_shared(same, owner, n) / size[:, None],
+        behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1), size=cells,
+        unexplained_by=_shared(beyond, owner[:-1], n) / size, outside_by=_shared(other, _spread(owner), n) / size,
+        gone_by=_shared(same, owner, n) / size,
     )  # fmt: skip
 
 

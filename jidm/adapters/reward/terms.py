@@ -1,4 +1,4 @@
-"""What can be wrong with a video of a robot, each on its own scale: frame by frame and joint by joint.
+"""What can be wrong with a video of a robot, each on its own scale: step by step and joint by joint.
 
 A term's raw values have its own unit; `Scale`, measured on good videos, turns what goes beyond them into a penalty in
 [0, 1).
@@ -11,16 +11,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.adapters.reward.evidence import Evidence
 from jidm.errors import InputError
-from jidm.joint_motion import JointMotion
 
-_WORST = 0.1  # share of the frames by which a video is judged: a jump is over in one frame, a robot that melts melts on
+_WORST = 0.1  # share of the steps by which a video is judged: a jump is over in one frame, a robot that melts melts on
 _LEAST_MOTION = 0.3  # [cells rms] added to the robot's motion before what is unexplained is divided by it
-_STILL = 0.1  # of the robot's usual motion: steps that are smaller are none
+_STILL = 0.1  # [cells rms] steps that move the robot less are none
+_LOST = 1.0  # what is unexplained, relative to the motion, of a step that could not be measured
+_FAR = 3.0  # distances from the usual to the 90th percentile at which .63 is taken off
+LEAST_VIDEOS = 5
+"""A scale needs so many."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """All that is read off one video: T frames, S = T - 1 steps, n joints.
+
+    Attributes:
+        q: (T, n) decoded positions [rad or m].
+        back: (T, n) the same decoded from the last frame to the first; None where no term asks for it.
+        valid: (S,) whether the step was measured.
+        dt: time between frames [s].
+        lower, upper: (n,) the joints' range, infinite where there is none [rad or m].
+        velocity: (n,) the joints' speed limits [rad/s or m/s].
+        seen: the pictures beside that motion.
+    """
+
+    q: Float[Tensor, "T n"]
+    back: Float[Tensor, "T n"] | None
+    valid: Bool[Tensor, " S"]
+    dt: float
+    lower: Float[Tensor, " n"]
+    upper: Float[Tensor, " n"]
+    velocity: Float[Tensor, " n"]
+    seen: Evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +55,8 @@ class Raw:
     """One term of one video.
 
     Attributes:
-        value: (T-1,) per step, larger is worse; finite.
-        by_joint: (T-1, n) the same shared out among the joints; None where no joint is to blame.
+        value: (S,) per step, larger is worse; finite.
+        by_joint: (S, n) not negative, the same shared out among the joints in some unit; None where no joint is to blame.
     """
 
     value: Float[Tensor, " S"]
@@ -38,8 +65,7 @@ class Raw:
     @property
     def worst(self) -> Float[Tensor, ""]:
         """Mean over the worst tenth of the steps."""
-        count = max(1, round(_WORST * len(self.value)))
-        return self.value.topk(count).values.mean()
+        return self.value.topk(max(1, round(_WORST * len(self.value)))).values.mean()
 
 
 @dataclass(frozen=True)
@@ -47,14 +73,23 @@ class Term:
     """A kind of failure.
 
     Attributes:
-        raw: reads it off a motion and the evidence around it; of the latter None where the decoder has no field.
+        raw: reads it off a video.
         weight: what it takes off the reward, in units of EVA's P0, when it is as bad as can be.
-        says: of a joint, a value and whatever it goes wrong by, in words; `{joint}` and `{value}` are filled in.
+        least: difference that is worth nothing, even where good videos differ by less; in the term's unit.
+        says: in words; `{joint}` and `{value}` are filled in.
     """
 
-    raw: Callable[[JointMotion, Evidence], Raw]
+    raw: Callable[[Reading], Raw]
     weight: float
+    least: float
     says: str
+
+    def reason(self, raw: Raw, step: int, joint_names: Sequence[str]) -> str:
+        """What is wrong with a step."""
+        values: dict[str, Any] = {"value": float(raw.value[step]), "joint": "the robot"}
+        if raw.by_joint is not None:
+            values["joint"] = joint_names[int(raw.by_joint[step].argmax())]
+        return f"frame {step + 1}: {self.says.format(**values)}"
 
 
 @dataclass(frozen=True)
@@ -69,67 +104,79 @@ class Scale:
     far: float
 
     @classmethod
-    def of(cls, worst: Sequence[float]) -> Scale:
-        """From good videos.
+    def of(cls, worst: Sequence[float], least: float) -> Scale:
+        """From good videos, never finer than `least`.
 
         Raises:
             InputError: there are fewer than 5.
         """
-        if len(worst) < 5:
-            raise InputError(f"a scale needs at least 5 good videos, got {len(worst)}")
+        if len(worst) < LEAST_VIDEOS:
+            raise InputError(f"a scale needs at least {LEAST_VIDEOS} good videos, got {len(worst)}")
         values = torch.tensor(worst, dtype=torch.float64)
         usual = float(values.median())
-        return cls(usual, max(float(values.quantile(0.9)) - usual, 0.05 * abs(usual), 1e-6))
+        return cls(usual, max(float(values.quantile(0.9)) - usual, least))
 
     def penalty(self, value: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """In [0, 1): 0 for what the better half of good videos has, .63 four times as far off as one in ten of them."""
-        return 1 - torch.exp(-((value - self.usual).clamp(min=0) / (4 * self.far)))
+        """In [0, 1): 0 for what the better half of good videos has, .1 for one in ten of them, .63 three times as far off."""
+        return 1 - torch.exp(-((value - self.usual).clamp(min=0) / (_FAR * self.far)).square())
 
 
-def residual(motion: JointMotion, seen: Evidence) -> Raw:
+def residual(video: Reading) -> Raw:
     """Motion of the robot that brightness asks for beyond the step, relative to its motion."""
+    seen = video.seen
     base = seen.motion + _LEAST_MOTION
-    return Raw(seen.unexplained / base, seen.unexplained_by / base[:, None].square())
+    share = seen.unexplained / base
+    return Raw(torch.where(video.valid, share, share.clamp(min=_LOST)), seen.unexplained_by)
 
 
-def shape(motion: JointMotion, seen: Evidence) -> Raw:
-    """Robot where the field says there is none, and background where it says there is robot."""
+def shape(video: Reading) -> Raw:
+    """Robot where the field says there is none, and background where it says there is robot; of its size."""
+    seen = video.seen
     return Raw((seen.outside + seen.gone)[1:], (seen.outside_by + seen.gone_by)[1:])
 
 
-def background(motion: JointMotion, seen: Evidence) -> Raw:
+def background(video: Reading) -> Raw:
     """Change of colour where no robot is."""
-    return Raw(seen.behind)
+    return Raw(video.seen.behind)
 
 
-def jump(motion: JointMotion, seen: Evidence) -> Raw:
-    """Change of velocity from step to step, in what the joints' velocity limits allow in a second; of the worst joint."""
-    change = motion.velocity.diff(dim=-2).abs()
-    change = torch.cat([torch.zeros_like(change[:1]), change])
-    usual = motion.velocity.abs().mean(-2).clamp(min=1e-3) + motion.velocity.abs().mean()
-    relative = change / usual
-    return Raw(relative.amax(-1), relative)
+def jump(video: Reading) -> Raw:
+    """Change of velocity from step to step, of the joints' speed limits; of the worst joint."""
+    velocity = video.q.diff(dim=0) / video.dt / video.velocity
+    change = velocity.diff(dim=0).abs()
+    change = torch.cat([torch.zeros_like(velocity[:1]), change])
+    return Raw(change.amax(-1), change)
 
 
-def still(motion: JointMotion, seen: Evidence) -> Raw:
-    """1 for a step that moves next to nothing, 0 for one that moves; of the whole video the share, for every step."""
-    size = seen.motion
-    rests = (size < _STILL).to(size)
-    return Raw(rests.mean().expand_as(size).clone())
+def limits(video: Reading) -> Raw:
+    """How far the worst joint is beyond its range [rad or m]."""
+    beyond = torch.maximum(video.q - video.upper, video.lower - video.q).clamp(min=0)[1:]
+    return Raw(beyond.amax(-1), beyond)
+
+
+def still(video: Reading) -> Raw:
+    """Share of the steps that move next to nothing; the same for every step."""
+    rests = (video.seen.motion < _STILL).to(video.seen.motion)
+    return Raw(rests.mean().expand_as(rests).clone())
+
+
+def consistency(video: Reading) -> Raw:
+    """How much another step is read off the video running backwards; in a frame, of the joints' speed limits."""
+    if video.back is None:
+        raise InputError("consistency needs the video decoded backwards")
+    apart = (video.q.diff(dim=0) - video.back.diff(dim=0)).abs() / video.dt / video.velocity
+    return Raw(apart.amax(-1), apart)
 
 
 TERMS: Mapping[str, Term] = {
-    "residual": Term(residual, 4.0, "{joint} moved by {value:.2f} of the robot's motion more than any joint explains"),
-    "shape": Term(shape, 4.0, "{joint} grew or vanished: {value:.0%} of the robot is not where its joints put it"),
-    "background": Term(background, 1.0, "the background changed by {value:.3f} of full brightness"),
-    "jump": Term(jump, 2.0, "{joint} changed its speed by {value:.1f} times its usual speed"),
-    "still": Term(still, 1.0, "the robot stands still in {value:.0%} of the steps"),
+    "residual": Term(residual, 4.0, 0.05, "{joint} shows {value:.2f} times the robot's motion that no joint explains"),
+    "shape": Term(shape, 4.0, 0.02, "{joint} grew or vanished: {value:.0%} of the robot is not where its joints put it"),
+    "jump": Term(jump, 2.0, 0.02, "{joint} changed its speed by {value:.2f} of its limit from frame to frame"),
+    "limits": Term(limits, 2.0, 0.02, "{joint} is {value:.2f} beyond its range"),
+    "still": Term(still, 2.0, 0.1, "the robot stands still in {value:.0%} of the steps"),
+    "consistency": Term(
+        consistency, 1.0, 0.02, "{joint} moves otherwise when the video runs backwards, by {value:.2f} of its limit"
+    ),
+    "background": Term(background, 1.0, 0.002, "the background changed by {value:.3f} of full brightness"),
 }
-"""Name -> kind of failure."""
-
-
-def said(term: Term, raw: Raw, step: int, joint_names: Sequence[str]) -> str:
-    """A step's failure in words."""
-    values: dict[str, Any] = {"value": float(raw.value[step])}
-    values["joint"] = "the robot" if raw.by_joint is None else joint_names[int(raw.by_joint[step].argmax())]
-    return f"frame {step + 1}: {term.says.format(**values)}"
+"""Name -> kind of failure. Weights were chosen by hand: what no joint explains counts most."""

@@ -1,0 +1,123 @@
+"""The reward as other people's training loops call it.
+
+Each of these takes a reward and returns the plain function that the other side expects. What is wrong with a call as a whole
+(other numbers of videos and prompts, no frame rate) is an error; what is wrong with one video is its own score of 0 alone,
+so that it spoils no group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jidm.adapters.reward.executability import ExecutabilityReward, Score
+from jidm.errors import InputError
+
+POSE = "q0"
+"""Key of metadata, or column of a data set, under which the first frame's joint positions are looked for."""
+
+
+def flow_grpo(
+    reward: ExecutabilityReward,
+    *,
+    fps: float,
+    layout: str = "BTCHW",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    detailed: bool = False,
+) -> Callable[..., Any]:
+    """A factory as flow_grpo keeps them in `multi_score`: `factory(device)` gives `fn(images, prompts, metadata)`.
+
+    EVA's fork hands over `(B, C, T, H, W)` in [-1, 1]: `layout="BCTHW", value_range=(-1, 1)`.
+
+    Args:
+        fps: frames a second of what the model makes.
+        layout, value_range: of its videos.
+        detailed: return a score by name, as `multi_score` itself does, with the reward under "avg".
+
+    Returns:
+        A plain function. What it returns gives `(scores, {})`: a list of B floats, or the lists by name. Metadata may
+        hold the first pose under "q0", in one dictionary for all or in one per video.
+    """
+
+    # flow_grpo reads the names of the factory's arguments off its code, and passes a device only to "device".
+    def factory(device: Any) -> Callable[..., Any]:
+        reward.to(device)
+
+        def scores(images: Any, prompts: Sequence[Any], metadata: Any = None, *_: Any, **__: Any) -> tuple[Any, dict[str, Any]]:
+            judged = _judged(reward, images, len(prompts), metadata, fps=fps, layout=layout, value_range=value_range)
+            return (_named(reward, judged) if detailed else [float(s.reward) for s in judged]), {}
+
+        return scores
+
+    return factory
+
+
+class VideoAlignFace:
+    """Stands where DanceGRPO keeps VideoAlign's inferencer: `reward(video_paths, prompts, ...)`.
+
+    Args:
+        executability: what judges.
+    """
+
+    def __init__(self, executability: ExecutabilityReward) -> None:
+        self._executability = executability
+
+    def reward(
+        self, video_paths: Sequence[str | Path], prompts: Sequence[Any], fps: float | None = None, **_: Any
+    ) -> list[dict[str, Any]]:
+        """One dictionary per video: the reward under "MQ" (quality of motion) and "Overall", the terms by their names.
+
+        "VQ" and "TA", the picture's quality and its likeness to the prompt, are not judged and always 0.
+        """
+        judged = _judged(self._executability, [str(path) for path in video_paths], len(prompts), None, fps=fps)
+        out = []
+        for score in judged:
+            told = {"VQ": 0.0, "MQ": float(score.reward), "TA": 0.0, "Overall": float(score.reward)}
+            out.append({**told, **(score.penalties or {}), "reasons": list(score.reasons), "problem": score.problem})
+        return out
+
+
+def trl(reward: ExecutabilityReward, *, fps: float | None = None, **how: Any) -> Callable[..., list[float | None]]:
+    """A function as TRL's trainers take them in `reward_funcs`: completions are videos, in any form that `judge` takes.
+
+    A column "q0" of the data set tells first poses. A video that cannot be judged gets None, which TRL leaves out.
+
+    Args:
+        fps: frames a second, where completions are no files.
+        how: further arguments of `ExecutabilityReward.judge`.
+    """
+
+    def executability(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        poses = {POSE: columns[POSE]} if POSE in columns else None
+        judged = _judged(reward, list(completions), len(prompts), poses, fps=fps, **how)
+        return [None if score.problem is not None else float(score.reward) for score in judged]
+
+    return executability
+
+
+def _judged(reward: ExecutabilityReward, videos: Any, prompts: int, metadata: Any, **how: Any) -> list[Score]:
+    if len(videos) != prompts:
+        raise InputError(f"{len(videos)} videos came with {prompts} prompts; one of each belongs together")
+    return list(reward.judge(videos, q0=_poses(metadata, prompts), **how)) if prompts else []
+
+
+def _poses(metadata: Any, count: int) -> Any:
+    """First poses of that many videos, where metadata tells them."""
+    if isinstance(metadata, Mapping):
+        return metadata.get(POSE)
+    if metadata is None or not len(metadata):
+        return None
+    if len(metadata) != count:
+        raise InputError(f"{len(metadata)} entries of metadata came with {count} videos; give one each, or none")
+    poses = [entry.get(POSE) if isinstance(entry, Mapping) else None for entry in metadata]
+    return None if all(pose is None for pose in poses) else poses
+
+
+def _named(reward: ExecutabilityReward, judged: Sequence[Score]) -> dict[str, list[float]]:
+    named = {"executability": [float(s.reward) for s in judged]}
+    named["eva"] = [s.eva if s.problem is None else 0.0 for s in judged]
+    for name in reward.weights:
+        named[name] = [1.0 if s.penalties is None else s.penalties[name] for s in judged]
+    named["avg"] = named["executability"]
+    return named
