@@ -36,7 +36,9 @@ def scene():
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
     with World(robot, look=Look.textured(), exact=False) as world:
         videos = [world.render_video(q, camera).rgb for q in motions]
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, limits="none", points=800, options=TrackOptions(refine="none"))
+    idm = JacobianIDM.from_embodiment(
+        robot, camera=camera, limits="none", points=800, options=TrackOptions(refine="none")
+    )
     frames = torch.from_numpy(np.stack(videos)).permute(0, 1, 4, 2, 3).float() / 255
     return frames, np.stack(motions), ExecutabilityReward(idm)
 

@@ -23,6 +23,8 @@ VERBS = {
     "babble": "jidm.cli.babble:Babble",
     "train": "jidm.cli.train:Train",
     "evaluate": "jidm.cli.evaluate:Evaluate",
+    "score": "jidm.cli.score:Score",
+    "calibrate": "jidm.cli.score:Calibrate",
     "embodiments": "jidm.cli.embodiments:Embodiments",
     "dataset": "jidm.cli.dataset:Dataset",
     "doctor": "jidm.cli.doctor:Doctor",

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from jidm.errors import InputError
-
 
 @dataclass(kw_only=True)
 class Babble:
@@ -57,6 +55,7 @@ class Babble:
 
     def run(self) -> None:
         """Record."""
+        from jidm.cli.text import parse_shard
         from jidm.sim.babble import BabbleConfig, babble
 
         config = BabbleConfig(
@@ -64,14 +63,7 @@ class Babble:
             width=self.width, height=self.height, seed=self.seed, look=self.look, cropped=self.cropped,
             amplitude=self.amplitude, speed=self.speed, objects=self.objects,
         )  # fmt: skip
-        babble(config, self.out, workers=self.workers, shard=_shard(self.shard), ray=self.ray, progress=True)
+        babble(config, self.out, workers=self.workers, shard=parse_shard(self.shard), ray=self.ray, progress=True)
         print(
             f"{self.out}: {self.episodes} episodes of {self.frames} frames asked for; see `jidm dataset show {self.out}`"
         )
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, slash, count = text.partition("/")
-    if not (slash and part.isdigit() and count.isdigit() and int(part) < int(count)):
-        raise InputError(f"--shard must be i/N with i below N, for instance 0/4, got '{text}'")
-    return int(part), int(count)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jidm.errors import InputError
+
 
 def columns(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as aligned text."""
@@ -11,3 +13,15 @@ def columns(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """i/N as numbers.
+
+    Raises:
+        InputError: it is something else.
+    """
+    part, slash, count = text.partition("/")
+    if not (slash and part.isdigit() and count.isdigit() and int(part) < int(count)):
+        raise InputError(f"--shard must be i/N with i below N, for instance 0/4, got '{text}'")
+    return int(part), int(count)

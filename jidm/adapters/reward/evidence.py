@@ -23,7 +23,10 @@ _GRID = 96
 _MARGIN = 0.03  # of the grid's longer side, by which the robot may be off
 _ROBOT = 0.5
 _FREE_FRAMES = 3  # a cell's background is known once it was free so often
-_CHANGED, _SAME = 0.08, 0.04  # colour difference from the background, beyond its own noise, that is something else; that is it
+_CHANGED, _SAME = (
+    0.08,
+    0.04,
+)  # colour difference from the background, beyond its own noise, that is something else; that is it
 _GRAIN = 0.02  # brightness by which a cell differs from itself a frame later
 _FASTEST = 4.0  # [cells] a difference in brightness is never taken for more motion than this
 _LEAST_SIZE = 10.0  # [cells] a robot that is seen less of counts as so large

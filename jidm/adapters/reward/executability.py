@@ -55,6 +55,11 @@ class Score:
     motion: JointMotion | None = None
     problem: str | None = None
 
+    @classmethod
+    def failed(cls, problem: str) -> Score:
+        """Of a video that could not be judged."""
+        return cls(torch.tensor(0.0, dtype=torch.float64), problem=problem)
+
 
 class ExecutabilityReward:
     """An executability score of videos.
@@ -85,7 +90,9 @@ class ExecutabilityReward:
         p0: float = P0,
     ) -> None:
         if idm.limits == "all":
-            raise InputError("an IDM that keeps to speed limits hides jumps from the reward; make it with limits='none'")
+            raise InputError(
+                "an IDM that keeps to speed limits hides jumps from the reward; make it with limits='none'"
+            )
         if idm.embodiment is None and limits is None:
             raise InputError("EVA's reward needs the robot's limits: give the IDM an embodiment, or pass limits=")
         for name, weight in (weights or {}).items():
@@ -139,7 +146,9 @@ class ExecutabilityReward:
             VideoError: a batch of frames as a whole cannot be read.
         """
         if self.calibration is None:
-            raise InputError("the reward has no scales yet: reward = reward.calibrated(good_videos), or load a Calibration")
+            raise InputError(
+                "the reward has no scales yet: reward = reward.calibrated(good_videos), or load a Calibration"
+            )
         singles, layout, value_range = _singles(videos, fps, layout, value_range)
         starts = _starts(q0, len(singles))
 
@@ -148,7 +157,7 @@ class ExecutabilityReward:
                 try:
                     yield self._judged(video, start, fps, layout, value_range)
                 except (JidmError, OSError) as error:
-                    yield Score(torch.tensor(0.0, dtype=torch.float64), problem=str(error))
+                    yield Score.failed(str(error))
 
         return scores()
 
@@ -161,7 +170,7 @@ class ExecutabilityReward:
         penalties = {name: scales[name].penalty(raw.worst) for name, raw in raws.items()}
         by_step = {name: scales[name].penalty(raw.value) for name, raw in raws.items()}
         weighed = sum((self.weights[name] * x for name, x in penalties.items()), torch.zeros_like(eva.penalty))
-        reward = HIGHEST * (1 + eva.penalty / self.p0 + weighed) ** -DECAY
+        reward = (HIGHEST * (1 + eva.penalty / self.p0 + weighed) ** -DECAY).double()
         return Score(
             reward=reward,
             eva=float(eva.reward),
@@ -217,7 +226,9 @@ class ExecutabilityReward:
             raise VideoError(f"the video has {len(frames)} frames; at least {LEAST_FRAMES} can be judged")
         bad = (~frames.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:
-            raise VideoError(f"frames {', '.join(map(str, bad[:5]))}{' and more' * (len(bad) > 5)} hold NaN or infinity")
+            raise VideoError(
+                f"frames {', '.join(map(str, bad[:5]))}{' and more' * (len(bad) > 5)} hold NaN or infinity"
+            )
         time = frame_times(video, fps, len(frames))
         dt = (time[-1] - time[0]) / (len(time) - 1)
         motion = self.idm.decode(frames, q0=q0, fps=1 / dt)
@@ -238,7 +249,11 @@ class ExecutabilityReward:
     def _range(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         robot = self.idm.embodiment
         if robot is None:
-            return torch.full_like(like[0], -math.inf), torch.full_like(like[0], math.inf), self.limits.velocity.to(like)
+            return (
+                torch.full_like(like[0], -math.inf),
+                torch.full_like(like[0], math.inf),
+                self.limits.velocity.to(like),
+            )
         return tuple(torch.from_numpy(np.array(x)).to(like) for x in (robot.lower, robot.upper, robot.velocity))  # type: ignore[return-value]
 
     # ---- calibrating ------------------------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ def flow_grpo(
     def factory(device: Any) -> Callable[..., Any]:
         reward.to(device)
 
-        def scores(images: Any, prompts: Sequence[Any], metadata: Any = None, *_: Any, **__: Any) -> tuple[Any, dict[str, Any]]:
+        def scores(
+            images: Any, prompts: Sequence[Any], metadata: Any = None, *_: Any, **__: Any
+        ) -> tuple[Any, dict[str, Any]]:
             judged = _judged(reward, images, len(prompts), metadata, fps=fps, layout=layout, value_range=value_range)
             return (_named(reward, judged) if detailed else [float(s.reward) for s in judged]), {}
 

@@ -170,7 +170,9 @@ def consistency(video: Reading) -> Raw:
 
 TERMS: Mapping[str, Term] = {
     "residual": Term(residual, 4.0, 0.05, "{joint} shows {value:.2f} times the robot's motion that no joint explains"),
-    "shape": Term(shape, 4.0, 0.02, "{joint} grew or vanished: {value:.0%} of the robot is not where its joints put it"),
+    "shape": Term(
+        shape, 4.0, 0.02, "{joint} grew or vanished: {value:.0%} of the robot is not where its joints put it"
+    ),
     "jump": Term(jump, 2.0, 0.02, "{joint} changed its speed by {value:.2f} of its limit from frame to frame"),
     "limits": Term(limits, 2.0, 0.02, "{joint} is {value:.2f} beyond its range"),
     "still": Term(still, 2.0, 0.1, "the robot stands still in {value:.0%} of the steps"),

@@ -204,7 +204,11 @@ class LearnedField(nn.Module):
             told = "none" if image is None else "{} x {}".format(*image.shape[-2:])
             raise InputError("this field reads pictures of {} x {} px, got {}".format(*self.config.picture, told))
         batch, pieces = q.shape[:-1], []
-        flat = zip(image.reshape(-1, *image.shape[-3:]).split(_AT_ONCE), q.reshape(-1, q.shape[-1]).split(_AT_ONCE), strict=True)
+        flat = zip(
+            image.reshape(-1, *image.shape[-3:]).split(_AT_ONCE),
+            q.reshape(-1, q.shape[-1]).split(_AT_ONCE),
+            strict=True,
+        )
         for frames, poses in flat:
             jacobian, mask = self.jacobian(self.encode(frames.to(self.q_std)), poses.to(self.q_std))
             both = torch.cat([jacobian.flatten(1, 2), mask.sigmoid()[:, None]], 1)
