@@ -40,11 +40,13 @@ class Evidence:
     Attributes:
         motion: (T-1,) how far the step moves the robot [cells rms].
         unexplained: (T-1,) motion that brightness asks for beyond the step [cells rms].
-        outside: (T,) share of something that is not background where the robot is not.
+        outside: (T,) share of something that is not background, beside the robot and hanging together with it.
         gone: (T,) share of background where the robot is.
         known: (T,) share of the robot before which the background is known.
         behind: (T-1,) mean change of colour where the robot is not.
         size: (T,) cells that show the robot.
+        unexplained_at: (T-1, h, w) unexplained motion of each cell [cells].
+        misplaced_at: (T, h, w) 1 where something is outside or the robot is gone.
         unexplained_by, outside_by, gone_by: the same shared out among the joints (T-1 or T, n): to the last joint of the
             chain that moves the place, or of the nearest place of the robot.
     """
@@ -56,6 +58,8 @@ class Evidence:
     known: Float[Tensor, " T"]
     behind: Float[Tensor, " S"]
     size: Float[Tensor, " T"]
+    unexplained_at: Float[Tensor, "S h w"]
+    misplaced_at: Float[Tensor, "T h w"]
     unexplained_by: Float[Tensor, "S n"]
     outside_by: Float[Tensor, "T n"]
     gone_by: Float[Tensor, "T n"]
@@ -91,7 +95,7 @@ def evidence(field: JacobianField, video: Float[Tensor, "T 3 H W"], q: Float[Ten
     # What is where, against the background.
     plate, noise, known = _background(small, ~near)
     off = (small - plate).abs().amax(1)
-    other = ((off > _CHANGED + 3 * noise) & known & ~near).to(video)
+    other = _attached((off > _CHANGED + 3 * noise) & known & ~near, near).to(video)
     same = ((off < _SAME) & known & _shrunk(robot)).to(video)
     change = (small[1:] - small[:-1]).abs().mean(1)
     free = ~(near[1:] | near[:-1])
@@ -103,6 +107,7 @@ def evidence(field: JacobianField, video: Float[Tensor, "T 3 H W"], q: Float[Ten
         motion=rms(moved), unexplained=rms(beyond), outside=other.flatten(1).sum(1) / size,
         gone=same.flatten(1).sum(1) / size, known=(robot & known).flatten(1).sum(1) / size,
         behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1), size=cells,
+        unexplained_at=beyond.sqrt(), misplaced_at=other + same,
         unexplained_by=_shared(beyond, owner[:-1], n) / size, outside_by=_shared(other, _spread(owner), n) / size,
         gone_by=_shared(same, owner, n) / size,
     )  # fmt: skip
@@ -139,6 +144,14 @@ def _owner(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> Int[Tensor, "
     moves = (size > (_MOVES**2) * size.amax((1, 2, 3), keepdim=True)) & robot[:, None]
     index = torch.arange(1, size.shape[1] + 1, device=size.device)[:, None, None]
     return (moves * index).amax(1) - 1
+
+
+def _attached(cells: Tensor, robot: Tensor) -> Tensor:
+    """Those cells that hang together with the robot: things may move elsewhere."""
+    found = cells & _grown(robot, 1)
+    for _ in range(_GRID // 3):
+        found = cells & _grown(found, 1)
+    return found
 
 
 def _spread(owner: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:

@@ -25,10 +25,13 @@ from jidm.motion.fit import Fit
 from jidm.motion.layout import as_video
 from jidm.motion.timed import frame_times
 from jidm.motion.video import read_video
+from jidm.solve.learned_step import SeenAt, solve_pairs
 
+_PAIRS = 8  # of frames solved at once
 _REASONS = 3  # how many frames of a video are spoken of
 _WORTH_SAYING = 0.2  # a penalty below this is what good videos have
 HIGHEST = 10.0
+_UNCALIBRATED = "the reward has no scales yet: reward = reward.calibrated(good_videos), or load a Calibration"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Score:
         by_step: name of a term -> (S,) in [0, 1).
         by_joint: (n,) share of the weighed penalties that each joint is to blame for; sums up to at most 1.
         reasons: in words, of the worst frames.
-        motion: as decoded.
+        motion: as decoded; None where pairs were solved by themselves.
         problem: why the video could not be judged; None where it was.
     """
 
@@ -75,9 +78,12 @@ class ExecutabilityReward:
         weights: of terms, in place of `TERMS`'s; 0 leaves a term out.
         limits: of the robot as EVA counts them; of the descriptor if not given.
         p0: EVA's P0.
+        differentiable: for gradients with respect to the pixels, through a learned field: every pair of frames is then
+            solved by itself instead of followed, and the term "consistency" left out. It needs a calibration of its own.
 
     Raises:
-        InputError: an IDM that keeps to speed limits, an unknown term, or a calibration made by another reading.
+        InputError: an IDM that keeps to speed limits, an unknown term, a calibration made by another reading, or
+            gradients asked of a field that is not learned.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class ExecutabilityReward:
         weights: Mapping[str, float] | None = None,
         limits: EvaLimits | None = None,
         p0: float = P0,
+        differentiable: bool = False,
     ) -> None:
         if idm.limits == "all":
             raise InputError(
@@ -102,7 +109,12 @@ class ExecutabilityReward:
                 raise InputError(f"the weight of '{name}' must be finite and not negative, got {weight}")
         self.idm = idm
         self.weights = {name: (weights or {}).get(name, term.weight) for name, term in TERMS.items()}
+        if differentiable:
+            if not isinstance(idm.field, LearnedField):
+                raise InputError("gradients need a learned field: flow in front of an exact one has none")
+            self.weights["consistency"] = 0.0
         self.weights = {name: weight for name, weight in self.weights.items() if weight > 0}
+        self.differentiable = differentiable
         self.limits = limits or EvaLimits.of(idm.embodiment)  # type: ignore[arg-type]
         self.p0 = p0
         self.calibration = calibration
@@ -110,6 +122,10 @@ class ExecutabilityReward:
             absent = [name for name in self.weights if name not in calibration.scales]
             if absent:
                 raise InputError(f"the calibration knows nothing of {', '.join(absent)}; calibrate again")
+            if calibration.reading != self._reads:
+                raise InputError(
+                    f"the calibration was made of videos read as '{calibration.reading}', not '{self._reads}'; calibrate again"
+                )
 
     def to(self, device: str | torch.device) -> ExecutabilityReward:
         """Let the network compute there; an exact field computes where the video is."""
@@ -146,24 +162,35 @@ class ExecutabilityReward:
             VideoError: a batch of frames as a whole cannot be read.
         """
         if self.calibration is None:
-            raise InputError(
-                "the reward has no scales yet: reward = reward.calibrated(good_videos), or load a Calibration"
-            )
+            raise InputError(_UNCALIBRATED)
         singles, layout, value_range = _singles(videos, fps, layout, value_range)
         starts = _starts(q0, len(singles))
 
         def scores() -> Iterator[Score]:
             for video, start in zip(singles, starts, strict=True):
                 try:
-                    yield self._judged(video, start, fps, layout, value_range)
+                    yield self._scored(*self._read(video, start, fps, layout, value_range))
                 except (JidmError, OSError) as error:
                     yield Score.failed(str(error))
 
         return scores()
 
-    def _judged(self, video: Any, q0: Any, fps: float | None, layout: Any, value_range: Any) -> Score:
+    def explain(self, video: Any, *, q0: Any = None, fps: float | None = None, **how: Any) -> tuple[Score, Reading]:
+        """Judge one video, and keep all that the score was read off.
+
+        Arguments as of `judge`.
+
+        Raises:
+            InputError: there is no calibration yet.
+            JidmError: the video cannot be judged.
+        """
+        if self.calibration is None:
+            raise InputError(_UNCALIBRATED)
+        reading, motion = self._read(video, q0, fps, how.get("layout"), how.get("value_range"))
+        return self._scored(reading, motion), reading
+
+    def _scored(self, reading: Reading, motion: JointMotion | None) -> Score:
         assert self.calibration is not None
-        reading, motion = self._read(video, q0, fps, layout, value_range)
         eva = eva_reward(reading.q, self.limits, reading.dt, p0=self.p0)
         raws = {name: TERMS[name].raw(reading) for name in self.weights}
         scales = self.calibration.scales
@@ -173,8 +200,8 @@ class ExecutabilityReward:
         reward = (HIGHEST * (1 + eva.penalty / self.p0 + weighed) ** -DECAY).double()
         return Score(
             reward=reward,
-            eva=float(eva.reward),
-            penalties={name: float(x) for name, x in penalties.items()},
+            eva=float(eva.reward.detach()),
+            penalties={name: float(x.detach()) for name, x in penalties.items()},
             by_step={name: x.detach() for name, x in by_step.items()},
             by_joint=self._blame(raws, by_step),
             reasons=self._reasons(raws, by_step),
@@ -213,38 +240,47 @@ class ExecutabilityReward:
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @property
+    def _reads(self) -> str:
+        return "pairs" if self.differentiable else "followed"
+
     def _read(
         self, video: Any, q0: Any, fps: float | None, layout: Any, value_range: Any
-    ) -> tuple[Reading, JointMotion]:
-        if isinstance(video, (str, Path)):
-            video = read_video(video)
-        frames = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range)
-        if frames.dim() != 4:
-            raise VideoError(f"one video has shape (T, 3, H, W), got {tuple(frames.shape)}")
-        if len(frames) < LEAST_FRAMES:
-            raise VideoError(f"the video has {len(frames)} frames; at least {LEAST_FRAMES} can be judged")
-        bad = (~frames.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
-        if bad:
-            raise VideoError(
-                f"frames {', '.join(map(str, bad[:5]))}{' and more' * (len(bad) > 5)} hold NaN or infinity"
-            )
-        time = frame_times(video, fps, len(frames))
-        dt = (time[-1] - time[0]) / (len(time) - 1)
-        motion = self.idm.decode(frames, q0=q0, fps=1 / dt)
-        back = None
-        if "consistency" in self.weights:
-            back = self.idm.decode(frames.flip(0), q0=motion.position[-1], fps=1 / dt).position.flip(0)
-        return self._reading(frames, motion.position, back, motion.valid, dt), motion
+    ) -> tuple[Reading, JointMotion | None]:
+        frames, dt = _frames(video, fps, layout, value_range)
+        if self.differentiable:
+            return self._by_pairs(frames, q0, dt), None
+        with torch.no_grad():
+            motion = self.idm.decode(frames, q0=q0, fps=1 / dt)
+            back = None
+            if "consistency" in self.weights:
+                back = self.idm.decode(frames.flip(0), q0=motion.position[-1], fps=1 / dt).position.flip(0)
+            return self._reading(self._fitted(frames), motion.position, back, motion.valid, dt), motion
 
-    def _reading(
-        self, frames: Float[Tensor, "T 3 H W"], q: Float[Tensor, "T n"], back: Tensor | None, valid: Tensor, dt: float
-    ) -> Reading:
+    def _by_pairs(self, frames: Float[Tensor, "T 3 H W"], q0: Any, dt: float) -> Reading:
         field = self.idm.field
-        if isinstance(field, LearnedField):
-            frames = Fit(frames.shape[-2], frames.shape[-1], *field.config.picture).frames(frames).to(q)
+        assert isinstance(field, LearnedField)
+        pictures = self._fitted(frames)
+        steps, valid = [], []
+        for first, second in zip(pictures[:-1].split(_PAIRS), pictures[1:].split(_PAIRS), strict=True):
+            seen = field.encode(torch.cat([first, second]))
+            solved = solve_pairs(field, SeenAt.of(field, seen, field.state(seen)[0]))
+            steps.append(solved.steps[-1])
+            valid.append(solved.solution.valid)
+        start = field.state(field.encode(pictures[:1]))[0] if q0 is None else torch.as_tensor(q0).to(pictures)[None]
+        q = torch.cat([start, start + torch.cat(steps).cumsum(0)])
+        return self._reading(pictures, q, None, torch.cat(valid), dt)
+
+    def _fitted(self, frames: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 3 h w"]:
+        """In the size the field reads, where it computes."""
+        field = self.idm.field
+        if not isinstance(field, LearnedField):
+            return frames
+        return Fit(frames.shape[-2], frames.shape[-1], *field.config.picture).frames(frames).to(field.delta_std)
+
+    def _reading(self, pictures: Tensor, q: Tensor, back: Tensor | None, valid: Tensor, dt: float) -> Reading:
         lower, upper, velocity = self._range(q)
-        return Reading(q, back, valid, dt, lower, upper, velocity, evidence(field, frames, q))
+        return Reading(q, back, valid, dt, lower, upper, velocity, evidence(self.idm.field, pictures, q))
 
     def _range(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         robot = self.idm.embodiment
@@ -280,13 +316,15 @@ class ExecutabilityReward:
         made_by: dict[str, Any] = {}
         for video, start in zip(singles, _starts(q0, len(singles)), strict=True):
             reading, motion = self._read(video, start, fps, layout, value_range)
-            made_by = dict(motion.provenance)
+            made_by = {} if motion is None else dict(motion.provenance)
             for name in self.weights:
                 worst[name].append(float(TERMS[name].raw(reading).worst))
         known = {name: values for name, values in worst.items() if values}
-        calibration = Calibration.of(known, reading="followed", made_by=made_by)
+        calibration = Calibration.of(known, reading=self._reads, made_by=made_by)
         weights = {name: self.weights.get(name, 0.0) for name in TERMS}
-        return ExecutabilityReward(self.idm, calibration, weights=weights, limits=self.limits, p0=self.p0)
+        return ExecutabilityReward(
+            self.idm, calibration, weights=weights, limits=self.limits, p0=self.p0, differentiable=self.differentiable
+        )
 
 
 def _singles(
@@ -304,6 +342,26 @@ def _singles(
         if fps is None and not isinstance(video, (str, Path)) and getattr(video, "time", None) is None:
             raise VideoError("frames without a clock: pass fps= (frames a second), velocities need it")
     return singles, layout, value_range
+
+
+def _frames(video: Any, fps: float | None, layout: Any, value_range: Any) -> tuple[Float[Tensor, "T 3 H W"], float]:
+    """One video's frames in canonical form and the time between them [s].
+
+    Raises:
+        VideoError: it cannot be read, is too short, or holds NaN.
+    """
+    if isinstance(video, (str, Path)):
+        video = read_video(video)
+    frames = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range)
+    if frames.dim() != 4:
+        raise VideoError(f"one video has shape (T, 3, H, W), got {tuple(frames.shape)}")
+    if len(frames) < LEAST_FRAMES:
+        raise VideoError(f"the video has {len(frames)} frames; at least {LEAST_FRAMES} can be judged")
+    bad = (~frames.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise VideoError(f"frames {', '.join(map(str, bad[:5]))}{' and more' * (len(bad) > 5)} hold NaN or infinity")
+    time = frame_times(video, fps, len(frames))
+    return frames, (time[-1] - time[0]) / (len(time) - 1)
 
 
 def _starts(q0: Any, count: int) -> list[Any]:

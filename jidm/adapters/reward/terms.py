@@ -86,7 +86,7 @@ class Term:
 
     def reason(self, raw: Raw, step: int, joint_names: Sequence[str]) -> str:
         """What is wrong with a step."""
-        values: dict[str, Any] = {"value": float(raw.value[step]), "joint": "the robot"}
+        values: dict[str, Any] = {"value": float(raw.value[step].detach()), "joint": "the robot"}
         if raw.by_joint is not None:
             values["joint"] = joint_names[int(raw.by_joint[step].argmax())]
         return f"frame {step + 1}: {self.says.format(**values)}"

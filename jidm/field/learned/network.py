@@ -144,7 +144,7 @@ class LearnedField(nn.Module):
         small = reduced(image, image.shape[-1] // self.config.width)
         half, quarter, eighth, sixteenth = self.encoder(small)
         # Field and state alone teach the encoder: what matching asks of it is louder, and would spoil the field.
-        coarse = _normed(self.coarse_in(eighth.detach()))
+        coarse = _normed(self.coarse_in(eighth.detach() if self.training else eighth))
         return Encoded(luma(image), luma(small), half, quarter, eighth, sixteenth, coarse)
 
     def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
@@ -170,7 +170,8 @@ class LearnedField(nn.Module):
         if self.by_regression is None:
             raise InputError("this field was made without a head that guesses steps; train one with guess=True")
         # It learns from features that are made for the field and does not bend them.
-        step, log_std = self.by_regression((first.quarter.detach(), second.quarter.detach()), flows, self.grid4)
+        features = [x.quarter.detach() if self.training else x.quarter for x in (first, second)]
+        step, log_std = self.by_regression((features[0], features[1]), flows, self.grid4)
         return step * self.delta_std, log_std.exp() * self.delta_std * self.guess_spread
 
     def jacobian(
@@ -187,7 +188,6 @@ class LearnedField(nn.Module):
         field = (doubled(self.field_out(x)) + self.field_fine(fine)).unflatten(1, (2, self.config.n))
         return field * (_FLOW_UNIT / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
 
-    @torch.no_grad()
     def dense(
         self, q: Float[Tensor, "*batch n"], height: int, width: int, image: Float[Tensor, "*batch 3 H W"] | None = None
     ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
