@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.field.base import JacobianField
+from jidm.field.learned import LearnedField
 from jidm.solve.brightness import carry_back, gradients, path
 
 _GRID = 96
@@ -65,7 +66,7 @@ class Evidence:
     gone_by: Float[Tensor, "T n"]
 
 
-def evidence(field: JacobianField, video: Float[Tensor, "T 3 H W"], q: Float[Tensor, "T n"]) -> Evidence:
+def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"], q: Float[Tensor, "T n"]) -> Evidence:
     """Compare a video with the motion decoded from it.
 
     Args:
