@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from decode_speed import decode_speed
 
 from jidm import JacobianIDM, JointMotion
 from jidm.cli.text import columns
@@ -93,7 +94,8 @@ def main() -> int:
     if args.conditions:
         document["conditions"] = median_conditions({k: v for k, v in results.items() if k in (*args.kinds, READ)})
     if args.speed:
-        document["speed"] = speed(work, args.kinds, args.seeds[0], data["held_out"])
+        model = str(result_folder(work, OURS, args.seeds[0], 1.0) / "model")
+        document["speed"] = decode_speed(model, data["held_out"])
     document["must"] = musts(document)
     document["results"] = results
     with whole_file(work / "idm_accuracy.json") as temporary:
@@ -397,43 +399,6 @@ def rise(condition: str, told: dict[str, Any]) -> dict[str, Any]:
         "bounds": [None, 1.5],
         "holds": any(calm) or said,
         "because": "rise" if calm[0] else "steps not flagged" if calm[1] else "intervals cover" if said else None,
-    }
-
-
-# ---- speed ----------------------------------------------------------------------------------------------------------
-
-
-def speed(work: Path, kinds: list[str], seed: int, held_out: str, rounds: int = 7) -> dict[str, Any]:
-    """Decoding frame by frame, ours at its size and EVA's ResNet-50 at 512 x 512, in turns; medians of the rounds."""
-    from jidm.learn.baselines import EvaIDM
-    from jidm.learn.baselines.idm import BaselineIDM
-    from jidm.learn.batch import JointStats
-
-    idm = load_idm(str(result_folder(work, OURS, seed, 1.0) / "model"))
-    c = idm.field.config
-    stats = JointStats(c.q_mean, c.q_std, c.delta_std, c.q_lower, c.q_upper)
-    eva = BaselineIDM(EvaIDM.from_data(c.joint_names, c.joint_types, 512, 512, stats, size="resnet50"))
-    dataset = open_dataset(held_out)
-    clip = HeldOut(dataset).clip(dataset.episode_indices[0], c.joint_names)
-    video = clip.fitted(*c.picture).video[:33]
-    large = torch.nn.functional.interpolate(video[:5], size=(512, 512), mode="bilinear")
-
-    def rate(decoder: Any, frames: torch.Tensor) -> float:
-        began = time.perf_counter()
-        with torch.no_grad():
-            decoder.decode(frames, q0=clip.q[0], fps=clip.fps)
-        return len(frames) / (time.perf_counter() - began)
-
-    rate(idm, video[:5]), rate(eva, large[:2])  # the first call pays for memory
-    pairs = [(rate(idm, video), rate(eva, large)) for _ in range(rounds)]
-    ours, theirs = (statistics.median(x) for x in zip(*pairs, strict=True))
-    return {
-        "ours_frames_per_second": ours,
-        "ours_pixels": [c.height, c.width],
-        "eva_resnet50_512_frames_per_second": theirs,
-        "ratio": ours / theirs,
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
     }
 
 

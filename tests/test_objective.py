@@ -368,6 +368,26 @@ def test_spread_of_normal_errors_is_their_standard_deviation() -> None:
     assert calibration._spread(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
 
 
+def test_a_joint_that_is_rarely_seen_is_not_trusted_for_it() -> None:
+    deviations = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1)).abs() * torch.tensor([2.0, 8.0, 8.0])
+    deviations[60:, 1] = torch.nan  # seen in 60 pairs: told by those
+    deviations[5:, 2] = torch.nan  # seen in 5: like the others
+    spread = calibration._spread(deviations)
+    assert spread[0] == pytest.approx(2.0, rel=0.05) and spread[1] == pytest.approx(8.0, rel=0.25)
+    assert float(spread[2]) == pytest.approx(float(spread[0] * spread[1]) ** 0.5)
+    assert torch.equal(calibration._spread(torch.full((40, 2), torch.nan)), torch.ones(2))
+
+
+def test_pairs_that_do_not_show_a_joint_tell_nothing_of_its_spread() -> None:
+    field, pairs = model().eval(), batch(16, flow=False)
+    seen = field.encode(torch.cat([pairs.first, pairs.second]))
+    at = SeenAt.of(field, seen, torch.cat([pairs.q, pairs.q_next]))
+    field.delta_std[1] *= 1e-6  # a typical step of this joint moves nothing one could see
+    with torch.no_grad():
+        _, deviations = calibration._tried(field, [calibration._Pairs(at, pairs.delta_q)])
+    assert bool(deviations[:, 0].isfinite().any()) and bool(deviations[:, 1].isnan().all())
+
+
 def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
     field, generator = model().eval(), torch.Generator().manual_seed(0)
     pairs = batch(16, flow=False)

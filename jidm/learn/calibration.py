@@ -15,10 +15,10 @@ from jidm.learn.both_ways import BothWays, matched_flows
 from jidm.learn.films import Film
 from jidm.motion.flow.base import Flow
 from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
-from jidm.solve.learned_step import learned_step, solve_pairs
+from jidm.solve.learned_step import known, learned_step, solve_pairs
 from jidm.solve.looks import SeenAt
 
-_FEWEST_STEPS = 30  # by which a spread is told
+_FEWEST_STEPS = 30  # of a joint, by which its spread is told
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +121,23 @@ def _try_guesses(field: LearnedField, kept: Sequence[_Pairs]) -> None:
 
 
 def _tried(field: LearnedField, kept: Sequence[_Pairs]) -> tuple[float, Float[Tensor, "N n"]]:
-    """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations."""
+    """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations, NaN for joints
+    that a pair does not show."""
     errors, deviations = [], []
     for pairs in kept:
         found = solve_pairs(field, pairs.at, *pairs.flows)
         errors.append((found.steps[-1] - pairs.delta_q) / field.delta_std)
-        std = found.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-        deviations.append((found.solution.delta_q - pairs.delta_q).abs() / std)
+        std = known(found.solution.covariance).diagonal(dim1=-2, dim2=-1).sqrt()
+        error = (found.solution.delta_q - pairs.delta_q).abs()
+        deviations.append(torch.where(found.solution.observable, error / std, torch.nan))
     return float(torch.cat(errors).abs().mean()), torch.cat(deviations)
 
 
 def _spread(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:
+    """Factor per joint; NaN is left out. A joint that was hardly ever seen gets what is usual of the others."""
     share = torch.tensor([0.6827, 0.95], dtype=deviation.dtype, device=deviation.device)
-    found = deviation.quantile(share, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
-    return found.log().mean(0).exp().clamp(1e-3, 1e3)
+    found = deviation.nanquantile(share, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
+    spread = found.log().mean(0).exp().clamp(1e-3, 1e3)
+    told = deviation.isfinite().sum(0) >= min(_FEWEST_STEPS, len(deviation))
+    usual = spread[told].log().mean().exp() if bool(told.any()) else torch.ones_like(spread[0])
+    return torch.where(told, spread, usual)
