@@ -25,6 +25,7 @@ VERBS = {
     "evaluate": "jidm.cli.evaluate:Evaluate",
     "score": "jidm.cli.score:Score",
     "calibrate": "jidm.cli.score:Calibrate",
+    "rank": "jidm.cli.rank:Rank",
     "report": "jidm.cli.report:Report",
     "embodiments": "jidm.cli.embodiments:Embodiments",
     "dataset": "jidm.cli.dataset:Dataset",
