@@ -12,7 +12,8 @@ from jidm import JacobianIDM
 from jidm.checkpoint import bundled_folder, bundled_names, load_checkpoint
 
 LARGEST = 8e6  # bytes
-LEAST_GOOD = 0.9  # of the motion; what stands still has 1, what learned nothing more
+WORST = {"panda-sim": 0.9}  # error over motion; what stands still has 1. Its wrist is hardly seen
+USUAL = 0.7
 UNSEEN = 7000  # seed of motions, looks and light that nothing was trained, tuned or measured on
 
 
@@ -48,4 +49,4 @@ def test_decodes_what_it_never_saw(name: str, tmp_path: Path) -> None:
     for episode in found.episodes:
         moved += episode.delta_q.abs().sum()
         wrong += (episode.motion.delta_q - episode.delta_q).abs().sum()
-    assert wrong < LEAST_GOOD * moved
+    assert wrong < WORST.get(name, USUAL) * moved

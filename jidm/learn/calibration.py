@@ -15,7 +15,7 @@ from jidm.learn.both_ways import BothWays, matched_flows
 from jidm.learn.films import Film
 from jidm.motion.flow.base import Flow
 from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
-from jidm.solve.learned_step import known, learned_step, solve_pairs
+from jidm.solve.learned_step import learned_step, solve_pairs
 from jidm.solve.looks import SeenAt
 
 _FEWEST_STEPS = 30  # of a joint, by which its spread is told
@@ -127,7 +127,7 @@ def _tried(field: LearnedField, kept: Sequence[_Pairs]) -> tuple[float, Float[Te
     for pairs in kept:
         found = solve_pairs(field, pairs.at, *pairs.flows)
         errors.append((found.steps[-1] - pairs.delta_q) / field.delta_std)
-        std = known(found.solution.covariance).diagonal(dim1=-2, dim2=-1).sqrt()
+        std = found.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         error = (found.solution.delta_q - pairs.delta_q).abs()
         deviations.append(torch.where(found.solution.observable, error / std, torch.nan))
     return float(torch.cat(errors).abs().mean()), torch.cat(deviations)
