@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,7 +120,7 @@ def test_refuses_what_cannot_be_meant(scene, quick, tmp_path: Path):
     with pytest.raises(InputError, match="i/N"):
         score_files(paths, recipe, out, shard=(2, 2))
     score_files(paths[:1], recipe, out)
-    other = RewardRecipe(**{**vars(recipe), "weights": {"still": 0.0}})
+    other = replace(recipe, weights={"still": 0.0})
     with pytest.raises(InputError, match="another reward"):
         score_files(paths, other, out)
     out.write_text("what is this\n")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.field.learned.config import FLOW_STRIDE
@@ -54,7 +54,7 @@ class LearnedStep:
 
 def learned_step(
     field: StepField, first: SeenAt, second: SeenAt, flow: Flow | None = None, back: Flow | None = None,
-    *, prior: Gaussian | None = None, closer: Sequence[CloserLook] = CLOSER_LOOKS,
+    *, prior: Gaussian | None = None, closer: Sequence[CloserLook] = CLOSER_LOOKS, whole: bool = False,
 ) -> LearnedStep:  # fmt: skip
     """The joint step from the first batch of pictures to the second, differentiable in fields, masks and matching.
 
@@ -64,6 +64,7 @@ def learned_step(
         prior: what is known of the step before looking [rad or m]. Every look begins with the step that is most likely
             by it and the look before; the first closer one with its mean where by that the pictures look more alike.
         closer: the looks after the first, for a field that they help.
+        whole: gradients run on through all looks; otherwise each is taken to begin where it happens to.
 
     A field that guesses well does so first, from the first look: its guess is a measurement beside every look's.
     """
@@ -84,16 +85,17 @@ def learned_step(
     solution = _beside(_solve(field, first, second, early, field.step_spread), guess)
     steps = [_believed(solution.delta_q, solution, prior)]
     parts = Part.showing(first.mask), Part.showing(second.mask)
-    step = steps[0].detach()
+    step = steps[0] if whole else steps[0].detach()
     if prior is not None and closer:
-        step = _likelier(first, second, parts, step, prior.mean.to(step))
+        known_before = prior.mean.to(step)
+        step = torch.where(_likelier(first, second, parts, known_before, step)[:, None], known_before, step)
     for how in closer:
         there = closer_look(how, first, second, parts[0], step)
         compared.append((there, closer_look(how, second, first, parts[1], -step)))
         solution = _solve(field, first, second, compared[-1], field.step_spread)
         solution = _beside(replace(solution, delta_q=step + solution.delta_q), guess)
         steps.append(_believed(solution.delta_q, solution, prior))
-        step = steps[-1].detach()
+        step = steps[-1] if whole else steps[-1].detach()
     if closer:
         solution = _about_brightness(solution, first, second, parts[0])
     else:
@@ -159,20 +161,20 @@ def known(covariance: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"
 
 @torch.no_grad()
 def _likelier(
-    first: SeenAt, second: SeenAt, parts: tuple[Part, Part], step: Float[Tensor, "b n"], other: Float[Tensor, "b n"]
-) -> Float[Tensor, "b n"]:
-    """Of two steps the one by which the robot looks more alike in both pictures, item by item."""
+    first: SeenAt, second: SeenAt, parts: tuple[Part, Part], one: Float[Tensor, "b n"], other: Float[Tensor, "b n"]
+) -> Bool[Tensor, " b"]:
+    """Whether the robot looks more alike in both pictures by one step than by the other, item by item."""
 
     def error(x: Tensor) -> Tensor:
         return unlike(first, second, parts[0], x)[0] + unlike(second, first, parts[1], -x)[0]
 
-    return torch.where((error(other) < error(step))[:, None], other, step)
+    return error(one) < error(other)
 
 
-def solve_pairs(field: StepField, at: SeenAt, *flows: Flow) -> LearnedStep:
+def solve_pairs(field: StepField, at: SeenAt, *flows: Flow, whole: bool = False) -> LearnedStep:
     """Steps of pairs of unrelated pictures, all first ones and then all second ones; by flow there and back, if given."""
     count = len(at.mask) // 2
-    return learned_step(field, at[:count], at[count:], *flows, prior=usual_step(field, count))
+    return learned_step(field, at[:count], at[count:], *flows, prior=usual_step(field, count), whole=whole)
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,6 +33,7 @@ _CHANGED, _SAME = (
 _GRAIN = 0.02  # brightness by which a cell differs from itself a frame later
 _FASTEST = 4.0  # [cells] a difference in brightness is never taken for more motion than this
 _LEAST_SIZE = 10.0  # [cells] a robot that is seen less of counts as so large
+_WITHIN_A_FRAME = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 _MOVES = 0.02  # of what moves a cell most: less does not count as moving it
 
 
@@ -149,19 +152,21 @@ def _owner(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> Int[Tensor, "
 
 def _attached(cells: Tensor, robot: Tensor) -> Tensor:
     """Those cells that hang together with the robot: things may move elsewhere."""
-    found = cells & _grown(robot, 1)
-    for _ in range(_GRID // 3):
-        found = cells & _grown(found, 1)
-    return found
+    label, count = ndimage.label(cells.cpu().numpy(), _WITHIN_A_FRAME)
+    touched = torch.zeros(count + 1, dtype=torch.bool)
+    labels = torch.from_numpy(label).long()
+    touched[labels[_grown(robot, 1).cpu()]] = True
+    touched[0] = False
+    return touched[labels].to(cells.device)
 
 
 def _spread(owner: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:
-    """Owners carried on to the cells around the robot."""
-    out = owner
-    for _ in range(_GRID // 4):
-        near = F.max_pool2d(out[:, None].float(), 3, 1, 1)[:, 0].to(owner)
-        out = torch.where(out < 0, near, out)
-    return out
+    """Every cell's nearest owner of its frame; -1 in frames without a robot."""
+    none = (owner < 0).cpu().numpy()
+    # Frames are further apart than any two cells of one; where one has no robot, another's would be found.
+    nearest = ndimage.distance_transform_edt(none, (4 * _GRID, 1, 1), return_distances=False, return_indices=True)
+    found = owner[tuple(torch.from_numpy(i).long().to(owner.device) for i in nearest)]
+    return torch.where((owner >= 0).flatten(1).any(1)[:, None, None], found, owner)
 
 
 def _shared(amount: Float[Tensor, "T h w"], owner: Int[Tensor, "T h w"], n: int) -> Float[Tensor, "T n"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from jidm.adapters.reward.calibration import Calibration
 from jidm.adapters.reward.eva import DECAY, LEAST_FRAMES, P0, EvaLimits, eva_reward
 from jidm.adapters.reward.evidence import evidence
-from jidm.adapters.reward.terms import TERMS, Raw, Reading
+from jidm.adapters.reward.terms import EVERY, TERMS, Raw, Reading
 from jidm.errors import InputError, JidmError, VideoError, did_you_mean
 from jidm.field.learned import LearnedField
 from jidm.idm import JacobianIDM
@@ -240,6 +240,17 @@ class ExecutabilityReward:
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
+    def read(
+        self, video: Any, *, q0: Any = None, fps: float | None = None, layout: str | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Reading:  # fmt: skip
+        """All that terms are read off in one video; it needs no calibration. Arguments as of `judge`.
+
+        Raises:
+            JidmError: the video cannot be judged.
+        """
+        return self._read(video, q0, fps, layout, value_range)[0]
+
     @property
     def _reads(self) -> str:
         return "pairs" if self.differentiable else "followed"
@@ -251,10 +262,13 @@ class ExecutabilityReward:
         if self.differentiable:
             return self._by_pairs(frames, q0, dt), None
         with torch.no_grad():
-            motion = self.idm.decode(frames, q0=q0, fps=1 / dt)
+            motion = self.idm.decode(frames, q0=q0, fps=1 / dt, layout="TCHW")
             back = None
             if "consistency" in self.weights:
-                back = self.idm.decode(frames.flip(0), q0=motion.position[-1], fps=1 / dt).position.flip(0)
+                some = slice(None, None, EVERY)
+                last = motion.position[some][-1]
+                behind = self.idm.decode(frames[some].flip(0), q0=last, fps=1 / (EVERY * dt), layout="TCHW")
+                back = behind.position.flip(0)
             return self._reading(self._fitted(frames), motion.position, back, motion.valid, dt), motion
 
     def _by_pairs(self, frames: Float[Tensor, "T 3 H W"], q0: Any, dt: float) -> Reading:
@@ -264,7 +278,7 @@ class ExecutabilityReward:
         steps, valid = [], []
         for first, second in zip(pictures[:-1].split(_PAIRS), pictures[1:].split(_PAIRS), strict=True):
             seen = field.encode(torch.cat([first, second]))
-            solved = solve_pairs(field, SeenAt.of(field, seen, field.state(seen)[0]))
+            solved = solve_pairs(field, SeenAt.of(field, seen, field.state(seen)[0]), whole=True)
             steps.append(solved.steps[-1])
             valid.append(solved.solution.valid)
         start = field.state(field.encode(pictures[:1]))[0] if q0 is None else torch.as_tensor(q0).to(pictures)[None]

@@ -1,0 +1,154 @@
+"""Tables of what `reward_validity.py` wrote: how often a good video is ranked above a spoilt one, and what executing shows.
+
+    python benchmarks/reward_tables.py panda.jsonl allegro.jsonl
+
+Scales come from the takes filmed for calibrating, everything else from the others. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from jidm.adapters.reward import TERMS
+from jidm.adapters.reward.eva import DECAY, P0
+from jidm.adapters.reward.terms import Scale
+
+NOT_IN_THE_ROBOT = ("late", "wrong_goal", "penetration")
+"""Only who knows the task or the scene can call these wrong."""
+STRENGTHS = (0.25, 0.5, 1.0)
+_GROUP, _GROUPS = 8, 500
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards that one judge gives, in the order of the lines, and where the robot ends up by its actions [m]."""
+
+    name: str
+    reward: np.ndarray
+    executed: np.ndarray
+
+
+def rewards(lines: Sequence[dict[str, Any]], judge: str, *, terms: bool) -> np.ndarray:
+    """With terms or EVA's formula alone."""
+    penalty = np.array([line[judge]["penalty"] for line in lines]) / P0
+    if terms:
+        for name in lines[0][judge]["raw"]:
+            raw = np.array([line[judge]["raw"][name] for line in lines])
+            good = [line[judge]["raw"][name] for line in lines if line["calibrates"]]
+            scale = Scale.of(good, TERMS[name].least)
+            penalty = penalty + TERMS[name].weight * scale.penalty(torch.from_numpy(raw)).numpy()
+    return np.asarray(10 * (1 + penalty) ** -DECAY)
+
+
+def judges(lines: Sequence[dict[str, Any]]) -> list[Judged]:
+    """All that read these lines: ours, and EVA's formula on the same actions, and EVA's formula on EVA's IDM."""
+    found = []
+    for name in ("exact", "learned", "eva"):
+        if name in lines[0]:
+            executed = np.array([line[name]["executed_m"] for line in lines])
+            if name != "eva":
+                found.append(Judged(f"ours ({name})", rewards(lines, name, terms=True), executed))
+            label = "EVA on its IDM" if name == "eva" else f"EVA on ours ({name})"
+            found.append(Judged(label, rewards(lines, name, terms=False), executed))
+    return found
+
+
+def auroc(bad: np.ndarray, good: np.ndarray) -> float:
+    """How often a good video has the higher reward; ties count half."""
+    if not len(bad):
+        return float("nan")
+    return float(((good[:, None] > bad) + 0.5 * (good[:, None] == bad)).mean())
+
+
+def tables(lines: Sequence[dict[str, Any]]) -> str:
+    """Of one robot."""
+    skipped = sum("problem" in line for line in lines)
+    lines = [line for line in lines if "problem" not in line]
+    test = np.array([not line["calibrates"] for line in lines])
+    kind, strength = np.array([line["kind"] for line in lines]), np.array([line["strength"] for line in lines])
+    clean = test & (kind == "clean")
+    found = judges(lines)
+    kinds = [k for k in dict.fromkeys(kind) if k != "clean"]
+    out = [
+        f"{lines[0]['robot']}, seed {lines[0]['seed']}: {clean.sum()} clean, {(test & (kind == kinds[0])).sum()} of each "
+        f"kind, {len(lines) - test.sum()} to calibrate; {skipped} could not be spoilt",
+        "",
+        "| AUROC at strength .25 / .5 / 1 | " + " | ".join(j.name for j in found) + " |",
+        "|---|" + "---|" * len(found),
+    ]
+
+    def row(name: str, which: np.ndarray) -> str:
+        cells = []
+        for j in found:
+            values = [auroc(j.reward[which & (strength == s)], j.reward[clean]) for s in STRENGTHS]
+            cells.append(" / ".join(f"{v:.2f}" for v in values))
+        return f"| {name} | " + " | ".join(cells) + " |"
+
+    out += [row(k, test & (kind == k)) for k in kinds]
+    told = test & (kind != "clean") & ~np.isin(kind, NOT_IN_THE_ROBOT)
+    out += [row("**all that a robot can show**", told), row("all", test & (kind != "clean"))]
+
+    def per_judge(name: str, value: Any) -> str:
+        return f"| {name} | " + " | ".join(value(j) for j in found) + " |"
+
+    still = test & (kind == "frozen") & (strength == 1)
+    out += [
+        "",
+        "| | " + " | ".join(j.name for j in found) + " |",
+        "|---|" + "---|" * len(found),
+        per_judge("median clean", lambda j: f"{np.median(j.reward[clean]):.2f}"),
+        per_judge("highest of a robot that never moves", lambda j: f"{j.reward[still].max():.2f}"),
+        per_judge(
+            "frozen above the median clean",
+            lambda j: f"{(j.reward[still] > np.median(j.reward[clean])).sum()} of {still.sum()}",
+        ),
+        per_judge("Spearman with the executed error", lambda j: _spearman(j, clean | told)),
+        per_judge("the same, all kinds", lambda j: _spearman(j, test)),
+        per_judge("executed error, clean [mm]", lambda j: f"{1000 * j.executed[clean].mean():.0f}"),
+    ]
+    take = np.array([line["video"].split("/")[0] for line in lines])
+    out += [
+        "",
+        *_best_of(found, take, clean | told, "what a robot can show"),
+        *_best_of(found, take, test, "all kinds"),
+    ]
+    return "\n".join(out)
+
+
+def _spearman(judged: Judged, which: np.ndarray) -> str:
+    return f"{spearmanr(-judged.reward[which], judged.executed[which]).statistic:.2f}"
+
+
+def _best_of(found: Sequence[Judged], take: np.ndarray, which: np.ndarray, name: str) -> list[str]:
+    """Executed error of the best of 8 versions of a take, against one at random; each judge's choice is executed by the
+    first judge's actions, so that all execute alike."""
+    rng = np.random.default_rng(0)
+    takes = [np.flatnonzero(which & (take == t)) for t in dict.fromkeys(take[which])]
+    groups = [rng.choice(g, _GROUP, replace=False) for g in takes if len(g) >= _GROUP]
+    groups = [groups[i] for i in rng.integers(0, len(groups), _GROUPS)] if groups else []
+    if not groups:
+        return []
+    executed = found[0].executed
+    chance = np.mean([executed[g].mean() for g in groups])
+    best = np.mean([executed[g].min() for g in groups])
+    parts = [f"random {1000 * chance:.1f} mm", f"best possible {1000 * best:.1f} mm"]
+    for j in found:
+        chosen = np.mean([executed[g[j.reward[g].argmax()]] for g in groups])
+        parts.append(f"{j.name} {1000 * chosen:.1f} mm ({chosen / chance:.2f} of random)")
+    return [f"Best of {_GROUP}, {name}, executed error: " + "; ".join(parts) + "."]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="what reward_validity.py wrote")
+    for path in parser.parse_args().files:
+        print(tables([json.loads(line) for line in path.read_text().splitlines()]) + "\n")

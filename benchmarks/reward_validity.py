@@ -1,0 +1,187 @@
+"""Does the reward rank videos of robots as executing them would? Films good and spoilt videos, and lets judges read them.
+
+    python benchmarks/reward_validity.py --robot panda --seed 4100 --out panda.jsonl \\
+        --learned panda-sim --eva runs/panda-eva
+    python benchmarks/reward_tables.py panda.jsonl
+
+Every take is a new motion, look and still, structured ground. It is filmed clean and once in every kind of failure, strengths
+taking turns; the first takes are only filmed clean, to calibrate on. A video's line holds what each judge read off it (the
+terms' raw values, EVA's penalty, the decoded positions) and how far from the take's motion the robot ends up when those
+positions are sent to it. Stopped and started again, it goes on.
+
+Judges: "exact" has the URDF, the camera and the first pose; "learned" is a checkpoint, told the first pose; "eva" is EVA's
+kind of IDM, whose own actions EVA's reward judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jidm import Embodiment, JacobianIDM
+from jidm.adapters.reward import TERMS, EvaLimits, ExecutabilityReward, eva_reward
+from jidm.errors import InputError
+from jidm.field.analytic import AnalyticField
+from jidm.learn.zoo import load_idm
+from jidm.motion.flow import as_flow_estimator
+from jidm.robot.kinematics import Kinematics
+from jidm.sim.artifacts import KINDS, Take, corrupt
+from jidm.sim.babble import BabbleConfig, Stage
+from jidm.sim.freespace import FreeSpace
+from jidm.sim.look import Look
+from jidm.sim.replay import replay
+from jidm.sim.world import World
+
+STRENGTHS = (0.25, 0.5, 1.0)
+FPS, FRAMES, SIDE = 16.0, 25, 160
+_CROPPED = {"allegro_right": 0.05}  # as the bundled checkpoints were trained; .15 for arms
+_AMPLITUDE = 0.5
+_CONTRAST = 0.1  # of the ground at least: one that slides must be seen to slide
+
+
+class Scenes:
+    """Takes of one robot, each a function of seed and number alone."""
+
+    def __init__(self, robot: str, seed: int) -> None:
+        config = BabbleConfig(
+            embodiment=robot, episodes=1, frames=FRAMES, fps=FPS, seed=seed, amplitude=_AMPLITUDE, width=SIDE,
+            height=SIDE, cropped=_CROPPED.get(robot, 0.15),
+        )  # fmt: skip
+        self.robot, self._seed, self._stage = Embodiment.load(robot), seed, Stage(config)
+        self.camera = self._stage.cameras["front"]
+        self._world = World(self.robot, supersample=2, exact=False, detail=0.003)
+
+    def take(self, k: int) -> Take:
+        """Number k."""
+        seed = int(np.random.SeedSequence([self._seed, k]).generate_state(1)[0])
+        look, rng = Look.random(seed), np.random.default_rng([seed, 1])
+        ground = replace(
+            look.background, kind=str(rng.choice(["picture", "patches"])), velocity=(0.0, 0.0),
+            contrast=max(_CONTRAST, look.background.contrast),
+        )  # fmt: skip
+        self._world.seed, self._world.look = seed, replace(look, background=ground)
+        return Take.film(self._world, self.camera, self._stage.motion(k), FPS)
+
+
+Judge = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, dict[str, float]]]
+"""From a video (T, H, W, 3) and its first pose to decoded positions (T, n) and the terms' raw values, if it has any."""
+
+
+def of_reward(reward: ExecutabilityReward) -> Judge:
+    """What a reward reads, before any scale."""
+
+    def judge(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
+        reading = reward.read(video, q0=q0, fps=FPS)
+        return reading.q, {name: float(TERMS[name].raw(reading).worst) for name in reward.weights}
+
+    return judge
+
+
+def exact_judge(robot: Embodiment, camera: Any) -> Judge:
+    """With the field of URDF and camera."""
+    field = AnalyticField(robot, camera, points=1500, occluders=8000, contour_points=30000)
+    idm = JacobianIDM(robot, field, as_flow_estimator("dis"), limits="none")
+    return of_reward(ExecutabilityReward(idm, weights={"consistency": 0.0}))
+
+
+def learned_judge(checkpoint: str) -> Judge:
+    """With a learned field."""
+    return of_reward(ExecutabilityReward(JacobianIDM.from_pretrained(checkpoint, limits="none")))
+
+
+def eva_judge(checkpoint: str) -> Judge:
+    """EVA's own kind of IDM."""
+    idm = load_idm(checkpoint)
+
+    def judge(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
+        return idm.decode(video, q0=q0, fps=FPS, layout="THWC").position, {}
+
+    return judge
+
+
+@dataclass(frozen=True)
+class Executed:
+    """Where the tips are when positions are sent to the robot."""
+
+    robot: Embodiment
+    free: FreeSpace
+
+    def error(self, q: NDArray[np.float64], intended: NDArray[np.float64]) -> float:
+        """Mean distance of the tips from where the intended motion has them [m]."""
+        done = replay(self.robot, q, 1 / FPS, free=self.free)
+        return float(np.linalg.norm(self._tips(done.q) - self._tips(intended), axis=-1).mean())
+
+    def _tips(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+        index = [self.robot.model.link_index(name) for name in self.robot.tip_links]
+        poses = Kinematics.from_embodiment(self.robot).link_poses(torch.from_numpy(q))
+        return np.asarray(poses[:, index, :3, 3].numpy())
+
+
+def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator[tuple[dict[str, Any], Any, Any]]:
+    """Label, video and intended motion of each video of a take that is not done yet."""
+    kinds = () if calibrates else KINDS
+    names = [f"{k}/clean", *(f"{k}/{kind}" for kind in kinds)]
+    if done.issuperset(names):
+        return
+    take = scenes.take(k)
+    for i, name in enumerate(names):
+        if name in done:
+            continue
+        about = {"video": name, "kind": "clean", "strength": 0.0, "calibrates": calibrates}
+        if i == 0:
+            yield about, take.seen.rgb, take.q
+            continue
+        kind, strength = kinds[i - 1], STRENGTHS[(k + i) % len(STRENGTHS)]
+        try:
+            spoilt = corrupt(take, kind, strength, k)
+        except InputError as error:
+            yield {**about, "kind": kind, "strength": strength, "problem": str(error)}, None, None
+            continue
+        yield {**about, **spoilt.label}, spoilt.video, take.q
+
+
+def run(robot: str, seed: int, takes: range, calibrating: int, judges: dict[str, Judge], out: Path) -> None:
+    """Append the lines that are missing; take k calibrates if k < calibrating."""
+    scenes = Scenes(robot, seed)
+    done = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
+    limits = EvaLimits.of(scenes.robot)
+    if "exact" not in judges:
+        judges = {"exact": exact_judge(scenes.robot, scenes.camera), **judges}
+    with FreeSpace(scenes.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file, torch.no_grad():
+        executed = Executed(scenes.robot, free)
+        for k in takes:
+            for about, video, intended in videos(scenes, k, k < calibrating, done):
+                line = {"robot": robot, "seed": seed, **about}
+                for name, judge in judges.items() if video is not None else ():
+                    q, raw = judge(video, intended[0])
+                    at = q.double().numpy()
+                    line[name] = {
+                        "penalty": float(eva_reward(q.double(), limits, 1 / FPS).penalty), "raw": raw,
+                        "executed_m": executed.error(at, intended), "off": float(np.abs(at - intended).mean()),
+                    }  # fmt: skip
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--robot", required=True)
+    parser.add_argument("--seed", type=int, required=True, help="of motions, looks and failures")
+    parser.add_argument("--takes", type=int, nargs=2, default=(0, 142), metavar=("FIRST", "END"))
+    parser.add_argument("--calibrating", type=int, default=40, help="the first so many takes are for calibrating")
+    parser.add_argument("--learned", help="checkpoint of a learned field")
+    parser.add_argument("--eva", help="checkpoint of EVA's kind of IDM")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
+    given = parser.parse_args()
+    asked = {} if given.learned is None else {"learned": learned_judge(given.learned)}
+    if given.eva is not None:
+        asked["eva"] = eva_judge(given.eva)
+    run(given.robot, given.seed, range(*given.takes), given.calibrating, asked, given.out)

@@ -1,0 +1,87 @@
+"""The reward by a learned field: no pose, no camera, and gradients down to the pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from jidm import Camera, Embodiment, JacobianIDM
+from jidm.adapters.reward import Calibration, ExecutabilityReward
+from jidm.checkpoint import load_checkpoint
+from jidm.errors import InputError
+from jidm.sim import Look, World
+from jidm.sim.motion import smooth_motion
+
+pytest.importorskip("pybullet", reason="renders the robot: extra sim")
+
+NAME, FRAMES, FPS, GOOD = "finger-5", 6, 16.0, 5
+
+
+def filmed(robot: Embodiment, camera: Camera, count: int) -> Tensor:
+    """(count, T, 3, H, W) of random motions."""
+    motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(count)]
+    with World(robot, look=Look.textured("picture"), exact=False) as world:
+        videos = np.stack([world.render_video(q, camera).rgb for q in motions])
+    return torch.from_numpy(videos).permute(0, 1, 4, 2, 3).double() / 255
+
+
+@pytest.fixture(scope="module")
+def videos() -> Tensor:
+    checkpoint = load_checkpoint(NAME)
+    camera = Camera.from_dict(checkpoint.trained_camera())
+    return filmed(Embodiment.load(checkpoint.training["recipe"]["embodiment"]), camera, GOOD)
+
+
+@pytest.fixture(scope="module")
+def differentiable(videos) -> ExecutabilityReward:
+    idm = JacobianIDM.from_pretrained(NAME, limits="none")
+    idm.field.double()  # finite differences need the digits
+    return ExecutabilityReward(idm, differentiable=True).calibrated(videos, fps=FPS)
+
+
+@pytest.fixture(scope="module")
+def followed(videos) -> ExecutabilityReward:
+    idm = JacobianIDM.from_pretrained(NAME, limits="none")
+    return ExecutabilityReward(idm).calibrated(videos, fps=FPS)
+
+
+def test_gradients_are_those_of_finite_differences(videos, differentiable):
+    for video in videos[:2]:
+        at = video.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(differentiable(at, fps=FPS).sum(), at)
+        direction = slope / slope.norm()
+        ahead, behind = (float(differentiable(video + h * direction, fps=FPS)) for h in (1e-4, -1e-4))
+        assert (ahead - behind) / 2e-4 == pytest.approx(float(slope.norm()), rel=0.01)
+        assert float(slope.norm()) > 0.1
+
+
+def test_followed_rewards_have_no_gradient(videos, followed):
+    at = videos[0].clone().requires_grad_()
+    assert not followed(at, fps=FPS).requires_grad
+
+
+def test_gradients_are_refused_where_there_are_none():
+    robot = Embodiment.load("planar_finger_3")
+    with pytest.raises(InputError, match="learned field"):
+        ExecutabilityReward(JacobianIDM.from_embodiment(robot, limits="none"), differentiable=True)
+
+
+def test_scales_of_another_reading_are_refused(followed, differentiable):
+    with pytest.raises(InputError, match="calibrate again"):
+        ExecutabilityReward(followed.idm, followed.calibration, differentiable=True)
+    one = followed.calibration
+    partial = Calibration({"residual": one.scales["residual"]}, one.videos, one.reading, one.made_by)
+    with pytest.raises(InputError, match="knows nothing of shape"):
+        ExecutabilityReward(followed.idm, partial)
+
+
+def test_no_robot_or_another_one_scores_low_and_finite(videos, followed):
+    other = Embodiment.load("planar_finger_2")
+    camera = other.camera().resized(videos.shape[-1], videos.shape[-2])
+    noise = torch.rand(videos[0].shape, generator=torch.Generator().manual_seed(0))
+    wrong = torch.stack([noise.double(), torch.full_like(videos[0], 0.5), filmed(other, camera, 1)[0]])
+    rewards = followed(wrong, fps=FPS)
+    assert bool(rewards.isfinite().all())
+    assert float(rewards.max()) < float(followed(videos, fps=FPS).median())
