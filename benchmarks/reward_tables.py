@@ -1,6 +1,6 @@
 """Tables of what `reward_validity.py` wrote: how often a good video is ranked above a spoilt one, and what executing shows.
 
-    python benchmarks/reward_tables.py panda.jsonl allegro.jsonl
+    python benchmarks/reward_tables.py panda.jsonl panda-eva.jsonl allegro.jsonl
 
 Scales come from the takes filmed for calibrating, everything else from the others. Prints Markdown.
 """
@@ -147,8 +147,24 @@ def _best_of(found: Sequence[Judged], take: np.ndarray, which: np.ndarray, name:
     return [f"Best of {_GROUP}, {name}, executed error: " + "; ".join(parts) + "."]
 
 
+def merged(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+    """Robot -> a line for each video that all of its files have, with what every judge read."""
+    found: dict[str, list[dict[str, dict[str, Any]]]] = {}
+    for path in paths:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found.setdefault(lines[0]["robot"], []).append({line["video"]: line for line in lines})
+    return {
+        robot: [
+            {k: v for file in files for k, v in file[video].items()}
+            for video in files[0]
+            if all(video in file for file in files)
+        ]
+        for robot, files in found.items()
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="what reward_validity.py wrote")
-    for path in parser.parse_args().files:
-        print(tables([json.loads(line) for line in path.read_text().splitlines()]) + "\n")
+    for lines in merged(parser.parse_args().files).values():
+        print(tables(lines) + "\n")

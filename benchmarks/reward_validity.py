@@ -1,8 +1,8 @@
 """Does the reward rank videos of robots as executing them would? Films good and spoilt videos, and lets judges read them.
 
-    python benchmarks/reward_validity.py --robot panda --seed 4100 --out panda.jsonl \\
-        --learned panda-sim --eva runs/panda-eva
-    python benchmarks/reward_tables.py panda.jsonl
+    python benchmarks/reward_validity.py --robot panda --seed 4100 --exact --learned panda-sim --out panda.jsonl
+    python benchmarks/reward_validity.py --robot panda --seed 4100 --eva runs/panda-eva --out panda-eva.jsonl
+    python benchmarks/reward_tables.py panda.jsonl panda-eva.jsonl
 
 Every take is a new motion, look and still, structured ground. It is filmed clean and once in every kind of failure, strengths
 taking turns; the first takes are only filmed clean, to calibrate on. A video's line holds what each judge read off it (the
@@ -41,34 +41,43 @@ from jidm.sim.replay import replay
 from jidm.sim.world import World
 
 STRENGTHS = (0.25, 0.5, 1.0)
-FPS, FRAMES, SIDE = 16.0, 25, 160
+FPS, FRAMES, SIDE = 16.0, 25, 256
 _CROPPED = {"allegro_right": 0.05}  # as the bundled checkpoints were trained; .15 for arms
 _AMPLITUDE = 0.5
+_MOVES = 0.2  # [rad/s] mean speed of the fastest joint: a robot that stands still is one of the failures
+_TRIES = 100  # motions from which a take's is chosen
 _CONTRAST = 0.1  # of the ground at least: one that slides must be seen to slide
 
 
 class Scenes:
     """Takes of one robot, each a function of seed and number alone."""
 
-    def __init__(self, robot: str, seed: int) -> None:
+    def __init__(self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES) -> None:
         config = BabbleConfig(
-            embodiment=robot, episodes=1, frames=FRAMES, fps=FPS, seed=seed, amplitude=_AMPLITUDE, width=SIDE,
-            height=SIDE, cropped=_CROPPED.get(robot, 0.15),
+            embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, amplitude=_AMPLITUDE, width=side,
+            height=side, cropped=_CROPPED.get(robot, 0.15),
         )  # fmt: skip
-        self.robot, self._seed, self._stage = Embodiment.load(robot), seed, Stage(config)
+        self.robot, self.seed, self._stage = Embodiment.load(robot), seed, Stage(config)
         self.camera = self._stage.cameras["front"]
         self._world = World(self.robot, supersample=2, exact=False, detail=0.003)
 
     def take(self, k: int) -> Take:
         """Number k."""
-        seed = int(np.random.SeedSequence([self._seed, k]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, k]).generate_state(1)[0])
         look, rng = Look.random(seed), np.random.default_rng([seed, 1])
         ground = replace(
             look.background, kind=str(rng.choice(["picture", "patches"])), velocity=(0.0, 0.0),
             contrast=max(_CONTRAST, look.background.contrast),
         )  # fmt: skip
         self._world.seed, self._world.look = seed, replace(look, background=ground)
-        return Take.film(self._world, self.camera, self._stage.motion(k), FPS)
+        return Take.film(self._world, self.camera, self._motion(k), FPS)
+
+    def _motion(self, k: int) -> NDArray[np.float64]:
+        for i in range(_TRIES):
+            q = self._stage.motion(_TRIES * k + i)
+            if np.abs(np.diff(q, axis=0)).mean(0)[~self.robot.gripper_mask].max() * FPS >= _MOVES:
+                return q
+        raise InputError(f"take {k}: no motion is fast enough")
 
 
 Judge = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, dict[str, float]]]
@@ -148,18 +157,15 @@ def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator
         yield {**about, **spoilt.label}, spoilt.video, take.q
 
 
-def run(robot: str, seed: int, takes: range, calibrating: int, judges: dict[str, Judge], out: Path) -> None:
+def run(scenes: Scenes, takes: range, calibrating: int, judges: dict[str, Judge], out: Path) -> None:
     """Append the lines that are missing; take k calibrates if k < calibrating."""
-    scenes = Scenes(robot, seed)
     done = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
     limits = EvaLimits.of(scenes.robot)
-    if "exact" not in judges:
-        judges = {"exact": exact_judge(scenes.robot, scenes.camera), **judges}
     with FreeSpace(scenes.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file, torch.no_grad():
         executed = Executed(scenes.robot, free)
         for k in takes:
             for about, video, intended in videos(scenes, k, k < calibrating, done):
-                line = {"robot": robot, "seed": seed, **about}
+                line = {"robot": scenes.robot.name, "seed": scenes.seed, **about}
                 for name, judge in judges.items() if video is not None else ():
                     q, raw = judge(video, intended[0])
                     at = q.double().numpy()
@@ -177,11 +183,18 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, required=True, help="of motions, looks and failures")
     parser.add_argument("--takes", type=int, nargs=2, default=(0, 142), metavar=("FIRST", "END"))
     parser.add_argument("--calibrating", type=int, default=40, help="the first so many takes are for calibrating")
+    parser.add_argument("--exact", action="store_true", help="judge by URDF and camera")
     parser.add_argument("--learned", help="checkpoint of a learned field")
     parser.add_argument("--eva", help="checkpoint of EVA's kind of IDM")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
     given = parser.parse_args()
-    asked = {} if given.learned is None else {"learned": learned_judge(given.learned)}
+    films, asked = Scenes(given.robot, given.seed), {}
+    if given.exact:
+        asked["exact"] = exact_judge(films.robot, films.camera)
+    if given.learned is not None:
+        asked["learned"] = learned_judge(given.learned)
     if given.eva is not None:
         asked["eva"] = eva_judge(given.eva)
-    run(given.robot, given.seed, range(*given.takes), given.calibrating, asked, given.out)
+    if not asked:
+        parser.error("name a judge: --exact, --learned or --eva")
+    run(films, range(*given.takes), given.calibrating, asked, given.out)

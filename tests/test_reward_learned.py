@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,8 @@ from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM
 from jidm.adapters.reward import Calibration, ExecutabilityReward
-from jidm.checkpoint import load_checkpoint
+from jidm.adapters.reward.calibration import FILE
+from jidm.checkpoint import bundled_folder, load_checkpoint
 from jidm.errors import InputError
 from jidm.sim import Look, World
 from jidm.sim.motion import smooth_motion
@@ -73,8 +78,20 @@ def test_scales_of_another_reading_are_refused(followed, differentiable):
         ExecutabilityReward(followed.idm, followed.calibration, differentiable=True)
     one = followed.calibration
     partial = Calibration({"residual": one.scales["residual"]}, one.videos, one.reading, one.made_by)
-    with pytest.raises(InputError, match="knows nothing of shape"):
+    with pytest.raises(InputError, match="knows nothing of appearance, shape"):
         ExecutabilityReward(followed.idm, partial)
+    elsewhere = replace(one, made_by={**one.made_by, "checkpoint": "another"})
+    with pytest.raises(InputError, match="made with checkpoint another"):
+        ExecutabilityReward(followed.idm, elsewhere)
+
+
+def test_scales_may_lie_beside_the_checkpoint(followed, tmp_path: Path):
+    folder = shutil.copytree(bundled_folder() / NAME, tmp_path / "mine")
+    (folder / FILE).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="jidm calibrate"):
+        ExecutabilityReward.from_pretrained(folder)
+    followed.calibration.save(folder / FILE)
+    assert ExecutabilityReward.from_pretrained(folder).calibration == followed.calibration
 
 
 def test_no_robot_or_another_one_scores_low_and_finite(videos, followed):

@@ -155,6 +155,20 @@ def wait_for(done: Any, process: subprocess.Popen[bytes], seconds: float = 120.0
         time.sleep(0.02)
 
 
+def actors_of(driver: int) -> list[int]:
+    """Processes of Ray's actors below a driver."""
+    table = subprocess.check_output(["ps", "-eo", "pid=,ppid=,args="]).decode().splitlines()
+    rows = [(int(pid), int(parent), what) for pid, parent, what in (line.split(None, 2) for line in table)]
+    parents = {pid: parent for pid, parent, _ in rows}
+
+    def is_below(pid: int) -> bool:
+        while pid in parents and pid != driver:
+            pid = parents[pid]
+        return pid == driver
+
+    return [pid for pid, _, what in rows if "MapWorker" in what and is_below(pid)]
+
+
 def test_a_killed_run_goes_on_where_it_was(scene, tmp_path: Path):
     paths, recipe = scene
     out = tmp_path / "scores.jsonl"
@@ -169,7 +183,6 @@ def test_a_killed_run_goes_on_where_it_was(scene, tmp_path: Path):
 
 @pytest.mark.slow
 def test_ray_survives_the_loss_of_a_worker_and_of_the_driver(scene, tmp_path: Path):
-    psutil = pytest.importorskip("psutil")
     pytest.importorskip("ray", reason="extra ray")
     pytest.importorskip("pandas", reason="Ray Data: extra ray")
     paths, recipe = scene
@@ -177,21 +190,12 @@ def test_ray_survives_the_loss_of_a_worker_and_of_the_driver(scene, tmp_path: Pa
     for k in range(24):
         many.append(str(tmp_path / f"{k}_{Path(paths[k % VIDEOS]).name}"))
         os.link(paths[k % VIDEOS], many[-1])
-    recipe = RewardRecipe(
-        **{**vars(recipe), "q0": {Path(p).name: recipe.start(paths[k % VIDEOS]) for k, p in enumerate(many)}}
-    )
+    recipe = replace(recipe, q0={Path(p).name: recipe.start(paths[k % VIDEOS]) for k, p in enumerate(many)})
     out = tmp_path / "scores.jsonl"
 
-    def actors(process: subprocess.Popen[bytes]) -> list[Any]:
-        return [
-            p
-            for p in psutil.Process(process.pid).children(recursive=True)
-            if any("MapWorker" in x for x in p.cmdline())
-        ]
-
     process = started(many, recipe, out, "local")
-    wait_for(lambda: lines(out) >= 2 and actors(process), process)
-    actors(process)[0].kill()
+    wait_for(lambda: lines(out) >= 2 and actors_of(process.pid), process)
+    os.kill(actors_of(process.pid)[0], signal.SIGKILL)
     before = lines(out)
     wait_for(lambda: lines(out) >= min(before + 4, len(many)), process)
     os.killpg(process.pid, signal.SIGKILL)

@@ -20,8 +20,8 @@ class Report:
     judge: tyro.conf.OmitArgPrefixes[Judge] = field(default_factory=Judge)
     """What judges."""
 
-    calibration: Path = Path("calibration.json")
-    """Scales of good videos, written by `jidm calibrate`."""
+    calibration: Path | None = None
+    """Scales of good videos, written by `jidm calibrate`; those beside the checkpoint if not given."""
 
     out: Path = Path("report.html")
     """The page."""

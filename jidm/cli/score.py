@@ -36,7 +36,7 @@ class Judge:
     fps: float | None = None
     """Frame rate [1/s], where files do not know it or are wrong about it."""
 
-    def recipe(self, calibration: Path, first_video: Path) -> RewardRecipe:
+    def recipe(self, calibration: Path | None, first_video: Path) -> RewardRecipe:
         """What makes the reward, in other processes too."""
         from jidm.adapters.reward.scoring import RewardRecipe
         from jidm.checkpoint import load_checkpoint
@@ -58,7 +58,7 @@ class Judge:
             stream = open_video(first_video, fps=self.fps if first_video.is_dir() else None)
             camera = fit_camera(camera, stream.width, stream.height, first_video)
         return RewardRecipe(
-            calibration=str(calibration), checkpoint=self.checkpoint, embodiment=self.embodiment,
+            calibration=None if calibration is None else str(calibration), checkpoint=self.checkpoint, embodiment=self.embodiment,
             camera=None if camera is None else camera.to_dict(), fps=self.fps, q0=self._q0(),
         )  # fmt: skip
 
@@ -84,8 +84,8 @@ class Score:
     judge: tyro.conf.OmitArgPrefixes[Judge] = field(default_factory=Judge)
     """What judges."""
 
-    calibration: Path = Path("calibration.json")
-    """Scales of good videos, written by `jidm calibrate`."""
+    calibration: Path | None = None
+    """Scales of good videos, written by `jidm calibrate`; those beside the checkpoint if not given."""
 
     out: Path = Path("scores.jsonl")
     """One JSON line a video; what stands there already is not done again."""

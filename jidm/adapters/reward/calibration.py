@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jidm.adapters.reward.terms import TERMS, Scale
+from jidm.checkpoint import find_checkpoint
 from jidm.errors import InputError
 from jidm.files import whole_file
 
 _VERSION = 1
+FILE = "reward.json"
+"""Name of a calibration that lies beside a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Calibration:
         scales: name of a term -> its scale.
         videos: how many they were measured on.
         reading: how motion was read off them: "followed" frame by frame, or "pairs", differentiably.
-        made_by: fields, checkpoints and options that read them; plain JSON.
+        made_by: which field, of which checkpoint, for which robot, by which options; plain JSON.
     """
 
     scales: Mapping[str, Scale]
@@ -45,6 +48,22 @@ class Calibration:
         """Write JSON that `load` reads."""
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def beside(cls, checkpoint: str | Path) -> Calibration:
+        """The one that lies in a checkpoint's folder.
+
+        Args:
+            checkpoint: a folder, the name of a bundled one, or a hub id.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+            InputError: nothing lies there.
+        """
+        folder, source = find_checkpoint(checkpoint)
+        if not (folder / FILE).exists():
+            raise InputError(f"{source} comes without scales for the reward; make them with `jidm calibrate`")
+        return cls.load(folder / FILE)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

@@ -23,7 +23,8 @@ from jidm.solve.brightness import carry_back, gradients, path
 _GRID = 96
 """Cells along the picture's longer side on which all is compared: fine enough for a gripper, and quick."""
 
-_MARGIN = 0.03  # of the grid's longer side, by which the robot may be off
+_MARGIN = 1  # [cells] by which the robot may be off
+_WINDOW = 5  # [cells] within which unexplained motion is the same: single cells at edges are noise
 _ROBOT = 0.5
 _FREE_FRAMES = 3  # a cell's background is known once it was free so often
 _CHANGED, _SAME = (
@@ -44,6 +45,7 @@ class Evidence:
     Attributes:
         motion: (T-1,) how far the step moves the robot [cells rms].
         unexplained: (T-1,) motion that brightness asks for beyond the step [cells rms].
+        changed: (T-1,) change of brightness that no motion brings about, as motion along its slope [cells rms].
         outside: (T,) share of something that is not background, beside the robot and hanging together with it.
         gone: (T,) share of background where the robot is.
         known: (T,) share of the robot before which the background is known.
@@ -51,12 +53,13 @@ class Evidence:
         size: (T,) cells that show the robot.
         unexplained_at: (T-1, h, w) unexplained motion of each cell [cells].
         misplaced_at: (T, h, w) 1 where something is outside or the robot is gone.
-        unexplained_by, outside_by, gone_by: the same shared out among the joints (T-1 or T, n): to the last joint of the
+        unexplained_by, changed_by, outside_by, gone_by: the same shared out among the joints (T-1 or T, n): to the last joint of the
             chain that moves the place, or of the nearest place of the robot.
     """
 
     motion: Float[Tensor, " S"]
     unexplained: Float[Tensor, " S"]
+    changed: Float[Tensor, " S"]
     outside: Float[Tensor, " T"]
     gone: Float[Tensor, " T"]
     known: Float[Tensor, " T"]
@@ -65,6 +68,7 @@ class Evidence:
     unexplained_at: Float[Tensor, "S h w"]
     misplaced_at: Float[Tensor, "T h w"]
     unexplained_by: Float[Tensor, "S n"]
+    changed_by: Float[Tensor, "S n"]
     outside_by: Float[Tensor, "T n"]
     gone_by: Float[Tensor, "T n"]
 
@@ -83,7 +87,7 @@ def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"
     small = F.interpolate(video, (height, width), mode="area")
     robot = mask > _ROBOT
     owner = _owner(jacobian, robot)
-    near = _grown(robot, max(1, round(_MARGIN * max(height, width))))
+    near = _grown(robot, _MARGIN)
     cells = robot.flatten(1).sum(1).to(video)
     size = cells.median().clamp(min=_LEAST_SIZE)
     n = q.shape[-1]
@@ -93,7 +97,9 @@ def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"
     ahead = torch.einsum("tcnhw,tn->tchw", jacobian[:-1], step)
     back = torch.einsum("tcnhw,tn->tchw", jacobian[1:], step)
     flow = path(ahead, back, 1)
-    beyond = _beyond(small[:-1], carry_back(small[1:], flow)) * robot[:-1]
+    carried = carry_back(small[1:], flow)
+    beyond, _ = _beyond(small[:-1], carried, robot[:-1], _WINDOW)
+    _, unlike = _beyond(small[:-1], carried, robot[:-1], 1)
     moved = ahead.square().sum(1) * robot[:-1]
 
     # What is where, against the background.
@@ -108,11 +114,12 @@ def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"
         return (square.flatten(1).sum(1) / cells[:-1].clamp(min=_LEAST_SIZE)).sqrt()
 
     return Evidence(
-        motion=rms(moved), unexplained=rms(beyond), outside=other.flatten(1).sum(1) / size,
+        motion=rms(moved), unexplained=rms(beyond), changed=rms(unlike), outside=other.flatten(1).sum(1) / size,
         gone=same.flatten(1).sum(1) / size, known=(robot & known).flatten(1).sum(1) / size,
         behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1), size=cells,
         unexplained_at=beyond.sqrt(), misplaced_at=other + same,
-        unexplained_by=_shared(beyond, owner[:-1], n) / size, outside_by=_shared(other, _spread(owner), n) / size,
+        unexplained_by=_shared(beyond, owner[:-1], n) / size, changed_by=_shared(unlike, owner[:-1], n) / size,
+        outside_by=_shared(other, _spread(owner), n) / size,
         gone_by=_shared(same, owner, n) / size,
     )  # fmt: skip
 
@@ -123,12 +130,31 @@ def grid_of(height: int, width: int) -> tuple[int, int]:
     return max(2, round(height * scale)), max(2, round(width * scale))
 
 
-def _beyond(first: Float[Tensor, "S 3 h w"], carried: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
-    """Squared motion [cells^2] that the difference of two pictures asks for along brightness's slope."""
-    error = (carried - first).square().mean(1)
+def _beyond(
+    first: Float[Tensor, "S 3 h w"], carried: Float[Tensor, "S 3 h w"], robot: Tensor, window: int
+) -> tuple[Float[Tensor, "S h w"], Float[Tensor, "S h w"]]:
+    """What the difference of two pictures asks for beyond the step, of each of the robot's cells [cells^2].
+
+    Returns:
+        The squared motion that explains it best within a window about the cell (Lucas and Kanade, 1981), and what no
+        motion of it explains, as motion along the brightness' slope.
+    """
+    error = carried - first
     along_u, along_v = gradients((first + carried) / 2)
-    slope = (along_u.square() + along_v.square()).mean(1)
-    return ((error - _GRAIN**2).clamp(min=0) / (slope + _GRAIN**2)).clamp(max=_FASTEST**2)
+
+    def about(product: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
+        return F.avg_pool2d((product.mean(1) * robot)[:, None], window, 1, window // 2)[:, 0]
+
+    share = F.avg_pool2d(robot[:, None].to(error), window, 1, window // 2)[:, 0].clamp(min=1 / window**2)
+    uu, uv, vv = about(along_u.square()), about(along_u * along_v), about(along_v.square())
+    pull_u, pull_v = about(along_u * error), about(along_v * error)
+    held_u, held_v = (x + _GRAIN**2 * share for x in (uu, vv))
+    determinant = held_u * held_v - uv.square()
+    u, v = (held_v * pull_u - uv * pull_v) / determinant, (held_u * pull_v - uv * pull_u) / determinant
+    left = about(error.square()) - u * pull_u - v * pull_v - _GRAIN**2 * share
+    slope = uu + vv + _GRAIN**2 * share
+    most = _FASTEST**2
+    return (u.square() + v.square()).clamp(max=most) * robot, (left.clamp(min=0) / slope).clamp(max=most) * robot
 
 
 def _background(

@@ -25,6 +25,7 @@ from jidm.motion.fit import Fit
 from jidm.motion.layout import as_video
 from jidm.motion.timed import frame_times
 from jidm.motion.video import read_video
+from jidm.robot.embodiment import Embodiment
 from jidm.solve.learned_step import SeenAt, solve_pairs
 
 _PAIRS = 8  # of frames solved at once
@@ -126,6 +127,31 @@ class ExecutabilityReward:
                 raise InputError(
                     f"the calibration was made of videos read as '{calibration.reading}', not '{self._reads}'; calibrate again"
                 )
+            for what, mine in self._judge.items():
+                if calibration.made_by.get(what) != mine:
+                    raise InputError(
+                        f"the calibration was made with {what} {calibration.made_by.get(what)}, not {mine}; calibrate again"
+                    )
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str | Path, calibration: Calibration | None = None, *, embodiment: str | Embodiment | None = None,
+        device: str | torch.device = "cpu", **options: Any,
+    ) -> ExecutabilityReward:  # fmt: skip
+        """The reward by a trained field.
+
+        Args:
+            checkpoint: a checkpoint folder, the name of a bundled one, or a hub id.
+            calibration: the one that lies beside the checkpoint if not given, see `Calibration.beside`.
+            embodiment, device: as for `JacobianIDM.from_pretrained`.
+            options: of the constructor.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is of another robot.
+            InputError: no calibration was given, and none lies beside it.
+        """
+        idm = JacobianIDM.from_pretrained(checkpoint, embodiment=embodiment, device=device, limits="none")
+        return cls(idm, calibration or Calibration.beside(checkpoint), **options)
 
     def to(self, device: str | torch.device) -> ExecutabilityReward:
         """Let the network compute there; an exact field computes where the video is."""
@@ -255,6 +281,16 @@ class ExecutabilityReward:
     def _reads(self) -> str:
         return "pairs" if self.differentiable else "followed"
 
+    @property
+    def _judge(self) -> dict[str, str | None]:
+        """What a calibration belongs to."""
+        robot = self.idm.embodiment
+        return {
+            "field": type(self.idm.field).__name__,
+            "checkpoint": self.idm.checkpoint.get("content_hash"),
+            "embodiment": None if robot is None else robot.content_hash,
+        }
+
     def _read(
         self, video: Any, q0: Any, fps: float | None, layout: Any, value_range: Any
     ) -> tuple[Reading, JointMotion | None]:
@@ -327,13 +363,14 @@ class ExecutabilityReward:
         """
         singles, layout, value_range = _singles(videos, fps, layout, value_range)
         worst: dict[str, list[float]] = {name: [] for name in TERMS}
-        made_by: dict[str, Any] = {}
+        decoded: dict[str, Any] = {}
         for video, start in zip(singles, _starts(q0, len(singles)), strict=True):
             reading, motion = self._read(video, start, fps, layout, value_range)
-            made_by = {} if motion is None else dict(motion.provenance)
+            decoded = {} if motion is None else dict(motion.provenance)
             for name in self.weights:
                 worst[name].append(float(TERMS[name].raw(reading).worst))
         known = {name: values for name, values in worst.items() if values}
+        made_by = {**self._judge, "decoded": decoded}
         calibration = Calibration.of(known, reading=self._reads, made_by=made_by)
         weights = {name: self.weights.get(name, 0.0) for name in TERMS}
         return ExecutabilityReward(

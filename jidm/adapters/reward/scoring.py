@@ -28,7 +28,7 @@ class RewardRecipe:
     """All that makes a reward, small enough to be sent to other processes.
 
     Attributes:
-        calibration: JSON file, see `Calibration`.
+        calibration: JSON file, see `Calibration`; the one beside the checkpoint if None.
         checkpoint: folder, bundled name or hub id; None for an analytic field.
         embodiment: registered name; the checkpoint's own if None.
         camera: `Camera.to_dict`; None for the learned field itself.
@@ -37,7 +37,7 @@ class RewardRecipe:
         q0: (n,) positions in every video's first frame, or file name -> positions; None where the network reads them.
     """
 
-    calibration: str
+    calibration: str | None = None
     checkpoint: str | None = None
     embodiment: str | None = None
     camera: Mapping[str, Any] | None = None
@@ -58,7 +58,19 @@ class RewardRecipe:
 
     def make(self) -> ExecutabilityReward:
         """The reward."""
-        return ExecutabilityReward(self.idm(), Calibration.load(self.calibration), weights=self.weights)
+        return ExecutabilityReward(self.idm(), self.scales(), weights=self.weights)
+
+    def scales(self) -> Calibration:
+        """The calibration.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.calibration is not None:
+            return Calibration.load(self.calibration)
+        if self.checkpoint is None:
+            raise InputError("an exact field comes without scales for the reward; make them with `jidm calibrate`")
+        return Calibration.beside(self.checkpoint)
 
     def start(self, video: str) -> Sequence[float] | None:
         """The first pose of a video.
@@ -76,7 +88,7 @@ class RewardRecipe:
     @cached_property
     def content_hash(self) -> str:
         """Of what makes the reward, the calibration's numbers and not its place included."""
-        record = asdict(self) | {"calibration": asdict(Calibration.load(self.calibration))}
+        record = asdict(self) | {"calibration": asdict(self.scales())}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 

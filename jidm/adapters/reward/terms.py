@@ -132,6 +132,12 @@ def residual(video: Reading) -> Raw:
     return Raw(torch.where(video.valid, share, share.clamp(min=_LOST)), seen.unexplained_by)
 
 
+def appearance(video: Reading) -> Raw:
+    """Change of the robot's brightness that no motion brings about, as motion, relative to its motion."""
+    seen = video.seen
+    return Raw(seen.changed / (seen.motion + _LEAST_MOTION), seen.changed_by)
+
+
 def shape(video: Reading) -> Raw:
     """Robot where the field says there is none, and background where it says there is robot; of its size."""
     seen = video.seen
@@ -174,16 +180,19 @@ def consistency(video: Reading) -> Raw:
 
 
 TERMS: Mapping[str, Term] = {
-    "residual": Term(residual, 4.0, 0.05, "{joint} shows {value:.2f} times the robot's motion that no joint explains"),
-    "shape": Term(
-        shape, 4.0, 0.02, "{joint} grew or vanished: {value:.0%} of the robot is not where its joints put it"
+    "residual": Term(residual, 4.0, 0.02, "{joint} shows {value:.2f} times the robot's motion that no joint explains"),
+    "appearance": Term(
+        appearance, 4.0, 0.02, "{joint} changes its looks as no motion does, by {value:.2f} of its motion"
     ),
-    "jump": Term(jump, 2.0, 0.02, "{joint} changed its speed by {value:.2f} of its limit from frame to frame"),
-    "limits": Term(limits, 2.0, 0.02, "{joint} is {value:.2f} beyond its range"),
-    "still": Term(still, 2.0, 0.1, "the robot stands still in {value:.0%} of the steps"),
+    "shape": Term(
+        shape, 4.0, 0.005, "{joint} grew or vanished: {value:.1%} of the robot is not where its joints put it"
+    ),
+    "background": Term(background, 4.0, 0.001, "the background changed by {value:.3f} of full brightness"),
+    "still": Term(still, 4.0, 0.1, "the robot stands still in {value:.0%} of the steps"),
+    "jump": Term(jump, 4.0, 0.02, "{joint} changed its speed by {value:.2f} of its limit from frame to frame"),
+    "limits": Term(limits, 4.0, 0.02, "{joint} is {value:.2f} beyond its range"),
     "consistency": Term(
         consistency, 1.0, 0.02, "{joint} moves otherwise when the video runs backwards, by {value:.2f} of its limit"
     ),
-    "background": Term(background, 1.0, 0.002, "the background changed by {value:.3f} of full brightness"),
 }
-"""Name -> kind of failure. Weights were chosen by hand: what no joint explains counts most."""
+"""Name -> kind of failure. Weights are equal, as each term has its own scale; the last asks the same as the first ones, less surely."""
