@@ -55,7 +55,11 @@ def evas(idm: Any, limits: EvaLimits, q0: np.ndarray) -> Rewarded:
     model = idm.model
 
     def rewarded(video: Tensor) -> tuple[Tensor, Tensor]:
-        pictures = Fit(*video.shape[-2:], model.config.height, model.config.width).frames(video).to(model.delta_std)
+        pictures = (
+            Fit(video.shape[-2], video.shape[-1], model.config.height, model.config.width)
+            .frames(video)
+            .to(model.delta_std)
+        )
         q = model.positions(
             torch.cat([pictures[:1], pictures[:-1]]), pictures, torch.cat([pictures[1:], pictures[-1:]])
         )
@@ -101,26 +105,30 @@ def searched(rewarded: Rewarded, clean: Tensor, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Attacked:
-    """One judge and one video."""
+    """One judge and one video: as it was, after gradients, after random search.
 
-    start: float
-    gradient: float
-    random: float
+    Attributes:
+        reward: the judge's own. executed_mm: mean distance of the tips from the video's motion.
+        followed: the reward as it is used; None for EVA's.
+    """
+
+    reward: tuple[float, float, float]
     executed_mm: tuple[float, float, float]
-    """With the clean video, after gradients, after random search."""
     followed: tuple[float, float, float] | None
-    """The reward as it is used, of the same three videos; None for EVA's."""
 
 
 def attacked(rewarded: Rewarded, clean: Tensor, error: Callable[[Tensor], float], seed: int, used: Any) -> Attacked:
     """Both attacks on one video."""
-    videos = [clean, climbed(rewarded, clean), searched(rewarded, clean, seed)]
+    videos = clean, climbed(rewarded, clean), searched(rewarded, clean, seed)
+
+    def each(number: Callable[[Tensor], float]) -> tuple[float, float, float]:
+        return number(videos[0]), number(videos[1]), number(videos[2])
+
     with torch.no_grad():
-        found = [rewarded(video) for video in videos]
         return Attacked(
-            *(float(reward) for reward, _ in found),
-            executed_mm=tuple(1000 * error(q) for _, q in found),  # type: ignore[arg-type]
-            followed=None if used is None else tuple(used(video) for video in videos),  # type: ignore[arg-type]
+            reward=each(lambda video: float(rewarded(video)[0])),
+            executed_mm=each(lambda video: 1000 * error(rewarded(video)[1])),
+            followed=None if used is None else each(used),
         )
 
 
@@ -128,14 +136,14 @@ def run(robot: str, seed: int, takes: Sequence[int], calibrating: int, learned: 
     """Attack takes of a robot; the ones before them calibrate."""
     scenes = Scenes(robot, seed, side=SIDE, frames=FRAMES)
     idm = JacobianIDM.from_pretrained(learned, limits="none")
-    limits, out = EvaLimits.of(scenes.robot), {}
+    limits, out = EvaLimits.of(scenes.robot), dict[str, Any]()
 
     def video(k: int) -> tuple[Tensor, np.ndarray]:
         take = scenes.take(k)
         return torch.from_numpy(take.seen.rgb).permute(0, 3, 1, 2).float() / 255, take.q
 
     good = [video(k) for k in range(calibrating)]
-    told = {"q0": [q[0] for _, q in good], "fps": FPS}
+    told: dict[str, Any] = {"q0": [q[0] for _, q in good], "fps": FPS}
     with torch.no_grad():
         pairs = ExecutabilityReward(idm, differentiable=True).calibrated([v for v, _ in good], **told)
         followed = ExecutabilityReward(idm).calibrated([v for v, _ in good], **told)
@@ -168,14 +176,12 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, videos in found.items():
-        mean = {key: np.mean([v[key] for v in videos], 0) for key in ("start", "gradient", "random", "executed_mm")}
-        errors = " / ".join(f"{x:.0f}" for x in mean["executed_mm"])
-        rows.append(
-            f"| {name} | {mean['start']:.2f} | {mean['gradient'] - mean['start']:+.2f} | {mean['random'] - mean['start']:+.2f} | {errors} |"
-        )
-        if videos[0]["followed"] is not None:
-            used = np.mean([v["followed"] for v in videos], 0)
-            rows.append(f"| {name}, as used | {used[0]:.2f} | {used[1] - used[0]:+.2f} | {used[2] - used[0]:+.2f} | |")
+        for key, label in (("reward", name), ("followed", f"{name}, as used")):
+            if videos[0][key] is None:
+                continue
+            clean, gradient, random = np.mean([v[key] for v in videos], 0)
+            errors = " / ".join(f"{x:.0f}" for x in np.mean([v["executed_mm"] for v in videos], 0))
+            rows.append(f"| {label} | {clean:.2f} | {gradient - clean:+.2f} | {random - clean:+.2f} | {errors} |")
     return "\n".join(rows)
 
 
