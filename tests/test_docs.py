@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
@@ -36,7 +37,7 @@ def rendered(tmp_path: Path) -> Path:
 
 
 def test_quick_start_runs_and_says_the_right_shapes(rendered: Path, monkeypatch: pytest.MonkeyPatch):
-    (program,) = blocks("README.md", "python")
+    program, _ = blocks("README.md", "python")
     assert len([line for line in program.splitlines() if line.strip()]) <= 10
     monkeypatch.chdir(rendered)
     names: dict = {}
@@ -46,6 +47,14 @@ def test_quick_start_runs_and_says_the_right_shapes(rendered: Path, monkeypatch:
         expected = tuple(steps if part.strip() == "T-1" else int(part) for part in shape.split(",") if part.strip())
         assert tuple(getattr(motion, field).shape) == expected, field
     assert (rendered / "motion.csv").exists()
+
+
+def test_reward_snippet_runs():
+    _, program = blocks("README.md", "python")
+    names: dict = {"videos": torch.rand(2, 5, 3, 48, 48, generator=torch.Generator().manual_seed(0))}
+    exec(compile(program, "README.md", "exec"), names)
+    rewards = names["rewards"]
+    assert rewards.shape == (2,) and bool(((rewards > 0) & (rewards <= 10)).all())
 
 
 def test_conventions_snippet_runs():

@@ -36,7 +36,7 @@ class Report:
         assert score.motion is not None and score.by_step is not None
         write_report(
             self.out, title=self.video.name, frames=read_video(self.video).frames, motion=score.motion,
-            limits=(reading.lower.numpy(), reading.upper.numpy(), reading.velocity.numpy()), reward=float(score.reward),
+            limits=(reading.lower.double().numpy(), reading.upper.double().numpy(), reading.velocity.double().numpy()), reward=float(score.reward),
             figures={"EVA's reward": score.eva, **(score.penalties or {})}, by_step=score.by_step,
             unexplained=reading.seen.unexplained_at, misplaced=reading.seen.misplaced_at, reasons=score.reasons,
         )  # fmt: skip
