@@ -187,12 +187,13 @@ TERMS: Mapping[str, Term] = {
     "shape": Term(
         shape, 4.0, 0.005, "{joint} grew or vanished: {value:.1%} of the robot is not where its joints put it"
     ),
-    "background": Term(background, 4.0, 0.001, "the background changed by {value:.3f} of full brightness"),
-    "still": Term(still, 4.0, 0.1, "the robot stands still in {value:.0%} of the steps"),
+    "background": Term(background, 2.0, 0.001, "the background changed by {value:.3f} of full brightness"),
+    "still": Term(still, 8.0, 0.1, "the robot stands still in {value:.0%} of the steps"),
     "jump": Term(jump, 4.0, 0.02, "{joint} changed its speed by {value:.2f} of its limit from frame to frame"),
     "limits": Term(limits, 4.0, 0.02, "{joint} is {value:.2f} beyond its range"),
     "consistency": Term(
         consistency, 1.0, 0.02, "{joint} moves otherwise when the video runs backwards, by {value:.2f} of its limit"
     ),
 }
-"""Name -> kind of failure. Weights are equal, as each term has its own scale; the last asks the same as the first ones, less surely."""
+"""Name -> kind of failure. Each term has its own scale, so the weights say what a failure takes away from what a robot
+can do: one that stands still does nothing of it, a ground that changes hinders it least. Chosen by hand on development videos."""
