@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,6 +84,24 @@ def test_the_same_video_scores_the_same_alone_in_a_batch_and_from_threads(scene,
     with ThreadPoolExecutor(8) as pool:
         alone = list(pool.map(lambda k: float(reward(frames[k], q0=q[k, 0], fps=FPS)), range(GOOD)))
     assert alone == together.tolist()
+
+
+def test_memory_does_not_grow_with_the_batch(scene, reward, monkeypatch):
+    frames, q, _ = scene
+    readings: list[weakref.ref] = []
+    read = ExecutabilityReward._read
+
+    def remembered(self, *args):
+        assert sum(ref() is not None for ref in readings) <= 1
+        reading, motion = read(self, *args)
+        readings.append(weakref.ref(reading.seen))
+        return reading, motion
+
+    monkeypatch.setattr(ExecutabilityReward, "_read", remembered)
+    scores = list(reward.judge(frames, q0=q[:, 0], fps=FPS))
+    del scores[:-1]
+    gc.collect()
+    assert len(readings) == GOOD and sum(ref() is not None for ref in readings) <= 1
 
 
 def test_one_bad_video_spoils_no_other(scene, reward, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_gradients_are_those_of_finite_differences(videos, differentiable):
         ahead, behind = (float(differentiable(video + h * direction, fps=FPS)) for h in (1e-4, -1e-4))
         assert (ahead - behind) / 2e-4 == pytest.approx(float(slope.norm()), rel=0.01)
         assert float(slope.norm()) > 0.1
+
+
+def test_eight_threads_agree_with_one(videos, followed):
+    together = followed(videos, fps=FPS)
+    with ThreadPoolExecutor(8) as pool:
+        alone = list(pool.map(lambda k: float(followed(videos[k % GOOD], fps=FPS)), range(8)))
+    assert alone == [float(together[k % GOOD]) for k in range(8)]
+
+
+def test_other_sizes_are_fitted_to_what_the_field_reads(videos, followed):
+    wide = torch.nn.functional.pad(videos[0], (40, 40, 0, 0), mode="replicate")
+    assert 0 < float(followed(wide, fps=FPS)) <= 10
 
 
 def test_followed_rewards_have_no_gradient(videos, followed):
