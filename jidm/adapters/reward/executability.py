@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jidm.adapters.reward.calibration import Calibration
-from jidm.adapters.reward.eva import DECAY, LEAST_FRAMES, P0, EvaLimits, eva_reward
-from jidm.adapters.reward.evidence import evidence
-from jidm.adapters.reward.terms import EVERY, TERMS, Raw, Reading
-from jidm.errors import InputError, JidmError, VideoError, did_you_mean
+from jidm.adapters.reward.eva import DECAY, P0, EvaLimits, eva_reward
+from jidm.adapters.reward.reading import Reader, Reading
+from jidm.adapters.reward.terms import TERMS, Raw
+from jidm.adapters.reward.videos import frames_of, singles_of, starts_of
+from jidm.errors import InputError, JidmError, did_you_mean
 from jidm.field.learned import LearnedField
 from jidm.idm import JacobianIDM
 from jidm.joint_motion import JointMotion
-from jidm.motion.fit import Fit
-from jidm.motion.layout import as_video
-from jidm.motion.timed import frame_times
-from jidm.motion.video import read_video
 from jidm.robot.embodiment import Embodiment
-from jidm.solve.learned_step import SeenAt, solve_pairs
 
-_PAIRS = 8  # of frames solved at once
 _REASONS = 3  # how many frames of a video are spoken of
 _WORTH_SAYING = 0.2  # a penalty below this is what good videos have
 HIGHEST = 10.0
@@ -111,23 +105,24 @@ class ExecutabilityReward:
         self.idm = idm
         self.weights = {name: (weights or {}).get(name, term.weight) for name, term in TERMS.items()}
         if differentiable:
-            if not isinstance(idm.field, LearnedField):
-                raise InputError("gradients need a learned field: flow in front of an exact one has none")
             self.weights["consistency"] = 0.0
         self.weights = {name: weight for name, weight in self.weights.items() if weight > 0}
         self.differentiable = differentiable
         self.limits = limits or EvaLimits.of(idm.embodiment)  # type: ignore[arg-type]
+        self._reader = Reader(
+            idm, self.limits.velocity, backwards="consistency" in self.weights, by_pairs=differentiable
+        )
         self.p0 = p0
         self.calibration = calibration
         if calibration is not None:
             absent = [name for name in self.weights if name not in calibration.scales]
             if absent:
                 raise InputError(f"the calibration knows nothing of {', '.join(absent)}; calibrate again")
-            if calibration.reading != self._reads:
+            if calibration.reading != self._reader.kind:
                 raise InputError(
-                    f"the calibration was made of videos read as '{calibration.reading}', not '{self._reads}'; calibrate again"
+                    f"the calibration was made of videos read as '{calibration.reading}', not '{self._reader.kind}'; calibrate again"
                 )
-            for what, mine in self._judge.items():
+            for what, mine in self._reader.judge.items():
                 if calibration.made_by.get(what) != mine:
                     raise InputError(
                         f"the calibration was made with {what} {calibration.made_by.get(what)}, not {mine}; calibrate again"
@@ -189,8 +184,8 @@ class ExecutabilityReward:
         """
         if self.calibration is None:
             raise InputError(_UNCALIBRATED)
-        singles, layout, value_range = _singles(videos, fps, layout, value_range)
-        starts = _starts(q0, len(singles))
+        singles, layout, value_range = singles_of(videos, fps, layout, value_range)
+        starts = starts_of(q0, len(singles))
 
         def scores() -> Iterator[Score]:
             for video, start in zip(singles, starts, strict=True):
@@ -277,70 +272,11 @@ class ExecutabilityReward:
         """
         return self._read(video, q0, fps, layout, value_range)[0]
 
-    @property
-    def _reads(self) -> str:
-        return "pairs" if self.differentiable else "followed"
-
-    @property
-    def _judge(self) -> dict[str, str | None]:
-        """What a calibration belongs to."""
-        robot = self.idm.embodiment
-        return {
-            "field": type(self.idm.field).__name__,
-            "checkpoint": self.idm.checkpoint.get("content_hash"),
-            "embodiment": None if robot is None else robot.content_hash,
-        }
-
     def _read(
         self, video: Any, q0: Any, fps: float | None, layout: Any, value_range: Any
     ) -> tuple[Reading, JointMotion | None]:
-        frames, dt = _frames(video, fps, layout, value_range)
-        if self.differentiable:
-            return self._by_pairs(frames, q0, dt), None
-        with torch.no_grad():
-            motion = self.idm.decode(frames, q0=q0, fps=1 / dt, layout="TCHW")
-            back = None
-            if "consistency" in self.weights:
-                some = slice(None, None, EVERY)
-                last = motion.position[some][-1]
-                behind = self.idm.decode(frames[some].flip(0), q0=last, fps=1 / (EVERY * dt), layout="TCHW")
-                back = behind.position.flip(0)
-            return self._reading(self._fitted(frames), motion.position, back, motion.valid, dt), motion
-
-    def _by_pairs(self, frames: Float[Tensor, "T 3 H W"], q0: Any, dt: float) -> Reading:
-        field = self.idm.field
-        assert isinstance(field, LearnedField)
-        pictures = self._fitted(frames)
-        steps, valid = [], []
-        for first, second in zip(pictures[:-1].split(_PAIRS), pictures[1:].split(_PAIRS), strict=True):
-            seen = field.encode(torch.cat([first, second]))
-            solved = solve_pairs(field, SeenAt.of(field, seen, field.state(seen)[0]), whole=True)
-            steps.append(solved.steps[-1])
-            valid.append(solved.solution.valid)
-        start = field.state(field.encode(pictures[:1]))[0] if q0 is None else torch.as_tensor(q0).to(pictures)[None]
-        q = torch.cat([start, start + torch.cat(steps).cumsum(0)])
-        return self._reading(pictures, q, None, torch.cat(valid), dt)
-
-    def _fitted(self, frames: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 3 h w"]:
-        """In the size the field reads, where it computes."""
-        field = self.idm.field
-        if not isinstance(field, LearnedField):
-            return frames
-        return Fit(frames.shape[-2], frames.shape[-1], *field.config.picture).frames(frames).to(field.delta_std)
-
-    def _reading(self, pictures: Tensor, q: Tensor, back: Tensor | None, valid: Tensor, dt: float) -> Reading:
-        lower, upper, velocity = self._range(q)
-        return Reading(q, back, valid, dt, lower, upper, velocity, evidence(self.idm.field, pictures, q))
-
-    def _range(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        robot = self.idm.embodiment
-        if robot is None:
-            return (
-                torch.full_like(like[0], -math.inf),
-                torch.full_like(like[0], math.inf),
-                self.limits.velocity.to(like),
-            )
-        return tuple(torch.from_numpy(np.array(x)).to(like) for x in (robot.lower, robot.upper, robot.velocity))  # type: ignore[return-value]
+        frames, dt = frames_of(video, fps, layout, value_range)
+        return self._reader.read(frames, dt, q0)
 
     # ---- calibrating ------------------------------------------------------------------------------------------------
 
@@ -361,70 +297,18 @@ class ExecutabilityReward:
             InputError: fewer than 5 videos.
             JidmError: one of them cannot be read: good videos can.
         """
-        singles, layout, value_range = _singles(videos, fps, layout, value_range)
+        singles, layout, value_range = singles_of(videos, fps, layout, value_range)
         worst: dict[str, list[float]] = {name: [] for name in TERMS}
         decoded: dict[str, Any] = {}
-        for video, start in zip(singles, _starts(q0, len(singles)), strict=True):
+        for video, start in zip(singles, starts_of(q0, len(singles)), strict=True):
             reading, motion = self._read(video, start, fps, layout, value_range)
             decoded = {} if motion is None else dict(motion.provenance)
             for name in self.weights:
                 worst[name].append(float(TERMS[name].raw(reading).worst))
         known = {name: values for name, values in worst.items() if values}
-        made_by = {**self._judge, "decoded": decoded}
-        calibration = Calibration.of(known, reading=self._reads, made_by=made_by)
+        made_by = {**self._reader.judge, "decoded": decoded}
+        calibration = Calibration.of(known, reading=self._reader.kind, made_by=made_by)
         weights = {name: self.weights.get(name, 0.0) for name in TERMS}
         return ExecutabilityReward(
             self.idm, calibration, weights=weights, limits=self.limits, p0=self.p0, differentiable=self.differentiable
         )
-
-
-def _singles(
-    videos: Any, fps: float | None, layout: str | None, value_range: tuple[float, float] | None
-) -> tuple[Sequence[Any], str | None, tuple[float, float] | None]:
-    """One video per item, as light as they came, and how to read them."""
-    if isinstance(videos, (str, Path)) or isinstance(getattr(videos, "pixels", None), Tensor):
-        singles: Sequence[Any] = [videos]
-    elif isinstance(videos, (list, tuple)) and not (videos and hasattr(videos[0], "getbands")):
-        singles = videos
-    else:
-        batch = as_video(videos, layout=layout, value_range=value_range)
-        singles, layout, value_range = list(batch.reshape(-1, *batch.shape[-4:])), "TCHW", (0.0, 1.0)
-    for video in singles:
-        if fps is None and not isinstance(video, (str, Path)) and getattr(video, "time", None) is None:
-            raise VideoError("frames without a clock: pass fps= (frames a second), velocities need it")
-    return singles, layout, value_range
-
-
-def _frames(video: Any, fps: float | None, layout: Any, value_range: Any) -> tuple[Float[Tensor, "T 3 H W"], float]:
-    """One video's frames in canonical form and the time between them [s].
-
-    Raises:
-        VideoError: it cannot be read, is too short, or holds NaN.
-    """
-    if isinstance(video, (str, Path)):
-        video = read_video(video)
-    frames = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range)
-    if frames.dim() != 4:
-        raise VideoError(f"one video has shape (T, 3, H, W), got {tuple(frames.shape)}")
-    if len(frames) < LEAST_FRAMES:
-        raise VideoError(f"the video has {len(frames)} frames; at least {LEAST_FRAMES} can be judged")
-    bad = (~frames.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
-    if bad:
-        raise VideoError(f"frames {', '.join(map(str, bad[:5]))}{' and more' * (len(bad) > 5)} hold NaN or infinity")
-    time = frame_times(video, fps, len(frames))
-    return frames, (time[-1] - time[0]) / (len(time) - 1)
-
-
-def _starts(q0: Any, count: int) -> list[Any]:
-    if q0 is None:
-        return [None] * count
-    if isinstance(q0, (list, tuple)) and not (q0 and np.isscalar(q0[0])):
-        starts = list(q0)
-    else:
-        array = q0 if isinstance(q0, Tensor) else np.asarray(q0, dtype=np.float64)
-        if array.ndim == 1:
-            return [array] * count
-        starts = list(array)
-    if len(starts) != count:
-        raise InputError(f"q0 holds {len(starts)} poses for {count} videos")
-    return starts

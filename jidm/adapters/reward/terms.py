@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from jidm.adapters.reward.evidence import Evidence
+from jidm.adapters.reward.reading import EVERY, Reading
 from jidm.errors import InputError
 
 _WORST = 0.1  # share of the steps by which a video is judged: a jump is over in one frame, a robot that melts melts on
@@ -22,35 +22,8 @@ _LEAST_MOTION = 0.3  # [cells rms] added to the robot's motion before what is un
 _STILL = 0.1  # [cells rms] steps that move the robot less are none
 _LOST = 1.0  # what is unexplained, relative to the motion, of a step that could not be measured
 _FAR = 3.0  # distances from the usual to the 90th percentile at which .63 is taken off
-EVERY = 2
-"""Backwards, only every so many frames are decoded: it takes half the time, and steps must also add up."""
 LEAST_VIDEOS = 5
 """A scale needs so many."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """All that is read off one video: T frames, S = T - 1 steps, n joints.
-
-    Attributes:
-        q: (T, n) decoded positions [rad or m].
-        back: ((T + 1) // 2, n) the same of every other frame, decoded from the last of them to the first; None where no
-            term asks for it.
-        valid: (S,) whether the step was measured.
-        dt: time between frames [s].
-        lower, upper: (n,) the joints' range, infinite where there is none [rad or m].
-        velocity: (n,) the joints' speed limits [rad/s or m/s].
-        seen: the pictures beside that motion.
-    """
-
-    q: Float[Tensor, "T n"]
-    back: Float[Tensor, "half n"] | None
-    valid: Bool[Tensor, " S"]
-    dt: float
-    lower: Float[Tensor, " n"]
-    upper: Float[Tensor, " n"]
-    velocity: Float[Tensor, " n"]
-    seen: Evidence
 
 
 @dataclass(frozen=True, eq=False)
