@@ -45,6 +45,17 @@ def test_the_same_arguments_make_the_same_video(take: Take, kind: str):
         assert (one.video != other.video).any()
 
 
+def test_a_world_may_change_after_it_was_filmed(take: Take):
+    before = corrupt(take, "penetration", 0.7, 5).video
+    look, seed = take.world.look, take.world.seed
+    try:
+        take.world.look, take.world.seed = Look.textured("patches"), seed + 1
+        assert (corrupt(take, "penetration", 0.7, 5).video == before).all()
+        assert take.world.seed == seed + 1 and take.world.look.background.kind == "patches" and not take.world.things
+    finally:
+        take.world.look, take.world.seed = look, seed
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_stronger_is_more(take: Take, kind: str):
     weak, strong = (

@@ -15,6 +15,7 @@ from jidm.errors import InputError
 from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.sim.look import Look
 from jidm.sim.things import Thing
 from jidm.sim.world import Rendering, World
 
@@ -31,7 +32,8 @@ class Take:
     """One video of a robot before a still camera.
 
     Attributes:
-        world: what was filmed, as it stands: its look and its things.
+        world: what was filmed; it may look otherwise by now.
+        look, things, world_seed: how it looked, with what in it.
         camera: what filmed it.
         q: (T, n) joint positions [rad or m].
         fps: frame rate [1/s].
@@ -43,24 +45,26 @@ class Take:
     q: NDArray[np.float64]
     fps: float
     seen: Rendering
+    look: Look
+    things: tuple[Thing, ...]
+    world_seed: int
 
     @classmethod
     def film(cls, world: World, camera: Camera, q: NDArray[np.float64], fps: float) -> Take:
         """Render joint positions q (T, n)."""
         if len(q) < 2:
             raise InputError(f"a take needs at least 2 frames, got {len(q)}")
-        return cls(world, camera, q, fps, world.render_video(q, camera))
+        return cls(world, camera, q, fps, world.render_video(q, camera), world.look, world.things, world.seed)
 
     def again(self, q: NDArray[np.float64], more: Sequence[Thing] = ()) -> Picture:
         """The video (T, H, W, 3) of another motion q (T, n) of the same robot in the same place, with more things in it."""
-        things = self.world.things
+        world = self.world
+        now = world.look, world.things, world.seed
         try:
-            if more:
-                self.world.things = (*things, *more)
-            return self.world.render_video(q, self.camera).rgb
+            world.look, world.things, world.seed = self.look, (*self.things, *more), self.world_seed
+            return world.render_video(q, self.camera).rgb
         finally:
-            if more:
-                self.world.things = things
+            world.look, world.things, world.seed = now
 
     @property
     def robot(self) -> Embodiment:

@@ -1,0 +1,70 @@
+"""Frames per second that the reward judges, by a bundled field, on all cores of this machine.
+
+    python benchmarks/reward_speed.py panda-sim
+
+Videos of 25 frames of 128 x 128 from memory; once with all threads in one process, once with a process of one thread per
+core, as Ray's actors or shards work. Rounds of both take turns; medians. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from reward_validity import FPS, FRAMES, Scenes
+
+from jidm.adapters.reward import ExecutabilityReward
+
+_SEED, _VIDEOS, _ROUNDS, _SIDE = 4800, 4, 5, 128
+_mine: dict[str, Any] = {}
+
+
+def _begin(checkpoint: str, videos: np.ndarray) -> None:
+    torch.set_num_threads(1)
+    _mine.update(reward=ExecutabilityReward.from_pretrained(checkpoint), videos=videos)
+    _judge(0)
+
+
+def _judge(k: int) -> float:
+    return float(_mine["reward"](_mine["videos"][k : k + 1], fps=FPS, layout="BTHWC"))
+
+
+def reward_speed(checkpoint: str) -> dict[str, Any]:
+    """Both ways, in turns."""
+    reward = ExecutabilityReward.from_pretrained(checkpoint)
+    assert reward.idm.embodiment is not None
+    scenes = Scenes(reward.idm.embodiment.name, _SEED, side=_SIDE)
+    videos = np.stack([scenes.take(k).seen.rgb for k in range(_VIDEOS)])
+    cores = os.cpu_count() or 1
+    frames, alone, shared = _VIDEOS * FRAMES, [], []
+    reward(videos[:1], fps=FPS, layout="BTHWC")  # the first call pays for memory
+    with multiprocessing.get_context("spawn").Pool(cores, _begin, (checkpoint, videos)) as pool:
+        pool.map(_judge, range(_VIDEOS), chunksize=1)
+        for _ in range(_ROUNDS):
+            began = time.perf_counter()
+            reward(videos, fps=FPS, layout="BTHWC")
+            alone.append(frames / (time.perf_counter() - began))
+            began = time.perf_counter()
+            pool.map(_judge, range(_VIDEOS), chunksize=1)
+            shared.append(frames / (time.perf_counter() - began))
+    return {
+        "checkpoint": checkpoint,
+        "one_process_frames_per_second": statistics.median(alone),
+        "threads": torch.get_num_threads(),
+        "a_process_per_core_frames_per_second": statistics.median(shared),
+        "cores": cores,
+        "rounds": _ROUNDS,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder, bundled name or hub id, with scales beside it")
+    print(json.dumps(reward_speed(parser.parse_args().checkpoint), indent=1))
