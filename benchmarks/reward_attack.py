@@ -1,10 +1,10 @@
 """How much reward can be had by touching up pixels, without a robot doing any better?
 
-    python benchmarks/reward_attack.py --robot panda --learned panda-sim --eva runs/panda-eva --out attack.json
+    python benchmarks/reward_attack.py --robot panda --learned panda-sim --eva runs/panda-eva --out attack.jsonl
 
-From clean videos, within a small distance of every pixel, each judge's own reward is climbed: by its gradient (signs of it,
-momentum, projected back: Madry et al. 2018) and by random search (squares of changed pixels, kept where the reward rises:
-Andriushchenko et al. 2020). Beside the reward gained stands how far from the video's motion a robot ends up by what the judge
+From clean videos, within a small distance of every pixel, each judge's own reward is climbed: by its gradient (Adam,
+projected back after every step: Madry et al. 2018) and by random search (squares of changed pixels, kept where the reward rises:
+Andriushchenko et al. 2020). Stopped and started again, it goes on. Beside the reward gained stands how far from the video's motion a robot ends up by what the judge
 decodes, before and after. "ours" is judged pair by pair, as gradients need it; what it wins is then judged once more by the
 reward as it is used, following the pose from frame to frame.
 """
@@ -25,7 +25,6 @@ from torch import Tensor
 
 from jidm import JacobianIDM
 from jidm.adapters.reward import TERMS, EvaLimits, ExecutabilityReward, eva_reward
-from jidm.files import whole_file
 from jidm.learn.zoo import load_idm
 from jidm.motion.fit import Fit
 from jidm.sim.freespace import FreeSpace
@@ -33,7 +32,7 @@ from jidm.sim.freespace import FreeSpace
 FRAMES, SIDE = 9, 128
 STEPS = 500
 BUDGET = 4 / 255
-_STRIDE, _MOMENTUM = 0.05, 0.75  # of the budget per step
+_STRIDE = 0.02  # of the budget, at the first step
 _SQUARE = (0.3, 0.05)  # of the picture's side, at the first step and at the last
 
 Rewarded = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -71,16 +70,21 @@ def evas(idm: Any, limits: EvaLimits, q0: np.ndarray) -> Rewarded:
 
 def climbed(rewarded: Rewarded, clean: Tensor) -> Tensor:
     """The best video that gradients find."""
-    change, pace = torch.zeros_like(clean), torch.zeros_like(clean)
-    best, best_reward = clean, float(rewarded(clean)[0].detach())
+    change = torch.zeros_like(clean, requires_grad=True)
+    optimiser = torch.optim.Adam([change], lr=_STRIDE * BUDGET, maximize=True)
+    slower = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=STEPS)
+    best, best_reward = clean, -1.0
     for _ in range(STEPS):
-        at = (clean + change).clamp(0, 1).requires_grad_()
+        at = (clean + change).clamp(0, 1)
         reward = rewarded(at)[0]
         if float(reward.detach()) > best_reward:
             best, best_reward = at.detach(), float(reward.detach())
-        (slope,) = torch.autograd.grad(reward, at)
-        pace = _MOMENTUM * pace + slope / slope.abs().mean().clamp(min=1e-20)
-        change = (change + _STRIDE * BUDGET * pace.sign()).clamp(-BUDGET, BUDGET)
+        optimiser.zero_grad()
+        reward.backward()
+        optimiser.step()
+        slower.step()
+        with torch.no_grad():
+            change.clamp_(-BUDGET, BUDGET)
     return best
 
 
@@ -132,11 +136,11 @@ def attacked(rewarded: Rewarded, clean: Tensor, error: Callable[[Tensor], float]
         )
 
 
-def run(robot: str, seed: int, takes: Sequence[int], calibrating: int, learned: str, eva: str) -> dict[str, Any]:
-    """Attack takes of a robot; the ones before them calibrate."""
-    scenes = Scenes(robot, seed, side=SIDE, frames=FRAMES)
+def run(scenes: Scenes, takes: Sequence[int], calibrating: int, learned: str, eva: str, out: Path) -> None:
+    """Append a line per video and judge that is not there yet; the takes before `calibrating` calibrate."""
     idm = JacobianIDM.from_pretrained(learned, limits="none")
-    limits, out = EvaLimits.of(scenes.robot), dict[str, Any]()
+    limits = EvaLimits.of(scenes.robot)
+    done = {(x["take"], x["judge"]) for x in read_lines(out)}
 
     def video(k: int) -> tuple[Tensor, np.ndarray]:
         take = scenes.take(k)
@@ -149,7 +153,7 @@ def run(robot: str, seed: int, takes: Sequence[int], calibrating: int, learned: 
         followed = ExecutabilityReward(idm).calibrated([v for v, _ in good], **told)
     bare = ExecutabilityReward(idm, pairs.calibration, weights=dict.fromkeys(TERMS, 0.0), differentiable=True)
     theirs = load_idm(eva)
-    with FreeSpace(scenes.robot, clearance=0.0) as free:
+    with FreeSpace(scenes.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file:
         executed = Executed(scenes.robot, free)
         for k in takes:
             clean, q = video(k)
@@ -165,17 +169,27 @@ def run(robot: str, seed: int, takes: Sequence[int], calibrating: int, learned: 
                 ("EVA on ours", ours(bare, q[0]), None),
                 ("EVA on its IDM", evas(theirs, limits, q[0]), None),
             ):
-                out.setdefault(name, []).append(vars(attacked(rewarded, clean, error, k, check)))
-    return out
+                if (k, name) not in done:
+                    found = vars(attacked(rewarded, clean, error, k, check))
+                    file.write(json.dumps({"take": k, "judge": name, **found}) + "\n")
+                    file.flush()
 
 
-def table(found: dict[str, Any]) -> str:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What is there already."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
     """Means over the videos, Markdown."""
     rows = [
+        f"{len({x['take'] for x in lines})} videos",
+        "",
         "| judge | clean | gained by gradient | by random search | executed error, mm: clean / gradient / random |",
         "|---|---|---|---|---|",
     ]
-    for name, videos in found.items():
+    for name in dict.fromkeys(x["judge"] for x in lines):
+        videos = [x for x in lines if x["judge"] == name]
         for key, label in (("reward", name), ("followed", f"{name}, as used")):
             if videos[0][key] is None:
                 continue
@@ -193,10 +207,9 @@ if __name__ == "__main__":
     parser.add_argument("--calibrating", type=int, default=20)
     parser.add_argument("--learned", required=True, help="checkpoint of a learned field")
     parser.add_argument("--eva", required=True, help="checkpoint of EVA's kind of IDM")
-    parser.add_argument("--out", type=Path, required=True, help="JSON")
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
     given = parser.parse_args()
-    takes = range(given.calibrating, given.calibrating + given.videos)
-    result = run(given.robot, given.seed, takes, given.calibrating, given.learned, given.eva)
-    with whole_file(given.out) as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
-    print(table(result))
+    which = range(given.calibrating, given.calibrating + given.videos)
+    films = Scenes(given.robot, given.seed, side=SIDE, frames=FRAMES)
+    run(films, which, given.calibrating, given.learned, given.eva, given.out)
+    print(table(read_lines(given.out)))
