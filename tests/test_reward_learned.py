@@ -75,6 +75,13 @@ def test_other_sizes_are_fitted_to_what_the_field_reads(videos, followed):
     assert 0 < float(followed(wide, fps=FPS)) <= 10
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_judges_alike(videos, followed):
+    on_gpu = JacobianIDM.from_pretrained(NAME, limits="none", device="cuda")
+    rewards = ExecutabilityReward(on_gpu, followed.calibration)(videos.cuda(), fps=FPS).cpu()
+    assert torch.allclose(rewards, followed(videos, fps=FPS), atol=0.05)
+
+
 def test_followed_rewards_have_no_gradient(videos, followed):
     at = videos[0].clone().requires_grad_()
     assert not followed(at, fps=FPS).requires_grad

@@ -233,10 +233,10 @@ class ExecutabilityReward:
         n = len(self.idm.joint_names)
         blame, total = torch.zeros(n, dtype=torch.float64), 1e-12
         for name, raw in raws.items():
-            weighed = self.weights[name] * by_step[name].detach().double()
+            weighed = self.weights[name] * by_step[name].detach().double().cpu()
             total += float(weighed.sum())
             if raw.by_joint is not None:
-                shares = raw.by_joint.detach().double()
+                shares = raw.by_joint.detach().double().cpu()
                 shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
                 blame += (weighed[:, None] * shares).sum(0)
         return blame / total
