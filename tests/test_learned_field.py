@@ -166,7 +166,7 @@ def test_flow_that_nobody_knows_is_no_reason_for_a_guess_that_is_not_finite() ->
 
 
 def test_guesses_learn_without_bending_what_the_field_sees() -> None:
-    field = untrained()
+    field = untrained().train()
     seen = field.encode(pictures(2))
     step, std = field.guess(seen[:1], seen[1:], flows_between(1))
     (step.sum() + std.sum()).backward()
