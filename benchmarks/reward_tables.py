@@ -30,11 +30,13 @@ _GROUP, _GROUPS = 8, 500
 
 @dataclass(frozen=True)
 class Judged:
-    """Rewards that one judge gives, in the order of the lines, and where the robot ends up by its actions [m]."""
+    """Rewards that one judge gives, in the order of the lines, where the robot ends up by its actions [m], and how
+    unlike the video that looks."""
 
     name: str
     reward: np.ndarray
     executed: np.ndarray
+    unlike: np.ndarray
 
 
 def rewards(lines: Sequence[dict[str, Any]], judge: str, *, terms: bool) -> np.ndarray:
@@ -54,11 +56,11 @@ def judges(lines: Sequence[dict[str, Any]]) -> list[Judged]:
     found = []
     for name in ("exact", "learned", "eva"):
         if name in lines[0]:
-            executed = np.array([line[name]["executed_m"] for line in lines])
+            ends = [np.array([line[name][key] for line in lines]) for key in ("executed_m", "unlike")]
             if name != "eva":
-                found.append(Judged(f"ours ({name})", rewards(lines, name, terms=True), executed))
+                found.append(Judged(f"ours ({name})", rewards(lines, name, terms=True), *ends))
             label = "EVA on its IDM" if name == "eva" else f"EVA on ours ({name})"
-            found.append(Judged(label, rewards(lines, name, terms=False), executed))
+            found.append(Judged(label, rewards(lines, name, terms=False), *ends))
     return found
 
 
@@ -111,8 +113,10 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
             "frozen above the median clean",
             lambda j: f"{(j.reward[still] > np.median(j.reward[clean])).sum()} of {still.sum()}",
         ),
-        per_judge("Spearman with the executed error", lambda j: _spearman(j, clean | told)),
-        per_judge("the same, all kinds", lambda j: _spearman(j, test)),
+        per_judge("Spearman with the executed error", lambda j: _spearman(j.reward, j.executed, clean | told)),
+        per_judge("the same, all kinds", lambda j: _spearman(j.reward, j.executed, test)),
+        per_judge("Spearman with how unlike the video it looks", lambda j: _spearman(j.reward, j.unlike, clean | told)),
+        per_judge("the same, all kinds", lambda j: _spearman(j.reward, j.unlike, test)),
         per_judge("executed error, clean [mm]", lambda j: f"{1000 * j.executed[clean].mean():.0f}"),
     ]
     take = np.array([line["video"].split("/")[0] for line in lines])
@@ -124,8 +128,8 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-def _spearman(judged: Judged, which: np.ndarray) -> str:
-    return f"{spearmanr(-judged.reward[which], judged.executed[which]).statistic:.2f}"
+def _spearman(reward: np.ndarray, error: np.ndarray, which: np.ndarray) -> str:
+    return f"{spearmanr(-reward[which], error[which]).statistic:.2f}"
 
 
 def _best_of(found: Sequence[Judged], take: np.ndarray, which: np.ndarray, name: str) -> list[str]:

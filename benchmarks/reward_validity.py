@@ -6,8 +6,8 @@
 
 Every take is a new motion, look and still, structured ground. It is filmed clean and once in every kind of failure, strengths
 taking turns; the first takes are only filmed clean, to calibrate on. A video's line holds what each judge read off it (the
-terms' raw values, EVA's penalty, the decoded positions) and how far from the take's motion the robot ends up when those
-positions are sent to it. Stopped and started again, it goes on.
+terms' raw values, EVA's penalty, the decoded positions), how far from the take's motion the robot ends up when those
+positions are sent to it, and how far what it then does looks from what the video shows. Stopped and started again, it goes on.
 
 Judges: "exact" has the URDF, the camera and the first pose; "learned" is a checkpoint, told the first pose; "eva" is EVA's
 kind of IDM, whose own actions EVA's reward judges.
@@ -46,6 +46,7 @@ _CROPPED = {"allegro_right": 0.05}  # as the bundled checkpoints were trained; .
 _AMPLITUDE = 0.5
 _MOVES = 0.2  # [rad/s] mean speed of the fastest joint: a robot that stands still is one of the failures
 _TRIES = 100  # motions from which a take's is chosen
+_COMPARED = slice(1, None, 3)  # frames of which the executed motion is filmed
 _CONTRAST = 0.1  # of the ground at least: one that slides must be seen to slide
 
 
@@ -118,15 +119,23 @@ def eva_judge(checkpoint: str) -> Judge:
 
 @dataclass(frozen=True)
 class Executed:
-    """Where the tips are when positions are sent to the robot."""
+    """What a robot makes of decoded positions."""
 
     robot: Embodiment
     free: FreeSpace
 
+    def motion(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(T, n) where it goes when q is sent to it."""
+        return replay(self.robot, q, 1 / FPS, free=self.free).q
+
     def error(self, q: NDArray[np.float64], intended: NDArray[np.float64]) -> float:
         """Mean distance of the tips from where the intended motion has them [m]."""
-        done = replay(self.robot, q, 1 / FPS, free=self.free)
-        return float(np.linalg.norm(self._tips(done.q) - self._tips(intended), axis=-1).mean())
+        return float(np.linalg.norm(self._tips(self.motion(q)) - self._tips(intended), axis=-1).mean())
+
+    def unlike(self, q: NDArray[np.float64], take: Take, video: NDArray[np.uint8]) -> float:
+        """Mean difference between the video and a film of the robot executing q in the same place [of full brightness]."""
+        film = take.again(self.motion(q)[_COMPARED])
+        return float(np.abs(film.astype(np.float64) - video[_COMPARED]).mean() / 255)
 
     def _tips(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
         index = [self.robot.model.link_index(name) for name in self.robot.tip_links]
@@ -134,8 +143,8 @@ class Executed:
         return np.asarray(poses[:, index, :3, 3].numpy())
 
 
-def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator[tuple[dict[str, Any], Any, Any]]:
-    """Label, video and intended motion of each video of a take that is not done yet."""
+def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator[tuple[dict[str, Any], Take, Any]]:
+    """Label, take and video of each video of a take that is not done yet; no video where it cannot be spoilt."""
     kinds = () if calibrates else KINDS
     names = [f"{k}/clean", *(f"{k}/{kind}" for kind in kinds)]
     if done.issuperset(names):
@@ -146,15 +155,15 @@ def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator
             continue
         about = {"video": name, "kind": "clean", "strength": 0.0, "calibrates": calibrates}
         if i == 0:
-            yield about, take.seen.rgb, take.q
+            yield about, take, take.seen.rgb
             continue
         kind, strength = kinds[i - 1], STRENGTHS[(k + i) % len(STRENGTHS)]
         try:
             spoilt = corrupt(take, kind, strength, k)
         except InputError as error:
-            yield {**about, "kind": kind, "strength": strength, "problem": str(error)}, None, None
+            yield {**about, "kind": kind, "strength": strength, "problem": str(error)}, take, None
             continue
-        yield {**about, **spoilt.label}, spoilt.video, take.q
+        yield {**about, **spoilt.label}, take, spoilt.video
 
 
 def run(scenes: Scenes, takes: range, calibrating: int, judges: dict[str, Judge], out: Path) -> None:
@@ -164,14 +173,15 @@ def run(scenes: Scenes, takes: range, calibrating: int, judges: dict[str, Judge]
     with FreeSpace(scenes.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file, torch.no_grad():
         executed = Executed(scenes.robot, free)
         for k in takes:
-            for about, video, intended in videos(scenes, k, k < calibrating, done):
+            for about, take, video in videos(scenes, k, k < calibrating, done):
                 line = {"robot": scenes.robot.name, "seed": scenes.seed, **about}
                 for name, judge in judges.items() if video is not None else ():
-                    q, raw = judge(video, intended[0])
-                    at = q.double().numpy()
+                    decoded, raw = judge(video, take.q[0])
+                    q = decoded.double().numpy()
                     line[name] = {
-                        "penalty": float(eva_reward(q.double(), limits, 1 / FPS).penalty), "raw": raw,
-                        "executed_m": executed.error(at, intended), "off": float(np.abs(at - intended).mean()),
+                        "penalty": float(eva_reward(decoded.double(), limits, 1 / FPS).penalty), "raw": raw,
+                        "executed_m": executed.error(q, take.q), "unlike": executed.unlike(q, take, video),
+                        "off": float(np.abs(q - take.q).mean()), "q": q.round(4).tolist(),
                     }  # fmt: skip
                 file.write(json.dumps(line) + "\n")
                 file.flush()
