@@ -176,9 +176,7 @@ class JacobianIDM:
         """
         if not isinstance(self.field, LearnedField):
             raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
-        fit = Fit(first.shape[-2], first.shape[-1], *self.field.config.picture)
-        like = self.field.delta_std
-        return step_pairs(self.field, fit.frames(first).to(like), fit.frames(second).to(like))
+        return step_pairs(self.field, self.field.fitted(first), self.field.fitted(second))
 
     def decode(
         self,
@@ -334,10 +332,7 @@ class JacobianIDM:
 
     def _fitted(self, frame: Float[Tensor, "3 H W"]) -> Tensor:
         """The frame in the size the field reads."""
-        if not isinstance(self.field, LearnedField):
-            return frame
-        fit = Fit(frame.shape[-2], frame.shape[-1], *self.field.config.picture)
-        return fit.frames(frame).to(self.field.delta_std)
+        return self.field.fitted(frame) if isinstance(self.field, LearnedField) else frame
 
     def _fitted_flow(self, flow: Flow) -> Flow:
         """Flow of the video as that of the pictures the field reads."""

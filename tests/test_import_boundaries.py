@@ -1,6 +1,6 @@
 """What may import what: a room imports only from lower floors, and core rooms stay free of heavy packages.
 
-Floors, from the ground up: errors; files; checkpoint, robot and motion; data and field; solve; idm; learn; adapters, sim,
+Floors, from the ground up: errors; cluster and files; checkpoint, robot and motion; data and field; solve; idm; learn; adapters, sim,
 view and planner; cli. Every import counts for the floors, wherever in a file it stands. A heavy package counts only where it
 is loaded with the module: inside a function it costs nothing until it is needed.
 """
@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "jidm"
 FLOORS = (
     ("errors",),
-    ("files",),
+    ("cluster", "files"),
     ("checkpoint", "robot", "motion", "joint_motion"),
     ("data", "field"),
     ("solve",),

@@ -11,7 +11,6 @@ from torch import Tensor
 from jidm.errors import CheckpointError
 from jidm.field.analytic import AnalyticField
 from jidm.field.learned.network import LearnedField
-from jidm.motion.fit import Fit
 
 if TYPE_CHECKING:
     from jidm.robot.camera import Camera
@@ -52,6 +51,5 @@ class HybridField(AnalyticField):
     @torch.no_grad()
     def read(self, frame: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Joint positions as the network reads them off a frame, and their standard deviation [rad or m], in float64."""
-        fit = Fit(frame.shape[-2], frame.shape[-1], *self.learned.config.picture)
-        q, std = self.learned.state(self.learned.encode(fit.frames(frame)[None].to(self.learned.delta_std)))
+        q, std = self.learned.state(self.learned.encode(self.learned.fitted(frame)[None]))
         return q[0].double().to(frame.device), std[0].double().to(frame.device)

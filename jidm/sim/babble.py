@@ -6,7 +6,6 @@ not, write the same data set.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import threading
@@ -19,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jidm.cluster import ray_cluster
 from jidm.data import DatasetWriter, Feature
-from jidm.errors import InputError, JidmError, MissingExtraError
+from jidm.errors import InputError, JidmError
 from jidm.robot.camera import Camera
 from jidm.sim.babble_motion import babble_motion
 from jidm.sim.framing import framed_camera
@@ -318,32 +318,20 @@ def _record(index: int) -> int:
 
 
 def _by_ray(config: BabbleConfig, out: str | Path, indices: list[int], workers: int, address: str) -> Iterator[int]:
-    try:
-        import ray
-        from ray.util import ActorPool
-    except ImportError:
-        raise MissingExtraError("sharing work by Ray", "ray", "ray") from None
     if not indices:
         return
-    own = not ray.is_initialized()
-    if own:
-        where: dict[str, Any] = {"num_cpus": workers} if address == "local" else {"address": address}
-        try:
-            ray.init(**where, include_dashboard=None, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            raise InputError(f"no Ray cluster at '{address}' ({error}); start one, or use --ray local") from None
-    try:
-        count = min(workers if workers > 1 else int(ray.cluster_resources().get("CPU", 1)), len(indices))
+    with ray_cluster(address, workers, len(indices)) as count:
+        import ray
+        from ray.util import ActorPool
+
         # Writing an episode twice does nothing the second time, so lost actors and their work may begin again.
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(_Worker)
         folder = str(Path(out).resolve())
-        pool = ActorPool([actor.remote(config, folder) for _ in range(max(count, 1))])
-        yield from pool.map_unordered(lambda worker, index: worker.record.remote(index), indices)
-    except ray.exceptions.RayActorError:
-        raise JidmError(_DIED) from None
-    finally:
-        if own:
-            ray.shutdown()
+        pool = ActorPool([actor.remote(config, folder) for _ in range(count)])
+        try:
+            yield from pool.map_unordered(lambda worker, index: worker.record.remote(index), indices)
+        except ray.exceptions.RayActorError:
+            raise JidmError(_DIED) from None
 
 
 def jittered(camera: Camera, jitter: tuple[float, float, float], rng: np.random.Generator) -> Camera:

@@ -27,10 +27,8 @@ _MARGIN = 1  # [cells] by which the robot may be off
 _WINDOW = 5  # [cells] within which unexplained motion is the same: single cells at edges are noise
 _ROBOT = 0.5
 _FREE_FRAMES = 3  # a cell's background is known once it was free so often
-_CHANGED, _SAME = (
-    0.08,
-    0.04,
-)  # colour difference from the background, beyond its own noise, that is something else; that is it
+_CHANGED = 0.08  # colour difference from the background, beyond its own noise, that is something else
+_SAME = 0.04  # difference that is the background
 _GRAIN = 0.02  # brightness by which a cell differs from itself a frame later
 _FASTEST = 4.0  # [cells] a difference in brightness is never taken for more motion than this
 _LEAST_SIZE = 10.0  # [cells] a robot that is seen less of counts as so large
@@ -48,9 +46,7 @@ class Evidence:
         changed: (T-1,) change of brightness that no motion brings about, as motion along its slope [cells rms].
         outside: (T,) share of something that is not background, beside the robot and hanging together with it.
         gone: (T,) share of background where the robot is.
-        known: (T,) share of the robot before which the background is known.
         behind: (T-1,) mean change of colour where the robot is not.
-        size: (T,) cells that show the robot.
         unexplained_at: (T-1, h, w) unexplained motion of each cell [cells].
         misplaced_at: (T, h, w) 1 where something is outside or the robot is gone.
         unexplained_by, changed_by, outside_by, gone_by: the same shared out among the joints (T-1 or T, n): to the last joint of the
@@ -62,9 +58,7 @@ class Evidence:
     changed: Float[Tensor, " S"]
     outside: Float[Tensor, " T"]
     gone: Float[Tensor, " T"]
-    known: Float[Tensor, " T"]
     behind: Float[Tensor, " S"]
-    size: Float[Tensor, " T"]
     unexplained_at: Float[Tensor, "S h w"]
     misplaced_at: Float[Tensor, "T h w"]
     unexplained_by: Float[Tensor, "S n"]
@@ -98,8 +92,9 @@ def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"
     back = torch.einsum("tcnhw,tn->tchw", jacobian[1:], step)
     flow = path(ahead, back, 1)
     carried = carry_back(small[1:], flow)
-    beyond, _ = _beyond(small[:-1], carried, robot[:-1], _WINDOW)
-    _, unlike = _beyond(small[:-1], carried, robot[:-1], 1)
+    error, slope = carried - small[:-1], gradients((small[:-1] + carried) / 2)
+    beyond, _ = _beyond(error, slope, robot[:-1], _WINDOW)
+    _, unlike = _beyond(error, slope, robot[:-1], 1)
     moved = ahead.square().sum(1) * robot[:-1]
 
     # What is where, against the background.
@@ -115,8 +110,8 @@ def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"
 
     return Evidence(
         motion=rms(moved), unexplained=rms(beyond), changed=rms(unlike), outside=other.flatten(1).sum(1) / size,
-        gone=same.flatten(1).sum(1) / size, known=(robot & known).flatten(1).sum(1) / size,
-        behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1), size=cells,
+        gone=same.flatten(1).sum(1) / size,
+        behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1),
         unexplained_at=beyond.sqrt(), misplaced_at=other + same,
         unexplained_by=_shared(beyond, owner[:-1], n) / size, changed_by=_shared(unlike, owner[:-1], n) / size,
         outside_by=_shared(other, _spread(owner), n) / size,
@@ -131,7 +126,7 @@ def grid_of(height: int, width: int) -> tuple[int, int]:
 
 
 def _beyond(
-    first: Float[Tensor, "S 3 h w"], carried: Float[Tensor, "S 3 h w"], robot: Tensor, window: int
+    error: Float[Tensor, "S 3 h w"], slope: tuple[Tensor, Tensor], robot: Tensor, window: int
 ) -> tuple[Float[Tensor, "S h w"], Float[Tensor, "S h w"]]:
     """What the difference of two pictures asks for beyond the step, of each of the robot's cells [cells^2].
 
@@ -139,8 +134,7 @@ def _beyond(
         The squared motion that explains it best within a window about the cell (Lucas and Kanade, 1981), and what no
         motion of it explains, as motion along the brightness' slope.
     """
-    error = carried - first
-    along_u, along_v = gradients((first + carried) / 2)
+    along_u, along_v = slope
 
     def about(product: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
         return F.avg_pool2d((product.mean(1) * robot)[:, None], window, 1, window // 2)[:, 0]
@@ -152,9 +146,9 @@ def _beyond(
     determinant = held_u * held_v - uv.square()
     u, v = (held_v * pull_u - uv * pull_v) / determinant, (held_u * pull_v - uv * pull_u) / determinant
     left = about(error.square()) - u * pull_u - v * pull_v - _GRAIN**2 * share
-    slope = uu + vv + _GRAIN**2 * share
+    steep = uu + vv + _GRAIN**2 * share
     most = _FASTEST**2
-    return (u.square() + v.square()).clamp(max=most) * robot, (left.clamp(min=0) / slope).clamp(max=most) * robot
+    return (u.square() + v.square()).clamp(max=most) * robot, (left.clamp(min=0) / steep).clamp(max=most) * robot
 
 
 def _background(

@@ -159,7 +159,7 @@ class ExecutabilityReward:
     def __call__(self, videos: Any, **how: Any) -> Float[Tensor, " N"]:
         """The rewards of videos, see `judge`: finite, 0 where a video could not be judged."""
         rewards = [score.reward for score in self.judge(videos, **how)]
-        return torch.stack(rewards) if rewards else torch.zeros(0)
+        return torch.stack(rewards) if rewards else torch.zeros(0, dtype=torch.float64)
 
     def judge(
         self,
@@ -196,7 +196,10 @@ class ExecutabilityReward:
 
         return scores()
 
-    def explain(self, video: Any, *, q0: Any = None, fps: float | None = None, **how: Any) -> tuple[Score, Reading]:
+    def explain(
+        self, video: Any, *, q0: Any = None, fps: float | None = None, layout: str | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> tuple[Score, Reading]:  # fmt: skip
         """Judge one video, and keep all that the score was read off.
 
         Arguments as of `judge`.
@@ -207,7 +210,7 @@ class ExecutabilityReward:
         """
         if self.calibration is None:
             raise InputError(_UNCALIBRATED)
-        reading, motion = self._read(video, q0, fps, how.get("layout"), how.get("value_range"))
+        reading, motion = self._read(video, q0, fps, layout, value_range)
         return self._scored(reading, motion), reading
 
     def _scored(self, reading: Reading, motion: JointMotion | None) -> Score:

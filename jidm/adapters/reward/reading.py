@@ -16,7 +16,6 @@ from jidm.errors import InputError
 from jidm.field.learned import LearnedField
 from jidm.idm import JacobianIDM
 from jidm.joint_motion import JointMotion
-from jidm.motion.fit import Fit
 from jidm.solve.learned_step import SeenAt, solve_pairs
 
 EVERY = 2
@@ -99,12 +98,14 @@ class Reader:
                 last = motion.position[some][-1]
                 behind = self._idm.decode(frames[some].flip(0), q0=last, fps=1 / (EVERY * dt), layout="TCHW")
                 back = behind.position.flip(0)
-            return self._reading(self._fitted(frames), motion.position, back, motion.valid, dt), motion
+            field = self._idm.field
+            pictures = field.fitted(frames) if isinstance(field, LearnedField) else frames
+            return self._reading(pictures, motion.position, back, motion.valid, dt), motion
 
     def _solved(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> Reading:
         field = self._idm.field
         assert isinstance(field, LearnedField)
-        pictures = self._fitted(frames)
+        pictures = field.fitted(frames)
         steps, valid = [], []
         for first, second in zip(pictures[:-1].split(_PAIRS), pictures[1:].split(_PAIRS), strict=True):
             seen = field.encode(torch.cat([first, second]))
@@ -114,13 +115,6 @@ class Reader:
         start = field.state(field.encode(pictures[:1]))[0] if q0 is None else torch.as_tensor(q0).to(pictures)[None]
         q = torch.cat([start, start + torch.cat(steps).cumsum(0)])
         return self._reading(pictures, q, None, torch.cat(valid), dt)
-
-    def _fitted(self, frames: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T 3 h w"]:
-        """In the size the field reads, where it computes."""
-        field = self._idm.field
-        if not isinstance(field, LearnedField):
-            return frames
-        return Fit(frames.shape[-2], frames.shape[-1], *field.config.picture).frames(frames).to(field.delta_std)
 
     def _reading(self, pictures: Tensor, q: Tensor, back: Tensor | None, valid: Tensor, dt: float) -> Reading:
         lower, upper, velocity = self._limits(q)

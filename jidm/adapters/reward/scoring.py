@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 from jidm.adapters.reward.calibration import Calibration
 from jidm.adapters.reward.executability import ExecutabilityReward, Score
+from jidm.cluster import ray_cluster
 from jidm.errors import InputError, JidmError, MissingExtraError
 from jidm.idm import JacobianIDM
 from jidm.robot.camera import Camera
@@ -204,36 +204,22 @@ def _one_by_one(videos: Sequence[str], recipe: RewardRecipe) -> Iterator[str]:
 
 
 def _by_ray(videos: Sequence[str], recipe: RewardRecipe, address: str, workers: int) -> Iterator[str]:
-    try:
-        import ray
-        from ray.data import ActorPoolStrategy, DataContext
-    except ImportError:
-        raise MissingExtraError("sharing work by Ray", "ray[data]", "ray") from None
-    own = not ray.is_initialized()
-    if own:
-        where: dict[str, Any] = {"num_cpus": workers} if address == "local" else {"address": address}
+    with ray_cluster(address, workers, len(videos)) as size:
         try:
-            ray.init(**where, include_dashboard=None, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            raise InputError(f"no Ray cluster at '{address}' ({error}); start one, or use --ray local") from None
-    try:
-        size = min(workers if workers > 1 else int(ray.cluster_resources().get("CPU", 1)), len(videos))
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
+            from ray.data import ActorPoolStrategy, DataContext, from_items
+        except ImportError:
+            raise MissingExtraError("sharing work by Ray", "ray[data]", "ray") from None
+        DataContext.get_current().enable_progress_bars = False
         # One video a block: what a lost actor was at is done again, and no more than that.
-        items = ray.data.from_items([{"video": video} for video in videos], override_num_blocks=len(videos))
-        scored = items.map_batches(
+        scored = from_items([{"video": video} for video in videos], override_num_blocks=len(videos)).map_batches(
             Scorer,
             fn_constructor_args=(recipe,),
-            compute=ActorPoolStrategy(size=max(size, 1)),
+            compute=ActorPoolStrategy(size=size),
             batch_size=1,
             num_cpus=1,
         )
         for row in scored.iter_rows():
             yield row["line"]
-    finally:
-        if own:
-            ray.shutdown()
 
 
 def _with_progress(lines: Iterator[str], total: int, show: bool) -> Iterator[str]:

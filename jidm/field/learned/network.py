@@ -17,6 +17,7 @@ from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, luma, pixe
 from jidm.field.learned.config import COARSE, SIZES, LearnedFieldConfig
 from jidm.field.learned.guess import GuessHead
 from jidm.field.learned.matching import PairHead
+from jidm.motion.fit import Fit
 
 _AT_ONCE = 16  # pictures
 _KEYPOINTS = 32
@@ -188,6 +189,10 @@ class LearnedField(nn.Module):
         field = (doubled(self.field_out(x)) + self.field_fine(fine)).unflatten(1, (2, self.config.n))
         return field * (_FLOW_UNIT / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
 
+    def fitted(self, frames: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
+        """Frames of any size in the size it reads, `config.picture`, on its device and in its precision."""
+        return Fit(frames.shape[-2], frames.shape[-1], *self.config.picture).frames(frames).to(self.delta_std)
+
     def dense(
         self, q: Float[Tensor, "*batch n"], height: int, width: int, image: Float[Tensor, "*batch 3 H W"] | None = None
     ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
@@ -195,7 +200,7 @@ class LearnedField(nn.Module):
         robot's mask in [0, 1].
 
         Args:
-            image: RGB in [0, 1], of the size `config.picture`; see `Fit` for others.
+            image: RGB in [0, 1], of the size `config.picture`; see `fitted` for others.
 
         Raises:
             InputError: no image, or of another size.
