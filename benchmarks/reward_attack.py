@@ -159,7 +159,7 @@ def run(scenes: Scenes, takes: Sequence[int], calibrating: int, learned: str, ev
             clean, q = video(k)
 
             def error(found: Tensor, q: np.ndarray = q) -> float:
-                return executed.error(found.double().numpy(), q)
+                return executed.off(executed.motion(found.double().numpy()), q)
 
             def used(v: Tensor, q: np.ndarray = q) -> float:
                 return float(followed(v, q0=q[0], fps=FPS, layout="TCHW"))

@@ -1,7 +1,7 @@
 """Does the reward rank videos of robots as executing them would? Films good and spoilt videos, and lets judges read them.
 
-    python benchmarks/reward_validity.py --robot panda --seed 4100 --exact --learned panda-sim --out panda.jsonl
-    python benchmarks/reward_validity.py --robot panda --seed 4100 --eva runs/panda-eva --out panda-eva.jsonl
+    python benchmarks/reward_validity.py --robot panda --seed 5100 --exact --learned panda-sim --out panda.jsonl
+    python benchmarks/reward_validity.py --robot panda --seed 5100 --eva runs/panda-eva --out panda-eva.jsonl
     python benchmarks/reward_tables.py panda.jsonl panda-eva.jsonl
 
 Every take is a new motion, look and still, structured ground. It is filmed clean and once in every kind of failure, strengths
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,30 +117,30 @@ def eva_judge(checkpoint: str) -> Judge:
     return judge
 
 
-@dataclass(frozen=True)
 class Executed:
     """What a robot makes of decoded positions."""
 
-    robot: Embodiment
-    free: FreeSpace
+    def __init__(self, robot: Embodiment, free: FreeSpace) -> None:
+        self._robot, self._free = robot, free
+        self._kinematics = Kinematics.from_embodiment(robot)
+        self._tip_links = [robot.model.link_index(name) for name in robot.tip_links]
 
     def motion(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
         """(T, n) where it goes when q is sent to it."""
-        return replay(self.robot, q, 1 / FPS, free=self.free).q
+        return replay(self._robot, q, 1 / FPS, free=self._free).q
 
-    def error(self, q: NDArray[np.float64], intended: NDArray[np.float64]) -> float:
+    def off(self, done: NDArray[np.float64], intended: NDArray[np.float64]) -> float:
         """Mean distance of the tips from where the intended motion has them [m]."""
-        return float(np.linalg.norm(self._tips(self.motion(q)) - self._tips(intended), axis=-1).mean())
-
-    def unlike(self, q: NDArray[np.float64], take: Take, video: NDArray[np.uint8]) -> float:
-        """Mean difference between the video and a film of the robot executing q in the same place [of full brightness]."""
-        film = take.again(self.motion(q)[_COMPARED])
-        return float(np.abs(film.astype(np.float64) - video[_COMPARED]).mean() / 255)
+        return float(np.linalg.norm(self._tips(done) - self._tips(intended), axis=-1).mean())
 
     def _tips(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
-        index = [self.robot.model.link_index(name) for name in self.robot.tip_links]
-        poses = Kinematics.from_embodiment(self.robot).link_poses(torch.from_numpy(q))
-        return np.asarray(poses[:, index, :3, 3].numpy())
+        return np.asarray(self._kinematics.link_poses(torch.from_numpy(q))[:, self._tip_links, :3, 3].numpy())
+
+
+def unlike(done: NDArray[np.float64], take: Take, video: NDArray[np.uint8]) -> float:
+    """Mean difference between the video and a film of the robot doing that in the same place [of full brightness]."""
+    film = take.again(done[_COMPARED])
+    return float(np.abs(film.astype(np.float64) - video[_COMPARED]).mean() / 255)
 
 
 def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator[tuple[dict[str, Any], Take, Any]]:
@@ -168,19 +168,20 @@ def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator
 
 def run(scenes: Scenes, takes: range, calibrating: int, judges: dict[str, Judge], out: Path) -> None:
     """Append the lines that are missing; take k calibrates if k < calibrating."""
-    done = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
+    there = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
     limits = EvaLimits.of(scenes.robot)
     with FreeSpace(scenes.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file, torch.no_grad():
         executed = Executed(scenes.robot, free)
         for k in takes:
-            for about, take, video in videos(scenes, k, k < calibrating, done):
+            for about, take, video in videos(scenes, k, k < calibrating, there):
                 line = {"robot": scenes.robot.name, "seed": scenes.seed, **about}
                 for name, judge in judges.items() if video is not None else ():
                     decoded, raw = judge(video, take.q[0])
                     q = decoded.double().numpy()
+                    done = executed.motion(q)
                     line[name] = {
                         "penalty": float(eva_reward(decoded.double(), limits, 1 / FPS).penalty), "raw": raw,
-                        "executed_m": executed.error(q, take.q), "unlike": executed.unlike(q, take, video),
+                        "executed_m": executed.off(done, take.q), "unlike": unlike(done, take, video),
                         "off": float(np.abs(q - take.q).mean()), "q": q.round(4).tolist(),
                     }  # fmt: skip
                 file.write(json.dumps(line) + "\n")

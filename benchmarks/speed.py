@@ -44,16 +44,33 @@ def medians(pieces: dict[str, Callable[[], object]], runs: int, repeat: int = 1)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def exact_flow(field: AnalyticField, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Motion of the field's points from pose to pose, and which of them are seen."""
+    pose = field.at(a)
+    return pose.surface(b - a).points - pose.surface().points, pose.visible.float()
+
+
+def rendered_field(field: AnalyticField, world: World, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dense field the usual way: distance and link of every pixel from a renderer, then J of each."""
+    camera = field.camera
+    world.pose(q)
+    _, depth, link, _ = world._draw(camera)
+    ids = torch.from_numpy(link).long()
+    v, u = (ids >= 0).nonzero().unbind(-1)
+    p = camera.unproject(torch.stack([u, v], dim=-1).float(), torch.from_numpy(depth)[v, u])
+    poses = field.kinematics.link_poses(q)
+    jacobian = torch.zeros(2, q.shape[-1], camera.height, camera.width)
+    jacobian[:, :, v, u] = field._image_jacobian(camera, poses, p, ids[v, u]).permute(1, 2, 0)
+    return jacobian, (ids >= 0).float()
+
+
 def field_and_solve(runs: int) -> dict[str, object]:
     """Field at a pose, at its points and solved from a given flow, against rendering depth and links and making J."""
     robot = Embodiment.load("panda")
     camera = robot.camera().resized(WIDTH, HEIGHT)
     field = AnalyticField(robot, camera)
     q = torch.from_numpy(smooth_motion(robot, 200, 1 / 16, 0)).float()
-    flows = []
-    for a, b in pairwise(q):
-        pose = field.at(a)
-        flows.append((pose.surface(b - a).points - pose.surface().points, pose.visible.float()))
+    flows = [exact_flow(field, a, b) for a, b in pairwise(q)]
     turn = iter(range(10**9))
 
     def sparse(iterations: int) -> None:
@@ -62,11 +79,10 @@ def field_and_solve(runs: int) -> dict[str, object]:
 
     # Many poses at once, as when a known trajectory is judged: the calls' own cost is shared.
     light = AnalyticField(robot, camera, points=2000, occluders=12000)
-    many = {}
-    for name, any_field in (("default", field), ("light", light)):
-        pose = any_field.at(q[:BATCH])
-        step = q[1 : BATCH + 1] - q[:BATCH]
-        many[name] = any_field, pose.surface(step).points - pose.surface().points, pose.visible.float()
+    many = {
+        name: (any_field, *exact_flow(any_field, q[:BATCH], q[1 : BATCH + 1]))
+        for name, any_field in (("default", field), ("light", light))
+    }
 
     def batched(name: str, iterations: int) -> None:
         any_field, flow, weight = many[name]
@@ -80,18 +96,8 @@ def field_and_solve(runs: int) -> dict[str, object]:
         solve_normal_equations(normal_equations(jacobian, unseen, mask))
 
     def rendered() -> None:
-        """The same dense field the usual way: distance and link of every pixel from a renderer, then J of each."""
-        k = next(turn) % len(flows)
-        world.pose(q[k])
-        _, depth, link, _ = world._draw(camera)
-        ids = torch.from_numpy(link).long()
-        v, u = (ids >= 0).nonzero().unbind(-1)
-        z = torch.from_numpy(depth)[v, u]
-        p = camera.unproject(torch.stack([u, v], dim=-1).float(), z)
-        poses = field.kinematics.link_poses(q[k])
-        jacobian = torch.zeros(2, robot.n, HEIGHT, WIDTH)
-        jacobian[:, :, v, u] = field._image_jacobian(camera, poses, p, ids[v, u]).permute(1, 2, 0)
-        solve_normal_equations(normal_equations(jacobian, unseen, (ids >= 0).float()))
+        jacobian, mask = rendered_field(field, world, q[next(turn) % len(flows)])
+        solve_normal_equations(normal_equations(jacobian, unseen, mask))
 
     took = medians(
         {

@@ -1,0 +1,82 @@
+"""Scoring 1,000 clips while processes are killed: is anything lost, or scored twice?
+
+    python benchmarks/reward_killed.py --out plain.jsonl
+    python benchmarks/reward_killed.py --ray --out ray.jsonl
+
+Plain, the process is killed (SIGKILL) after 200 and after 500 videos and started again. By Ray, with two workers, one is killed
+after 150, the driver after 400, and a worker of the next driver after 600. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from reward_validity import FPS, Scenes
+
+from jidm.motion.video import write_video
+
+_CHECKPOINT, _SEED = "panda-sim", 4900
+_CLIPS, _FILMED, _FRAMES, _SIDE = 1000, 20, 8, 128
+_PLAIN, _RAY = (200, 500), (150, 400, 600)
+
+
+def clips(folder: Path) -> None:
+    """So many files of a few clips: what is in them does not matter here."""
+    scenes = Scenes("panda", _SEED, side=_SIDE, frames=_FRAMES)
+    for k in range(_FILMED):
+        write_video(folder / f"{k:04d}.mp4", scenes.take(k).seen.rgb, FPS)
+    for k in range(_FILMED, _CLIPS):
+        os.link(folder / f"{k % _FILMED:04d}.mp4", folder / f"{k:04d}.mp4")
+
+
+def killed(folder: Path, out: Path, ray: bool) -> dict[str, Any]:
+    """Score them all, with the killing."""
+    line = [sys.executable, "-m", "jidm.cli", "score", str(folder), "--checkpoint", _CHECKPOINT, "--out", str(out)]
+    line += ["--ray", "local", "--workers", "2"] if ray else []
+
+    def started() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(line, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def reached(count: int) -> int:
+        while (there := out.read_bytes().count(b"\n") if out.exists() else 0) < count:
+            if process.poll() is not None:
+                raise SystemExit(f"ended with {process.returncode} after {there} videos")
+            time.sleep(0.2)
+        return there
+
+    def driver_killed() -> None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    process, at = started(), []
+    for k, count in enumerate(_RAY if ray else _PLAIN):
+        at.append(reached(count))
+        if ray and k != 1:
+            subprocess.run(["pkill", "-9", "-n", "-f", "ray::MapWorker"], check=True)
+            continue
+        driver_killed()
+        process = started()
+    code = process.wait()
+    videos = [json.loads(text)["video"] for text in out.read_text(encoding="utf-8").splitlines()]
+    return {"killed_at": at, "exit_status": code, "lines": len(videos), "videos": len(set(videos)), "of": _CLIPS}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ray", action="store_true", help="on a local cluster of two workers")
+    parser.add_argument("--out", type=Path, required=True, help="file of scores; must not be there")
+    given = parser.parse_args()
+    if given.out.exists():
+        parser.error(f"{given.out} is there already; name another")
+    with tempfile.TemporaryDirectory() as temporary:
+        clips(Path(temporary))
+        print(json.dumps(killed(Path(temporary), given.out, given.ray), indent=1))
