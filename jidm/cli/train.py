@@ -117,7 +117,7 @@ class Train:
     """Where to train."""
 
     cache: Path | None = None
-    """Folder for decoded pictures; else the environment variable JIDM_CACHE, else ~/.cache/jidm."""
+    """Folder for decoded pictures; else the environment variable JIDM_CACHE, else ~/.cache/jidm. Kept below JIDM_CACHE_GB."""
 
     resume: bool = False
     """Go on with the run of that name, or begin it."""

@@ -50,7 +50,7 @@ class TrainConfig:
         seed: of everything random.
         save_minutes: between saved states [min].
         devices, strategy, accelerator: processes; "auto" or "ddp"; "auto", "cpu" or "gpu".
-        cache: folder for decoded pictures; see `default_cache`.
+        cache: folder for decoded pictures; see `jidm.learn.cache`.
         resume: go on from the state in `<out>.run`, or begin if there is none.
         overwrite: throw away an earlier run and checkpoint of that name.
     """

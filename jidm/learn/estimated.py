@@ -17,7 +17,8 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.files import whole_file
 from jidm.learn.batch import GRID_STRIDE
-from jidm.learn.recording import Recording, default_cache, digest, whole_folder
+from jidm.learn.cache import cached_folder, default_cache
+from jidm.learn.recording import Recording, digest
 from jidm.motion.fit import Fit
 from jidm.motion.flow.base import Flow, FlowEstimator, both_ways
 
@@ -64,11 +65,13 @@ def estimate_flow(
         raise InputError(f"flow estimator {name} does not tell its settings; give it a __repr__ that does")
     root, chosen = Path(cache or default_cache()), tuple(sorted(set(strides)))
     folder = root / f"{recording.key}-flow-{digest([chosen, name])}"
-    if not folder.is_dir():
-        measured = root / f"{Path(dataset.root).name}-flow-{digest([recording.origin, name])}"
-        measured.mkdir(parents=True, exist_ok=True)
-        with whole_folder(folder) as temporary:
-            _gather(_Measuring(dataset, recording, camera, estimator, measured), chosen, temporary, progress)
+    measured = root / f"{Path(dataset.root).name}-flow-{digest([recording.origin, name])}"
+
+    def gather(new: Path) -> None:
+        measured.mkdir(exist_ok=True)
+        _gather(_Measuring(dataset, recording, camera, estimator, measured), chosen, new, progress)
+
+    cached_folder(folder, gather)
     tables = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ("flow", "weight"))
     return EstimatedFlow(chosen, *tables)
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from torch import Tensor
 
 from jidm.errors import DatasetError, did_you_mean
 from jidm.field.learned.blocks import reduced
-from jidm.files import remove_leftovers
 from jidm.learn.batch import FIELD_STRIDE, JointStats
+from jidm.learn.cache import cached_folder, default_cache
 from jidm.motion.fit import Fit
 
 _TABLES_VERSION = 3
@@ -163,8 +160,10 @@ def read_recording(
         raise DatasetError(f"{dataset.root}: no episodes are chosen; choose some of {len(dataset)}")
     origin = _origin(dataset, camera, height, width)
     key = f"{Path(dataset.root).name}-{height}x{width}-{digest([origin, list(episodes), detail, reduce])}"
-    folder = Path(cache or default_cache()) / key
-    _make_tables(dataset, tuple(episodes), camera, (height, width), detail, reduce, folder, progress)
+    folder = cached_folder(
+        Path(cache or default_cache()) / key,
+        lambda new: _make_tables(dataset, tuple(episodes), camera, (height, width), detail, reduce, new, progress),
+    )
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     length = torch.tensor(index["length"])
     geometry = None
@@ -176,13 +175,6 @@ def read_recording(
         fps=float(dataset.fps), fit=Fit(index["size"][0], index["size"][1], height, width), geometry=geometry, source=str(dataset.root), key=key, origin=origin,
         detail=1 if reduce else detail,
     )  # fmt: skip
-
-
-def default_cache() -> Path:
-    """Where tables go: the folder in the environment variable JIDM_CACHE, else `~/.cache/jidm`."""
-    return Path(
-        os.environ.get("JIDM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jidm"
-    ).expanduser()
 
 
 def picture_size(dataset: Any, camera: str) -> tuple[int, int]:
@@ -208,25 +200,6 @@ def pick_camera(dataset: Any, camera: str | None) -> str:
 # ---- building the tables ---------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the given name if the block succeeds; if another process was first, theirs stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _make_tables(
     dataset: Any,
     episodes: tuple[int, ...],
@@ -237,16 +210,13 @@ def _make_tables(
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
-    if folder.is_dir():
-        return
     lengths = [int(dataset.episode(i).length) for i in episodes]
-    with whole_folder(folder) as temporary:
-        writer = _TableWriter(temporary, sum(lengths), *size, detail, reduce)
-        for done, (index, length) in enumerate(zip(episodes, lengths)):
-            writer.add(dataset.episode(index), camera, length)
-            if (done + 1) % max(1, len(episodes) // 10) == 0:
-                progress(f"decoded {done + 1} of {len(episodes)} episodes")
-        writer.close({"length": lengths, "episodes": list(episodes), "size": list(writer.size_in)})
+    writer = _TableWriter(folder, sum(lengths), *size, detail, reduce)
+    for done, (index, length) in enumerate(zip(episodes, lengths)):
+        writer.add(dataset.episode(index), camera, length)
+        if (done + 1) % max(1, len(episodes) // 10) == 0:
+            progress(f"decoded {done + 1} of {len(episodes)} episodes")
+    writer.close({"length": lengths, "episodes": list(episodes), "size": list(writer.size_in)})
 
 
 class _TableWriter:
