@@ -17,6 +17,7 @@ from jidm.field.analytic import AnalyticField
 from jidm.field.base import ReadsPose
 from jidm.field.hybrid import HybridField
 from jidm.field.learned import LearnedField
+from jidm.idm.stream import MotionStream
 from jidm.joint_motion import JointMotion, stack
 from jidm.motion.fit import Fit
 from jidm.motion.flow import Flow, FlowEstimator, VideoFlow, as_flow_estimator, split_flow
@@ -282,6 +283,33 @@ class JacobianIDM:
             raise InputError("q0 holds NaN or infinity; give the joint positions of the first frame")
         return start
 
+    def stream(
+        self, first: Float[Tensor, "3 H W"], *, time: float = 0.0, q0: Sequence[float] | np.ndarray | Tensor | None = None,
+        flow: Flow | Tensor | None = None, remembers: bool = False,
+    ) -> MotionStream:  # fmt: skip
+        """Follow a robot through frames as they come; see `MotionStream`.
+
+        Args:
+            first: the first frame, RGB in [0, 1]. time: of it [s].
+            q0: (n,) joint positions it shows [rad or m]; a learned field reads them off the picture if not given.
+            flow: (T-1, 2, H, W) between the frames to come, where it was measured elsewhere [px].
+            remembers: keep what `MotionStream.looking_back` needs.
+
+        Raises:
+            VideoError: the frame is not finite, or not of the size the field is for.
+            InputError: q0 does not fit.
+        """
+        start = self._start(q0)
+        if start.dim() != 1:
+            raise InputError(f"q0 must be ({start.shape[-1]},) for one video, got shape {tuple(start.shape)}")
+        if not first.isfinite().all():
+            raise VideoError("the first frame is not finite; q0 belongs to a frame that shows the robot")
+        self._check_size(first)
+        like = first if not isinstance(self.field, LearnedField) else self.field.delta_std
+        tracker = self._tracker(like, remembers)
+        tracker.start(self._fitted(first), None if q0 is None else start.to(like))
+        return MotionStream(tracker, first, time, self._fitted, self._fitted_flow, self._video_flow(flow))
+
     def _decode_one(
         self,
         frames: Iterator[Tensor],
@@ -294,35 +322,18 @@ class JacobianIDM:
         first = next(frames, None)
         if first is None:
             raise VideoError("the video has no frames")
-        if not first.isfinite().all():
-            raise VideoError("the first frame is not finite; q0 belongs to a frame that shows the robot")
-        self._check_size(first)
-        like = first if not isinstance(self.field, LearnedField) else self.field.delta_std
-        tracker = self._tracker(like, remembers)
-        tracker.start(self._fitted(first), None if q0 is None else q0.to(like))
-        q, covariance = tracker.q, tracker.position_covariance
         clock = [next(times)]
-        motion = self._video_flow(flow)
+        stream = self.stream(first, time=clock[0], q0=q0, flow=flow, remembers=remembers)
+        q, covariance = stream.q, stream.position_covariance
         steps: list[TrackedStep] = []
-        good, good_index = first, 0
-        for k, frame in enumerate(_with_progress(frames, progress_total)):
+        for frame in _with_progress(frames, progress_total):
             clock.append(next(times))
-            dt = clock[-1] - clock[-2]
-            if frame.shape != first.shape:
-                raise VideoError(f"frame {k + 1} is {tuple(frame.shape)}, the first is {tuple(first.shape)}")
-            if not frame.isfinite().all():
-                steps.append(tracker.skip(dt))
-                continue
-            measured = motion.between(good, frame, good_index, k + 1)
-            steps.append(tracker.step(self._fitted(frame), dt, *map(self._fitted_flow, measured)))
-            if steps[-1].used:
-                good, good_index = frame, k + 1
+            steps.append(stream.push(frame, clock[-1]))
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
         told = self._motion(q, covariance, clock, steps)
-        if not (remembers and isinstance(tracker, PoseFollower)):
-            return told, None
-        return told, self._motion(q, covariance, clock, tracker.looking_back(steps))
+        later = stream.looking_back(steps) if remembers else None
+        return told, None if later is None else self._motion(q, covariance, clock, later)
 
     def _tracker(self, like: Tensor, remembers: bool) -> Any:
         limits = self._joint_limits(like)

@@ -1,0 +1,70 @@
+"""One robot followed through frames as they come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.errors import VideoError
+from jidm.motion.flow import Flow, VideoFlow
+from jidm.solve.follow import PoseFollower
+from jidm.solve.track import PoseTracker, TrackedStep
+
+
+class MotionStream:
+    """Follows a robot from frame to frame; memory does not grow, unless it remembers. Made by `JacobianIDM.stream`.
+
+    Attributes:
+        time: of the last frame [s].
+    """
+
+    def __init__(
+        self, tracker: PoseTracker | PoseFollower, first: Float[Tensor, "3 H W"], time: float,
+        fitted: Callable[[Tensor], Tensor], fitted_flow: Callable[[Flow], Flow], flow: VideoFlow,
+    ) -> None:  # fmt: skip
+        self.time = time
+        self._tracker, self._fitted, self._fitted_flow, self._flow = tracker, fitted, fitted_flow, flow
+        self._good, self._good_index, self._count = first, 0, 1
+
+    @property
+    def q(self) -> Float[Tensor, " n"]:
+        """Joint positions in the last frame that was measured [rad or m]."""
+        return self._tracker.q
+
+    @property
+    def position_covariance(self) -> Float[Tensor, "n n"]:
+        """Of `q`."""
+        return self._tracker.position_covariance
+
+    def push(self, frame: Float[Tensor, "3 H W"], time: float) -> TrackedStep:
+        """The step from the last frame to this one.
+
+        Args:
+            frame: RGB in [0, 1]; one that is not finite is left out, and its step is not valid.
+            time: of the frame [s], later than the last one's.
+
+        Raises:
+            VideoError: the frame has another size than the first, or does not come after the last. Nothing is changed.
+        """
+        if frame.shape != self._good.shape:
+            raise VideoError(f"frame {self._count} is {tuple(frame.shape)}, the first is {tuple(self._good.shape)}")
+        dt = time - self.time
+        if not (math.isfinite(dt) and dt >= 0):
+            raise VideoError(f"frame {self._count} is of {time} s, the one before of {self.time} s; time must go on")
+        if not frame.isfinite().all():
+            step = self._tracker.skip(dt)
+        else:
+            measured = self._flow.between(self._good, frame, self._good_index, self._count)
+            step = self._tracker.step(self._fitted(frame), dt, *map(self._fitted_flow, measured))
+        if step.used:
+            self._good, self._good_index = frame, self._count
+        self.time = time
+        self._count += 1
+        return step
+
+    def looking_back(self, steps: Sequence[TrackedStep]) -> list[TrackedStep] | None:
+        """All steps since the start, told by the frames after them as well; None where the field is not learned."""
+        return self._tracker.looking_back(steps) if isinstance(self._tracker, PoseFollower) else None
