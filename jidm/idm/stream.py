@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.errors import VideoError
+from jidm.errors import InputError, VideoError
 from jidm.motion.flow import Flow, VideoFlow
 from jidm.solve.follow import PoseFollower
 from jidm.solve.track import PoseTracker, TrackedStep
@@ -64,6 +66,20 @@ class MotionStream:
         self.time = time
         self._count += 1
         return step
+
+    def told(self, q: Sequence[float] | np.ndarray | Tensor, *, std: float = 1e-3) -> None:
+        """Anchor to what the robot measured.
+
+        Args:
+            q: (n,) joint positions in the last frame [rad or m]. std: how well they are known [rad or m].
+
+        Raises:
+            InputError: they are not n finite numbers.
+        """
+        measured = torch.as_tensor(np.asarray(q, dtype=np.float64) if not isinstance(q, Tensor) else q)
+        if measured.shape != self.q.shape or not measured.isfinite().all():
+            raise InputError(f"q must be {len(self.q)} finite joint positions, got {measured.tolist()}")
+        self._tracker.told(measured, std)
 
     def looking_back(self, steps: Sequence[TrackedStep]) -> list[TrackedStep] | None:
         """All steps since the start, told by the frames after them as well; None where the field is not learned."""

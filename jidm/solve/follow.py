@@ -6,6 +6,7 @@ not drift. A Kalman filter takes both at what they are worth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -159,6 +160,19 @@ class PoseFollower:
             self._honest(belief.step(span).covariance.to(self.q)), solution.residual[0], solution.explained[0],
             solution.observable[0], valid,
         )  # fmt: skip
+
+    def told(self, q: Float[Tensor, " n"], std: float) -> None:
+        """What the robot itself says its joints were in the last frame that was looked at [rad or m], to within std."""
+        measured = Gaussian(q.to(self.q), torch.diag(torch.full_like(self.q, std**2)))
+        if self._belief is None:
+            self.q, self.position_covariance = measured.mean, measured.covariance
+        else:
+            self._belief = self._belief.read(measured, math.inf)
+            self.q = self._belief.q.to(self.q)
+            self.position_covariance = self._belief.position_covariance.to(self.q)
+        self._low = torch.minimum(self.limits.lower, self.q)
+        self._high = torch.maximum(self.limits.upper, self.q)
+        self._last = SeenAt.of(self.field, self._last.seen, self.q[None])
 
     def looking_back(self, steps: Sequence[TrackedStep]) -> list[TrackedStep]:
         """The steps since `start`, all of them, told by the frames after them as well.

@@ -126,15 +126,15 @@ class PoseTracker:
             self.q, self.position_covariance = q0, torch.zeros(len(q0), len(q0)).to(q0)
         self._velocity = torch.zeros_like(self.q)
         self._power = (self.options.speed * self.limits.reach(1.0)).square()
-        self._pose = self.field.at(self.q, frame)
+        self._frame, self._pose = frame, self.field.at(self.q, frame)
         self._elapsed = 0.0
         self._started = True
         if self.options.refine == "photometric":
-            pyramid = BrightnessPyramid.of(frame)
-            self._previous = Appearance.of(self._pose, pyramid)
+            self._pyramid = BrightnessPyramid.of(frame)
+            self._previous = Appearance.of(self._pose, self._pyramid)
             self._atlas = Atlas(self._previous, self._pose.visible.shape[-1])
             if self._outline is not None:
-                self._outline.remember(self._pose, pyramid, known_pose=known)
+                self._outline.remember(self._pose, self._pyramid, known_pose=known)
 
     def skip(self, dt: float) -> TrackedStep:
         """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
@@ -178,7 +178,7 @@ class PoseTracker:
         self._velocity = step / (dt + gap)
         self._power = self._power + (self._velocity.square() - self._power) / (self.options.memory + 1)
         self.q, self.position_covariance = q, fused
-        self._pose = self.field.at(q, frame)
+        self._frame, self._pose = frame, self.field.at(q, frame)
         valid = bool(by_flow.valid) and gap == 0.0
         if self.options.refine == "photometric":
             self._remember()
@@ -192,6 +192,17 @@ class PoseTracker:
             by_flow.observable,
             valid,
         )
+
+    def told(self, q: Float[Tensor, " n"], std: float) -> None:
+        """What the robot itself says its joints were in the last frame that was looked at [rad or m], to within std.
+
+        What was seen of its surface before stays with the pose it was seen at.
+        """
+        self.q = q.to(self.q)
+        self.position_covariance = torch.diag(torch.full_like(self.q, std**2))
+        self._pose = self.field.at(self.q, self._frame)
+        if self.options.refine == "photometric":
+            self._previous = Appearance.of(self._pose, self._pyramid)
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
