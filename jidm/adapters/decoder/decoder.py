@@ -25,6 +25,7 @@ _KNOT = 0.02  # [s] the motion may change its mind so often; finer than any vide
 _GOES_ON = 0.15  # [s] beyond the last frame a joint is expected to keep its velocity for about so long
 _TRUSTED = 0.08  # [s] and that is trusted for about so long
 _LEAST_TRUST = 0.02
+_INSTANT = 1e-6  # [s] nearer times are the same
 _HISTORY = 4  # frames that the path is drawn through
 _REMEMBERED = 2.0  # [s] of commands that measured positions may be compared with
 
@@ -87,16 +88,15 @@ class ActionDecoder:
         Raises:
             InputError: q is not n finite numbers.
         """
-        self._spline: LimitedSpline | None = None
+        start = None if q is None else self._checked(q)
+        self._spline: LimitedSpline | None = None if start is None else self._new_spline(start)
         self._count = 0  # commands given
         self._shown = 0.0  # [s of the motion] up to here frames have told what to do
-        self._path: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=_HISTORY)
+        self._path: list[tuple[float, NDArray[np.float64]]] = []  # times and positions that the motion is drawn through
         self._speed = np.zeros(self.limits.n)
         self._sent: deque[NDArray[np.float64]] = deque(maxlen=max(1, round(_REMEMBERED * self.control_rate)))
         self._stopped = ""
-        if q is not None:
-            start = self._checked(q)
-            self._spline = self._new_spline(start)
+        if start is not None:
             self._path.append((0.0, start))
         self.begin(q)
 
@@ -109,8 +109,8 @@ class ActionDecoder:
         Raises:
             InputError: q is not n finite numbers.
         """
-        self._stream: MotionStream | None = None
         self._start = None if q is None else self._checked(q)
+        self._stream: MotionStream | None = None
         self._frame = 0
         self._waiting: list[Tensor] = []
 
@@ -195,6 +195,7 @@ class ActionDecoder:
         furthest = int(np.abs(off).argmax())
         if self.most_behind is not None and abs(off[furthest]) > self.most_behind:
             here = self._spline.at(self.time)
+            self._path.clear()
             self._path.append((self.time, here.position[0]))
             self._speed = here.velocity[0]
             self._stopped = f"{self.idm.joint_names[furthest]} is {abs(off[furthest]):.3g} from where it was sent; reset(q) to go on"
@@ -221,9 +222,7 @@ class ActionDecoder:
         """Take the pose of a frame into the path; why not, if it cannot be."""
         number, self._frame = self._frame, self._frame + 1
         began = self._stream is not None
-        start = max(self._shown, self.time)
-        if began or self._stopped:
-            self._shown = start + 1 / self.video_rate
+        self._shown = self._next_time() if began or self._stopped else max(self._shown, self.time)
         if self._stopped:
             return self._stopped
         try:
@@ -242,35 +241,45 @@ class ActionDecoder:
             return f"frame {number} tells positions that are not finite"
         if self._spline is None:
             self._spline = self._new_spline(position)
-        if self._path and start > self._path[-1][0]:
-            self._path.append((start, self._path[-1][1]))  # it was held since
-        if self._path and self._shown <= self._path[-1][0]:
+        if self._path and self.time > self._path[-1][0] + _INSTANT:  # it was held since
+            self._path.append((self.time, self._spline.at(self.time).position[0]))
+        if self._path and self._shown < self._path[-1][0] + _INSTANT:
             self._path.pop()
         self._path.append((self._shown, position))
         self._speed = np.zeros(self.limits.n) if speed is None else speed.double().cpu().numpy() * self.video_rate
         return ""
 
     def _commands(self, until: float, reason: str) -> Commands:
-        """Plan anew, give the commands up to a time, and fix what they use."""
-        first, last = self._count + 1, math.floor(until * self.control_rate + 1e-6)
-        times = np.arange(first, last + 1) / self.control_rate
-        if self._spline is None or not len(times):
+        """The commands up to a time, a frame's period at once: what is further off is planned when it is nearer."""
+        last = math.floor(until * self.control_rate + 1e-6)
+        if self._spline is None or last <= self._count:
             none = np.zeros((0, self.limits.n))
-            return self._told(times[:0], none, none, none, np.zeros(0, dtype=bool), reason)
-        known = -math.inf if self._stopped else self._path[-1][0]
-        held = times > known + 1e-6
-        planned = self._spline.planned
-        beyond = np.maximum(0.0, planned - self._path[-1][0])
-        trusted = np.ones(len(planned)) if held.any() else np.maximum(_LEAST_TRUST, np.exp(-beyond / _TRUSTED))
-        self._spline.steer(self._wanted(planned), trusted)
+            return self._told(np.zeros(0), none, none, none, np.zeros(0, dtype=bool), reason)
         before = self._spline.at(self.time).position
-        position = self._spline.at(times).position
-        behind = np.where(held[:, None], 0.0, self._wanted(times) - position)
-        self._spline.advance(max(0, math.ceil((times[-1] - self._spline.time) / self._spline.knot - 1e-6)))
+        times = np.arange(self._count + 1, last + 1) / self.control_rate
+        held = times > (-math.inf if self._stopped else self._path[-1][0]) + _INSTANT
+        behind, position = np.where(held[:, None], 0.0, self._wanted(times)), np.zeros((len(times), self.limits.n))
+        step = max(1, math.ceil(self.control_rate / self.video_rate))
+        for k in range(0, len(times), step):
+            position[k : k + step] = self._planned(times[k : k + step], holds=bool(held.any()))
+        behind[~held] -= position[~held]
         self._count = last
         self._sent.extend(position)
+        while len(self._path) > _HISTORY and self._path[_HISTORY][0] < self.time:
+            self._path.pop(0)
         delta = np.diff(np.concatenate([before, position]), axis=0)
         return self._told(times, position, delta, behind, held, (self._stopped or reason) if held.any() else "")
+
+    def _planned(self, times: NDArray[np.float64], *, holds: bool) -> NDArray[np.float64]:
+        """(M, n) positions at these times by what is known now; they are fixed by it."""
+        assert self._spline is not None
+        planned = self._spline.planned
+        beyond = np.maximum(0.0, planned - self._path[-1][0])
+        trusted = np.ones(len(planned)) if holds else np.maximum(_LEAST_TRUST, np.exp(-beyond / _TRUSTED))
+        self._spline.steer(self._wanted(planned), trusted)
+        position = self._spline.at(times).position
+        self._spline.advance(max(0, math.ceil((times[-1] - self._spline.time) / self._spline.knot - 1e-6)))
+        return position
 
     def _wanted(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
         """(M, n) where the frames want the joints; beyond the last one they come to rest as they were going."""
