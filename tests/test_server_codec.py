@@ -78,7 +78,7 @@ def test_scalars_of_both_names() -> None:
     seed=st.integers(0, 99),
 )
 def test_arrays_come_back(dtype: str, shape: list[int], seed: int) -> None:
-    x = (np.random.default_rng(seed).normal(size=shape) * 50).astype(dtype)
+    x = np.asarray(np.random.default_rng(seed).normal(size=shape) * 50).astype(dtype)
     got = unpack(pack({"x": [x, {"y": None, "z": "ü", "b": b"\x00"}]}))
     np.testing.assert_array_equal(got["x"][0], x)
     assert got["x"][0].shape == x.shape and got["x"][0].dtype == x.dtype.newbyteorder("=")
