@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,10 +49,15 @@ def picture(q: np.ndarray) -> np.ndarray:
     return frame
 
 
+@cache
+def idm() -> JacobianIDM:
+    reads = JacobianIDM.from_embodiment("panda", points=10)
+    reads.stream = lambda frame, *, time, q0=None: _Written(frame, q0)  # type: ignore[method-assign, assignment]
+    return reads
+
+
 def decoder(**given: object) -> ActionDecoder:
-    idm = JacobianIDM.from_embodiment("panda")
-    idm.stream = lambda frame, *, time, q0=None: _Written(frame, q0)  # type: ignore[method-assign, assignment]
-    return ActionDecoder(idm, **{"video_rate": RATE, **given})  # type: ignore[arg-type]
+    return ActionDecoder(idm(), **{"video_rate": RATE, **given})  # type: ignore[arg-type]
 
 
 def motion(seconds: float = 4.0, seed: int = 0, speed: float = 1.0) -> np.ndarray:
@@ -169,6 +175,20 @@ def test_what_cannot_be_followed_brakes_says_why_and_goes_on(wrong: str) -> None
     assert np.abs(parts[29].velocity).max() > 0.1 > 5e-3 > np.abs(parts[44].velocity).max()
     np.testing.assert_allclose(told.position[-1], q[-1], atol=0.05)
     assert len(told) == (len(q) - 1) * 8
+
+
+def test_frames_come_in_any_layout() -> None:
+    q = motion(1.0)
+    frames = np.stack([picture(x) for x in q])
+    told = []
+    for layout, axes in ((None, (0, 1, 2)), ("HWC", (0, 1, 2)), ("CHW", (2, 0, 1)), ("WCH", (1, 2, 0))):
+        decoding = decoder()
+        decoding.reset(q[0])
+        told.append(_joined([decoding.push(frame.transpose(axes), layout=layout) for frame in frames]).position)
+    decoding = decoder()
+    decoding.reset(q[0])
+    told.append(_joined([decoding.push(frame[None], layout="THWC") for frame in frames]).position)
+    assert all(np.array_equal(x, told[0]) for x in told) and len(told[0]) == 4 * (len(q) - 1)
 
 
 def test_bad_frames_inside_a_chunk_are_bridged() -> None:

@@ -114,6 +114,14 @@ class UniversalFormat:
                 self.used[slots.gripper] = True
         self.used.flags.writeable = False
 
+    @property
+    def effectors(self) -> tuple[int, ...]:
+        """The numbers that tell each arm's pose and gripper, arm by arm: what LingBot-VA's RoboTwin client takes."""
+        found: list[int] = []
+        for slots in self._slots.values():
+            found += [*range(slots.pose.start, slots.pose.stop), slots.gripper]
+        return tuple(found)
+
     def pack(self, q: ArrayLike, *, first: ArrayLike | None = None) -> NDArray[np.float64]:
         """Joint positions as the 30 numbers.
 

@@ -308,8 +308,9 @@ def _frames(frames: Any, layout: str | None) -> Float[Tensor, "T 3 H W"]:
     Raises:
         VideoError: they are none.
     """
-    single = layout is None and len(getattr(frames, "shape", ())) == 3
-    video = as_video(frames[None] if single else frames, layout=layout)
+    single = len(getattr(frames, "shape", ())) == 3 and not {"T", "F"} & set(layout or "")
+    named = f"T{layout}" if single and layout is not None else layout
+    video = as_video(frames[None] if single else frames, layout=named)
     if video.dim() != 4:
         raise VideoError(f"one video at a time: got frames of shape {tuple(video.shape)}")
     return video

@@ -1,0 +1,180 @@
+"""A websocket server in openpi's manner: what the numbers mean first, then an answer to every message.
+
+Clients are not trusted: messages are counted before they are unpacked, what cannot be understood is answered by one line of
+text, and who does not read, or does not answer pings, is let go. Each has a session of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import http
+import logging
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from jidm.adapters.server.codec import MessageLimits, pack, unpack
+from jidm.adapters.server.metrics import Metrics
+from jidm.adapters.server.session import Session
+from jidm.errors import InputError, JidmError, MissingExtraError
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import Server, ServerConnection
+    from websockets.http11 import Request, Response
+
+_LOG = logging.getLogger(__name__)
+_PING = 20.0  # [s] between pings, and how long an answer to one may take
+_READ = 20.0  # [s] a client may take to read an answer
+_STOP = 5.0  # [s] for what is under way when the server is stopped
+_GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
+
+
+class PolicyServer:
+    """Serves sessions over a websocket; `/healthz` and `/metrics` over plain HTTP on the same port.
+
+    Args:
+        session: makes the session of a client.
+        host: whom to listen to; this machine only by default.
+        port: 0 lets the system choose.
+        token: what clients must send as `Authorization: Api-Key <token>` (or Bearer); none is asked if None.
+        limits: of a message.
+        workers: requests that are computed at once.
+        most_clients: connections at once; more are turned away.
+    """
+
+    def __init__(
+        self, session: Callable[[], Session], *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None,
+        limits: MessageLimits | None = None, workers: int = 2, most_clients: int = 64,
+    ) -> None:  # fmt: skip
+        if token is not None and not token.strip():
+            raise InputError("the token is empty; give one that nobody guesses")
+        self._session, self._host, self._port, self._token = session, host, port, token
+        self._limits, self._workers, self._most = limits or MessageLimits(), workers, most_clients
+        self.metrics = Metrics()
+        self._clients = 0
+
+    def run(self, started: Callable[[int], None] = lambda port: None) -> None:
+        """Serve until the process is told to stop (SIGINT, SIGTERM).
+
+        Args:
+            started: called with the port once connections are taken.
+        """
+
+        async def until_told() -> None:
+            stop = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(NotImplementedError):  # Windows raises KeyboardInterrupt instead
+                    asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await self.serve(stop, started)
+
+        asyncio.run(until_told())
+
+    async def serve(self, stop: asyncio.Event, started: Callable[[int], None] = lambda port: None) -> None:
+        """Serve until `stop` is set; what is under way is finished, then clients are told to go.
+
+        Raises:
+            InputError: the port is taken, or the address is not this machine's.
+            MissingExtraError: websockets is not installed.
+        """
+        try:
+            from websockets.asyncio.server import serve
+        except ImportError:
+            raise MissingExtraError("serving", "websockets", "serve") from None
+
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="jidm") as pool:
+            self._pool = pool
+            try:
+                server: Server = await serve(
+                    self._talk, self._host, self._port, process_request=self._greet, compression=None,
+                    max_size=self._limits.size, max_queue=1, ping_interval=_PING, ping_timeout=_PING, open_timeout=10,
+                    close_timeout=_STOP,
+                )  # fmt: skip
+            except OSError as error:
+                raise InputError(f"cannot listen on {self._host}:{self._port}: {error.strerror or error}") from None
+            try:
+                started(next(iter(server.sockets)).getsockname()[1])
+                await stop.wait()
+            finally:
+                server.close(close_connections=True)
+                await server.wait_closed()
+
+    # ---- one connection ---------------------------------------------------------------------------------------------
+
+    def _greet(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Plain HTTP requests, and who may come in."""
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if not self._knows(request):
+            self.metrics.rejected.labels("token").inc()
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a token is needed\n")
+        if request.path == "/metrics":
+            return connection.respond(http.HTTPStatus.OK, self.metrics.text().decode())
+        if self._clients >= self._most:
+            self.metrics.rejected.labels("clients").inc()
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many clients\n")
+        return None
+
+    def _knows(self, request: Request) -> bool:
+        if self._token is None:
+            return True
+        given = request.headers.get_all("Authorization")
+        kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        right = hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token.encode())
+        return right and kind.lower() in ("api-key", "bearer")
+
+    async def _talk(self, socket: ServerConnection) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        if self._clients >= self._most:  # they were let in together
+            self.metrics.rejected.labels("clients").inc()
+            await socket.close(_TRY_LATER, "too many clients")
+            return
+        self._clients += 1
+        self.metrics.clients.inc()
+        try:
+            loop = asyncio.get_running_loop()
+            session = await loop.run_in_executor(self._pool, self._session)
+            await self._send(socket, pack(session.metadata))
+            async for message in socket:
+                await self._send(socket, await self._answered(session, message))
+        except ConnectionClosed as error:
+            if error.sent is not None and error.sent.code == 1009:
+                self.metrics.rejected.labels("size").inc()
+        except asyncio.TimeoutError:
+            self.metrics.rejected.labels("slow").inc()
+            socket.transport.abort()
+        finally:
+            self._clients -= 1
+            self.metrics.clients.dec()
+
+    async def _answered(self, session: Session, message: bytes | str) -> bytes | str:
+        """The answer, or one line of text that says why there is none."""
+        began = time.perf_counter()
+        self.metrics.queue.inc()
+
+        def answer() -> bytes:
+            self.metrics.queue.dec()
+            return pack(session.answer(unpack(message, self._limits)))
+
+        try:
+            told: bytes | str = await asyncio.get_running_loop().run_in_executor(self._pool, answer)
+            kind = "answered"
+        except JidmError as error:
+            self.metrics.rejected.labels("message").inc()
+            told, kind = str(error), "refused"
+        except Exception:  # a client must not be able to stop the server, nor to look inside
+            number = uuid.uuid4().hex[:8]
+            _LOG.exception("error %s", number)
+            self.metrics.rejected.labels("error").inc()
+            told, kind = f"internal error {number}; the server's log tells more", "failed"
+        self.metrics.latency.labels(kind).observe(time.perf_counter() - began)
+        return told
+
+    @staticmethod
+    async def _send(socket: ServerConnection, message: bytes | str) -> None:
+        await asyncio.wait_for(socket.send(message), _READ)
