@@ -30,7 +30,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,serve,dev]'
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

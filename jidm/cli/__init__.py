@@ -27,6 +27,8 @@ VERBS = {
     "calibrate": "jidm.cli.score:Calibrate",
     "rank": "jidm.cli.rank:Rank",
     "report": "jidm.cli.report:Report",
+    "label": "jidm.cli.label:Label",
+    "serve": "jidm.cli.serve:Serve",
     "embodiments": "jidm.cli.embodiments:Embodiments",
     "dataset": "jidm.cli.dataset:Dataset",
     "doctor": "jidm.cli.doctor:Doctor",

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from jidm.adapters.reward.scoring import RewardRecipe
     from jidm.idm import JacobianIDM
 
-_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
-
 
 @dataclass(frozen=True)
 class Judge:
@@ -158,10 +156,12 @@ def found(given: tuple[Path, ...]) -> list[Path]:
     Raises:
         InputError: there are none.
     """
+    from jidm.motion.video import VIDEO_SUFFIXES
+
     videos: list[Path] = []
     for path in given:
         if path.is_dir():
-            videos += sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+            videos += sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
         else:
             videos.append(path)
     if not videos:

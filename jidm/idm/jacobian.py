@@ -276,7 +276,7 @@ class JacobianIDM:
                     "off the picture"
                 )
             return torch.full((n,), torch.nan)
-        start = torch.as_tensor(np.asarray(q0, dtype=np.float64) if not isinstance(q0, Tensor) else q0)
+        start = q0 if isinstance(q0, Tensor) else torch.from_numpy(np.array(q0, dtype=np.float64))
         if start.shape[-1:] != (n,):
             raise InputError(f"q0 must hold {n} joints ({', '.join(self.joint_names)}), got shape {tuple(start.shape)}")
         if not start.isfinite().all():

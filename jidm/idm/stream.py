@@ -76,7 +76,7 @@ class MotionStream:
         Raises:
             InputError: they are not n finite numbers.
         """
-        measured = torch.as_tensor(np.asarray(q, dtype=np.float64) if not isinstance(q, Tensor) else q)
+        measured = q if isinstance(q, Tensor) else torch.from_numpy(np.array(q, dtype=np.float64))
         if measured.shape != self.q.shape or not measured.isfinite().all():
             raise InputError(f"q must be {len(self.q)} finite joint positions, got {measured.tolist()}")
         self._tracker.told(measured, std)

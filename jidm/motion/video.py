@@ -27,6 +27,7 @@ __all__ = ["Video", "VideoStream", "as_video", "open_video", "read_video", "writ
 
 _BT601 = 5  # AVCOL_SPC_BT470BG
 _SIZE_NOTE = re.compile(r"jidm size (?P<width>\d+)x(?P<height>\d+)")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 

@@ -1,0 +1,59 @@
+"""`jidm serve` as a process: it says where it listens, answers, stops when told to, and refuses in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("websockets")
+pytest.importorskip("prometheus_client")
+
+from jidm.adapters.server import Client, ServerError
+from jidm.cli import main
+
+
+def test_a_server_starts_answers_and_stops(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    command = [sys.executable, "-m", "jidm.cli", "serve", "--checkpoint", "finger-5", "--port", "0", "--action", "joint_delta",
+               "--token-file", str(tmp_path / "token")]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        port = int(re.search(r"ws://127\.0\.0\.1:(\d+), joint_delta of 5 joints", line)[1])  # type: ignore[index]
+        with pytest.raises(ServerError, match="401"):
+            Client(port=port)
+        with Client(port=port, token="s3cret") as client:
+            assert client.metadata["checkpoint"] == "bundled 'finger-5'"
+            frames = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+            answer = client.infer({"image": frames})
+        assert answer["actions"].shape == (8, 5) and np.isfinite(answer["actions"]).all()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--layout", "lingbot_va"], "name the side"),
+        (["--token-file", "absent"], "cannot read the token"),
+        (["--control-rate", "0"], "control_rate"),
+        (["--chunk", "0"], "chunk"),
+        (["--checkpoint", "finger-6"], "finger-6"),
+        (["--host", "192.0.2.1"], "cannot listen"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(wrong: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = wrong if "--checkpoint" in wrong else ["--checkpoint", "finger-5", *wrong]
+    assert main(["serve", *given]) == 1
+    told = capsys.readouterr().err
+    assert words in told and len([line for line in told.splitlines() if line.startswith("jidm:")]) == 1

@@ -1,0 +1,211 @@
+"""Labelled data sets, read back by a reader that knows nothing of jidm, hold what decoding tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lerobot_files import make_v30, read_independently, recorded
+
+from jidm import Embodiment, JacobianIDM, write_video
+from jidm.adapters.labels import COVARIANCE, VALID, LabelOptions, averaged, label_dataset, label_video, windows
+from jidm.data import DatasetWriter, Feature, open_dataset
+from jidm.errors import DatasetError, InputError
+
+ROBOT = Embodiment.load("planar_finger_5")
+FPS = 10.0
+
+
+@cache
+def idm() -> JacobianIDM:
+    return JacobianIDM.from_pretrained("finger-5")
+
+
+def film(seed: int, length: int = 7) -> np.ndarray:
+    return recorded(seed, length, height=64, width=64).frames
+
+
+def told(root: Path) -> dict[int, dict[str, np.ndarray]]:
+    """Episode -> column -> values, by the independent reader."""
+    found = read_independently(root)
+    return {
+        k: {key: np.array([row[key] for row in episode["rows"]]) for key in episode["rows"][0]}
+        for k, episode in found.items()
+    }
+
+
+def unlabelled(root: Path, episodes: int = 3, names: Sequence[str] = ROBOT.joint_names) -> Path:
+    """A data set with states and a further column, and no actions."""
+    writer = DatasetWriter(
+        root,
+        fps=FPS,
+        joint_names=names,
+        cameras={"top": (64, 64)},
+        action_names=(),
+        extras={"force": Feature("float32", (2,))},
+    )
+    for k in range(episodes):
+        frames = film(k)
+        state = ROBOT.home + 0.05 * np.random.default_rng(k).normal(size=(len(frames), ROBOT.n))
+        more = {"force": np.full((len(frames), 2), k, np.float32)}
+        writer.write_episode(k, {"top": frames}, state, extras=more, task=f"task {k % 2}")
+    writer.finish()
+    return root
+
+
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_an_independent_reader_finds_the_decoded_motion(tmp_path: Path, version: str) -> None:
+    source = unlabelled(tmp_path / "source")
+    done = label_dataset(source, idm(), tmp_path / "out", version=version, modality=True)
+    assert done.written == 3 and not done.problems
+    found, before = told(tmp_path / "out"), told(source)
+    assert sorted(found) == [0, 1, 2]
+    for k, episode in found.items():
+        recording = open_dataset(source).episode(k)
+        motion = idm().decode_whole(recording.video("top"), q0=recording.state[0], fps=FPS)[1]
+        ahead = torch.cat([motion.position[1:], motion.position[-1:]])
+        np.testing.assert_allclose(episode["action"], ahead, atol=1e-12)
+        np.testing.assert_allclose(episode[COVARIANCE][:-1], motion.covariance, rtol=1e-6)
+        assert episode[VALID].tolist() == [*motion.valid.tolist(), False]
+        for key in ("observation.state", "force"):
+            np.testing.assert_array_equal(episode[key], before[k][key])
+    modality = json.loads((tmp_path / "out" / "meta" / "modality.json").read_text())
+    assert modality["action"] == {"joints": {"start": 0, "end": 5}}
+    assert modality["video"] == {"top": {"original_key": "observation.images.top"}}
+    info = json.loads((tmp_path / "out" / "meta" / "info.json").read_text())
+    assert info["features"]["action"]["names"] == list(ROBOT.joint_names)
+    assert info["jidm"]["labelled_by"]["content_hash"] == idm().checkpoint["content_hash"]
+
+
+@pytest.mark.parametrize("space", ["joint_position", "joint_velocity", "joint_delta"])
+def test_actions_are_of_the_space_asked_for(space: str) -> None:
+    video = film(4)
+    motion = idm().decode(video, fps=FPS, layout="THWC")
+    got = label_video(idm(), video, FPS, options=LabelOptions(action_space=space, smooth=False))
+    expected = {"joint_position": motion.position[1:], "joint_velocity": motion.velocity, "joint_delta": motion.delta_q}
+    np.testing.assert_allclose(got.action[:-1], expected[space], atol=1e-6)
+    np.testing.assert_array_equal(
+        got.action[-1], motion.position[-1] if space == "joint_position" else 0 * got.action[-1]
+    )
+
+
+def test_recorded_actions_are_replaced(tmp_path: Path) -> None:
+    source = make_v30(tmp_path / "source", {k: recorded(k, 6, height=64, width=64) for k in range(2)})
+    label_dataset(source, idm(), tmp_path / "out", options=LabelOptions(action_space="joint_velocity"))
+    for k, episode in told(tmp_path / "out").items():
+        assert episode["action"].shape == (6, 5) and (episode["action"][-1] == 0).all(), k
+
+
+def test_a_folder_of_videos(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    for k in range(2):
+        write_video(tmp_path / "films" / f"{k}.mp4", film(k), FPS)
+    write_video(tmp_path / "films" / "2.mp4", film(2)[:, :32], FPS)
+    (tmp_path / "films" / "3.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "films" / "4.mp4", film(4), 25.0)
+    done = label_dataset(tmp_path / "films", idm(), tmp_path / "out", q0=ROBOT.home)
+    assert done.written == 2 and sorted(done.problems) == ["2.mp4", "3.mp4", "4.mp4"]
+    assert "25 frames a second" in done.problems["4.mp4"]
+    episode = told(tmp_path / "out")[1]
+    np.testing.assert_allclose(episode["observation.state"][0], ROBOT.home)
+    np.testing.assert_allclose(episode["observation.state"][1:], episode["action"][:-1])
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "overlap"), [(20, 8, 0.5), (21, 8, 0.75), (5, 8, 0.5), (9, 8, 0.0), (10, 2, 0.9)]
+)
+def test_windows_cover_every_step(length: int, window: int, overlap: float) -> None:
+    parts = list(windows(length, window, overlap))
+    assert parts[0][0] == 0 and parts[-1][1] == length
+    steps = [set(range(a, b - 1)) for a, b in parts]
+    assert set().union(*steps) == set(range(length - 1))
+    assert all(a < b for (a, _), (b, _) in pairwise(parts))
+
+
+def test_windows_of_one_motion_average_to_it() -> None:
+    motion = idm().decode(film(5, 12), fps=FPS, layout="THWC")
+    whole = averaged([(0, motion)], 12, FPS, "joint_delta")
+    parts = [(a, motion[a:b]) for a, b in windows(12, 5, 0.5)]
+    again = averaged(parts, 12, FPS, "joint_delta")
+    for name in ("position", "action", "covariance", "valid"):
+        np.testing.assert_allclose(getattr(again, name), getattr(whole, name), atol=1e-12)
+
+
+def test_windows_that_disagree_meet_in_the_middle_and_invalid_ones_say_nothing() -> None:
+    from dataclasses import replace
+
+    decoded = idm().decode(film(6, 4), fps=FPS, layout="THWC")
+    motion = replace(decoded, delta_q=torch.rand(3, 5), valid=torch.ones(3, dtype=torch.bool))
+    other = replace(motion, delta_q=motion.delta_q + 0.2, position=motion.position + 0.1)
+    both = averaged([(0, motion), (0, other)], 4, FPS, "joint_delta")
+    np.testing.assert_allclose(both.action[:-1], motion.delta_q + 0.1, atol=1e-7)
+    np.testing.assert_allclose(both.position, motion.position + 0.05, atol=1e-7)
+    silent = replace(other, valid=torch.zeros(3, dtype=torch.bool))
+    one = averaged([(0, motion), (0, silent)], 4, FPS, "joint_delta")
+    np.testing.assert_allclose(one.action[:-1], motion.delta_q, atol=1e-7)
+    none = averaged([(0, silent)], 4, FPS, "joint_delta")
+    assert not none.valid.any() and not none.action.any() and np.isfinite(none.covariance).all()
+
+
+def test_what_is_there_stays_and_another_recipe_is_refused(tmp_path: Path) -> None:
+    source = unlabelled(tmp_path / "source")
+    assert label_dataset(source, idm(), tmp_path / "out", shard=(0, 2)).written == 2
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.mp4")}
+    lines: list[str] = []
+    assert label_dataset(source, idm(), tmp_path / "out", progress=lines.append).written == 3
+    assert len(lines) == 1 and lines[0].startswith("episode 1:")
+    assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
+    with pytest.raises(DatasetError, match="another folder"):
+        label_dataset(source, idm(), tmp_path / "out", options=LabelOptions(window=4))
+
+
+def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="neither"):
+        label_dataset(tmp_path / "absent", idm(), tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no videos"):
+        label_dataset(tmp_path / "empty", idm(), tmp_path / "out")
+    for wrong in ({"window": 1}, {"overlap": 1.0}, {"action_space": "torque"}):
+        with pytest.raises(InputError):
+            LabelOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_nothing_lost_or_doubled(tmp_path: Path) -> None:
+    source = unlabelled(tmp_path / "source", episodes=12)
+    command = [
+        sys.executable,
+        "-m",
+        "jidm.cli",
+        "label",
+        str(source),
+        "--checkpoint",
+        "finger-5",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for k in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while process.poll() is None and len(list((tmp_path / "out").rglob("*.parquet"))) < 3 * k + 2:
+            time.sleep(0.01)
+        time.sleep(0.05 * k)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it was done before it was killed"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    label_dataset(source, idm(), tmp_path / "whole")
+    killed, whole = (told(tmp_path / name) for name in ("out", "whole"))
+    assert sorted(killed) == sorted(whole) == list(range(12))
+    for k in whole:
+        np.testing.assert_allclose(killed[k]["action"], whole[k]["action"], atol=1e-5)
+    assert len(list((tmp_path / "out" / "data").rglob("*.parquet"))) == 12
