@@ -57,6 +57,16 @@ def test_reward_snippet_runs():
     assert rewards.shape == (2,) and bool(((rewards > 0) & (rewards <= 10)).all())
 
 
+def test_control_snippets_run_and_say_the_right_shapes():
+    decoding, numbers = blocks("docs/control.md", "python")
+    names: dict = {}
+    exec(compile(decoding, "docs/control.md", "exec"), names)
+    for field in ("action", "position"):
+        assert getattr(names["commands"], field).shape == (16, 8)
+    exec(compile(numbers, "docs/control.md", "exec"), names)
+    assert names["numbers"].shape == (2, 30) and abs(names["q"] - names["robot"].home).max() < 1e-12
+
+
 def test_conventions_snippet_runs():
     for program in blocks("docs/conventions.md", "python"):
         exec(compile(program, "docs/conventions.md", "exec"), {})
