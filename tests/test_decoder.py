@@ -245,8 +245,8 @@ def test_measured_positions_anchor_the_estimate() -> None:
     decoding.reset(q[0])
     run(decoding, q[:20])
     decoding.push(picture(q[20]), q=q[20] + 0.05)
-    assert decoding._stream is not None
-    np.testing.assert_allclose(decoding._stream.q, q[20] + 0.05)
+    assert decoding.reader._stream is not None
+    np.testing.assert_allclose(decoding.reader._stream.q, q[20] + 0.05)
 
 
 @pytest.mark.parametrize("space", ["joint_velocity", "joint_position"])
