@@ -86,23 +86,55 @@ class AnalyticField:
             jacobian (*batch, 2, n, height, width) [grid px per rad or m], 0 off the robot, and the mask, 1 on it.
         """
         camera = self.camera.resized(width, height)
-        surface = self.surface.to(q)
         poses = self.kinematics.link_poses(q)
-        p_base = self.kinematics.move_points(poses, surface.link, surface.p_link)
-        uv, depth = camera.project(p_base)
-        depth_grid, link_grid = _splat(uv, depth, self._visible(poses, surface, p_base), surface.link, height, width)
+        p, link_grid = self._seen(camera, poses)
         mask = link_grid >= 0
-        v, u = torch.meshgrid(
-            torch.arange(height, dtype=q.dtype, device=q.device),
-            torch.arange(width, dtype=q.dtype, device=q.device),
-            indexing="ij",
-        )
-        centres = torch.stack([u, v], dim=-1).reshape(-1, 2).expand(*mask.shape, 2)
-        p = camera.unproject(centres, torch.where(mask, depth_grid, torch.ones_like(depth_grid)))
         jacobian = self._image_jacobian(camera, poses, p, link_grid.clamp(min=0))
         jacobian = jacobian * mask[..., None, None]
         jacobian = jacobian.movedim(-3, -1).unflatten(-1, (height, width))
         return jacobian, mask.to(q.dtype).unflatten(-1, (height, width))
+
+    def pixels(
+        self, q: Float[Tensor, " n"], height: int, width: int
+    ) -> tuple[Int[Tensor, "{height} {width}"], Surface]:
+        """What each pixel shows of the robot at q.
+
+        Returns:
+            For each pixel the number of its surface point, -1 off the robot; and the points, fixed to their links.
+        """
+        poses = self.kinematics.link_poses(q)
+        p, link = self._seen(self.camera.resized(width, height), poses)
+        on = link >= 0
+        T = poses[link[on]]
+        p_link = torch.einsum("pji,pj->pi", T[:, :3, :3], p[on] - T[:, :3, 3])
+        number = torch.where(on, on.cumsum(0) - 1, -1).unflatten(0, (height, width))
+        return number, Surface(link[on], p_link, torch.zeros_like(p_link))
+
+    def seen_from(
+        self, q: Float[Tensor, " n"], skin: Surface, height: int, width: int
+    ) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
+        """Where surface points are in a picture of that size at q, exactly [px], and how far from the camera [m]."""
+        p_base = self.kinematics.move_points(self.kinematics.link_poses(q), skin.link, skin.p_link)
+        uv, depth = self.camera.resized(width, height).project(p_base)
+        return uv, depth
+
+    def _seen(
+        self, camera: Camera, poses: Float[Tensor, "*batch links 4 4"]
+    ) -> tuple[Float[Tensor, "*batch cells 3"], Int[Tensor, "*batch cells"]]:
+        """The point [m, base frame] and the link that every pixel shows; link -1 off the robot."""
+        surface = self.surface.to(poses)
+        p_base = self.kinematics.move_points(poses, surface.link, surface.p_link)
+        uv, depth = camera.project(p_base)
+        visible = self._visible(poses, surface, p_base)
+        depth_grid, link_grid = _splat(uv, depth, visible, surface.link, camera.height, camera.width)
+        mask = link_grid >= 0
+        v, u = torch.meshgrid(
+            torch.arange(camera.height, dtype=poses.dtype, device=poses.device),
+            torch.arange(camera.width, dtype=poses.dtype, device=poses.device),
+            indexing="ij",
+        )
+        centres = torch.stack([u, v], dim=-1).reshape(-1, 2).expand(*mask.shape, 2)
+        return camera.unproject(centres, torch.where(mask, depth_grid, torch.ones_like(depth_grid))), link_grid
 
     @cached_property
     def edges(self) -> Contour:

@@ -1,8 +1,9 @@
 """The field as a forward model: what a frame will look like once the joints have moved.
 
-Pixels of the robot are carried by `jacobian @ delta_q`, step by step, each at the pose the last one led to, and laid over the
-rest of the picture; what the robot leaves free is filled in from its surroundings (Telea 2004). It knows nothing of shadows,
-of what the robot carries, nor of what was hidden: a guess at pixels, good for a fraction of a second.
+The robot's pixels are carried along, by exact kinematics where the field knows the robot's shape, else by
+`jacobian @ delta_q` in short parts, and laid over the rest of the picture; what the robot leaves free is filled in from its
+surroundings (Telea 2004). It knows nothing of shadows, of what the robot carries, nor of what was hidden: a guess at pixels,
+good for a fraction of a second.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.errors import InputError
+from jidm.field.analytic import AnalyticField
 from jidm.field.base import JacobianField
 from jidm.field.learned import LearnedField
 from jidm.motion.fit import Fit
 
 _ROBOT = 0.5  # probability from which a pixel counts as the robot's
+_BEHIND = 0.02  # [m] what is further behind something else is hidden
 _FAR = 4.0  # [px] a longer motion is taken in parts
+_RIM = 2  # [px]
 _COVERED = 0.3  # share of a pixel that carried ones must cover to be seen there
 _AROUND = 3.0  # [px] how far around a hole its filling is taken from
 
 
 def carried(
     field: JacobianField | LearnedField, frame: Float[Tensor, "3 H W"], q: Float[Tensor, " n"],
-    steps: Float[Tensor, "k n"],
+    steps: Tensor,
 ) -> Float[Tensor, "3 H W"]:  # fmt: skip
     """The frame after these steps.
 
@@ -36,7 +40,7 @@ def carried(
         field: of the robot in this camera.
         frame: RGB in [0, 1].
         q: joint positions it shows [rad or m].
-        steps: of the joints, one after the other [rad or m]; short ones, as between frames of a video.
+        steps: (k, n) of the joints, one after the other [rad or m]; short ones, as between frames of a video.
 
     Raises:
         InputError: something is not finite or has another shape.
@@ -45,45 +49,60 @@ def carried(
         raise InputError("frame, q and steps must be finite")
     if steps.dim() != 2 or steps.shape[1:] != q.shape:
         raise InputError(f"steps must be (k, {len(q)}), got {tuple(steps.shape)}")
+    if not bool(steps.any()):
+        return frame
+    if isinstance(field, AnalyticField):
+        return _by_geometry(field, frame, q, q + steps.sum(0))
+    return _by_jacobian(field, frame, q, steps)
+
+
+def _by_geometry(
+    field: AnalyticField, frame: Float[Tensor, "3 H W"], q: Float[Tensor, " n"], after: Float[Tensor, " n"]
+) -> Float[Tensor, "3 H W"]:
+    height, width = frame.shape[-2:]
+    number, skin = field.pixels(q, height, width)
+    robot = number >= 0
+    uv, depth = field.seen_from(after, skin, height, width)
+    row, column = torch.nonzero(robot, as_tuple=True)
+    u, v = uv[number[robot]].to(frame).unbind(-1)
+    return _Points(row, column, u, v, depth[number[robot]].to(frame)).drawn(frame)
+
+
+def _by_jacobian(
+    field: JacobianField | LearnedField,
+    frame: Float[Tensor, "3 H W"],
+    q: Float[Tensor, " n"],
+    steps: Float[Tensor, "k n"],
+) -> Float[Tensor, "3 H W"]:
+    """In so many parts that none of them is long: the Jacobian changes on the way. It is read off what was drawn so far."""
     picture, points = frame, None
     for step in steps:
-        if bool(step.any()):
-            picture, points, q = _after(field, frame, picture, points, q, step)
+        flow, robot = _motion(field, picture, q, step)
+        longest = float(flow[:, robot].abs().amax()) if bool(robot.any()) else 0.0
+        parts = max(1, math.ceil(longest / _FAR))
+        for part in range(parts):
+            if part:
+                flow, robot = _motion(field, picture, q, step)
+            if points is None:
+                points = _Points.on(frame, robot)
+            points = points.moved(flow / parts)
+            picture = points.drawn(frame)
+            q = q + step / parts
     return picture
-
-
-def _after(
-    field: JacobianField | LearnedField, frame: Float[Tensor, "3 H W"], picture: Float[Tensor, "3 H W"],
-    points: _Points | None, q: Float[Tensor, " n"], step: Float[Tensor, " n"],
-) -> tuple[Float[Tensor, "3 H W"], _Points, Float[Tensor, " n"]]:  # fmt: skip
-    """The picture after one step, in so many parts that none of them is long: J changes on the way."""
-    parts = done = 1
-    while done <= parts:
-        flow, mask = _motion(field, picture, q, step / parts)
-        if done == 1 and parts == 1:
-            parts = max(1, math.ceil(float(flow[:, mask > _ROBOT].abs().amax().nan_to_num()) / _FAR)) if bool((mask > _ROBOT).any()) else 1
-            flow = flow / parts
-        if points is None:
-            points = _Points.of(frame, mask > _ROBOT)
-        points = points.moved(flow)
-        picture = points.drawn(frame)
-        q = q + step / parts
-        done += 1
-    assert points is not None
-    return picture, points, q
 
 
 @dataclass(frozen=True, eq=False)
 class _Points:
-    """The robot's pixels: where they were (N,), and where they are now [px]."""
+    """The robot's pixels: where they were (N,), where they are now [px], and how far from the camera [m] if that is known."""
 
     row: Tensor
     column: Tensor
     u: Tensor
     v: Tensor
+    depth: Tensor | None = None
 
     @classmethod
-    def of(cls, frame: Float[Tensor, "3 H W"], robot: Tensor) -> _Points:
+    def on(cls, frame: Float[Tensor, "3 H W"], robot: Tensor) -> _Points:
         row, column = torch.nonzero(robot, as_tuple=True)
         return cls(row, column, column.to(frame), row.to(frame))
 
@@ -94,16 +113,26 @@ class _Points:
         by = torch.nn.functional.grid_sample(flow[None].to(at), at, padding_mode="border", align_corners=False)[0, :, 0]
         return replace(self, u=self.u + by[0], v=self.v + by[1])
 
+    def _in_front(self, height: int, width: int) -> Bool[Tensor, " N"]:
+        """Which of them no other one hides."""
+        if self.depth is None:
+            return torch.ones_like(self.u, dtype=torch.bool)
+        column, row = self.u.round().clamp(0, width - 1), self.v.round().clamp(0, height - 1)
+        index = (row * width + column).long()
+        nearest = torch.full((height * width,), math.inf).to(self.depth)
+        nearest.scatter_reduce_(0, index, self.depth, "amin")
+        return self.depth < nearest[index] + _BEHIND
+
     def drawn(self, frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
         """They at their places, over the frame without them; each is shared out among the four pixels around it."""
         height, width = frame.shape[-2:]
         colour = frame[:, self.row, self.column]
-        total = torch.zeros(4, height * width).to(frame)
+        total, seen = torch.zeros(4, height * width).to(frame), self._in_front(height, width)
         for du in (0, 1):
             for dv in (0, 1):
                 column, row = self.u.floor() + du, self.v.floor() + dv
                 share = ((1 - (self.u - column).abs()) * (1 - (self.v - row).abs())).clamp(min=0)
-                inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+                inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & seen
                 index = (row * width + column).long()[inside]
                 total.index_add_(1, index, torch.cat([colour * share, share[None]])[:, inside])
         total = total.reshape(4, height, width)
@@ -111,13 +140,18 @@ class _Points:
         left = torch.zeros_like(covered)
         left[self.row, self.column] = True
         over = torch.where(covered, total[:3] / total[3].clamp(min=_COVERED), frame).clamp(0, 1)
-        return _without(over, left & ~covered)
+        # The rim of where it was is mixed with its colours; gaps in it now are pixels that moved apart.
+        gaps = ~_grown(~_grown(covered, _RIM), _RIM)
+        return _without(over, (_grown(left & ~covered, _RIM) | gaps) & ~covered)
 
 
 def _motion(
-    field: JacobianField | LearnedField, frame: Float[Tensor, "3 H W"], q: Float[Tensor, " n"], step: Float[Tensor, " n"]
-) -> tuple[Float[Tensor, "2 H W"], Float[Tensor, "H W"]]:
-    """Motion of every pixel of the frame [px], and how likely it shows the robot."""
+    field: JacobianField | LearnedField,
+    frame: Float[Tensor, "3 H W"],
+    q: Float[Tensor, " n"],
+    step: Float[Tensor, " n"],
+) -> tuple[Float[Tensor, "2 H W"], Bool[Tensor, "H W"]]:
+    """Motion of every pixel of the frame [px], and whether it shows the robot."""
     height, width = frame.shape[-2:]
     fit = Fit(height, width, height, width)
     if isinstance(field, LearnedField):
@@ -128,7 +162,12 @@ def _motion(
     inner = both[:, fit.top : fit.top + fit.inner_height, fit.left : fit.left + fit.inner_width]
     full = torch.nn.functional.interpolate(inner[None], (height, width), mode="bilinear", align_corners=False)[0]
     unit = full.new_tensor([fit.scale_u, fit.scale_v])[:, None, None]
-    return full[:2] / unit, full[2]
+    return full[:2] / unit, full[2] > _ROBOT
+
+
+def _grown(area: Bool[Tensor, "H W"], by: int) -> Bool[Tensor, "H W"]:
+    """With everything within so many pixels."""
+    return torch.nn.functional.max_pool2d(area[None].float(), 2 * by + 1, stride=1, padding=by)[0] > 0
 
 
 def _without(frame: Float[Tensor, "3 H W"], hole: Tensor) -> Float[Tensor, "3 H W"]:
