@@ -58,11 +58,13 @@ def test_reward_snippet_runs():
 
 
 def test_control_snippets_run_and_say_the_right_shapes():
-    decoding, numbers = blocks("docs/control.md", "python")
+    decoding, loop, numbers = blocks("docs/control.md", "python")
     names: dict = {}
     exec(compile(decoding, "docs/control.md", "exec"), names)
     for field in ("action", "position"):
         assert getattr(names["commands"], field).shape == (16, 8)
+    exec(compile(loop, "docs/control.md", "exec"), names)
+    assert names["command"].action.shape == (1, 8)
     exec(compile(numbers, "docs/control.md", "exec"), names)
     assert names["numbers"].shape == (2, 30) and abs(names["q"] - names["robot"].home).max() < 1e-12
 

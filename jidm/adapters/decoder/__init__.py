@@ -1,16 +1,24 @@
 """From a planner's frames to commands a controller can run."""
 
 from jidm.adapters.decoder.commands import ACTION_SPACES, ActionSpace, Commands
+from jidm.adapters.decoder.controller import MODES, AsyncController, Forward, Planner
 from jidm.adapters.decoder.decoder import ActionDecoder
 from jidm.adapters.decoder.limits import MotionLimits
+from jidm.adapters.decoder.reader import PoseReader, Reading
 from jidm.adapters.decoder.spline import LimitedSpline, MotionState
 
 __all__ = [
     "ACTION_SPACES",
+    "MODES",
     "ActionDecoder",
     "ActionSpace",
+    "AsyncController",
     "Commands",
+    "Forward",
     "LimitedSpline",
     "MotionLimits",
     "MotionState",
+    "Planner",
+    "PoseReader",
+    "Reading",
 ]

@@ -65,7 +65,7 @@ class PoseReader:
             frames: one or several, in any layout `as_video` takes. layout: as for `as_video`.
         """
         try:
-            video = _frames(frames, layout)
+            video = as_frames(frames, layout)
         except VideoError as error:
             return [Reading(not self.begun, problem=str(error))]
         return [self._read(frame) for frame in video]
@@ -95,8 +95,8 @@ class PoseReader:
         return Reading(begins, q, speed)
 
 
-def _frames(frames: Any, layout: str | None) -> Float[Tensor, "T 3 H W"]:
-    """One frame or several.
+def as_frames(frames: Any, layout: str | None = None) -> Float[Tensor, "T 3 H W"]:
+    """One frame or several, in any layout `as_video` takes.
 
     Raises:
         VideoError: they are none.
