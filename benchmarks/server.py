@@ -1,0 +1,212 @@
+"""A server among hostile clients, and among many: does it stay up, how much slower do others get, does its memory grow?
+
+    python benchmarks/server.py panda-sim --messages 10000 --minutes 5
+
+Starts `jidm serve` as a process of its own. First a well-behaved client alone; then beside attackers who send mutated messages
+(flipped, cut and repeated bytes of good ones, objects, lying shapes, giant ranks, nested bombs, huge frames, NaN images), leave
+sockets half open, or do not read; then 16 clients for some minutes. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jidm import Embodiment
+from jidm.adapters.server import Client, ServerError, pack
+
+SIDE, RATE = 128, 12.5
+
+
+def frames(seed: int) -> Any:
+    """A picture that slides: what is in it does not matter here."""
+    picture = np.random.default_rng(seed).integers(0, 255, (SIDE // 8, SIDE // 8, 3), dtype=np.uint8)
+    return np.kron(picture, np.ones((8, 8, 1), np.uint8))
+
+
+class Behaving(threading.Thread):
+    """A client that sends a frame at the video's rate and waits for its answer."""
+
+    def __init__(self, port: int, q: Any, seed: int, until: float) -> None:
+        super().__init__()
+        self.port, self.q, self.frame, self.until = port, q, frames(seed), until
+        self.latency: list[float] = []
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        try:
+            with Client(port=self.port, timeout=60) as client:
+                client.reset(self.q)
+                k = 0
+                while time.monotonic() < self.until:
+                    began = time.monotonic()
+                    answer = client.infer({"image": np.roll(self.frame, k % 16, 1)})
+                    self.latency.append(time.monotonic() - began)
+                    if not np.isfinite(answer["actions"]).all():
+                        self.errors.append("not finite")
+                    k += 1
+                    time.sleep(max(0.0, 1 / RATE - self.latency[-1]))
+        except Exception as error:
+            self.errors.append(f"{type(error).__name__}: {error}")
+
+
+def mutated(rng: np.random.Generator, good: list[bytes]) -> bytes:
+    """A message that means no good."""
+    message = bytearray(good[rng.integers(len(good))])
+    kind = rng.integers(9)
+    if kind == 0:
+        for _ in range(rng.integers(1, 20)):
+            message[rng.integers(len(message))] = rng.integers(256)
+    elif kind == 1:
+        del message[rng.integers(len(message)) :]
+    elif kind == 2:
+        at = rng.integers(min(200, len(message)))
+        message[at:at] = rng.bytes(int(rng.integers(1, 50)))
+    elif kind == 3:
+        message = message.replace(b"|u1", [b"|O8", b"<c8", b"<f8", b"|V8"][rng.integers(4)])
+    elif kind == 4:
+        message = bytearray(bytes([0x91 + rng.integers(15)]) * int(rng.integers(100, 20_000)))
+    elif kind == 5:
+        message = bytearray(b"\xdd\xff\xff\xff\xff" + rng.bytes(20))
+    elif kind == 6:
+        message = bytearray(pack({"image": np.full((8, 8, 3), np.nan, np.float32), "q": np.full(8, np.nan)}))
+    elif kind == 7:
+        message = bytearray(pack({"image": np.zeros((1,) * 6 + (3,), np.uint8)}))
+    else:
+        message = bytearray(b"\xdc\x10\x00" + b"\x90" * 4096)
+    return bytes(message)
+
+
+class Attacking(threading.Thread):
+    """Sends so many mutated messages, opening a new connection whenever it is thrown out."""
+
+    def __init__(self, port: int, count: int, seed: int) -> None:
+        super().__init__()
+        self.port, self.count, self.rng = port, count, np.random.default_rng(seed)
+        self.sent = self.refused = self.thrown_out = 0
+
+    def run(self) -> None:
+        from websockets.sync.client import connect
+
+        good = [
+            pack({"image": frames(1)}),
+            pack({"obs": [{"cam": frames(2)}]}),
+            pack({"endpoint": "observe", "q": [0.0] * 8}),
+        ]
+        raw = None
+        while self.sent < self.count:
+            try:
+                if raw is None:
+                    raw = connect(f"ws://127.0.0.1:{self.port}", compression=None, max_size=None)
+                    raw.recv(timeout=60)
+                message = mutated(self.rng, good)
+                self.sent += 1
+                if self.sent % 500 == 0:
+                    message = bytes(33 * 2**20)  # larger than the server takes
+                raw.send(message)
+                self.refused += isinstance(raw.recv(timeout=60), str)
+            except Exception:
+                self.thrown_out += 1
+                raw = None
+                time.sleep(0.02)
+
+
+class Lurking(threading.Thread):
+    """Half-open sockets, and clients that ask and do not read."""
+
+    def __init__(self, port: int, stop: threading.Event) -> None:
+        super().__init__()
+        self.port, self.stop = port, stop
+
+    def run(self) -> None:
+        from websockets.sync.client import connect
+
+        kept: list[Any] = []
+        while not self.stop.is_set():
+            with suppress(Exception):
+                kept.append(socket.create_connection(("127.0.0.1", self.port), timeout=5))
+                kept[-1].sendall(b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n")
+            with suppress(Exception):
+                kept.append(connect(f"ws://127.0.0.1:{self.port}", compression=None, max_queue=1))
+                for _ in range(20):
+                    kept[-1].send(pack({"image": frames(3)}))
+            self.stop.wait(2)
+            while len(kept) > 10:
+                with suppress(Exception):
+                    kept.pop(0).close()
+
+
+def memory(pid: int) -> float:
+    """Resident [MiB]."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
+
+
+def percentiles(threads: list[Behaving]) -> dict[str, float]:
+    values = np.concatenate([np.array(thread.latency) for thread in threads]) * 1000
+    return {
+        "p50": round(float(np.percentile(values, 50)), 1),
+        "p99": round(float(np.percentile(values, 99)), 1),
+        "answers": len(values),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--messages", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    given = parser.parse_args()
+    command = [sys.executable, "-m", "jidm.cli", "serve", "--checkpoint", given.checkpoint, "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    port = int(re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())[1])  # type: ignore[index]
+    with Client(port=port) as client:
+        robot = Embodiment.load(client.metadata["embodiment"])
+    told: dict[str, Any] = {}
+    try:
+        alone = Behaving(port, robot.home, 0, time.monotonic() + 30)
+        alone.start()
+        alone.join()
+        told["alone [ms]"], told["memory before [MiB]"] = percentiles([alone]), round(memory(server.pid))
+        stop = threading.Event()
+        attackers = [Attacking(port, given.messages // 2, seed) for seed in range(2)]
+        others: list[Any] = [Lurking(port, stop), *attackers]
+        beside = Behaving(port, robot.home, 0, float("inf"))
+        for thread in (beside, *others):
+            thread.start()
+        for attacker in attackers:
+            attacker.join()
+        stop.set()
+        beside.until = 0.0
+        beside.join()
+        others[0].join()
+        told["beside attackers [ms]"] = percentiles([beside])
+        told["errors of the one beside"] = beside.errors
+        told["mutated messages"] = {k: sum(getattr(x, k) for x in attackers) for k in ("sent", "refused", "thrown_out")}
+        told["memory after [MiB]"] = round(memory(server.pid))
+        many = [Behaving(port, robot.home, seed, time.monotonic() + 60 * given.minutes) for seed in range(16)]
+        for thread in many:
+            thread.start()
+        for thread in many:
+            thread.join()
+        told["16 clients [ms]"], told["their errors"] = percentiles(many), [e for thread in many for e in thread.errors]
+        told["memory in the end [MiB]"] = round(memory(server.pid))
+        told["up"] = urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").read() == b"OK\n"
+        with suppress(ServerError):
+            told["exit status"] = None
+    finally:
+        server.terminate()
+        told["exit status"] = server.wait(30)
+    print(json.dumps(told, indent=1))
