@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 CORE = (
-    "torch", "numpy", "scipy", "roma", "kornia", "trimesh", "opencv-python-headless", "av", "pyarrow", "safetensors",
+    "torch", "numpy", "scipy", "roma", "kornia", "clarabel", "trimesh", "opencv-python-headless", "av", "pyarrow", "safetensors",
     "huggingface_hub", "tyro", "tqdm", "matplotlib", "defusedxml", "jaxtyping",
 )  # fmt: skip
 EXTRAS = {
     "sim": ("pybullet", "example-robot-data", "pycollada"),
     "raft": ("torchvision",),
     "train": ("lightning", "tensorboard"),
-    "serve": ("websockets", "msgpack"),
+    "serve": ("websockets", "msgpack", "prometheus-client"),
     "view": ("viser",),
     "ray": ("ray",),
     "pytorch3d": ("pytorch3d",),
