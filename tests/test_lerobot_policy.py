@@ -20,7 +20,7 @@ def drifts(frame: torch.Tensor) -> np.ndarray:
 
 def batch(q: np.ndarray) -> dict[str, torch.Tensor]:
     frames = np.stack([picture(x) for x in q]).transpose(0, 3, 1, 2)
-    return {"observation.images.top": torch.from_numpy(frames), "observation.state": torch.from_numpy(q).float()}
+    return {"observation.images.top": torch.tensor(frames), "observation.state": torch.tensor(q).float()}
 
 
 def test_each_environment_is_led_by_its_own_dream() -> None:
