@@ -53,9 +53,11 @@ _CONTRAST = 0.1  # of the ground at least: one that slides must be seen to slide
 class Scenes:
     """Takes of one robot, each a function of seed and number alone."""
 
-    def __init__(self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES) -> None:
+    def __init__(
+        self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES, amplitude: float = _AMPLITUDE
+    ) -> None:
         config = BabbleConfig(
-            embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, amplitude=_AMPLITUDE, width=side,
+            embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, amplitude=amplitude, width=side,
             height=side, cropped=_CROPPED.get(robot, 0.15),
         )  # fmt: skip
         self.robot, self.seed, self._stage = Embodiment.load(robot), seed, Stage(config)

@@ -3,6 +3,9 @@
 Planning takes about as long as executing a chunk, so waiting for it halves the pace. Dreaming on from the last dream keeps the
 pace and loses the robot, which never did exactly what was dreamt. LingBot-VA's way (its Algorithm 2) is to dream from what the
 robot will see when the chunk under way is done: its last real frame, carried there by a forward model. Ours is the field.
+
+A forward model errs by a share of the motion, and a dream begins where it says. So shortly before the chunk is done the carried
+frame is compared with what the robot really sees by then, which is near, and the dream is read from there.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from jidm.adapters.decoder.commands import Commands
 from jidm.adapters.decoder.decoder import ActionDecoder
-from jidm.adapters.decoder.reader import Reading, as_frames
+from jidm.adapters.decoder.reader import PoseReader, Reading, as_frames
 from jidm.errors import InputError, JidmError, did_you_mean
 from jidm.field.forward import carried
 
@@ -34,6 +37,14 @@ Planner = Callable[[Tensor], Any]
 
 Forward = Callable[[Tensor, NDArray[np.float64], NDArray[np.float64]], Tensor]
 """From a frame (3, H, W), joint positions (n,) and steps (k, n) to the frame after them."""
+
+
+@dataclass(eq=False)
+class _Carried:
+    """The frame a dream begins with, once there is one, and the joint positions it was to show."""
+
+    q: NDArray[np.float64]
+    frame: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +71,7 @@ class AsyncController:
             robot will be.
         blend: frames over which a dream that does not begin where the motion is takes it over.
         forward: carries a frame along; the decoder's field by default.
-        executor: runs planning; a thread of its own by default.
+        planning, comparing: run these two; a thread of its own each by default.
 
     Raises:
         InputError: no such mode.
@@ -68,15 +79,16 @@ class AsyncController:
 
     def __init__(
         self, planner: Planner, decoder: ActionDecoder, *, mode: str = "async_grounded", blend: int = 2,
-        forward: Forward | None = None, executor: Executor | None = None,
+        forward: Forward | None = None, planning: Executor | None = None, comparing: Executor | None = None,
     ) -> None:  # fmt: skip
         if mode not in MODES:
             raise InputError(f"no mode '{mode}': {did_you_mean(mode, MODES)}")
         self.planner, self.decoder, self.mode, self.blend = planner, decoder, mode, blend
         self._forward = forward or self._by_field
-        self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="planner")
+        self._planning = planning or ThreadPoolExecutor(1, thread_name_prefix="planner")
+        self._comparing = comparing or ThreadPoolExecutor(1, thread_name_prefix="comparer")
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        """How long planning, carrying, reading, following and a whole step took, each time [s]."""
+        """How long planning, carrying, reading, comparing, following and a whole step took, each time [s]."""
 
     def reset(self, frame: Any, q: ArrayLike, *, layout: str | None = None) -> None:
         """Begin, with the robot at rest.
@@ -87,10 +99,12 @@ class AsyncController:
         self.decoder.reset(q)
         self._layout = layout
         self._frame = self._one(frame)
-        self._q = np.array(q, dtype=np.float64)
+        self._q = self._shown = np.array(q, dtype=np.float64)
         self._queue: Commands | None = None
         self._next = 0
         self._job: Future[_Dream] | None = None
+        self._carried: _Carried | None = None
+        self._comparison: Future[NDArray[np.float64] | None] | None = None
         self._asked = 0.0
         self._last: Tensor | None = None
         self._problem = ""
@@ -103,12 +117,14 @@ class AsyncController:
             frame: what the robot sees now, where there is a new frame. q: (n,) what it measures, where it does.
         """
         began = time.perf_counter()
-        if frame is not None:
-            self._frame = self._one(frame)
         if q is not None:
             self._q = np.array(q, dtype=np.float64)
         elif self.decoder.position is not None:
             self._q = self._expected()
+        if frame is not None:
+            self._frame, self._shown = self._one(frame), self._q
+            if 0 < self._left <= self._each:
+                self._compare()
         if self._left == 0:
             self._continue(measured=q is not None)
         if self._left == 0:
@@ -135,6 +151,11 @@ class AsyncController:
         """Commands that are still to be executed."""
         return 0 if self._queue is None else len(self._queue) - self._next
 
+    @property
+    def _each(self) -> int:
+        """Commands for a frame."""
+        return max(1, round(self.decoder.control_rate / self.decoder.video_rate))
+
     def _expected(self) -> NDArray[np.float64]:
         """Where the robot is by the commands given so far, if nobody measures."""
         if self._queue is not None and 0 < self._next <= len(self._queue):
@@ -153,7 +174,7 @@ class AsyncController:
             self._problem, self._last = dream.problem, dream.last
             if dream.readings:
                 began = time.perf_counter()
-                self._queue, self._next = self.decoder.follow(dream.readings, blend=self.blend), 0
+                self._queue, self._next = self.decoder.follow(self._corrected(dream.readings), blend=self.blend), 0
                 self.seconds["follow"].append(time.perf_counter() - began)
         if self._job is None and (self._left == 0 or self.mode != "sync"):
             self._ask()
@@ -162,26 +183,54 @@ class AsyncController:
         """Have the next chunk dreamt and read in the background."""
         self._asked = time.perf_counter()
         steps = self._under_way()
-        frame, q = self._frame, self._q
+        frame, q = self._frame, self._shown
         last = self._last if self.mode == "async_naive" and self._left else None
+        carried = _Carried(q + steps.sum(0))
+        self._carried, self._comparison = carried if len(steps) and last is None else None, None
 
         def dream() -> _Dream:
-            return self._dream(frame, q, steps, last)
+            return self._dream(frame, q, steps, last, carried)
 
-        self._job = self._executor.submit(dream)
+        self._job = self._planning.submit(dream)
+
+    def _compare(self) -> None:
+        """Have the frame the next dream begins with compared with what the robot sees now."""
+        if self._carried is None or self._carried.frame is None or self._comparison is not None:
+            return
+        seen, q, carried, expected = self._frame, self._shown, self._carried.frame, self._carried.q
+
+        def compare() -> NDArray[np.float64] | None:
+            began = time.perf_counter()
+            reader = PoseReader(self.decoder.idm, self.decoder.video_rate)
+            reader.begin(q)
+            reader.read(seen, "CHW")
+            shown = reader.read(carried, "CHW")[0].position
+            self.seconds["compare"].append(time.perf_counter() - began)
+            return None if shown is None else shown - expected
+
+        self._comparison = self._comparing.submit(compare)
+
+    def _corrected(self, readings: list[Reading]) -> list[Reading]:
+        """Readings of a dream, as if begun from what the comparison says its first frame shows, if that is known by now."""
+        off = self._comparison.result() if self._comparison is not None and self._comparison.done() else None
+        if off is None:
+            return readings
+        return [r if r.position is None else replace(r, position=r.position + off) for r in readings]
 
     def _under_way(self) -> NDArray[np.float64]:
-        """(k, n) what the commands that are still to be executed will do, frame by frame [rad or m]."""
+        """(k, n) from the last frame on, what the robot will do up to the end of the commands given [rad or m]."""
         if self._queue is None or not self._left:
             return np.zeros((0, len(self._q)))
-        each = max(1, round(self.decoder.control_rate / self.decoder.video_rate))
+        each = self._each
         ahead = self._queue.position[self._next :]
         if self.decoder.action_space != "joint_position":  # velocities go on from wherever the robot is
             ahead = self._q + self._queue.delta[self._next :].cumsum(0)
         stops = [*range(each - 1, len(ahead) - 1, each), len(ahead) - 1]
-        return np.diff(np.concatenate([self._q[None], ahead[stops]]), axis=0)
+        return np.diff(np.concatenate([self._shown[None], ahead[stops]]), axis=0)
 
-    def _dream(self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64], last: Tensor | None) -> _Dream:
+    def _dream(
+        self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64], last: Tensor | None, carried: _Carried
+    ) -> _Dream:
         """Runs in the background: uses the decoder's reader and nothing else of it."""
         clock, seconds = [time.perf_counter()], {}
 
@@ -196,7 +245,8 @@ class AsyncController:
                 if len(steps):
                     frame = self._forward(frame, q, steps)
                     lap("carry")
-                reader.begin(q + steps.sum(0))
+                    carried.frame = frame
+                reader.begin(carried.q)
                 begins = reader.read(frame, "CHW")
             else:
                 frame = last
