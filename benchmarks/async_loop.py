@@ -32,7 +32,7 @@ from jidm.motion.flow import as_flow_estimator
 from jidm.robot.kinematics import Kinematics
 from jidm.sim.artifacts import Take
 
-VIDEO_RATE, CONTROL_RATE, CHUNK, SIDE, AMPLITUDE = 12.5, 50.0, 4, 256, 0.25
+VIDEO_RATE, CONTROL_RATE, CHUNK, SIDE = 12.5, 50.0, 4, 256
 EACH = round(CONTROL_RATE / VIDEO_RATE)
 _DOES = 0.95  # of every step
 
@@ -70,6 +70,14 @@ def shows_hand(take: Take) -> bool:
     tips = [take.robot.model.link_index(name) for name in take.robot.tip_links]
     uv, _ = take.camera.project(kinematics.link_poses(torch.from_numpy(take.q))[:, tips, :3, 3])
     return bool(((uv >= 0) & (uv < SIDE)).all())
+
+
+def speed(take: Take) -> float:
+    """Mean speed of the tips [m/s]."""
+    kinematics = Kinematics.from_embodiment(take.robot)
+    tips = [take.robot.model.link_index(name) for name in take.robot.tip_links]
+    at = np.asarray(kinematics.link_poses(torch.from_numpy(take.q))[:, tips, :3, 3])
+    return float(np.linalg.norm(np.diff(at, axis=0), axis=-1).mean()) * VIDEO_RATE
 
 
 class Later(Executor):
@@ -132,22 +140,28 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--takes", type=int, default=5)
     parser.add_argument("--chunks", type=int, default=25)
+    parser.add_argument("--amplitude", type=float, default=0.12, help="share of the joints' range that motions cover")
     given = parser.parse_args()
     idm = JacobianIDM.from_pretrained(given.checkpoint)
     assert idm.embodiment is not None
-    scenes = Scenes(idm.embodiment.name, given.seed, side=SIDE, frames=given.chunks * CHUNK + 1, amplitude=AMPLITUDE)
+    scenes = Scenes(
+        idm.embodiment.name, given.seed, side=SIDE, frames=given.chunks * CHUNK + 1, amplitude=given.amplitude
+    )
     exact = AnalyticField(idm.embodiment, scenes.camera, points=1500, occluders=8000, contour_points=30000)
     reads = JacobianIDM(idm.embodiment, exact, as_flow_estimator("dis"))
+    dense = AnalyticField(idm.embodiment, scenes.camera, points=1500, occluders=60000, contour_points=30000)
 
     def by_geometry(frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]) -> Tensor:
-        return carried(exact, frame.double(), torch.from_numpy(q), torch.from_numpy(steps)).to(frame)
+        return carried(dense, frame.double(), torch.from_numpy(q), torch.from_numpy(steps)).to(frame)
 
     ways: dict[str, tuple[str, Any]] = {mode: (mode, None) for mode in MODES}
     ways["async_grounded, by URDF and camera"] = ("async_grounded", by_geometry)
     errors: dict[str, list[float]] = {way: [] for way in ways}
     pace: dict[str, list[float]] = {way: [] for way in ways}
     takes = islice(filter(shows_hand, map(scenes.take, count())), given.takes)
+    speeds: list[float] = []
     for take in takes:
+        speeds.append(speed(take))
         for way, (mode, forward) in ways.items():
             off, done, report = run(take, idm, reads, mode, given.chunks, forward)
             errors[way] += off
@@ -156,6 +170,7 @@ if __name__ == "__main__":
     print(report)
     mean = {mode: float(np.mean(values)) for mode, values in errors.items()}
     told = {
+        "speed of the reference [mm/s]": round(1000 * float(np.mean(speeds))),
         "tracking error [mm]": {mode: round(1000 * value, 2) for mode, value in mean.items()},
         "over sync": {mode: round(value / mean["sync"], 3) for mode, value in mean.items()},
         "frames a second": {mode: round(float(np.mean(values)), 2) for mode, values in pace.items()},

@@ -4,13 +4,17 @@
 
 Starts `jidm serve` as a process of its own. First a well-behaved client alone; then beside attackers who send mutated messages
 (flipped, cut and repeated bytes of good ones, objects, lying shapes, giant ranks, nested bombs, huge frames, NaN images), leave
-sockets half open, or do not read; then 16 clients for some minutes. Prints JSON.
+sockets half open, or do not read; then 16 clients for some minutes. Attackers are a process of their own with low priority, for
+they stand for other machines. Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import multiprocessing
+import os
 import re
 import socket
 import subprocess
@@ -148,6 +152,22 @@ class Lurking(threading.Thread):
                     kept.pop(0).close()
 
 
+def attack(port: int, messages: int, told: Any) -> None:
+    """All of them at once, until so many messages are sent; runs in a process of its own."""
+    os.nice(10)
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # clients that do not read are pinged in vain
+    stop = threading.Event()
+    attackers = [Attacking(port, messages // 2, seed) for seed in range(2)]
+    lurking = Lurking(port, stop)
+    for thread in (lurking, *attackers):
+        thread.start()
+    for attacker in attackers:
+        attacker.join()
+    stop.set()
+    lurking.join()
+    told.put({k: sum(getattr(x, k) for x in attackers) for k in ("sent", "refused", "thrown_out")})
+
+
 def memory(pid: int) -> float:
     """Resident [MiB]."""
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
@@ -180,21 +200,19 @@ if __name__ == "__main__":
         alone.start()
         alone.join()
         told["alone [ms]"], told["memory before [MiB]"] = percentiles([alone]), round(memory(server.pid))
-        stop = threading.Event()
-        attackers = [Attacking(port, given.messages // 2, seed) for seed in range(2)]
-        others: list[Any] = [Lurking(port, stop), *attackers]
+        queue: Any = multiprocessing.get_context("spawn").Queue()
+        attackers = multiprocessing.get_context("spawn").Process(target=attack, args=(port, given.messages, queue))
         beside = Behaving(port, robot.home, 0, float("inf"))
-        for thread in (beside, *others):
-            thread.start()
-        for attacker in attackers:
-            attacker.join()
-        stop.set()
+        attackers.start()
+        beside.start()
+        mutated_messages = queue.get()
         beside.until = 0.0
         beside.join()
-        others[0].join()
+        attackers.join(10)
+        attackers.kill()
         told["beside attackers [ms]"] = percentiles([beside])
         told["errors of the one beside"] = beside.errors
-        told["mutated messages"] = {k: sum(getattr(x, k) for x in attackers) for k in ("sent", "refused", "thrown_out")}
+        told["mutated messages"] = mutated_messages
         told["memory after [MiB]"] = round(memory(server.pid))
         many = [Behaving(port, robot.home, seed, time.monotonic() + 60 * given.minutes) for seed in range(16)]
         for thread in many:

@@ -323,3 +323,33 @@ def test_wrong_positions_are_refused_and_nothing_changes() -> None:
         with pytest.raises(InputError, match="finite joint positions"):
             decoding.push(picture(ROBOT.home), q=q)
     np.testing.assert_allclose(decoding.position, ROBOT.home)
+
+
+def test_commands_taken_frame_by_frame_are_those_taken_at_once() -> None:
+    q = motion(0.72)
+    video = np.stack([picture(x) for x in q])
+    at_once, bit_by_bit = decoder(), decoder()
+    for one in (at_once, bit_by_bit):
+        one.reset(q[0])
+    expected = at_once.follow(at_once.reader.read(video))
+    bit_by_bit.lead(bit_by_bit.reader.read(video))
+    parts = [bit_by_bit.more(k / RATE) for k in range(1, len(video))]
+    assert all(len(part) == 4 for part in parts) and len(bit_by_bit.more()) == 0
+    np.testing.assert_allclose(_joined(parts).position, expected.position, atol=1e-9)
+    np.testing.assert_allclose(bit_by_bit.wanted([bit_by_bit.led]), q[-1:], atol=1e-6)
+
+
+def test_what_lies_ahead_can_be_moved_and_what_was_commanded_stays() -> None:
+    q, off = motion(0.72), np.where(ROBOT.gripper_mask, 0.0, 0.03)
+    video, moved = np.stack([picture(x) for x in q]), decoder()
+    moved.reset(q[0])
+    moved.lead(moved.reader.read(video))
+    first = moved.more(4 / RATE)
+    here = moved.wanted(first.time)
+    moved.correct(off)
+    np.testing.assert_allclose(moved.wanted(first.time), here, atol=0.01)
+    np.testing.assert_allclose(moved.wanted([moved.led]), q[-1:] + off, atol=1e-6)
+    told = _joined([first, moved.more(), moved.coast(50)])
+    assert _exceeded(told.position, MotionLimits.of(ROBOT), 1 / 50) <= 1
+    with pytest.raises(InputError, match="finite"):
+        moved.correct(np.nan * off)

@@ -4,8 +4,8 @@ Planning takes about as long as executing a chunk, so waiting for it halves the 
 pace and loses the robot, which never did exactly what was dreamt. LingBot-VA's way (its Algorithm 2) is to dream from what the
 robot will see when the chunk under way is done: its last real frame, carried there by a forward model. Ours is the field.
 
-A forward model errs by a share of the motion, and a dream begins where it says. So shortly before the chunk is done the carried
-frame is compared with what the robot really sees by then, which is near, and the dream is read from there.
+A forward model errs, so a dream begins a little elsewhere than the robot does; and following a dream drifts. So while it is
+executed, what the robot sees is compared with what the dream showed for now, and what is left of it moves by the difference.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -39,22 +39,20 @@ Forward = Callable[[Tensor, NDArray[np.float64], NDArray[np.float64]], Tensor]
 """From a frame (3, H, W), joint positions (n,) and steps (k, n) to the frame after them."""
 
 
-@dataclass(eq=False)
-class _Carried:
-    """The frame a dream begins with, once there is one, and the joint positions it was to show."""
-
-    q: NDArray[np.float64]
-    frame: Tensor | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class _Dream:
-    """What planning brought: readings of its frames, the last of them, or why there is none; how long each part took [s]."""
+    """What planning brought: K frames, their readings after that of the real one they begin with, if they do; or why there is
+    none. How long each part took [s]."""
 
+    frames: Float[Tensor, "K 3 H W"] | None
     readings: list[Reading]
-    last: Tensor | None
     problem: str
     seconds: dict[str, float]
+
+    @property
+    def last(self) -> Tensor | None:
+        """The last frame; nobody dreams on from one that shows nothing."""
+        return None if self.frames is None or self.readings[-1].position is None else self.frames[-1]
 
 
 class AsyncController:
@@ -103,10 +101,11 @@ class AsyncController:
         self._queue: Commands | None = None
         self._next = 0
         self._job: Future[_Dream] | None = None
-        self._carried: _Carried | None = None
+        self._done = 0  # frames of the dream that is followed
+        self._off = np.zeros(len(self._q))  # by so much it was moved
         self._comparison: Future[NDArray[np.float64] | None] | None = None
         self._asked = 0.0
-        self._last: Tensor | None = None
+        self._followed: _Dream | None = None
         self._problem = ""
         self.seconds.clear()
 
@@ -123,8 +122,8 @@ class AsyncController:
             self._q = self._expected()
         if frame is not None:
             self._frame, self._shown = self._one(frame), self._q
-            if 0 < self._left <= self._each:
-                self._compare()
+        if self._left == 0:
+            self._go_on(sees=frame is not None)
         if self._left == 0:
             self._continue(measured=q is not None)
         if self._left == 0:
@@ -151,11 +150,6 @@ class AsyncController:
         """Commands that are still to be executed."""
         return 0 if self._queue is None else len(self._queue) - self._next
 
-    @property
-    def _each(self) -> int:
-        """Commands for a frame."""
-        return max(1, round(self.decoder.control_rate / self.decoder.video_rate))
-
     def _expected(self) -> NDArray[np.float64]:
         """Where the robot is by the commands given so far, if nobody measures."""
         if self._queue is not None and 0 < self._next <= len(self._queue):
@@ -171,11 +165,10 @@ class AsyncController:
             dream, self._job = self._job.result(), None
             for part, seconds in dream.seconds.items():
                 self.seconds[part].append(seconds)
-            self._problem, self._last = dream.problem, dream.last
-            if dream.readings:
-                began = time.perf_counter()
-                self._queue, self._next = self.decoder.follow(self._corrected(dream.readings), blend=self.blend), 0
-                self.seconds["follow"].append(time.perf_counter() - began)
+            self._problem, self._followed = dream.problem, dream if dream.readings else None
+            self._done, self._off, self._comparison = 0, 0 * self._off, None
+            self.decoder.lead(dream.readings, blend=self.blend)
+            self._more()
         if self._job is None and (self._left == 0 or self.mode != "sync"):
             self._ask()
 
@@ -184,53 +177,67 @@ class AsyncController:
         self._asked = time.perf_counter()
         steps = self._under_way()
         frame, q = self._frame, self._shown
-        last = self._last if self.mode == "async_naive" and self._left else None
-        carried = _Carried(q + steps.sum(0))
-        self._carried, self._comparison = carried if len(steps) and last is None else None, None
+        last = self._followed.last if self._followed is not None and self.mode == "async_naive" else None
 
         def dream() -> _Dream:
-            return self._dream(frame, q, steps, last, carried)
+            return self._dream(frame, q, steps, last)
 
         self._job = self._planning.submit(dream)
 
-    def _compare(self) -> None:
-        """Have the frame the next dream begins with compared with what the robot sees now."""
-        if self._carried is None or self._carried.frame is None or self._comparison is not None:
+    def _go_on(self, *, sees: bool) -> None:
+        """A frame's commands are done: take those of the next one, if the dream has one."""
+        if self._followed is None:
             return
-        seen, q, carried, expected = self._frame, self._shown, self._carried.frame, self._carried.q
+        self._done += 1
+        if self._comparison is not None and self._comparison.done():
+            off, self._comparison = self._comparison.result(), None
+            if off is not None:
+                self.decoder.correct(off - self._off)
+                self._off = off
+        if sees and self._comparison is None and self.mode != "async_naive":
+            self._compare()
+        self._more()
+        if self._left == 0:
+            self._followed = None
+
+    def _more(self) -> None:
+        """Commands for the next frame of the dream."""
+        began = time.perf_counter()
+        self._queue, self._next = self.decoder.more(self._time_of(self._done + 1)), 0
+        self.seconds["follow"].append(time.perf_counter() - began)
+
+    def _time_of(self, frame: int) -> float:
+        """When so many frames of the dream are done [s of the motion]."""
+        count = 0 if self._followed is None or self._followed.frames is None else len(self._followed.frames)
+        return self.decoder.led - (count - frame) / self.decoder.video_rate
+
+    def _compare(self) -> None:
+        """Have what the robot sees compared with what the dream showed for now."""
+        dream = self._followed
+        if dream is None or dream.frames is None or self._done >= len(dream.frames):
+            return
+        seen, q, dreamt = self._frame, self._shown, dream.frames[self._done - 1]
+        read = dream.readings[self._done - 1 - len(dream.frames)].position
 
         def compare() -> NDArray[np.float64] | None:
             began = time.perf_counter()
             reader = PoseReader(self.decoder.idm, self.decoder.video_rate)
             reader.begin(q)
             reader.read(seen, "CHW")
-            shown = reader.read(carried, "CHW")[0].position
+            shown = reader.read(dreamt, "CHW")[0].position
             self.seconds["compare"].append(time.perf_counter() - began)
-            return None if shown is None else shown - expected
+            return None if shown is None or read is None else shown - read
 
         self._comparison = self._comparing.submit(compare)
 
-    def _corrected(self, readings: list[Reading]) -> list[Reading]:
-        """Readings of a dream, as if begun from what the comparison says its first frame shows, if that is known by now."""
-        off = self._comparison.result() if self._comparison is not None and self._comparison.done() else None
-        if off is None:
-            return readings
-        return [r if r.position is None else replace(r, position=r.position + off) for r in readings]
-
     def _under_way(self) -> NDArray[np.float64]:
-        """(k, n) from the last frame on, what the robot will do up to the end of the commands given [rad or m]."""
-        if self._queue is None or not self._left:
+        """(k, n) from the last real frame on, where the dream that is followed leads, frame by frame [rad or m]."""
+        if self._followed is None or self._followed.frames is None:
             return np.zeros((0, len(self._q)))
-        each = self._each
-        ahead = self._queue.position[self._next :]
-        if self.decoder.action_space != "joint_position":  # velocities go on from wherever the robot is
-            ahead = self._q + self._queue.delta[self._next :].cumsum(0)
-        stops = [*range(each - 1, len(ahead) - 1, each), len(ahead) - 1]
-        return np.diff(np.concatenate([self._shown[None], ahead[stops]]), axis=0)
+        times = [self._time_of(k) for k in range(self._done + 1, len(self._followed.frames) + 1)]
+        return np.diff(np.concatenate([self._shown[None], self.decoder.wanted(times)]), axis=0)
 
-    def _dream(
-        self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64], last: Tensor | None, carried: _Carried
-    ) -> _Dream:
+    def _dream(self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64], last: Tensor | None) -> _Dream:
         """Runs in the background: uses the decoder's reader and nothing else of it."""
         clock, seconds = [time.perf_counter()], {}
 
@@ -245,8 +252,7 @@ class AsyncController:
                 if len(steps):
                     frame = self._forward(frame, q, steps)
                     lap("carry")
-                    carried.frame = frame
-                reader.begin(carried.q)
+                reader.begin(q + steps.sum(0))
                 begins = reader.read(frame, "CHW")
             else:
                 frame = last
@@ -258,12 +264,10 @@ class AsyncController:
                 )
             readings = [*begins, *reader.read(frames, "TCHW")]
             lap("read")
-            # Nobody dreams on from a frame that shows nothing.
-            last = None if readings[-1].position is None else frames[-1]
-            return _Dream(readings, last, "", seconds)
+            return _Dream(frames, readings, "", seconds)
         except Exception as error:  # whatever the planner does, the robot is held
             told = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
-            return _Dream([], None, f"the planner failed: {told}", seconds)
+            return _Dream(None, [], f"the planner failed: {told}", seconds)
 
     def _by_field(self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]) -> Float[Tensor, "3 H W"]:
         field = self.decoder.idm.field

@@ -108,6 +108,11 @@ class ActionDecoder:
         return self._motion.time
 
     @property
+    def led(self) -> float:
+        """Up to here frames have told what to do [s of the motion]."""
+        return self._motion.led
+
+    @property
     def position(self) -> NDArray[np.float64] | None:
         """(n,) where the last command leads [rad or m]; None where nothing is known of the robot yet."""
         return self._motion.position
@@ -148,7 +153,38 @@ class ActionDecoder:
             blend: where they begin a new video that starts elsewhere than the motion ends, the difference is taken back
                 over so many frames.
         """
-        return self._motion.follow(readings, blend=blend)
+        self.lead(readings, blend=blend)
+        return self.more()
+
+    def lead(self, readings: Sequence[Reading], *, blend: int = 0) -> None:
+        """Take in what `reader` has read, for `more` to give the commands; `follow` does both."""
+        self._motion.lead(readings, blend=blend)
+
+    def more(self, until: float | None = None) -> Commands:
+        """Commands up to where readings lead, or to this time of the motion [s]; none where they have been given."""
+        return self._motion.commands(until)
+
+    def correct(self, off: ArrayLike) -> None:
+        """What frames showed was read wrong: the readings to which no commands lead yet move.
+
+        Args:
+            off: (n,) by so much [rad or m].
+
+        Raises:
+            InputError: off is not n finite numbers.
+        """
+        self._motion.move_ahead(self._checked(off))
+
+    def wanted(self, times: ArrayLike) -> NDArray[np.float64]:
+        """(M, n) where frames want the joints [rad or m].
+
+        Args:
+            times: (M,) of the motion [s].
+
+        Raises:
+            InputError: nothing is known of the robot yet.
+        """
+        return self._motion.wanted(np.array(times, dtype=np.float64))
 
     def coast(self, count: int, reason: str = "no frame came") -> Commands:
         """So many commands without a frame: the motion is braked and the robot kept where it comes to rest.

@@ -51,7 +51,7 @@ class Motion:
         self._path: list[tuple[float, NDArray[np.float64]]] = []  # times and positions that the motion is drawn through
         self._speed = np.zeros(limits.n)
         self._sent: deque[NDArray[np.float64]] = deque(maxlen=max(1, round(_REMEMBERED * control_rate)))
-        self._stopped = ""
+        self._stopped = self._reason = ""
         if q is not None:
             self._begin(q)
 
@@ -65,8 +65,13 @@ class Motion:
         """(n,) where the last command leads [rad or m]; None where nothing is known of the robot yet."""
         return None if self._spline is None else self._spline.at(self.time).position[0]
 
-    def follow(self, readings: Sequence[Reading], *, blend: int = 0) -> Commands:
-        """Commands that lead to these readings.
+    @property
+    def led(self) -> float:
+        """Up to here frames have told what to do [s]."""
+        return self._shown
+
+    def lead(self, readings: Sequence[Reading], *, blend: int = 0) -> None:
+        """Go to these readings; `commands` tells how.
 
         Args:
             blend: where they begin a new video that starts elsewhere than the motion ends, the difference is taken back
@@ -82,11 +87,33 @@ class Motion:
                 reasons.append(reading.problem)
             else:
                 if reading.begins and blend and self._path:
-                    off, faded = self._wanted(np.array([self._shown]))[0] - reading.position, 0
+                    off, faded = self.wanted(np.array([self._shown]))[0] - reading.position, 0
                 share = max(0.0, 1 - faded / (blend + 1))
                 self._take(reading.position + share * off, reading.velocity)
                 faded += 1
-        return self._commands(self._shown, "; ".join(dict.fromkeys(reasons)))
+        self._reason = "; ".join(dict.fromkeys(reasons))
+
+    def commands(self, until: float | None = None) -> Commands:
+        """The commands up to where readings lead, or to this time of it [s]."""
+        return self._commands(self._shown if until is None else min(self._shown, until), self._reason)
+
+    def move_ahead(self, off: NDArray[np.float64]) -> None:
+        """Readings to which no commands lead yet were off by (n,) [rad or m]."""
+        self._path = [(time, q + off if time > self.time + _INSTANT else q) for time, q in self._path]
+
+    def wanted(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(M, n) where the frames want the joints [rad or m]; beyond the last one they come to rest as they were going.
+
+        Raises:
+            InputError: nothing is known of the robot yet.
+        """
+        if not self._path:
+            raise InputError("nothing is known of the robot yet: reset(q=...) or push a frame first")
+        known, q = zip(*self._path, strict=True)
+        beyond = np.maximum(0.0, times - known[-1])[:, None]
+        inside = np.clip(times, known[0], known[-1])
+        path = PchipInterpolator(known, np.stack(q))(inside) if len(known) > 1 else np.repeat(q, len(times), axis=0)
+        return np.asarray(path + self._speed * _GOES_ON * (1 - np.exp(-beyond / _GOES_ON)))
 
     def coast(self, count: int, reason: str) -> Commands:
         """So many commands that brake and keep the robot where it comes to rest.
@@ -154,7 +181,7 @@ class Motion:
         before = self._spline.at(self.time).position
         times = np.arange(self._count + 1, last + 1) / self.control_rate
         held = times > (-math.inf if self._stopped else self._path[-1][0]) + _INSTANT
-        behind, position = np.where(held[:, None], 0.0, self._wanted(times)), np.zeros((len(times), self.limits.n))
+        behind, position = np.where(held[:, None], 0.0, self.wanted(times)), np.zeros((len(times), self.limits.n))
         step = max(1, math.ceil(self.control_rate / self.video_rate))
         for k in range(0, len(times), step):
             position[k : k + step] = self._planned(times[k : k + step], holds=bool(held.any()))
@@ -172,18 +199,10 @@ class Motion:
         planned = self._spline.planned
         beyond = np.maximum(0.0, planned - self._path[-1][0])
         trusted = np.ones(len(planned)) if holds else np.maximum(_LEAST_TRUST, np.exp(-beyond / _TRUSTED))
-        self._spline.steer(self._wanted(planned), trusted)
+        self._spline.steer(self.wanted(planned), trusted)
         position = self._spline.at(times).position
         self._spline.advance(max(0, math.ceil((times[-1] - self._spline.time) / self._spline.knot - 1e-6)))
         return position
-
-    def _wanted(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(M, n) where the frames want the joints; beyond the last one they come to rest as they were going."""
-        known, q = zip(*self._path, strict=True)
-        beyond = np.maximum(0.0, times - known[-1])[:, None]
-        inside = np.clip(times, known[0], known[-1])
-        path = PchipInterpolator(known, np.stack(q))(inside) if len(known) > 1 else np.repeat(q, len(times), axis=0)
-        return np.asarray(path + self._speed * _GOES_ON * (1 - np.exp(-beyond / _GOES_ON)))
 
     def _told(
         self, times: NDArray[np.float64], position: NDArray[np.float64], delta: NDArray[np.float64],
