@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -312,6 +313,60 @@ def test_half_open_sockets_and_nonsense_do_not_stop_it() -> None:
             assert len(client.infer({"image": bytes_of(ROBOT.home), "state": ROBOT.home})["actions"]) == 4
         silent.close()
         noisy.close()
+
+
+class Waiting:
+    """A session that refuses, takes its time, or computes until it is let go, as it is told."""
+
+    metadata: dict[str, object] = {}  # noqa: RUF012
+
+    def __init__(self, go: threading.Event, computing: list[int]) -> None:
+        self._go, self._computing = go, computing
+
+    def answer(self, message: dict[str, str]) -> dict[str, int]:
+        if message["say"] == "refuse":
+            raise InputError("refused")
+        if message["say"] == "soon":
+            time.sleep(0.2)
+        if message["say"] == "wait":
+            self._computing.append(1)
+            self._go.wait(20)
+        return {"done": 1}
+
+
+@pytest.mark.parametrize("before", [(), ("refuse",), ("soon", "soon", "soon")], ids=["new", "refused", "asks on"])
+@pytest.mark.parametrize("remembered", [10.0, 0.0])
+def test_who_misbehaves_never_takes_all_workers(
+    before: tuple[str, ...], remembered: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jidm.adapters.server.server._REMEMBERED", remembered)
+    go, computing = threading.Event(), []
+    with serving(lambda: Waiting(go, computing), workers=2) as (port, _), Client(port=port, timeout=3) as good:
+        good.infer({"say": "nothing"})
+        others = [connect(f"ws://127.0.0.1:{port}", compression=None) for _ in range(3)]
+        try:
+            for other in others:
+                other.recv()
+                for say in before:
+                    other.send(pack({"say": say}))
+                for _ in before:
+                    other.recv()
+            for other in others:
+                other.send(pack({"say": "wait"}))
+            give_up = time.monotonic() + 10
+            while not computing and time.monotonic() < give_up:
+                time.sleep(0.01)
+            if remembered or not before:
+                assert good.infer({"say": "nothing"}) == {"done": 1}
+                assert len(computing) == 1
+            else:  # what is forgotten does not count: they take both
+                with pytest.raises(ServerError, match="no answer"):
+                    good.infer({"say": "nothing"})
+                assert len(computing) == 2
+        finally:
+            go.set()
+            for other in others:
+                other.close()
 
 
 def test_stopping_finishes_what_is_under_way_and_says_goodbye() -> None:

@@ -1,7 +1,8 @@
 """A websocket server in openpi's manner: what the numbers mean first, then an answer to every message.
 
 Clients are not trusted: messages are counted before they are unpacked, what cannot be understood is answered by one line of
-text, and who does not read, or does not answer pings, is let go. Each has a session of its own.
+text, and who does not read, or does not answer pings, is let go. Each has a session of its own. Who misbehaves is still
+served, but shares all workers but one with others who do, so that nobody else waits for them all.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import contextlib
 import hmac
 import http
 import logging
+import math
 import signal
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from jidm.adapters.server.codec import MessageLimits, pack, unpack
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _PING = 20.0  # [s] between pings, and how long an answer to one may take
 _READ = 20.0  # [s] a client may take to read an answer
+_REMEMBERED = 10.0  # [s] that a client who misbehaved stays in the back row
 _STOP = 5.0  # [s] for what is under way when the server is stopped
 _GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
 
@@ -87,7 +91,7 @@ class PolicyServer:
             raise MissingExtraError("serving", "websockets", "serve") from None
 
         with ThreadPoolExecutor(self._workers, thread_name_prefix="jidm") as pool:
-            self._pool = pool
+            self._pool, self._back_row = pool, asyncio.Semaphore(max(1, self._workers - 1))
             try:
                 server: Server = await serve(
                     self._talk, self._host, self._port, process_request=self._greet, compression=None,
@@ -137,11 +141,10 @@ class PolicyServer:
         self._clients += 1
         self.metrics.clients.inc()
         try:
-            loop = asyncio.get_running_loop()
-            session = await loop.run_in_executor(self._pool, self._session)
+            async with self._back_row:
+                session = await asyncio.get_running_loop().run_in_executor(self._pool, self._session)
             await self._send(socket, pack(session.metadata))
-            async for message in socket:
-                await self._send(socket, await self._answered(session, message))
+            await self._converse(socket, session)
         except ConnectionClosed as error:
             if error.sent is not None and error.sent.code == 1009:
                 self.metrics.rejected.labels("size").inc()
@@ -152,7 +155,31 @@ class PolicyServer:
             self._clients -= 1
             self.metrics.clients.dec()
 
-    async def _answered(self, session: Session, message: bytes | str) -> bytes | str:
+    async def _converse(self, socket: ServerConnection, session: Session) -> None:
+        """Answer message after message. A client sits in the back row until it has been answered once, and for a while after
+        a message that was refused or that came before the last one's answer was there."""
+        behaves_from = math.inf
+        coming = asyncio.ensure_future(socket.recv())
+        try:
+            while True:
+                message = await coming
+                coming = asyncio.ensure_future(socket.recv())
+                row = contextlib.nullcontext() if time.monotonic() >= behaves_from else self._back_row
+                answer = await self._answered(session, message, row)
+                asked_on = coming.done() and not coming.cancelled() and coming.exception() is None
+                if isinstance(answer, str) or asked_on:
+                    behaves_from = time.monotonic() + _REMEMBERED
+                elif behaves_from == math.inf:
+                    behaves_from = time.monotonic()
+                await self._send(socket, answer)
+        finally:
+            coming.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await coming
+
+    async def _answered(
+        self, session: Session, message: bytes | str, row: AbstractAsyncContextManager[None]
+    ) -> bytes | str:
         """The answer, or one line of text that says why there is none."""
         began = time.perf_counter()
         self.metrics.queue.inc()
@@ -162,7 +189,8 @@ class PolicyServer:
             return pack(session.answer(unpack(message, self._limits)))
 
         try:
-            told: bytes | str = await asyncio.get_running_loop().run_in_executor(self._pool, answer)
+            async with row:
+                told: bytes | str = await asyncio.get_running_loop().run_in_executor(self._pool, answer)
             kind = "answered"
         except JidmError as error:
             self.metrics.rejected.labels("message").inc()
