@@ -2,7 +2,7 @@
 
 Clients are not trusted: messages are counted before they are unpacked, what cannot be understood is answered by one line of
 text, and who does not read, or does not answer pings, is let go. Each has a session of its own. Who misbehaves is still
-served, but shares all workers but one with others who do, so that nobody else waits for them all.
+served, but in a back row of workers with low priority, so that nobody else waits for them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import hmac
 import http
 import logging
 import math
+import os
 import signal
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from jidm.adapters.server.codec import MessageLimits, pack, unpack
@@ -34,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 _PING = 20.0  # [s] between pings, and how long an answer to one may take
 _READ = 20.0  # [s] a client may take to read an answer
 _REMEMBERED = 10.0  # [s] that a client who misbehaved stays in the back row
+_YIELDING = 10  # how much nicer the back row is than the front row
 _STOP = 5.0  # [s] for what is under way when the server is stopped
 _GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
 
@@ -47,7 +50,7 @@ class PolicyServer:
         port: 0 lets the system choose.
         token: what clients must send as `Authorization: Api-Key <token>` (or Bearer); none is asked if None.
         limits: of a message.
-        workers: requests that are computed at once.
+        workers: requests that are computed at once, those of clients who misbehave not counted: these have one less.
         most_clients: connections at once; more are turned away.
     """
 
@@ -90,8 +93,12 @@ class PolicyServer:
         except ImportError:
             raise MissingExtraError("serving", "websockets", "serve") from None
 
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="jidm") as pool:
-            self._pool, self._back_row = pool, asyncio.Semaphore(max(1, self._workers - 1))
+        with (
+            ThreadPoolExecutor(self._workers, thread_name_prefix="jidm") as self._front_row,
+            ThreadPoolExecutor(
+                max(1, self._workers - 1), thread_name_prefix="jidm-back", initializer=_yield_to_others
+            ) as self._back_row,
+        ):
             try:
                 server: Server = await serve(
                     self._talk, self._host, self._port, process_request=self._greet, compression=None,
@@ -141,8 +148,7 @@ class PolicyServer:
         self._clients += 1
         self.metrics.clients.inc()
         try:
-            async with self._back_row:
-                session = await asyncio.get_running_loop().run_in_executor(self._pool, self._session)
+            session = await asyncio.get_running_loop().run_in_executor(self._back_row, self._session)
             await self._send(socket, pack(session.metadata))
             await self._converse(socket, session)
         except ConnectionClosed as error:
@@ -164,7 +170,7 @@ class PolicyServer:
             while True:
                 message = await coming
                 coming = asyncio.ensure_future(socket.recv())
-                row = contextlib.nullcontext() if time.monotonic() >= behaves_from else self._back_row
+                row = self._front_row if time.monotonic() >= behaves_from else self._back_row
                 answer = await self._answered(session, message, row)
                 asked_on = coming.done() and not coming.cancelled() and coming.exception() is None
                 if isinstance(answer, str) or asked_on:
@@ -177,9 +183,7 @@ class PolicyServer:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await coming
 
-    async def _answered(
-        self, session: Session, message: bytes | str, row: AbstractAsyncContextManager[None]
-    ) -> bytes | str:
+    async def _answered(self, session: Session, message: bytes | str, row: ThreadPoolExecutor) -> bytes | str:
         """The answer, or one line of text that says why there is none."""
         began = time.perf_counter()
         self.metrics.queue.inc()
@@ -189,8 +193,7 @@ class PolicyServer:
             return pack(session.answer(unpack(message, self._limits)))
 
         try:
-            async with row:
-                told: bytes | str = await asyncio.get_running_loop().run_in_executor(self._pool, answer)
+            told: bytes | str = await asyncio.get_running_loop().run_in_executor(row, answer)
             kind = "answered"
         except JidmError as error:
             self.metrics.rejected.labels("message").inc()
@@ -206,3 +209,10 @@ class PolicyServer:
     @staticmethod
     async def _send(socket: ServerConnection, message: bytes | str) -> None:
         await asyncio.wait_for(socket.send(message), _READ)
+
+
+def _yield_to_others() -> None:
+    """Lower the priority of this thread alone; elsewhere than on Linux threads have none of their own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING)
