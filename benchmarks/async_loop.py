@@ -64,20 +64,21 @@ class Dreamer:
         return np.asarray(stream.q)
 
 
+def tips(take: Take, q: NDArray[np.float64]) -> Tensor:
+    """(..., tips, 3) where they are at joint positions (..., n) [m]."""
+    links = [take.robot.model.link_index(name) for name in take.robot.tip_links]
+    return Kinematics.from_embodiment(take.robot).link_poses(torch.from_numpy(q))[..., links, :3, 3]
+
+
 def shows_hand(take: Take) -> bool:
     """Whether the camera sees where the tips are in every frame."""
-    kinematics = Kinematics.from_embodiment(take.robot)
-    tips = [take.robot.model.link_index(name) for name in take.robot.tip_links]
-    uv, _ = take.camera.project(kinematics.link_poses(torch.from_numpy(take.q))[:, tips, :3, 3])
+    uv, _ = take.camera.project(tips(take, take.q))
     return bool(((uv >= 0) & (uv < SIDE)).all())
 
 
 def speed(take: Take) -> float:
     """Mean speed of the tips [m/s]."""
-    kinematics = Kinematics.from_embodiment(take.robot)
-    tips = [take.robot.model.link_index(name) for name in take.robot.tip_links]
-    at = np.asarray(kinematics.link_poses(torch.from_numpy(take.q))[:, tips, :3, 3])
-    return float(np.linalg.norm(np.diff(at, axis=0), axis=-1).mean()) * VIDEO_RATE
+    return float(tips(take, take.q).diff(dim=0).norm(dim=-1).mean()) * VIDEO_RATE
 
 
 class Later(Executor):
@@ -111,12 +112,6 @@ def run(
     controller = AsyncController(dreamer, decoder, mode=mode, forward=forward, planning=late, comparing=soon)
     q, periods, moved = np.array(take.q[0], dtype=np.float64), 0, 0
     off: list[float] = []
-    kinematics = Kinematics.from_embodiment(take.robot)
-    tips = [take.robot.model.link_index(name) for name in take.robot.tip_links]
-
-    def at(x: NDArray[np.float64]) -> Any:
-        return np.asarray(kinematics.link_poses(torch.from_numpy(x))[tips, :3, 3])
-
     controller.reset(take.again(q[None])[0], q)
     while len(off) < chunks:
         frame = None
@@ -130,7 +125,8 @@ def run(
         periods += 1
         moved += not command.held[0]
         if not command.held[0] and moved % (CHUNK * EACH) == 0:
-            off.append(float(np.linalg.norm(at(q) - at(take.q[len(off) * CHUNK + CHUNK]), axis=-1).mean()))
+            reference = take.q[len(off) * CHUNK + CHUNK]
+            off.append(float((tips(take, q) - tips(take, reference)).norm(dim=-1).mean()))
     return off, chunks * CHUNK / (periods / CONTROL_RATE), controller.report()
 
 

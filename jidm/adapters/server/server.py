@@ -50,7 +50,8 @@ class PolicyServer:
         port: 0 lets the system choose.
         token: what clients must send as `Authorization: Api-Key <token>` (or Bearer); none is asked if None.
         limits: of a message.
-        workers: requests that are computed at once, those of clients who misbehave not counted: these have one less.
+        workers: requests that are computed at once, those of clients who misbehave not counted: these have one less, but
+            one at least.
         most_clients: connections at once; more are turned away.
     """
 
