@@ -20,10 +20,10 @@ from jidm.view import plot_motion
 
 def render(robot: Embodiment, frames: int, fps: float, path: Path) -> np.ndarray:
     """Write a video of a smooth random motion and return its joint positions (T, n) [rad or m]."""
-    from jidm.sim import World, smooth_motion
+    from jidm.sim import Scene, smooth_motion
 
     q = smooth_motion(robot, frames, 1 / fps, seed=1)
-    with World(robot) as world:
+    with Scene(robot) as world:
         write_video(path, (world.render(row, robot.camera("front")).rgb for row in q), fps)
     return q
 

@@ -27,8 +27,8 @@ def ray_cluster(address: str, workers: int, jobs: int) -> Iterator[int]:
         import ray
     except ImportError:
         raise MissingExtraError("sharing work by Ray", "ray", "ray") from None
-    own = not ray.is_initialized()
-    if own:
+    started = not ray.is_initialized()
+    if started:
         where: dict[str, Any] = {"num_cpus": workers} if address == "local" else {"address": address}
         try:
             ray.init(**where, include_dashboard=None, log_to_driver=False, logging_level=logging.ERROR)
@@ -38,5 +38,5 @@ def ray_cluster(address: str, workers: int, jobs: int) -> Iterator[int]:
         wanted = workers if workers > 1 else int(ray.cluster_resources().get("CPU", 1))
         yield max(min(wanted, jobs), 1)
     finally:
-        if own:
+        if started:
             ray.shutdown()

@@ -13,7 +13,7 @@ from jidm.errors import InputError
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` if the block succeeds, removed if it fails.
 
     A reader sees the old file or the new one, never half of one, and a killed process leaves nothing under the name.
@@ -33,7 +33,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: str | Path, *, older_than: float = 3600.0) -> None:
+def remove_stale_temporaries(path: str | Path, *, older_than: float = 3600.0) -> None:
     """Remove what killed processes left beside `path` under temporary names `.<name>.<process>.tmp`.
 
     Files and folders stay as long as their process runs on this machine, or they changed within `older_than` seconds, for
@@ -42,7 +42,7 @@ def remove_leftovers(path: str | Path, *, older_than: float = 3600.0) -> None:
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
-        if not process.isdigit() or _runs(int(process)):
+        if not process.isdigit() or _is_running(int(process)):
             continue
         try:
             inside = [leftover, *leftover.iterdir()] if leftover.is_dir() else [leftover]
@@ -52,7 +52,7 @@ def remove_leftovers(path: str | Path, *, older_than: float = 3600.0) -> None:
             continue  # somebody else was faster, or it is not ours to remove
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 
-_TIMES = {"time": -1, "position": -2, "position_std": -2}  # fields with T entries, and the axis they lie on
-_STEPS = {  # fields with T - 1 entries
+_FRAME_FIELDS = {"time": -1, "position": -2, "position_std": -2}  # fields with T entries, and the axis they lie on
+_STEP_FIELDS = {  # fields with T - 1 entries
     "delta_q": -2,
     "velocity": -2,
     "covariance": -3,
@@ -45,7 +45,7 @@ class JointMotion:
         position_std: (*batch, T, n) standard deviation of position [rad or m].
         covariance: (*batch, T-1, n, n) of delta_q.
         residual: (*batch, T-1) image motion of the robot that no joint step explains [px rms].
-        explained: (*batch, T-1) share of the robot's image motion that the step explains, in [0, 1].
+        explained_fraction: (*batch, T-1) share of the robot's image motion that the step explains, in [0, 1].
         observable: (*batch, T-1, n) joints the camera can tell apart at that moment.
         valid: (*batch, T-1) whether the step was measured.
         provenance: what made it: versions, hashes, seeds, options.
@@ -60,7 +60,7 @@ class JointMotion:
     position_std: Float[Tensor, "*batch T n"]
     covariance: Float[Tensor, "*batch S n n"]
     residual: Float[Tensor, "*batch S"]
-    explained: Float[Tensor, "*batch S"]
+    explained_fraction: Float[Tensor, "*batch S"]
     observable: Bool[Tensor, "*batch S n"]
     valid: Bool[Tensor, "*batch S"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -77,13 +77,13 @@ class JointMotion:
         start, stop, _ = frames.indices(self.frames)
         if stop - start < 1:
             raise InputError(f"frames {start}:{stop} of {self.frames} hold nothing")
-        cut = {k: getattr(self, k).narrow(axis, start, stop - start) for k, axis in _TIMES.items()}
-        cut |= {k: getattr(self, k).narrow(axis, start, stop - start - 1) for k, axis in _STEPS.items()}
+        cut = {k: getattr(self, k).narrow(axis, start, stop - start) for k, axis in _FRAME_FIELDS.items()}
+        cut |= {k: getattr(self, k).narrow(axis, start, stop - start - 1) for k, axis in _STEP_FIELDS.items()}
         return _with(self, cut)
 
     def numpy(self) -> dict[str, np.ndarray]:
         """All numeric fields as NumPy arrays."""
-        return {k: getattr(self, k).detach().cpu().numpy() for k in (*_TIMES, *_STEPS)}
+        return {k: getattr(self, k).detach().cpu().numpy() for k in (*_FRAME_FIELDS, *_STEP_FIELDS)}
 
     def save(self, path: str | Path) -> None:
         """Write an .npz that `load` reads; the file appears whole or not at all."""
@@ -91,7 +91,7 @@ class JointMotion:
             {"joint_names": self.joint_names, "joint_types": self.joint_types, "provenance": dict(self.provenance)}
         )
         arrays: dict[str, Any] = {"header": np.array(header), **self.numpy()}
-        with whole_file(path) as temporary, open(temporary, "wb") as f:
+        with atomic_write(path) as temporary, open(temporary, "wb") as f:
             np.savez_compressed(f, **arrays)
 
     @classmethod
@@ -104,7 +104,7 @@ class JointMotion:
         try:
             with open(path, "rb") as f, np.lib.npyio.NpzFile(f, allow_pickle=False) as data:
                 header = json.loads(str(data["header"]))
-                arrays = {k: torch.from_numpy(data[k]) for k in (*_TIMES, *_STEPS)}
+                arrays = {k: torch.from_numpy(data[k]) for k in (*_FRAME_FIELDS, *_STEP_FIELDS)}
             names, types = tuple(header["joint_names"]), tuple(header["joint_types"])
             _check_shapes(arrays, len(names))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -125,7 +125,7 @@ class JointMotion:
         header += [f"position.{name}" for name in self.joint_names] + [f"velocity.{name}" for name in self.joint_names]
         header += ["residual_px", "valid"]
 
-        with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
             table = csv.writer(f)
             table.writerow(header)
             for k, time in enumerate(self.time.tolist()):
@@ -139,8 +139,8 @@ def _check_shapes(arrays: Mapping[str, Tensor], n: int) -> None:
         raise ValueError(
             f"{n} joint names, position {tuple(arrays['position'].shape)}, time {tuple(arrays['time'].shape)}"
         )
-    for key, axis in (_TIMES | _STEPS).items():
-        length = T if key in _TIMES else T - 1
+    for key, axis in (_FRAME_FIELDS | _STEP_FIELDS).items():
+        length = T if key in _FRAME_FIELDS else T - 1
         expected = (length,) if key == "time" else (*batch, length, *[n] * (-1 - axis))
         if arrays[key].shape != expected:
             raise ValueError(f"{key} is {tuple(arrays[key].shape)}, expected {expected}")
@@ -148,7 +148,7 @@ def _check_shapes(arrays: Mapping[str, Tensor], n: int) -> None:
 
 def stack(motions: list[JointMotion], batch: torch.Size) -> JointMotion:
     """Motions of equally long videos of one robot as one, with leading axes `batch`."""
-    arrays = {k: torch.stack([getattr(m, k) for m in motions]) for k in (*_TIMES, *_STEPS) if k != "time"}
+    arrays = {k: torch.stack([getattr(m, k) for m in motions]) for k in (*_FRAME_FIELDS, *_STEP_FIELDS) if k != "time"}
     return _with(motions[0], {k: v.reshape(*batch, *v.shape[1:]) for k, v in arrays.items()})
 
 

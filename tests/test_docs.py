@@ -25,12 +25,12 @@ def rendered(tmp_path: Path) -> Path:
     """A folder with robot.mp4 and camera.json, as the README's snippets expect them."""
     pytest.importorskip("pybullet", reason="renders a video: extra sim")
     from jidm import Embodiment, write_video
-    from jidm.sim import World, smooth_motion
+    from jidm.sim import Scene, smooth_motion
 
     robot = Embodiment.load("panda")
     camera = robot.camera().resized(160, 120)
     camera.save(tmp_path / "camera.json")
-    with World(robot, supersample=1) as world:
+    with Scene(robot, supersample=1) as world:
         pictures = [world.render(q, camera).rgb for q in smooth_motion(robot, 3, 1 / 16, seed=0, start=robot.home)]
     write_video(tmp_path / "robot.mp4", iter(pictures), 16)
     return tmp_path

@@ -206,7 +206,7 @@ def test_importing_loads_nothing_heavy(program: str, allowed: set[str]):
 def test_every_name_of_the_front_door_opens():
     import jidm
 
-    assert set(jidm.__all__) == set(jidm._HOMES)
+    assert set(jidm.__all__) == set(jidm._EXPORTS)
     for name in jidm.__all__:
         assert getattr(jidm, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Jacobean'"):

@@ -36,7 +36,7 @@ def made(
         position_std=draw(frames, n),
         covariance=draw(s, n, n),
         residual=draw(s),
-        explained=draw(s),
+        explained_fraction=draw(s),
         observable=draw(s, n) > 0.5,
         valid=draw(s) > 0.5,
         provenance={"seed": 3, "nested": {"K": [1.5, 2.5]}, "none": None},

@@ -30,8 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = DatasetWriter(root, fps=16, joint_names=source.joint_names, cameras={"front": (32, 32)})
     for index in source.episode_indices:
         episode = source.episode(index)
-        writer.write_episode(index, {"front": episode.pictures}, episode.state, episode.state)
-    writer.finish()
+        writer.write_episode(index, {"front": episode.frames}, episode.state, episode.state)
+    writer.finalize()
     return root
 
 

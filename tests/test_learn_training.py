@@ -24,8 +24,8 @@ from jidm.errors import DatasetError, InputError, JidmError
 from jidm.learn import zoo
 from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
-from jidm.learn.films import Film
-from jidm.learn.prepare import joint_order, prepare, split_episodes
+from jidm.learn.films import Clip
+from jidm.learn.prepare import joint_order, prepare_training, split_episodes
 from jidm.learn.schedule import learning_rate
 from jidm.learn.training import train
 
@@ -85,7 +85,7 @@ def test_uncertainties_are_those_of_neighbouring_frames(tmp_path: Path, monkeypa
     def calibrate(self: StandIn, batches: list[PairBatch], rounds: int) -> None:
         seen.append((torch.cat([x.delta_q for x in batches]), rounds))
 
-    def calibrate_videos(self: StandIn, films: Iterator[Film]) -> None:
+    def calibrate_videos(self: StandIn, films: Iterator[Clip]) -> None:
         filmed.append(list(films))
 
     monkeypatch.setattr(StandIn, "calibrate", calibrate, raising=False)
@@ -93,16 +93,16 @@ def test_uncertainties_are_those_of_neighbouring_frames(tmp_path: Path, monkeypa
     dataset = blob_dataset(tmp_path / "blobs")
     train(settings, dataset=dataset)
     assert [rounds for _, rounds in seen] == [1, 2] and torch.equal(seen[0][0], seen[1][0])
-    prepared = prepare(settings, dataset, None, print)
+    prepared = prepare_training(settings, dataset, None, print)
     assert prepared.validation is not None
-    held = {int(x) for batch in prepared.validation.to_measure(16) for x in batch.episode}
+    held = {int(x) for batch in prepared.validation.validation_batches(16) for x in batch.episode}
     (films,) = filmed  # once, of the weights that stay, and every second frame
     assert {len(x.frames) for x in films} == {-(-dataset.episode(i).length // 2) for i in held}
     states = [torch.from_numpy(np.asarray(dataset.episode(i).state)).float() for i in held]
     steps = torch.cat([q[2:] - q[:-2] for q in states])
     far = (seen[0][0][:, None] - steps).abs().amax(-1).amin(-1)
     assert far.max() < 1e-6  # every one of them is a step of two frames
-    wide = torch.cat([batch.delta_q for batch in prepared.validation.to_measure(16)])
+    wide = torch.cat([batch.delta_q for batch in prepared.validation.validation_batches(16)])
     assert (wide[:, None] - steps).abs().amax(-1).amin(-1).max() > 1e-3  # of which others are not
 
 

@@ -140,7 +140,7 @@ def test_limits_are_those_given() -> None:
     with pytest.raises(InputError, match="largest allowed has 10"):
         unpack(pack({"x": "0123456789"}), MessageLimits(size=10))
     with pytest.raises(InputError, match="up to 1 numbers"):
-        unpack(pack(np.zeros((2, 2))), MessageLimits(rank=1))
+        unpack(pack(np.zeros((2, 2))), MessageLimits(ndim=1))
 
 
 @settings(max_examples=300, deadline=None)

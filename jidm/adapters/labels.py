@@ -19,7 +19,7 @@ from jidm.adapters.decoder.commands import ActionSpace, as_action_space
 from jidm.data import DatasetWriter, open_dataset
 from jidm.data.feature import ACTION, STATE, Feature
 from jidm.errors import DatasetError, InputError, JidmError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 
 if TYPE_CHECKING:
     from jidm.data import RecordedDataset
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jidm.joint_motion import JointMotion
 
 VALID, COVARIANCE = "action_valid", "action_covariance"
-_COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LabelOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
+class ActionLabels:
     """Of T frames and n joints; the last frame, from which no step leads on, is not valid.
 
     Attributes:
@@ -70,7 +70,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelingResult:
     """What became of the episodes: how many are in the data set, and episode -> why it is not."""
 
     written: int
@@ -80,23 +80,23 @@ class Labelled:
 def label_video(
     idm: JacobianIDM, video: NDArray[np.uint8], fps: float, *, q0: NDArray[np.float64] | None = None,
     options: LabelOptions | None = None,
-) -> Labels:  # fmt: skip
+) -> ActionLabels:  # fmt: skip
     """Actions of one video.
 
     Args:
         video: (T, H, W, 3) RGB. q0: (n,) joint positions in its first frame, where they are known [rad or m].
     """
-    how = options or LabelOptions()
-    found: list[tuple[int, JointMotion]] = []
-    for start, stop in windows(len(video), how.window, how.overlap):
-        begins = q0 if not found else found[-1][1].position[start - found[-1][0]].double().numpy()
+    settings = options or LabelOptions()
+    motions: list[tuple[int, JointMotion]] = []
+    for start, stop in windows(len(video), settings.window, settings.overlap):
+        initial = q0 if not motions else motions[-1][1].position[start - motions[-1][0]].double().numpy()
         clip = video[start:stop]
-        if how.smooth:
-            motion = idm.decode_whole(clip, q0=begins, fps=fps, layout="THWC")[1]
+        if settings.smooth:
+            motion = idm.decode_whole(clip, q0=initial, fps=fps, layout="THWC")[1]
         else:
-            motion = idm.decode(clip, q0=begins, fps=fps, layout="THWC")
-        found.append((start, motion))
-    return averaged(found, len(video), fps, as_action_space(how.action_space))
+            motion = idm.decode(clip, q0=initial, fps=fps, layout="THWC")
+        motions.append((start, motion))
+    return average_windows(motions, len(video), fps, as_action_space(settings.action_space))
 
 
 def windows(length: int, window: int | None, overlap: float) -> Iterator[tuple[int, int]]:
@@ -112,46 +112,46 @@ def windows(length: int, window: int | None, overlap: float) -> Iterator[tuple[i
     yield length - window, length
 
 
-def averaged(found: Sequence[tuple[int, JointMotion]], length: int, fps: float, space: ActionSpace) -> Labels:
+def average_windows(motions: Sequence[tuple[int, JointMotion]], length: int, fps: float, space: ActionSpace) -> ActionLabels:
     """Windows (first frame, motion) as one: positions and steps averaged over those that saw them, in their order.
 
     A step counts where it was measured. Errors of windows that saw the same pictures are alike, so their covariances are
     averaged too, and do not shrink.
     """
-    n = found[0][1].position.shape[-1]
-    position, seen = np.zeros((length, n)), np.zeros(length)
+    n = motions[0][1].position.shape[-1]
+    position, frame_count = np.zeros((length, n)), np.zeros(length)
     step, covariance, valid = np.zeros((length, n)), np.zeros((length, n, n)), np.zeros(length)
-    unmeasured, told = np.zeros((length, n, n)), np.zeros(length)
-    for start, motion in found:
+    all_covariance, step_count = np.zeros((length, n, n)), np.zeros(length)
+    for start, motion in motions:
         frames = slice(start, start + motion.frames)
         steps = slice(start, start + motion.frames - 1)
         position[frames] += motion.position.double().numpy()
-        seen[frames] += 1
+        frame_count[frames] += 1
         good = motion.valid.numpy()
         step[steps] += np.where(good[:, None], motion.delta_q.double().numpy(), 0.0)
         each = motion.covariance.double().numpy()
         covariance[steps] += np.where(good[:, None, None], each, 0.0)
-        unmeasured[steps] += each
+        all_covariance[steps] += each
         valid[steps] += good
-        told[steps] += 1
-    position /= seen[:, None]
+        step_count[steps] += 1
+    position /= frame_count[:, None]
     measured = valid > 0
     step = np.where(measured[:, None], step / np.maximum(1, valid)[:, None], 0.0)
     covariance = np.where(
         measured[:, None, None], covariance / np.maximum(1, valid)[:, None, None],
-        unmeasured / np.maximum(1, told)[:, None, None],
+        all_covariance / np.maximum(1, step_count)[:, None, None],
     )  # fmt: skip
-    ahead = np.concatenate([position[1:], position[-1:]])
-    action = {"joint_position": ahead, "joint_velocity": step * fps, "joint_delta": step}[space]
-    return Labels(position, action, covariance, measured)
+    next_position = np.concatenate([position[1:], position[-1:]])
+    action = {"joint_position": next_position, "joint_velocity": step * fps, "joint_delta": step}[space]
+    return ActionLabels(position, action, covariance, measured)
 
 
 def label_dataset(
-    source: str | Path, idm: JacobianIDM, out: str | Path, *, camera: str | None = None,
+    source: str | Path, idm: JacobianIDM, out: str | Path, *, image_key: str | None = None,
     options: LabelOptions | None = None, version: str = "v3.0", modality: bool = False,
     q0: NDArray[np.float64] | None = None, fps: float | None = None, shard: tuple[int, int] = (0, 1),
     progress: Callable[[str], None] = lambda line: None,
-) -> Labelled:  # fmt: skip
+) -> LabelingResult:  # fmt: skip
     """A data set with actions out of one without, or out of a folder of videos.
 
     What the source holds besides is kept, a recorded `action` excepted. Where it has the joints' positions, its first ones
@@ -161,7 +161,7 @@ def label_dataset(
     Args:
         source: a LeRobot data set (v3.0, v2.1, v2.0), or a folder of videos of one size and rate.
         out: folder of the new data set; what is there already is kept.
-        camera: which of the source's cameras is decoded; may be left out where there is only one.
+        image_key: which of the source's cameras is decoded; may be left out where there is only one.
         version: of the layout written, "v3.0" or "v2.1".
         modality: write `meta/modality.json` as GR00T reads it.
         q0: (n,) joint positions in every first frame [rad or m].
@@ -172,21 +172,21 @@ def label_dataset(
     Raises:
         DatasetError: the source cannot be read, or `out` was labelled by something else.
     """
-    how = options or LabelOptions()
-    episodes = _Recorded(open_dataset(source), camera) if _is_dataset(Path(source)) else _Films(Path(source), fps)
+    settings = options or LabelOptions()
+    episodes = _DatasetEpisodes(open_dataset(source), image_key) if _is_dataset(Path(source)) else _VideoFolder(Path(source), fps)
     writer = DatasetWriter(
         out, fps=episodes.fps, joint_names=episodes.state_names or idm.joint_names, cameras=episodes.cameras,
         action_names=idm.joint_names, robot_type=episodes.robot_type, version=version,
-        extras={**episodes.extras, **_columns(idm)}, recipe=_recipe(idm, how, episodes),
+        extras={**episodes.extras, **_columns(idm)}, recipe=_recipe(idm, settings, episodes),
     )  # fmt: skip
-    done, problems = writer.done(), {}
+    done, problems = writer.completed_episodes(), {}
     for index in episodes.indices[shard[0] :: shard[1]]:
         if index in done:
             continue
         try:
             frames, state, extras, task = episodes.read(index)
             start = _first_pose(idm, episodes.state_names, state) if state is not None else q0
-            labels = label_video(idm, frames[episodes.decoded], episodes.fps, q0=start, options=how)
+            labels = label_video(idm, frames[episodes.image_key], episodes.fps, q0=start, options=settings)
             extras |= {VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32)}
             writer.write_episode(
                 index, frames, labels.position if state is None else state, labels.action, extras=extras, task=task
@@ -195,30 +195,30 @@ def label_dataset(
         except JidmError as error:
             problems[episodes.name(index)] = str(error)
             progress(f"{episodes.name(index)}: {error}")
-    writer.finish()
+    writer.finalize()
     if modality:
         _write_modality(Path(out), writer)
-    return Labelled(len(writer.done()), problems)
+    return LabelingResult(len(writer.completed_episodes()), problems)
 
 
 # ---- where episodes come from ----------------------------------------------------------------------------------------
 
 
-class _Recorded:
+class _DatasetEpisodes:
     """Episodes of a LeRobot data set."""
 
-    def __init__(self, dataset: RecordedDataset, camera: str | None) -> None:
+    def __init__(self, dataset: RecordedDataset, image_key: str | None) -> None:
         self._dataset = dataset
-        key = dataset.camera_key(camera)
-        self.decoded = next(name for name in dataset.cameras if dataset.camera_key(name) == key)
+        key = dataset.camera_key(image_key)
+        self.image_key = next(name for name in dataset.cameras if dataset.camera_key(name) == key)
         self.fps, self.robot_type, self.indices = dataset.fps, dataset.robot_type, dataset.episode_indices
         self.state_names = dataset.joint_names
         sizes = {name: dataset.features[dataset.camera_key(name)].shape for name in dataset.cameras}
         self.cameras = {name: (shape[1], shape[0]) for name, shape in sizes.items()}
-        kept = {STATE, ACTION, VALID, COVARIANCE, *_COUNTERS}
+        kept = {STATE, ACTION, VALID, COVARIANCE, *_INDEX_COLUMNS}
         self.extras = {
             name: feature for name, feature in dataset.features.items()
-            if name not in kept and not feature.is_picture and feature.shape and feature.dtype not in ("string", "video", "image")
+            if name not in kept and not feature.is_image and feature.shape and feature.dtype not in ("string", "video", "image")
         }  # fmt: skip
         self.source = {"dataset": Path(dataset.root).name, "content_hash": dataset.content_hash}
 
@@ -234,10 +234,10 @@ class _Recorded:
         return frames, state, {name: episode.column(name) for name in self.extras}, episode.task
 
 
-class _Films:
+class _VideoFolder:
     """Video files of a folder, in the order of their names."""
 
-    decoded, robot_type, state_names = "camera", "", ()
+    image_key, robot_type, state_names = "camera", "", ()
 
     def __init__(self, folder: Path, fps: float | None) -> None:
         from jidm.motion.video import VIDEO_SUFFIXES, open_video
@@ -251,8 +251,8 @@ class _Films:
         if (rate := fps or first.fps) is None:
             raise DatasetError(f"{self._files[0]}: states no frame rate; pass fps")
         self.fps, self.indices = float(rate), tuple(range(len(self._files)))
-        self._given = fps
-        self.cameras = {self.decoded: (first.width, first.height)}
+        self._fps_override = fps
+        self.cameras = {self.image_key: (first.width, first.height)}
         self.extras: dict[str, Feature] = {}
         self.source = {"videos": [file.name for file in self._files]}
 
@@ -264,11 +264,11 @@ class _Films:
     ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[Any] | None, dict[str, NDArray[Any]], str]:
         from jidm.motion.video import open_video
 
-        film = open_video(self._files[index])
-        if self._given is None and film.fps is not None and abs(film.fps - self.fps) > 1e-3 * self.fps:
-            raise DatasetError(f"{film.fps:g} frames a second, the first video has {self.fps:g}: label it apart")
-        frames = np.stack([pixels.permute(1, 2, 0).numpy() for _, pixels in film.pixels()])
-        return {self.decoded: frames}, None, {}, ""
+        video = open_video(self._files[index])
+        if self._fps_override is None and video.fps is not None and abs(video.fps - self.fps) > 1e-3 * self.fps:
+            raise DatasetError(f"{video.fps:g} frames a second, the first video has {self.fps:g}: label it apart")
+        frames = np.stack([pixels.permute(1, 2, 0).numpy() for _, pixels in video.pixels()])
+        return {self.image_key: frames}, None, {}, ""
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def _columns(idm: JacobianIDM) -> dict[str, Feature]:
     return {VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n))}
 
 
-def _recipe(idm: JacobianIDM, how: LabelOptions, episodes: _Recorded | _Films) -> dict[str, Any]:
+def _recipe(idm: JacobianIDM, options: LabelOptions, episodes: _DatasetEpisodes | _VideoFolder) -> dict[str, Any]:
     from dataclasses import asdict
 
     robot = idm.embodiment
@@ -291,8 +291,8 @@ def _recipe(idm: JacobianIDM, how: LabelOptions, episodes: _Recorded | _Films) -
         "labelled_by": dict(idm.checkpoint) or type(idm.field).__name__,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
-        "options": asdict(how),
-        "camera": episodes.decoded,
+        "options": asdict(options),
+        "camera": episodes.image_key,
         "source": episodes.source,
     }
 
@@ -307,11 +307,11 @@ def _first_pose(idm: JacobianIDM, names: Sequence[str], state: NDArray[np.float6
 def _write_modality(root: Path, writer: DatasetWriter) -> None:
     """What each part of the columns is, as GR00T's loader wants to be told."""
     cameras = [key.removeprefix("observation.images.") for key, f in writer.features.items() if f.dtype == "video"]
-    told = {
+    modality = {
         "state": {"joints": {"start": 0, "end": len(writer.joint_names)}},
         "action": {"joints": {"start": 0, "end": len(writer.action_names)}},
         "video": {name: {"original_key": f"observation.images.{name}"} for name in cameras},
         "annotation": {"human.task_description": {"original_key": "task_index"}},
     }
-    with whole_file(root / "meta" / "modality.json") as temporary:
-        temporary.write_text(json.dumps(told, indent=2), encoding="utf-8")
+    with atomic_write(root / "meta" / "modality.json") as temporary:
+        temporary.write_text(json.dumps(modality, indent=2), encoding="utf-8")

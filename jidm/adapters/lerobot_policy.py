@@ -16,7 +16,7 @@ from jidm.errors import InputError, did_you_mean
 _IMAGES, _STATE = "observation.images.", "observation.state"
 
 
-class PlannedPolicy:
+class PlannerPolicy:
     """Dreams a chunk from the latest frame, gives its commands one by one, and dreams again.
 
     Args:
@@ -27,15 +27,15 @@ class PlannedPolicy:
 
     name = "jidm"
 
-    def __init__(self, planner: Planner, decoder: Callable[[], ActionDecoder], *, camera: str | None = None) -> None:
-        self._planner, self._make, self._camera = planner, decoder, camera
-        self._rows: list[_Row] = []
+    def __init__(self, planner: Planner, make_decoder: Callable[[], ActionDecoder], *, image_key: str | None = None) -> None:
+        self._planner, self._make_decoder, self._image_key = planner, make_decoder, image_key
+        self._environments: list[_Environment] = []
 
     def reset(self) -> None:
         """Begin an episode."""
-        self._rows = []
+        self._environments = []
 
-    def eval(self) -> PlannedPolicy:
+    def eval(self) -> PlannerPolicy:
         """Nothing to switch: it does not learn."""
         return self
 
@@ -49,31 +49,31 @@ class PlannedPolicy:
         Raises:
             InputError: a picture or the state is missing.
         """
-        return self._stacked(batch, 1)[:, 0]
+        return self._stack_actions(batch, 1)[:, 0]
 
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Float[Tensor, "B M n"]:
         """The commands of a whole dream of each environment."""
-        return self._stacked(batch, None)
+        return self._stack_actions(batch, None)
 
-    def _stacked(self, batch: Mapping[str, Any], count: int | None) -> Tensor:
-        frames, states = self._observed(batch)
-        while len(self._rows) < len(frames):
-            self._rows.append(_Row(self._make()))
-        taken = [
-            row.take(self._planner, frame, state.double().cpu().numpy(), count)
-            for row, frame, state in zip(self._rows, frames, states, strict=True)
+    def _stack_actions(self, batch: Mapping[str, Any], count: int | None) -> Tensor:
+        frames, states = self._parse_batch(batch)
+        while len(self._environments) < len(frames):
+            self._environments.append(_Environment(self._make_decoder()))
+        actions = [
+            row.next_actions(self._planner, frame, state.double().cpu().numpy(), count)
+            for row, frame, state in zip(self._environments, frames, states, strict=True)
         ]
-        shortest = min(len(x) for x in taken)
-        return torch.stack([torch.from_numpy(x[:shortest]) for x in taken]).to(states.device, torch.float32)
+        shortest = min(len(x) for x in actions)
+        return torch.stack([torch.from_numpy(x[:shortest]) for x in actions]).to(states.device, torch.float32)
 
-    def _observed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def _parse_batch(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         cameras = [key.removeprefix(_IMAGES) for key in batch if key.startswith(_IMAGES)]
-        camera = self._camera if self._camera is not None or len(cameras) != 1 else cameras[0]
-        if camera not in cameras:
-            raise InputError(f"which picture is dreamt on? pass camera=; {did_you_mean(camera or '', cameras)}")
+        image_key = self._image_key if self._image_key is not None or len(cameras) != 1 else cameras[0]
+        if image_key not in cameras:
+            raise InputError(f"which picture is dreamt on? pass camera=; {did_you_mean(image_key or '', cameras)}")
         if _STATE not in batch:
             raise InputError(f"the batch holds no {_STATE}: the decoder must know where the robot is")
-        frames, states = batch[_IMAGES + camera], batch[_STATE]
+        frames, states = batch[_IMAGES + image_key], batch[_STATE]
         if frames.dim() != 4 or states.dim() != 2 or len(frames) != len(states):
             raise InputError(
                 f"pictures must be (B, 3, H, W) and states (B, n), got {tuple(frames.shape)} and {tuple(states.shape)}"
@@ -81,28 +81,28 @@ class PlannedPolicy:
         return frames, states
 
 
-class _Row:
+class _Environment:
     """One environment: its decoder, and the commands of its dream that are still to come."""
 
     def __init__(self, decoder: ActionDecoder) -> None:
         self._decoder = decoder
-        self._left: Commands | None = None
+        self._remaining: Commands | None = None
 
-    def take(self, planner: Planner, frame: Tensor, q: np.ndarray, count: int | None) -> np.ndarray:
+    def next_actions(self, planner: Planner, frame: Tensor, q: np.ndarray, count: int | None) -> np.ndarray:
         """(M, n) the next commands; all of a new dream if count is None."""
-        if count is None or not self._left:
-            self._left = self._dreamt(planner, frame, q)
-        taken, self._left = self._left[:count], self._left[len(self._left) if count is None else count :]
-        return taken.action
+        if count is None or not self._remaining:
+            self._remaining = self._plan_chunk(planner, frame, q)
+        commands, self._remaining = self._remaining[:count], self._remaining[len(self._remaining) if count is None else count :]
+        return commands.action
 
-    def _dreamt(self, planner: Planner, frame: Tensor, q: np.ndarray) -> Commands:
+    def _plan_chunk(self, planner: Planner, frame: Tensor, q: np.ndarray) -> Commands:
         decoder = self._decoder
         if decoder.position is None:
             decoder.reset(q)
         else:
             if decoder.time > 0:
                 decoder.observe(q)
-            decoder.begin(q)
+            decoder.start_video(q)
         decoder.push(frame, layout="CHW")
         commands = decoder.push(planner(frame))
-        return commands if len(commands) else decoder.coast(1, "the planner gave no frames")
+        return commands if len(commands) else decoder.hold(1, "the planner gave no frames")

@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from jidm.errors import InputError, did_you_mean
 
-_SMALL = 1e-6
+_EPS = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Quantiles:
+class QuantileNormalizer:
     """The 1 % and 99 % quantiles of d numbers, each (d,)."""
 
     q01: NDArray[np.float64]
@@ -38,7 +38,7 @@ class Quantiles:
             raise InputError("q01 and q99 must be finite, and q01 not above q99")
 
     @classmethod
-    def read(cls, source: str | Path | Mapping[str, Any], feature: str | None = None) -> Quantiles:
+    def read(cls, source: str | Path | Mapping[str, Any], feature: str | None = None) -> QuantileNormalizer:
         """Quantiles as others write them.
 
         Args:
@@ -51,7 +51,7 @@ class Quantiles:
             InputError: there are none, or several and no feature is named.
         """
         where = source if isinstance(source, (str, Path)) else "the statistics"
-        found = dict(_all_quantiles(_content(source)))
+        found = dict(_all_quantiles(_load_content(source)))
         if not found:
             raise InputError(
                 f"{where}: holds no q01 and q99; means or ranges are no quantiles: compute them from the data"
@@ -66,13 +66,13 @@ class Quantiles:
             raise InputError(f"{where}: q01 and q99 must be lists of numbers") from None
         return cls(low, high)
 
-    def normalise(self, x: ArrayLike) -> NDArray[np.float64]:
+    def normalize(self, x: ArrayLike) -> NDArray[np.float64]:
         """(*batch, d) in units of the data to about [-1, 1]."""
-        return (self._checked(x) - self.q01) / (self.q99 - self.q01 + _SMALL) * 2 - 1
+        return (self._checked(x) - self.q01) / (self.q99 - self.q01 + _EPS) * 2 - 1
 
-    def denormalise(self, x: ArrayLike) -> NDArray[np.float64]:
+    def denormalize(self, x: ArrayLike) -> NDArray[np.float64]:
         """(*batch, d) in about [-1, 1] back to units of the data."""
-        return (self._checked(x) + 1) / 2 * (self.q99 - self.q01 + _SMALL) + self.q01
+        return (self._checked(x) + 1) / 2 * (self.q99 - self.q01 + _EPS) + self.q01
 
     def _checked(self, x: ArrayLike) -> NDArray[np.float64]:
         values = np.asarray(x, dtype=np.float64)
@@ -81,7 +81,7 @@ class Quantiles:
         return values
 
 
-def _content(source: str | Path | Mapping[str, Any]) -> Any:
+def _load_content(source: str | Path | Mapping[str, Any]) -> Any:
     """The dictionary, or dictionaries, of a file."""
     if isinstance(source, Mapping):
         return source

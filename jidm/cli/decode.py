@@ -79,7 +79,7 @@ class Decode:
             InputError: without a checkpoint, robot, camera and first pose must be known.
         """
         from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import find_robot, fit_camera, read_q0
+        from jidm.cli.inputs import find_robot, resize_camera, read_q0
         from jidm.idm import JacobianIDM
         from jidm.robot.camera import Camera
 
@@ -95,14 +95,14 @@ class Decode:
             return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, limits=self.limits), None
         assert self.camera is not None
         if checkpoint is not None and self.camera == "trained":
-            camera = Camera.from_dict(checkpoint.trained_camera())
+            camera = Camera.from_dict(checkpoint.training_camera())
         else:
             assert robot is not None
             camera = robot.camera(self.camera)
         if checkpoint is None:
             assert robot is not None
             read_q0(self.q0, robot)  # before the video, so that a wrong pose is told first
-        camera = fit_camera(camera, *self._size(), self.video)
+        camera = resize_camera(camera, *self._size(), self.video)
         options: dict[str, Any] = {"camera": camera, "flow": self.flow, "limits": self.limits}
         if self.raft_weights is not None:
             from jidm.motion.flow import RaftFlow

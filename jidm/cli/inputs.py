@@ -33,7 +33,7 @@ def find_robot(given: str) -> Embodiment:
     return Embodiment.load(given)
 
 
-def fit_camera(camera: Camera, width: int, height: int, video: Path) -> Camera:
+def resize_camera(camera: Camera, width: int, height: int, video: Path) -> Camera:
     """The camera at the video's size, if the video shows the same view at another resolution.
 
     Raises:
@@ -114,7 +114,7 @@ def _q0_file(path: Path, robot: Embodiment) -> Any:
     return values
 
 
-def frame_rate(given: float | None, stated: float | None, video: Path) -> float:
+def choose_frame_rate(given: float | None, stated: float | None, video: Path) -> float:
     """The frame rate to use [1/s].
 
     Raises:

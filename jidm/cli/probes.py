@@ -72,10 +72,10 @@ def video() -> str:
 
 def sim() -> str:
     from jidm.robot.embodiment import Embodiment
-    from jidm.sim import World
+    from jidm.sim import Scene
 
     robot = Embodiment.load("planar_finger_2")
-    with World(robot) as world:
+    with Scene(robot) as world:
         seen = int(world.render(robot.home, robot.camera(next(iter(robot.cameras)))).on_robot.sum())
     if not seen:
         raise RuntimeError("the robot is not in the picture it rendered")

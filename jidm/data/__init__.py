@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jidm.data.check import Problem, check_dataset
+from jidm.data.check import Problem, validate_dataset
 from jidm.data.feature import Feature
 from jidm.data.read import Episode, RecordedDataset, open_dataset
 from jidm.data.write import DatasetWriter
 
-__all__ = ["DatasetWriter", "Episode", "Feature", "Problem", "RecordedDataset", "check_dataset", "open_dataset"]
+__all__ = ["DatasetWriter", "Episode", "Feature", "Problem", "RecordedDataset", "validate_dataset", "open_dataset"]

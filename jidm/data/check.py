@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jidm.data.feature import ACTION, STATE, flat_names
-from jidm.data.film import open_film
+from jidm.data.film import open_video_file
 from jidm.data.read import Episode, RecordedDataset, open_dataset
 from jidm.data.table import column_names
 from jidm.errors import DatasetError, JidmError
@@ -19,12 +19,12 @@ from jidm.errors import DatasetError, JidmError
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
-_JITTER = 0.02
+_TIMESTAMP_TOLERANCE = 0.02
 """Share of the frame time by which a time stamp may be off; 32-bit stamps of long recordings need some."""
 
 _COUNTERS = ("timestamp", "frame_index", "episode_index")
 
-_BEYOND = 0.05
+_LIMIT_TOLERANCE = 0.05
 """Share of a joint's range by which positions may pass its limits: sensors are off by as much."""
 
 
@@ -34,20 +34,20 @@ class Problem:
 
     Attributes:
         episode: its number; None if it concerns the whole set.
-        what: what is wrong, with names and numbers.
+        message: what is wrong, with names and numbers.
         remedy: what to do about it.
     """
 
     episode: int | None
-    what: str
+    message: str
     remedy: str
 
     def __str__(self) -> str:
         where = "" if self.episode is None else f"episode {self.episode}: "
-        return f"{where}{self.what}; {self.remedy}"
+        return f"{where}{self.message}; {self.remedy}"
 
 
-def check_dataset(path: str | Path, *, embodiment: Embodiment | None = None, decode: bool = False) -> list[Problem]:
+def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, decode: bool = False) -> list[Problem]:
     """Everything found wrong with a recording; empty if it can be trained on as it is.
 
     Looks at the listed files, the columns' lengths, shapes and numbers, time stamps, and the number, times and size of
@@ -62,31 +62,31 @@ def check_dataset(path: str | Path, *, embodiment: Embodiment | None = None, dec
         dataset = open_dataset(path)
     except DatasetError as error:
         return [_from_error(None, error)]
-    _shown_at.cache_clear()
-    _names_in.cache_clear()
-    problems = [*_whole(dataset), *_columns(dataset)]
+    _presentation_times.cache_clear()
+    _table_columns.cache_clear()
+    problems = [*_check_metadata(dataset), *_check_columns(dataset)]
     if embodiment is not None and dataset.joint_names:
-        problems += _against_robot(dataset, embodiment)
+        problems += _check_joints(dataset, embodiment)
     for episode in dataset:
-        problems += _guarded(episode, _rows)
+        problems += _run_check(episode, _check_rows)
         if STATE in dataset.features and not any(p.episode == episode.index for p in problems):
-            problems += _guarded(episode, partial(_positions, robot=embodiment))
-        for key in episode.entry.films:
-            problems += _guarded(episode, partial(_pictures, key=key))
+            problems += _run_check(episode, partial(_check_positions, robot=embodiment))
+        for key in episode.metadata.videos:
+            problems += _run_check(episode, partial(_check_videos, key=key))
         if decode:
             for camera in dataset.cameras:
-                problems += _guarded(episode, partial(_decoded, camera=camera))
+                problems += _run_check(episode, partial(_check_decoding, camera=camera))
     return list(dict.fromkeys(problems))
 
 
 # ---- the set ---------------------------------------------------------------------------------------------------------
 
 
-def _whole(dataset: RecordedDataset) -> Iterator[Problem]:
-    listing = dataset.listing
-    for index in listing.absent:
+def _check_metadata(dataset: RecordedDataset) -> Iterator[Problem]:
+    metadata = dataset.metadata
+    for index in metadata.missing_tables:
         yield Problem(index, "is listed, but its table is missing", "copy it again, or take it out of the list")
-    for key in listing.undrawn:
+    for key in metadata.missing_videos:
         yield Problem(None, f"'{key}' is declared, but there is no video of it", "take it out of info.json")
     if not dataset.episode_indices:
         yield Problem(None, "holds no episode", "record some, or run the recording's last step")
@@ -99,17 +99,17 @@ def _whole(dataset: RecordedDataset) -> Iterator[Problem]:
         )
     if not dataset.cameras:
         yield Problem(None, "has no camera", "record pictures as observation.images.<camera>")
-    counted = len(listing.entries) + len(listing.absent)
-    stated = listing.info.get("total_episodes")
+    counted = len(metadata.episodes) + len(metadata.missing_tables)
+    stated = metadata.info.get("total_episodes")
     if isinstance(stated, int) and stated != counted:
         yield Problem(
             None,
             f"info.json says {stated} episodes, {counted} are listed",
             "finish the recording, or mend total_episodes",
         )
-    frames = sum(entry.length for entry in listing.entries.values())
-    stated = listing.info.get("total_frames")
-    if isinstance(stated, int) and not listing.absent and stated != frames:
+    frames = sum(entry.length for entry in metadata.episodes.values())
+    stated = metadata.info.get("total_frames")
+    if isinstance(stated, int) and not metadata.missing_tables and stated != frames:
         yield Problem(
             None,
             f"info.json says {stated} frames, the episodes have {frames}",
@@ -117,7 +117,7 @@ def _whole(dataset: RecordedDataset) -> Iterator[Problem]:
         )
 
 
-def _against_robot(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Problem]:
+def _check_joints(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Problem]:
     recorded, joints = dataset.joint_names, robot.joint_names
     if len(recorded) != len(joints):
         yield Problem(
@@ -134,13 +134,13 @@ def _against_robot(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Prob
         )
 
 
-def _columns(dataset: RecordedDataset) -> Iterator[Problem]:
+def _check_columns(dataset: RecordedDataset) -> Iterator[Problem]:
     """Declared columns that tables lack; state, action and counters are looked into episode by episode."""
     declared = {key for key, f in dataset.features.items() if f.dtype != "video"} - {STATE, ACTION, *_COUNTERS}
     lacking: dict[str, list[int]] = {}
     for episode in dataset:
         try:
-            present = _names_in(episode.entry.table)
+            present = _table_columns(episode.metadata.table)
         except DatasetError:
             continue  # said where its rows are read
         for key in sorted(declared.difference(present)):
@@ -160,7 +160,7 @@ def _columns(dataset: RecordedDataset) -> Iterator[Problem]:
 # ---- one episode -----------------------------------------------------------------------------------------------------
 
 
-def _rows(episode: Episode) -> Iterator[Problem]:
+def _check_rows(episode: Episode) -> Iterator[Problem]:
     """Lengths, counters and times."""
     features, fps, index = episode.dataset.features, episode.dataset.fps, episode.index
     if episode.length < 2:
@@ -170,7 +170,7 @@ def _rows(episode: Episode) -> Iterator[Problem]:
         yield Problem(None, "has no timestamp column", "record it again with times")
         return
     steps = np.diff(episode.time)
-    off = np.flatnonzero(~(np.abs(steps - 1 / fps) <= _JITTER / fps))
+    off = np.flatnonzero(~(np.abs(steps - 1 / fps) <= _TIMESTAMP_TOLERANCE / fps))
     if len(off):
         k = int(off[0])
         yield Problem(
@@ -179,7 +179,7 @@ def _rows(episode: Episode) -> Iterator[Problem]:
             f"({len(off)} such steps)",
             "resample the episode to the stated rate, or mend fps",
         )
-    elif episode.entry.shared and abs(episode.time[0]) > 0.5 / fps:
+    elif episode.metadata.shared_table and abs(episode.time[0]) > 0.5 / fps:
         yield Problem(index, f"its times start at {episode.time[0]:.4f} s, not 0", "subtract the first time")
     expected = {"frame_index": np.arange(episode.length), "episode_index": np.full(episode.length, index)}
     for key, values in expected.items():
@@ -190,7 +190,7 @@ def _rows(episode: Episode) -> Iterator[Problem]:
             )
 
 
-def _positions(episode: Episode, robot: Embodiment | None) -> Iterator[Problem]:
+def _check_positions(episode: Episode, robot: Embodiment | None) -> Iterator[Problem]:
     """Numbers of state and action."""
     names = episode.dataset.joint_names
     for key, values in ((STATE, episode.state), (ACTION, episode.action)):
@@ -204,7 +204,7 @@ def _positions(episode: Episode, robot: Embodiment | None) -> Iterator[Problem]:
     if robot is None or len(names) != len(robot.joint_names):
         return
     lower, upper = episode.state.min(0), episode.state.max(0)
-    slack = np.where(np.isfinite(robot.upper - robot.lower), _BEYOND * (robot.upper - robot.lower), 0.0)
+    slack = np.where(np.isfinite(robot.upper - robot.lower), _LIMIT_TOLERANCE * (robot.upper - robot.lower), 0.0)
     for k in np.flatnonzero((lower < robot.lower - slack) | (upper > robot.upper + slack)):
         yield Problem(
             episode.index,
@@ -214,58 +214,58 @@ def _positions(episode: Episode, robot: Embodiment | None) -> Iterator[Problem]:
         )
 
 
-def _pictures(episode: Episode, key: str) -> Iterator[Problem]:
+def _check_videos(episode: Episode, key: str) -> Iterator[Problem]:
     """Number, times and size of the pictures, without decoding them."""
-    film, fps, length = episode.entry.films[key], episode.dataset.fps, episode.length
-    times, size = _shown_at(film.path)
-    if film.start is not None:
-        times = times[(times > film.start - 0.5 / fps) & (times < film.start + (length - 0.5) / fps)]
+    segment, fps, length = episode.metadata.videos[key], episode.dataset.fps, episode.length
+    times, size = _presentation_times(segment.path)
+    if segment.start is not None:
+        times = times[(times > segment.start - 0.5 / fps) & (times < segment.start + (length - 0.5) / fps)]
     if len(times) != length:
         yield Problem(
             episode.index,
-            f"{key} has {len(times)} pictures, the table has {length} rows ({film.path.name})",
+            f"{key} has {len(times)} pictures, the table has {length} rows ({segment.path.name})",
             "leave the episode out, or write its video again",
         )
         return
-    begin = times[0] if film.start is None else film.start
+    begin = times[0] if segment.start is None else segment.start
     off = np.abs(times - begin - np.arange(length) / fps)
     if off.max() > 0.25 / fps:
         k = int(off.argmax())
         yield Problem(
             episode.index,
-            f"{key}: picture {k} is shown {off[k]:.4f} s away from its row's time ({film.path.name})",
+            f"{key}: picture {k} is shown {off[k]:.4f} s away from its row's time ({segment.path.name})",
             "write the video again at the rate of the set",
         )
     height, width = episode.dataset.features[key].shape[:2]
     if size != (height, width):
         yield Problem(
             episode.index,
-            f"{key} is {size[1]}x{size[0]}, info.json says {width}x{height} ({film.path.name})",
+            f"{key} is {size[1]}x{size[0]}, info.json says {width}x{height} ({segment.path.name})",
             "mend the shape in info.json, or scale the video",
         )
 
 
 @lru_cache(maxsize=8)  # several episodes may lie in one file
-def _names_in(path: Path) -> frozenset[str]:
+def _table_columns(path: Path) -> frozenset[str]:
     return frozenset(column_names(path))
 
 
 @lru_cache(maxsize=8)
-def _shown_at(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+def _presentation_times(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     """Presentation times [s] of all pictures, ascending, and (height, width)."""
-    with open_film(path) as container:
+    with open_video_file(path) as container:
         stream = container.streams.video[0]
         stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
         return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base), (stream.height, stream.width)
 
 
-def _decoded(episode: Episode, camera: str) -> Iterator[Problem]:
+def _check_decoding(episode: Episode, camera: str) -> Iterator[Problem]:
     for _ in episode.frames(camera):
         pass
     yield from ()
 
 
-def _guarded(episode: Episode, check: Callable[[Episode], Iterator[Problem]]) -> list[Problem]:
+def _run_check(episode: Episode, check: Callable[[Episode], Iterator[Problem]]) -> list[Problem]:
     """The check's problems; whatever stops it is one more."""
     found: list[Problem] = []
     try:

@@ -10,8 +10,8 @@ from jidm.errors import DatasetError
 
 STATE = "observation.state"
 ACTION = "action"
-IMAGES = "observation.images."
-VISUAL = ("video", "image")
+IMAGE_PREFIX = "observation.images."
+VISUAL_DTYPES = ("video", "image")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Feature:
         if not isinstance(shape, (list, tuple)) or not all(isinstance(x, int) and x >= 0 for x in shape):
             raise DatasetError(f"feature '{key}' states no shape (it says {shape!r}); mend features in info.json")
         shape, names = tuple(shape), data.get("names")
-        if data["dtype"] in VISUAL:
+        if data["dtype"] in VISUAL_DTYPES:
             shape, names = _channels_last(shape, names)
         return cls(data["dtype"], shape, names, data.get("info") or data.get("video_info") or {})
 
@@ -53,10 +53,10 @@ class Feature:
         return {**entry, "info": dict(self.info)} if self.info else entry
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         """Whether it is a colour picture per frame (depth maps stored as video are not)."""
         depth = self.info.get("is_depth_map") or self.info.get("video.is_depth_map")
-        return self.dtype in VISUAL and not depth
+        return self.dtype in VISUAL_DTYPES and not depth
 
 
 def flat_names(feature: Feature) -> tuple[str, ...] | None:
@@ -73,7 +73,7 @@ def flat_names(feature: Feature) -> tuple[str, ...] | None:
 
 def camera_name(key: str) -> str:
     """ "observation.images.cam_high" -> "cam_high"."""
-    return key.removeprefix(IMAGES).removeprefix("observation.")
+    return key.removeprefix(IMAGE_PREFIX).removeprefix("observation.")
 
 
 def _leaves(names: Any) -> Iterator[str]:

@@ -13,19 +13,19 @@ from jaxtyping import UInt8
 
 from jidm.errors import DatasetError
 
-FINE = 3
+NEAR_LOSSLESS_CRF = 3
 """Quality of x264 (crf) as good as without loss for measuring motion; at 12 pictures hold small motions back."""
 
 _BT601 = 5  # AVCOL_SPC_BT470BG: what swscale converts to; unsaid, players assume BT.709 for HD
-_KEY_FRAMES = 8  # distance of key frames: readers that want single frames need not decode far
+_KEY_FRAME_INTERVAL = 8  # distance of key frames: readers that want single frames need not decode far
 
 # x264's macroblock tree gives other bytes for the same frames every hundredth time or so, even with one thread. Without
 # it, and without the look ahead that it and the search for scene cuts rest on, files are a fifth larger.
-_REPEATABLE = "mbtree=0:rc-lookahead=0:scenecut=0"
+_DETERMINISTIC_X264 = "mbtree=0:rc-lookahead=0:scenecut=0"
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoSegment:
     """Where an episode's pictures lie.
 
     Attributes:
@@ -37,7 +37,7 @@ class Film:
     start: float | None = None
 
 
-def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, crf: int = FINE) -> None:
+def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, crf: int = NEAR_LOSSLESS_CRF) -> None:
     """Write RGB frames as h264 (yuv420p); the same frames give the same bytes.
 
     Args:
@@ -53,7 +53,7 @@ def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, crf:
         stream: Any = container.add_stream("libx264", rate=rate)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         # One thread: x264 splits its work by the number of threads, and the bytes with it.
-        stream.options = {"crf": str(crf), "g": str(_KEY_FRAMES), "bf": "0", "threads": "1", "x264-params": _REPEATABLE}
+        stream.options = {"crf": str(crf), "g": str(_KEY_FRAME_INTERVAL), "bf": "0", "threads": "1", "x264-params": _DETERMINISTIC_X264}
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = 1 / rate
         stream.codec_context.colorspace = _BT601
@@ -64,7 +64,7 @@ def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, crf:
         container.mux(stream.encode())
 
 
-def decode(film: Film, count: int, fps: float, *, threads: int = 1) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+def decode(segment: VideoSegment, count: int, fps: float, *, threads: int = 1) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Exactly `count` RGB frames of an episode, in order.
 
     Args:
@@ -76,42 +76,42 @@ def decode(film: Film, count: int, fps: float, *, threads: int = 1) -> Iterator[
     """
     import av
 
-    given = 0
+    decoded = 0
     try:
-        for time, image in _shown(film, count, fps, threads):
-            if film.start is not None and abs(time - film.start - given / fps) > 0.5 / fps:
+        for time, image in _timed_frames(segment, count, fps, threads):
+            if segment.start is not None and abs(time - segment.start - decoded / fps) > 0.5 / fps:
                 raise DatasetError(
-                    f"{film.path}: no picture at {film.start + given / fps:.4f} s, the next is at {time:.4f} s; "
+                    f"{segment.path}: no picture at {segment.start + decoded / fps:.4f} s, the next is at {time:.4f} s; "
                     f"mend the video or from_timestamp in meta/episodes"
                 )
             yield image
-            given += 1
-            if given == count:
+            decoded += 1
+            if decoded == count:
                 return
     except (av.error.FFmpegError, OSError) as error:
-        raise DatasetError(f"{film.path}: broken after {given} of {count} pictures ({error}); copy it again") from None
-    raise DatasetError(f"{film.path}: holds {given} pictures where the table has {count} rows; leave the episode out")
+        raise DatasetError(f"{segment.path}: broken after {decoded} of {count} pictures ({error}); copy it again") from None
+    raise DatasetError(f"{segment.path}: holds {decoded} pictures where the table has {count} rows; leave the episode out")
 
 
-def _shown(film: Film, count: int, fps: float, threads: int) -> Iterator[tuple[float, np.ndarray]]:
+def _timed_frames(segment: VideoSegment, count: int, fps: float, threads: int) -> Iterator[tuple[float, np.ndarray]]:
     """Times [s] and pictures from the episode's first on."""
-    with open_film(film.path) as container:
+    with open_video_file(segment.path) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        if film.start is None and stream.frames and stream.frames != count:
+        if segment.start is None and stream.frames and stream.frames != count:
             raise DatasetError(
-                f"{film.path}: holds {stream.frames} pictures where the table has {count} rows; leave the episode out"
+                f"{segment.path}: holds {stream.frames} pictures where the table has {count} rows; leave the episode out"
             )
-        earliest = -np.inf if film.start is None else film.start - 0.5 / fps
+        earliest = -np.inf if segment.start is None else segment.start - 0.5 / fps
         if earliest > 0:
-            container.seek(int(film.start / stream.time_base), stream=stream, backward=True)
+            container.seek(int(segment.start / stream.time_base), stream=stream, backward=True)
         for frame in container.decode(stream):
             time = float(frame.pts * stream.time_base) if frame.pts is not None else 0.0
             if time >= earliest:
                 yield time, frame.to_ndarray(format="rgb24")
 
 
-def open_film(path: Path) -> Any:
+def open_video_file(path: Path) -> Any:
     """An open video container with at least one video stream.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jidm.data.feature import Feature
-from jidm.data.film import Film
+from jidm.data.film import VideoSegment
 from jidm.data.table import read_columns, to_numpy
 from jidm.errors import DatasetError
 
@@ -20,7 +20,7 @@ V21_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index
 
 
 @dataclass(frozen=True)
-class Entry:
+class EpisodeMetadata:
     """One listed episode.
 
     Attributes:
@@ -28,35 +28,35 @@ class Entry:
         length: frames.
         tasks: what was done, in words.
         table: file with its rows.
-        shared: whether that file may hold other episodes too.
-        films: feature key -> its pictures.
+        shared_table: whether that file may hold other episodes too.
+        videos: feature key -> its pictures.
     """
 
     index: int
     length: int
     tasks: tuple[str, ...]
     table: Path
-    shared: bool
-    films: Mapping[str, Film]
+    shared_table: bool
+    videos: Mapping[str, VideoSegment]
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetMetadata:
     """`info.json` and the episodes of a data set.
 
     Attributes:
         root: folder. info: `info.json` as it stands. features: as parsed.
-        entries: the listed episodes whose table exists, by index.
-        absent: indices of listed episodes without a table.
-        undrawn: cameras that info.json declares but no file holds (files laid out flat only).
+        episodes: the listed episodes whose table exists, by index.
+        missing_tables: indices of listed episodes without a table.
+        missing_videos: cameras that info.json declares but no file holds (files laid out flat only).
     """
 
     root: Path
     info: Mapping[str, Any]
     features: Mapping[str, Feature]
-    entries: Mapping[int, Entry]
-    absent: tuple[int, ...]
-    undrawn: tuple[str, ...] = ()
+    episodes: Mapping[int, EpisodeMetadata]
+    missing_tables: tuple[int, ...]
+    missing_videos: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -69,7 +69,7 @@ class Listing:
         return float(self.info["fps"])
 
 
-def read_listing(path: str | Path) -> Listing:
+def read_metadata(path: str | Path) -> DatasetMetadata:
     """Read what a folder says of itself.
 
     Raises:
@@ -86,17 +86,17 @@ def read_listing(path: str | Path) -> Listing:
     else:
         found = list(_episodes_v2(root, meta, info, features))
         if meta == root:
-            features, found = _choose_flat_cameras(root, features, found)
+            features, found = _infer_flat_cameras(root, features, found)
     present = [entry for entry in found if entry.table.is_file()]
-    entries = {entry.index: entry for entry in sorted(present, key=lambda entry: entry.index)}
-    if len(entries) != len(present):
+    episodes = {entry.index: entry for entry in sorted(present, key=lambda entry: entry.index)}
+    if len(episodes) != len(present):
         raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; mend the list")
-    absent = tuple(sorted({entry.index for entry in found} - set(entries)))
-    return Listing(root, info, features, entries, absent, tuple(set(info["features"]) - set(features)))
+    missing_tables = tuple(sorted({entry.index for entry in found} - set(episodes)))
+    return DatasetMetadata(root, info, features, episodes, missing_tables, tuple(set(info["features"]) - set(features)))
 
 
 def _read_info(path: Path) -> dict[str, Any]:
-    info = _json(path)
+    info = _read_json(path)
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if not isinstance(version, str) or not version.startswith(("v3.", "v2.")):
         raise DatasetError(
@@ -110,7 +110,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -120,32 +120,32 @@ def _json(path: Path) -> Any:
 # ---- v2.0 and v2.1: one file per episode -----------------------------------------------------------------------------
 
 
-def _episodes_v2(root: Path, meta: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[Entry]:
+def _episodes_v2(root: Path, meta: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[EpisodeMetadata]:
     chunk_size = int(info.get("chunks_size") or 1000)
     data, video = str(info.get("data_path") or V21_DATA), str(info.get("video_path") or V21_VIDEO)
     flat = meta == root
-    for line in _json_lines(meta / "episodes.jsonl"):
+    for line in _read_json_lines(meta / "episodes.jsonl"):
         try:
             index, length = int(line["episode_index"]), int(line["length"])
         except (KeyError, TypeError, ValueError):
             raise DatasetError(f"{meta / 'episodes.jsonl'}: {line} lacks episode_index or length; mend it") from None
         place = {"episode_index": index, "episode_chunk": index // chunk_size}
-        table = root / _filled(data, info, **place)
-        films = {
-            key: Film(root / _filled(video, info, video_key=key, **place))
+        table = root / _format_path(data, info, **place)
+        videos = {
+            key: VideoSegment(root / _format_path(video, info, video_key=key, **place))
             for key, feature in features.items()
             if feature.dtype == "video"
         }
         if flat:
-            table = _found(table, root / "data" / table.name)
-            films = {
-                key: Film(_found(film.path, root / "videos" / key / film.path.name, root / "videos" / film.path.name))
-                for key, film in films.items()
+            table = _first_existing(table, root / "data" / table.name)
+            videos = {
+                key: VideoSegment(_first_existing(film.path, root / "videos" / key / film.path.name, root / "videos" / film.path.name))
+                for key, film in videos.items()
             }
-        yield Entry(index, length, tuple(str(t) for t in line.get("tasks") or ()), table, False, films)
+        yield EpisodeMetadata(index, length, tuple(str(t) for t in line.get("tasks") or ()), table, False, videos)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise DatasetError(f"{path}: this file is missing, so no episode is listed; copy the data set again")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -156,11 +156,11 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise DatasetError(f"{path}: line {number} is not JSON ({error}); copy it again") from None
 
 
-def _found(*candidates: Path) -> Path:
+def _first_existing(*candidates: Path) -> Path:
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
-def _filled(template: str, info: Mapping[str, Any], **place: Any) -> str:
+def _format_path(template: str, info: Mapping[str, Any], **place: Any) -> str:
     try:
         return template.format(**place)
     except (KeyError, IndexError, ValueError):
@@ -169,34 +169,34 @@ def _filled(template: str, info: Mapping[str, Any], **place: Any) -> str:
         ) from None
 
 
-def _choose_flat_cameras(
-    root: Path, features: Mapping[str, Feature], entries: list[Entry]
-) -> tuple[dict[str, Feature], list[Entry]]:
+def _infer_flat_cameras(
+    root: Path, features: Mapping[str, Feature], episodes: list[EpisodeMetadata]
+) -> tuple[dict[str, Feature], list[EpisodeMetadata]]:
     """Where files lie flat, `videos/episode_000000.mp4` does not say which camera it is of: `modality.json` may, or
     the picture's size; cameras that are not there are left out."""
-    from jidm.data.film import open_film
+    from jidm.data.film import open_video_file
 
     keys = [key for key, feature in features.items() if feature.dtype == "video"]
-    first = next((e for e in entries if e.table.is_file()), None)
-    if first is None or len(keys) < 2 or len({first.films[key].path for key in keys}) == len(keys):
-        return dict(features), entries
+    first = next((e for e in episodes if e.table.is_file()), None)
+    if first is None or len(keys) < 2 or len({first.videos[key].path for key in keys}) == len(keys):
+        return dict(features), episodes
     named = []
     if (root / "modality.json").is_file():
-        videos = _json(root / "modality.json").get("video") or {}
+        videos = _read_json(root / "modality.json").get("video") or {}
         named = [key for key in keys if any(key == entry.get("original_key") for entry in videos.values())]
-    with open_film(first.films[keys[0]].path) as container:
+    with open_video_file(first.videos[keys[0]].path) as container:
         stream = container.streams.video[0]
         sized = [key for key in keys if features[key].shape[:2] == (stream.height, stream.width)]
     chosen = named if len(named) == 1 else sized
     if len(chosen) != 1:
         raise DatasetError(
-            f"{root}: {first.films[keys[0]].path.name} may be of any of {', '.join(keys)}; move the videos to "
+            f"{root}: {first.videos[keys[0]].path.name} may be of any of {', '.join(keys)}; move the videos to "
             f"videos/<camera>/, or take the cameras that are not there out of info.json"
         )
     dropped = set(keys) - set(chosen)
     kept = [
-        Entry(e.index, e.length, e.tasks, e.table, False, {k: f for k, f in e.films.items() if k not in dropped})
-        for e in entries
+        EpisodeMetadata(e.index, e.length, e.tasks, e.table, False, {k: f for k, f in e.videos.items() if k not in dropped})
+        for e in episodes
     ]
     return {key: feature for key, feature in features.items() if key not in dropped}, kept
 
@@ -204,11 +204,11 @@ def _choose_flat_cameras(
 # ---- v3.0: files of any number of episodes, and a table that says where each lies -------------------------------------
 
 
-def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[Entry]:
+def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[EpisodeMetadata]:
     data, video = str(info.get("data_path") or V30_DATA), str(info.get("video_path") or V30_VIDEO)
-    films = [key for key, feature in features.items() if feature.dtype == "video"]
+    video_keys = [key for key, feature in features.items() if feature.dtype == "video"]
     keys = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    for key in films:
+    for key in video_keys:
         keys += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     files = sorted(f for f in (root / "meta" / "episodes").glob("*/*.parquet") if not f.name.startswith("."))
     if not files:
@@ -219,11 +219,11 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
         rows = {key: to_numpy(array, f"{file}: {key}").tolist() for key, array in arrays.items()}
         for k, (index, length) in enumerate(zip(rows["episode_index"], rows["length"])):
             place = {"chunk_index": rows["data/chunk_index"][k], "file_index": rows["data/file_index"][k]}
-            table = root / _filled(data, info, **place)
-            pictures = {
-                key: Film(
+            table = root / _format_path(data, info, **place)
+            videos = {
+                key: VideoSegment(
                     root
-                    / _filled(
+                    / _format_path(
                         video,
                         info,
                         video_key=key,
@@ -232,6 +232,6 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
                     ),
                     float(rows[f"videos/{key}/from_timestamp"][k]),
                 )
-                for key in films
+                for key in video_keys
             }
-            yield Entry(index, length, tuple(str(t) for t in tasks[k] or ()), table, True, pictures)
+            yield EpisodeMetadata(index, length, tuple(str(t) for t in tasks[k] or ()), table, True, videos)

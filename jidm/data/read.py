@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-from jidm.data.feature import ACTION, IMAGES, STATE, Feature, camera_name, flat_names
+from jidm.data.feature import ACTION, IMAGE_PREFIX, STATE, Feature, camera_name, flat_names
 from jidm.data.film import decode
-from jidm.data.listing import Entry, Listing, read_listing
-from jidm.data.table import SharedTables, read_columns, to_numpy
+from jidm.data.listing import EpisodeMetadata, DatasetMetadata, read_metadata
+from jidm.data.table import SharedTableReader, read_columns, to_numpy
 from jidm.errors import DatasetError, did_you_mean
 
 
@@ -30,7 +30,7 @@ def open_dataset(path: str | Path, *, decode_threads: int = 1) -> RecordedDatase
     Raises:
         DatasetError: it is no data set, of an unknown version, or its meta files are damaged.
     """
-    return RecordedDataset(read_listing(path), decode_threads)
+    return RecordedDataset(read_metadata(path), decode_threads)
 
 
 class RecordedDataset:
@@ -46,24 +46,24 @@ class RecordedDataset:
         episode_indices: the listed episodes whose table exists, ascending; gaps are fine.
     """
 
-    def __init__(self, listing: Listing, decode_threads: int = 1) -> None:
-        self.listing = listing
+    def __init__(self, metadata: DatasetMetadata, decode_threads: int = 1) -> None:
+        self.metadata = metadata
         self.decode_threads = decode_threads
-        self.shared = SharedTables()
-        self.root, self.version, self.fps = listing.root, listing.version, listing.fps
-        self.robot_type = str(listing.info.get("robot_type") or "")
-        self.features: Mapping[str, Feature] = listing.features
-        self.recipe: Mapping[str, Any] = listing.info.get("jidm") or {}
-        self._camera_keys = {camera_name(key): key for key, f in self.features.items() if f.is_picture}
+        self.shared_tables = SharedTableReader()
+        self.root, self.version, self.fps = metadata.root, metadata.version, metadata.fps
+        self.robot_type = str(metadata.info.get("robot_type") or "")
+        self.features: Mapping[str, Feature] = metadata.features
+        self.recipe: Mapping[str, Any] = metadata.info.get("jidm") or {}
+        self._camera_keys = {camera_name(key): key for key, f in self.features.items() if f.is_image}
         self.cameras = tuple(self._camera_keys)
         self.joint_names = self._joint_names()
-        self.episode_indices = tuple(listing.entries)
+        self.episode_indices = tuple(metadata.episodes)
 
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over info.json, the episodes' lengths and all joint positions; pictures are not read."""
         digest = hashlib.sha256()
-        info = {key: value for key, value in self.listing.info.items() if not key.endswith("_path")}
+        info = {key: value for key, value in self.metadata.info.items() if not key.endswith("_path")}
         digest.update(json.dumps(info, sort_keys=True).encode())
         for episode in self:
             digest.update(f"{episode.index}:{episode.length}\n".encode())
@@ -76,10 +76,10 @@ class RecordedDataset:
         Raises:
             DatasetError: there is none.
         """
-        if index not in self.listing.entries:
+        if index not in self.metadata.episodes:
             first = ", ".join(map(str, self.episode_indices[:8])) + (", ..." if len(self) > 8 else "")
             raise DatasetError(f"{self.root}: has no episode {index}; it has {len(self)}: {first}")
-        return Episode(self, self.listing.entries[index])
+        return Episode(self, self.metadata.episodes[index])
 
     def camera_key(self, camera: str | None = None) -> str:
         """The feature of a camera, given by name or key; the only one if None.
@@ -91,7 +91,7 @@ class RecordedDataset:
             return next(iter(self._camera_keys.values()))
         if camera is None:
             raise DatasetError(f"{self.root}: has {len(self.cameras)} cameras ({', '.join(self.cameras)}); name one")
-        key = self._camera_keys.get(camera.removeprefix(IMAGES))
+        key = self._camera_keys.get(camera.removeprefix(IMAGE_PREFIX))
         if key is None:
             raise DatasetError(f"{self.root}: has no camera '{camera}': {did_you_mean(camera, self.cameras)}")
         return key
@@ -120,10 +120,10 @@ class Episode:
         index: its number. length: T. task: what was done, in words, or "".
     """
 
-    def __init__(self, dataset: RecordedDataset, entry: Entry) -> None:
-        self.dataset, self.entry = dataset, entry
-        self.index, self.length = entry.index, entry.length
-        self.task = next((task for task in entry.tasks if task), "")
+    def __init__(self, dataset: RecordedDataset, metadata: EpisodeMetadata) -> None:
+        self.dataset, self.metadata = dataset, metadata
+        self.index, self.length = metadata.index, metadata.length
+        self.task = next((task for task in metadata.tasks if task), "")
 
     @cached_property
     def time(self) -> Float64[np.ndarray, " T"]:
@@ -133,12 +133,12 @@ class Episode:
     @cached_property
     def state(self) -> Float64[np.ndarray, "T n"]:
         """(T, n) joint positions as recorded [rad or m, if the recording keeps to that], in the order of joint_names."""
-        return self._vectors(STATE)
+        return self._float_vectors(STATE)
 
     @cached_property
     def action(self) -> Float64[np.ndarray, "T m"] | None:
         """(T, m) recorded actions; None if there are none."""
-        return self._vectors(ACTION) if ACTION in self.dataset.features else None
+        return self._float_vectors(ACTION) if ACTION in self.dataset.features else None
 
     def column(self, key: str) -> NDArray[Any]:
         """(T, ...) values of any feature that is not a picture; a feature of shape (1,) gives (T,).
@@ -148,11 +148,11 @@ class Episode:
         """
         feature = self.dataset.features.get(key)
         if feature is None:
-            known = [k for k, f in self.dataset.features.items() if not f.is_picture]
+            known = [k for k, f in self.dataset.features.items() if not f.is_image]
             raise DatasetError(f"{self.dataset.root}: has no feature '{key}': {did_you_mean(key, known)}")
         if feature.dtype in ("video", "image"):
             raise DatasetError(f"'{key}' is pictures; read them with frames('{camera_name(key)}')")
-        values = to_numpy(self._raw(key), f"{self._where()}: {key}")
+        values = to_numpy(self._read_column(key), f"{self._where()}: {key}")
         expected = () if feature.shape == (1,) else feature.shape
         if values.shape[1:] not in (expected, feature.shape):
             raise DatasetError(
@@ -171,8 +171,8 @@ class Episode:
         """
         key = self.dataset.camera_key(camera)
         if self.dataset.features[key].dtype == "image":
-            return self._stored_images(key)
-        return decode(self.entry.films[key], self.length, self.dataset.fps, threads=self.dataset.decode_threads)
+            return self._decode_images(key)
+        return decode(self.metadata.videos[key], self.length, self.dataset.fps, threads=self.dataset.decode_threads)
 
     def video(self, camera: str | None = None) -> UInt8[np.ndarray, "T H W 3"]:
         """All pictures of a camera at once; see `frames`."""
@@ -184,28 +184,28 @@ class Episode:
     def __repr__(self) -> str:
         return f"Episode({self.index}, {self.length} frames, {self.task!r})"
 
-    def _vectors(self, key: str) -> NDArray[np.float64]:
+    def _float_vectors(self, key: str) -> NDArray[np.float64]:
         values = self.column(key)
         if values.dtype.kind not in "fiub":
             raise DatasetError(f"{self._where()}: {key} holds {values.dtype}, not numbers; record it again")
         return values.astype(np.float64).reshape(self.length, -1)
 
-    def _raw(self, key: str) -> Any:
-        if self.entry.shared:
-            array = self.dataset.shared.column(self.entry.table, key, self.index)
+    def _read_column(self, key: str) -> Any:
+        if self.metadata.shared_table:
+            array = self.dataset.shared_tables.column(self.metadata.table, key, self.index)
         else:
-            array = read_columns(self.entry.table, [key])[key]
+            array = read_columns(self.metadata.table, [key])[key]
         if len(array) != self.length:
             raise DatasetError(
-                f"{self._where()}: {self.entry.table.name} has {len(array)} rows, the list of episodes says "
+                f"{self._where()}: {self.metadata.table.name} has {len(array)} rows, the list of episodes says "
                 f"{self.length}; leave the episode out or mend the list"
             )
         return array
 
-    def _stored_images(self, key: str) -> Iterator[NDArray[np.uint8]]:
+    def _decode_images(self, key: str) -> Iterator[NDArray[np.uint8]]:
         import cv2
 
-        for k, cell in enumerate(self._raw(key).to_pylist()):
+        for k, cell in enumerate(self._read_column(key).to_pylist()):
             data = cell.get("bytes") if isinstance(cell, dict) else cell
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
             if image is None:

@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_FOLDER = ".writing"
-_FORGOTTEN = 24 * 3600.0
+_STAGING_FOLDER = ".writing"
+_STALE_AGE = 24 * 3600.0
 """Age [s] from which what a process on another machine left is taken for dead."""
 
 
-class Stage:
+class StagingFolder:
     """The hidden folder of one data set, shared by all processes that write there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._folder = root / _FOLDER
+        self._folder = root / _STAGING_FOLDER
 
     @contextmanager
-    def folder(self, purpose: str) -> Iterator[Path]:
+    def temporary_folder(self, purpose: str) -> Iterator[Path]:
         """An empty folder to make files in; gone afterwards."""
         folder = self._folder / f"{purpose}--{socket.gethostname()}--{os.getpid()}--{uuid.uuid4().hex[:8]}"
         try:
@@ -38,18 +38,18 @@ class Stage:
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
-    def file(self, target: Path) -> Iterator[Path]:
+    def atomic_file(self, target: Path) -> Iterator[Path]:
         """A name to write to; becomes `target`, in one step, if the block succeeds."""
-        with self.folder("file") as folder:
+        with self.temporary_folder("file") as folder:
             yield folder / target.name
             move(folder / target.name, target)
 
-    def clear(self, done: set[int]) -> None:
+    def remove_stale(self, done: set[int]) -> None:
         """Remove what dead processes left; what others are at stays."""
         for folder in self._folder.glob("*--*--*--*"):
             purpose, host, pid, _ = folder.name.split("--")
             finished = purpose.startswith("episode-") and int(purpose.split("-")[1]) in done
-            if finished or _dead(folder, host, int(pid)):
+            if finished or _is_stale(folder, host, int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
@@ -61,7 +61,7 @@ def move(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def _dead(folder: Path, host: str, pid: int) -> bool:
+def _is_stale(folder: Path, host: str, pid: int) -> bool:
     if host == socket.gethostname():
         try:
             os.kill(pid, 0)
@@ -71,6 +71,6 @@ def _dead(folder: Path, host: str, pid: int) -> bool:
             return False
         return False
     try:
-        return time.time() - folder.stat().st_mtime > _FORGOTTEN
+        return time.time() - folder.stat().st_mtime > _STALE_AGE
     except FileNotFoundError:
         return False

@@ -17,23 +17,23 @@ from jidm.errors import DatasetError
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
-BINS = 20
+NUM_BINS = 20
 """Parts a joint's range is cut into; the share of parts that were visited is its coverage."""
 
 _PAIR_BINS = 10
-_STILL = 1e-4
+_MIN_STEP = 1e-4
 """Steps below this [rad or m] are not motion."""
 
-_CHANGE, _UNCHANGED = 8, 1e-4
+_MIN_PIXEL_CHANGE, _MAX_CHANGED_FRACTION = 8, 1e-4
 """A picture repeats the one before if fewer than this share of its pixels change by more than so many grey levels: what a
 codec alters in a still picture stays below, a hand that moves does not."""
 
-_MOVING = 0.5
+_MIN_FLOW = 0.5
 """Pixels count as moving from this on [px per frame]."""
 
 
 @dataclass(frozen=True, eq=False)
-class JointSpread:
+class JointStatistics:
     """Where one joint was and how it moved, over all frames; positions in rad or m, as recorded.
 
     Attributes:
@@ -41,9 +41,9 @@ class JointSpread:
         lower, upper: the range coverage is measured in: the robot's limits, else the recorded range.
         low, high: least and greatest position. mean, std: of the position.
         coverage: share of the parts of the range that were visited, 0..1.
-        visits: (BINS,) frames in each part.
+        histogram: (BINS,) frames in each part.
         step_rms, step_max: of the step between two frames.
-        moving: share of the steps larger than 1e-4.
+        moving_fraction: share of the steps larger than 1e-4.
     """
 
     name: str
@@ -54,14 +54,14 @@ class JointSpread:
     mean: float
     std: float
     coverage: float
-    visits: NDArray[np.int64]
+    histogram: NDArray[np.int64]
     step_rms: float
     step_max: float
-    moving: float
+    moving_fraction: float
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
+class DatasetSummary:
     """Figures of a whole recording.
 
     Attributes:
@@ -70,17 +70,17 @@ class Survey:
         joints: one entry per joint.
         pair_coverage: mean share of the 10 x 10 parts visited in the plane of two joints; 1 joint: its coverage.
         actions: name -> (least, greatest) of every action column.
-        by_limits: whether coverage is measured in the robot's limits.
+        uses_limits: whether coverage is measured in the robot's limits.
     """
 
     episodes: int
     frames: int
     lengths: tuple[int, int, int]
     tasks: Mapping[str, int]
-    joints: tuple[JointSpread, ...]
+    joints: tuple[JointStatistics, ...]
     pair_coverage: float
     actions: Mapping[str, tuple[float, float]]
-    by_limits: bool
+    uses_limits: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +91,8 @@ class FlowSample:
         episode, frame: the first of the two.
         first: (H, W, 3) uint8 the first picture.
         flow: (2, H, W) float32 [px], u right, v down. weight: (H, W) its confidence, 0..1.
-        moving: share of pixels faster than half a pixel.
-        speed, fastest: median and 95th percentile of their speed [px per frame]; 0 if nothing moves.
+        moving_fraction: share of pixels faster than half a pixel.
+        speed, speed_p95: median and 95th percentile of their speed [px per frame]; 0 if nothing moves.
         weight_moving: mean confidence on them.
     """
 
@@ -101,9 +101,9 @@ class FlowSample:
     first: NDArray[np.uint8]
     flow: NDArray[np.float32]
     weight: NDArray[np.float32]
-    moving: float
+    moving_fraction: float
     speed: float
-    fastest: float
+    speed_p95: float
     weight_moving: float
 
 
@@ -113,20 +113,20 @@ class CameraSample:
 
     Attributes:
         episode: its number.
-        shown: numbers of the sampled frames. pictures: these frames, (H, W, 3) uint8.
-        repeated: share of the faster half of the steps over which the picture does not change at all: the camera was
+        frame_indices: numbers of the sampled frames. images: these frames, (H, W, 3) uint8.
+        repeated_fraction: share of the faster half of the steps over which the picture does not change at all: the camera was
             slower than the stated rate, and such pairs of frames teach that motion looks like standing still.
         flow: over one brisk step; None if not asked for, or if there is no step.
     """
 
     episode: int
-    shown: tuple[int, ...]
-    pictures: tuple[NDArray[np.uint8], ...]
-    repeated: float
+    frame_indices: tuple[int, ...]
+    images: tuple[NDArray[np.uint8], ...]
+    repeated_fraction: float
     flow: FlowSample | None
 
 
-def survey(dataset: RecordedDataset, robot: Embodiment | None = None) -> Survey:
+def summarize_dataset(dataset: RecordedDataset, robot: Embodiment | None = None) -> DatasetSummary:
     """Read all positions and actions (no pictures).
 
     Args:
@@ -150,10 +150,10 @@ def survey(dataset: RecordedDataset, robot: Embodiment | None = None) -> Survey:
         lower = np.where(np.isfinite(robot.lower), robot.lower, lower)
         upper = np.where(np.isfinite(robot.upper), robot.upper, upper)
     joints = tuple(
-        _spread(name, q[:, k], steps[:, k], lower[k], upper[k]) for k, name in enumerate(dataset.joint_names)
+        _joint_statistics(name, q[:, k], steps[:, k], lower[k], upper[k]) for k, name in enumerate(dataset.joint_names)
     )
     lengths = sorted(len(state) for state in states)
-    return Survey(
+    return DatasetSummary(
         episodes=len(episodes),
         frames=len(q),
         lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
@@ -161,7 +161,7 @@ def survey(dataset: RecordedDataset, robot: Embodiment | None = None) -> Survey:
         joints=joints,
         pair_coverage=_pair_coverage(q, lower, upper),
         actions=_action_ranges(dataset, np.concatenate(actions)) if actions else {},
-        by_limits=fits,
+        uses_limits=fits,
     )
 
 
@@ -176,27 +176,27 @@ def sample_camera(
             joint speed, since most recordings stand still for long.
     """
     samples = []
-    for place in _spread_over(len(dataset), episodes):
+    for place in _evenly_spaced(len(dataset), episodes):
         episode = dataset.episode(dataset.episode_indices[place])
-        wanted = _spread_over(episode.length, frames)
+        wanted = _evenly_spaced(episode.length, frames)
         speed = np.linalg.norm(np.diff(episode.state, axis=0), axis=1)
-        brisk = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4]) if len(speed) else -1
+        fast_step = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4]) if len(speed) else -1
         changes, kept, before = np.zeros(len(speed)), {}, None
         for t, picture in enumerate(episode.frames(camera)):
-            if t in wanted or (brisk >= 0 and t in (brisk, brisk + 1)):
+            if t in wanted or (fast_step >= 0 and t in (fast_step, fast_step + 1)):
                 kept[t] = picture
             if before is not None:
-                changes[t - 1] = (np.abs(picture.astype(np.int16) - before).max(-1) > _CHANGE).mean()
+                changes[t - 1] = (np.abs(picture.astype(np.int16) - before).max(-1) > _MIN_PIXEL_CHANGE).mean()
             before = picture
         faster = speed > np.median(speed) if len(speed) else np.zeros(0, dtype=bool)
-        repeated = float((changes[faster] < _UNCHANGED).mean()) if faster.any() else 0.0
-        measured = _measured(episode.index, brisk, kept[brisk], kept[brisk + 1]) if flow and brisk >= 0 else None
+        repeated = float((changes[faster] < _MAX_CHANGED_FRACTION).mean()) if faster.any() else 0.0
+        flow_sample = _measure_flow(episode.index, fast_step, kept[fast_step], kept[fast_step + 1]) if flow and fast_step >= 0 else None
         pictures = tuple(kept[t] for t in wanted)
-        samples.append(CameraSample(episode.index, tuple(wanted), pictures, repeated, measured))
+        samples.append(CameraSample(episode.index, tuple(wanted), pictures, repeated, flow_sample))
     return samples
 
 
-def _measured(episode: int, frame: int, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> FlowSample:
+def _measure_flow(episode: int, frame: int, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> FlowSample:
     import torch
 
     from jidm.motion.flow import DisFlow
@@ -205,34 +205,34 @@ def _measured(episode: int, frame: int, first: NDArray[np.uint8], second: NDArra
     measured = DisFlow()(a, b)
     flow, weight = measured.flow.numpy(), measured.weight.numpy()
     speed = np.hypot(flow[0], flow[1])
-    fast = speed > _MOVING
+    fast = speed > _MIN_FLOW
     return FlowSample(
-        episode, frame, first, flow, weight, moving=float(fast.mean()),
+        episode, frame, first, flow, weight, moving_fraction=float(fast.mean()),
         speed=float(np.median(speed[fast])) if fast.any() else 0.0,
-        fastest=float(np.percentile(speed[fast], 95)) if fast.any() else 0.0,
+        speed_p95=float(np.percentile(speed[fast], 95)) if fast.any() else 0.0,
         weight_moving=float(weight[fast].mean()) if fast.any() else 0.0,
     )  # fmt: skip
 
 
-def _spread(name: str, q: NDArray[np.float64], steps: NDArray[np.float64], lower: float, upper: float) -> JointSpread:
-    visits = np.bincount(_part(q, lower, upper, BINS), minlength=BINS)
+def _joint_statistics(name: str, q: NDArray[np.float64], steps: NDArray[np.float64], lower: float, upper: float) -> JointStatistics:
+    histogram = np.bincount(_bin_index(q, lower, upper, NUM_BINS), minlength=NUM_BINS)
     size = np.abs(steps)
-    return JointSpread(
+    return JointStatistics(
         name, float(lower), float(upper), float(q.min()), float(q.max()), float(q.mean()), float(q.std()),
-        coverage=float((visits > 0).mean()), visits=visits,
+        coverage=float((histogram > 0).mean()), histogram=histogram,
         step_rms=float(np.sqrt((steps**2).mean())) if len(steps) else 0.0,
-        step_max=float(size.max(initial=0.0)), moving=float((size > _STILL).mean()) if len(steps) else 0.0,
+        step_max=float(size.max(initial=0.0)), moving_fraction=float((size > _MIN_STEP).mean()) if len(steps) else 0.0,
     )  # fmt: skip
 
 
-def _part(q: NDArray[np.float64], lower: float, upper: float, parts: int) -> NDArray[np.int64]:
+def _bin_index(q: NDArray[np.float64], lower: float, upper: float, bins: int) -> NDArray[np.int64]:
     """Which part of the range each position lies in; positions beyond it count to the outermost."""
     width = max(float(upper - lower), 1e-12)
-    return np.clip(((q - lower) / width * parts).astype(np.int64), 0, parts - 1)
+    return np.clip(((q - lower) / width * bins).astype(np.int64), 0, bins - 1)
 
 
 def _pair_coverage(q: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
-    parts = [_part(q[:, k], lower[k], upper[k], _PAIR_BINS) for k in range(q.shape[1])]
+    parts = [_bin_index(q[:, k], lower[k], upper[k], _PAIR_BINS) for k in range(q.shape[1])]
     if len(parts) == 1:
         return len(np.unique(parts[0])) / _PAIR_BINS
     shares = [
@@ -248,7 +248,7 @@ def _action_ranges(dataset: RecordedDataset, actions: NDArray[np.float64]) -> di
     return {name: (float(actions[:, k].min()), float(actions[:, k].max())) for k, name in enumerate(names)}
 
 
-def _spread_over(count: int, wanted: int) -> list[int]:
+def _evenly_spaced(count: int, wanted: int) -> list[int]:
     """Up to `wanted` different places among `count`, evenly spread, ends included."""
     places = np.linspace(0, count - 1, min(count, wanted))
     return sorted(set(places.round().astype(int).tolist()))

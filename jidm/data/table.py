@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-_HELD = 256 * 2**20
+_CACHE_BYTES = 256 * 2**20
 """Bytes of columns kept from one part of a shared file; one column is kept whatever its size."""
 
-MARK = b"jidm"
+METADATA_KEY = b"jidm"
 """Key of the table's own notes: what makes an episode whole without any other file."""
 
 
@@ -48,7 +48,7 @@ def read_columns(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         DatasetError: the table or a column is absent or damaged.
     """
     with open_table(path) as file:
-        table = _read(path, file, None, list(keys))
+        table = _read_table(path, file, None, list(keys))
     return {key: _one_array(table, key) for key in keys}
 
 
@@ -62,7 +62,7 @@ def column_names(path: Path) -> tuple[str, ...]:
         return tuple(file.schema_arrow.names)
 
 
-class SharedTables:
+class SharedTableReader:
     """Columns of single episodes out of tables that hold many.
 
     The footer and the rows last read are kept, for the next episode often lies among them: some recorders put every
@@ -71,7 +71,7 @@ class SharedTables:
 
     def __init__(self) -> None:
         self._footer: tuple[Any, Any, list[tuple[int, int]]] | None = None
-        self._rows: dict[Any, Any] = {}
+        self._cache: dict[Any, Any] = {}
 
     def column(self, path: Path, key: str, episode: int) -> Any:
         """The rows of one episode as an Arrow array, in their order.
@@ -81,29 +81,29 @@ class SharedTables:
         """
         import pyarrow as pa
 
-        place, metadata, ranges = self._described(path)
+        place, metadata, ranges = self._read_footer(path)
         groups = tuple(k for k, (low, high) in enumerate(ranges) if low <= episode <= high)
         wanted = (place, groups, key)
-        if wanted not in self._rows:
+        if wanted not in self._cache:
             with open_table(path, metadata) as file:
-                table = _read(path, file, groups, [key, "episode_index"])
-            kept = {k: x for k, x in self._rows.items() if k[:2] == wanted[:2]}
-            room = sum(x.nbytes for x in kept.values()) + table.nbytes <= _HELD
-            self._rows = {**(kept if room else {}), wanted: table}
-        table = self._rows[wanted]
+                table = _read_table(path, file, groups, [key, "episode_index"])
+            kept = {k: x for k, x in self._cache.items() if k[:2] == wanted[:2]}
+            fits = sum(x.nbytes for x in kept.values()) + table.nbytes <= _CACHE_BYTES
+            self._cache = {**(kept if fits else {}), wanted: table}
+        table = self._cache[wanted]
         rows = np.flatnonzero(table.column("episode_index").to_numpy() == episode)
         if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
             return _one_array(table.slice(rows[0], len(rows)), key)
         return _one_array(table.take(pa.array(rows)), key)
 
-    def _described(self, path: Path) -> tuple[Any, Any, list[tuple[int, int]]]:
+    def _read_footer(self, path: Path) -> tuple[Any, Any, list[tuple[int, int]]]:
         """What tells the file from others and from itself changed; its footer; least and greatest episode per group."""
         if not path.is_file():
             open_table(path)
         place = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
         if self._footer is None or self._footer[0] != place:
             with open_table(path) as file:
-                _require(path, file, ["episode_index"])
+                _require_columns(path, file, ["episode_index"])
                 self._footer = (place, file.metadata, _episode_ranges(file.metadata))
         return self._footer
 
@@ -160,7 +160,7 @@ def write_table(path: Path, columns: Mapping[str, Any], notes: bytes | None = No
 
     table = pa.table(dict(columns))
     if notes is not None:
-        table = table.replace_schema_metadata({MARK: notes})
+        table = table.replace_schema_metadata({METADATA_KEY: notes})
     pq.write_table(table, path, compression="zstd")
 
 
@@ -168,14 +168,14 @@ def read_notes(path: Path) -> bytes | None:
     """What `write_table` was given as notes; None for other tables. Reads the footer only."""
     with open_table(path) as file:
         metadata = file.schema_arrow.metadata or {}
-        return metadata.get(MARK)
+        return metadata.get(METADATA_KEY)
 
 
-def _read(path: Path, file: pq.ParquetFile, groups: Sequence[int] | None, keys: list[str]) -> pa.Table:
+def _read_table(path: Path, file: pq.ParquetFile, groups: Sequence[int] | None, keys: list[str]) -> pa.Table:
     """Columns of some row groups, or of all."""
     import pyarrow as pa
 
-    _require(path, file, keys)
+    _require_columns(path, file, keys)
     try:
         if groups is None:
             return file.read(columns=keys, use_threads=False)
@@ -184,7 +184,7 @@ def _read(path: Path, file: pq.ParquetFile, groups: Sequence[int] | None, keys: 
         raise DatasetError(f"{path}: cannot be read ({_first_line(error)}); copy it again") from None
 
 
-def _require(path: Path, file: pq.ParquetFile, keys: Sequence[str]) -> None:
+def _require_columns(path: Path, file: pq.ParquetFile, keys: Sequence[str]) -> None:
     present = file.schema_arrow.names
     for key in keys:
         if key not in present:

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.data import stats
-from jidm.data.feature import ACTION, IMAGES, STATE, Feature
-from jidm.data.film import FINE, encode
-from jidm.data.meta import Written, data_path, video_path, write_meta
-from jidm.data.stage import Stage, move
+from jidm.data.feature import ACTION, IMAGE_PREFIX, STATE, Feature
+from jidm.data.film import NEAR_LOSSLESS_CRF, encode
+from jidm.data.meta import EpisodeRecord, data_path, video_path, write_metadata
+from jidm.data.stage import StagingFolder, move
 from jidm.data.table import read_columns, read_notes, to_arrow, write_table
 from jidm.errors import DatasetError
 
 VERSIONS = ("v3.0", "v2.1")
-_NUMBER = (1,)
+_SCALAR_SHAPE = (1,)
 
 
 class DatasetWriter:
@@ -54,21 +54,21 @@ class DatasetWriter:
     def __init__(
         self, root: str | Path, *, fps: float, joint_names: Sequence[str], cameras: Mapping[str, tuple[int, int]],
         action_names: Sequence[str] | None = None, robot_type: str = "", extras: Mapping[str, Feature] | None = None,
-        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", crf: int = FINE,
+        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", crf: int = NEAR_LOSSLESS_CRF,
     ) -> None:  # fmt: skip
         self.root, self.version, self.fps, self.robot_type, self.crf = Path(root), version, float(fps), robot_type, crf
         if version not in VERSIONS:
             raise DatasetError(f"data sets of version {version!r} are not written; choose {' or '.join(VERSIONS)}")
         if not 0 < self.fps < float("inf"):
             raise DatasetError(f"fps={fps} must be a positive number of frames per second")
-        self.joint_names = _distinct("joint", joint_names)
-        self.action_names = self.joint_names if action_names is None else _distinct("action", action_names)
+        self.joint_names = _check_unique("joint", joint_names)
+        self.action_names = self.joint_names if action_names is None else _check_unique("action", action_names)
         self.extras = dict(extras or {})
-        self.recipe = _plain(recipe or {})
-        self._camera_keys = {name: f"{IMAGES}{name}" for name in cameras}
-        self.features = self._features(cameras)
-        self._plan = self._fingerprint()
-        self._stage = Stage(self.root)
+        self.recipe = _as_json(recipe or {})
+        self._camera_keys = {name: f"{IMAGE_PREFIX}{name}" for name in cameras}
+        self.features = self._build_features(cameras)
+        self._schema_hash = self._compute_schema_hash()
+        self._staging = StagingFolder(self.root)
 
     def write_episode(
         self, index: int, frames: Mapping[str, NDArray[Any]], state: NDArray[Any],
@@ -93,67 +93,67 @@ class DatasetWriter:
         target = self.root / data_path(self.version, index)
         if target.is_file():
             return
-        columns = self._columns(index, state, action, time, dict(extras or {}))
+        columns = self._build_columns(index, state, action, time, dict(extras or {}))
         length = len(columns["timestamp"])
         self._check_frames(index, frames, length)
         # A guess of where its rows lie among all, right where all episodes are of one length; `finish` knows.
         first = index * length
         columns["index"] = columns["frame_index"] + first
-        gathered = {key: stats.of_values(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
-        gathered |= {self._camera_keys[name]: stats.of_pictures(frames[name]) for name in self._camera_keys}
-        notes = Written(index, length, task, 0, first, gathered)
+        gathered = {key: stats.value_stats(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
+        gathered |= {self._camera_keys[name]: stats.image_stats(frames[name]) for name in self._camera_keys}
+        record = EpisodeRecord(index, length, task, 0, first, gathered)
         try:
-            with self._stage.folder(f"episode-{index:06d}") as folder:
-                self._make(folder, target, notes, columns, frames)
+            with self._staging.temporary_folder(f"episode-{index:06d}") as folder:
+                self._write_files(folder, target, record, columns, frames)
         except FileNotFoundError:
             # Another process was quicker with the same episode and has cleared up; else it is a fault.
             if not target.is_file():
                 raise
 
-    def done(self) -> set[int]:
+    def completed_episodes(self) -> set[int]:
         """Indices of the episodes that are there, whole.
 
         Raises:
             DatasetError: some were written to another plan (features, rate, recipe).
         """
-        return {episode.index for episode in self._written()}
+        return {episode.index for episode in self._read_records()}
 
-    def finish(self) -> None:
+    def finalize(self) -> None:
         """Write `meta/` for all episodes that are there. May be called again; the bytes depend on the episodes alone.
 
         Raises:
             DatasetError: some episodes were written to another plan (features, rate, recipe).
         """
-        found, listed, first = self._written(), [], 0
+        found, listed, first = self._read_records(), [], 0
         tasks: dict[str, int] = {}
         for episode in found:
             task = tasks.setdefault(episode.task, len(tasks))
             placed = replace(episode, first=first, task_index=task)
-            gathered = {key: stats.of_values(values) for key, values in _counters(placed).items()}
+            gathered = {key: stats.value_stats(values) for key, values in _index_columns(placed).items()}
             placed = replace(placed, stats={**episode.stats, **gathered})
             if placed != episode:
-                self._place(placed)
+                self._rewrite_indices(placed)
             listed.append(placed)
-            first = placed.last
-        write_meta(self._stage, self.version, self.fps, self.robot_type, self.features, self.recipe, listed)
-        self._stage.clear({episode.index for episode in found})
+            first = placed.to_index
+        write_metadata(self._staging, self.version, self.fps, self.robot_type, self.features, self.recipe, listed)
+        self._staging.remove_stale({episode.index for episode in found})
 
-    def _make(
-        self, folder: Path, target: Path, notes: Written, columns: Mapping[str, NDArray[Any]],
+    def _write_files(
+        self, folder: Path, target: Path, record: EpisodeRecord, columns: Mapping[str, NDArray[Any]],
         frames: Mapping[str, NDArray[np.uint8]],
     ) -> None:  # fmt: skip
         """All files of an episode in the hidden folder, then into their places."""
         for name, key in self._camera_keys.items():
             encode(folder / f"{key}.mp4", frames[name], self.fps, crf=self.crf)
-        arrays = {key: to_arrow(columns[key], self.features[key]) for key in self._stored()}
-        write_table(folder / "table.parquet", arrays, self._noted(notes))
+        arrays = {key: to_arrow(columns[key], self.features[key]) for key in self._table_keys()}
+        write_table(folder / "table.parquet", arrays, self._encode_record(record))
         for key in self._camera_keys.values():
-            move(folder / f"{key}.mp4", self.root / video_path(self.version, notes.index, key))
+            move(folder / f"{key}.mp4", self.root / video_path(self.version, record.index, key))
         move(folder / "table.parquet", target)  # last: this makes the episode
 
     # ---- what goes in ------------------------------------------------------------------------------------------------
 
-    def _features(self, cameras: Mapping[str, tuple[int, int]]) -> dict[str, Feature]:
+    def _build_features(self, cameras: Mapping[str, tuple[int, int]]) -> dict[str, Feature]:
         features = {STATE: Feature("float64", (len(self.joint_names),), list(self.joint_names))}
         if self.action_names:
             features[ACTION] = Feature("float64", (len(self.action_names),), list(self.action_names))
@@ -173,12 +173,12 @@ class DatasetWriter:
                     f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is taken or of no use here"
                 )
             features[key] = feature
-        features["timestamp"] = Feature("float32", _NUMBER)
+        features["timestamp"] = Feature("float32", _SCALAR_SHAPE)
         return features | {
-            key: Feature("int64", _NUMBER) for key in ("frame_index", "episode_index", "index", "task_index")
+            key: Feature("int64", _SCALAR_SHAPE) for key in ("frame_index", "episode_index", "index", "task_index")
         }
 
-    def _columns(
+    def _build_columns(
         self, index: int, state: NDArray[Any], action: NDArray[Any] | None, time: NDArray[Any] | None,
         extras: dict[str, NDArray[Any]],
     ) -> dict[str, NDArray[Any]]:  # fmt: skip
@@ -197,7 +197,7 @@ class DatasetWriter:
         if time is not None and (np.shape(time) != (length,) or not np.abs(np.asarray(time) - ticks).max() <= 1e-4):
             raise DatasetError(f"episode {index}: times are not k / {self.fps:g} s; resample it to the rate of the set")
         columns = {
-            key: self._column(index, key, np.asarray(given[key]), length) for key in self.features if key in wanted
+            key: self._validate_column(index, key, np.asarray(given[key]), length) for key in self.features if key in wanted
         }
         counter = np.arange(length, dtype=np.int64)
         return columns | {
@@ -205,9 +205,9 @@ class DatasetWriter:
             "index": counter, "task_index": np.zeros_like(counter),
         }  # fmt: skip
 
-    def _column(self, index: int, key: str, values: NDArray[Any], length: int) -> NDArray[Any]:
+    def _validate_column(self, index: int, key: str, values: NDArray[Any], length: int) -> NDArray[Any]:
         feature = self.features[key]
-        if feature.shape == _NUMBER and values.shape == (length,):
+        if feature.shape == _SCALAR_SHAPE and values.shape == (length,):
             values = values[:, None]
         dtype = np.dtype(feature.dtype)
         if values.shape != (length, *feature.shape) or not np.can_cast(values.dtype, dtype, "same_kind"):
@@ -231,49 +231,49 @@ class DatasetWriter:
 
     # ---- what is there -----------------------------------------------------------------------------------------------
 
-    def _stored(self) -> list[str]:
+    def _table_keys(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature.dtype != "video"]
 
-    def _fingerprint(self) -> str:
-        plan = {
+    def _compute_schema_hash(self) -> str:
+        schema = {
             "version": self.version, "fps": self.fps, "recipe": self.recipe, "robot_type": self.robot_type, "crf": self.crf,
             "features": {key: feature.to_dict() for key, feature in self.features.items()},
         }  # fmt: skip
-        return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
 
-    def _noted(self, episode: Written) -> bytes:
-        return json.dumps({"plan": self._plan, **vars(episode)}, sort_keys=True, allow_nan=False).encode()
+    def _encode_record(self, episode: EpisodeRecord) -> bytes:
+        return json.dumps({"plan": self._schema_hash, **vars(episode)}, sort_keys=True, allow_nan=False).encode()
 
-    def _written(self) -> list[Written]:
+    def _read_records(self) -> list[EpisodeRecord]:
         pattern = "data/chunk-*/file-*.parquet" if self.version == "v3.0" else "data/chunk-*/episode_*.parquet"
         found = []
         for path in self.root.glob(pattern):
-            notes = json.loads(read_notes(path) or b"{}")
-            if notes.pop("plan", None) != self._plan:
+            fields = json.loads(read_notes(path) or b"{}")
+            if fields.pop("plan", None) != self._schema_hash:
                 raise DatasetError(
                     f"{path}: was not written with these features, rate and recipe; write into another folder, "
                     f"or delete this one to start anew"
                 )
-            found.append(Written(**notes))
+            found.append(EpisodeRecord(**fields))
         return sorted(found, key=lambda episode: episode.index)
 
-    def _place(self, episode: Written) -> None:
+    def _rewrite_indices(self, episode: EpisodeRecord) -> None:
         """Write the episode's table again, with its rows' places among all and the number of its task."""
         path = self.root / data_path(self.version, episode.index)
-        arrays = read_columns(path, self._stored())
-        for key, values in _counters(episode).items():
+        arrays = read_columns(path, self._table_keys())
+        for key, values in _index_columns(episode).items():
             arrays[key] = to_arrow(values, self.features[key])
-        with self._stage.file(path) as temporary:
-            write_table(temporary, arrays, self._noted(episode))
+        with self._staging.atomic_file(path) as temporary:
+            write_table(temporary, arrays, self._encode_record(episode))
 
 
-def _counters(episode: Written) -> dict[str, NDArray[np.int64]]:
+def _index_columns(episode: EpisodeRecord) -> dict[str, NDArray[np.int64]]:
     """The columns that depend on the other episodes."""
     count = np.arange(episode.length, dtype=np.int64)
-    return {"index": count + episode.first, "task_index": np.full_like(count, episode.task_index)}
+    return {"index": count + episode.from_index, "task_index": np.full_like(count, episode.task_index)}
 
 
-def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Through JSON and back, so that what is compared is what a file gives."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(recipe), allow_nan=False))
@@ -282,7 +282,7 @@ def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _distinct(what: str, names: Sequence[str]) -> tuple[str, ...]:
+def _check_unique(what: str, names: Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(name) for name in names)
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled or (what == "joint" and not names):

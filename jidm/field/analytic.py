@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.field.base import ContourJacobian, SurfaceJacobian
-from jidm.robot.contour import Contour, drawn_edges, sample_contour
+from jidm.robot.contour import MeshEdges, feature_edges, sample_mesh_edges
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.surface import Surface, not_hidden, sample_surface, visible_points
+from jidm.robot.surface import Surface, unoccluded_points, sample_surface, visible_points
 
 if TYPE_CHECKING:
     from jidm.robot.camera import Camera
@@ -62,16 +62,16 @@ class AnalyticField:
         self.points = points
         self.contour_points = contour_points
         self.seed = seed
-        self.surface = _interleaved(sample_surface(embodiment.model, occluders, seed=seed), seed)
+        self.surface = _shuffled(sample_surface(embodiment.model, occluders, seed=seed), seed)
 
     def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
         """The field at joint positions q [rad or m]; the image is not needed and not read."""
         surface = self.surface.to(q)
         poses = self.kinematics.link_poses(q)
-        p_base = self.kinematics.move_points(poses, surface.link, surface.p_link)
+        p_base = self.kinematics.transform_points(poses, surface.link, surface.p_link)
         visible = self._visible(poses, surface, p_base)
-        head = Surface(surface.link[: self.points], surface.p_link[: self.points], surface.normal_link[: self.points])
-        return AnalyticPose(self, q, head, visible[..., : self.points])
+        reported = Surface(surface.link[: self.points], surface.p_link[: self.points], surface.normal_link[: self.points])
+        return AnalyticPose(self, q, reported, visible[..., : self.points])
 
     def dense(
         self, q: Float[Tensor, "*batch n"], height: int, width: int, image: Tensor | None = None
@@ -87,14 +87,14 @@ class AnalyticField:
         """
         camera = self.camera.resized(width, height)
         poses = self.kinematics.link_poses(q)
-        p, link_grid = self._seen(camera, poses)
+        p, link_grid = self._rasterize(camera, poses)
         mask = link_grid >= 0
         jacobian = self._image_jacobian(camera, poses, p, link_grid.clamp(min=0))
         jacobian = jacobian * mask[..., None, None]
         jacobian = jacobian.movedim(-3, -1).unflatten(-1, (height, width))
         return jacobian, mask.to(q.dtype).unflatten(-1, (height, width))
 
-    def pixels(
+    def visible_surface(
         self, q: Float[Tensor, " n"], height: int, width: int
     ) -> tuple[Int[Tensor, "{height} {width}"], Surface]:
         """What each pixel shows of the robot at q.
@@ -103,27 +103,27 @@ class AnalyticField:
             For each pixel the number of its surface point, -1 off the robot; and the points, fixed to their links.
         """
         poses = self.kinematics.link_poses(q)
-        p, link = self._seen(self.camera.resized(width, height), poses)
+        p, link = self._rasterize(self.camera.resized(width, height), poses)
         on = link >= 0
         T = poses[link[on]]
         p_link = torch.einsum("pji,pj->pi", T[:, :3, :3], p[on] - T[:, :3, 3])
         number = torch.where(on, on.cumsum(0) - 1, -1).unflatten(0, (height, width))
         return number, Surface(link[on], p_link, torch.zeros_like(p_link))
 
-    def seen_from(
-        self, q: Float[Tensor, " n"], skin: Surface, height: int, width: int
+    def project_surface(
+        self, q: Float[Tensor, " n"], surface_points: Surface, height: int, width: int
     ) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
         """Where surface points are in a picture of that size at q, exactly [px], and how far from the camera [m]."""
-        p_base = self.kinematics.move_points(self.kinematics.link_poses(q), skin.link, skin.p_link)
+        p_base = self.kinematics.transform_points(self.kinematics.link_poses(q), surface_points.link, surface_points.p_link)
         uv, depth = self.camera.resized(width, height).project(p_base)
         return uv, depth
 
-    def _seen(
+    def _rasterize(
         self, camera: Camera, poses: Float[Tensor, "*batch links 4 4"]
     ) -> tuple[Float[Tensor, "*batch cells 3"], Int[Tensor, "*batch cells"]]:
         """The point [m, base frame] and the link that every pixel shows; link -1 off the robot."""
         surface = self.surface.to(poses)
-        p_base = self.kinematics.move_points(poses, surface.link, surface.p_link)
+        p_base = self.kinematics.transform_points(poses, surface.link, surface.p_link)
         uv, depth = camera.project(p_base)
         visible = self._visible(poses, surface, p_base)
         depth_grid, link_grid = _splat(uv, depth, visible, surface.link, camera.height, camera.width)
@@ -133,13 +133,13 @@ class AnalyticField:
             torch.arange(camera.width, dtype=poses.dtype, device=poses.device),
             indexing="ij",
         )
-        centres = torch.stack([u, v], dim=-1).reshape(-1, 2).expand(*mask.shape, 2)
-        return camera.unproject(centres, torch.where(mask, depth_grid, torch.ones_like(depth_grid))), link_grid
+        centers = torch.stack([u, v], dim=-1).reshape(-1, 2).expand(*mask.shape, 2)
+        return camera.unproject(centers, torch.where(mask, depth_grid, torch.ones_like(depth_grid))), link_grid
 
     @cached_property
-    def edges(self) -> Contour:
+    def edges(self) -> MeshEdges:
         """Candidate points of outlines and creases, sampled on first use."""
-        return sample_contour(self.embodiment.model, self.contour_points, seed=self.seed)
+        return sample_mesh_edges(self.embodiment.model, self.contour_points, seed=self.seed)
 
     def visible_contour(self, q: Float[Tensor, " n"]) -> Int[Tensor, " K"]:
         """Identities of the edge points that draw a line in the picture at q and are not hidden, spread evenly over the
@@ -147,22 +147,22 @@ class AnalyticField:
         edges, surface, camera = self.edges.to(q), self.surface.to(q), self.camera
         with torch.no_grad():
             poses = self.kinematics.link_poses(q)
-            p_base = self.kinematics.move_points(poses, edges.link, edges.p_link)
-            drawn = drawn_edges(edges, poses[edges.link, :3, :3], camera.position.to(p_base) - p_base)
+            p_base = self.kinematics.transform_points(poses, edges.link, edges.p_link)
+            drawn = feature_edges(edges, poses[edges.link, :3, :3], camera.position.to(p_base) - p_base)
             candidates = drawn.nonzero()[:, 0]
             uv, depth = camera.project(p_base[candidates])
-            hiding_uv, hiding_depth = camera.project(self.kinematics.move_points(poses, surface.link, surface.p_link))
-            free = not_hidden(
-                uv, depth, edges.link[candidates], hiding_uv, hiding_depth, surface.link,
+            occluder_uv, occluder_depth = camera.project(self.kinematics.transform_points(poses, surface.link, surface.p_link))
+            unoccluded = unoccluded_points(
+                uv, depth, edges.link[candidates], occluder_uv, occluder_depth, surface.link,
                 width=camera.width, height=camera.height, focal=float(camera.K[0, 0]), cell=self._cell,
             )  # fmt: skip
-            return candidates[free][_spread(uv[free], _CONTOUR_SPACING)]
+            return candidates[unoccluded][_grid_subsample(uv[unoccluded], _CONTOUR_SPACING)]
 
     def contour(self, q: Float[Tensor, " n"], index: Int[Tensor, " K"]) -> ContourJacobian:
         """Edge points at q: where they are in the picture, across which direction they can be measured, how they move."""
         edges, camera = self.edges.to(q)[index], self.camera
         poses = self.kinematics.link_poses(q)
-        p_base = self.kinematics.move_points(poses, edges.link, edges.p_link)
+        p_base = self.kinematics.transform_points(poses, edges.link, edges.p_link)
         p_camera = camera.transform(p_base)
         tangent = torch.einsum("kij,kj->ki", poses[edges.link, :3, :3], edges.tangent_link)
         along = torch.einsum("kai,ki->ka", camera.projection_jacobian(p_camera), tangent)
@@ -216,32 +216,32 @@ class AnalyticPose:
 
     Attributes:
         q: (*batch, n) the pose [rad or m].
-        skin: the N points, fixed to their links.
+        surface_points: the N points, fixed to their links.
         visible: (*batch, N) which of them the camera sees at q.
     """
 
     field: AnalyticField
     q: Float[Tensor, "*batch n"]
-    skin: Surface
+    surface_points: Surface
     visible: Bool[Tensor, "*batch N"]
 
     def surface(self, delta_q: Float[Tensor, "*batch n"] | None = None) -> SurfaceJacobian:
         """The points carried by exact FK to `q + delta_q`; visibility is that of the pose the field was taken at."""
-        field, skin = self.field, self.skin
+        field, surface_points = self.field, self.surface_points
         poses = field.kinematics.link_poses(self.q if delta_q is None else self.q + delta_q)
-        p_base = field.kinematics.move_points(poses, skin.link, skin.p_link)
+        p_base = field.kinematics.transform_points(poses, surface_points.link, surface_points.p_link)
         uv, _ = field.camera.project(p_base)
-        jacobian = field._image_jacobian(field.camera, poses, p_base, skin.link)
-        normals = torch.einsum("...pij,pj->...pi", poses[..., skin.link, :3, :3], skin.normal_link)
-        return SurfaceJacobian(uv, jacobian, self.visible, normals, skin.link)
+        jacobian = field._image_jacobian(field.camera, poses, p_base, surface_points.link)
+        normals = torch.einsum("...pij,pj->...pi", poses[..., surface_points.link, :3, :3], surface_points.normal_link)
+        return SurfaceJacobian(uv, jacobian, self.visible, normals, surface_points.link)
 
     def keep(self, index: Int[Tensor, " K"]) -> AnalyticPose:
         """The same pose with only the points `index`."""
-        skin = Surface(self.skin.link[index], self.skin.p_link[index], self.skin.normal_link[index])
-        return replace(self, skin=skin, visible=self.visible[..., index])
+        surface_points = Surface(self.surface_points.link[index], self.surface_points.p_link[index], self.surface_points.normal_link[index])
+        return replace(self, skin=surface_points, visible=self.visible[..., index])
 
 
-def _spread(uv: Float[Tensor, "N 2"], spacing: float) -> Int[Tensor, " K"]:
+def _grid_subsample(uv: Float[Tensor, "N 2"], spacing: float) -> Int[Tensor, " K"]:
     """In ascending order the first of the points in each square cell of that size."""
     cell = (uv / spacing).floor().long()
     _, group = cell.unique(dim=0, return_inverse=True)
@@ -250,7 +250,7 @@ def _spread(uv: Float[Tensor, "N 2"], spacing: float) -> Int[Tensor, " K"]:
     return first.scatter_reduce(0, group, order, reduce="amin").sort().values
 
 
-def _interleaved(surface: Surface, seed: int) -> Surface:
+def _shuffled(surface: Surface, seed: int) -> Surface:
     """Shuffled, so that any leading part of the points is an even sample of the whole robot."""
     order = torch.randperm(len(surface), generator=torch.Generator().manual_seed(seed))
     return Surface(surface.link[order], surface.p_link[order], surface.normal_link[order])
@@ -271,10 +271,10 @@ def _splat(
         # Losers write into the spare last cell.
         link_grid = torch.full_like(depth_grid, -1, dtype=torch.long)
         link_grid.scatter_(-1, torch.where(winner, index, height * width), link.expand_as(index))
-        return _fill(depth_grid[..., :-1], link_grid[..., :-1], height, width)
+        return _fill_gaps(depth_grid[..., :-1], link_grid[..., :-1], height, width)
 
 
-def _fill(depth: Tensor, link: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _fill_gaps(depth: Tensor, link: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Give empty cells that have at least three occupied neighbours the nearest of those."""
     batch, count = depth.shape[:-1], depth.shape[:-1].numel()
     z = torch.nn.functional.pad(depth.reshape(count, 1, height, width), (1, 1, 1, 1), value=torch.inf)

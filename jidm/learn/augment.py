@@ -21,7 +21,7 @@ from jidm.errors import InputError, did_you_mean
 from jidm.learn.batch import GRID_STRIDE, PairBatch
 
 _FRAMES = ("before", "first", "second", "third")
-_BANK = 1 << 20  # normal numbers drawn once; noise is cut out of them, for drawing costs more than everything else
+_NOISE_BANK_SIZE = 1 << 20  # normal numbers drawn once; noise is cut out of them, for drawing costs more than everything else
 _BLUR_SIZE = 7  # px, of the kernel
 
 
@@ -30,18 +30,18 @@ class AugmentOptions:
     """How strong and how often.
 
     Attributes:
-        colour: spread of brightness, contrast and saturation (0.2 = a fifth up or down), and of hue [turns / 4].
+        color: spread of brightness, contrast and saturation (0.2 = a fifth up or down), and of hue [turns / 4].
         flicker: spread of brightness from one frame to the next.
         tone: strongest bend of the tone curve, x + tone x (1 - x).
         noise: largest standard deviation of the noise, of the range 0..1.
         blur: share of pairs blurred; blur_sigma: largest standard deviation [px].
         jpeg: share of pairs compressed; jpeg_quality: lowest and highest quality.
-        backdrop: share of pairs that get the background of another frame of the recording, where it tells the robot apart and
+        background: share of pairs that get the background of another frame of the recording, where it tells the robot apart and
             flow was not measured in the pictures.
         erase: share of pairs with something in front; erase_size: largest side as a share of the picture's.
     """
 
-    colour: float = 0.0
+    color: float = 0.0
     flicker: float = 0.0
     tone: float = 0.0
     noise: float = 0.0
@@ -49,23 +49,23 @@ class AugmentOptions:
     blur_sigma: float = 1.2
     jpeg: float = 0.0
     jpeg_quality: tuple[int, int] = (30, 90)
-    backdrop: float = 0.0
+    background: float = 0.0
     erase: float = 0.0
     erase_size: float = 0.4
 
 
-LEVELS: Mapping[str, AugmentOptions | None] = {
+PRESETS: Mapping[str, AugmentOptions | None] = {
     "none": None,
-    "light": AugmentOptions(colour=0.15, flicker=0.01, tone=0.15, noise=0.02, backdrop=0.5),
+    "light": AugmentOptions(color=0.15, flicker=0.01, tone=0.15, noise=0.02, background=0.5),
     "full": AugmentOptions(
-        colour=0.3, flicker=0.02, tone=0.3, noise=0.04, blur=0.2, jpeg=0.2, backdrop=0.5, erase=0.3,
+        color=0.3, flicker=0.02, tone=0.3, noise=0.04, blur=0.2, jpeg=0.2, background=0.5, erase=0.3,
     ),
 }  # fmt: skip
 """Ready mixtures by name."""
 
 
 @dataclass(frozen=True, eq=False)
-class Changes:
+class AugmentParams:
     """What happens to each of B pairs, over F = 4 frames (before, first, second, third).
 
     Attributes:
@@ -73,7 +73,7 @@ class Changes:
         tone: (B,). noise: (B,) standard deviation; noise_at: (B, F) where in the bank.
         blur: (B,) standard deviation [px], 0 = none. jpeg: (B,) quality, 0 = none.
         box: (B, F, 4) left, top, right, bottom of the thing in front, as shares of the picture; empty = none.
-        box_colour: (B, 3); box_at: (B,) where in the bank its texture is.
+        box_color: (B, 3); box_at: (B,) where in the bank its texture is.
     """
 
     matrix: Float[Tensor, "B 3 3"]
@@ -84,23 +84,23 @@ class Changes:
     blur: Float[Tensor, " B"]
     jpeg: NDArray[np.int64]
     box: Float[Tensor, "B F 4"]
-    box_colour: Float[Tensor, "B 3"]
+    box_color: Float[Tensor, "B 3"]
     box_at: NDArray[np.int64]
 
-    def part(self, rank: int, world: int) -> Changes:
+    def shard(self, rank: int, world: int) -> AugmentParams:
         """Every world-th pair's, from the rank-th on."""
         return replace(self, **{field.name: getattr(self, field.name)[rank::world] for field in fields(self)})
 
 
-def augmentation(level: str, seed: int) -> Augment | None:
+def make_augmentation(preset: str, seed: int) -> Augment | None:
     """The ready mixture of that name; None for "none".
 
     Raises:
         InputError: no such name.
     """
-    if level not in LEVELS:
-        raise InputError(f"unknown augmentation '{level}': {did_you_mean(level, LEVELS)}")
-    options = LEVELS[level]
+    if preset not in PRESETS:
+        raise InputError(f"unknown augmentation '{preset}': {did_you_mean(preset, PRESETS)}")
+    options = PRESETS[preset]
     return None if options is None else Augment(options, seed)
 
 
@@ -109,89 +109,89 @@ class Augment:
 
     def __init__(self, options: AugmentOptions, seed: int) -> None:
         self.options, self.seed = options, seed
-        self._bank = torch.randn(_BANK, generator=torch.Generator().manual_seed(seed))
+        self._noise_bank = torch.randn(_NOISE_BANK_SIZE, generator=torch.Generator().manual_seed(seed))
 
-    def draw(self, step: int, size: int) -> Changes:
+    def sample(self, step: int, size: int) -> AugmentParams:
         """The changes of training step `step` for a common batch of `size` pairs."""
         o, random = self.options, np.random.default_rng((self.seed, step, 2))
 
-        def spread(scale: float, *shape: int) -> NDArray[np.float64]:
+        def uniform(scale: float, *shape: int) -> NDArray[np.float64]:
             return random.uniform(-scale, scale, size=(size, *shape))
 
         def some(share: float, values: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.where(random.random(size) < share, values, 0.0)
 
-        brightness, contrast, saturation = spread(o.colour), 1 + spread(o.colour), 1 + spread(o.colour)
-        matrix = contrast[:, None, None] * _colour_turn(saturation, spread(o.colour / 4))
+        brightness, contrast, saturation = uniform(o.color), 1 + uniform(o.color), 1 + uniform(o.color)
+        matrix = contrast[:, None, None] * _color_matrix(saturation, uniform(o.color / 4))
         # Contrast turns about mid grey, so that it does not move brightness.
-        offset = (brightness + 0.5 * (1 - contrast))[:, None, None] + spread(o.flicker, len(_FRAMES), 1)
+        offset = (brightness + 0.5 * (1 - contrast))[:, None, None] + uniform(o.flicker, len(_FRAMES), 1)
         low, high = o.jpeg_quality
-        reach = _BANK // 2  # noise of one frame starts in the first half and must end within the bank
+        half_bank = _NOISE_BANK_SIZE // 2  # noise of one frame starts in the first half and must end within the bank
         numbers = {
             "matrix": matrix,
             "offset": np.broadcast_to(offset, (size, len(_FRAMES), 3)),
-            "tone": spread(o.tone),
+            "tone": uniform(o.tone),
             "noise": random.uniform(0, o.noise, size),
             "blur": some(o.blur, random.uniform(0.3, o.blur_sigma, size)),
             "box": _boxes(random, size, o.erase, o.erase_size),
             "box_colour": random.uniform(0, 1, (size, 3)),
         }
-        return Changes(
+        return AugmentParams(
             **{name: torch.from_numpy(np.ascontiguousarray(x)).float() for name, x in numbers.items()},
-            noise_at=random.integers(reach, size=(size, len(_FRAMES))),
+            noise_at=random.integers(half_bank, size=(size, len(_FRAMES))),
             jpeg=some(o.jpeg, random.integers(low, high + 1, size).astype(float)).astype(np.int64),
-            box_at=random.integers(reach, size=size),
+            box_at=random.integers(half_bank, size=size),
         )
 
-    def apply(self, batch: PairBatch, changes: Changes) -> PairBatch:
+    def apply(self, batch: PairBatch, params: AugmentParams) -> PairBatch:
         """The changed pairs; flow has no weight, and there is no robot, where something stands in front of it."""
-        if (changes.box[..., 2] > changes.box[..., 0]).any():
-            batch = _unsupervised_behind(batch, changes.box)
+        if (params.box[..., 2] > params.box[..., 0]).any():
+            batch = _mask_occluded(batch, params.box)
         pictures = {}
         for f, name in enumerate(_FRAMES):
             if (picture := getattr(batch, name)) is not None:
-                pictures[name] = self._frame(picture.clone(), changes, f)
+                pictures[name] = self._augment_frame(picture.clone(), params, f)
         return replace(batch, **pictures)
 
-    def _frame(self, x: Float[Tensor, "B 3 H W"], changes: Changes, f: int) -> Float[Tensor, "B 3 H W"]:
+    def _augment_frame(self, x: Float[Tensor, "B 3 H W"], params: AugmentParams, f: int) -> Float[Tensor, "B 3 H W"]:
         device, (height, width) = x.device, x.shape[-2:]
-        self._put_in_front(x, changes, f)
+        self._erase(x, params, f)
         x = torch.baddbmm(
-            changes.offset[:, f, :, None].to(device), changes.matrix.to(device), x.flatten(2)
+            params.offset[:, f, :, None].to(device), params.matrix.to(device), x.flatten(2)
         ).unflatten(2, (height, width))  # fmt: skip
         x = x.clamp_(0, 1)
         if self.options.tone:
-            x = torch.addcmul(x, x * (1 - x), changes.tone[:, None, None, None].to(device))
-        x = _blurred(x, changes.blur)
+            x = torch.addcmul(x, x * (1 - x), params.tone[:, None, None, None].to(device))
+        x = _blur(x, params.blur)
         if self.options.noise:
-            for i, at in enumerate(changes.noise_at[:, f].tolist()):
-                x[i].add_(self._texture(at, x[i]), alpha=float(changes.noise[i]))
-        return _compressed(x.clamp_(0, 1), changes.jpeg)
+            for i, at in enumerate(params.noise_at[:, f].tolist()):
+                x[i].add_(self._texture(at, x[i]), alpha=float(params.noise[i]))
+        return _jpeg(x.clamp_(0, 1), params.jpeg)
 
-    def _put_in_front(self, x: Tensor, changes: Changes, f: int) -> None:
+    def _erase(self, x: Tensor, params: AugmentParams, f: int) -> None:
         size = x.new_tensor([x.shape[-1], x.shape[-2]] * 2).cpu()
-        for i, box in enumerate((changes.box[:, f] * size).round().long().clamp(min=0).tolist()):
+        for i, box in enumerate((params.box[:, f] * size).round().long().clamp(min=0).tolist()):
             left, top, right, bottom = box
             part = x[i, :, top:bottom, left:right]
             if part.numel():
-                texture = self._texture(int(changes.box_at[i]), part) * 0.15
-                part.copy_((texture + changes.box_colour[i, :, None, None].to(x.device)).clamp(0, 1))
+                texture = self._texture(int(params.box_at[i]), part) * 0.15
+                part.copy_((texture + params.box_color[i, :, None, None].to(x.device)).clamp(0, 1))
 
     def _texture(self, at: int, like: Tensor) -> Tensor:
-        start = at % max(1, _BANK - like.numel())
-        return self._bank[start : start + like.numel()].view(like.shape).to(like.device)
+        start = at % max(1, _NOISE_BANK_SIZE - like.numel())
+        return self._noise_bank[start : start + like.numel()].view(like.shape).to(like.device)
 
 
 # ---- the single changes ----------------------------------------------------------------------------------------------
 
 
-def _colour_turn(saturation: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
+def _color_matrix(saturation: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
     """(B, 3, 3): colours turned by `hue` [turns] and stretched by `saturation` about the grey axis; grey stays grey."""
-    grey = np.full((3, 3), 1 / 3)
+    gray = np.full((3, 3), 1 / 3)
     cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3)
     angle = 2 * np.pi * hue
-    turn = np.cos(angle)[:, None, None] * (np.eye(3) - grey) + np.sin(angle)[:, None, None] * cross
-    return grey + saturation[:, None, None] * turn
+    rotation = np.cos(angle)[:, None, None] * (np.eye(3) - gray) + np.sin(angle)[:, None, None] * cross
+    return gray + saturation[:, None, None] * rotation
 
 
 def _boxes(random: np.random.Generator, size: int, share: float, largest: float) -> NDArray[np.float64]:
@@ -203,7 +203,7 @@ def _boxes(random: np.random.Generator, size: int, share: float, largest: float)
     return np.clip(np.concatenate([corner, corner + side[:, None]], axis=-1), 0.0, 1.0)
 
 
-def _blurred(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+def _blur(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
     some = sigma.nonzero()[:, 0].to(x.device)
     if not len(some):
         return x
@@ -214,7 +214,7 @@ def _blurred(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[T
     return x
 
 
-def _compressed(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Float[Tensor, "B 3 H W"]:
+def _jpeg(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Float[Tensor, "B 3 H W"]:
     some = np.flatnonzero(quality).tolist()
     if not some:
         return x
@@ -235,19 +235,19 @@ def _compressed(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Floa
     return x
 
 
-def _unsupervised_behind(batch: PairBatch, box: Float[Tensor, "B F 4"]) -> PairBatch:
+def _mask_occluded(batch: PairBatch, box: Float[Tensor, "B F 4"]) -> PairBatch:
     box = box.to(batch.first.device)
     boxes = {name: box[:, _FRAMES.index(name)] for name in ("first", "second")}
     changed = {}
-    for tail, here, there in (("", "first", "second"), ("_back", "second", "first")):
-        for name in ("mask" + tail, "field_weight" + tail, "tangent_weight" + tail):
-            if (sure := getattr(batch, name)) is not None:
-                changed[name] = sure * ~_covered(boxes[here], *sure.shape[-2:])
-        flow, weight = (getattr(batch, name + tail) for name in ("flow", "weight"))
+    for suffix, here, there in (("", "first", "second"), ("_back", "second", "first")):
+        for name in ("mask" + suffix, "field_weight" + suffix, "tangent_weight" + suffix):
+            if (confidence := getattr(batch, name)) is not None:
+                changed[name] = confidence * ~_covered(boxes[here], *confidence.shape[-2:])
+        flow, weight = (getattr(batch, name + suffix) for name in ("flow", "weight"))
         if flow is not None:
             hidden, landing = (_covered(boxes[name], *flow.shape[-2:]) for name in (here, there))
-            changed["weight" + tail] = weight * ~(hidden | _lands_in(flow, landing))
-            changed["flow" + tail] = flow * ~hidden[:, None]
+            changed["weight" + suffix] = weight * ~(hidden | _lands_in(flow, landing))
+            changed["flow" + suffix] = flow * ~hidden[:, None]
     return replace(batch, **changed)
 
 

@@ -90,7 +90,7 @@ class PairBatch:
         """Joint step from first to second [rad or m]."""
         return self.q_next - self.q
 
-    def dice(self) -> Float[Tensor, "frames numbers"]:
+    def random_numbers(self) -> Float[Tensor, "frames numbers"]:
         """`random` of all first frames, then of all second frames; drawn now where the batch brings none."""
         if self.random is not None:
             return self.random.transpose(0, 1).flatten(0, 1)
@@ -120,7 +120,7 @@ class PairBatch:
         """Some of the pairs."""
         return replace(self, **{name: x[index] for name, x in self.tensors()})
 
-    def swapped(self) -> PairBatch:
+    def time_reversed(self) -> PairBatch:
         """The same pairs backwards in time: second becomes first, flow becomes flow_back; no `before`, no `third`."""
         return replace(
             self, first=self.second, second=self.first, q=self.q_next, q_next=self.q, before=None, third=None, q_third=None,
@@ -134,7 +134,7 @@ class PairBatch:
         )  # fmt: skip
 
 
-def normal(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def normal_from_uniform(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Standard normal numbers out of even ones in [0, 1), within 5 standard deviations."""
     return torch.special.ndtri(uniform.clamp(3e-7, 1 - 3e-7))
 

@@ -14,12 +14,12 @@ from jidm.field.learned.config import FLOW_STRIDE
 from jidm.learn.batch import PairBatch
 from jidm.learn.together import weighted_mean
 from jidm.motion.flow.base import Flow
-from jidm.solve.learned_step import LearnedStep
+from jidm.solve.learned_step import StepEstimate
 
-_ROBOT_COUNTS = 4.0
+_ROBOT_WEIGHT = 4.0
 """What a cell that shows the robot counts in the loss of the mask; few do, and to miss one costs measurements of it."""
-_MOVED = 0.5  # [px] what moved by more is the robot, where nobody knows where it is
-_REST_COUNTS = 0.1
+_MOTION_THRESHOLD = 0.5  # [px] what moved by more is the robot, where nobody knows where it is
+_STATIC_WEIGHT = 0.1
 """What a cell that did not move counts there: it may show the robot at rest. What moves in a tenth of all pairs is told
 to be the robot as likely as not."""
 
@@ -28,7 +28,7 @@ Flows = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class BothWays:
+class BidirectionalMotion:
     """The motion of a batch in both directions, one after the other: 2 B of everything.
 
     Attributes:
@@ -45,7 +45,7 @@ class BothWays:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, batch: PairBatch) -> BothWays | None:
+    def from_batch(cls, batch: PairBatch) -> BidirectionalMotion | None:
         """A batch's motion; None where nothing measured it.
 
         Raises:
@@ -68,25 +68,25 @@ class BothWays:
             mask = torch.cat([batch.mask, batch.mask_back])
         return cls(flow, weight, tangent, tangent_weight, step, mask)
 
-    def measured(self) -> tuple[Flow, Flow]:
+    def to_flow(self) -> tuple[Flow, Flow]:
         """Flow as an estimator gives it, in cells of its grid: there and back."""
         both, count = Flow(self.flow / FLOW_STRIDE, self.weight), len(self.flow) // 2
         return both[:count], both[count:]
 
-    def to_guess_from(self) -> Flows:
+    def regression_inputs(self) -> Flows:
         """Flow with its log-confidence, there and back."""
         return list(zip(self.flow.chunk(2), self.weight.log().chunk(2), strict=True))
 
     def mask_loss(self, logit: Tensor) -> Tensor:
         """Cross entropy against the robot's mask; without one, what moved is the robot and what did not may be."""
         if self.mask is not None:
-            return F.binary_cross_entropy_with_logits(logit, self.mask, pos_weight=logit.new_tensor(_ROBOT_COUNTS))
-        moved = (self.flow.square().sum(1).sqrt() > _MOVED).to(logit)
-        counts = self.weight * (moved + _REST_COUNTS * (1 - moved))
-        told, counts = (F.interpolate(x[:, None], size=logit.shape[-2:])[:, 0] for x in (moved, counts))
-        return weighted_mean(F.binary_cross_entropy_with_logits(logit, told, reduction="none"), counts)
+            return F.binary_cross_entropy_with_logits(logit, self.mask, pos_weight=logit.new_tensor(_ROBOT_WEIGHT))
+        moved = (self.flow.square().sum(1).sqrt() > _MOTION_THRESHOLD).to(logit)
+        weight = self.weight * (moved + _STATIC_WEIGHT * (1 - moved))
+        target, weight = (F.interpolate(x[:, None], size=logit.shape[-2:])[:, 0] for x in (moved, weight))
+        return weighted_mean(F.binary_cross_entropy_with_logits(logit, target, reduction="none"), weight)
 
 
-def matched_flows(made: LearnedStep) -> Flows:
+def matched_flows(step: StepEstimate) -> Flows:
     """What the network's first look saw, to be learned from but not to be taught."""
-    return [(x.flow.detach(), x.log_weight.detach()) for x in made.matched]
+    return [(x.flow.detach(), x.log_weight.detach()) for x in step.flow_measurements]

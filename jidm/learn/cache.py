@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jidm.errors import InputError
-from jidm.files import remove_leftovers
+from jidm.files import remove_stale_temporaries
 
 _LIMIT_GB = 30.0
-_MADE_HERE = re.compile(r".+-[0-9a-f]{16}")
-_IN_USE = 3600.0  # [s] what was asked for this lately may be read by a training that is running
+_CACHE_NAME = re.compile(r".+-[0-9a-f]{16}")
+_RECENT_SECONDS = 3600.0  # [s] what was asked for this lately may be read by a training that is running
 
 
 def default_cache() -> Path:
@@ -40,14 +40,14 @@ def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
         make: fills the empty folder it is given. If it raises, no folder is left.
     """
     if not folder.is_dir():
-        limit = _limit()
+        limit = _limit_bytes()
         _make(folder, make)
-        _make_room(folder, limit)
+        _evict(folder, limit)
     os.utime(folder)
     return folder
 
 
-def _limit() -> float:
+def _limit_bytes() -> float:
     """Bytes."""
     text = os.environ.get("JIDM_CACHE_GB") or str(_LIMIT_GB)
     try:
@@ -62,7 +62,7 @@ def _limit() -> float:
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
     """Under a temporary name until it is whole; if another process was first, theirs stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    remove_stale_temporaries(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -77,14 +77,14 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _make_room(newest: Path, limit: float) -> None:
+def _evict(newest: Path, limit: float) -> None:
     """Only folders that a cache made go: a user may have pointed JIDM_CACHE at a folder that holds other things."""
     for leftover in newest.parent.glob(".*.tmp"):
-        remove_leftovers(newest.with_name(leftover.name[1:].rsplit(".", 2)[0]))
-    others = [x for x in newest.parent.iterdir() if x != newest and x.is_dir() and _MADE_HERE.fullmatch(x.name)]
+        remove_stale_temporaries(newest.with_name(leftover.name[1:].rsplit(".", 2)[0]))
+    others = [x for x in newest.parent.iterdir() if x != newest and x.is_dir() and _CACHE_NAME.fullmatch(x.name)]
     total = _size(newest) + sum(map(_size, others))
     for folder in sorted(others, key=lambda x: x.stat().st_mtime):
-        if total <= limit or time.time() - folder.stat().st_mtime < _IN_USE:
+        if total <= limit or time.time() - folder.stat().st_mtime < _RECENT_SECONDS:
             return
         total -= _size(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from jidm.field.learned import LearnedField
 from jidm.learn.batch import PairBatch
-from jidm.learn.both_ways import BothWays, matched_flows
-from jidm.learn.films import Film
+from jidm.learn.both_ways import BidirectionalMotion, matched_flows
+from jidm.learn.films import Clip
 from jidm.motion.flow.base import Flow
-from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
-from jidm.solve.learned_step import learned_step, solve_pairs
-from jidm.solve.looks import SeenAt
+from jidm.solve.follow import LearnedTrackerOptions, LearnedTracker, training_limits
+from jidm.solve.learned_step import estimate_step, estimate_pair_steps
+from jidm.solve.looks import FieldEvaluation
 
-_FEWEST_STEPS = 30  # of a joint, by which its spread is told
+_MIN_SAMPLES = 30  # of a joint, by which its spread is told
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,18 +26,18 @@ class _Pairs:
     """Pairs whose steps are known.
 
     Attributes:
-        at: all first pictures, then all second ones, at their true poses.
+        evaluation: all first pictures, then all second ones, at their true poses.
         delta_q: (B, n) the true steps [rad or m].
         flows: there and back, for steps that are solved from flow.
     """
 
-    at: SeenAt
+    evaluation: FieldEvaluation
     delta_q: Float[Tensor, "B n"]
     flows: tuple[Flow, ...] = ()
 
 
 @torch.no_grad()
-def calibrate(field: LearnedField, batches: Iterable[PairBatch], rounds: int = 2) -> None:
+def calibrate_uncertainty(field: LearnedField, batches: Iterable[PairBatch], rounds: int = 2) -> None:
     """Scale a field's uncertainties to the errors it makes on pairs, and see whether closer looks and guesses help it.
 
     The looser a look's say is, the more the next one begins with what was known before; so it takes two rounds to be
@@ -46,86 +46,86 @@ def calibrate(field: LearnedField, batches: Iterable[PairBatch], rounds: int = 2
     One factor per joint: the geometric mean of what the 68 % and the 95 % interval of a normal distribution ask for.
     Where no batch brings flow that was measured, such flow is trusted as far as the network's own looks.
     """
-    seen, measured, read, guessed = [], [], [], []
-    for spread in (field.step_spread, field.flow_spread, field.state_spread, field.guess_spread):
-        spread.fill_(1.0)
-    field.guesses.fill_(False)
+    matched_pairs, flow_pairs, pose_deviations, regression_deviations = [], [], [], []
+    for std_scale in (field.step_std_scale, field.flow_std_scale, field.pose_std_scale, field.regression_std_scale):
+        std_scale.fill_(1.0)
+    field.use_step_regression.fill_(False)
     for batch in batches:
-        pictures = field.encode(torch.cat([batch.first, batch.second]))
-        q, (state, std) = torch.cat([batch.q, batch.q_next]), field.state(pictures)
-        read.append((state - q).abs() / std)
-        pairs = _Pairs(SeenAt.of(field, pictures, q), batch.delta_q)
-        seen.append(pairs)
-        moves = BothWays.of(batch) if batch.field is None else None
-        if moves is not None:
-            measured.append(_Pairs(pairs.at, batch.delta_q, moves.measured()))
-        if field.config.guess:
-            guessed.append(_guess_errors(field, pairs, moves))
-    field.state_spread.copy_(_spread(torch.cat(read)))
-    tried = {}
-    for closer in (False, True):
-        field.looks_closer.fill_(closer)
-        tried[closer] = _tried(field, seen)
-    better = tried[True][0] <= tried[False][0]
-    field.looks_closer.fill_(better)
-    field.step_spread.mul_(_spread(tried[better][1]))
+        features = field.encode(torch.cat([batch.first, batch.second]))
+        q, (q_predicted, std) = torch.cat([batch.q, batch.q_next]), field.predict_pose(features)
+        pose_deviations.append((q_predicted - q).abs() / std)
+        pairs = _Pairs(FieldEvaluation.of(field, features, q), batch.delta_q)
+        matched_pairs.append(pairs)
+        motion = BidirectionalMotion.from_batch(batch) if batch.field is None else None
+        if motion is not None:
+            flow_pairs.append(_Pairs(pairs.evaluation, batch.delta_q, motion.to_flow()))
+        if field.config.step_regression:
+            regression_deviations.append(_regression_errors(field, pairs, motion))
+    field.pose_std_scale.copy_(_std_scale(torch.cat(pose_deviations)))
+    results = {}
+    for refine in (False, True):
+        field.use_refinement.fill_(refine)
+        results[refine] = _evaluate_steps(field, matched_pairs)
+    better = results[True][0] <= results[False][0]
+    field.use_refinement.fill_(better)
+    field.step_std_scale.mul_(_std_scale(results[better][1]))
     for _ in range(rounds - 1):
-        field.step_spread.mul_(_spread(_tried(field, seen)[1]))
-    field.flow_spread.copy_(_spread(_tried(field, measured)[1]) if measured else field.step_spread)
-    if guessed:
-        field.guess_spread.copy_(_spread(torch.cat(guessed)))
-        _try_guesses(field, measured or seen)
+        field.step_std_scale.mul_(_std_scale(_evaluate_steps(field, matched_pairs)[1]))
+    field.flow_std_scale.copy_(_std_scale(_evaluate_steps(field, flow_pairs)[1]) if flow_pairs else field.step_std_scale)
+    if regression_deviations:
+        field.regression_std_scale.copy_(_std_scale(torch.cat(regression_deviations)))
+        _select_step_regression(field, flow_pairs or matched_pairs)
 
 
 @torch.no_grad()
-def calibrate_videos(field: LearnedField, films: Iterable[Film]) -> None:
+def calibrate_video_uncertainty(field: LearnedField, clips: Iterable[Clip]) -> None:
     """Scale the uncertainties of steps in videos to the errors made in following some.
 
     Errors last: a field that is wrong at a pose is wrong there in the next frame too, and taking them for independent
     makes a filter too sure.
     """
-    field.video_spread.fill_(1.0)
-    limits = learned_limits(field.config, field.delta_std)
+    field.video_std_scale.fill_(1.0)
+    limits = training_limits(field.config, field.delta_std)
     found = []
-    for film in films:
-        follower = PoseFollower(field, limits, FollowOptions())
-        follower.start(film.frames[0], film.q[0])
-        for t, delta_q in enumerate(film.q.diff(dim=0)):
-            step = follower.step(film.frames[t + 1], film.dt, *(flow[t] for flow in film.flows))
+    for clip in clips:
+        tracker = LearnedTracker(field, limits, LearnedTrackerOptions())
+        tracker.start(clip.frames[0], clip.q[0])
+        for t, delta_q in enumerate(clip.q.diff(dim=0)):
+            step = tracker.step(clip.frames[t + 1], clip.dt, *(flow[t] for flow in clip.flows))
             if step.valid:
                 found.append((step.delta_q - delta_q).abs() / step.covariance.diagonal().sqrt())
-    if len(found) >= _FEWEST_STEPS:
-        field.video_spread.copy_(_spread(torch.stack(found)))
+    if len(found) >= _MIN_SAMPLES:
+        field.video_std_scale.copy_(_std_scale(torch.stack(found)))
 
 
-def _guess_errors(field: LearnedField, pairs: _Pairs, moves: BothWays | None) -> Float[Tensor, "B n"]:
+def _regression_errors(field: LearnedField, pairs: _Pairs, motion: BidirectionalMotion | None) -> Float[Tensor, "B n"]:
     """Of guesses, in their standard deviations; from flow that was measured, if it was."""
-    count, at = len(pairs.delta_q), pairs.at
+    count, evaluation = len(pairs.delta_q), pairs.evaluation
     flows = (
-        matched_flows(learned_step(field, at[:count], at[count:], closer=()))
-        if moves is None
-        else moves.to_guess_from()
+        matched_flows(estimate_step(field, evaluation[:count], evaluation[count:], refinement_stages=()))
+        if motion is None
+        else motion.regression_inputs()
     )
-    step, std = field.guess(at.seen[:count], at.seen[count:], flows)
+    step, std = field.regress_step(evaluation.features[:count], evaluation.features[count:], flows)
     return (step - pairs.delta_q).abs() / std
 
 
-def _try_guesses(field: LearnedField, kept: Sequence[_Pairs]) -> None:
+def _select_step_regression(field: LearnedField, batches: Sequence[_Pairs]) -> None:
     """See whether guesses help. Their errors and those of steps have much in common, which widens both."""
-    alone = _tried(field, kept)[0]
-    field.guesses.fill_(True)
-    error, deviations = _tried(field, kept)
-    field.guesses.fill_(error < alone)
-    for spread in (field.step_spread, field.flow_spread, field.guess_spread) if error < alone else ():
-        spread.mul_(_spread(deviations))
+    alone = _evaluate_steps(field, batches)[0]
+    field.use_step_regression.fill_(True)
+    error, deviations = _evaluate_steps(field, batches)
+    field.use_step_regression.fill_(error < alone)
+    for std_scale in (field.step_std_scale, field.flow_std_scale, field.regression_std_scale) if error < alone else ():
+        std_scale.mul_(_std_scale(deviations))
 
 
-def _tried(field: LearnedField, kept: Sequence[_Pairs]) -> tuple[float, Float[Tensor, "N n"]]:
+def _evaluate_steps(field: LearnedField, batches: Sequence[_Pairs]) -> tuple[float, Float[Tensor, "N n"]]:
     """Mean error of the steps [typical steps], and errors of what was measured in their standard deviations, NaN for joints
     that a pair does not show."""
     errors, deviations = [], []
-    for pairs in kept:
-        found = solve_pairs(field, pairs.at, *pairs.flows)
+    for pairs in batches:
+        found = estimate_pair_steps(field, pairs.evaluation, *pairs.flows)
         errors.append((found.steps[-1] - pairs.delta_q) / field.delta_std)
         std = found.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         error = (found.solution.delta_q - pairs.delta_q).abs()
@@ -133,11 +133,11 @@ def _tried(field: LearnedField, kept: Sequence[_Pairs]) -> tuple[float, Float[Te
     return float(torch.cat(errors).abs().mean()), torch.cat(deviations)
 
 
-def _spread(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:
+def _std_scale(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:
     """Factor per joint; NaN is left out. A joint that was hardly ever seen gets what is usual of the others."""
-    share = torch.tensor([0.6827, 0.95], dtype=deviation.dtype, device=deviation.device)
-    found = deviation.nanquantile(share, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
-    spread = found.log().mean(0).exp().clamp(1e-3, 1e3)
-    told = deviation.isfinite().sum(0) >= min(_FEWEST_STEPS, len(deviation))
-    usual = spread[told].log().mean().exp() if bool(told.any()) else torch.ones_like(spread[0])
-    return torch.where(told, spread, usual)
+    quantiles = torch.tensor([0.6827, 0.95], dtype=deviation.dtype, device=deviation.device)
+    found = deviation.nanquantile(quantiles, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
+    scale = found.log().mean(0).exp().clamp(1e-3, 1e3)
+    enough = deviation.isfinite().sum(0) >= min(_MIN_SAMPLES, len(deviation))
+    typical = scale[enough].log().mean().exp() if bool(enough.any()) else torch.ones_like(scale[0])
+    return torch.where(enough, scale, typical)

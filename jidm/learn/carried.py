@@ -16,17 +16,17 @@ from torch.nn import functional as F
 
 from jidm.robot.kinematics import Kinematics
 
-_NOTHING = 1e-6  # share of a cell
+_EPS = 1e-6  # share of a cell
 
 # A carried point counts as seen when one of the four cells around it shows the same link at about its distance:
 # within this share of the distance ...
-_DEPTH_SHARE = 0.005
+_DEPTH_RTOL = 0.005
 # ... plus this many times the width of a cell there: between two cells a tilted surface changes depth by about as much.
-_DEPTH_CELLS = 2.0
+_DEPTH_CELL_TOL = 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class DepthView:
     """What a coarse grid knows of B frames.
 
     Attributes:
@@ -43,7 +43,7 @@ class View:
     T_camera_base: Float[Tensor, "B 4 4"]
     poses: Float[Tensor, "B links 4 4"]
 
-    def widened(self) -> View:
+    def dilated(self) -> DepthView:
         """The same view with every link reaching one cell further over what is not the robot, at the depth of its border.
 
         The nearest of the neighbouring links where there are several. A cell's centre decides what the grid shows, but
@@ -51,10 +51,10 @@ class View:
         """
         robot = self.link >= 0
         far = torch.full_like(self.depth, torch.inf)
-        around = F.unfold(torch.where(robot, self.depth, far).nan_to_num(posinf=1e9)[:, None], 3, padding=1)
+        neighbors = F.unfold(torch.where(robot, self.depth, far).nan_to_num(posinf=1e9)[:, None], 3, padding=1)
         inside = F.unfold(torch.ones_like(self.depth[:1, None]), 3, padding=1) > 0
         links = F.unfold(self.link[:, None].to(self.depth.dtype), 3, padding=1)
-        nearest, which = torch.where(inside, around, around.new_tensor(1e9)).min(1)
+        nearest, which = torch.where(inside, neighbors, neighbors.new_tensor(1e9)).min(1)
         link = links.gather(1, which[:, None])[:, 0].to(self.link.dtype)
         found = (nearest < 1e8).reshape(self.link.shape)
         shape = self.depth.shape
@@ -65,7 +65,7 @@ class View:
         )
 
     @cached_property
-    def points(self) -> _Points:
+    def points(self) -> _SurfacePoints:
         """What the cells on the robot show."""
         w = self.depth.shape[2]
         frame, cell = (self.link.flatten(1) >= 0).nonzero().unbind(-1)
@@ -73,7 +73,7 @@ class View:
         uv = torch.stack([cell % w, cell // w], dim=-1).to(z.dtype)
         K = self.intrinsics[frame].to(z.dtype)
         p_camera = torch.cat([(uv - K[:, 2:]) / K[:, :2] * z[:, None], z[:, None]], dim=-1)
-        return _Points(frame, cell, self.link.flatten(1)[frame, cell].long(), p_camera, uv)
+        return _SurfacePoints(frame, cell, self.link.flatten(1)[frame, cell].long(), p_camera, uv)
 
 
 def grid_intrinsics(full: Float[Tensor, "B 4"], height: int, width: int, h: int, w: int) -> Float[Tensor, "B 4"]:
@@ -88,7 +88,7 @@ def link_poses(kinematics: Kinematics, q: Float[Tensor, "B n"]) -> Float[Tensor,
 
 
 @dataclass(frozen=True, eq=False)
-class _Points:
+class _SurfacePoints:
     """The P cells of B grids that show the robot.
 
     Attributes:
@@ -102,12 +102,12 @@ class _Points:
     p_camera: Float[Tensor, "P 3"]
     uv: Float[Tensor, "P 2"]
 
-    def moved(self, T: Float[Tensor, "B links 4 4"]) -> Float[Tensor, "P 3"]:
+    def transformed(self, T: Float[Tensor, "B links 4 4"]) -> Float[Tensor, "P 3"]:
         """Each point by its link's rigid motion, which is kept in float64 until here."""
         T = T[..., :3, :].to(self.p_camera.dtype)[self.frame, self.link]
         return (T[..., :3] * self.p_camera[:, None, :]).sum(-1) + T[..., 3]
 
-    def grid(self, values: Float[Tensor, "P *c"], view: View) -> Float[Tensor, "B ..."]:
+    def to_grid(self, values: Float[Tensor, "P *c"], view: DepthView) -> Float[Tensor, "B ..."]:
         """Values of the points on their grids, (B, *c, h, w), 0 off the robot."""
         count, h, w = view.depth.shape
         out = values.new_zeros(count, h * w, *values.shape[1:])
@@ -115,7 +115,7 @@ class _Points:
         return out.movedim(1, -1).unflatten(-1, (h, w))
 
 
-def carried_flow(first: View, second: View) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
+def geometric_flow(first: DepthView, second: DepthView) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
     """Flow from the first to the second frames [cells of the grid], and 1 where the point is seen in both, else 0.
 
     Off the robot both are 0. A point is lost where it leaves the picture or something else is in front of it.
@@ -123,22 +123,22 @@ def carried_flow(first: View, second: View) -> tuple[Float[Tensor, "B 2 h w"], F
     points = first.points
     before = torch.linalg.inv(first.T_camera_base.double()[:, None] @ first.poses)
     # T_second_first of every link: camera coordinates before -> camera coordinates after.
-    p_second = points.moved(second.T_camera_base.double()[:, None] @ second.poses @ before)
+    p_second = points.transformed(second.T_camera_base.double()[:, None] @ second.poses @ before)
     uv = _project(p_second, second.intrinsics[points.frame])
-    seen = _shown(second, points, uv, p_second[:, 2])
-    return points.grid(uv - points.uv, first), points.grid(seen.to(uv.dtype), first)
+    visible = _is_visible(second, points, uv, p_second[:, 2])
+    return points.to_grid(uv - points.uv, first), points.to_grid(visible.to(uv.dtype), first)
 
 
-def coarser(
-    flow: Float[Tensor, "B 2 y x"], weight: Float[Tensor, "B y x"], times: int
+def downsample_flow(
+    flow: Float[Tensor, "B 2 y x"], weight: Float[Tensor, "B y x"], factor: int
 ) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
     """Flow on a grid so many times as coarse, in the same pixels: in every cell the mean of what counts, and how much did."""
-    share = F.avg_pool2d(weight[:, None], times)
-    return F.avg_pool2d(flow * weight[:, None], times) / share.clamp(min=_NOTHING), share[:, 0]
+    share = F.avg_pool2d(weight[:, None], factor)
+    return F.avg_pool2d(flow * weight[:, None], factor) / share.clamp(min=_EPS), share[:, 0]
 
 
 def exact_field(
-    view: View, kinematics: Kinematics
+    view: DepthView, kinematics: Kinematics
 ) -> tuple[Float[Tensor, "B 2 n h w"], Float[Tensor, "B h w"]]:  # fmt: skip
     """The exact field of every cell's point [cells of the grid per rad or m], and 1 on the robot; 0 off it."""
     points, poses = view.points, view.poses.double()
@@ -152,7 +152,7 @@ def exact_field(
     moment = torch.linalg.cross(p_base[:, None].expand_as(rows), rows, dim=-1)
     twists = kinematics.link_twists(poses)[points.frame, points.link]
     columns = (torch.cat([rows, moment], -1) @ twists).to(view.depth.dtype)
-    return points.grid(columns, view), (view.link >= 0).to(view.depth.dtype)
+    return points.to_grid(columns, view), (view.link >= 0).to(view.depth.dtype)
 
 
 def _project(p_camera: Float[Tensor, "P 3"], intrinsics: Float[Tensor, "P 4"]) -> Float[Tensor, "P 2"]:
@@ -160,16 +160,16 @@ def _project(p_camera: Float[Tensor, "P 3"], intrinsics: Float[Tensor, "P 4"]) -
     return p_camera[:, :2] / p_camera[:, 2:].clamp(min=1e-6) * K[:, :2] + K[:, 2:]
 
 
-def _shown(view: View, points: _Points, uv: Float[Tensor, "P 2"], z: Float[Tensor, " P"]) -> Bool[Tensor, " P"]:
+def _is_visible(view: DepthView, points: _SurfacePoints, uv: Float[Tensor, "P 2"], z: Float[Tensor, " P"]) -> Bool[Tensor, " P"]:
     """Whether a cell around uv shows the point's link at about distance z."""
     _, h, w = view.depth.shape
     u, v = uv.unbind(-1)
     inside = (u > -0.5) & (v > -0.5) & (u < w - 0.5) & (v < h - 0.5) & (z > 0)
-    slack = _DEPTH_SHARE * z + _DEPTH_CELLS * z / view.intrinsics[points.frame, 0].to(z.dtype)
+    tolerance = _DEPTH_RTOL * z + _DEPTH_CELL_TOL * z / view.intrinsics[points.frame, 0].to(z.dtype)
     column, row = u.clamp(0, w - 1), v.clamp(0, h - 1)
-    shown = torch.zeros_like(inside)
+    visible = torch.zeros_like(inside)
     for i in (row.floor().long(), row.ceil().long()):
         for j in (column.floor().long(), column.ceil().long()):
             same = view.link[points.frame, i, j] == points.link
-            shown |= same & ((view.depth[points.frame, i, j] - z).abs() <= slack)
-    return inside & shown
+            visible |= same & ((view.depth[points.frame, i, j] - z).abs() <= tolerance)
+    return inside & visible

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jidm.errors import InputError, did_you_mean
-from jidm.learn.augment import LEVELS
+from jidm.learn.augment import PRESETS
 
 _MAY_CHANGE = ("steps", "minutes", "out", "cache", "devices", "strategy", "accelerator", "save_minutes", "resume",
                "overwrite", "data", "log_every")  # fmt: skip
@@ -27,7 +27,7 @@ class TrainConfig:
         kind: which model, see `jidm.learn.zoo.KINDS`; size, options: arguments of its `from_data`.
         camera: which camera of the recording.
         height, width: of the pictures the model sees [px]; chosen to fit the recording if not given.
-        detail: pictures are seen so many times larger than height x width by closer looks; as the recording allows, 1 or
+        input_scale: pictures are seen so many times larger than height x width by closer looks; as the recording allows, 1 or
             2, if not given. Kinds other than jacobian_field have none.
         joints: names of the joints to learn; all if empty.
         train_episodes, test_episodes: see `select_episodes`; test episodes are never seen, whatever the other says.
@@ -37,16 +37,16 @@ class TrainConfig:
         augment: "none", "light" or "full".
         steps, minutes: the budget, exactly one of them; the learning rate follows its share that is used up.
         batch_size: pairs a step, over all processes together.
-        optimiser: "muon" for convolutions and AdamW for the rest, or "adamw" for all.
-        learning_rate, weight_decay: of AdamW (Muon's follow from them); warmup: steps until the full rate; floor: share of it left at the end.
-        clip: largest norm of the gradient.
+        optimizer: "muon" for convolutions and AdamW for the rest, or "adamw" for all.
+        learning_rate, weight_decay: of AdamW (Muon's follow from them); warmup_steps: steps until the full rate; final_lr_ratio: share of it left at the end.
+        grad_clip: largest norm of the gradient.
         ema: decay of the running mean of the weights that is saved; 0 = save the last weights.
         precision: "32" or "bf16".
-        bad_steps: so many steps in a row with a loss or gradient that is not finite end the run.
+        max_bad_steps: so many steps in a row with a loss or gradient that is not finite end the run.
         log_every: steps between lines of the journal.
         validate_every: steps between validations; validation_pairs: how many pairs they take.
         patience: so many validations without a better one end the run; 0 = never.
-        keep: "best" validation or "last" weights.
+        save_policy: "best" validation or "last" weights.
         seed: of everything random.
         save_minutes: between saved states [min].
         devices, strategy, accelerator: processes; "auto" or "ddp"; "auto", "cpu" or "gpu".
@@ -64,7 +64,7 @@ class TrainConfig:
     camera: str | None = None
     height: int | None = None
     width: int | None = None
-    detail: int | None = None
+    input_scale: int | None = None
     joints: tuple[str, ...] = ()
     train_episodes: str = "all"
     test_episodes: str = "none"
@@ -75,20 +75,20 @@ class TrainConfig:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 32
-    optimiser: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    warmup: int = 100
-    floor: float = 0.01
-    clip: float = 1.0
+    warmup_steps: int = 100
+    final_lr_ratio: float = 0.01
+    grad_clip: float = 1.0
     ema: float = 0.998
     precision: Literal["32", "bf16"] = "32"
-    bad_steps: int = 20
+    max_bad_steps: int = 20
     log_every: int = 50
     validate_every: int = 500
     validation_pairs: int = 128
     patience: int = 0
-    keep: Literal["best", "last"] = "last"
+    save_policy: Literal["best", "last"] = "last"
     seed: int = 0
     save_minutes: float = 1.0
     devices: int = 1
@@ -104,20 +104,20 @@ class TrainConfig:
         budget = self.steps if self.steps is not None else self.minutes
         if not (budget and math.isfinite(budget) and budget > 0):
             raise InputError(f"the budget must be positive, got {budget}")
-        if self.augment not in LEVELS:
-            raise InputError(f"unknown augmentation '{self.augment}': {did_you_mean(self.augment, LEVELS)}")
+        if self.augment not in PRESETS:
+            raise InputError(f"unknown augmentation '{self.augment}': {did_you_mean(self.augment, PRESETS)}")
         for name in ("batch_size", "devices", "log_every", "validate_every", "validation_pairs", "bad_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.detail is not None and self.detail < 1:
-            raise InputError(f"detail must be at least 1, got {self.detail}")
+        if self.input_scale is not None and self.input_scale < 1:
+            raise InputError(f"detail must be at least 1, got {self.input_scale}")
         if self.batch_size % self.devices:
             raise InputError(f"batch_size {self.batch_size} does not divide over {self.devices} devices; change one")
-        if not (0 <= self.ema < 1 and 0 <= self.validation < 1 and 0 <= self.floor <= 1):
+        if not (0 <= self.ema < 1 and 0 <= self.validation < 1 and 0 <= self.final_lr_ratio <= 1):
             raise InputError(
-                f"ema, validation and floor are shares below 1, got {self.ema}, {self.validation} and {self.floor}"
+                f"ema, validation and floor are shares below 1, got {self.ema}, {self.validation} and {self.final_lr_ratio}"
             )
-        if not (self.learning_rate > 0 and self.clip > 0 and self.weight_decay >= 0 and self.warmup >= 0):
+        if not (self.learning_rate > 0 and self.grad_clip > 0 and self.weight_decay >= 0 and self.warmup_steps >= 0):
             raise InputError("learning_rate and clip must be positive, weight_decay and warmup not negative")
 
     @property
@@ -133,7 +133,7 @@ class TrainConfig:
             del values[name]
         return {**values, "data": Path(self.data).name, "options": dict(self.options)}
 
-    def check_resumes(self, earlier: Mapping[str, Any]) -> None:
+    def check_resumable(self, earlier: Mapping[str, Any]) -> None:
         """Refuse to go on with a run of another recipe.
 
         Raises:
@@ -141,14 +141,14 @@ class TrainConfig:
         """
         mine = self.recipe()
         names = [f.name for f in fields(self) if f.name not in _MAY_CHANGE]
-        changed = [x for x in names if _plain(mine.get(x)) != _plain(earlier.get(x))]
+        changed = [x for x in names if _as_json(mine.get(x)) != _as_json(earlier.get(x))]
         if changed:
             parts = ", ".join(f"{x} {earlier.get(x)} -> {mine.get(x)}" for x in changed)
             raise InputError(f"{self.run_folder}: the run began otherwise ({parts}); give the same, or another --out")
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """As JSON would give it back."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(x) for x in value] if isinstance(value, (tuple, list)) else value
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(x) for x in value] if isinstance(value, (tuple, list)) else value

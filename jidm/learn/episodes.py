@@ -26,13 +26,13 @@ def select_episodes(expression: str, available: Iterable[int]) -> tuple[int, ...
     known = sorted(set(available))
     found: set[int] = set()
     for part in expression.split(";"):
-        found |= _one(part.strip(), known)
+        found |= _parse_part(part.strip(), known)
     return tuple(sorted(found))
 
 
-def _one(part: str, known: Sequence[int]) -> set[int]:
+def _parse_part(part: str, known: Sequence[int]) -> set[int]:
     if part.startswith("not "):
-        return set(known) - _one(part[4:].strip(), known)
+        return set(known) - _parse_part(part[4:].strip(), known)
     if part in ("all", "none"):
         return set(known) if part == "all" else set()
     if match := re.fullmatch(r"last-digit:\s*(\d(?:\s*,\s*\d)*)", part):
@@ -43,11 +43,11 @@ def _one(part: str, known: Sequence[int]) -> set[int]:
         if period:
             return {x for x in known if x % period == first % period}
     if re.fullmatch(r"\d+(\s*-\s*\d+)?(\s*,\s*\d+(\s*-\s*\d+)?)*", part):
-        return _listed(part, known)
+        return _parse_list(part, known)
     raise InputError(f"episodes '{part}' are not understood; use {FORMS}")
 
 
-def _listed(part: str, known: Sequence[int]) -> set[int]:
+def _parse_list(part: str, known: Sequence[int]) -> set[int]:
     found: set[int] = set()
     for item in part.split(","):
         first, _, last = (x.strip() for x in item.partition("-"))
@@ -56,11 +56,11 @@ def _listed(part: str, known: Sequence[int]) -> set[int]:
         elif int(first) in known:
             found.add(int(first))
         else:
-            raise InputError(f"there is no episode {first}; the data set has {describe(known)}")
+            raise InputError(f"there is no episode {first}; the data set has {describe_episodes(known)}")
     return found
 
 
-def describe(episodes: Sequence[int]) -> str:
+def describe_episodes(episodes: Sequence[int]) -> str:
     """Few words for many indices: '3 episodes (0, 1, 7)', '72 episodes (1 to 99)'."""
     if not episodes:
         return "no episodes"

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 from jidm.learn.batch import GRID_STRIDE
 from jidm.learn.cache import cached_folder, default_cache
-from jidm.learn.recording import Recording, digest
-from jidm.motion.fit import Fit
-from jidm.motion.flow.base import Flow, FlowEstimator, both_ways
+from jidm.learn.recording import FrameStore, digest
+from jidm.motion.fit import Letterbox
+from jidm.motion.flow.base import Flow, FlowEstimator, bidirectional_flow
 
 _CHUNK = 8  # pairs an estimator is given at once
 
@@ -40,7 +40,7 @@ class EstimatedFlow:
     flow: Float[Tensor, "N K 2 2 h w"]
     weight: UInt8[Tensor, "N K 2 h w"]
 
-    def between(self, rows: Int[Tensor, " B"], stride: Int[Tensor, " B"]) -> dict[str, Float[Tensor, "B ..."]]:
+    def for_pairs(self, rows: Int[Tensor, " B"], stride: Int[Tensor, " B"]) -> dict[str, Float[Tensor, "B ..."]]:
         """`flow`, `weight`, `flow_back`, `weight_back` of a `PairBatch` for the pairs (row, row + stride)."""
         column = torch.tensor([self.strides.index(k) for k in stride.tolist()])
         flow, weight = self.flow[rows, column].float(), self.weight[rows, column].float() / 255
@@ -48,7 +48,7 @@ class EstimatedFlow:
 
 
 def estimate_flow(
-    dataset: Any, recording: Recording, camera: str, strides: Sequence[int], estimator: FlowEstimator, *,
+    dataset: Any, store: FrameStore, camera: str, strides: Sequence[int], estimator: FlowEstimator, *,
     cache: str | Path | None = None, progress: Callable[[str], None] = lambda line: None,
 ) -> EstimatedFlow:  # fmt: skip
     """Measure every pair's flow in the recorded pictures, at their own resolution, or take it from the cache.
@@ -64,28 +64,28 @@ def estimate_flow(
     if " at 0x" in name:
         raise InputError(f"flow estimator {name} does not tell its settings; give it a __repr__ that does")
     root, chosen = Path(cache or default_cache()), tuple(sorted(set(strides)))
-    folder = root / f"{recording.key}-flow-{digest([chosen, name])}"
-    measured = root / f"{Path(dataset.root).name}-flow-{digest([recording.origin, name])}"
+    folder = root / f"{store.cache_key}-flow-{digest([chosen, name])}"
+    episode_cache = root / f"{Path(dataset.root).name}-flow-{digest([store.source_hash, name])}"
 
     def gather(new: Path) -> None:
-        measured.mkdir(exist_ok=True)
-        _gather(_Measuring(dataset, recording, camera, estimator, measured), chosen, new, progress)
+        episode_cache.mkdir(exist_ok=True)
+        _gather_episodes(_EpisodeFlow(dataset, store, camera, estimator, episode_cache), chosen, new, progress)
 
     cached_folder(folder, gather)
     tables = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ("flow", "weight"))
     return EstimatedFlow(chosen, *tables)
 
 
-def _gather(measuring: _Measuring, strides: Sequence[int], folder: Path, progress: Callable[[str], None]) -> None:
+def _gather_episodes(episode_flow: _EpisodeFlow, strides: Sequence[int], folder: Path, progress: Callable[[str], None]) -> None:
     """One table of all episodes, one after the other."""
-    recording = measuring.recording
-    h, w = measuring.grid
-    create, shape = np.lib.format.open_memmap, (len(recording), len(strides), 2)
+    store = episode_flow.store
+    h, w = episode_flow.grid
+    create, shape = np.lib.format.open_memmap, (len(store), len(strides), 2)
     flow = create(folder / "flow.npy", mode="w+", dtype=np.float16, shape=(*shape, 2, h, w))
     weight = create(folder / "weight.npy", mode="w+", dtype=np.uint8, shape=(*shape, h, w))
-    episodes = recording.episode.tolist()
-    for done, (index, row) in enumerate(zip(episodes, recording.first.tolist())):
-        for column, found in enumerate(measuring.episode(index, strides)):
+    episodes = store.episode.tolist()
+    for done, (index, row) in enumerate(zip(episodes, store.first.tolist())):
+        for column, found in enumerate(episode_flow.episode(index, strides)):
             stop = row + len(found["flow"])
             flow[row:stop, column], weight[row:stop, column] = found["flow"], found["weight"]
         if (done + 1) % max(1, len(episodes) // 10) == 0:
@@ -95,18 +95,18 @@ def _gather(measuring: _Measuring, strides: Sequence[int], folder: Path, progres
 
 
 @dataclass(frozen=True, eq=False)
-class _Measuring:
+class _EpisodeFlow:
     """The flow of single episodes, kept in a folder once it is known."""
 
     dataset: Any
-    recording: Recording
+    store: FrameStore
     camera: str
     estimator: FlowEstimator
     folder: Path
 
     @property
     def grid(self) -> tuple[int, int]:
-        h, w = (side // GRID_STRIDE for side in self.recording.size)
+        h, w = (side // GRID_STRIDE for side in self.store.size)
         return h, w
 
     def episode(self, index: int, strides: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
@@ -115,8 +115,8 @@ class _Measuring:
         if missing := [k for k, file in zip(strides, files, strict=True) if not file.exists()]:
             video = torch.from_numpy(self.dataset.episode(index).video(self.camera)).permute(0, 3, 1, 2)
             for k in missing:
-                flow, weight = self._measured(video, k)
-                with whole_file(self.folder / f"{index}-{k}.npz") as temporary:
+                flow, weight = self._compute(video, k)
+                with atomic_write(self.folder / f"{index}-{k}.npz") as temporary:
                     np.savez(temporary, flow=flow, weight=weight)
         found = []
         for file in files:
@@ -124,7 +124,7 @@ class _Measuring:
                 found.append({name: tables[name] for name in ("flow", "weight")})
         return found
 
-    def _measured(self, video: Tensor, k: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    def _compute(self, video: Tensor, k: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         count = max(0, len(video) - k)
         flow = np.zeros((count, 2, 2, *self.grid), dtype=np.float16)
         weight = np.zeros((count, 2, *self.grid), dtype=np.uint8)
@@ -132,10 +132,10 @@ class _Measuring:
         def measure(t: int) -> None:
             stop = min(t + _CHUNK, count)
             one, two = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
-            for way, found in enumerate(both_ways(self.estimator, one, two)):
-                small = fitted_flow(found, self.recording.fit)
-                flow[t:stop, way] = small.flow.half().numpy()
-                weight[t:stop, way] = (small.weight * 255).round().to(torch.uint8).numpy()
+            for direction, found in enumerate(bidirectional_flow(self.estimator, one, two)):
+                small = letterbox_flow(found, self.store.letterbox)
+                flow[t:stop, direction] = small.flow.half().numpy()
+                weight[t:stop, direction] = (small.weight * 255).round().to(torch.uint8).numpy()
 
         # OpenCV computes outside Python's lock, so threads are enough to use what cores torch may use.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -143,12 +143,12 @@ class _Measuring:
         return flow, weight
 
 
-def fitted_flow(flow: Flow, fit: Fit) -> Flow:
+def letterbox_flow(flow: Flow, letterbox: Letterbox) -> Flow:
     """Flow of the recorded picture as that of the training picture [px], on its grid; weight 0 in the black bands."""
-    padded = fit.flow(flow)
-    bands = (fit.left, fit.width - fit.left - fit.inner_width, fit.top, fit.height - fit.top - fit.inner_height)
-    small = padded.resized(fit.height // GRID_STRIDE, fit.width // GRID_STRIDE)
+    padded = letterbox.apply_to_flow(flow)
+    bands = (letterbox.left, letterbox.width - letterbox.left - letterbox.inner_width, letterbox.top, letterbox.height - letterbox.top - letterbox.inner_height)
+    small = padded.resized(letterbox.height // GRID_STRIDE, letterbox.width // GRID_STRIDE)
     # Cells that are not wholly inside know less than they say: averaging reaches into them from their neighbours.
-    inside = torch.nn.functional.pad(torch.ones(1, fit.inner_height, fit.inner_width), bands)
+    inside = torch.nn.functional.pad(torch.ones(1, letterbox.inner_height, letterbox.inner_width), bands)
     whole = torch.nn.functional.avg_pool2d(inside, GRID_STRIDE)[0] == 1
     return Flow(small.flow * GRID_STRIDE * whole, small.weight * whole)

@@ -15,24 +15,24 @@ from torch import Tensor
 
 from jidm.errors import DatasetError, InputError, did_you_mean
 from jidm.joint_motion import JointMotion
-from jidm.learn.episodes import describe
-from jidm.learn.exact_view import ExactView, surface_of
-from jidm.learn.field_probe import FieldProbe, probe
-from jidm.motion.fit import Fit
-from jidm.solve.smooth import smoothed
+from jidm.learn.episodes import describe_episodes
+from jidm.learn.exact_view import GroundTruthView, make_surface_field
+from jidm.learn.field_probe import FieldPrediction, predict_field
+from jidm.motion.fit import Letterbox
+from jidm.solve.smooth import smooth_motion
 
 if TYPE_CHECKING:
     from jidm.field.analytic import AnalyticField
     from jidm.robot.embodiment import Embodiment
 
-Change = Callable[[Float[Tensor, "T 3 H W"], "Clip"], Float[Tensor, "T 3 H W"]]
+Corruption = Callable[[Float[Tensor, "T 3 H W"], "Clip"], Float[Tensor, "T 3 H W"]]
 """Does something to the pictures of a clip, e.g. one of `jidm.learn.conditions`."""
 
-_PAIRS_AT_ONCE = 16
+_PAIR_CHUNK = 16
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalConfig:
     """How a model is judged.
 
     Attributes:
@@ -40,34 +40,34 @@ class Protocol:
         camera: which camera; the data set's first if None.
         stride: recorded frames per step; 3 at 30 fps are steps of 0.1 s.
         frames: at most so many frames of each episode, counted after the stride.
-        clip: length of the clip on which positions are judged, from the known first pose [frames].
+        clip_frames: length of the clip on which positions are judged, from the known first pose [frames].
         tolerance: a position this close is right [rad or m].
         joints: the joints that count; all but grippers if None.
         moving_speed: joints slower than this on average have no motion to be judged by correlation [rad/s or m/s].
-        looks: pairs per episode at which field and flow are compared with the exact ones.
-        told_start: whether models are told the first pose; else they read it off the picture, if they can.
+        field_samples: pairs per episode at which field and flow are compared with the exact ones.
+        given_initial_pose: whether models are told the first pose; else they read it off the picture, if they can.
     """
 
     episodes: tuple[int, ...] | None = None
     camera: str | None = None
     stride: int = 1
     frames: int | None = None
-    clip: int = 49
+    clip_frames: int = 49
     tolerance: float = 0.05
     joints: tuple[str, ...] | None = None
     moving_speed: float = 0.05
-    looks: int = 4
-    told_start: bool = True
+    field_samples: int = 4
+    given_initial_pose: bool = True
 
     def __post_init__(self) -> None:
-        if self.stride < 1 or self.clip < 2 or (self.frames is not None and self.frames < 2):
+        if self.stride < 1 or self.clip_frames < 2 or (self.frames is not None and self.frames < 2):
             raise InputError("a protocol needs stride >= 1 and at least 2 frames in a clip and in an episode")
-        if not self.tolerance > 0 or self.looks < 0:
+        if not self.tolerance > 0 or self.field_samples < 0:
             raise InputError("a protocol needs tolerance > 0 and looks >= 0")
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class EvalClip:
     """One episode as it is shown to a model.
 
     Attributes:
@@ -78,7 +78,7 @@ class Clip:
         joints, robot_joints: their n and m names.
         fps: of the frames here [1/s].
         frame: (T,) number of each frame in the recording.
-        view: what is exactly known about the pictures; None where nothing is.
+        ground_truth: what is exactly known about the pictures; None where nothing is.
     """
 
     index: int
@@ -89,30 +89,30 @@ class Clip:
     robot_joints: tuple[str, ...]
     fps: float
     frame: tuple[int, ...]
-    view: ExactView | None
+    ground_truth: GroundTruthView | None
 
-    def fitted(self, height: int, width: int) -> Clip:
+    def letterbox(self, height: int, width: int) -> EvalClip:
         """The same clip in pictures of this size, put there as training does."""
-        fit = Fit(self.video.shape[-2], self.video.shape[-1], height, width)
-        view = None if self.view is None else self.view.fitted(fit)
-        return replace(self, video=fit.frames(self.video), view=view)
+        letterbox = Letterbox(self.video.shape[-2], self.video.shape[-1], height, width)
+        ground_truth = None if self.ground_truth is None else self.ground_truth.letterbox(letterbox)
+        return replace(self, video=letterbox.apply(self.video), view=ground_truth)
 
 
 @dataclass(frozen=True, eq=False)
-class FieldLook:
+class FieldSample:
     """A model's field and flow at one pair of frames, beside the exact ones where they are known.
 
     Attributes:
         frame: t within the clip; the pair is (t, t + 1).
         image: (3, H, W) the first frame.
-        seen: what the model saw, one pair.
+        prediction: what the model saw, one pair.
         jacobian, mask: exact field (2, n, h, w) [px per unit] and robot (h, w).
         flow, flow_mask: exact flow (2, h, w) [px] and the robot's cells (h, w).
     """
 
     frame: int
     image: Float[Tensor, "3 H W"]
-    seen: FieldProbe
+    prediction: FieldPrediction
     jacobian: Float[Tensor, "2 n h w"] | None = None
     mask: Float[Tensor, "h w"] | None = None
     flow: Float[Tensor, "2 h w"] | None = None
@@ -125,10 +125,10 @@ class DecodedEpisode:
 
     Attributes:
         q: (T, n) truth [rad or m].
-        motion: decoded from the known first pose. later: the same told by all frames, where the model has such a way.
+        motion: decoded from the known first pose. smoothed_motion: the same told by all frames, where the model has such a way.
         pair_steps: (T-1, n) steps of each pair of neighbouring frames by itself, None where the model has no such way.
         seconds: decoding took [s].
-        looks: at field and flow, where the model has them.
+        field_samples: at field and flow, where the model has them.
     """
 
     index: int
@@ -136,8 +136,8 @@ class DecodedEpisode:
     motion: JointMotion
     pair_steps: Float[Tensor, "S n"] | None
     seconds: float
-    looks: tuple[FieldLook, ...] = ()
-    later: JointMotion | None = None
+    field_samples: tuple[FieldSample, ...] = ()
+    smoothed_motion: JointMotion | None = None
 
     @property
     def delta_q(self) -> Float[Tensor, "S n"]:
@@ -147,13 +147,13 @@ class DecodedEpisode:
     @cached_property
     def smoothed(self) -> DecodedEpisode:
         """The same with every step told by all frames, or at least by its neighbours; no steps of single pairs."""
-        motion = smoothed(self.motion) if self.later is None else self.later
+        motion = smooth_motion(self.motion) if self.smoothed_motion is None else self.smoothed_motion
         return replace(self, motion=motion, pair_steps=None, looks=())
 
     @property
-    def liveliest(self) -> FieldLook | None:
+    def largest_motion_sample(self) -> FieldSample | None:
         """The look at the pair of frames with the largest true motion: the one to draw."""
-        return max(self.looks, key=lambda look: float(self.delta_q[look.frame].abs().sum()), default=None)
+        return max(self.field_samples, key=lambda look: float(self.delta_q[look.frame].abs().sum()), default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ class Evaluation:
     Attributes:
         name: of the model, for tables.
         joint_names: n names, the order of every joint axis.
-        judged: (n,) which joints count.
+        joint_mask: (n,) which joints count.
         episodes: those that were decoded.
         failed: episode index -> why it was not, in one line.
         embodiment: the robot, where the data set names one that is known.
@@ -172,8 +172,8 @@ class Evaluation:
 
     name: str
     joint_names: tuple[str, ...]
-    judged: Bool[Tensor, " n"]
-    protocol: Protocol
+    joint_mask: Bool[Tensor, " n"]
+    config: EvalConfig
     episodes: tuple[DecodedEpisode, ...]
     failed: Mapping[int, str] = field(default_factory=dict)
     embodiment: Embodiment | None = None
@@ -197,54 +197,54 @@ class HeldOut:
         DatasetError: an episode or the camera is not in the data set, or its robot is not the one known by that name.
     """
 
-    def __init__(self, dataset: Any, protocol: Protocol | None = None, *, embodiment: Embodiment | None = None) -> None:
+    def __init__(self, dataset: Any, config: EvalConfig | None = None, *, embodiment: Embodiment | None = None) -> None:
         self.dataset = dataset
-        self.protocol = protocol or Protocol()
+        self.config = config or EvalConfig()
         self.embodiment = embodiment or recorded_robot(dataset)
-        self.episodes = chosen_episodes(dataset, self.protocol.episodes)
-        self.camera = _chosen_camera(dataset, self.protocol.camera)
+        self.episodes = resolve_episodes(dataset, self.config.episodes)
+        self.camera = _resolve_camera(dataset, self.config.camera)
         self._surface: AnalyticField | None = None
 
-    def clip(self, index: int, joint_names: Sequence[str]) -> Clip:
+    def clip(self, index: int, joint_names: Sequence[str]) -> EvalClip:
         """An episode's pictures and the positions of the named joints.
 
         Raises:
             DatasetError: a joint is not recorded, or the episode is too short.
         """
-        episode, protocol = self.dataset.episode(index), self.protocol
-        frames = tuple(range(0, episode.length, protocol.stride))[: protocol.frames]
+        episode, config = self.dataset.episode(index), self.config
+        frames = tuple(range(0, episode.length, config.stride))[: config.frames]
         if len(frames) < 2:
             raise DatasetError(
-                f"episode {index} has {episode.length} frames, too few for one step of {protocol.stride}; leave it out"
+                f"episode {index} has {episode.length} frames, too few for one step of {config.stride}; leave it out"
             )
         state = torch.from_numpy(np.array(episode.state, dtype=np.float64))[list(frames)]
         if not state.isfinite().all():
             raise DatasetError(
                 f"episode {index}: observation.state is not finite; leave it out or repair the recording"
             )
-        pixels = np.array(episode.video(self.camera)[:: protocol.stride][: len(frames)])
+        pixels = np.array(episode.video(self.camera)[:: config.stride][: len(frames)])
         video = torch.from_numpy(pixels).movedim(-1, -3).float() / 255
         # FK counts joints in the descriptor's order, which need not be the recording's.
         robot = tuple(self.dataset.joint_names if self.embodiment is None else self.embodiment.joint_names)
-        return Clip(
+        return EvalClip(
             index=index,
             video=video,
             q=state[:, self._columns(joint_names)],
             q_robot=state[:, self._columns(robot)],
             joints=tuple(joint_names),
             robot_joints=robot,
-            fps=self.dataset.fps / protocol.stride,
+            fps=self.dataset.fps / config.stride,
             frame=frames,
-            view=self._view(episode),
+            ground_truth=self._ground_truth(episode),
         )
 
-    def judged(self, joint_names: Sequence[str]) -> Bool[Tensor, " n"]:
+    def joint_mask(self, joint_names: Sequence[str]) -> Bool[Tensor, " n"]:
         """Which of these joints count.
 
         Raises:
             InputError: the protocol names a joint that is not among them.
         """
-        wanted = self.protocol.joints
+        wanted = self.config.joints
         if wanted is not None:
             for name in wanted:
                 if name not in joint_names:
@@ -260,42 +260,42 @@ class HeldOut:
                 raise DatasetError(f"the recording has no joint '{name}': {did_you_mean(name, recorded)}")
         return [recorded.index(name) for name in joint_names]
 
-    def _view(self, episode: Any) -> ExactView | None:
+    def _ground_truth(self, episode: Any) -> GroundTruthView | None:
         if self.embodiment is None:
             return None
         if self._surface is None:
-            self._surface = surface_of(self.embodiment)
-        return ExactView.of(self._surface, self.dataset, episode, self.camera)
+            self._surface = make_surface_field(self.embodiment)
+        return GroundTruthView.from_episode(self._surface, self.dataset, episode, self.camera)
 
 
-def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", change: Change | None = None) -> Evaluation:
+def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", corruption: Corruption | None = None) -> Evaluation:
     """Let a model decode every held-out episode from its true first pose.
 
     Args:
         idm: anything with `joint_names` and `decode(video, q0=, fps=) -> JointMotion`; `step_pairs` and a field of its
             own are used where it has them.
         name: of the model in tables.
-        change: done to the pictures first.
+        corruption: done to the pictures first.
 
     Returns:
         What it said of every episode. One that cannot be read or decoded is reported in `failed` and stops nothing.
     """
-    names = joints_of(idm)
+    names = decoded_joints(idm)
     decoded, failed = [], {}
     for index in held_out.episodes:
         try:
             clip = held_out.clip(index, names)
-            if change is not None:
-                clip = replace(clip, video=change(clip.video, clip))
-            decoded.append(_one_episode(idm, clip, held_out.protocol))
+            if corruption is not None:
+                clip = replace(clip, video=corruption(clip.video, clip))
+            decoded.append(_evaluate_episode(idm, clip, held_out.config))
         except Exception as error:
             failed[index] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     dataset = held_out.dataset
     return Evaluation(
         name=name,
         joint_names=names,
-        judged=held_out.judged(names),
-        protocol=held_out.protocol,
+        joint_mask=held_out.joint_mask(names),
+        config=held_out.config,
         episodes=tuple(decoded),
         failed=failed,
         embodiment=held_out.embodiment,
@@ -303,53 +303,53 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", change: Change | No
     )
 
 
-def _one_episode(idm: Any, clip: Clip, protocol: Protocol) -> DecodedEpisode:
+def _evaluate_episode(idm: Any, clip: EvalClip, config: EvalConfig) -> DecodedEpisode:
     with torch.no_grad():
-        began = time.perf_counter()
+        started = time.perf_counter()
         whole = getattr(idm, "decode_whole", lambda *video, **how: (idm.decode(*video, **how), None))
-        motion, later = whole(clip.video, q0=clip.q[0] if protocol.told_start else None, fps=clip.fps)
-        seconds = time.perf_counter() - began
+        motion, smoothed_motion = whole(clip.video, q0=clip.q[0] if config.given_initial_pose else None, fps=clip.fps)
+        seconds = time.perf_counter() - started
         pairs = _pair_steps(idm, clip.video)
-        looks = tuple(_looks(idm, clip, motion, protocol.looks))
-        return DecodedEpisode(clip.index, clip.q, motion, pairs, seconds, looks, later)
+        field_samples = tuple(_sample_fields(idm, clip, motion, config.field_samples))
+        return DecodedEpisode(clip.index, clip.q, motion, pairs, seconds, field_samples, smoothed_motion)
 
 
 def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n"] | None:
     from jidm.field.analytic import AnalyticField
 
-    step_pairs = getattr(idm, "step_pairs", None)
-    if step_pairs is None or isinstance(getattr(idm, "field", None), AnalyticField):
+    predict_steps = getattr(idm, "step_pairs", None)
+    if predict_steps is None or isinstance(getattr(idm, "field", None), AnalyticField):
         return None  # an exact field has to be told the pose
     before = torch.cat([video[:1], video[:-2]])
-    batches = zip(*(x.split(_PAIRS_AT_ONCE) for x in (video[:-1], video[1:], before)), strict=True)
-    return torch.cat([step_pairs(*pair).double().cpu() for pair in batches])
+    batches = zip(*(x.split(_PAIR_CHUNK) for x in (video[:-1], video[1:], before)), strict=True)
+    return torch.cat([predict_steps(*pair).double().cpu() for pair in batches])
 
 
-def _looks(idm: Any, clip: Clip, motion: JointMotion, count: int) -> Iterable[FieldLook]:
+def _sample_fields(idm: Any, clip: EvalClip, motion: JointMotion, count: int) -> Iterable[FieldSample]:
     """Field and flow at a few evenly spread pairs; the model's own idea of the pose is used, never the true one."""
-    video = clip.fitted(*(picture_size(idm) or clip.video.shape[-2:])).video
-    clip = clip.fitted(*(_told_size(idm) or clip.video.shape[-2:]))
+    video = clip.letterbox(*(input_size(idm) or clip.video.shape[-2:])).video
+    clip = clip.letterbox(*(_field_image_size(idm) or clip.video.shape[-2:]))
     steps = len(clip.video) - 1
     for t in np.unique(np.linspace(0, steps - 1, min(count, steps)).astype(int)).tolist():
-        seen = probe(idm, video[t : t + 1], video[t + 1 : t + 2], motion.position[t : t + 1])
-        if seen is None:
+        prediction = predict_field(idm, video[t : t + 1], video[t + 1 : t + 2], motion.position[t : t + 1])
+        if prediction is None:
             return
-        exact = {} if clip.view is None else _exact(clip, clip.view, t, seen)
-        yield FieldLook(t, clip.video[t], seen, **exact)
+        exact = {} if clip.ground_truth is None else _ground_truth_fields(clip, clip.ground_truth, t, prediction)
+        yield FieldSample(t, clip.video[t], prediction, **exact)
 
 
-def _exact(clip: Clip, view: ExactView, t: int, seen: FieldProbe) -> dict[str, Tensor]:
-    frame, grid = clip.frame[t], seen.jacobian.shape[-2:]
-    jacobian, mask = view.jacobian(frame, clip.q_robot[t], *grid)
+def _ground_truth_fields(clip: EvalClip, ground_truth: GroundTruthView, t: int, prediction: FieldPrediction) -> dict[str, Tensor]:
+    frame, grid = clip.frame[t], prediction.jacobian.shape[-2:]
+    jacobian, mask = ground_truth.jacobian(frame, clip.q_robot[t], *grid)
     columns = [clip.robot_joints.index(name) for name in clip.joints]
     exact = {"jacobian": jacobian[:, columns], "mask": mask}
-    truth = view.flow(frame, clip.q_robot[t], clip.q_robot[t + 1], *grid)
+    truth = ground_truth.flow(frame, clip.q_robot[t], clip.q_robot[t + 1], *grid)
     if truth is not None:
         exact |= {"flow": truth[0], "flow_mask": truth[1]}
     return exact
 
 
-def joints_of(idm: Any) -> tuple[str, ...]:
+def decoded_joints(idm: Any) -> tuple[str, ...]:
     """Names of the joints that a model decodes."""
     for part in ("", "embodiment", "field", "config", "model"):
         owner = getattr(idm, part, None) if part else idm
@@ -358,19 +358,19 @@ def joints_of(idm: Any) -> tuple[str, ...]:
     raise InputError(f"{type(idm).__name__} does not say which joints it decodes; give it joint_names")
 
 
-def picture_size(idm: Any) -> tuple[int, int] | None:
+def input_size(idm: Any) -> tuple[int, int] | None:
     """(height, width) of the pictures a model reads; None for one that takes any."""
-    config = _picture_config(idm)
+    config = _image_config(idm)
     return None if config is None else getattr(config, "picture", None) or (int(config.height), int(config.width))
 
 
-def _told_size(idm: Any) -> tuple[int, int] | None:
+def _field_image_size(idm: Any) -> tuple[int, int] | None:
     """(height, width) of the picture in whose pixels a model tells its field; None for one that takes any."""
-    config = _picture_config(idm)
+    config = _image_config(idm)
     return None if config is None else (int(config.height), int(config.width))
 
 
-def _picture_config(idm: Any) -> Any:
+def _image_config(idm: Any) -> Any:
     for owner in (idm, getattr(idm, "field", None), getattr(idm, "model", None)):
         config: Any = getattr(owner, "config", None)
         if hasattr(config, "height") and hasattr(config, "width"):
@@ -398,28 +398,28 @@ def recorded_robot(dataset: Any) -> Embodiment | None:
     return robot
 
 
-def chosen_episodes(dataset: Any, wanted: Sequence[int] | None) -> tuple[int, ...]:
+def resolve_episodes(dataset: Any, requested: Sequence[int] | None) -> tuple[int, ...]:
     """The wanted episodes, all if None.
 
     Raises:
         DatasetError: one of them is not in the data set, or there are none.
     """
     listed = tuple(dataset.episode_indices)
-    chosen = listed if wanted is None else tuple(wanted)
+    chosen = listed if requested is None else tuple(requested)
     absent = sorted(set(chosen) - set(listed))
     if absent or not chosen:
         raise DatasetError(
             f"{dataset.root}: none of its episodes are chosen"
             if not chosen
-            else f"{dataset.root}: has no episodes {absent}; it has {describe(listed)}"
+            else f"{dataset.root}: has no episodes {absent}; it has {describe_episodes(listed)}"
         )
     return chosen
 
 
-def _chosen_camera(dataset: Any, wanted: str | None) -> str:
+def _resolve_camera(dataset: Any, requested: str | None) -> str:
     cameras = tuple(dataset.cameras)
     if not cameras:
         raise DatasetError(f"{dataset.root}: has no video; nothing can be decoded")
-    if wanted is not None and wanted not in cameras:
-        raise DatasetError(f"{dataset.root}: no camera '{wanted}': {did_you_mean(wanted, cameras)}")
-    return wanted or cameras[0]
+    if requested is not None and requested not in cameras:
+        raise DatasetError(f"{dataset.root}: no camera '{requested}': {did_you_mean(requested, cameras)}")
+    return requested or cameras[0]

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from jidm.errors import CameraError, DatasetError
 from jidm.field.analytic import AnalyticField
-from jidm.learn.carried import View, carried_flow, coarser, grid_intrinsics, link_poses
-from jidm.learn.recording import fitted_geometry
-from jidm.motion.fit import Fit
+from jidm.learn.carried import DepthView, geometric_flow, downsample_flow, grid_intrinsics, link_poses
+from jidm.learn.recording import letterbox_geometry
+from jidm.motion.fit import Letterbox
 from jidm.robot.camera import Camera
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SURFACE_POINTS = 30000  # a 32 x 32 grid that the robot half fills then has ten
 
 
 @dataclass(frozen=True, eq=False)
-class ExactView:
+class GroundTruthView:
     """The robot as one camera saw it over an episode of T frames.
 
     Attributes:
@@ -46,7 +46,7 @@ class ExactView:
     depth: Float[Tensor, "T h w"] | None
 
     @classmethod
-    def of(cls, surface: AnalyticField, dataset: Any, episode: Any, camera: str) -> ExactView | None:
+    def from_episode(cls, surface: AnalyticField, dataset: Any, episode: Any, camera: str) -> GroundTruthView | None:
         """The view of an episode, or None where the recording does not know its camera.
 
         Args:
@@ -58,7 +58,7 @@ class ExactView:
             return None
         links, depth = (_column(dataset, episode, f"observation.{kind}.{camera}") for kind in ("links", "depth"))
         return cls(
-            seen_by(surface, cameras[0]),
+            with_camera(surface, cameras[0]),
             cameras,
             None if links is None else links.long(),
             None if depth is None else depth.double(),
@@ -73,10 +73,10 @@ class ExactView:
     ) -> tuple[Float[Tensor, "2 n {height} {width}"], Float[Tensor, "{height} {width}"]]:
         """The true field on a grid [px of the full picture per unit], and 1 where the picture shows the robot there."""
         camera = self.camera(frame)
-        jacobian, mask = seen_by(self.field, camera).dense(q.double(), height, width)
+        jacobian, mask = with_camera(self.field, camera).dense(q.double(), height, width)
         scale = jacobian.new_tensor([camera.width / width, camera.height / height])
-        if self.links is not None and (times := self._finer(height, width)):
-            shown = F.avg_pool2d((self.links[frame] >= 0).to(mask)[None], times)[0]
+        if self.links is not None and (factor := self._grid_ratio(height, width)):
+            shown = F.avg_pool2d((self.links[frame] >= 0).to(mask)[None], factor)[0]
             mask = mask * (shown >= 0.5)  # something may stand in front of the robot
         return jacobian * scale[:, None, None, None], mask
 
@@ -88,8 +88,8 @@ class ExactView:
         None where depth and links were not recorded, or not on a multiple of that grid. The camera is taken as still
         between the two.
         """
-        times = self._finer(height, width)
-        if self.links is None or self.depth is None or not times:
+        factor = self._grid_ratio(height, width)
+        if self.links is None or self.depth is None or not factor:
             return None
         camera = self.camera(frame)
         link, depth = self.links[frame], self.depth[frame]
@@ -97,24 +97,24 @@ class ExactView:
         intrinsics = grid_intrinsics(full, camera.height, camera.width, *link.shape)
         poses = link_poses(self.field.kinematics, torch.stack([q, q_next]))
         T = camera.T_camera_base.double()[None]
-        before, after = (View(depth[None], link[None], intrinsics, T, pose[None]) for pose in poses)
-        flow, _ = carried_flow(before, after)
+        before, after = (DepthView(depth[None], link[None], intrinsics, T, pose[None]) for pose in poses)
+        flow, _ = geometric_flow(before, after)
         scale = flow.new_tensor([camera.width / link.shape[1], camera.height / link.shape[0]])
-        flow, share = coarser(flow * scale[:, None, None], (link >= 0).double()[None], times)
+        flow, share = downsample_flow(flow * scale[:, None, None], (link >= 0).double()[None], factor)
         return flow[0], (share[0] >= 0.5).double()
 
-    def fitted(self, fit: Fit) -> ExactView:
+    def letterbox(self, letterbox: Letterbox) -> GroundTruthView:
         """The same view in pictures of another size; depth and links on a grid of half of it."""
-        cameras = tuple(fitted_camera(camera, fit) for camera in self.cameras)
+        cameras = tuple(letterbox_camera(camera, letterbox) for camera in self.cameras)
         if self.links is None or self.depth is None:
             return replace(self, cameras=cameras, links=None, depth=None)
         rows = np.zeros((len(self.links), 16))
         rows[:, 4:] = np.eye(3, 4).reshape(-1)
-        made = fitted_geometry(self.depth.numpy(), self.links.numpy(), rows, fit)
+        made = letterbox_geometry(self.depth.numpy(), self.links.numpy(), rows, letterbox)
         links, depth = torch.from_numpy(made["link"]).long(), torch.from_numpy(made["depth"]).double()
         return replace(self, cameras=cameras, links=links, depth=depth)
 
-    def _finer(self, height: int, width: int) -> int:
+    def _grid_ratio(self, height: int, width: int) -> int:
         """How many times as fine as a grid the recorded one is; 0 where it is no multiple of it."""
         if self.links is None:
             return 0
@@ -124,30 +124,30 @@ class ExactView:
     def robot_mask(self, frame: int, q: Float[Tensor, " n"]) -> Float[Tensor, "H W"]:
         """1 where the robot, or something in front of it, is in the full picture; its outline is good to a pixel."""
         camera = self.camera(frame)
-        _, mask = seen_by(self.field, camera).dense(q.double(), camera.height, camera.width)
+        _, mask = with_camera(self.field, camera).dense(q.double(), camera.height, camera.width)
         return mask
 
 
-def surface_of(embodiment: Embodiment) -> AnalyticField:
+def make_surface_field(embodiment: Embodiment) -> AnalyticField:
     """A densely sampled exact field of the robot, to be looked at by any camera."""
     camera = Camera.look_at((1.0, 0.0, 0.5), (0.0, 0.0, 0.0))  # replaced by the recording's own
     return AnalyticField(embodiment, camera, points=1000, occluders=_SURFACE_POINTS)
 
 
-def seen_by(surface: AnalyticField, camera: Camera) -> AnalyticField:
+def with_camera(surface: AnalyticField, camera: Camera) -> AnalyticField:
     """The same robot, sampled once, in another camera."""
     field = copy.copy(surface)
     field.camera = camera
     return field
 
 
-def fitted_camera(camera: Camera, fit: Fit) -> Camera:
-    """The camera of pictures that were put into another size by `fit`."""
+def letterbox_camera(camera: Camera, letterbox: Letterbox) -> Camera:
+    """The camera of pictures that were put into another size by `letterbox`."""
     K = camera.K.clone()
-    K[0], K[1] = K[0] * fit.scale_u, K[1] * fit.scale_v
-    K[0, 2] += (fit.scale_u - 1) / 2 + fit.left
-    K[1, 2] += (fit.scale_v - 1) / 2 + fit.top
-    return replace(camera, width=fit.width, height=fit.height, K=K)
+    K[0], K[1] = K[0] * letterbox.scale_u, K[1] * letterbox.scale_v
+    K[0, 2] += (letterbox.scale_u - 1) / 2 + letterbox.left
+    K[1, 2] += (letterbox.scale_v - 1) / 2 + letterbox.top
+    return replace(camera, width=letterbox.width, height=letterbox.height, K=K)
 
 
 def recorded_cameras(dataset: Any, episode: Any, camera: str) -> tuple[Camera, ...] | None:
@@ -158,10 +158,10 @@ def recorded_cameras(dataset: Any, episode: Any, camera: str) -> tuple[Camera, .
         return None if stated is None else (Camera.from_dict(stated),)
     height, width = dataset.features[f"observation.images.{camera}"].shape[:2]
     still = bool((rows == rows[0]).all())
-    return tuple(_camera(row, int(width), int(height)) for row in (rows[:1] if still else rows))
+    return tuple(_camera_from_row(row, int(width), int(height)) for row in (rows[:1] if still else rows))
 
 
-def _camera(row: Tensor, width: int, height: int) -> Camera:
+def _camera_from_row(row: Tensor, width: int, height: int) -> Camera:
     """From fx, fy, cx, cy and the upper three rows of T_camera_base."""
     fx, fy, cx, cy = row[:4].tolist()
     K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.field.learned.network import LearnedField
-from jidm.solve.learned_step import learned_step, usual_step
-from jidm.solve.looks import SeenAt, seen_motion
+from jidm.solve.learned_step import estimate_step, step_prior
+from jidm.solve.looks import FieldEvaluation, measured_flow
 
 
 @dataclass(frozen=True, eq=False)
-class FieldProbe:
+class FieldPrediction:
     """What a model saw at B pairs of frames, on its grid (h, w) over the (H, W) picture.
 
     Attributes:
@@ -41,9 +41,9 @@ class FieldProbe:
         return unexplained.norm(dim=1) * (1 if self.mask is None else self.mask)
 
 
-def probe(
+def predict_field(
     idm: Any, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"], q: Float[Tensor, "B n"]
-) -> FieldProbe | None:
+) -> FieldPrediction | None:
     """What a model saw at pairs of frames; None for a model without a field.
 
     Args:
@@ -53,38 +53,38 @@ def probe(
     """
     own = getattr(idm, "probe", None)
     if own is not None:
-        seen: FieldProbe = own(first, second, q)
-        return seen
+        prediction: FieldPrediction = own(first, second, q)
+        return prediction
     field, model = getattr(idm, "field", None), getattr(idm, "model", None)
     if isinstance(field, LearnedField):
-        return _learned(field, first, second, q)
+        return _predict_learned(field, first, second, q)
     if getattr(model, "kind", None) == "vera":
-        return _vera(model, getattr(idm, "flow", None), first, second)
+        return _predict_vera(model, getattr(idm, "flow", None), first, second)
     return None
 
 
 @torch.no_grad()
-def _learned(field: LearnedField, first: Tensor, second: Tensor, q: Tensor) -> FieldProbe:
+def _predict_learned(field: LearnedField, first: Tensor, second: Tensor, q: Tensor) -> FieldPrediction:
     a, b = field.encode(first), field.encode(second)
     start = q.to(first)
-    at_first = SeenAt.of(field, a, start)
+    at_first = FieldEvaluation.of(field, a, start)
     # The pose after the step is not known yet; the first solution's is close enough to bend the field.
-    usual = usual_step(field, len(start))
-    early = learned_step(field, at_first, SeenAt.of(field, b, start), prior=usual)
-    step = learned_step(field, at_first, SeenAt.of(field, b, start + early.steps[-1]), prior=usual)
-    flow, weight = seen_motion(step.last[0], field.config.grid)
-    return FieldProbe(at_first.jacobian, at_first.mask.sigmoid(), flow, weight, step.steps[-1])
+    prior = step_prior(field, len(start))
+    initial = estimate_step(field, at_first, FieldEvaluation.of(field, b, start), prior=prior)
+    step = estimate_step(field, at_first, FieldEvaluation.of(field, b, start + initial.steps[-1]), prior=prior)
+    flow, weight = measured_flow(step.last_measurement[0], field.config.grid)
+    return FieldPrediction(at_first.jacobian, at_first.mask.sigmoid(), flow, weight, step.steps[-1])
 
 
 @torch.no_grad()
-def _vera(model: Any, estimator: Any, first: Tensor, second: Tensor) -> FieldProbe:
-    from jidm.learn.baselines.flow_source import estimated_motion
+def _predict_vera(model: Any, estimator: Any, first: Tensor, second: Tensor) -> FieldPrediction:
+    from jidm.learn.baselines.flow_source import estimate_bidirectional_flow
 
-    motion = model.motion(first, second) if estimator is None else estimated_motion(estimator, first, second)
+    motion = model.motion(first, second) if estimator is None else estimate_bidirectional_flow(estimator, first, second)
     step = model.measure(first, second, None, motion).delta_q
-    return FieldProbe(model.jacobian(first), None, motion.flow, _share(motion.weight), step)
+    return FieldPrediction(model.jacobian(first), None, motion.flow, _normalize_weight(motion.weight), step)
 
 
-def _share(weight: Float[Tensor, "B h w"]) -> Float[Tensor, "B h w"]:
+def _normalize_weight(weight: Float[Tensor, "B h w"]) -> Float[Tensor, "B h w"]:
     """Weights of any scale as shares of the largest."""
     return weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]

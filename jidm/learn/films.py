@@ -13,11 +13,11 @@ from jidm.learn.batch import GRID_STRIDE
 from jidm.learn.pairs import PairSource
 from jidm.motion.flow.base import Flow
 
-_FEWEST = 8  # frames of a film: fewer say little of how errors last
+_MIN_FRAMES = 8  # frames of a film: fewer say little of how errors last
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class Clip:
     """T successive frames of one episode.
 
     Attributes:
@@ -32,27 +32,27 @@ class Film:
     dt: float
     flows: tuple[Flow, ...] = ()
 
-    def to(self, device: str | torch.device) -> Film:
+    def to(self, device: str | torch.device) -> Clip:
         """The same film on another device."""
-        return Film(self.frames.to(device), self.q.to(device), self.dt, tuple(x.to(device) for x in self.flows))
+        return Clip(self.frames.to(device), self.q.to(device), self.dt, tuple(x.to(device) for x in self.flows))
 
 
-def films(source: PairSource, stride: int, total: int) -> Iterator[Film]:
+def iter_clips(source: PairSource, stride: int, total: int) -> Iterator[Clip]:
     """The beginnings of all episodes, every `stride`-th frame, together about `total` frames."""
-    recording = source.recording
-    longest = max(_FEWEST, total // len(recording.length))
-    for start, length in zip(recording.first.tolist(), recording.length.tolist()):
+    store = source.store
+    longest = max(_MIN_FRAMES, total // len(store.length))
+    for start, length in zip(store.first.tolist(), store.length.tolist()):
         rows = start + stride * torch.arange(min(longest, -(-length // stride)))
         if len(rows) > 1:
-            yield _film(source, rows, stride)
+            yield _make_clip(source, rows, stride)
 
 
-def _film(source: PairSource, rows: Tensor, stride: int) -> Film:
+def _make_clip(source: PairSource, rows: Tensor, stride: int) -> Clip:
     flows: tuple[Flow, ...] = ()
-    if source.estimated is not None:
-        found = source.estimated.between(rows[:-1], torch.full((len(rows) - 1,), stride))
+    if source.estimated_flow is not None:
+        found = source.estimated_flow.for_pairs(rows[:-1], torch.full((len(rows) - 1,), stride))
         flows = tuple(
             Flow(found["flow" + tail] / GRID_STRIDE, found["weight" + tail]).to(source.device) for tail in ("", "_back")
         )
-    frames, q = source.shown(rows)
-    return Film(frames, q, stride / source.recording.fps, flows)
+    frames, q = source.frames_at(rows)
+    return Clip(frames, q, stride / source.store.fps, flows)

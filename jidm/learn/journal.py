@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Journal:
+class RunLogger:
     """Writes `log.jsonl` into a run's folder.
 
     Args:
@@ -21,34 +21,34 @@ class Journal:
         self.file, self.report = folder / "log.jsonl", report
         kept = [line for line in _lines(self.file) if line["step"] <= step]
         self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._board = _tensorboard(folder / "tensorboard", step)
+        self._writer = _tensorboard(folder / "tensorboard", step)
 
-    def write(self, part: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
+    def log(self, part: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """One line: which part ("train" or "validation"), the step, time used up so far [s], its numbers."""
         with open(self.file, "a", encoding="utf-8") as stream:
             stream.write(
                 json.dumps({"part": part, "step": step, "seconds": round(seconds, 3), "values": dict(values)}) + "\n"
             )
-        if self._board is not None:
+        if self._writer is not None:
             for name, value in values.items():
-                self._board.add_scalar(f"{part}/{name}", value, step)
+                self._writer.add_scalar(f"{part}/{name}", value, step)
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "progress")
         share = f" ({100 * values['progress']:.0f} %)" if "progress" in values else ""
         if values:
             self.report(f"step {step}{share} {part}: {shown}")
 
-    def picture(self, file: Path, step: int) -> None:
+    def log_image(self, file: Path, step: int) -> None:
         """Show a picture file on the board."""
-        if self._board is None or not file.exists():
+        if self._writer is None or not file.exists():
             return
         import cv2
 
         if (pixels := cv2.imread(str(file))) is not None:
-            self._board.add_image("pictures", pixels[..., ::-1].copy(), step, dataformats="HWC")
+            self._writer.add_image("pictures", pixels[..., ::-1].copy(), step, dataformats="HWC")
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

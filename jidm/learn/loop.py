@@ -22,17 +22,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from jidm.errors import JidmError
 from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
-from jidm.learn.journal import Journal
+from jidm.learn.journal import RunLogger
 from jidm.learn.optimiser import MuonAdamW
-from jidm.learn.prepare import Batches, Prepared
+from jidm.learn.prepare import Batches, TrainingSetup
 from jidm.learn.schedule import learning_rate
 
-Pictures = Callable[[nn.Module, PairBatch, Path], None]
+Visualizer = Callable[[nn.Module, PairBatch, Path], None]
 """Draws what a model makes of a few pairs into a file that ends in .png."""
 
-LAST = "last.ckpt"
+LAST_CHECKPOINT = "last.ckpt"
 
-_SHOWN = 2  # pairs that are drawn
+_PLOTTED_PAIRS = 2  # pairs that are drawn
 
 
 class TrainingModule(lightning.LightningModule):
@@ -47,20 +47,20 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, prepared: Prepared, config: TrainConfig, save: Callable[[dict[str, Tensor], dict[str, Any]], None],
-        journal: Journal | None, pictures: Pictures | None = None,
+        self, setup: TrainingSetup, config: TrainConfig, save: Callable[[dict[str, Tensor], dict[str, Any]], None],
+        run_logger: RunLogger | None, visualizer: Visualizer | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model = prepared.model
-        self.config, self.journal, self.pictures = config, journal, pictures
-        self._save, self._prepared = save, prepared
-        self._measured: list[PairBatch] | None = None
-        self._calibrated: list[PairBatch] | None = None
-        self.mean = {name: x.detach().clone() for name, x in self._floating()} if config.ema else {}
+        self.model = setup.model
+        self.config, self.run_logger, self.visualizer = config, run_logger, visualizer
+        self._save, self._training_setup = save, setup
+        self._validation_batches: list[PairBatch] | None = None
+        self._calibration_batches: list[PairBatch] | None = None
+        self.ema_weights = {name: x.detach().clone() for name, x in self._float_tensors()} if config.ema else {}
         self.elapsed = 0.0  # seconds of the budget, over all sittings
         self.bad_in_row = self.bad_total = 0
         self.best, self.best_step, self.worse_in_row = math.inf, -1, 0
-        self._began = self._saved = time.monotonic()
+        self._started_at = self._saved_at = time.monotonic()
         self._step_is_bad = False
 
     # ---- what Lightning asks for ---------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """What the configuration names; biases, scales and the like do not decay."""
         rate, decay = self.config.learning_rate, self.config.weight_decay
-        if self.config.optimiser == "muon":
+        if self.config.optimizer == "muon":
             return MuonAdamW(self.model, rate, decay)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         groups = [
@@ -78,14 +78,14 @@ class TrainingModule(lightning.LightningModule):
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate)
 
     def train_dataloader(self) -> DataLoader[PairBatch]:
-        return DataLoader(_Steps(self, self._prepared.train), batch_size=None)
+        return DataLoader(_StepDataset(self, self._training_setup.train), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device)
 
     def on_train_start(self) -> None:
-        self._began = self._saved = time.monotonic()
-        self.mean = {name: x.to(self.device) for name, x in self.mean.items()}
+        self._started_at = self._saved_at = time.monotonic()
+        self.ema_weights = {name: x.to(self.device) for name, x in self.ema_weights.items()}
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         # Whatever a model draws (dropout, noise) is the step's own, so that it is the same after a resume.
@@ -107,7 +107,7 @@ class TrainingModule(lightning.LightningModule):
     ) -> None:
         """Clip the norm; without a finite one the step is not taken, in all processes alike, for gradients are shared."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         self._step_is_bad = not bool(norm.isfinite())
         if self._step_is_bad:
             for p in parameters:
@@ -116,26 +116,26 @@ class TrainingModule(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         self._count_bad_steps()
         if self.config.ema and not self._step_is_bad:
-            self._follow()
+            self._update_ema()
         step, progress = self.global_step, self.progress()
-        over = progress >= 1
-        if step % self.config.log_every == 0 or over:
-            values = self._over_processes(self._parts)
-            if self.journal:
-                self.journal.write(
+        finished = progress >= 1
+        if step % self.config.log_every == 0 or finished:
+            values = self._reduce_mean(self._parts)
+            if self.run_logger:
+                self.run_logger.log(
                     "train", step, self._elapsed_now(), values | {"progress": progress, "bad_steps": self.bad_total}
                 )
-        if step % self.config.validate_every == 0 or over:
-            self._validate(last=over)
-            over = over or (0 < self.config.patience <= self.worse_in_row)
-        if over or self._agreed(time.monotonic() - self._saved > 60 * self.config.save_minutes):
+        if step % self.config.validate_every == 0 or finished:
+            self._validate(last=finished)
+            finished = finished or (0 < self.config.patience <= self.worse_in_row)
+        if finished or self._broadcast_flag(time.monotonic() - self._saved_at > 60 * self.config.save_minutes):
             self.save_state()
-        if over:
+        if finished:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["jidm"] = {
-            "mean": self.mean, "elapsed": self._elapsed_now(), "bad_in_row": self.bad_in_row, "bad_total": self.bad_total,
+            "mean": self.ema_weights, "elapsed": self._elapsed_now(), "bad_in_row": self.bad_in_row, "bad_total": self.bad_total,
             "best": self.best, "best_step": self.best_step, "worse_in_row": self.worse_in_row,
         }  # fmt: skip
 
@@ -150,15 +150,15 @@ class TrainingModule(lightning.LightningModule):
         if self.config.steps is not None:
             return self.global_step / self.config.steps
         assert self.config.minutes is not None
-        return self._shared(self._elapsed_now() / (60 * self.config.minutes))
+        return self._broadcast(self._elapsed_now() / (60 * self.config.minutes))
 
     def _elapsed_now(self) -> float:
-        return self.elapsed + time.monotonic() - self._began
+        return self.elapsed + time.monotonic() - self._started_at
 
-    def _agreed(self, wish: bool) -> bool:
-        return self._shared(float(wish)) > 0.5
+    def _broadcast_flag(self, flag: bool) -> bool:
+        return self._broadcast(float(flag)) > 0.5
 
-    def _shared(self, value: float) -> float:
+    def _broadcast(self, value: float) -> float:
         """The first process's value."""
         if self.trainer.world_size == 1:
             return value
@@ -166,7 +166,7 @@ class TrainingModule(lightning.LightningModule):
         torch.distributed.broadcast(number, 0)
         return float(number)
 
-    def _over_processes(self, parts: dict[str, Tensor]) -> dict[str, float]:
+    def _reduce_mean(self, parts: dict[str, Tensor]) -> dict[str, float]:
         """Means over all processes' shares of the batch."""
         values = torch.stack([x.detach().double() for x in parts.values()])
         if self.trainer.world_size > 1:
@@ -176,32 +176,32 @@ class TrainingModule(lightning.LightningModule):
 
     # ---- weights -------------------------------------------------------------------------------------------------
 
-    def _floating(self) -> Iterator[tuple[str, Tensor]]:
+    def _float_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, x in self.model.state_dict().items():
             if x.is_floating_point():
                 yield name, x
 
-    def _follow(self) -> None:
+    def _update_ema(self) -> None:
         # Short at first, so that the mean does not remember the random start.
         decay = min(self.config.ema, (1 + self.global_step) / (10 + self.global_step))
-        names, values = zip(*self._floating())
-        torch._foreach_lerp_([self.mean[name] for name in names], list(values), 1 - decay)
+        names, values = zip(*self._float_tensors())
+        torch._foreach_lerp_([self.ema_weights[name] for name in names], list(values), 1 - decay)
 
     def save_state(self) -> None:
         """Everything needed to go on, under its name at once."""
         folder = self.config.run_folder
-        temporary = folder / f".{LAST}.tmp"
+        temporary = folder / f".{LAST_CHECKPOINT}.tmp"
         self.trainer.save_checkpoint(temporary)
         if self.trainer.is_global_zero:
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
-            os.replace(temporary, folder / LAST)
-        self._saved = time.monotonic()
+            os.replace(temporary, folder / LAST_CHECKPOINT)
+        self._saved_at = time.monotonic()
 
     def _count_bad_steps(self) -> None:
         self.bad_in_row = self.bad_in_row + 1 if self._step_is_bad else 0
         self.bad_total += self._step_is_bad
-        if self.bad_in_row >= self.config.bad_steps:
+        if self.bad_in_row >= self.config.max_bad_steps:
             raise JidmError(
                 f"training diverged: {self.bad_in_row} steps in a row up to step {self.global_step} had a loss or gradient "
                 f"that is not finite; use a smaller --learning-rate and check the data with `jidm dataset check`"
@@ -212,53 +212,53 @@ class TrainingModule(lightning.LightningModule):
     def _validate(self, last: bool) -> None:
         """Measure the weights to keep, on pairs that are always the same, and keep them if they are to be kept."""
         values: dict[str, float] = {}
-        with self._weights_to_keep() as model:
-            if (batches := self._held_out()) is not None:
+        with self._using_ema_weights() as model:
+            if (batches := self._get_validation_batches()) is not None:
                 if hasattr(model, "calibrate"):
-                    settled = last or self.config.keep == "best"
-                    model.calibrate(self._to_calibrate(), rounds=2 if settled else 1)
-                    if settled and self._prepared.validation is not None:
-                        model.calibrate_videos(x.to(self.device) for x in self._prepared.validation.films())
-                values = {name: self._shared(x) for name, x in self._measure(model, batches).items()}
-            watched = values.get("nve", values.get("loss", math.nan))
-            better = watched < self.best
+                    final = last or self.config.save_policy == "best"
+                    model.calibrate(self._get_calibration_batches(), rounds=2 if final else 1)
+                    if final and self._training_setup.validation is not None:
+                        model.calibrate_videos(x.to(self.device) for x in self._training_setup.validation.clips())
+                values = {name: self._broadcast(x) for name, x in self._validation_metrics(model, batches).items()}
+            monitored = values.get("nve", values.get("loss", math.nan))
+            better = monitored < self.best
             if better:
-                self.best, self.best_step = watched, self.global_step
-            self.worse_in_row = 0 if better or math.isnan(watched) else self.worse_in_row + 1
-            if self.trainer.is_global_zero and (better or self.config.keep == "last" or not values):
+                self.best, self.best_step = monitored, self.global_step
+            self.worse_in_row = 0 if better or math.isnan(monitored) else self.worse_in_row + 1
+            if self.trainer.is_global_zero and (better or self.config.save_policy == "last" or not values):
                 facts = {"step": self.global_step, "validation": values, "bad_steps": self.bad_total}
                 self._save(model.state_dict(), facts)
-            if self.journal:
-                self.journal.write("validation", self.global_step, self._elapsed_now(), values)
-                self._draw(model, batches)
+            if self.run_logger:
+                self.run_logger.log("validation", self.global_step, self._elapsed_now(), values)
+                self._plot(model, batches)
 
-    def _held_out(self) -> list[PairBatch] | None:
-        validation = self._prepared.validation
-        if self._measured is None and validation is not None:
-            self._measured = [x.to(self.device) for x in validation.to_measure(self.config.validation_pairs)]
-        return self._measured
+    def _get_validation_batches(self) -> list[PairBatch] | None:
+        validation = self._training_setup.validation
+        if self._validation_batches is None and validation is not None:
+            self._validation_batches = [x.to(self.device) for x in validation.validation_batches(self.config.validation_pairs)]
+        return self._validation_batches
 
-    def _to_calibrate(self) -> list[PairBatch]:
-        validation = self._prepared.validation
+    def _get_calibration_batches(self) -> list[PairBatch]:
+        validation = self._training_setup.validation
         assert validation is not None
-        if self._calibrated is None:
-            self._calibrated = [x.to(self.device) for x in validation.to_calibrate(self.config.validation_pairs)]
-        return self._calibrated
+        if self._calibration_batches is None:
+            self._calibration_batches = [x.to(self.device) for x in validation.calibration_batches(self.config.validation_pairs)]
+        return self._calibration_batches
 
     @contextmanager
-    def _weights_to_keep(self) -> Iterator[Any]:
+    def _using_ema_weights(self) -> Iterator[Any]:
         """The model with the weights to keep, in evaluation; afterwards it is as it was."""
-        now = {name: x.clone() for name, x in self.model.state_dict().items()}
-        self.model.load_state_dict({**now, **self.mean})
+        current = {name: x.clone() for name, x in self.model.state_dict().items()}
+        self.model.load_state_dict({**current, **self.ema_weights})
         self.model.eval()
         try:
             with torch.no_grad():
                 yield self.model
         finally:
-            self.model.load_state_dict(now)
+            self.model.load_state_dict(current)
             self.model.train()
 
-    def _measure(self, model: Any, batches: list[PairBatch]) -> dict[str, float]:
+    def _validation_metrics(self, model: Any, batches: list[PairBatch]) -> dict[str, float]:
         """Losses, and NVE = mean |error| / mean |delta_q| of the steps, if the model gives steps of single pairs."""
         sums: dict[str, float] = {}
         error = size = 0.0
@@ -273,15 +273,15 @@ class TrainingModule(lightning.LightningModule):
         count = sum(len(b) for b in batches)
         return {name: x / count for name, x in sums.items()} | ({"nve": error / size} if size else {})
 
-    def _draw(self, model: Any, batches: list[PairBatch] | None) -> None:
-        if self.pictures is None or not batches or self.journal is None:
+    def _plot(self, model: Any, batches: list[PairBatch] | None) -> None:
+        if self.visualizer is None or not batches or self.run_logger is None:
             return
         file = self.config.run_folder / f"pictures_{self.global_step:07d}.png"
-        self.pictures(model, batches[0][:_SHOWN], file)
-        self.journal.picture(file, self.global_step)
+        self.visualizer(model, batches[0][:_PLOTTED_PAIRS], file)
+        self.run_logger.log_image(file, self.global_step)
 
 
-class _Steps(IterableDataset[PairBatch]):
+class _StepDataset(IterableDataset[PairBatch]):
     """The batches from the step on where training stands, without end."""
 
     def __init__(self, module: TrainingModule, batches: Batches) -> None:
@@ -290,7 +290,7 @@ class _Steps(IterableDataset[PairBatch]):
     def __iter__(self) -> Iterator[PairBatch]:
         step = self.module.global_step
         while True:
-            yield self.batches.at(step, self.module.global_rank, self.module.trainer.world_size)
+            yield self.batches.batch_at(step, self.module.global_rank, self.module.trainer.world_size)
             step += 1
 
 

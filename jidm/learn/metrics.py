@@ -25,12 +25,12 @@ def nve(error: Float[Tensor, "*batch n"], delta_q: Float[Tensor, "*batch n"]) ->
 
     NaN where the truth never moves: there is no scale to compare with.
     """
-    return error.abs().mean() / _positive(delta_q.abs().mean())
+    return error.abs().mean() / _nan_unless_positive(delta_q.abs().mean())
 
 
 def nve_per_joint(error: Float[Tensor, "*batch n"], delta_q: Float[Tensor, "*batch n"]) -> Float[Tensor, " n"]:
     """`nve` of every joint by itself; NaN for a joint that never moves."""
-    return _pooled(error).abs().mean(0) / _positive(_pooled(delta_q).abs().mean(0))
+    return _flatten(error).abs().mean(0) / _nan_unless_positive(_flatten(delta_q).abs().mean(0))
 
 
 def action_mse(error: Float[Tensor, "*batch n"]) -> Float[Tensor, ""]:
@@ -38,25 +38,25 @@ def action_mse(error: Float[Tensor, "*batch n"]) -> Float[Tensor, ""]:
     return error.square().mean()
 
 
-def mse_ratio(error: Float[Tensor, "*batch n"], rival: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+def mse_ratio(error: Float[Tensor, "*batch n"], baseline: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """Action MSE over a rival's on the same steps; below 1 is better than the rival.
 
     Raises:
         InputError: the two were not measured on the same steps.
     """
-    if error.shape != rival.shape:
-        raise InputError(f"errors on {tuple(error.shape)} and {tuple(rival.shape)} steps are not of the same videos")
-    return action_mse(error) / _positive(action_mse(rival))
+    if error.shape != baseline.shape:
+        raise InputError(f"errors on {tuple(error.shape)} and {tuple(baseline.shape)} steps are not of the same videos")
+    return action_mse(error) / _nan_unless_positive(action_mse(baseline))
 
 
-def share_within(
+def fraction_within(
     position: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"], tolerance: float = 0.05
 ) -> Float[Tensor, ""]:
     """Share of joint positions within `tolerance` [rad or m] of the truth, the bound included."""
     return ((position - q).abs() <= tolerance).to(q.dtype).mean()
 
 
-def integrated(q0: Float[Tensor, "*batch n"], delta_q: Float[Tensor, "*batch S n"]) -> Float[Tensor, "*batch T n"]:
+def integrate_steps(q0: Float[Tensor, "*batch n"], delta_q: Float[Tensor, "*batch S n"]) -> Float[Tensor, "*batch T n"]:
     """Positions reached by adding the steps to a known start: T = S + 1 rows, the first is q0."""
     start = q0[..., None, :]
     return torch.cat([start, start + delta_q.cumsum(-2)], dim=-2)
@@ -80,12 +80,12 @@ def tip_error(
 
 def moving_joints(velocity: Float[Tensor, "*batch n"], speed: float) -> Bool[Tensor, " n"]:
     """Joints whose mean true speed is above `speed` [rad/s or m/s]: the others have no motion to be right about."""
-    return _pooled(velocity).abs().mean(0) > speed
+    return _flatten(velocity).abs().mean(0) > speed
 
 
 def correlation(decoded: Float[Tensor, "*batch n"], truth: Float[Tensor, "*batch n"]) -> Float[Tensor, " n"]:
     """Pearson correlation of decoded and true steps, per joint over all leading axes; NaN where one is constant."""
-    a, b = _spread(decoded), _spread(truth)
+    a, b = _centered(decoded), _centered(truth)
     return (a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()
 
 
@@ -98,7 +98,7 @@ def endpoint_error(
         on_robot: weight of each pixel, 1 on the robot and 0 off it.
     """
     length = (flow - truth).norm(dim=-3)
-    return (length * on_robot).sum() / _positive(on_robot.sum())
+    return (length * on_robot).sum() / _nan_unless_positive(on_robot.sum())
 
 
 def field_error(
@@ -112,9 +112,9 @@ def field_error(
     that moves no pixel.
     """
     weight = on_robot.unsqueeze(-3)
-    away = ((jacobian - exact).norm(dim=-4) * weight).flatten(-2).sum(-1)
+    distance = ((jacobian - exact).norm(dim=-4) * weight).flatten(-2).sum(-1)
     size = (exact.norm(dim=-4) * weight).flatten(-2).sum(-1)
-    return _pooled(away).sum(0) / _positive(_pooled(size).sum(0))
+    return _flatten(distance).sum(0) / _nan_unless_positive(_flatten(size).sum(0))
 
 
 def coverage(
@@ -137,7 +137,7 @@ def coverage(
     width = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
     inside = (error.abs() <= width * std).to(error.dtype)
     counts = torch.ones_like(error) if where is None else where.to(error.dtype)
-    return (inside * counts).sum() / _positive(counts.sum())
+    return (inside * counts).sum() / _nan_unless_positive(counts.sum())
 
 
 def ratio_interval(
@@ -157,24 +157,24 @@ def ratio_interval(
         return math.nan, math.nan
     generator = torch.Generator().manual_seed(seed)
     drawn: Int[Tensor, "draws episodes"] = torch.randint(count, (draws, count), generator=generator)
-    ratios = numerator.cpu()[drawn].sum(1) / _positive(denominator.cpu()[drawn].sum(1))
+    ratios = numerator.cpu()[drawn].sum(1) / _nan_unless_positive(denominator.cpu()[drawn].sum(1))
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=ratios.dtype)
     low, high = ratios.nanquantile(tails).tolist()
     return low, high
 
 
-def _pooled(x: Tensor) -> Tensor:
+def _flatten(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _spread(x: Tensor) -> Tensor:
+def _centered(x: Tensor) -> Tensor:
     """(S, n) about the mean of every column; NaN in a column that is constant up to rounding."""
-    x = _pooled(x)
-    centred = x - x.mean(0)
+    x = _flatten(x)
+    centered = x - x.mean(0)
     rounding = 8 * torch.finfo(x.dtype).eps * x.abs().amax(0)
-    return torch.where(centred.abs().amax(0) > rounding, centred, torch.nan)
+    return torch.where(centered.abs().amax(0) > rounding, centered, torch.nan)
 
 
-def _positive(x: Tensor) -> Tensor:
+def _nan_unless_positive(x: Tensor) -> Tensor:
     """NaN in place of zeros, so that nothing divides by them."""
     return torch.where(x > 0, x, torch.nan)

@@ -70,13 +70,13 @@ class MuonAdamW(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(p)
             state["step"] = torch.zeros(())  # Adam's own reading of saved states asks for it
         state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-        ahead = gradient.lerp(state["momentum"], _MOMENTUM)  # Nesterov's
-        step = orthogonal(ahead.flatten(1))
+        nesterov = gradient.lerp(state["momentum"], _MOMENTUM)  # Nesterov's
+        step = orthogonalize(nesterov.flatten(1))
         p.mul_(1 - rate * decay)
         p.add_(step.reshape(p.shape), alpha=-rate * max(1.0, step.shape[0] / step.shape[1]) ** 0.5)
 
 
-def orthogonal(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+def orthogonalize(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
     """About the nearest matrix whose singular values are all one (0.7 to 1.2), by Newton-Schulz."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)

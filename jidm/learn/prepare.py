@@ -17,25 +17,25 @@ from torch import nn
 from jidm.checkpoint import embodiment_record
 from jidm.errors import DatasetError, InputError
 from jidm.field.learned.network import LearnedField
-from jidm.learn.augment import Augment, augmentation
+from jidm.learn.augment import Augment, make_augmentation
 from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
-from jidm.learn.episodes import describe, select_episodes
+from jidm.learn.episodes import describe_episodes, select_episodes
 from jidm.learn.estimated import EstimatedFlow, estimate_flow
-from jidm.learn.films import Film, films
+from jidm.learn.films import Clip, iter_clips
 from jidm.learn.pairs import PairSampler, PairSource
-from jidm.learn.recording import Recording, pick_camera, picture_size, read_recording
-from jidm.learn.zoo import frames_beside_the_pair, model_class
-from jidm.motion.fit import fitting_size
+from jidm.learn.recording import FrameStore, select_camera, image_size, load_frame_store
+from jidm.learn.zoo import extra_frames, model_class
+from jidm.motion.fit import scaled_size
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 
-_LONGEST, _MULTIPLE = 128, 16
+_MAX_SIDE, _MULTIPLE = 128, 16
 """The model's pictures, where nobody chose: longest side and what both sides are multiples of [px]."""
 
-_FILMED = 600  # frames of all films together
+_CLIP_FRAMES = 600  # frames of all films together
 
-_WORTH_DETAIL = 1.5
+_MIN_UPSCALE = 1.5
 """How much larger a recording must be than the model's pictures for a closer look to show more."""
 
 Report = Callable[[str], None]
@@ -45,47 +45,47 @@ Report = Callable[[str], None]
 class Batches:
     """The batches of every training step, for any process, and some to validate by.
 
-    `nearest` draws pairs as near in time as they come: those of a video that is followed.
+    `min_stride_sampler` draws pairs as near in time as they come: those of a video that is followed.
     """
 
     sampler: PairSampler
-    nearest: PairSampler
+    min_stride_sampler: PairSampler
     source: PairSource
     augment: Augment | None
-    size: int
+    batch_size: int
 
-    def at(self, step: int, rank: int = 0, world: int = 1) -> PairBatch:
+    def batch_at(self, step: int, rank: int = 0, world: int = 1) -> PairBatch:
         """The pairs of training step `step` that process `rank` of `world` learns from."""
-        draw = self.sampler.draw(step, self.size)
-        if self.augment is not None and self.augment.options.backdrop:
-            draw = replace(draw, backdrop=self.sampler.backdrops(step, self.size, self.augment.options.backdrop))
-        batch = self.source.batch(draw.part(rank, world))
-        random = np.random.default_rng((self.sampler.seed, step, 3)).random((self.size, 2, batch.q.shape[1] + 2))
+        pairs = self.sampler.sample(step, self.batch_size)
+        if self.augment is not None and self.augment.options.background:
+            pairs = replace(pairs, backdrop=self.sampler.sample_backgrounds(step, self.batch_size, self.augment.options.background))
+        batch = self.source.batch(pairs.shard(rank, world))
+        random = np.random.default_rng((self.sampler.seed, step, 3)).random((self.batch_size, 2, batch.q.shape[1] + 2))
         batch = replace(batch, random=torch.from_numpy(random[rank::world]).to(batch.q))
         if self.augment is not None:
-            batch = self.augment.apply(batch, self.augment.draw(step, self.size).part(rank, world))
+            batch = self.augment.apply(batch, self.augment.sample(step, self.batch_size).shard(rank, world))
         return batch
 
-    def to_measure(self, count: int) -> list[PairBatch]:
+    def validation_batches(self, count: int) -> list[PairBatch]:
         """The same pairs every time, unchanged, in batches of this size."""
-        return self._fixed(self.sampler, count)
+        return self._fixed_batches(self.sampler, count)
 
-    def to_calibrate(self, count: int) -> list[PairBatch]:
+    def calibration_batches(self, count: int) -> list[PairBatch]:
         """Likewise of the nearest pairs: errors grow with the step, and uncertainties are for steps of videos."""
-        return self._fixed(self.nearest, count)
+        return self._fixed_batches(self.min_stride_sampler, count)
 
-    def films(self) -> Iterator[Film]:
+    def clips(self) -> Iterator[Clip]:
         """The beginnings of all episodes, as they are decoded."""
-        return films(self.source, self.nearest.smallest, _FILMED)
+        return iter_clips(self.source, self.min_stride_sampler.min_stride, _CLIP_FRAMES)
 
-    def _fixed(self, sampler: PairSampler, count: int) -> list[PairBatch]:
-        draw = sampler.fixed(count)
-        world = -(-count // self.size)
-        return [self.source.batch(draw.part(rank, world)) for rank in range(world)]
+    def _fixed_batches(self, sampler: PairSampler, count: int) -> list[PairBatch]:
+        pairs = sampler.fixed_sample(count)
+        world = -(-count // self.batch_size)
+        return [self.source.batch(pairs.shard(rank, world)) for rank in range(world)]
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class TrainingSetup:
     """What a run needs.
 
     Attributes:
@@ -102,9 +102,9 @@ class Prepared:
     record: dict[str, Any]
 
 
-def prepare(
+def prepare_training(
     config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, device: str | torch.device = "cpu"
-) -> Prepared:
+) -> TrainingSetup:
     """Read the recording, build the model, decide where flow comes from.
 
     Args:
@@ -116,57 +116,57 @@ def prepare(
     """
     order = joint_order(dataset, robot)
     train, validation, test = split_episodes(config, dataset)
-    camera = pick_camera(dataset, config.camera)
-    height, width = _size(config, dataset, camera)
-    detail = _detail(config, dataset, camera, height, width)
-    recordings = [
-        read_recording(
-            dataset, episodes, height=height, width=width, detail=detail, reduce=episodes is train, camera=camera,
+    camera = select_camera(dataset, config.camera)
+    height, width = _image_size(config, dataset, camera)
+    input_scale = _input_scale(config, dataset, camera, height, width)
+    stores = [
+        load_frame_store(
+            dataset, episodes, height=height, width=width, input_scale=input_scale, downsampled=episodes is train, camera=camera,
             joints=config.joints, order=order, cache=config.cache, progress=report,
         )
         for episodes in (train, validation) if episodes
     ]  # fmt: skip
-    learned = recordings[0]
-    if still := learned.still_joints():
+    train_store = stores[0]
+    if still := train_store.static_joints():
         report(f"these joints never move in the recording, nothing can be learned of them: {', '.join(still)}")
-    kinematics, kind_of_flow = _flow_source(config, dataset, robot, learned)
+    kinematics, flow_kind = _flow_source(config, dataset, robot, train_store)
     batches = []
     model_type = model_class(config.kind)
-    wants = frames_beside_the_pair(config.kind)
-    for recording, augment in zip(recordings, (augmentation(config.augment, config.seed), None)):
-        estimated = None
-        if kind_of_flow == "dis":
-            estimated = _estimated(config, dataset, recording, camera, report)
+    extra = extra_frames(config.kind)
+    for store, augment in zip(stores, (make_augmentation(config.augment, config.seed), None)):
+        estimated_flow = None
+        if flow_kind == "dis":
+            estimated_flow = _estimated_flow(config, dataset, store, camera, report)
         source = PairSource(
-            recording, kinematics=kinematics, estimated=estimated, device=device, before="before" in wants,
-            third="third" in wants, static_background=dataset.recipe.get("background_static") is True,
+            store, kinematics=kinematics, estimated_flow=estimated_flow, device=device, before="before" in extra,
+            third="third" in extra, static_background=dataset.recipe.get("background_static") is True,
         )  # fmt: skip
-        sampler, nearest = (
-            PairSampler(recording, strides, seed=config.seed, third="third" in wants)
+        sampler, min_stride_sampler = (
+            PairSampler(store, strides, seed=config.seed, third="third" in extra)
             for strides in (config.strides, (min(config.strides),))
         )
-        batches.append(Batches(sampler, nearest, source, augment, config.batch_size))
+        batches.append(Batches(sampler, min_stride_sampler, source, augment, config.batch_size))
     report(
-        f"{config.kind} ({config.size}) of {len(learned.joint_names)} joints from {describe(train)}, {len(learned)} frames "
-        f"of {height}x{width}{f' in {detail} times the detail' * (detail > 1)}, flow: {kind_of_flow}"
+        f"{config.kind} ({config.size}) of {len(train_store.joint_names)} joints from {describe_episodes(train)}, {len(train_store)} frames "
+        f"of {height}x{width}{f' in {input_scale} times the detail' * (input_scale > 1)}, flow: {flow_kind}"
     )
     torch.manual_seed(config.seed)
     model = model_type.from_data(
-        learned.joint_names,
-        _types(learned, robot),
+        train_store.joint_names,
+        _joint_types(train_store, robot),
         height,
         width,
-        learned.stats(config.strides),
-        **_options(config),
-        **({"detail": detail} if detail > 1 else {}),
+        train_store.stats(config.strides),
+        **_model_options(config),
+        **({"detail": input_scale} if input_scale > 1 else {}),
     )
     record = {
-        "data_hash": dataset.content_hash, "data_recipe": dict(dataset.recipe), "fps": learned.fps, "camera": camera,
+        "data_hash": dataset.content_hash, "data_recipe": dict(dataset.recipe), "fps": train_store.fps, "camera": camera,
         "train_episodes": list(train), "validation_episodes": list(validation), "test_episodes": list(test),
-        "frames": len(learned), "flow": kind_of_flow,
+        "frames": len(train_store), "flow": flow_kind,
     }  # fmt: skip
     embodiment = None if robot is None else embodiment_record(robot)
-    return Prepared(model, batches[0], batches[1] if len(batches) > 1 else None, embodiment, record)
+    return TrainingSetup(model, batches[0], batches[1] if len(batches) > 1 else None, embodiment, record)
 
 
 def joint_order(dataset: Any, robot: Embodiment | None) -> tuple[str, ...]:
@@ -200,13 +200,13 @@ def split_episodes(config: TrainConfig, dataset: Any) -> tuple[tuple[int, ...], 
     chosen = [x for x in select_episodes(config.train_episodes, dataset.episode_indices) if x not in test]
     if not chosen:
         raise DatasetError(
-            f"{dataset.root}: no episodes are left to train on: it has {describe(dataset.episode_indices)}, "
+            f"{dataset.root}: no episodes are left to train on: it has {describe_episodes(dataset.episode_indices)}, "
             f"{len(test)} of them for testing; choose others"
         )
     count = max(1, round(config.validation * len(chosen))) if config.validation > 0 and len(chosen) >= 4 else 0
     # Evenly spread, and the same for every seed, so that runs can be compared.
-    held = {chosen[(2 * i + 1) * len(chosen) // (2 * count)] for i in range(count)}
-    return tuple(x for x in chosen if x not in held), tuple(sorted(held)), test
+    validation = {chosen[(2 * i + 1) * len(chosen) // (2 * count)] for i in range(count)}
+    return tuple(x for x in chosen if x not in validation), tuple(sorted(validation)), test
 
 
 def provenance() -> dict[str, Any]:
@@ -235,9 +235,9 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def _size(config: TrainConfig, dataset: Any, camera: str) -> tuple[int, int]:
+def _image_size(config: TrainConfig, dataset: Any, camera: str) -> tuple[int, int]:
     if config.height is None and config.width is None:
-        return fitting_size(*picture_size(dataset, camera), longest=_LONGEST, multiple=_MULTIPLE)
+        return scaled_size(*image_size(dataset, camera), max_side=_MAX_SIDE, multiple=_MULTIPLE)
     if config.height is None or config.width is None:
         raise InputError("give both height and width, or neither")
     for name, side in (("height", config.height), ("width", config.width)):
@@ -246,34 +246,34 @@ def _size(config: TrainConfig, dataset: Any, camera: str) -> tuple[int, int]:
     return config.height, config.width
 
 
-def _detail(config: TrainConfig, dataset: Any, camera: str, height: int, width: int) -> int:
+def _input_scale(config: TrainConfig, dataset: Any, camera: str, height: int, width: int) -> int:
     if config.kind != LearnedField.kind:
-        if config.detail not in (None, 1):
+        if config.input_scale not in (None, 1):
             raise InputError(f"a {config.kind} looks no closer, it has no detail; give a larger height and width")
         return 1
-    if config.detail is not None:
-        return config.detail
-    height_in, width_in = picture_size(dataset, camera)
-    return 2 if min(height_in / height, width_in / width) >= _WORTH_DETAIL else 1
+    if config.input_scale is not None:
+        return config.input_scale
+    height_in, width_in = image_size(dataset, camera)
+    return 2 if min(height_in / height, width_in / width) >= _MIN_UPSCALE else 1
 
 
 def _flow_source(
-    config: TrainConfig, dataset: Any, robot: Embodiment | None, recording: Recording
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, store: FrameStore
 ) -> tuple[Kinematics | None, str]:
     """Kinematics if flow is exact, and the word for where it comes from."""
     if config.flow in ("dis", "none"):
         return None, config.flow
     problem = ""
-    maker = dataset.recipe.get("embodiment")
-    if recording.geometry is None:
+    recorded_robot = dataset.recipe.get("embodiment")
+    if store.geometry is None:
         problem = "it holds no depth, links and cameras"
-    elif robot is None and maker is None:
+    elif robot is None and recorded_robot is None:
         problem = "nobody named the robot"
     else:
-        robot = robot or Embodiment.load(str(maker))
+        robot = robot or Embodiment.load(str(recorded_robot))
         if dataset.recipe.get("embodiment_hash") not in (None, robot.content_hash):
             problem = f"it was made with another version of '{robot.name}'"
-        elif recording.state_names != robot.joint_names and len(recording.state_names) != robot.n:
+        elif store.state_names != robot.joint_names and len(store.state_names) != robot.n:
             problem = f"its joints are not those of '{robot.name}'"
     if not problem and robot is not None:
         return Kinematics.from_embodiment(robot), "exact"
@@ -282,25 +282,25 @@ def _flow_source(
     return None, "dis"
 
 
-def _estimated(
-    config: TrainConfig, dataset: Any, recording: Recording, camera: str, report: Report
+def _estimated_flow(
+    config: TrainConfig, dataset: Any, store: FrameStore, camera: str, report: Report
 ) -> EstimatedFlow:  # fmt: skip
     from jidm.motion.flow.dis import DisFlow
 
     return estimate_flow(
-        dataset, recording, camera, config.strides, DisFlow(), cache=config.cache, progress=report
+        dataset, store, camera, config.strides, DisFlow(), cache=config.cache, progress=report
     )  # fmt: skip
 
 
-def _types(recording: Recording, robot: Embodiment | None) -> tuple[str, ...]:
+def _joint_types(store: FrameStore, robot: Embodiment | None) -> tuple[str, ...]:
     """Types of the learned joints; revolute where nobody knows, for recordings of robots are in rad."""
     if robot is None:
-        return ("revolute",) * len(recording.joint_names)
-    known = dict(zip(recording.state_names, robot.joint_types))
-    if set(recording.state_names) == set(robot.joint_names):
+        return ("revolute",) * len(store.joint_names)
+    known = dict(zip(store.state_names, robot.joint_types))
+    if set(store.state_names) == set(robot.joint_names):
         known = dict(zip(robot.joint_names, robot.joint_types))
-    return tuple(known[name] for name in recording.joint_names)
+    return tuple(known[name] for name in store.joint_names)
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
+def _model_options(config: TrainConfig) -> dict[str, Any]:
     return {"size": config.size, **config.options}

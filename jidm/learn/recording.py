@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import DatasetError, did_you_mean
-from jidm.field.learned.blocks import reduced
+from jidm.field.learned.blocks import downsample
 from jidm.learn.batch import FIELD_STRIDE, JointStats
 from jidm.learn.cache import cached_folder, default_cache
-from jidm.motion.fit import Fit
+from jidm.motion.fit import Letterbox
 
-_TABLES_VERSION = 3
-_INDEPENDENT = 0.05  # share by which joints are thought to move on their own, whatever was recorded
-_STILL = 1e-4
+_TABLE_VERSION = 3
+_CORRELATION_SHRINKAGE = 0.05  # share by which joints are thought to move on their own, whatever was recorded
+_STATIC_THRESHOLD = 1e-4
 """Joints whose steps spread less than this [rad or m] count as not moving; scales are not taken below it."""
 
 
@@ -48,7 +48,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
+class FrameStore:
     """N frames of E episodes, one after the other.
 
     Attributes:
@@ -58,10 +58,10 @@ class Recording:
         state_names: names of the m columns.
         episode: (E,) episode indices; first: (E,) row of each one's first frame; length: (E,).
         fps: frame rate [1/s].
-        fit: how the recorded pictures lie in the training pictures.
-        detail: how much larger the frames are than those; 1 where they were reduced.
+        letterbox: how the recorded pictures lie in the training pictures.
+        input_scale: how much larger the frames are than those; 1 where they were reduced.
         geometry: None where the recording does not hold it.
-        source: the folder, for messages. key: names this recording's tables. origin: names the pictures it could show,
+        source: the folder, for messages. cache_key: names this recording's tables. source_hash: names the pictures it could show,
             whichever of their episodes it holds.
     """
 
@@ -73,12 +73,12 @@ class Recording:
     first: Int[Tensor, " E"]
     length: Int[Tensor, " E"]
     fps: float
-    fit: Fit
+    letterbox: Letterbox
     geometry: Geometry | None
     source: str
-    key: str
-    origin: str
-    detail: int = 1
+    cache_key: str
+    source_hash: str
+    input_scale: int = 1
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class Recording:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the training pictures."""
-        return self.fit.height, self.fit.width
+        return self.letterbox.height, self.letterbox.width
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -106,42 +106,42 @@ class Recording:
         q = self.q
         steps = [q[a + k : a + n] - q[a : a + n - k] for a, n in self._spans() for k in strides if n > k]
         delta = torch.cat(steps) if steps else q[:0]
-        spread = delta.square().mean(0).sqrt() if len(delta) else torch.zeros(q.shape[1])
+        std = delta.square().mean(0).sqrt() if len(delta) else torch.zeros(q.shape[1])
 
         def numbers(x: Tensor) -> tuple[float, ...]:
             return tuple(x.tolist())
 
-        unit = delta / spread.clamp(min=_STILL)
-        together = _INDEPENDENT * torch.eye(len(spread)).to(q)
-        together = together + (1 - _INDEPENDENT) * (unit.mT @ unit / max(1, len(delta)))
-        together.fill_diagonal_(1.0)
+        normalized = delta / std.clamp(min=_STATIC_THRESHOLD)
+        correlation = _CORRELATION_SHRINKAGE * torch.eye(len(std)).to(q)
+        correlation = correlation + (1 - _CORRELATION_SHRINKAGE) * (normalized.mT @ normalized / max(1, len(delta)))
+        correlation.fill_diagonal_(1.0)
         return JointStats(
-            q_mean=numbers(q.mean(0)), q_std=numbers(q.std(0, correction=0).clamp(min=_STILL)),
-            delta_std=numbers(spread.clamp(min=_STILL)), q_lower=numbers(q.amin(0)), q_upper=numbers(q.amax(0)),
-            delta_correlation=tuple(numbers(row.round(decimals=4)) for row in together),
+            q_mean=numbers(q.mean(0)), q_std=numbers(q.std(0, correction=0).clamp(min=_STATIC_THRESHOLD)),
+            delta_std=numbers(std.clamp(min=_STATIC_THRESHOLD)), q_lower=numbers(q.amin(0)), q_upper=numbers(q.amax(0)),
+            delta_correlation=tuple(numbers(row.round(decimals=4)) for row in correlation),
         )  # fmt: skip
 
-    def still_joints(self) -> tuple[str, ...]:
+    def static_joints(self) -> tuple[str, ...]:
         """Joints of `joint_names` that do not move anywhere in the recording."""
         span = self.q.amax(0) - self.q.amin(0)
-        return tuple(name for name, x in zip(self.joint_names, span.tolist()) if x < _STILL)
+        return tuple(name for name, x in zip(self.joint_names, span.tolist()) if x < _STATIC_THRESHOLD)
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         yield from zip(self.first.tolist(), self.length.tolist())
 
 
-def read_recording(
-    dataset: Any, episodes: Sequence[int], *, height: int, width: int, detail: int = 1, reduce: bool = False,
+def load_frame_store(
+    dataset: Any, episodes: Sequence[int], *, height: int, width: int, input_scale: int = 1, downsampled: bool = False,
     camera: str | None = None, joints: Sequence[str] = (), order: Sequence[str] = (), cache: str | Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> Recording:  # fmt: skip
+) -> FrameStore:  # fmt: skip
     """The tables of some episodes, decoded now or taken from the cache.
 
     Args:
         dataset: a `RecordedDataset`.
         episodes: indices, in the order of the tables.
-        height, width: size of the training pictures [px], multiples of 4. detail: how much larger the model's own are.
-        reduce: keep frames of height x width only, reduced from the larger ones as the model does it: all it needs
+        height, width: size of the training pictures [px], multiples of 4. input_scale: how much larger the model's own are.
+        downsampled: keep frames of height x width only, reduced from the larger ones as the model does it: all it needs
             where it does not look closer.
         camera: which camera; may be left out where there is only one.
         joints: names of the joints to learn; all if empty.
@@ -152,38 +152,38 @@ def read_recording(
     Raises:
         DatasetError: no such camera or joint, no episodes, or episodes that contradict themselves.
     """
-    camera = pick_camera(dataset, camera)
+    camera = select_camera(dataset, camera)
     names = tuple(order) or tuple(dataset.joint_names)
     columns = _columns(names, dataset.joint_names, dataset.root)
     chosen = _columns(joints or names, names, dataset.root)
     if not episodes:
         raise DatasetError(f"{dataset.root}: no episodes are chosen; choose some of {len(dataset)}")
-    origin = _origin(dataset, camera, height, width)
-    key = f"{Path(dataset.root).name}-{height}x{width}-{digest([origin, list(episodes), detail, reduce])}"
+    source_hash = _source_hash(dataset, camera, height, width)
+    key = f"{Path(dataset.root).name}-{height}x{width}-{digest([source_hash, list(episodes), input_scale, downsampled])}"
     folder = cached_folder(
         Path(cache or default_cache()) / key,
-        lambda new: _make_tables(dataset, tuple(episodes), camera, (height, width), detail, reduce, new, progress),
+        lambda new: _make_tables(dataset, tuple(episodes), camera, (height, width), input_scale, downsampled, new, progress),
     )
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     length = torch.tensor(index["length"])
     geometry = None
     if (folder / "link.npy").exists():
-        geometry = Geometry(*(_open(folder, name) for name in ("depth", "link", "intrinsics", "T_camera_base")))
-    return Recording(
-        frames=_open(folder, "frames"), state=_open(folder, "state")[:, columns].contiguous(), joints=torch.tensor(chosen),
+        geometry = Geometry(*(_open_table(folder, name) for name in ("depth", "link", "intrinsics", "T_camera_base")))
+    return FrameStore(
+        frames=_open_table(folder, "frames"), state=_open_table(folder, "state")[:, columns].contiguous(), joints=torch.tensor(chosen),
         state_names=names, episode=torch.tensor(list(episodes)), first=length.cumsum(0) - length, length=length,
-        fps=float(dataset.fps), fit=Fit(index["size"][0], index["size"][1], height, width), geometry=geometry, source=str(dataset.root), key=key, origin=origin,
-        detail=1 if reduce else detail,
+        fps=float(dataset.fps), letterbox=Letterbox(index["size"][0], index["size"][1], height, width), geometry=geometry, source=str(dataset.root), cache_key=key, source_hash=source_hash,
+        input_scale=1 if downsampled else input_scale,
     )  # fmt: skip
 
 
-def picture_size(dataset: Any, camera: str) -> tuple[int, int]:
+def image_size(dataset: Any, camera: str) -> tuple[int, int]:
     """(height, width) of a camera's recorded pictures."""
     height, width = dataset.features[f"observation.images.{camera}"].shape[:2]
     return int(height), int(width)
 
 
-def pick_camera(dataset: Any, camera: str | None) -> str:
+def select_camera(dataset: Any, camera: str | None) -> str:
     """The named camera, or the only one.
 
     Raises:
@@ -205,13 +205,13 @@ def _make_tables(
     episodes: tuple[int, ...],
     camera: str,
     size: tuple[int, int],
-    detail: int,
-    reduce: bool,
+    input_scale: int,
+    downsampled: bool,
     folder: Path,
     progress: Callable[[str], None],
 ) -> None:
     lengths = [int(dataset.episode(i).length) for i in episodes]
-    writer = _TableWriter(folder, sum(lengths), *size, detail, reduce)
+    writer = _TableWriter(folder, sum(lengths), *size, input_scale, downsampled)
     for done, (index, length) in enumerate(zip(episodes, lengths)):
         writer.add(dataset.episode(index), camera, length)
         if (done + 1) % max(1, len(episodes) // 10) == 0:
@@ -222,9 +222,9 @@ def _make_tables(
 class _TableWriter:
     """Memory-mapped tables, filled episode by episode."""
 
-    def __init__(self, folder: Path, count: int, height: int, width: int, detail: int, reduce: bool) -> None:
-        self.folder, self.count, self.size, self.detail = folder, count, (height, width), detail
-        self.reduce = reduce
+    def __init__(self, folder: Path, count: int, height: int, width: int, input_scale: int, downsampled: bool) -> None:
+        self.folder, self.count, self.size, self.input_scale = folder, count, (height, width), input_scale
+        self.downsampled = downsampled
         self.row = 0
         self.size_in: tuple[int, int] = (0, 0)
         self.tables: dict[str, NDArray[Any]] = {}
@@ -244,24 +244,24 @@ class _TableWriter:
                 f"episode {episode.index}: pictures are {size_in}, earlier ones {self.size_in}; split the set"
             )
         self.size_in = size_in
-        fit = Fit(*size_in, *self.size)
+        letterbox = Letterbox(*size_in, *self.size)
         pixels = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)
-        large = Fit(*size_in, *(side * self.detail for side in self.size))
-        self._put("frames", torch.cat([self._kept(large.pixels(part)) for part in pixels.split(64)]).numpy())
-        self._put("state", state)
+        full_letterbox = Letterbox(*size_in, *(side * self.input_scale for side in self.size))
+        self._append("frames", torch.cat([self._maybe_downsample(full_letterbox.apply_to_uint8(part)) for part in pixels.split(64)]).numpy())
+        self._append("state", state)
         extras = [f"observation.{kind}.{camera}" for kind in ("depth", "links", "camera")]
         if known := _extras(episode, extras):
             depth, link, pose = known
-            for name, value in fitted_geometry(depth, link, pose, fit).items():
-                self._put(name, value)
+            for name, value in letterbox_geometry(depth, link, pose, letterbox).items():
+                self._append(name, value)
         self.row += length
 
-    def _kept(self, pixels: Tensor) -> Tensor:
-        if not self.reduce or self.detail == 1:
+    def _maybe_downsample(self, pixels: Tensor) -> Tensor:
+        if not self.downsampled or self.input_scale == 1:
             return pixels
-        return reduced(pixels.float(), self.detail).round().to(torch.uint8)
+        return downsample(pixels.float(), self.input_scale).round().to(torch.uint8)
 
-    def _put(self, name: str, values: NDArray[Any]) -> None:
+    def _append(self, name: str, values: NDArray[Any]) -> None:
         if name not in self.tables:
             if self.row:
                 raise DatasetError(f"some episodes have {name} and some have not; record all of them alike")
@@ -285,7 +285,7 @@ def _extras(episode: Any, keys: Sequence[str]) -> list[NDArray[Any]] | None:
         return None
 
 
-def fitted_geometry(depth: NDArray[Any], link: NDArray[Any], pose: NDArray[Any], fit: Fit) -> dict[str, NDArray[Any]]:
+def letterbox_geometry(depth: NDArray[Any], link: NDArray[Any], pose: NDArray[Any], letterbox: Letterbox) -> dict[str, NDArray[Any]]:
     """Recorded depth, links and cameras of T frames as those of the training picture and the grid of its field.
 
     Args:
@@ -295,10 +295,10 @@ def fitted_geometry(depth: NDArray[Any], link: NDArray[Any], pose: NDArray[Any],
     Returns:
         depth float32 and link int16 (T, H/2, W/2), intrinsics (T, 4) and T_camera_base (T, 4, 4), as in `Geometry`.
     """
-    h, w = fit.height // FIELD_STRIDE, fit.width // FIELD_STRIDE
-    if not (fit.identity and depth.shape[1:] == (h, w)):
-        depth, link = _resampled(depth, link, fit, h, w)
-    scale, offset = np.array([fit.scale_u, fit.scale_v]), np.array([fit.left, fit.top])
+    h, w = letterbox.height // FIELD_STRIDE, letterbox.width // FIELD_STRIDE
+    if not (letterbox.is_identity and depth.shape[1:] == (h, w)):
+        depth, link = _resample(depth, link, letterbox, h, w)
+    scale, offset = np.array([letterbox.scale_u, letterbox.scale_v]), np.array([letterbox.left, letterbox.top])
     K = np.asarray(pose[:, :4], dtype=np.float64)
     T = np.tile(np.eye(4), (len(pose), 1, 1))
     T[:, :3] = np.asarray(pose[:, 4:], dtype=np.float64).reshape(-1, 3, 4)
@@ -310,7 +310,7 @@ def fitted_geometry(depth: NDArray[Any], link: NDArray[Any], pose: NDArray[Any],
     }
 
 
-def _resampled(depth: NDArray[Any], link: NDArray[Any], fit: Fit, h: int, w: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _resample(depth: NDArray[Any], link: NDArray[Any], letterbox: Letterbox, h: int, w: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """On another grid: the nearest cell's link; between four cells of one link 1/depth is linear, as on a plane."""
 
     def axis(cells: int, offset: int, inner: int, cells_in: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -318,8 +318,8 @@ def _resampled(depth: NDArray[Any], link: NDArray[Any], fit: Fit, h: int, w: int
         x = position * (cells_in / inner) - 0.5
         return x, (position > 0) & (position < inner)
 
-    v, row_inside = axis(h, fit.top, fit.inner_height, depth.shape[1])
-    u, column_inside = axis(w, fit.left, fit.inner_width, depth.shape[2])
+    v, row_inside = axis(h, letterbox.top, letterbox.inner_height, depth.shape[1])
+    u, column_inside = axis(w, letterbox.left, letterbox.inner_width, depth.shape[2])
 
     def at(table: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
         rows = np.clip(rows, 0, table.shape[1] - 1).astype(int)
@@ -339,7 +339,7 @@ def _resampled(depth: NDArray[Any], link: NDArray[Any], fit: Fit, h: int, w: int
     return np.where(on_robot, z, 0.0), np.where(on_robot, nearest, -1)
 
 
-def _open(folder: Path, name: str) -> Tensor:
+def _open_table(folder: Path, name: str) -> Tensor:
     # Copy on write: torch wants writable memory, and the file must not change.
     return torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
 
@@ -353,12 +353,12 @@ def _columns(wanted: Sequence[str], names: Sequence[str], where: Any) -> list[in
     return [list(names).index(name) for name in wanted]
 
 
-def _origin(dataset: Any, camera: str, height: int, width: int) -> str:
+def _source_hash(dataset: Any, camera: str, height: int, width: int) -> str:
     """Names pictures by everything they depend on; videos by size and time of change, because hashing takes longer."""
     files = sorted((dataset.root / "videos").rglob("*.mp4")) if (dataset.root / "videos").is_dir() else []
     files = files or sorted(Path(dataset.root).rglob("*.mp4"))
     seen = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
-    return digest([_TABLES_VERSION, dataset.content_hash, camera, height, width, seen])
+    return digest([_TABLE_VERSION, dataset.content_hash, camera, height, width, seen])
 
 
 def digest(parts: list[Any]) -> str:

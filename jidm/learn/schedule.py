@@ -14,6 +14,6 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
         step: optimiser steps taken.
         progress: share of the budget used up, of steps or of time.
     """
-    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-    return config.learning_rate * warm * (config.floor + (1 - config.floor) * cosine)
+    return config.learning_rate * warm * (config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine)

@@ -14,20 +14,20 @@ from torch import Tensor
 from jidm.learn import metrics
 from jidm.learn.evaluate import Evaluation
 
-_ALSO_SMOOTHED = (
+_SMOOTHED_KEYS = (
     "nve", "nve_per_joint", "action_mse", "nve_moving", "correlation", "correlation_mean", "position_share",
     "tip_error_mm", "coverage_68", "coverage_95",
 )  # fmt: skip
 
 
-def scores(evaluation: Evaluation) -> dict[str, Any]:
+def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """All figures of one model as JSON values; None where a figure does not exist (no field, no robot, no motion).
 
     `nve` and `action_mse` are of steps decoded as a video from the known first pose, steps that were not valid included
     as they stand; `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without any pose given;
     `*_smoothed` are of the decoded steps after `jidm.solve.smooth.smoothed`.
     """
-    judged = evaluation.judged.tolist()
+    judged = evaluation.joint_mask.tolist()
     out: dict[str, Any] = {
         "name": evaluation.name,
         "episodes": len(evaluation.episodes),
@@ -38,31 +38,31 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     if not evaluation.episodes:
         return out
     figures = (
-        _step_figures(evaluation) | _position_figures(evaluation) | _honesty(evaluation) | _field_figures(evaluation)
+        _step_metrics(evaluation) | _position_metrics(evaluation) | _uncertainty_metrics(evaluation) | _field_metrics(evaluation)
     )
-    later = evaluation.smoothed
-    again = _step_figures(later) | _position_figures(later) | _honesty(later)
-    figures |= {f"{key}_smoothed": again[key] for key in _ALSO_SMOOTHED}
-    return out | {key: _plain(value) for key, value in figures.items()}
+    smoothed = evaluation.smoothed
+    smoothed_figures = _step_metrics(smoothed) | _position_metrics(smoothed) | _uncertainty_metrics(smoothed)
+    figures |= {f"{key}_smoothed": smoothed_figures[key] for key in _SMOOTHED_KEYS}
+    return out | {key: _as_json(value) for key, value in figures.items()}
 
 
-def _step_figures(evaluation: Evaluation) -> dict[str, Any]:
-    judged, names, episodes = evaluation.judged, evaluation.joint_names, evaluation.episodes
-    truth, error = steps_of(evaluation)
+def _step_metrics(evaluation: Evaluation) -> dict[str, Any]:
+    joint_mask, names, episodes = evaluation.joint_mask, evaluation.joint_names, evaluation.episodes
+    truth, error = step_errors(evaluation)
     velocity = torch.cat([e.delta_q / e.motion.time.diff()[:, None] for e in episodes])
-    moving = metrics.moving_joints(velocity, evaluation.protocol.moving_speed) & judged
-    wrong = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, judged].abs().sum() for e in episodes])
-    moved = torch.stack([e.delta_q[:, judged].abs().sum() for e in episodes])
+    moving = metrics.moving_joints(velocity, evaluation.config.moving_speed) & joint_mask
+    wrong = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, joint_mask].abs().sum() for e in episodes])
+    moved = torch.stack([e.delta_q[:, joint_mask].abs().sum() for e in episodes])
     correlation = metrics.correlation(error + truth, truth)
     figures = {
         "steps": len(truth),
-        "nve": metrics.nve(error[:, judged], truth[:, judged]),
+        "nve": metrics.nve(error[:, joint_mask], truth[:, joint_mask]),
         "nve_interval": [_number(x) for x in metrics.ratio_interval(wrong, moved)],
         "nve_median_episode": (wrong / moved).nanmedian(),
-        "nve_per_joint": _by_name(names, metrics.nve_per_joint(error, truth), judged),
-        "action_mse": metrics.action_mse(error[:, judged]),
-        "mean_step": truth[:, judged].abs().mean(),
-        "moving_speed": evaluation.protocol.moving_speed,
+        "nve_per_joint": _by_name(names, metrics.nve_per_joint(error, truth), joint_mask),
+        "action_mse": metrics.action_mse(error[:, joint_mask]),
+        "mean_step": truth[:, joint_mask].abs().mean(),
+        "moving_speed": evaluation.config.moving_speed,
         "moving_joints": [n for n, m in zip(names, moving.tolist(), strict=True) if m],
         "nve_moving": metrics.nve(error[:, moving], truth[:, moving]),
         "correlation": _by_name(names, correlation, moving),
@@ -72,9 +72,9 @@ def _step_figures(evaluation: Evaluation) -> dict[str, Any]:
     if pairs is not None:
         correlation = metrics.correlation(pairs + truth, truth)
         figures |= {
-            "nve_pairs": metrics.nve(pairs[:, judged], truth[:, judged]),
-            "nve_pairs_per_joint": _by_name(names, metrics.nve_per_joint(pairs, truth), judged),
-            "action_mse_pairs": metrics.action_mse(pairs[:, judged]),
+            "nve_pairs": metrics.nve(pairs[:, joint_mask], truth[:, joint_mask]),
+            "nve_pairs_per_joint": _by_name(names, metrics.nve_per_joint(pairs, truth), joint_mask),
+            "action_mse_pairs": metrics.action_mse(pairs[:, joint_mask]),
             "nve_pairs_moving": metrics.nve(pairs[:, moving], truth[:, moving]),
             "correlation_pairs": _by_name(names, correlation, moving),
             "correlation_pairs_mean": correlation[moving].nanmean(),
@@ -82,23 +82,23 @@ def _step_figures(evaluation: Evaluation) -> dict[str, Any]:
     return figures
 
 
-def _position_figures(evaluation: Evaluation) -> dict[str, Any]:
+def _position_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Over the first `clip` frames of each episode, the first frame, which is given, left out."""
-    judged, protocol = evaluation.judged, evaluation.protocol
+    joint_mask, config = evaluation.joint_mask, evaluation.config
     rows = []
-    T = protocol.clip
+    T = config.clip_frames
     for e in evaluation.episodes:
-        added = metrics.integrated(e.motion.position[0], e.motion.delta_q)
+        added = metrics.integrate_steps(e.motion.position[0], e.motion.delta_q)
         rows.append(tuple(x[1:T].double() for x in (e.motion.position, added, e.q)))
     position, added, q = (torch.cat(x) for x in zip(*rows, strict=True))
-    away = (position - q).abs()[:, judged]
+    away = (position - q).abs()[:, joint_mask]
     figures = {
-        "clip_frames": protocol.clip,
-        "tolerance": protocol.tolerance,
-        "position_share": metrics.share_within(position[:, judged], q[:, judged], protocol.tolerance),
-        "position_share_steps_added": metrics.share_within(added[:, judged], q[:, judged], protocol.tolerance),
+        "clip_frames": config.clip_frames,
+        "tolerance": config.tolerance,
+        "position_share": metrics.fraction_within(position[:, joint_mask], q[:, joint_mask], config.tolerance),
+        "position_share_steps_added": metrics.fraction_within(added[:, joint_mask], q[:, joint_mask], config.tolerance),
         "position_error_mean": away.mean(),
-        "position_error_end": torch.stack([(p[-1] - x[-1]).abs()[judged].mean() for p, _, x in rows]).mean(),
+        "position_error_end": torch.stack([(p[-1] - x[-1]).abs()[joint_mask].mean() for p, _, x in rows]).mean(),
         "tip_error_mm": _tip_millimetres(evaluation, position, q),
     }
     return figures
@@ -115,11 +115,11 @@ def _tip_millimetres(evaluation: Evaluation, position: Tensor, q: Tensor) -> flo
     return float(error.mean() * 1000)
 
 
-def _honesty(evaluation: Evaluation) -> dict[str, Any]:
+def _uncertainty_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """What the decoding says of itself, held against the truth."""
-    _, error = steps_of(evaluation)
-    judged, flags = evaluation.judged, flags_of(evaluation)
-    counts = (flags["valid"][:, None] & judged).expand_as(error)
+    _, error = step_errors(evaluation)
+    joint_mask, flags = evaluation.joint_mask, step_flags(evaluation)
+    counts = (flags["valid"][:, None] & joint_mask).expand_as(error)
     counts = counts & flags["claimed"]
     figures: dict[str, Any] = {
         f"coverage_{round(level * 100)}": metrics.coverage(error, flags["std"], level, counts) for level in (0.68, 0.95)
@@ -131,8 +131,8 @@ def _honesty(evaluation: Evaluation) -> dict[str, Any]:
     return figures | {
         "position_coverage_95": metrics.coverage(q_error, q_std, 0.95, counts),
         "valid_share": flags["valid"].double().mean(),
-        "observable_share": flags["observable"][:, judged].double().mean(),
-        "std_median": flags["std"][:, judged].median(),
+        "observable_share": flags["observable"][:, joint_mask].double().mean(),
+        "std_median": flags["std"][:, joint_mask].median(),
         "residual_px": torch.cat([m.residual for m in motions]).double().mean(),
         "frames_per_second": statistics.median(rates) if rates else None,
         "decoded_frames": sum(m.frames for m in motions),
@@ -140,24 +140,24 @@ def _honesty(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _field_figures(evaluation: Evaluation) -> dict[str, Any]:
+def _field_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Against the exact field and flow, where the recording knows them and the model has its own."""
     figures: dict[str, Any] = {"field_error_mean": None, "flow_epe_px": None}
-    looks = [look for e in evaluation.episodes for look in e.looks]
-    known = [(x.seen, x.jacobian, x.mask) for x in looks if x.jacobian is not None and x.mask is not None]
+    samples = [look for e in evaluation.episodes for look in e.field_samples]
+    known = [(x.prediction, x.jacobian, x.mask) for x in samples if x.jacobian is not None and x.mask is not None]
     if known:
         seen, exact, mask = (list(x) for x in zip(*known, strict=True))
         on_robot = torch.stack(mask)
         made = torch.cat([x.jacobian.double() for x in seen])
         per_joint = metrics.field_error(made, torch.stack(exact), on_robot)
         figures |= {
-            "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.judged),
-            "field_error_mean": per_joint[evaluation.judged].nanmean(),
+            "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.joint_mask),
+            "field_error_mean": per_joint[evaluation.joint_mask].nanmean(),
         }
         if all(x.mask is not None for x in seen):
             a, b = torch.cat([x.mask for x in seen]) > 0.5, on_robot > 0.5
             figures["mask_iou"] = (a & b).sum() / (a | b).sum().clamp(min=1)
-    moved = [(x.seen.flow, x.flow, x.flow_mask) for x in looks if x.flow is not None and x.seen.flow is not None]
+    moved = [(x.prediction.flow, x.flow, x.flow_mask) for x in samples if x.flow is not None and x.prediction.flow is not None]
     if moved:
         measured, truth, on_robot = (torch.stack([y.double().squeeze(0) for y in x]) for x in zip(*moved, strict=True))
         figures["flow_epe_px"] = metrics.endpoint_error(measured, truth, on_robot)
@@ -168,7 +168,7 @@ def _field_figures(evaluation: Evaluation) -> dict[str, Any]:
 # ---- what figures are made of ---------------------------------------------------------------------------------------
 
 
-def steps_of(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+def step_errors(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
     """True steps and errors of the decoded ones (S, n) over all finished episodes [rad or m]."""
     truth = torch.cat([e.delta_q for e in evaluation.episodes])
     return truth, torch.cat([e.motion.delta_q.double() for e in evaluation.episodes]) - truth
@@ -180,7 +180,7 @@ def pair_errors(evaluation: Evaluation) -> Tensor | None:
     return torch.cat(errors) if errors and len(errors) == len(evaluation.episodes) else None
 
 
-def flags_of(evaluation: Evaluation) -> dict[str, Tensor]:
+def step_flags(evaluation: Evaluation) -> dict[str, Tensor]:
     """Of all decoded steps: valid (S,), observable (S, n), standard deviation `std` (S, n), and `claimed` (S, 1), whether
     that was measured at all: a regression hands out the spread of its training data, which is no claim."""
     motions = [e.motion for e in evaluation.episodes]
@@ -197,7 +197,7 @@ def flags_of(evaluation: Evaluation) -> dict[str, Tensor]:
     }
 
 
-def compared(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict[str, float | None]]:
+def compare_models(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict[str, float | None]]:
     """Action MSE of one model over each other's, on the episodes that all of them decoded: below 1 is better.
 
     Returns:
@@ -223,9 +223,9 @@ def _common_errors(evaluation: Evaluation, common: set[int]) -> dict[str, Any]:
         return {"action_mse": None, "action_mse_pairs": None, "action_mse_smoothed": None}
     pairs = pair_errors(kept)
     return {
-        "action_mse": steps_of(kept)[1][:, kept.judged],
-        "action_mse_pairs": None if pairs is None else pairs[:, kept.judged],
-        "action_mse_smoothed": steps_of(kept.smoothed)[1][:, kept.judged],
+        "action_mse": step_errors(kept)[1][:, kept.joint_mask],
+        "action_mse_pairs": None if pairs is None else pairs[:, kept.joint_mask],
+        "action_mse_smoothed": step_errors(kept.smoothed)[1][:, kept.joint_mask],
     }
 
 
@@ -233,7 +233,7 @@ def _by_name(names: Sequence[str], values: Tensor, where: Tensor) -> dict[str, f
     return {n: _number(v) for n, v, w in zip(names, values, where.tolist(), strict=True) if w}
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return _number(value) if isinstance(value, Tensor) else value
 
 
@@ -261,17 +261,17 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def table(figures: Sequence[Mapping[str, Any]], *, more: Sequence[tuple[str, str, str]] = ()) -> list[tuple[str, ...]]:
+def summary_table(summaries: Sequence[Mapping[str, Any]], *, extra_columns: Sequence[tuple[str, str, str]] = ()) -> list[tuple[str, ...]]:
     """Rows of text: a header, then one line per model; "-" where a figure does not exist.
 
     Args:
-        figures: what `scores` gave, one per model.
-        more: further columns, (key, heading, format).
+        summaries: what `scores` gave, one per model.
+        extra_columns: further columns, (key, heading, format).
     """
-    tolerance = next((f["tolerance"] for f in figures if f.get("tolerance")), 0.05)
-    columns = [*_COLUMNS, *more]
+    tolerance = next((f["tolerance"] for f in summaries if f.get("tolerance")), 0.05)
+    columns = [*_COLUMNS, *extra_columns]
     rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in columns), "EPISODES")]
-    for f in figures:
+    for f in summaries:
         cells = ["-" if f.get(key) is None else format(f[key], form) for key, _, form in columns]
         count = f"{f['episodes']}/{f['episodes'] + len(f['failed'])}"
         rows.append((str(f["name"]), *cells, count))
@@ -288,7 +288,7 @@ def comparison_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
     return rows
 
 
-def condition_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
+def corruption_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
     """Rows of text: how the error rises. `document`: condition -> model -> what `jidm.learn.conditions.compare` gave."""
     columns = (
         ("nve_clean", "NVE CLEAN", ".3f"),
@@ -301,8 +301,8 @@ def condition_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         ("coverage_95", "IN 95%", ".0%"),
     )
     rows = [("CONDITION", "MODEL", *(heading for _, heading, _ in columns))]
-    for condition, models in document.items():
-        for model, told in models.items():
-            cells = ("-" if told.get(key) is None else format(told[key], form) for key, _, form in columns)
-            rows.append((condition, model, *cells))
+    for corruption, models in document.items():
+        for model, values in models.items():
+            cells = ("-" if values.get(key) is None else format(values[key], form) for key, _, form in columns)
+            rows.append((corruption, model, *cells))
     return rows

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-_LEAST = 1e-6
+_EPS = 1e-6
 
 
-def over_processes(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+def all_reduce_mean(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Mean of a number over all processes; carries no gradient. All must ask for it, in the same order."""
     x = x.detach().clone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -27,4 +27,4 @@ def weighted_mean(x: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"]) -
 
     Gradients flow to x, and to the weight in the numerator only: weights are data.
     """
-    return (x * weight).sum() / over_processes(weight.sum()).clamp(min=_LEAST)
+    return (x * weight).sum() / all_reduce_mean(weight.sum()).clamp(min=_EPS)

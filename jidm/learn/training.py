@@ -15,13 +15,13 @@ import torch
 
 from jidm.checkpoint import load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError, InputError, MissingExtraError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 from jidm.learn import zoo
 from jidm.learn.config import TrainConfig
-from jidm.learn.prepare import Prepared, Report, prepare, provenance
+from jidm.learn.prepare import TrainingSetup, Report, prepare_training, provenance
 
 if TYPE_CHECKING:
-    from jidm.learn.loop import Pictures
+    from jidm.learn.loop import Visualizer
     from jidm.robot.embodiment import Embodiment
 
 
@@ -34,7 +34,7 @@ def quiet(line: str) -> None:
 
 def train(
     config: TrainConfig, *, dataset: Any = None, robot: Embodiment | None = None, report: Report = quiet,
-    pictures: Pictures | None = None,
+    visualizer: Visualizer | None = None,
 ) -> Path:  # fmt: skip
     """Train a model; its checkpoint is at `config.out` from the first validation on and replaced by better ones.
 
@@ -44,7 +44,7 @@ def train(
         dataset: the data set, if it is open already; else `config.data` is opened.
         robot: the robot `config.embodiment` names, if it is loaded already.
         report: called with lines that tell how it goes.
-        pictures: draws what the model sees, at every validation; see `jidm.learn.loop.Pictures`. With several
+        visualizer: draws what the model sees, at every validation; see `jidm.learn.loop.Pictures`. With several
             processes it must be a plain function of a module.
 
     Returns:
@@ -67,47 +67,47 @@ def train(
         from jidm.robot import registry
 
         robot = registry.load(config.embodiment)
-    _make_room(config, dataset)
+    _prepare_run_folder(config, dataset)
     if config.devices > 1 and "LOCAL_RANK" not in os.environ:
-        prepare(config, dataset, robot, report)  # decodes once, for all processes
-        _launch(config, dataset, robot, report, pictures)
+        prepare_training(config, dataset, robot, report)  # decodes once, for all processes
+        _launch(config, dataset, robot, report, visualizer)
     else:
-        run(config, dataset, robot, report, pictures)
+        run(config, dataset, robot, report, visualizer)
     return Path(config.out)
 
 
 def run(
-    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, pictures: Pictures | None
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None
 ) -> None:  # fmt: skip
     """This process's part of a run whose folder is open."""
-    from jidm.learn.journal import Journal
-    from jidm.learn.loop import LAST, TrainingModule, make_trainer
+    from jidm.learn.journal import RunLogger
+    from jidm.learn.loop import LAST_CHECKPOINT, TrainingModule, make_trainer
 
     _quiet_lightning()
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    is_rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
     trainer = make_trainer(config)
-    prepared = prepare(config, dataset, robot, report if first else quiet, _where_batches_are_made(trainer))
-    state = config.run_folder / LAST
-    going_on = config.resume and state.exists()
-    journal = None
-    if first:
-        _begin(config, prepared)
-        step = int(torch.load(state, map_location="cpu", weights_only=True)["global_step"]) if going_on else 0
-        journal = Journal(config.run_folder, step, report)
-        if going_on:
+    setup = prepare_training(config, dataset, robot, report if is_rank_zero else quiet, _batch_device(trainer))
+    state = config.run_folder / LAST_CHECKPOINT
+    resuming = config.resume and state.exists()
+    run_logger = None
+    if is_rank_zero:
+        _create_run_folder(config, setup)
+        step = int(torch.load(state, map_location="cpu", weights_only=True)["global_step"]) if resuming else 0
+        run_logger = RunLogger(config.run_folder, step, report)
+        if resuming:
             report(f"going on from step {step}")
-    module = TrainingModule(prepared, config, _saver(config, prepared), journal, pictures if first else None)
+    module = TrainingModule(setup, config, _make_saver(config, setup), run_logger, visualizer if is_rank_zero else None)
     try:
-        trainer.fit(module, ckpt_path=str(state) if going_on else None)
+        trainer.fit(module, ckpt_path=str(state) if resuming else None)
     finally:
-        if journal:
-            journal.close()
+        if run_logger:
+            run_logger.close()
 
 
 # ---- the run's folder ------------------------------------------------------------------------------------------------
 
 
-def _make_room(config: TrainConfig, dataset: Any) -> None:
+def _prepare_run_folder(config: TrainConfig, dataset: Any) -> None:
     """Nothing, if the run may begin or go on; an earlier one is thrown away if that was asked for.
 
     Raises:
@@ -126,31 +126,31 @@ def _make_room(config: TrainConfig, dataset: Any) -> None:
     record = folder / _RECORD
     if record.exists():
         earlier = json.loads(record.read_text(encoding="utf-8"))
-        config.check_resumes(earlier["recipe"])
+        config.check_resumable(earlier["recipe"])
         if earlier["data_hash"] != dataset.content_hash:
             raise InputError(f"{folder}: the data set has changed since the run began; train anew under another --out")
     elif out.exists():
         raise InputError(f"{out}: its run {folder.name} is gone, so it cannot be resumed; train under another --out")
 
 
-def _begin(config: TrainConfig, prepared: Prepared) -> None:
+def _create_run_folder(config: TrainConfig, setup: TrainingSetup) -> None:
     """Make the run's folder, now that nothing speaks against the run."""
     config.run_folder.mkdir(parents=True, exist_ok=True)
     if not (config.run_folder / _RECORD).exists():
-        record = {"recipe": config.recipe(), "data_hash": prepared.record["data_hash"]}
-        with whole_file(config.run_folder / _RECORD) as path:
+        record = {"recipe": config.recipe(), "data_hash": setup.record["data_hash"]}
+        with atomic_write(config.run_folder / _RECORD) as path:
             path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def _saver(config: TrainConfig, prepared: Prepared) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
-    facts = {"recipe": config.recipe(), "seed": config.seed, "data": prepared.record, **provenance()}
+def _make_saver(config: TrainConfig, setup: TrainingSetup) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
+    facts = {"recipe": config.recipe(), "seed": config.seed, "data": setup.record, **provenance()}
 
     def save(tensors: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
-        model: Any = prepared.model
+        model: Any = setup.model
         try:
             save_checkpoint(
                 config.out, kind=config.kind, config=asdict(model.config), tensors=tensors,
-                embodiment=prepared.embodiment, training={**facts, "result": result},
+                embodiment=setup.embodiment, training={**facts, "result": result},
             )  # fmt: skip
         except CheckpointError as error:
             if "finite" not in str(error):
@@ -164,20 +164,20 @@ def _saver(config: TrainConfig, prepared: Prepared) -> Callable[[dict[str, torch
 
 
 def _launch(
-    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, pictures: Pictures | None
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None
 ) -> None:  # fmt: skip
     from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
-    arguments = (config, dataset, robot, report, pictures, _free_port(), dict(zoo.KINDS), torch.get_num_threads())
+    arguments = (config, dataset, robot, report, visualizer, _free_port(), dict(zoo.KINDS), torch.get_num_threads())
     try:
-        spawn(_process, args=arguments, nprocs=config.devices)
+        spawn(_worker, args=arguments, nprocs=config.devices)
     except ProcessRaisedException as error:
         last = str(error).strip().splitlines()[-1]
         raise InputError(f"a training process failed: {last}") from error
 
 
-def _process(
-    rank: int, config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, pictures: Pictures | None,
+def _worker(
+    rank: int, config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None,
     port: int, kinds: dict[str, tuple[str, str]], threads: int,
 ) -> None:  # fmt: skip
     # With these set, Lightning takes this process as one that others have started, and starts none itself.
@@ -187,7 +187,7 @@ def _process(
     }  # fmt: skip
     torch.set_num_threads(max(1, threads // config.devices))
     zoo.KINDS.update(kinds)
-    run(config, dataset, robot, report, pictures)
+    run(config, dataset, robot, report, visualizer)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -198,7 +198,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _where_batches_are_made(trainer: Any) -> torch.device:
+def _batch_device(trainer: Any) -> torch.device:
     """The GPU, which has memory for all pictures and is not to wait for the CPU; else the CPU."""
     root: torch.device = trainer.strategy.root_device
     return root if root.type == "cuda" else torch.device("cpu")

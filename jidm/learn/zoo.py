@@ -22,19 +22,19 @@ KINDS: dict[str, tuple[str, str]] = {
 """Kind -> (module, class). Every class has `kind`, `config`, `losses(batch)`, `from_data(...)` and `from_config(...)`."""
 
 
-_NEIGHBOURS = {"eva": ("before",), "eva_average_pool": ("before",)}
+_EXTRA_FRAMES = {"eva": ("before",), "eva_average_pool": ("before",)}
 
 
-def frames_beside_the_pair(kind: str) -> tuple[str, ...]:
+def extra_frames(kind: str) -> tuple[str, ...]:
     """Which frames a model learns from besides the pair: "before", "third", both or none.
 
-    A class may say so itself in `wants`.
+    A class may say so itself in `declared`.
     """
     model: Any = model_class(kind)
-    if (wants := getattr(model, "wants", None)) is not None:
-        return tuple(wants)
-    composes = getattr(getattr(model, "weights", None), "compose", 0.0) > 0
-    return (*_NEIGHBOURS.get(kind, ()), *("third",) * composes)
+    if (declared := getattr(model, "wants", None)) is not None:
+        return tuple(declared)
+    composition = getattr(getattr(model, "weights", None), "compose", 0.0) > 0
+    return (*_EXTRA_FRAMES.get(kind, ()), *("third",) * composition)
 
 
 def model_class(kind: str) -> Any:
@@ -49,7 +49,7 @@ def model_class(kind: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def build(kind: str, config: dict[str, Any]) -> nn.Module:
+def build_model(kind: str, config: dict[str, Any]) -> nn.Module:
     """An untrained model of that kind from the JSON form of its config.
 
     Raises:
@@ -71,7 +71,7 @@ def load_model(where: str | Path | Checkpoint) -> nn.Module:
             f"{checkpoint.source}: unknown kind of model '{checkpoint.kind}': {did_you_mean(checkpoint.kind, KINDS)}"
         )
     try:
-        model = build(checkpoint.kind, checkpoint.config)
+        model = build_model(checkpoint.kind, checkpoint.config)
     except (InputError, TypeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.source}: its config does not make a {checkpoint.kind}: {error}") from error
     checkpoint.load_into(model)

@@ -12,11 +12,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow.base import Flow, clean
+from jidm.motion.flow.base import Flow, mask_invalid
 
 
 @dataclass(frozen=True)
-class Fit:
+class Letterbox:
     """How a (height_in, width_in) picture lies in a (height, width) one.
 
     A pixel (u, v) of the original lies at `((u + 0.5) * scale_u - 0.5 + left, (v + 0.5) * scale_v - 0.5 + top)`.
@@ -63,15 +63,15 @@ class Fit:
         return self.inner_height / self.height_in
 
     @property
-    def identity(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether nothing changes."""
         return (self.height_in, self.width_in) == (self.height, self.width)
 
-    def frames(self, frames: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
+    def apply(self, frames: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
         """Pictures in [0, 1] at the new size; smaller ones are averaged, not picked."""
         if tuple(frames.shape[-2:]) != (self.height_in, self.width_in):
             raise InputError(f"pictures are {tuple(frames.shape[-2:])}, expected {(self.height_in, self.width_in)}")
-        if self.identity:
+        if self.is_identity:
             return frames
         flat = frames.reshape(-1, *frames.shape[-3:])
         size = (self.inner_height, self.inner_width)
@@ -81,31 +81,31 @@ class Fit:
         out[..., self.top : self.top + size[0], self.left : self.left + size[1]] = inner
         return out.reshape(*frames.shape[:-2], self.height, self.width)
 
-    def flow(self, flow: Flow) -> Flow:
+    def apply_to_flow(self, flow: Flow) -> Flow:
         """The same motion in pixels of the new picture; weight 0 in the black bands."""
-        if self.identity:
+        if self.is_identity:
             return flow
-        inner = clean(flow.flow, flow.weight).resized(self.inner_height, self.inner_width)
+        inner = mask_invalid(flow.flow, flow.weight).resized(self.inner_height, self.inner_width)
         bands = (
             self.left, self.width - self.left - self.inner_width, self.top, self.height - self.top - self.inner_height
         )  # fmt: skip
         return Flow(torch.nn.functional.pad(inner.flow, bands), torch.nn.functional.pad(inner.weight, bands))
 
-    def pixels(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch 3 h w"]:
+    def apply_to_uint8(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch 3 h w"]:
         """The same for pictures of 0..255."""
-        if self.identity:
+        if self.is_identity:
             return pixels
-        return (self.frames(pixels.float() / 255.0) * 255.0).round().to(torch.uint8)
+        return (self.apply(pixels.float() / 255.0) * 255.0).round().to(torch.uint8)
 
     @property
     def _scale(self) -> float:
         return min(self.height / self.height_in, self.width / self.width_in)
 
 
-def fitting_size(height_in: int, width_in: int, *, longest: int, multiple: int) -> tuple[int, int]:
-    """(height, width) of a smaller picture of about the same shape: the longer side at most `longest`, both sides
+def scaled_size(height_in: int, width_in: int, *, max_side: int, multiple: int) -> tuple[int, int]:
+    """(height, width) of a smaller picture of about the same shape: the longer side at most `max_side`, both sides
     multiples of `multiple`; never larger than the original, unless that is smaller than one multiple."""
-    scale = min(1.0, longest / max(height_in, width_in))
+    scale = min(1.0, max_side / max(height_in, width_in))
     sides = (max(1, int(side * scale / multiple + 0.5)) * multiple for side in (height_in, width_in))
-    height, width = (min(side, max(longest // multiple, 1) * multiple) for side in sides)
+    height, width = (min(side, max(max_side // multiple, 1) * multiple) for side in sides)
     return height, width

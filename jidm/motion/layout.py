@@ -16,9 +16,9 @@ from torch import Tensor
 
 from jidm.errors import VideoError
 
-_CLOSE = 1e-3  # a value this far outside a range is rounding, not another range [of the range's unit]
+_ROUNDING_TOLERANCE = 1e-3  # a value this far outside a range is rounding, not another range [of the range's unit]
 _OVERSHOOT = 0.05  # resampling and half precision overshoot a range by at most this much [fraction of its span]
-_GREY, _RGB, _RGBA = 1, 3, 4
+_GRAY, _RGB, _RGBA = 1, 3, 4
 
 
 def as_video(
@@ -53,9 +53,9 @@ def as_video(
     x, known = _to_tensor(frames)
     if x.numel() == 0:
         raise VideoError(f"the video is empty: shape {tuple(x.shape)}")
-    order = _parse_layout(layout, x) if layout is not None else known or _guess_layout(x)
+    order = _parse_layout(layout, x) if layout is not None else known or _infer_layout(x)
     _refuse_latents(x, order, value_range)
-    black, white = _parse_range(value_range) if value_range is not None else _guess_range(x, order)
+    black, white = _parse_range(value_range) if value_range is not None else _infer_range(x, order)
     video = _to_canonical_axes(x, order)
     video = _to_unit_range(video, black, white)
     video = _to_rgb(video)
@@ -145,7 +145,7 @@ def _parse_layout(layout: str, x: Tensor) -> str:
         raise VideoError(f"layout '{layout}' needs {len(order)} axes, the frames have shape {tuple(x.shape)}")
     if "C" in order:
         channels = x.shape[order.index("C") - len(order)]
-        if channels not in (_GREY, _RGB, _RGBA):
+        if channels not in (_GRAY, _RGB, _RGBA):
             raise VideoError(
                 f"layout '{layout}' puts {channels} channels in shape {tuple(x.shape)}; pictures have 1, 3 or 4"
                 + _latent_hint(channels)
@@ -153,33 +153,33 @@ def _parse_layout(layout: str, x: Tensor) -> str:
     return order
 
 
-def _guess_layout(x: Tensor) -> str:
+def _infer_layout(x: Tensor) -> str:
     shape = tuple(x.shape)
     if x.ndim < 3:
         raise VideoError(f"frames of shape {shape} are not a video: at least (T, H, W) is needed")
     if x.ndim == 3:
-        if shape[0] in (_RGB, _RGBA) or shape[-1] in (_GREY, _RGB, _RGBA):
+        if shape[0] in (_RGB, _RGBA) or shape[-1] in (_GRAY, _RGB, _RGBA):
             raise VideoError(
                 f"shape {shape} may be one image or a short grey video: pass a list of images or x[None] "
                 'for one frame, layout="THW" for grey'
             )
         return "THW"
-    readings = []
-    if shape[-1] in (_GREY, _RGB, _RGBA):
-        readings.append("THWC")
-    if shape[-3] in (_GREY, _RGB, _RGBA):
-        readings.append("TCHW")
+    candidates = []
+    if shape[-1] in (_GRAY, _RGB, _RGBA):
+        candidates.append("THWC")
+    if shape[-3] in (_GRAY, _RGB, _RGBA):
+        candidates.append("TCHW")
     if shape[-4] == _RGB:
-        readings.append("CTHW")
-    if len(readings) > 1:
-        raise VideoError(f"shape {shape} can be read as {' or '.join(readings)}: pass layout=")
-    if not readings:
+        candidates.append("CTHW")
+    if len(candidates) > 1:
+        raise VideoError(f"shape {shape} can be read as {' or '.join(candidates)}: pass layout=")
+    if not candidates:
         channels = next((c for c in (shape[-3], shape[-4]) if c in (4, 16)), 0)
         raise VideoError(
             f'shape {shape} has no axis of 1, 3 or 4 channels where one is expected: pass layout= ("BTHW" if grey)'
             + _latent_hint(channels)
         )
-    return readings[0]
+    return candidates[0]
 
 
 def _latent_hint(channels: int) -> str:
@@ -226,7 +226,7 @@ def _parse_range(value_range: tuple[float, float]) -> tuple[float, float]:
     return black, white
 
 
-def _guess_range(x: Tensor, order: str) -> tuple[float, float]:
+def _infer_range(x: Tensor, order: str) -> tuple[float, float]:
     if x.dtype == torch.uint8:
         return 0.0, 255.0
     if not x.is_floating_point():
@@ -236,7 +236,7 @@ def _guess_range(x: Tensor, order: str) -> tuple[float, float]:
         return 0.0, 1.0  # nothing but NaN: no range matters, every frame is reported as not valid
     low, high = extremes
     seen = f"float frames with values in [{low:.4g}, {high:.4g}]"
-    if low >= -_CLOSE and high <= 1 + _OVERSHOOT:
+    if low >= -_ROUNDING_TOLERANCE and high <= 1 + _OVERSHOOT:
         if order == "CTHW":
             raise VideoError(f"{seen} in layout (3, T, H, W) may be [0, 1] or bright [-1, 1]: pass value_range=")
         return 0.0, 1.0
@@ -245,7 +245,7 @@ def _guess_range(x: Tensor, order: str) -> tuple[float, float]:
             raise VideoError(f"{seen} may be [0, 1] with overshoot or [-1, 1]: pass value_range=")
         return -1.0, 1.0
     remedy = (
-        "pass value_range=, for instance (0, 255)" if low >= -_CLOSE else "if latents, decode them with the VAE first"
+        "pass value_range=, for instance (0, 255)" if low >= -_ROUNDING_TOLERANCE else "if latents, decode them with the VAE first"
     )
     raise VideoError(f"{seen} are neither [0, 1] nor [-1, 1]: {remedy}")
 
@@ -272,7 +272,7 @@ def _to_unit_range(video: Tensor, black: float, white: float) -> Tensor:
 
 def _to_rgb(video: Tensor) -> Tensor:
     channels = video.shape[-3]
-    if channels == _GREY:
+    if channels == _GRAY:
         return video.expand(*video.shape[:-3], 3, *video.shape[-2:])
     if channels == _RGBA:
         return video[..., :3, :, :] * video[..., 3:, :, :]

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_FINEST_BLUR = 0.8  # [px]; below this, sampling between pixels is noise
-_OCTAVE_BLUR = 1.3  # [px of the finer level]; with the 2x2 mean every level is blurred by about 0.8 of its pixels
-_SMALLEST_SIDE = 24  # a coarser level would be smaller than a link
+_BASE_SIGMA = 0.8  # [px]; below this, sampling between pixels is noise
+_OCTAVE_SIGMA = 1.3  # [px of the finer level]; with the 2x2 mean every level is blurred by about 0.8 of its pixels
+_MIN_SIDE = 24  # a coarser level would be smaller than a link
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,23 +22,23 @@ class BrightnessPyramid:
     Attributes:
         levels: per level (3, h, w): brightness in [0, 1], and its derivatives by u and by v per pixel of the full
             image. Level k has 2^-k of the resolution and a blur of about 0.8 * 2^k px.
-        colour: (3, H, W) the frame itself, RGB in [0, 1].
+        color: (3, H, W) the frame itself, RGB in [0, 1].
     """
 
     levels: tuple[Float[Tensor, "3 _h _w"], ...]
-    colour: Float[Tensor, "3 H W"]
+    color: Float[Tensor, "3 H W"]
 
     @classmethod
-    def of(cls, frame: Float[Tensor, "3 H W"], levels: int = 5) -> BrightnessPyramid:
+    def from_frame(cls, frame: Float[Tensor, "3 H W"], levels: int = 5) -> BrightnessPyramid:
         """Pyramid of an RGB frame in [0, 1]; stops early where the image gets too small."""
         luma = torch.tensor(_LUMA, dtype=frame.dtype, device=frame.device)
-        image = _blur(torch.einsum("c,chw->hw", luma, frame), _FINEST_BLUR)
+        image = _blur(torch.einsum("c,chw->hw", luma, frame), _BASE_SIGMA)
         result = []
         for k in range(levels):
             result.append(_with_gradient(image, 2.0**-k))
-            if min(image.shape) < 2 * _SMALLEST_SIDE:
+            if min(image.shape) < 2 * _MIN_SIDE:
                 break
-            image = F.avg_pool2d(_blur(image, _OCTAVE_BLUR)[None, None], 2, ceil_mode=False)[0, 0]
+            image = F.avg_pool2d(_blur(image, _OCTAVE_SIGMA)[None, None], 2, ceil_mode=False)[0, 0]
         return cls(tuple(result), frame)
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class BrightnessPyramid:
 
     def sample(self, level: int, uv: Float[Tensor, "*N 2"]) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N 2"]]:
         """Brightness and its gradient [1/px] at pixel positions of the full image, bilinear, clamped at the border."""
-        values = sampled(self.levels[level], uv, 2.0**level)
+        values = bilinear_sample(self.levels[level], uv, 2.0**level)
         return values[0], values[1:].movedim(0, -1)
 
     def inside(self, uv: Float[Tensor, "*N 2"], margin: float = 2.0) -> Bool[Tensor, "*N"]:
@@ -61,7 +61,7 @@ class BrightnessPyramid:
         return (u > margin) & (v > margin) & (u < w - 1 - margin) & (v < h - 1 - margin)
 
 
-def sampled(image: Float[Tensor, "c h w"], uv: Float[Tensor, "*N 2"], scale: float = 1.0) -> Float[Tensor, "c *N"]:
+def bilinear_sample(image: Float[Tensor, "c h w"], uv: Float[Tensor, "*N 2"], scale: float = 1.0) -> Float[Tensor, "c *N"]:
     """Channels at pixel positions of a picture `scale` times as large, bilinear, clamped at the border."""
     h, w = image.shape[-2:]
     # Pixel edges stay in place from level to level: u_k + 0.5 = (u + 0.5) / 2^k; odd sizes lose a last column.

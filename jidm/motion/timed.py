@@ -13,7 +13,7 @@ from torch import Tensor
 from jidm.errors import InputError, VideoError
 
 
-def timed_stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], Iterator[float], int | None]:
+def timestamped_stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], Iterator[float], int | None]:
     """Frames of a video file or a folder of images one after another, and the time of each.
 
     Args:
@@ -30,21 +30,21 @@ def timed_stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor],
     source = open_video(path, fps=fps if Path(path).is_dir() else None)
     if fps is None and source.fps is None:
         raise VideoError(f"{path} states no frame rate; pass fps=")
-    shown: list[float] = []
+    timestamps: list[float] = []
 
     def frames() -> Iterator[Tensor]:
         for k, (time, pixels) in enumerate(source.pixels()):
-            shown.append(k / fps if fps is not None else float(time if time is not None else k / source.fps))  # type: ignore[operator]
+            timestamps.append(k / fps if fps is not None else float(time if time is not None else k / source.fps))  # type: ignore[operator]
             yield pixels.to(torch.float32) / 255.0
 
     def times() -> Iterator[float]:
         while True:
-            yield shown.pop(0)
+            yield timestamps.pop(0)
 
     return frames(), times(), source.length
 
 
-def frame_times(video: Any, fps: float | None, length: int) -> list[float]:
+def frame_timestamps(video: Any, fps: float | None, length: int) -> list[float]:
     """Time of each of `length` frames [s]: by fps, or as `video.time` tells.
 
     Raises:

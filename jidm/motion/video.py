@@ -70,14 +70,14 @@ class Video:
         if self.time is None:
             raise VideoError("images without a stated rate cannot be resampled: read them with fps=")
         _check_fps(fps)
-        ticks, frames = zip(*_at_rate(zip(self.time.tolist(), self.pixels, strict=True), fps), strict=True)
+        ticks, frames = zip(*_resample(zip(self.time.tolist(), self.pixels, strict=True), fps), strict=True)
         return Video(torch.stack(frames), torch.tensor(ticks, dtype=torch.float64))
 
 
-def _at_rate(timed: Iterable[tuple[float, Tensor]], fps: float) -> Iterator[tuple[float, Tensor]]:
+def _resample(frames: Iterable[tuple[float, Tensor]], fps: float) -> Iterator[tuple[float, Tensor]]:
     """The nearest frame to each tick of a clock started at the first frame, holding one frame at a time."""
     start, count, last = 0.0, 0, None
-    for time, pixels in timed:
+    for time, pixels in frames:
         start = time if last is None else start
         while last is not None and (tick := start + count / fps) < (last[0] + time) / 2:
             yield tick, last[1]
@@ -113,7 +113,7 @@ class VideoStream:
         if fps is not None:
             _check_fps(fps)
         self.path = Path(path)
-        self._rate = fps
+        self._requested_fps = fps
         if not self.path.exists():
             raise VideoError(f"{self.path}: no such file or folder")
         self._images = _image_files(self.path) if self.path.is_dir() else None
@@ -141,10 +141,10 @@ class VideoStream:
             start: leave out frames before this time [s]; a file is entered at the key frame before it.
         """
         if self._images is not None:
-            timed = _decode_images(self._images, self._rate)
-            return timed if start is None else (pair for pair in timed if pair[0] is None or pair[0] >= start)
+            pairs = _decode_images(self._images, self._requested_fps)
+            return pairs if start is None else (pair for pair in pairs if pair[0] is None or pair[0] >= start)
         frames = _decode_container(self.path, start)
-        return frames if self._rate is None else _at_rate(frames, self._rate)
+        return frames if self._requested_fps is None else _resample(frames, self._requested_fps)
 
 
 def open_video(path: str | Path, *, fps: float | None = None) -> VideoStream:
@@ -208,7 +208,7 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).split(":")[0].lower()
 
 
-def _decode_container(path: Path, begin: float | None = None) -> Iterator[tuple[float, Tensor]]:
+def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[float, Tensor]]:
     import av
 
     count, last, size = 0, -np.inf, None
@@ -218,10 +218,10 @@ def _decode_container(path: Path, begin: float | None = None) -> Iterator[tuple[
         declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 30)
         origin = float((stream.start_time or 0) * stream.time_base)
         end = origin + float(stream.duration * stream.time_base) if stream.duration else None
-        written = _written_size(container)
+        original_size = _original_size(container)
         try:
-            if begin is not None:
-                container.seek(max(0, int(begin / stream.time_base)), stream=stream, backward=True)
+            if start is not None:
+                container.seek(max(0, int(start / stream.time_base)), stream=stream, backward=True)
             for frame in container.decode(stream):
                 if frame.is_corrupt:
                     raise VideoError(f"{path}: damaged or cut off after frame {count}; copy or encode the file again")
@@ -231,9 +231,9 @@ def _decode_container(path: Path, begin: float | None = None) -> Iterator[tuple[
                         f"{path}: frame {count} at {time:.6f} s does not follow {last:.6f} s; encode it again"
                     )
                 count, last = count + 1, time
-                if begin is not None and time < begin - 1e-6:
+                if start is not None and time < start - 1e-6:
                     continue
-                pixels = _cropped(_frame_pixels(frame), written)
+                pixels = _crop_padding(_frame_pixels(frame), original_size)
                 size = size or pixels.shape
                 if pixels.shape != size:
                     raise VideoError(f"{path}: the picture size changes at {time:.3f} s; encode it again at one size")
@@ -245,21 +245,21 @@ def _decode_container(path: Path, begin: float | None = None) -> Iterator[tuple[
     if count == 0:
         raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
     # Both must fall short: an edit list hides frames the container still counts, a last frame may be shown for long.
-    if begin is None and count < declared and end is not None and last < end - 1.5 / rate:
+    if start is None and count < declared and end is not None and last < end - 1.5 / rate:
         raise VideoError(f"{path}: truncated, {count} of {declared} frames are there; copy it again")
 
 
-def _written_size(container: Any) -> tuple[int, int] | None:
+def _original_size(container: Any) -> tuple[int, int] | None:
     """(height, width) before `write_video` padded odd sizes; None for other files."""
     comment = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "")
     match = _SIZE_NOTE.fullmatch(comment)
     return (int(match["height"]), int(match["width"])) if match else None
 
 
-def _cropped(pixels: Tensor, written: tuple[int, int] | None) -> Tensor:
-    if written is None or any(not 0 <= have - want <= 1 for have, want in zip(pixels.shape[-2:], written, strict=True)):
+def _crop_padding(pixels: Tensor, original_size: tuple[int, int] | None) -> Tensor:
+    if original_size is None or any(not 0 <= have - want <= 1 for have, want in zip(pixels.shape[-2:], original_size, strict=True)):
         return pixels  # no note, or one that a later tool carried over to another picture
-    return pixels[:, : written[0], : written[1]]
+    return pixels[:, : original_size[0], : original_size[1]]
 
 
 def _frame_pixels(frame: Any) -> Tensor:
@@ -279,10 +279,10 @@ def _image_files(folder: Path) -> list[Path]:
     if not files:
         raise VideoError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
-    def natural(path: Path) -> list[tuple[int, int, str]]:
+    def natural_key(path: Path) -> list[tuple[int, int, str]]:
         return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
 
-    return sorted(files, key=natural)
+    return sorted(files, key=natural_key)
 
 
 def _decode_images(files: list[Path], fps: float | None) -> Iterator[tuple[float | None, Tensor]]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jidm.errors import EmbodimentError, did_you_mean
 from jidm.robot.convention import JointConvention
-from jidm.robot.embodiment import VECTORS, Embodiment
+from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
 from jidm.robot.model import Joint, RobotModel
 from jidm.robot.urdf import read_urdf
 
@@ -30,7 +30,7 @@ def from_urdf(
     name: str | None = None,
     joints: Sequence[str] | None = None,
     locked: Mapping[str, float] | None = None,
-    **given: Any,
+    **overrides: Any,
 ) -> Embodiment:
     """A usable embodiment from any URDF file.
 
@@ -48,7 +48,7 @@ def from_urdf(
         name: name of the embodiment; the URDF's robot name if not given.
         joints: the actuated joints in the order wanted for `q`.
         locked: joints held at a value [rad or m] instead of being actuated.
-        given: any of lower, upper, velocity, acceleration, jerk, effort, home, amplitude ((n,) each), control_dt [s],
+        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, amplitude ((n,) each), control_dt [s],
             tip_links, gripper_joints, cameras, conventions, title, licence, source, notes.
 
     Raises:
@@ -57,14 +57,14 @@ def from_urdf(
     """
     path = Path(path)
     model = read_urdf(path, mesh_roots=[Path(root) for root in mesh_roots])
-    said = {"name": name, "joints": joints, "locked": locked, **given}
+    arguments = {"name": name, "joints": joints, "locked": locked, **overrides}
     return from_model(
         model,
         name=name or model.name,
         joints=joints,
         locked=locked,
-        fingerprint=[urdf_fingerprint(path, model), said],
-        **given,
+        fingerprint=[urdf_fingerprint(path, model), arguments],
+        **overrides,
     )
 
 
@@ -76,7 +76,7 @@ def from_model(
     joints: Sequence[str] | None = None,
     locked: Mapping[str, float] | None = None,
     coupling: tuple[ArrayLike, ArrayLike] | None = None,
-    **given: Any,
+    **overrides: Any,
 ) -> Embodiment:
     """An embodiment from a model that has been read; defaults as in `from_urdf`.
 
@@ -94,29 +94,29 @@ def from_model(
         raise EmbodimentError(f"{where}: joint '{both[0]}' is both actuated and locked; choose one")
     if not names:
         raise EmbodimentError(f"{where}: no joint moves; jidm needs at least one actuated joint")
-    for key in given:
-        if key not in (*VECTORS, *_DESCRIPTIVE):
-            raise EmbodimentError(f"{where}: unknown argument '{key}': {did_you_mean(key, (*VECTORS, *_DESCRIPTIVE))}")
+    for key in overrides:
+        if key not in (*JOINT_VECTORS, *_METADATA_KEYS):
+            raise EmbodimentError(f"{where}: unknown argument '{key}': {did_you_mean(key, (*JOINT_VECTORS, *_METADATA_KEYS))}")
     actuated = [movable[joint] for joint in names]
     A, b = model.coupling(names, locked) if coupling is None else coupling
-    numbers, notes = _vectors(actuated, {key: given[key] for key in VECTORS if given.get(key) is not None}, where)
-    extra: dict[str, Any] = {
-        key: tuple(v) if isinstance(v := given[key], list) else v for key in _DESCRIPTIVE if key in given
+    vectors, notes = _vectors(actuated, {key: overrides[key] for key in JOINT_VECTORS if overrides.get(key) is not None}, where)
+    metadata: dict[str, Any] = {
+        key: tuple(v) if isinstance(v := overrides[key], list) else v for key in _METADATA_KEYS if key in overrides
     }
     parents = {j.parent for j in model.joints}
-    extra.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
-    if "control_dt" not in extra:
-        extra["control_dt"], notes["control_dt"] = DEFAULT_CONTROL_DT, "not stated; jidm's default"
-    extra["notes"] = {**notes, **extra.get("notes", {})}
-    made = Embodiment(
-        name=name, model=model, joint_names=names, joint_types=tuple(j.type for j in actuated), **numbers,
+    metadata.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
+    if "control_dt" not in metadata:
+        metadata["control_dt"], notes["control_dt"] = DEFAULT_CONTROL_DT, "not stated; jidm's default"
+    metadata["notes"] = {**notes, **metadata.get("notes", {})}
+    embodiment = Embodiment(
+        name=name, model=model, joint_names=names, joint_types=tuple(j.type for j in actuated), **vectors,
         coupling_matrix=np.asarray(A), coupling_offset=np.asarray(b), content_hash=digest(fingerprint),
-        **{"gripper_joints": (), **extra},
+        **{"gripper_joints": (), **metadata},
     )  # fmt: skip
-    return made if made.cameras else replace(made, cameras={"front": _wide_view(made)})
+    return embodiment if embodiment.cameras else replace(embodiment, cameras={"front": _default_camera(embodiment)})
 
 
-_DESCRIPTIVE = (
+_METADATA_KEYS = (
     "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "licence", "source", "notes",
 )  # fmt: skip
 
@@ -125,15 +125,15 @@ def _actuated(movable: Mapping[str, Joint], locked: Mapping[str, float]) -> tupl
     return tuple(name for name, joint in movable.items() if joint.mimic is None and name not in locked)
 
 
-def _vectors(joints: Sequence[Joint], given: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _vectors(joints: Sequence[Joint], overrides: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The (n,) vectors: as given, else from the URDF, else worked out; and notes on what had to be filled in."""
     out: dict[str, Any] = {}
     notes: dict[str, str] = {}
-    for name, value in given.items():
+    for name, value in overrides.items():
         out[name] = np.asarray(value, dtype=np.float64)
         if out[name].shape != (len(joints),):
             raise EmbodimentError(f"{where}: {name} has {out[name].size} values, the robot has {len(joints)} joints")
-    for name in (x for x in VECTORS if x not in out):
+    for name in (x for x in JOINT_VECTORS if x not in out):
         if name in ("lower", "upper", "velocity", "effort"):
             out[name], lacking = _from_limits(joints, name)
             if lacking:
@@ -143,7 +143,7 @@ def _vectors(joints: Sequence[Joint], given: Mapping[str, Any], where: str) -> t
     if "home" not in out:
         out["home"], notes["home"] = _default_home(out["lower"], out["upper"]), "not stated; worked out from the limits"
     if "amplitude" not in out:
-        out["amplitude"] = _default_amplitude(joints, out["lower"], out["upper"])
+        out["amplitude"] = _default_exploration_range(joints, out["lower"], out["upper"])
         notes["amplitude"] = "not stated; worked out from the limits"
     return out, notes
 
@@ -170,35 +170,35 @@ def _default_home(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDA
     return np.where((lower <= 0) & (upper >= 0), 0.0, middle)
 
 
-def _default_amplitude(
+def _default_exploration_range(
     joints: Sequence[Joint], lower: NDArray[np.float64], upper: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    most = np.array([math.inf if j.type == "prismatic" else 0.5 for j in joints])
+    maximum = np.array([math.inf if j.type == "prismatic" else 0.5 for j in joints])
     quarter = (upper - lower) / 4
     unlimited = np.array([0.05 if j.type == "prismatic" else 0.5 for j in joints])
-    return np.minimum(np.where(np.isfinite(quarter), quarter, unlimited), most)
+    return np.minimum(np.where(np.isfinite(quarter), quarter, unlimited), maximum)
 
 
 # ---- cameras --------------------------------------------------------------------------------------------------------
 
 
-def _wide_view(e: Embodiment, poses: int = 64) -> dict[str, Any]:
+def _default_camera(e: Embodiment, samples: int = 64) -> dict[str, Any]:
     """A look-at camera from the front and above that keeps the link origins of random poses in view.
 
     Link origins, not shapes, are what is framed, so a quarter more room is left all around.
     """
     rng = np.random.default_rng(0)
-    low, high = (np.clip(x, e.home - 2 * e.amplitude, e.home + 2 * e.amplitude) for x in (e.lower, e.upper))
-    q = np.vstack([e.home, rng.uniform(low, high, size=(poses, e.n))])
+    low, high = (np.clip(x, e.home - 2 * e.exploration_range, e.home + 2 * e.exploration_range) for x in (e.lower, e.upper))
+    q = np.vstack([e.home, rng.uniform(low, high, size=(samples, e.n))])
     points = _link_origins(e, q).reshape(-1, 3)
-    centre = (points.min(axis=0) + points.max(axis=0)) / 2
-    radius = max(1.25 * float(np.linalg.norm(points - centre, axis=1).max()), 0.05)
+    center = (points.min(axis=0) + points.max(axis=0)) / 2
+    radius = max(1.25 * float(np.linalg.norm(points - center, axis=1).max()), 0.05)
     fov_y = 45.0
-    towards = np.array([1.0, 0.6, 0.5]) / np.linalg.norm([1.0, 0.6, 0.5])
-    eye = centre + towards * radius / math.sin(math.radians(fov_y) / 2)
+    direction = np.array([1.0, 0.6, 0.5]) / np.linalg.norm([1.0, 0.6, 0.5])
+    eye = center + direction * radius / math.sin(math.radians(fov_y) / 2)
     return {
         "eye": eye.round(3).tolist(),
-        "target": centre.round(3).tolist(),
+        "target": center.round(3).tolist(),
         "fov_y": fov_y,
         "width": 320,
         "height": 240,

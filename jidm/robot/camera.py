@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import CameraError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 
 # OpenGL cameras look along -z with y up; OpenCV cameras along +z with y down.
 _OPENGL_TO_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
@@ -207,7 +207,7 @@ class Camera:
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON; the file appears whole or not at all."""
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:

@@ -21,13 +21,13 @@ from jidm.robot.surface import check_links, shape_mesh
 if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
 
-_FLAT = np.deg2rad(0.5)  # faces this parallel are one face
-_CREASE = np.deg2rad(25.0)  # below this, shading changes too little to draw a line
-_GRAZING = 0.05  # cosine under which a face counts as seen edge-on
+_COPLANAR_ANGLE = np.deg2rad(0.5)  # faces this parallel are one face
+_CREASE_ANGLE = np.deg2rad(25.0)  # below this, shading changes too little to draw a line
+_MIN_FACING_COSINE = 0.05  # cosine under which a face counts as seen edge-on
 
 
 @dataclass(frozen=True, eq=False)
-class Contour:
+class MeshEdges:
     """Points on mesh edges, fixed to links.
 
     Attributes:
@@ -50,16 +50,16 @@ class Contour:
     def __len__(self) -> int:
         return self.link.shape[0]
 
-    def __getitem__(self, index: Int[Tensor, " K"]) -> Contour:
-        return Contour(*(getattr(self, f.name)[index] for f in fields(self)))
+    def __getitem__(self, index: Int[Tensor, " K"]) -> MeshEdges:
+        return MeshEdges(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def to(self, like: Tensor) -> Contour:
+    def to(self, like: Tensor) -> MeshEdges:
         """Same points in the dtype and on the device of `like`."""
         values = (getattr(self, f.name) for f in fields(self))
-        return Contour(*(v.to(like) if v.is_floating_point() else v.to(like.device) for v in values))
+        return MeshEdges(*(v.to(like) if v.is_floating_point() else v.to(like.device) for v in values))
 
 
-def sample_contour(model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None) -> Contour:
+def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None) -> MeshEdges:
     """Points on the edges of the links' visual shapes, by the square root of each link's edge length.
 
     Args:
@@ -76,11 +76,11 @@ def sample_contour(model: RobotModel, count: int, *, seed: int = 0, links: Seque
             mesh = shape_mesh(shape, model.name)
             mesh.merge_vertices(merge_tex=True, merge_norm=True)  # else every face is an island without neighbours
             if len(mesh.face_adjacency):
-                parts.append(_edges(mesh, index))
+                parts.append(_mesh_edges(mesh, index))
     if not parts:
         empty = torch.zeros(0, 3, dtype=torch.float64)
         flag = torch.zeros(0, dtype=torch.bool)
-        return Contour(torch.zeros(0, dtype=torch.long), empty, empty, empty, empty, flag, flag)
+        return MeshEdges(torch.zeros(0, dtype=torch.long), empty, empty, empty, empty, flag, flag)
     link_id, start, end, angle, normal_a, normal_b, convex = (np.concatenate(x) for x in zip(*parts, strict=True))
     length = np.linalg.norm(end - start, axis=-1)
     weight = length.copy()
@@ -89,19 +89,19 @@ def sample_contour(model: RobotModel, count: int, *, seed: int = 0, links: Seque
     pick = rng.choice(len(length), size=count, p=weight / weight.sum())
     along = rng.random((count, 1))
     as_tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x))  # noqa: E731
-    return Contour(
+    return MeshEdges(
         as_tensor(link_id[pick]),
         as_tensor(start[pick] * (1 - along) + end[pick] * along),
         as_tensor((end - start)[pick] / length[pick, None]),
         as_tensor(normal_a[pick]),
         as_tensor(normal_b[pick]),
-        as_tensor(angle[pick] > _CREASE),
+        as_tensor(angle[pick] > _CREASE_ANGLE),
         as_tensor(convex[pick]),
     )
 
 
-def drawn_edges(
-    contour: Contour, rotation: Float[Tensor, "*batch N 3 3"], to_camera: Float[Tensor, "*batch N 3"]
+def feature_edges(
+    edges: MeshEdges, rotation: Float[Tensor, "*batch N 3 3"], to_camera: Float[Tensor, "*batch N 3"]
 ) -> Bool[Tensor, "*batch N"]:
     """Which edge points draw a line, occlusion left aside: outlines, and creases with a face towards the camera.
 
@@ -111,15 +111,15 @@ def drawn_edges(
     """
     view = to_camera / to_camera.norm(dim=-1, keepdim=True).clamp(min=1e-9)
     facing = torch.einsum("...ij,...i->...j", rotation, view)  # the direction to the camera in the link's frame
-    a, b = (facing * contour.normal_a).sum(-1), (facing * contour.normal_b).sum(-1)
-    outline = (a * b < 0) & contour.convex
-    return outline | (contour.crease & (torch.maximum(a, b) > _GRAZING))
+    a, b = (facing * edges.normal_a).sum(-1), (facing * edges.normal_b).sum(-1)
+    silhouette = (a * b < 0) & edges.convex
+    return silhouette | (edges.crease & (torch.maximum(a, b) > _MIN_FACING_COSINE))
 
 
-def _edges(mesh, index: int) -> tuple[np.ndarray, ...]:  # type: ignore[no-untyped-def]
+def _mesh_edges(mesh, index: int) -> tuple[np.ndarray, ...]:  # type: ignore[no-untyped-def]
     ends = mesh.vertices[mesh.face_adjacency_edges]
     angle = mesh.face_adjacency_angles
-    keep = (angle > _FLAT) & (np.linalg.norm(ends[:, 1] - ends[:, 0], axis=-1) > 1e-6)
+    keep = (angle > _COPLANAR_ANGLE) & (np.linalg.norm(ends[:, 1] - ends[:, 0], axis=-1) > 1e-6)
     normals = mesh.face_normals[mesh.face_adjacency[keep]]
     return (
         np.full(keep.sum(), index),

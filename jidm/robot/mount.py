@@ -13,7 +13,7 @@ from jidm.errors import EmbodimentError
 from jidm.robot import model as robot_model
 from jidm.robot.build import from_model
 from jidm.robot.convention import JointConvention
-from jidm.robot.embodiment import VECTORS, Embodiment
+from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
 
 
 def compose(name: str | None = None, **parts: Any) -> Embodiment:
@@ -34,46 +34,46 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
         raise EmbodimentError(
             "compose needs at least one part, for instance compose(left=arm, right=(arm, T_base_right))"
         )
-    mounted = {prefix: _mounted(prefix, part) for prefix, part in parts.items()}
-    bodies = [e for e, _ in mounted.values()]
-    name = name or "+".join(e.name for e in bodies)
+    mounted = {prefix: _resolve_part(prefix, part) for prefix, part in parts.items()}
+    embodiments = [e for e, _ in mounted.values()]
+    name = name or "+".join(e.name for e in embodiments)
     model = robot_model.compose(name, {prefix: (e.model, T) for prefix, (e, T) in mounted.items()})
 
-    def joined(field: str) -> tuple[str, ...]:
+    def prefixed(field: str) -> tuple[str, ...]:
         return tuple(f"{prefix}_{x}" for prefix, (e, _) in mounted.items() for x in getattr(e, field))
 
-    shared = [key for key in bodies[0].conventions if all(key in e.conventions for e in bodies)]
-    vectors: dict[str, Any] = {v: np.concatenate([getattr(e, v) for e in bodies]) for v in VECTORS}
-    made = from_model(
+    shared = [key for key in embodiments[0].conventions if all(key in e.conventions for e in embodiments)]
+    vectors: dict[str, Any] = {v: np.concatenate([getattr(e, v) for e in embodiments]) for v in JOINT_VECTORS}
+    composed = from_model(
         model,
         name=name,
-        joints=joined("joint_names"),
+        joints=prefixed("joint_names"),
         coupling=(
-            _block_diagonal([e.coupling_matrix for e in bodies]),
-            np.concatenate([e.coupling_offset for e in bodies]),
+            _block_diagonal([e.coupling_matrix for e in embodiments]),
+            np.concatenate([e.coupling_offset for e in embodiments]),
         ),
         fingerprint=[name, [[prefix, e.content_hash, T.tolist()] for prefix, (e, T) in mounted.items()]],
         **vectors,
-        control_dt=max(e.control_dt for e in bodies),
-        tip_links=joined("tip_links"),
-        gripper_joints=joined("gripper_joints"),
+        control_dt=max(e.control_dt for e in embodiments),
+        tip_links=prefixed("tip_links"),
+        gripper_joints=prefixed("gripper_joints"),
         conventions={
             key: JointConvention.compose({p: e.conventions[key] for p, (e, _) in mounted.items()}) for key in shared
         },
-        title=" + ".join(e.title or e.name for e in bodies),
-        licence="; ".join(dict.fromkeys(e.licence for e in bodies if e.licence)),
-        source="; ".join(dict.fromkeys(e.source for e in bodies if e.source)),
+        title=" + ".join(e.title or e.name for e in embodiments),
+        licence="; ".join(dict.fromkeys(e.license for e in embodiments if e.license)),
+        source="; ".join(dict.fromkeys(e.source for e in embodiments if e.source)),
         notes={f"{prefix}.{key}": text for prefix, (e, _) in mounted.items() for key, text in e.notes.items()},
     )
-    theirs = {
-        f"{prefix}_{key}": _moved_camera(form, T)
+    part_cameras = {
+        f"{prefix}_{key}": _transform_camera(form, T)
         for prefix, (e, T) in mounted.items()
         for key, form in e.cameras.items()
     }
-    return replace(made, cameras={**made.cameras, **theirs})
+    return replace(composed, cameras={**composed.cameras, **part_cameras})
 
 
-def rigid(xyz: Sequence[float] = (0.0, 0.0, 0.0), rpy: Sequence[float] = (0.0, 0.0, 0.0)) -> NDArray[np.float64]:
+def rigid_transform(xyz: Sequence[float] = (0.0, 0.0, 0.0), rpy: Sequence[float] = (0.0, 0.0, 0.0)) -> NDArray[np.float64]:
     """(4, 4) transform from a position [m] and URDF roll, pitch, yaw [rad] (R = Rz(yaw) Ry(pitch) Rx(roll))."""
     (cr, cp, cy), (sr, sp, sy) = np.cos(np.asarray(rpy, float)), np.sin(np.asarray(rpy, float))
     T = np.eye(4)
@@ -86,20 +86,20 @@ def rigid(xyz: Sequence[float] = (0.0, 0.0, 0.0), rpy: Sequence[float] = (0.0, 0
     return T
 
 
-def _mounted(prefix: str, part: Any) -> tuple[Embodiment, NDArray[np.float64]]:
-    body, T = part if isinstance(part, tuple) and len(part) == 2 else (part, np.eye(4))
-    body = Embodiment.load(body) if isinstance(body, str) else body
-    if not isinstance(body, Embodiment):
+def _resolve_part(prefix: str, part: Any) -> tuple[Embodiment, NDArray[np.float64]]:
+    embodiment, T = part if isinstance(part, tuple) and len(part) == 2 else (part, np.eye(4))
+    embodiment = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
+    if not isinstance(embodiment, Embodiment):
         raise EmbodimentError(
             f"compose: part '{prefix}' must be an embodiment, its name, or (embodiment, 4x4 transform)"
         )
     T = np.array(T, dtype=np.float64)
-    rigid_enough = T.shape == (4, 4) and np.isfinite(T).all() and np.allclose(T[3], (0, 0, 0, 1))
+    is_homogeneous = T.shape == (4, 4) and np.isfinite(T).all() and np.allclose(T[3], (0, 0, 0, 1))
     if not (
-        rigid_enough and np.allclose(T[:3, :3] @ T[:3, :3].T, np.eye(3), atol=1e-6) and np.linalg.det(T[:3, :3]) > 0
+        is_homogeneous and np.allclose(T[:3, :3] @ T[:3, :3].T, np.eye(3), atol=1e-6) and np.linalg.det(T[:3, :3]) > 0
     ):
         raise EmbodimentError(f"compose: transform of part '{prefix}' must be a rigid 4x4 matrix T_base_{prefix}")
-    return body, T
+    return embodiment, T
 
 
 def _block_diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -111,12 +111,12 @@ def _block_diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64
     return out
 
 
-def _moved_camera(form: Mapping[str, Any], T_base_part: NDArray[np.float64]) -> dict[str, Any]:
+def _transform_camera(camera: Mapping[str, Any], T_base_part: NDArray[np.float64]) -> dict[str, Any]:
     """A part's camera in the base frame of the whole."""
-    R, t, out = T_base_part[:3, :3], T_base_part[:3, 3], dict(form)
-    if "eye" not in form:
+    R, t, out = T_base_part[:3, :3], T_base_part[:3, 3], dict(camera)
+    if "eye" not in camera:
         T_part_base = np.linalg.inv(T_base_part)
-        return {**out, "T_camera_base": (np.array(form["T_camera_base"], dtype=float) @ T_part_base).tolist()}
+        return {**out, "T_camera_base": (np.array(camera["T_camera_base"], dtype=float) @ T_part_base).tolist()}
     for key in ("eye", "target"):
-        out[key] = tuple((R @ np.array(form[key], dtype=float) + t).tolist())
-    return {**out, "up": tuple((R @ np.array(form.get("up", (0.0, 0.0, 1.0)), dtype=float)).tolist())}
+        out[key] = tuple((R @ np.array(camera[key], dtype=float) + t).tolist())
+    return {**out, "up": tuple((R @ np.array(camera.get("up", (0.0, 0.0, 1.0)), dtype=float)).tolist())}

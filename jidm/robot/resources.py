@@ -20,13 +20,13 @@ from urllib.parse import unquote
 from jidm.errors import MissingExtraError, UrdfError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_LEVELS = 4
+_MAX_PARENT_LEVELS = 4
 """A package folder is looked for this many levels above the file that names it."""
-_BESIDE_MESHES = frozenset({"urdf", "urdfs", "robots", "xacro", "xml"})
+_URDF_FOLDER_NAMES = frozenset({"urdf", "urdfs", "robots", "xacro", "xml"})
 """Folders that by custom hold URDFs beside `meshes/`; from these alone may `../meshes` be followed unasked."""
 
 
-class MeshLocator:
+class MeshResolver:
     """Finds the files that mesh references name.
 
     Allowed without asking: the URDF's own folder; the folder of its ROS package (the nearest of four folders above
@@ -40,9 +40,9 @@ class MeshLocator:
     """
 
     def __init__(self, roots: Sequence[str | Path] = ()) -> None:
-        self.roots = tuple(_real(Path(root)) for root in roots)
+        self.roots = tuple(_realpath(Path(root)) for root in roots)
         # A robot has hundreds of meshes in a few folders; looking at those once is enough.
-        self._own: dict[Path, tuple[Path, ...]] = {}
+        self._allowed_cache: dict[Path, tuple[Path, ...]] = {}
         self._packages: dict[tuple[str, Path | None], list[tuple[Path, tuple[Path, ...]]]] = {}
 
     def resolve(self, reference: str, urdf_dir: str | Path | None) -> Path | None:
@@ -56,64 +56,64 @@ class MeshLocator:
         Raises:
             UrdfError: the reference leads outside the allowed folders, or to the network.
         """
-        home = None if urdf_dir is None else _real(Path(urdf_dir))
+        base_dir = None if urdf_dir is None else _realpath(Path(urdf_dir))
         # Some tools decode %20, some do not: both readings must stay inside, and the one that exists is taken.
-        readings = dict.fromkeys(spelling.strip().replace("\\", "/") for spelling in (reference, unquote(reference)))
-        found = [self._resolve(reading, reference, home) for reading in readings]
+        candidates = dict.fromkeys(spelling.strip().replace("\\", "/") for spelling in (reference, unquote(reference)))
+        found = [self._resolve(candidate, reference, base_dir) for candidate in candidates]
         return next((path for path in found if path is not None), None)
 
-    def _resolve(self, reading: str, reference: str, home: Path | None) -> Path | None:
-        if not reading or "\0" in reading:
+    def _resolve(self, candidate: str, reference: str, base_dir: Path | None) -> Path | None:
+        if not candidate or "\0" in candidate:
             raise UrdfError(f"mesh {reference!r} is empty or holds a zero byte; name a mesh file")
-        scheme = _SCHEME.match(reading)
+        scheme = _SCHEME.match(candidate)
         kind = scheme[1].lower() if scheme else ""
         if kind == "package":
-            return self._in_package(reading[len("package:") :].lstrip("/"), reference, home)
+            return self._resolve_in_package(candidate[len("package:") :].lstrip("/"), reference, base_dir)
         if kind == "file":
-            reading = _local_path(reading[len("file:") :], reference)
+            candidate = _local_path(candidate[len("file:") :], reference)
         elif len(kind) == 1:
             raise UrdfError(f"mesh {reference!r} is a path of another system; write it relative to the URDF")
         elif kind:
             raise UrdfError(
                 f"mesh {reference!r} is not a file: nothing is loaded from the network; download it and name the file"
             )
-        allowed = (*self.roots, *self._own_folders(home))
-        if reading.startswith("/"):
-            return _first_inside([(Path(reading), allowed)], reference)
-        starts = [*([home] if home else []), *self.roots]
+        allowed = (*self.roots, *self._allowed_folders(base_dir))
+        if candidate.startswith("/"):
+            return _first_inside([(Path(candidate), allowed)], reference)
+        starts = [*([base_dir] if base_dir else []), *self.roots]
         if not starts:  # nowhere to look, but what leads out of any usual layout is refused all the same
             starts, allowed = [Path("/robot/urdf")], (Path("/robot"),)
-        return _first_inside([(start / reading, allowed) for start in starts], reference)
+        return _first_inside([(start / candidate, allowed) for start in starts], reference)
 
-    def _in_package(self, rest: str, reference: str, home: Path | None) -> Path | None:
+    def _resolve_in_package(self, rest: str, reference: str, base_dir: Path | None) -> Path | None:
         package, _, inside = rest.partition("/")
         if package in ("", ".", "..") or not inside.strip("/"):
             raise UrdfError(f"mesh {reference!r} must read package://<package>/<path>; name a file in a package")
         if ".." in os.path.normpath(inside).split("/") or inside.startswith("/"):
             raise UrdfError(f"mesh {reference!r} leads outside its package; write package://<its package>/<path>")
-        if (package, home) not in self._packages:
+        if (package, base_dir) not in self._packages:
             # A package folder that is a link elsewhere holds no resolved path, and so brings in nothing.
-            self._packages[package, home] = [(f, (*self.roots, f)) for f in self._package_folders(package, home)]
-        folders = self._packages[package, home]
+            self._packages[package, base_dir] = [(f, (*self.roots, f)) for f in self._package_folders(package, base_dir)]
+        folders = self._packages[package, base_dir]
         return _first_inside([(folder / inside, allowed) for folder, allowed in folders], reference)
 
-    def _package_folders(self, package: str, home: Path | None) -> Iterator[Path]:
+    def _package_folders(self, package: str, base_dir: Path | None) -> Iterator[Path]:
         """Where the folder of a package may be, best first; most of them do not exist."""
         yield from (root / package for root in self.roots)
         yield from (root for root in self.roots if root.name == package)
-        yield from (folder / package for folder in self._own_folders(home))
-        for ancestor in _ancestors(home) if home else ():
+        yield from (folder / package for folder in self._allowed_folders(base_dir))
+        for ancestor in _ancestors(base_dir) if base_dir else ():
             if ancestor.name == package:
                 yield ancestor
             elif (ancestor / package / "package.xml").is_file():
                 yield ancestor / package
 
-    def _own_folders(self, home: Path | None) -> tuple[Path, ...]:
-        if home is None:
+    def _allowed_folders(self, base_dir: Path | None) -> tuple[Path, ...]:
+        if base_dir is None:
             return ()
-        if home not in self._own:
-            self._own[home] = tuple(_around(home))
-        return self._own[home]
+        if base_dir not in self._allowed_cache:
+            self._allowed_cache[base_dir] = tuple(_default_folders(base_dir))
+        return self._allowed_cache[base_dir]
 
 
 def _local_path(rest: str, reference: str) -> str:
@@ -126,26 +126,26 @@ def _local_path(rest: str, reference: str) -> str:
     return f"/{rest.lstrip('/')}"
 
 
-def _around(home: Path) -> Iterator[Path]:
-    """Folders a URDF in `home` may refer into without being asked."""
-    yield home
-    above = list(_ancestors(home))
-    package = next((folder for folder in (home, *above) if (folder / "package.xml").is_file()), None)
+def _default_folders(base_dir: Path) -> Iterator[Path]:
+    """Folders a URDF in `base_dir` may refer into without being asked."""
+    yield base_dir
+    ancestors = list(_ancestors(base_dir))
+    package = next((folder for folder in (base_dir, *ancestors) if (folder / "package.xml").is_file()), None)
     if package is not None:
         yield package
-    if home.name.lower() in _BESIDE_MESHES and home.parent in above:
-        yield home.parent
+    if base_dir.name.lower() in _URDF_FOLDER_NAMES and base_dir.parent in ancestors:
+        yield base_dir.parent
 
 
 def _ancestors(folder: Path) -> Iterator[Path]:
     """The folder (if it has a name) and a few above it, short of home folders and the root of the file system."""
     try:
-        users = _real(Path.home())
+        user_home = _realpath(Path.home())
     except RuntimeError:  # a user without a home
-        users = Path("/nonexistent")
-    for ancestor in (folder, *folder.parents)[: _LEVELS + 1]:
+        user_home = Path("/nonexistent")
+    for ancestor in (folder, *folder.parents)[: _MAX_PARENT_LEVELS + 1]:
         # The first condition matters on a drive that holds no home folder.
-        if ancestor.parent == ancestor or users.is_relative_to(ancestor):
+        if ancestor.parent == ancestor or user_home.is_relative_to(ancestor):
             return
         yield ancestor
 
@@ -157,27 +157,27 @@ def _first_inside(candidates: Sequence[tuple[Path, Sequence[Path]]], reference: 
     """
     some_inside = some_outside = False
     for path, allowed in candidates:
-        real = _real(path)
+        real = _realpath(path)
         if any(real.is_relative_to(folder) for folder in allowed):
             if os.path.isfile(real):
                 return real
             some_inside = True
         elif os.path.lexists(path):
-            raise _outside(reference)
+            raise _outside_error(reference)
         else:
             some_outside = True
     if some_outside and not some_inside:
-        raise _outside(reference)
+        raise _outside_error(reference)
     return None
 
 
-def _outside(reference: str) -> UrdfError:
+def _outside_error(reference: str) -> UrdfError:
     return UrdfError(
         f"mesh {reference!r} leads outside the robot's folders; move it there, or pass mesh_roots= with the folder it lies in"
     )
 
 
-def _real(path: Path) -> Path:
+def _realpath(path: Path) -> Path:
     # Unlike Path.resolve, never raises on loops of links; such a path is no file then.
     return Path(os.path.realpath(path))
 
@@ -195,7 +195,7 @@ def package_file(spec: str) -> Path:
     """
     package, _, inside = spec.partition(":")
     folder = _package_folder(package)
-    path = _real(folder / inside)
+    path = _realpath(folder / inside)
     if not inside or not path.is_relative_to(folder) or not os.path.isfile(path):
         raise UrdfError(f"package '{package}' has no file '{inside}'; is another version of it installed?")
     return path
@@ -206,23 +206,23 @@ def package_roots(spec: str) -> tuple[Path, ...]:
     package = spec.partition(":")[0]
     folder = _package_folder(package)
     # example-robot-data names its meshes package://example-robot-data/robots/..., so the root lies two folders up.
-    return (folder.parent.parent, folder) if package == _ROBOTS else (folder,)
+    return (folder.parent.parent, folder) if package == _EXAMPLE_ROBOT_DATA else (folder,)
 
 
-_ROBOTS = "example_robot_data"
-_EXTRA_SIM = {_ROBOTS: "example-robot-data", "pybullet_data": "pybullet"}
+_EXAMPLE_ROBOT_DATA = "example_robot_data"
+_SIM_EXTRA_PACKAGES = {_EXAMPLE_ROBOT_DATA: "example-robot-data", "pybullet_data": "pybullet"}
 
 
 def _package_folder(package: str) -> Path:
-    folder = _example_robots() if package == _ROBOTS else _top_level_folder(package)
+    folder = _example_robot_data_folder() if package == _EXAMPLE_ROBOT_DATA else _top_level_folder(package)
     if folder is not None:
-        return _real(folder)
-    if package in _EXTRA_SIM:
-        raise MissingExtraError("this robot's description", _EXTRA_SIM[package], "sim")
+        return _realpath(folder)
+    if package in _SIM_EXTRA_PACKAGES:
+        raise MissingExtraError("this robot's description", _SIM_EXTRA_PACKAGES[package], "sim")
     raise UrdfError(f"package '{package}' is not installed; pip install it, or name the URDF by its path")
 
 
-def _example_robots() -> Path | None:
+def _example_robot_data_folder() -> Path | None:
     """<site-packages>/cmeel.prefix/share/example-robot-data/robots of the wheel, or where conda and ROS put it."""
     inside = Path("share", "example-robot-data", "robots")
     places = [Path(sys.prefix) / inside, *(Path(entry) / "cmeel.prefix" / inside for entry in sys.path if entry)]

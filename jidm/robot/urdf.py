@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from jidm.errors import UrdfError, did_you_mean
 from jidm.robot.model import Geometry, Joint, JointType, Limit, Link, Mimic, RobotModel, Shape
-from jidm.robot.resources import MeshLocator
+from jidm.robot.resources import MeshResolver
 from jidm.robot.urdf_write import write_urdf
 from jidm.robot.urdf_xml import MAX_BYTES, check_size, one_line, parse_xml
 
 __all__ = ["MAX_BYTES", "parse_urdf", "read_urdf", "write_urdf"]
 
-_TYPES: tuple[str, ...] = get_args(JointType)
-_LIMITED = ("revolute", "prismatic")
+_JOINT_TYPES: tuple[str, ...] = get_args(JointType)
+_LIMITED_TYPES = ("revolute", "prismatic")
 # Attributes of links and joints that hold names, not numbers: a link may be called "nan".
-_TEXTS = frozenset({"name", "filename", "link", "joint", "type", "group"})
-Colour = tuple[float, float, float, float]
+_NAME_ATTRIBUTES = frozenset({"name", "filename", "link", "joint", "type", "group"})
+Color = tuple[float, float, float, float]
 
 
 def read_urdf(path: str | Path, *, mesh_roots: Sequence[str | Path] = ()) -> RobotModel:
@@ -81,19 +81,19 @@ def parse_urdf(
         where: names the text in messages.
         directory: folder that relative meshes start from; without one only `mesh_roots` are looked in.
     """
-    return _Reader(where, directory, MeshLocator(mesh_roots)).model(parse_xml(text, where))
+    return _Reader(where, directory, MeshResolver(mesh_roots)).model(parse_xml(text, where))
 
 
 @dataclass(frozen=True)
 class _Reader:
     where: str
     directory: Path | None
-    locator: MeshLocator
+    locator: MeshResolver
 
     def model(self, root: Element) -> RobotModel:
         self._refuse_xacro(root)
-        colours = self._colours(root)
-        links = self._unique("link", (self._link(e, k, colours) for k, e in enumerate(root.findall("link"))))
+        colors = self._colors(root)
+        links = self._unique("link", (self._link(e, k, colors) for k, e in enumerate(root.findall("link"))))
         joints = self._unique("joint", (self._joint(e, k) for k, e in enumerate(root.findall("joint"))))
         if not links:
             raise self._error("<robot>", "has no links; add at least one <link>")
@@ -104,16 +104,16 @@ class _Reader:
 
     # ---- elements ----------------------------------------------------------------------------------------------------
 
-    def _link(self, e: Element, index: int, colours: dict[str, Colour]) -> Link:
+    def _link(self, e: Element, index: int, colors: dict[str, Color]) -> Link:
         name = self._name(e, index)
         place = f"link '{name}'"
         self._refuse_non_finite(e, place)
-        visuals = (self._shape(x, f"{place} <visual>", colours) for x in e.findall("visual"))
+        visuals = (self._shape(x, f"{place} <visual>", colors) for x in e.findall("visual"))
         collisions = (self._shape(x, f"{place} <collision>", None) for x in e.findall("collision"))
         return Link(name, tuple(s for s in visuals if s), tuple(s for s in collisions if s))
 
-    def _shape(self, e: Element, place: str, colours: dict[str, Colour] | None) -> Shape | None:
-        holder = self._one(e, "geometry", place)
+    def _shape(self, e: Element, place: str, colors: dict[str, Color] | None) -> Shape | None:
+        holder = self._optional_child(e, "geometry", place)
         if holder is None:
             raise self._error(place, "has no <geometry>; add one or remove the element")
         if len(holder) != 1:
@@ -124,8 +124,8 @@ class _Reader:
         if geometry is None:
             return None
         rgba = None
-        if colours is not None and (material := self._one(e, "material", place)) is not None:
-            rgba = self._colour(material, place) or colours.get(material.get("name") or "")
+        if colors is not None and (material := self._optional_child(e, "material", place)) is not None:
+            rgba = self._color(material, place) or colors.get(material.get("name") or "")
         return Shape(geometry, self._origin(e, place), rgba)
 
     def _geometry(self, e: Element, place: str) -> Geometry | None:
@@ -160,17 +160,17 @@ class _Reader:
         place = f"joint '{name}'"
         self._refuse_non_finite(e, place)
         kind = e.get("type") or ""
-        if kind not in _TYPES:
-            raise self._error(place, f"has unknown type '{kind}'; {did_you_mean(kind[:80], _TYPES)}")
+        if kind not in _JOINT_TYPES:
+            raise self._error(place, f"has unknown type '{kind}'; {did_you_mean(kind[:80], _JOINT_TYPES)}")
         ends = {}
         for tag in ("parent", "child"):
             found = e.findall(tag)
             if len(found) != 1 or not found[0].get("link"):
                 raise self._error(place, f"must name one {tag} link, as <{tag} link=.../>")
             ends[tag] = str(found[0].get("link"))
-        axis = self._axis(self._one(e, "axis", place), place, moves=kind not in ("fixed", "floating"))
-        limit = self._limit(self._one(e, "limit", place), place, kind)
-        mimic = self._mimic(self._one(e, "mimic", place), place)
+        axis = self._axis(self._optional_child(e, "axis", place), place, moves=kind not in ("fixed", "floating"))
+        limit = self._limit(self._optional_child(e, "limit", place), place, kind)
+        mimic = self._mimic(self._optional_child(e, "mimic", place), place)
         return Joint(name, kind, ends["parent"], ends["child"], self._origin(e, place), axis, limit, mimic)  # type: ignore[arg-type]
 
     def _axis(self, e: Element | None, place: str, *, moves: bool) -> NDArray[np.float64]:
@@ -190,12 +190,12 @@ class _Reader:
             else "give it lower and upper [m]"
         )
         if e is None:
-            if kind in _LIMITED:
+            if kind in _LIMITED_TYPES:
                 raise self._error(place, f"is {kind} and has no <limit>; {remedy}")
             return Limit()
         values = {k: self._number(e, k, f"{place} <limit>") for k in ("lower", "upper", "velocity", "effort")}
         lower, upper = values["lower"], values["upper"]
-        if kind not in _LIMITED:
+        if kind not in _LIMITED_TYPES:
             lower = upper = None
         elif lower is None and upper is None:
             # The format's default is 0 for each; both omitted would lock the joint without a word.
@@ -222,7 +222,7 @@ class _Reader:
 
     def _origin(self, e: Element, place: str) -> NDArray[np.float64]:
         T = np.eye(4)
-        origin = self._one(e, "origin", place)
+        origin = self._optional_child(e, "origin", place)
         if origin is not None:
             place = f"{place} <origin>"
             T[:3, 3] = self._numbers(origin, "xyz", 3, place, default="0 0 0")
@@ -240,20 +240,20 @@ class _Reader:
                     "<robot>", f"holds <{e.tag}>; this is a xacro file: run xacro on it and read the result"
                 )
 
-    def _colours(self, root: Element) -> dict[str, Colour]:
+    def _colors(self, root: Element) -> dict[str, Color]:
         """Colours by material name: definitions below <robot> first, then those inside visuals in file order."""
-        colours: dict[str, Colour] = {}
+        colors: dict[str, Color] = {}
         for material in root.findall("material"):
             place = f"material '{material.get('name', '')}'"
             self._refuse_non_finite(material, place)
-            rgba = self._colour(material, place)
-            if rgba and colours.setdefault(material.get("name", ""), rgba) != rgba:
+            rgba = self._color(material, place)
+            if rgba and colors.setdefault(material.get("name", ""), rgba) != rgba:
                 raise self._error(place, "is defined twice with different colours; keep one")
         for material in root.iterfind("link/visual/material"):
-            rgba = self._colour(material, "<visual>") if material.get("name") not in colours else None
+            rgba = self._color(material, "<visual>") if material.get("name") not in colors else None
             if rgba:
-                colours[material.get("name", "")] = rgba
-        return colours
+                colors[material.get("name", "")] = rgba
+        return colors
 
     def _check_mimics(self, joints: dict[str, Joint]) -> None:
         good: set[str] = set()
@@ -265,8 +265,8 @@ class _Reader:
                     what = f"mimics '{mimic.joint}', which does not exist; {_suggest(mimic.joint, joints)}"
                     raise self._error(f"joint '{name}'", what)
                 if mimic.joint in chain:
-                    circle = [*list(chain)[list(chain).index(mimic.joint) :], mimic.joint]
-                    what = "itself" if len(circle) == 2 else "in a circle: " + " -> ".join(circle)
+                    cycle = [*list(chain)[list(chain).index(mimic.joint) :], mimic.joint]
+                    what = "itself" if len(cycle) == 2 else "in a circle: " + " -> ".join(cycle)
                     raise self._error(f"joint '{name}'", f"mimics {what}; one joint must be free")
                 name = mimic.joint
             good.update(chain)
@@ -302,16 +302,16 @@ class _Reader:
             note = f" (<{foreign}> is another tool's element and not read)" if foreign else ""
             names = ", ".join(roots[:5]) + (", ..." if len(roots) > 5 else "")
             raise self._error("<robot>", f"has {len(roots)} root links ({names}){note}; join them by fixed joints")
-        link_order, joint_order, waiting = [roots[0]], [], children[roots[0]][::-1]
-        while waiting:
-            joint = waiting.pop()
+        link_order, joint_order, stack = [roots[0]], [], children[roots[0]][::-1]
+        while stack:
+            joint = stack.pop()
             joint_order.append(joint)
             link_order.append(joint.child)
-            waiting.extend(reversed(children[joint.child]))
+            stack.extend(reversed(children[joint.child]))
         if len(link_order) < len(links):
             reached = set(link_order)
-            lost = next(name for name in links if name not in reached)
-            raise self._error(f"link '{lost}'", "is part of a cycle that the root does not reach; remove one joint")
+            unreachable = next(name for name in links if name not in reached)
+            raise self._error(f"link '{unreachable}'", "is part of a cycle that the root does not reach; remove one joint")
         return link_order, joint_order
 
     # ---- values ------------------------------------------------------------------------------------------------------
@@ -330,17 +330,17 @@ class _Reader:
             result[item.name] = item
         return result
 
-    def _one(self, e: Element, tag: str, place: str) -> Element | None:
+    def _optional_child(self, e: Element, tag: str, place: str) -> Element | None:
         found = e.findall(tag)
         if len(found) > 1:
             raise self._error(place, f"holds {len(found)} <{tag}> elements where one is meant; keep one")
         return found[0] if found else None
 
-    def _colour(self, material: Element, place: str) -> Colour | None:
-        colour = self._one(material, "color", place)
-        if colour is None:
+    def _color(self, material: Element, place: str) -> Color | None:
+        color = self._optional_child(material, "color", place)
+        if color is None:
             return None
-        r, g, b, a = self._numbers(colour, "rgba", 4, f"{place} <color>")
+        r, g, b, a = self._numbers(color, "rgba", 4, f"{place} <color>")
         return r, g, b, a
 
     def _numbers(self, e: Element, key: str, count: int, place: str, *, default: str | None = None) -> list[float]:
@@ -352,7 +352,7 @@ class _Reader:
         parts = text.split()
         if len(parts) != count:
             raise self._error(place, f"{key}='{text}' must hold {count} number{'s' * (count > 1)}; correct it")
-        return [self._finite(part, key, place) for part in parts]
+        return [self._finite_float(part, key, place) for part in parts]
 
     def _number(self, e: Element, key: str, place: str) -> float | None:
         return None if e.get(key) is None else self._numbers(e, key, 1, place)[0]
@@ -363,7 +363,7 @@ class _Reader:
             raise self._error(place, f"has a negative size {values}; sizes are lengths [m]")
         return tuple(values)
 
-    def _finite(self, text: str, key: str, place: str) -> float:
+    def _finite_float(self, text: str, key: str, place: str) -> float:
         try:
             value = float(text)
         except ValueError:
@@ -375,7 +375,7 @@ class _Reader:
     def _refuse_non_finite(self, e: Element, place: str) -> None:
         for x in e.iter():
             for key, text in x.attrib.items():
-                if key in _TEXTS:
+                if key in _NAME_ATTRIBUTES:
                     continue
                 for token in text.split():
                     if not _is_finite_or_text(token):

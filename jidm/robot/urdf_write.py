@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.files import whole_file
+from jidm.files import atomic_write
 from jidm.robot.model import Joint, RobotModel, Shape
 
 
@@ -41,7 +41,7 @@ def write_urdf(model: RobotModel, path: str | Path | None = None) -> str:
     indent(root)
     text = '<?xml version="1.0"?>\n' + tostring(root, encoding="unicode") + "\n"
     if path is not None:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return text
 
@@ -52,13 +52,13 @@ def _write_joint(root: Element, joint: Joint) -> None:
     SubElement(element, "parent", link=joint.parent)
     SubElement(element, "child", link=joint.child)
     if joint.type not in ("fixed", "floating"):
-        SubElement(element, "axis", xyz=_text(joint.axis))
-    stated = {k: _text([v]) for k, v in vars(joint.limit).items() if v is not None}
+        SubElement(element, "axis", xyz=_format_floats(joint.axis))
+    stated = {k: _format_floats([v]) for k, v in vars(joint.limit).items() if v is not None}
     if stated:
         SubElement(element, "limit", stated)
     if joint.mimic is not None:
         m = joint.mimic
-        SubElement(element, "mimic", joint=m.joint, multiplier=_text([m.multiplier]), offset=_text([m.offset]))
+        SubElement(element, "mimic", joint=m.joint, multiplier=_format_floats([m.multiplier]), offset=_format_floats([m.offset]))
 
 
 def _write_shape(link: Element, tag: str, shape: Shape, material: str) -> None:
@@ -67,15 +67,15 @@ def _write_shape(link: Element, tag: str, shape: Shape, material: str) -> None:
     _write_origin(element, shape.T_link_shape)
     geometry = SubElement(element, "geometry")
     if g.kind == "mesh":
-        SubElement(geometry, "mesh", filename=str(g.path or g.filename), scale=_text(g.size))
+        SubElement(geometry, "mesh", filename=str(g.path or g.filename), scale=_format_floats(g.size))
     elif g.kind == "box":
-        SubElement(geometry, "box", size=_text(g.size))
+        SubElement(geometry, "box", size=_format_floats(g.size))
     elif g.kind == "sphere":
-        SubElement(geometry, "sphere", radius=_text(g.size))
+        SubElement(geometry, "sphere", radius=_format_floats(g.size))
     else:
-        SubElement(geometry, g.kind, radius=_text(g.size[:1]), length=_text(g.size[1:]))
+        SubElement(geometry, g.kind, radius=_format_floats(g.size[:1]), length=_format_floats(g.size[1:]))
     if tag == "visual" and shape.rgba is not None:
-        SubElement(SubElement(element, "material", name=material), "color", rgba=_text(shape.rgba))
+        SubElement(SubElement(element, "material", name=material), "color", rgba=_format_floats(shape.rgba))
 
 
 def _write_origin(element: Element, T: NDArray[np.float64]) -> None:
@@ -85,8 +85,8 @@ def _write_origin(element: Element, T: NDArray[np.float64]) -> None:
     pitch = math.atan2(-R[2, 0], math.hypot(R[0, 0], R[1, 0]))
     c, s = math.cos(yaw), math.sin(yaw)
     roll = math.atan2(s * R[0, 2] - c * R[1, 2], c * R[1, 1] - s * R[0, 1])
-    SubElement(element, "origin", xyz=_text(T[:3, 3]), rpy=_text((roll, pitch, yaw)))
+    SubElement(element, "origin", xyz=_format_floats(T[:3, 3]), rpy=_format_floats((roll, pitch, yaw)))
 
 
-def _text(values: Iterable[float]) -> str:
+def _format_floats(values: Iterable[float]) -> str:
     return " ".join(repr(float(v)) for v in values)

@@ -22,8 +22,8 @@ MAX_ELEMENTS = 500_000
 MAX_DEPTH = 100
 """Elements of a URDF nest six deep, sensor plugins in <gazebo> some more."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_LONGEST = 600
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_MAX_MESSAGE_LENGTH = 600
 
 
 def parse_xml(text: str | bytes, where: str) -> Element:
@@ -44,7 +44,7 @@ def parse_xml(text: str | bytes, where: str) -> Element:
         if not text.strip():
             raise UrdfError(f"{where}: the file is empty; was it written completely?")
         source.setByteStream(io.BytesIO(text))
-        parser, tree = DefusedExpatParser(forbid_dtd=True), _Tree(where)
+        parser, tree = DefusedExpatParser(forbid_dtd=True), _TreeHandler(where)
         parser.setContentHandler(tree)
         parser.parse(source)
     except UrdfError:
@@ -74,12 +74,12 @@ def check_size(size: int, where: str) -> None:
 
 def one_line(message: str) -> str:
     """The message without line breaks and control characters (names may hold them), shortened in the middle."""
-    if len(message) > _LONGEST:
-        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
-    return _CONTROL.sub(lambda c: ascii(c[0])[1:-1], message)
+    if len(message) > _MAX_MESSAGE_LENGTH:
+        message = f"{message[: _MAX_MESSAGE_LENGTH // 2]} ... {message[-_MAX_MESSAGE_LENGTH // 2 :]}"
+    return _CONTROL_CHARACTERS.sub(lambda c: ascii(c[0])[1:-1], message)
 
 
-class _Tree(ContentHandler):
+class _TreeHandler(ContentHandler):
     """Builds the tree, counting; text between tags means nothing in a URDF and is not kept."""
 
     def __init__(self, where: str) -> None:

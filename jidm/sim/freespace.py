@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from jidm.robot.model import Geometry, RobotModel, Shape
 from jidm.robot.urdf import write_urdf
 from jidm.sim.meshes import shape_meshes
-from jidm.sim.reach import floor_of, rigid_groups, size_at_home
-from jidm.sim.world import bullet, quiet
+from jidm.sim.reach import floor_height, rigid_bodies, size_at_home
+from jidm.sim.world import load_pybullet, suppressed_output
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
-_CLEARANCE = 0.005  # of the robot's size at home
+_RELATIVE_CLEARANCE = 0.005  # of the robot's size at home
 
 
 class FreeSpace:
@@ -40,9 +40,9 @@ class FreeSpace:
 
     def __init__(self, embodiment: Embodiment, *, clearance: float | None = None, floor: float | None = None) -> None:
         self.embodiment = embodiment
-        self.clearance = _CLEARANCE * size_at_home(embodiment) if clearance is None else clearance
-        self.floor = floor_of(embodiment) if floor is None else floor
-        self._bullet = bullet()
+        self.clearance = _RELATIVE_CLEARANCE * size_at_home(embodiment) if clearance is None else clearance
+        self.floor = floor_height(embodiment) if floor is None else floor
+        self._bullet = load_pybullet()
         self._client: int | None = self._bullet.connect(self._bullet.DIRECT)
         try:
             self._load()
@@ -66,13 +66,13 @@ class FreeSpace:
 
     def __call__(self, q: ArrayLike) -> bool:
         """Whether no two links, and no link and the floor, are nearer than the clearance at q (n,) [rad or m]."""
-        self._pose(np.asarray(q, dtype=np.float64))
-        return not any(self._near(pair) for pair in self._pairs)
+        self._set_configuration(np.asarray(q, dtype=np.float64))
+        return not any(self._too_close(pair) for pair in self._pairs)
 
-    def touching(self, q: ArrayLike) -> list[tuple[str, str]]:
+    def colliding_pairs(self, q: ArrayLike) -> list[tuple[str, str]]:
         """Names of all pairs of links that are too near at q (n,), "floor" among them."""
-        self._pose(np.asarray(q, dtype=np.float64))
-        return [self._names(pair) for k, pair in enumerate(self._pairs) if self._near(pair)]
+        self._set_configuration(np.asarray(q, dtype=np.float64))
+        return [self._pair_names(pair) for k, pair in enumerate(self._pairs) if self._too_close(pair)]
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
@@ -84,9 +84,9 @@ class FreeSpace:
         self._call("setPhysicsEngineParameter", enableFileCaching=0)
         with tempfile.TemporaryDirectory(prefix="jidm-sim-") as folder:
             path = Path(folder) / "robot.urdf"
-            hulls = _hulls(model, Path(folder))
+            hulls = _convex_hulls(model, Path(folder))
             write_urdf(hulls, path)
-            with quiet():
+            with suppressed_output():
                 self._body = self._call("loadURDF", str(path), useFixedBase=True)
         self._floor = None
         if np.isfinite(self.floor):
@@ -97,25 +97,25 @@ class FreeSpace:
             info = self._call("getJointInfo", self._body, k)
             joints[info[1].decode()], links[info[12].decode()] = k, k
         self._joints = [joints[joint.name] for joint in model.movable_joints]
-        self._name_of = {index: name for name, index in links.items()} | {None: "floor"}
+        self._link_names = {index: name for name, index in links.items()} | {None: "floor"}
         solid = [link.name for link in hulls.links if link.collisions]
-        neighbours = _neighbours(model) | _finger_pairs(self.embodiment)
+        ignored_pairs = _adjacent_links(model) | _finger_pairs(self.embodiment)
         pairs: list[tuple[int, int | None]] = [
-            (links[a], links[b]) for a, b in combinations(solid, 2) if frozenset((a, b)) not in neighbours
+            (links[a], links[b]) for a, b in combinations(solid, 2) if frozenset((a, b)) not in ignored_pairs
         ]
         if self._floor is not None:
-            still = rigid_groups(model)
-            pairs += [(links[name], None) for name in solid if still[name] != still[model.root]]
+            body = rigid_bodies(model)
+            pairs += [(links[name], None) for name in solid if body[name] != body[model.root]]
         self._pairs = pairs
-        self._pose(np.asarray(self.embodiment.home, dtype=np.float64))
-        self._pairs = [pair for pair in pairs if not self._near(pair)]
+        self._set_configuration(np.asarray(self.embodiment.home, dtype=np.float64))
+        self._pairs = [pair for pair in pairs if not self._too_close(pair)]
 
-    def _pose(self, q: NDArray[np.float64]) -> None:
+    def _set_configuration(self, q: NDArray[np.float64]) -> None:
         q_full = self.embodiment.coupling_matrix @ q + self.embodiment.coupling_offset
         for joint, value in zip(self._joints, q_full.tolist(), strict=True):
             self._call("resetJointState", self._body, joint, value)
 
-    def _near(self, pair: tuple[int, int | None]) -> bool:
+    def _too_close(self, pair: tuple[int, int | None]) -> bool:
         a, b = pair
         if b is None:
             found = self._call("getClosestPoints", self._body, self._floor, self.clearance, a, -1)
@@ -123,11 +123,11 @@ class FreeSpace:
             found = self._call("getClosestPoints", self._body, self._body, self.clearance, a, b)
         return bool(found)
 
-    def _names(self, pair: tuple[int, int | None]) -> tuple[str, str]:
-        return self._name_of[pair[0]], self._name_of[pair[1]]
+    def _pair_names(self, pair: tuple[int, int | None]) -> tuple[str, str]:
+        return self._link_names[pair[0]], self._link_names[pair[1]]
 
 
-def _hulls(model: RobotModel, folder: Path) -> RobotModel:
+def _convex_hulls(model: RobotModel, folder: Path) -> RobotModel:
     """The model with the convex hulls of its collision shapes and nothing else, meshes written into `folder`."""
     import trimesh
 
@@ -146,14 +146,14 @@ def _hulls(model: RobotModel, folder: Path) -> RobotModel:
     return replace(model, links=tuple(links))
 
 
-def _neighbours(model: RobotModel) -> set[frozenset[str]]:
+def _adjacent_links(model: RobotModel) -> set[frozenset[str]]:
     """Pairs of links of one rigid body, or of two bodies with one joint between them."""
-    group = rigid_groups(model)
-    joined = {frozenset((group[joint.parent], group[joint.child])) for joint in model.joints}
+    body = rigid_bodies(model)
+    joined = {frozenset((body[joint.parent], body[joint.child])) for joint in model.joints}
     return {
         frozenset((a, b))
-        for a, b in combinations(group, 2)
-        if group[a] == group[b] or frozenset((group[a], group[b])) in joined
+        for a, b in combinations(body, 2)
+        if body[a] == body[b] or frozenset((body[a], body[b])) in joined
     }
 
 
@@ -162,6 +162,6 @@ def _finger_pairs(embodiment: Embodiment) -> set[frozenset[str]]:
     pairs: set[frozenset[str]] = set()
     for name in embodiment.gripper_joints:
         column = embodiment.coupling_matrix[:, embodiment.joint_index(name)]
-        moved = [joint.child for joint, share in zip(embodiment.model.movable_joints, column, strict=True) if share]
-        pairs |= {frozenset(pair) for pair in combinations(moved, 2)}
+        moving_links = [joint.child for joint, share in zip(embodiment.model.movable_joints, column, strict=True) if share]
+        pairs |= {frozenset(pair) for pair in combinations(moving_links, 2)}
     return pairs

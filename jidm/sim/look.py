@@ -13,7 +13,7 @@ from jidm.sim.backdrop import patches
 
 RGB = tuple[float, float, float]
 
-_LATTICE = 64
+_NOISE_CELLS = 64
 """Cells per side of the periodic noise block."""
 
 
@@ -23,13 +23,13 @@ class Light:
 
     Attributes:
         direction: towards the light, in the base frame (any length).
-        colour: RGB in [0, 1].
+        color: RGB in [0, 1].
         ambient, diffuse, specular: weights of the three terms of the reflected light.
         shadows: draw the robot's shadows on itself. TinyRenderer darkens by 20 % at most and needs twice the time.
     """
 
     direction: RGB = (1.0, 0.6, 2.0)
-    colour: RGB = (1.0, 1.0, 1.0)
+    color: RGB = (1.0, 1.0, 1.0)
     ambient: float = 0.45
     diffuse: float = 0.45
     specular: float = 0.05
@@ -48,13 +48,13 @@ class Texture:
         kind: 'plain' keeps the colours of URDF and meshes; 'noise' paints every link with solid noise fixed to the link.
         contrast: standard deviation of the noise as a share of the brightness.
         grain: size of the noise's smallest features [m].
-        colour: 0 for grey noise, 1 for three independent channels.
+        saturation: 0 for grey noise, 1 for three independent channels.
     """
 
     kind: str = "plain"
     contrast: float = 0.3
     grain: float = 0.012
-    colour: float = 0.5
+    saturation: float = 0.5
 
     def __post_init__(self) -> None:
         if self.kind not in ("plain", "noise"):
@@ -70,14 +70,14 @@ class Background:
     Attributes:
         kind: 'plain' one colour; 'picture' a still picture of soft noise; 'moving' such a picture that slides;
             'patches' overlapping shapes with sharp edges, which slide where `velocity` is not zero.
-        colour: RGB in [0, 1] of the plain one and mean of the others.
+        color: RGB in [0, 1] of the plain one and mean of the others.
         contrast: standard deviation of the picture in [0, 1] units.
         grain: size of the picture's smallest features, as a share of the image height.
         velocity: (u, v) of those that slide, in image heights per frame.
     """
 
     kind: str = "plain"
-    colour: RGB = (0.36, 0.40, 0.44)
+    color: RGB = (0.36, 0.40, 0.44)
     contrast: float = 0.1
     grain: float = 0.025
     velocity: tuple[float, float] = (0.008, 0.003)
@@ -89,16 +89,16 @@ class Background:
             raise InputError(f"the grain of a background must be a positive share of the height, got {self.grain}")
 
     @property
-    def moves(self) -> bool:
+    def is_moving(self) -> bool:
         """Whether frames differ."""
         return self.kind in ("moving", "patches") and any(self.velocity)
 
     def image(self, width: int, height: int, *, seed: int = 0, frame: float = 0.0) -> NDArray[np.float32]:
         """The background in [0, 1], (height, width, 3), at a frame number (matters only when it moves)."""
-        base = np.broadcast_to(np.asarray(self.colour, np.float32), (height, width, 3))
+        base = np.broadcast_to(np.asarray(self.color, np.float32), (height, width, 3))
         if self.kind == "plain":
             return base.copy()
-        shift = np.multiply(self.velocity, frame * height) if self.moves else (0.0, 0.0)
+        shift = np.multiply(self.velocity, frame * height) if self.is_moving else (0.0, 0.0)
         v, u = np.meshgrid(np.arange(height) - shift[1], np.arange(width) - shift[0], indexing="ij")
         if self.kind == "patches":
             shapes = patches((u - width / 2) / height, (v - height / 2) / height, seed, 1 / height)
@@ -115,7 +115,7 @@ class Background:
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """Textures, light and background of a world."""
 
     texture: Texture = field(default_factory=Texture)
@@ -123,24 +123,24 @@ class Look:
     background: Background = field(default_factory=Background)
 
     @classmethod
-    def plain(cls) -> Look:
+    def plain(cls) -> Appearance:
         """The robot in its own colours before one colour: real robots are white and textureless. The default."""
         return cls()
 
     @classmethod
-    def textured(cls, background: str = "plain") -> Look:
+    def textured(cls, background: str = "plain") -> Appearance:
         """Every link covered with trackable noise."""
         return cls(texture=Texture("noise"), background=Background(background))
 
     @classmethod
-    def random(cls, seed: int) -> Look:
+    def random(cls, seed: int) -> Appearance:
         """A look drawn at random: half of them textured, light from anywhere above, any background."""
         rng = np.random.default_rng([seed, 0x100C])
         direction = rng.normal(size=3)
         direction[2] = abs(direction[2]) + 0.3
         light = Light(
             direction=_rgb(direction),
-            colour=_rgb(rng.uniform(0.85, 1.0, 3)),
+            color=_rgb(rng.uniform(0.85, 1.0, 3)),
             ambient=float(rng.uniform(0.35, 0.6)),
             diffuse=float(rng.uniform(0.35, 0.6)),
             specular=float(rng.uniform(0.0, 0.15)),
@@ -149,11 +149,11 @@ class Look:
             "noise" if rng.random() < 0.5 else "plain",
             contrast=float(rng.uniform(0.1, 0.4)),
             grain=float(rng.uniform(0.008, 0.03)),
-            colour=float(rng.uniform(0, 1)),
+            saturation=float(rng.uniform(0, 1)),
         )
         background = Background(
             str(rng.choice(["plain", "picture", "moving", "patches", "patches"])),
-            colour=_rgb(rng.uniform(0.15, 0.85, 3)),
+            color=_rgb(rng.uniform(0.15, 0.85, 3)),
             contrast=float(rng.uniform(0.05, 0.2)),
             grain=float(rng.uniform(0.015, 0.06)),
             velocity=(float(rng.normal(0, 0.006)), float(rng.normal(0, 0.006))),
@@ -186,10 +186,10 @@ def solid_noise(p: NDArray[np.float64], *, seed: int, channels: int = 1) -> NDAr
 def _noise_block(seed: int, channel: int) -> NDArray[np.float32]:
     """One periodic block of low-pass noise, (64, 64, 64), mean 0 and standard deviation 1."""
     rng = np.random.default_rng([abs(seed), channel, 0x7E8])
-    spectrum = np.fft.rfftn(rng.standard_normal((_LATTICE,) * 3))
-    f = np.fft.fftfreq(_LATTICE)
-    radius = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + np.fft.rfftfreq(_LATTICE)[None, None, :] ** 2)
-    block = np.fft.irfftn(spectrum * np.exp(-((radius / 0.14) ** 4)), s=(_LATTICE,) * 3, axes=(0, 1, 2))
+    spectrum = np.fft.rfftn(rng.standard_normal((_NOISE_CELLS,) * 3))
+    f = np.fft.fftfreq(_NOISE_CELLS)
+    radius = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + np.fft.rfftfreq(_NOISE_CELLS)[None, None, :] ** 2)
+    block = np.fft.irfftn(spectrum * np.exp(-((radius / 0.14) ** 4)), s=(_NOISE_CELLS,) * 3, axes=(0, 1, 2))
     block -= block.mean()
     return (block / block.std()).astype(np.float32)
 

@@ -47,7 +47,7 @@ def exact_flow(
     Raises:
         InputError: a shape does not fit camera or robot.
     """
-    ids, on_robot, uv, uv_next, _ = _carry(embodiment, camera, depth, link, q, q_next)
+    ids, on_robot, uv, uv_next, _ = _transported_pixels(embodiment, camera, depth, link, q, q_next)
     flow = torch.zeros(2, *ids.shape, dtype=torch.float64)
     flow[:, on_robot] = (uv_next - uv).T
     return ExactFlow(flow, on_robot)
@@ -68,9 +68,9 @@ def stays_visible(
     distance lies between the smallest and the largest robot depth of the four pixels around it, with a slack of
     0.4 % of the distance.
     """
-    ids, on_robot, _, uv_next, z_next = _carry(embodiment, camera, depth, link, q, q_next)
+    ids, on_robot, _, uv_next, z_next = _transported_pixels(embodiment, camera, depth, link, q, q_next)
     height, width = ids.shape
-    after = _float(depth_next)
+    after = _to_float64(depth_next)
     if after.shape != ids.shape:
         raise InputError(f"depth_next has shape {tuple(after.shape)}, the first frame {tuple(ids.shape)}")
     u, v = uv_next.unbind(-1)
@@ -85,7 +85,7 @@ def stays_visible(
     return result
 
 
-def _carry(
+def _transported_pixels(
     embodiment: Embodiment,
     camera: Camera,
     depth: ArrayLike | Tensor,
@@ -94,25 +94,25 @@ def _carry(
     q_next: ArrayLike | Tensor,
 ) -> tuple[Int[Tensor, "H W"], Bool[Tensor, "H W"], Float[Tensor, "N 2"], Float[Tensor, "N 2"], Float[Tensor, " N"]]:
     """Link ids, robot mask, pixels before, pixels after and depth after, for the N robot pixels in row order."""
-    z, ids = _float(depth), torch.as_tensor(link).cpu().long()
+    z, ids = _to_float64(depth), torch.as_tensor(link).cpu().long()
     if z.shape != (camera.height, camera.width) or ids.shape != z.shape:
         raise InputError(
             f"depth {tuple(z.shape)} and link {tuple(ids.shape)} must both be (H, W) = ({camera.height}, {camera.width})"
         )
     camera = camera.to("cpu", torch.float64)
     kinematics = Kinematics.from_embodiment(embodiment)
-    before, after = kinematics.link_poses(torch.stack([_float(q), _float(q_next)]))
+    before, after = kinematics.link_poses(torch.stack([_to_float64(q), _to_float64(q_next)]))
     on_robot = ids >= 0
     v, u = on_robot.nonzero().unbind(-1)
     k = ids[on_robot]
     uv = torch.stack([u, v], dim=-1).double()
     p_base = camera.unproject(uv, z[on_robot])
     # T_after T_before^-1 moves a point rigidly with its link.
-    moved = after @ torch.linalg.inv(before)
-    p_next = torch.einsum("pij,pj->pi", moved[k, :3, :3], p_base) + moved[k, :3, 3]
+    motion = after @ torch.linalg.inv(before)
+    p_next = torch.einsum("pij,pj->pi", motion[k, :3, :3], p_base) + motion[k, :3, 3]
     uv_next, z_next = camera.project(p_next)
     return ids, on_robot, uv, uv_next, z_next
 
 
-def _float(x: ArrayLike | Tensor) -> Tensor:
+def _to_float64(x: ArrayLike | Tensor) -> Tensor:
     return torch.as_tensor(x).detach().cpu().double()

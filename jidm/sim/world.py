@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from jidm.errors import InputError, MissingExtraError
 from jidm.robot.urdf import write_urdf
-from jidm.sim.look import Look, solid_noise
-from jidm.sim.meshes import drawable
-from jidm.sim.sampling import BACKGROUND, at_centres
-from jidm.sim.things import Thing
+from jidm.sim.look import Appearance, solid_noise
+from jidm.sim.meshes import export_visuals
+from jidm.sim.sampling import BACKGROUND, sample_at_centers
+from jidm.sim.things import SceneObject
 
 if TYPE_CHECKING:
     from jidm.robot.camera import Camera
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # TinyRenderer samples a pixel at its left edge and, counted from below, at its lower edge. Moving the principal point
 # by this much [px, u right and v down] puts the samples at pixel centres; measured on boxes, spheres and planes.
 _SAMPLE_SHIFT = (-0.5, 0.5)
-_BODY = (1 << 24) - 1  # bits of a segment that name the body; those above name its link
-_TEXTURED_BASE = (0.78, 0.78, 0.78, 1.0)
+_BODY_MASK = (1 << 24) - 1  # bits of a segment that name the body; those above name its link
+_TEXTURE_BASE_COLOR = (0.78, 0.78, 0.78, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Rendering:
         return Rendering(self.rgb[item], self.depth[item], self.link[item])
 
 
-class World:
+class Scene:
     """A robot, kinematically posed, in its own physics client; its base frame is the world frame.
 
     Use as a context manager or call `close`. Several worlds can live in one process; one world must not be used by two
@@ -92,11 +92,11 @@ class World:
         embodiment: Embodiment,
         *,
         seed: int = 0,
-        look: Look | None = None,
+        appearance: Appearance | None = None,
         supersample: int = 3,
         near: float = 0.05,
         far: float = 20.0,
-        detail: float = 0.0,
+        mesh_tolerance: float = 0.0,
         exact: bool = True,
     ) -> None:
         if supersample < 1:
@@ -104,22 +104,22 @@ class World:
         if not 0 < near < far:
             raise InputError(f"clipping distances must satisfy 0 < near < far, got near={near}, far={far}")
         self.embodiment, self.seed, self.supersample = embodiment, seed, supersample
-        self._near, self._far, self._detail, self._exact = near, far, detail, exact or supersample % 2 == 1
-        self._things: list[tuple[Thing, int]] = []
-        self._bullet = bullet()
+        self._near, self._far, self._mesh_tolerance, self._exact = near, far, mesh_tolerance, exact or supersample % 2 == 1
+        self._objects: list[tuple[SceneObject, int]] = []
+        self._bullet = load_pybullet()
         self._client: int | None = self._bullet.connect(self._bullet.DIRECT)
         try:
             self._body = self._load()
             self._map_joints()
-            self._own_colours = self._read_colours()
-            self.look = look or Look()
+            self._original_colors = self._read_colors()
+            self.appearance = appearance or Appearance()
         except BaseException:
             self.close()
             raise
 
     # ---- life ---------------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Scene:
         return self
 
     def __exit__(
@@ -138,49 +138,49 @@ class World:
             self._bullet.disconnect(client)
 
     @property
-    def look(self) -> Look:
+    def appearance(self) -> Appearance:
         """Textures, light and background in use; assign another to change them without loading the robot again."""
-        return self._look
+        return self._appearance
 
-    @look.setter
-    def look(self, look: Look) -> None:
-        plain = look.texture.kind == "plain"
-        for link, shape, rgba in self._own_colours:
-            self._call("changeVisualShape", self._body, link, shape, rgbaColor=rgba if plain else _TEXTURED_BASE)
-        self._look = look
+    @appearance.setter
+    def appearance(self, appearance: Appearance) -> None:
+        plain = appearance.texture.kind == "plain"
+        for link, shape, rgba in self._original_colors:
+            self._call("changeVisualShape", self._body, link, shape, rgbaColor=rgba if plain else _TEXTURE_BASE_COLOR)
+        self._appearance = appearance
 
     @property
-    def things(self) -> tuple[Thing, ...]:
+    def objects(self) -> tuple[SceneObject, ...]:
         """What else is there; assign others to change them. They hide the robot and are hidden by it."""
-        return tuple(thing for thing, _ in self._things)
+        return tuple(item for item, _ in self._objects)
 
-    @things.setter
-    def things(self, things: Sequence[Thing]) -> None:
-        while self._things:
-            self._call("removeBody", self._things.pop()[1])
+    @objects.setter
+    def objects(self, objects: Sequence[SceneObject]) -> None:
+        while self._objects:
+            self._call("removeBody", self._objects.pop()[1])
         bullet = self._bullet
-        for thing in things:
-            a, b, c = thing.size
+        for item in objects:
+            a, b, c = item.size
             shape = {
                 "box": {"shapeType": bullet.GEOM_BOX, "halfExtents": [a / 2, b / 2, c / 2]},
                 "sphere": {"shapeType": bullet.GEOM_SPHERE, "radius": a / 2},
                 "cylinder": {"shapeType": bullet.GEOM_CYLINDER, "radius": a / 2, "length": c},
-            }[thing.kind]
-            visual = self._call("createVisualShape", rgbaColor=(*thing.colour, 1.0), **shape)
+            }[item.shape]
+            visual = self._call("createVisualShape", rgbaColor=(*item.color, 1.0), **shape)
             body = self._call("createMultiBody", 0, -1, visual)
-            self._things.append((thing, body))
-        self._place_things(0)
+            self._objects.append((item, body))
+        self._place_objects(0)
 
-    def _place_things(self, frame: float) -> None:
-        for thing, body in self._things:
-            angle = float(np.linalg.norm(thing.turn))
-            axis = np.divide(thing.turn, angle) if angle > 0 else np.array([0.0, 0.0, 1.0])
-            turn = (*(np.sin(angle / 2) * axis).tolist(), float(np.cos(angle / 2)))
-            self._call("resetBasePositionAndOrientation", body, thing.place(frame).tolist(), turn)
+    def _place_objects(self, frame: float) -> None:
+        for item, body in self._objects:
+            angle = float(np.linalg.norm(item.rotation_vector))
+            axis = np.divide(item.rotation_vector, angle) if angle > 0 else np.array([0.0, 0.0, 1.0])
+            quaternion = (*(np.sin(angle / 2) * axis).tolist(), float(np.cos(angle / 2)))
+            self._call("resetBasePositionAndOrientation", body, item.position_at(frame).tolist(), quaternion)
 
     # ---- pose ---------------------------------------------------------------------------------------------------
 
-    def pose(self, q: ArrayLike | torch.Tensor) -> None:
+    def set_configuration(self, q: ArrayLike | torch.Tensor) -> None:
         """Put the robot at actuated joint positions q (n,) [rad or m]; mimic and locked joints follow.
 
         Raises:
@@ -193,7 +193,7 @@ class World:
 
     def link_poses(self, q: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
         """Poses `T_base_link` (L, 4, 4) [m] of all links as PyBullet computes them, order of `model.links`."""
-        self.pose(q)
+        self.set_configuration(q)
         poses = np.tile(np.eye(4), (len(self.embodiment.model.links), 1, 1))
         for child, k in enumerate(self._link_of_child[1:]):
             state = self._call("getLinkState", self._body, child, computeForwardKinematics=True)
@@ -213,31 +213,31 @@ class World:
             InputError: q has another shape or is not finite.
             CameraError: the camera has skewed intrinsics.
         """
-        self.pose(q)
-        if any(np.any(thing.velocity) for thing, _ in self._things):
-            self._place_things(frame)
+        self.set_configuration(q)
+        if any(np.any(item.velocity) for item, _ in self._objects):
+            self._place_objects(frame)
         k = self.supersample
         fine_camera = camera.resized(camera.width * k, camera.height * k)
-        rgb, depth, link, solid = self._draw(fine_camera)
+        rgb, depth, link, solid = self._rasterize(fine_camera)
         if k % 2 or not self._exact:
-            z, ids = at_centres(depth, link, k)
+            z, ids = sample_at_centers(depth, link, k)
         else:
-            _, z, ids, _ = self._draw(camera)
-        behind = self.look.background
-        picture = _background(behind, camera.width, camera.height, self.seed, frame if behind.moves else 0).copy()
+            _, z, ids, _ = self._rasterize(camera)
+        background = self.appearance.background
+        image = _background(background, camera.width, camera.height, self.seed, frame if background.is_moving else 0).copy()
         window = _solid_window(solid, k)
         if window is not None:
             coarse, fine = window
-            colour = rgb[fine].astype(np.float32) / np.float32(255)
-            filled = solid[fine].astype(np.float32)[..., None]
-            textured = self.look.texture.kind == "noise"
+            color = rgb[fine].astype(np.float32) / np.float32(255)
+            coverage = solid[fine].astype(np.float32)[..., None]
+            textured = self.appearance.texture.kind == "noise"
             if textured and self._exact:
-                colour = (colour * self._albedo(depth, link, fine, fine_camera)).clip(0, 1)
-            shown = _blocks(colour * filled, k)
+                color = (color * self._albedo(depth, link, fine, fine_camera)).clip(0, 1)
+            shaded = _block_mean(color * coverage, k)
             if textured and not self._exact:
-                shown = (shown * self._albedo(z, ids, coarse, camera)).clip(0, 1)
-            picture[coarse] = shown + (1 - _blocks(filled, k)) * picture[coarse]
-        return Rendering(np.rint(picture * 255).clip(0, 255).astype(np.uint8), z, ids)
+                shaded = (shaded * self._albedo(z, ids, coarse, camera)).clip(0, 1)
+            image[coarse] = shaded + (1 - _block_mean(coverage, k)) * image[coarse]
+        return Rendering(np.rint(image * 255).clip(0, 255).astype(np.uint8), z, ids)
 
     def frames(self, q: ArrayLike | torch.Tensor, camera: Camera) -> Iterator[Rendering]:
         """The pictures of a joint trajectory q (T, n) one after another, for videos too long for memory."""
@@ -263,8 +263,8 @@ class World:
         self._call("setPhysicsEngineParameter", enableFileCaching=0)
         with tempfile.TemporaryDirectory(prefix="jidm-sim-") as folder:
             path = Path(folder) / "robot.urdf"
-            write_urdf(drawable(self.embodiment.model, Path(folder), detail=self._detail), path)
-            with quiet():
+            write_urdf(export_visuals(self.embodiment.model, Path(folder), mesh_tolerance=self._mesh_tolerance), path)
+            with suppressed_output():
                 body: int = self._call("loadURDF", str(path), useFixedBase=True)
         return body
 
@@ -280,28 +280,28 @@ class World:
         self._joint_indices = [by_name[joint.name] for joint in model.movable_joints]
         self._link_table = np.array(self._link_of_child, dtype=np.int32)
 
-    def _read_colours(self) -> list[tuple[int, int, tuple[float, ...]]]:
+    def _read_colors(self) -> list[tuple[int, int, tuple[float, ...]]]:
         seen: dict[int, int] = {}
-        colours = []
+        colors = []
         for entry in self._call("getVisualShapeData", self._body):
             link = entry[1]
-            colours.append((link, seen.setdefault(link, 0), entry[7]))
+            colors.append((link, seen.setdefault(link, 0), entry[7]))
             seen[link] += 1
-        return colours
+        return colors
 
-    def _draw(
+    def _rasterize(
         self, camera: Camera
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_]]:
         """One pass of TinyRenderer at pixel centres: rgb (H, W, 3), metric depth, link, where anything solid is."""
         K = camera.K.clone().double()
         K[0, 2] += _SAMPLE_SHIFT[0]
         K[1, 2] += _SAMPLE_SHIFT[1]
-        near, far, light = self._near, self._far, self.look.light
+        near, far, light = self._near, self._far, self.appearance.light
         view, projection = replace(camera, K=K).to_pybullet(near=near, far=far)
         width, height = camera.width, camera.height
         _, _, rgba, buffer, segments = self._call(
             "getCameraImage", width, height, view, projection,
-            lightDirection=_unit(light.direction), lightColor=light.colour, shadow=int(light.shadows),
+            lightDirection=_normalized(light.direction), lightColor=light.color, shadow=int(light.shadows),
             lightAmbientCoeff=light.ambient, lightDiffuseCoeff=light.diffuse, lightSpecularCoeff=light.specular,
             renderer=self._bullet.ER_TINY_RENDERER, flags=self._bullet.ER_SEGMENTATION_MASK_OBJECT_AND_LINKINDEX,
         )  # fmt: skip
@@ -309,7 +309,7 @@ class World:
         z = np.asarray(buffer, dtype=np.float64).reshape(height, width)
         segment = np.asarray(segments, dtype=np.int64).reshape(height, width)
         solid = segment >= 0
-        robot = solid & (segment & _BODY == self._body)
+        robot = solid & (segment & _BODY_MASK == self._body)
         link = np.where(robot, self._link_table[np.where(robot, segment >> 24, 0)], BACKGROUND).astype(np.int32)
         depth = np.where(robot, far * near / (far - (far - near) * z), np.inf).astype(np.float32)
         return rgb, depth, link, solid
@@ -318,7 +318,7 @@ class World:
         self, depth: NDArray[np.float32], link: NDArray[np.int32], window: tuple[slice, slice], camera: Camera
     ) -> NDArray[np.float32]:
         """Noise fixed to the links, looked up at the surface point of every fine pixel: (h, w, 3) in the window."""
-        texture = self.look.texture
+        texture = self.appearance.texture
         robot = link[window] != BACKGROUND
         v, u = np.nonzero(robot)
         v, u = v + window[0].start, u + window[1].start
@@ -328,17 +328,17 @@ class World:
         z = depth[v, u].astype(np.float64)
         p_camera = np.stack([(u - K[0, 2]) / K[0, 0] * z, (v - K[1, 2]) / K[1, 1] * z, z], axis=-1)
         p_base = (p_camera - T_camera_base[:3, 3]) @ T_camera_base[:3, :3]
-        T = self._poses_now()[k]
+        T = self._current_link_poses()[k]
         p_link = np.einsum("pij,pi->pj", T[:, :3, :3], p_base - T[:, :3, 3])  # R^T (p - t)
         # Every link gets its own place in the noise, so that no two look alike.
-        place = np.random.default_rng([abs(self.seed), 0x1D]).uniform(0, 64, (len(self._link_table), 3))[k]
-        noise = solid_noise(p_link / texture.grain + place, seed=self.seed, channels=3)
-        noise = (1 - texture.colour) * noise[..., :1] + texture.colour * noise
+        noise_offset = np.random.default_rng([abs(self.seed), 0x1D]).uniform(0, 64, (len(self._link_table), 3))[k]
+        noise = solid_noise(p_link / texture.grain + noise_offset, seed=self.seed, channels=3)
+        noise = (1 - texture.saturation) * noise[..., :1] + texture.saturation * noise
         albedo = np.ones((*robot.shape, 3), np.float32)
         albedo[robot] = np.clip(1 + texture.contrast * noise, 0.1, None)
         return albedo
 
-    def _poses_now(self) -> NDArray[np.float64]:
+    def _current_link_poses(self) -> NDArray[np.float64]:
         poses = np.tile(np.eye(4), (len(self._link_table), 1, 1))
         states = self._call("getLinkStates", self._body, list(range(len(self._link_table) - 1)))
         for k, state in zip(self._link_of_child[1:], states, strict=True):
@@ -362,7 +362,7 @@ def _solid_window(solid: NDArray[np.bool_], k: int) -> tuple[tuple[slice, slice]
     return (slice(top, bottom), slice(left, right)), fine
 
 
-def _blocks(image: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+def _block_mean(image: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     """Mean over k x k blocks of (h k, w k, c)."""
     # A sum of strided views is several times faster than a reshaped mean over two short axes.
     total = sum(image[y::k, x::k] for y in range(k) for x in range(k))
@@ -386,14 +386,14 @@ def _checked(q: ArrayLike | torch.Tensor, embodiment: Embodiment, what: str, axe
     return array
 
 
-def _unit(direction: tuple[float, float, float]) -> list[float]:
+def _normalized(direction: tuple[float, float, float]) -> list[float]:
     return (np.asarray(direction) / np.linalg.norm(direction)).tolist()
 
 
 @lru_cache(maxsize=1)
-def bullet() -> ModuleType:
+def load_pybullet() -> ModuleType:
     try:
-        with quiet():  # it prints its build time when imported
+        with suppressed_output():  # it prints its build time when imported
             import pybullet
     except ImportError:
         raise MissingExtraError("simulation", "pybullet", "sim") from None
@@ -401,7 +401,7 @@ def bullet() -> ModuleType:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppressed_output() -> Iterator[None]:
     """Silence what C code prints: PyBullet writes notes to both standard streams and has no switch for it."""
     saved = [os.dup(1), os.dup(2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)

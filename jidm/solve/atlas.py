@@ -10,7 +10,7 @@ from jidm.field.base import FieldAtPose
 from jidm.solve.photometric import Appearance
 
 
-class Atlas:
+class ReferenceAppearance:
     """Brightness of each surface point in the first frame that showed it.
 
     Aligning to it corrects what aligning frame to frame adds up to. Points that the first frame showed are as right as
@@ -28,17 +28,17 @@ class Atlas:
         self._normals = None if first.normals is None else like.new_zeros(count, 3)
         self.add(first)
 
-    def add(self, seen: Appearance) -> None:
+    def add(self, appearance: Appearance) -> None:
         """Keep what points look like that were never seen before."""
-        new = ~self._known[seen.index]
-        index = seen.index[new]
+        new = ~self._known[appearance.index]
+        index = appearance.index[new]
         self._known[index] = True
-        for kept, level in zip(self._brightness, seen.brightness, strict=True):
-            kept[index] = level[new]
-        if self._normals is not None and seen.normals is not None:
-            self._normals[index] = seen.normals[new]
+        for stored, level in zip(self._brightness, appearance.brightness, strict=True):
+            stored[index] = level[new]
+        if self._normals is not None and appearance.normals is not None:
+            self._normals[index] = appearance.normals[new]
 
-    def seen_from(self, pose: FieldAtPose) -> Appearance:
+    def appearance_at(self, pose: FieldAtPose) -> Appearance:
         """The known points that a pose of the same field shows."""
         index = (pose.visible & self._known).nonzero()[:, 0]
         normals = None if self._normals is None else self._normals[index]

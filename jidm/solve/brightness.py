@@ -9,44 +9,44 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-_GRAIN = 0.03  # brightness by which a pixel differs from itself a frame later
-_SURE = 1e-3  # no mask is surer than this of a pixel
+_PIXEL_NOISE = 0.03  # brightness by which a pixel differs from itself a frame later
+_MIN_PROBABILITY = 1e-3  # no mask is surer than this of a pixel
 
 
 @dataclass(frozen=True, eq=False)
-class Brightness:
+class CellEquations:
     """What cells' pixels say of their motion d [px of the picture]: `weight |g . d + error|^2` summed over each cell.
 
     Links are a few pixels wide, and their outlines tell most; so pixels are weighed one by one before they are summed.
 
     Attributes:
-        curvature: (B, 2, 2, h, w) sum of weight g g' [1/px^2]; slope: (B, 2, h, w) sum of weight g error [1/px].
-        energy: (B, h, w) sum of weight error^2.
+        hessian: (B, 2, 2, h, w) sum of weight g g' [1/px^2]; gradient: (B, 2, h, w) sum of weight g error [1/px].
+        cost: (B, h, w) sum of weight error^2.
     """
 
-    curvature: Float[Tensor, "b 2 2 h w"]
-    slope: Float[Tensor, "b 2 h w"]
-    energy: Float[Tensor, "b h w"]
+    hessian: Float[Tensor, "b 2 2 h w"]
+    gradient: Float[Tensor, "b 2 h w"]
+    cost: Float[Tensor, "b h w"]
 
 
-def aligned(
-    first: Float[Tensor, "b c H W"], carried: Float[Tensor, "b c H W"], weight: Float[Tensor, "b 1 H W"],
-    *, noise: float, cell: int, larger: float = 1.0,
-) -> Brightness:  # fmt: skip
+def cell_equations(
+    first: Float[Tensor, "b c H W"], warped: Float[Tensor, "b c H W"], weight: Float[Tensor, "b 1 H W"],
+    *, noise: float, cell_size: int, scale: float = 1.0,
+) -> CellEquations:  # fmt: skip
     """What the difference of two pictures says of the motion left between them.
 
     Args:
         first: a picture.
-        carried: the second one, seen from the first one's grid where the motion so far is thought to lead.
+        warped: the second one, seen from the first one's grid where the motion so far is thought to lead.
         weight: how much each pixel counts.
         noise: brightness that differs where nothing is wrong. Pixels that differ by more count less; so the further off
             the motion may be, the larger: what differs because of that must not be taken for something hidden.
-        cell: pixels per side over which is summed up.
-        larger: how many times larger these pictures are than the one in whose pixels motion is told.
+        cell_size: pixels per side over which is summed up.
+        scale: how many times larger these pictures are than the one in whose pixels motion is told.
     """
-    error = carried - first
+    error = warped - first
     # The mean of both pictures' gradients makes a step second-order exact (ESM; Benhimane and Malis 2004).
-    along_u, along_v = gradients((first + carried) / 2)
+    along_u, along_v = gradients((first + warped) / 2)
     pairs = (
         (along_u, along_u),
         (along_u, along_v),
@@ -57,16 +57,16 @@ def aligned(
     )
     products = torch.stack([(a * b).mean(1) for a, b in pairs], 1)
     # Cauchy's weight: what is hidden or lit otherwise counts little.
-    counts = products * (weight / (noise**2 + products[:, 5:]))
-    summed = F.avg_pool2d(counts, cell, divisor_override=1) if cell > 1 else counts
-    uu, uv, vv, slope, energy = summed[:, 0], summed[:, 1], summed[:, 2], summed[:, 3:5], summed[:, 5]
-    curvature = torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2))
-    return Brightness(curvature * larger**2, slope * larger, energy)
+    weighted = products * (weight / (noise**2 + products[:, 5:]))
+    summed = F.avg_pool2d(weighted, cell_size, divisor_override=1) if cell_size > 1 else weighted
+    uu, uv, vv, gradient, cost = summed[:, 0], summed[:, 1], summed[:, 2], summed[:, 3:5], summed[:, 5]
+    hessian = torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2))
+    return CellEquations(hessian * scale**2, gradient * scale, cost)
 
 
-def moved_along(
+def reweight_by_motion(
     robot: Float[Tensor, "b 1 H W"], first: Float[Tensor, "b c H W"], second: Float[Tensor, "b c H W"],
-    carried: Float[Tensor, "b c H W"],
+    warped: Float[Tensor, "b c H W"],
 ) -> Float[Tensor, "b 1 H W"]:  # fmt: skip
     """How likely pixels show the robot once it is asked whether they moved along with it or stayed where they were.
 
@@ -77,14 +77,14 @@ def moved_along(
 
     Args:
         robot: how likely each pixel shows the robot, as far as the mask knows; 0 stays 0.
-        first, second: the pictures. carried: the second seen from the first's grid, by a motion that is nearly right.
+        first, second: the pictures. warped: the second seen from the first's grid, by a motion that is nearly right.
     """
-    along, still = (_nearby((x - first).square().mean(1, keepdim=True)) for x in (carried, second))
-    odds = torch.logit(robot, eps=_SURE) + (still - along).clamp(max=0) / (2 * _GRAIN**2)
+    warped_error, static_error = (_local_mean((x - first).square().mean(1, keepdim=True)) for x in (warped, second))
+    odds = torch.logit(robot, eps=_MIN_PROBABILITY) + (static_error - warped_error).clamp(max=0) / (2 * _PIXEL_NOISE**2)
     return torch.where(robot > 0, odds.sigmoid(), robot)
 
 
-def _nearby(x: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 1 H W"]:
+def _local_mean(x: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 1 H W"]:
     """Mean over 3 x 3 pixels: one alone is too easily like another."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
 
@@ -98,14 +98,14 @@ def gradients(image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"]
     )
 
 
-def path(
-    ahead: Float[Tensor, "b 2 h w"], back: Float[Tensor, "b 2 H W"], stride: int, corner: tuple[int, int] = (0, 0)
+def symmetric_flow(
+    forward: Float[Tensor, "b 2 h w"], backward: Float[Tensor, "b 2 H W"], stride: int, corner: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "b 2 h w"]:
     """Where the first picture's cells go when both pictures' fields tell their motion to first order.
 
     Args:
-        ahead: the first field times the step, on the first grid or a part of it [px of the picture].
-        back: the second field times the step, on the second grid [px of the picture].
+        forward: the first field times the step, on the first grid or a part of it [px of the picture].
+        backward: the second field times the step, on the second grid [px of the picture].
         stride: pixels of the picture per cell.
         corner: first row and column of the part.
 
@@ -113,10 +113,10 @@ def path(
         Flow [px] whose error is of third order in the step: the mean of the motion where a point leaves and where it
         arrives (trapezoidal rule).
     """
-    return (ahead + carry_back(back, ahead / stride, corner)) / 2
+    return (forward + warp(backward, forward / stride, corner)) / 2
 
 
-def carry_back(
+def warp(
     image: Float[Tensor, "b c H W"], flow: Float[Tensor, "b 2 h w"], corner: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "b c h w"]:
     """The second picture seen from the first's grid: `image` at `x + flow(x)` [px of the same grid].

@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.solve.bounded import bounded_solve
+from jidm.solve.bounded import solve_box_qp
 from jidm.solve.robust import TUKEY
-from jidm.solve.rows import Layout, as_rows
+from jidm.solve.rows import FieldLayout, flatten_field
 
 # Numbers a pass: small enough that its copies stay in the processor's cache (J is then read from memory once).
 _BLOCK = 2**19
@@ -52,27 +52,27 @@ class NormalEquations:
     """`matrix @ delta_q = vector`, before damping.
 
     Attributes:
-        matrix: (*batch, n, n) sum of w J'J [px^2 per unit^2].
-        vector: (*batch, n) sum of w J'f [px^2 per unit].
-        energy: (*batch,) sum of w |f|^2 [px^2].
+        H: (*batch, n, n) sum of w J'J [px^2 per unit^2].
+        g: (*batch, n) sum of w J'f [px^2 per unit].
+        cost: (*batch,) sum of w |f|^2 [px^2].
         total_weight: (*batch,) sum of w.
-        count: (*batch,) number of pixels with w > 0; after robust re-weighting, what they are worth.
+        num_observations: (*batch,) number of pixels with w > 0; after robust re-weighting, what they are worth.
     """
 
-    matrix: Float[Tensor, "*batch n n"]
-    vector: Float[Tensor, "*batch n"]
-    energy: Float[Tensor, "*batch"]
+    H: Float[Tensor, "*batch n n"]
+    g: Float[Tensor, "*batch n"]
+    cost: Float[Tensor, "*batch"]
     total_weight: Float[Tensor, "*batch"]
-    count: Float[Tensor, "*batch"]
+    num_observations: Float[Tensor, "*batch"]
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
         """Two problems about the same joints solved as one, for instance two cameras."""
         return NormalEquations(
-            self.matrix + other.matrix,
-            self.vector + other.vector,
-            self.energy + other.energy,
+            self.H + other.H,
+            self.g + other.g,
+            self.cost + other.cost,
             self.total_weight + other.total_weight,
-            self.count + other.count,
+            self.num_observations + other.num_observations,
         )
 
 
@@ -94,10 +94,10 @@ class Solution:
         delta_q: (*batch, n) [rad or m], inside the bounds, finite always.
         covariance: (*batch, n, n) of delta_q; infinite on the diagonal where nothing is known.
         residual: (*batch,) weighted root mean square of the flow left unexplained [px].
-        explained: (*batch,) share of the flow's energy the step explains, in [0, 1].
-        motion: (*batch, n) root mean square image motion [px per unit] of each joint that no combination of the other
+        explained_fraction: (*batch,) share of the flow's energy the step explains, in [0, 1].
+        observability: (*batch, n) root mean square image motion [px per unit] of each joint that no combination of the other
             joints can imitate: its observability.
-        observable: (*batch, n) whether `motion` reaches the asked minimum.
+        observable: (*batch, n) whether `observability` reaches the asked minimum.
         at_bound: (*batch, n) joints that stopped at a bound.
         status: (*batch,) `Status` values.
         valid: (*batch,) whether delta_q may be used (status OK or UNOBSERVABLE).
@@ -106,8 +106,8 @@ class Solution:
     delta_q: Float[Tensor, "*batch n"]
     covariance: Float[Tensor, "*batch n n"]
     residual: Float[Tensor, "*batch"]
-    explained: Float[Tensor, "*batch"]
-    motion: Float[Tensor, "*batch n"]
+    explained_fraction: Float[Tensor, "*batch"]
+    observability: Float[Tensor, "*batch n"]
     observable: Bool[Tensor, "*batch n"]
     at_bound: Bool[Tensor, "*batch n"]
     status: Int[Tensor, "*batch"]
@@ -118,7 +118,7 @@ class Solution:
 
 
 def normal_equations(
-    jacobian: Tensor, flow: Tensor, weight: Tensor | None = None, *, layout: Layout | None = None
+    jacobian: Tensor, flow: Tensor, weight: Tensor | None = None, *, layout: FieldLayout | None = None
 ) -> NormalEquations:
     """Build the least-squares problem in one pass over the field.
 
@@ -135,15 +135,15 @@ def normal_equations(
     Raises:
         InputError: shapes do not fit together or fit both layouts, or a weight is negative.
     """
-    batch, J, f, w = as_rows(jacobian, flow, weight, layout)
-    *_, bad, equations = _finite_items(J, f, w)
+    batch, J, f, w = flatten_field(jacobian, flow, weight, layout)
+    *_, bad, equations = _zero_nonfinite_items(J, f, w)
     if bad.any():
-        nan = torch.full_like(equations.energy, torch.nan)
+        nan = torch.full_like(equations.cost, torch.nan)
         equations = replace(
             equations,
-            matrix=torch.where(bad[:, None, None], nan[:, None, None], equations.matrix),
-            vector=torch.where(bad[:, None], nan[:, None], equations.vector),
-            energy=torch.where(bad, nan, equations.energy),
+            matrix=torch.where(bad[:, None, None], nan[:, None, None], equations.H),
+            vector=torch.where(bad[:, None], nan[:, None], equations.g),
+            energy=torch.where(bad, nan, equations.cost),
         )
     return _unflatten(equations, batch)
 
@@ -152,7 +152,7 @@ def solve_normal_equations(
     equations: NormalEquations,
     *,
     ridge: float = 1e-6,
-    unit: Float[Tensor, " n"] | None = None,
+    joint_scale: Float[Tensor, " n"] | None = None,
     bounds: tuple[Float[Tensor, "*#batch n"], Float[Tensor, "*#batch n"]] | None = None,
     prior: Prior | None = None,
     min_motion: float = 2.0,
@@ -161,95 +161,95 @@ def solve_normal_equations(
     """Solve `equations` with damping, prior and bounds.
 
     Args:
-        ridge: damping relative to the mean diagonal of J'WJ (in `unit`s), so the answer does not depend on how many
+        ridge: damping relative to the mean diagonal of J'WJ (in `joint_scale`s), so the answer does not depend on how many
             pixels there are or how weights are scaled. Pulls to the prior's mean, or to zero without a prior.
-        unit: (n,) a typical motion of each joint, to compare rad with m; 1 if not given.
+        joint_scale: (n,) a typical motion of each joint, to compare rad with m; 1 if not given.
         bounds: lower and upper bound of delta_q, applied inside the solve (`joint_bounds` makes them). They do not
             narrow the covariance.
         prior: Gaussian prior on the step.
-        min_motion: a joint is observable if moving it by its `unit` moves the image by this much [px rms over the
+        min_motion: a joint is observable if moving it by its `joint_scale` moves the image by this much [px rms over the
             weighted pixels] in a way the other joints cannot imitate.
         correlated_pixels: how many neighbouring pixels share one flow error; scales the covariance.
 
     Raises:
         InputError: a lower bound is above its upper bound, or a unit or the prior's deviation is not positive.
     """
-    out, shape = equations.vector.dtype, equations.vector.shape
-    best = _best_step(equations, ridge, unit, bounds, prior)
-    x, unit, A, g, floor, stiffness = best.x, best.unit, best.A, best.g, best.floor, best.stiffness
-    energy, total, count, finite = best.energy, best.total, best.count, best.finite
+    out, shape = equations.g.dtype, equations.g.shape
+    best = _minimize(equations, ridge, joint_scale, bounds, prior)
+    x, joint_scale, A, g, floor, stiffness = best.x, best.joint_scale, best.A, best.g, best.floor, best.stiffness
+    energy, total, count, finite = best.cost, best.total, best.num_observations, best.finite
     usable = finite & (total > 0)
     eye = torch.eye(shape[-1], dtype=A.dtype, device=A.device)
 
-    left = (energy - 2 * (x * g).sum(-1) + torch.einsum("...i,...ij,...j->...", x, A, x)).clamp(min=0)
-    variance = left / (2 * count - shape[-1]).clamp(min=1) * correlated_pixels
+    residual_cost = (energy - 2 * (x * g).sum(-1) + torch.einsum("...i,...ij,...j->...", x, A, x)).clamp(min=0)
+    variance = residual_cost / (2 * count - shape[-1]).clamp(min=1) * correlated_pixels
     inverse = torch.linalg.inv(A + floor[..., None] * eye)
-    motion = _independent_motion(inverse, total)
+    observability = _observability(inverse, total)
     if prior is None:
-        spread = variance[..., None, None] * inverse
+        covariance = variance[..., None, None] * inverse
     else:
         inverse = torch.linalg.inv(A + torch.diag_embed(floor + stiffness))
         noise = variance[..., None, None] * A + prior.flow_std**2 * torch.diag_embed(stiffness)
-        spread = inverse @ noise @ inverse
+        covariance = inverse @ noise @ inverse
     # A joint that only the floor holds in place may be anywhere.
-    reach = inverse.diagonal(dim1=-2, dim2=-1)
-    spread = _unknown_where((reach <= 0) | (reach > 0.1 / floor), spread)
-    observable = (motion >= min_motion) & usable[..., None]
+    variance_factor = inverse.diagonal(dim1=-2, dim2=-1)
+    covariance = _mark_unknown((variance_factor <= 0) | (variance_factor > 0.1 / floor), covariance)
+    observable = (observability >= min_motion) & usable[..., None]
     status = torch.where(observable.all(-1), Status.OK, Status.UNOBSERVABLE)
     status = torch.where(finite & (total <= 0), int(Status.NO_DATA), status)
     solution = Solution(
-        delta_q=(x * unit).to(out),
-        covariance=(spread * unit[:, None] * unit).to(out),
-        residual=(left / total.clamp(min=1e-30)).clamp(min=1e-30).sqrt().to(out) * (total > 0),
-        explained=(1 - left / energy.clamp(min=1e-30)).clamp(0, 1).to(out) * usable,
-        motion=(motion / unit).to(out),
+        delta_q=(x * joint_scale).to(out),
+        covariance=(covariance * joint_scale[:, None] * joint_scale).to(out),
+        residual=(residual_cost / total.clamp(min=1e-30)).clamp(min=1e-30).sqrt().to(out) * (total > 0),
+        explained_fraction=(1 - residual_cost / energy.clamp(min=1e-30)).clamp(0, 1).to(out) * usable,
+        observability=(observability / joint_scale).to(out),
         observable=observable,
         at_bound=best.at_bound & usable[..., None],
         status=status,
     )
-    return _not_finite(solution, ~finite)
+    return _mark_not_finite(solution, ~finite)
 
 
 @dataclass(frozen=True, eq=False)
-class _BestStep:
+class _Minimizer:
     """The minimiser x of a problem in units, and the pieces of the problem."""
 
     x: Tensor
     at_bound: Tensor
-    unit: Tensor
+    joint_scale: Tensor
     A: Tensor
     g: Tensor
     stiffness: Tensor
     floor: Tensor
-    energy: Tensor
+    cost: Tensor
     total: Tensor
-    count: Tensor
+    num_observations: Tensor
     finite: Tensor
 
 
-def _best_step(
+def _minimize(
     equations: NormalEquations,
     ridge: float,
-    unit: Tensor | None,
+    joint_scale: Tensor | None,
     bounds: tuple[Tensor, Tensor] | None,
     prior: Prior | None,
-) -> _BestStep:
+) -> _Minimizer:
     """The step alone, without what is known about its errors: all that a re-weighting needs."""
-    out, n = equations.vector.dtype, equations.vector.shape[-1]
-    A, g, energy, total, count, finite = _usable(equations)
-    unit = torch.ones(n, dtype=A.dtype, device=A.device) if unit is None else unit.to(A)
-    _check_problem(unit, bounds, prior)
-    A, g = A * unit[:, None] * unit, g * unit  # from here on joints are counted in units
-    mean, stiffness, lower, upper, known = _in_units(g, unit, bounds, prior)
+    out, n = equations.g.dtype, equations.g.shape[-1]
+    A, g, energy, total, count, finite = _to_float64(equations)
+    joint_scale = torch.ones(n, dtype=A.dtype, device=A.device) if joint_scale is None else joint_scale.to(A)
+    _check_problem(joint_scale, bounds, prior)
+    A, g = A * joint_scale[:, None] * joint_scale, g * joint_scale  # from here on joints are counted in units
+    mean, stiffness, lower, upper, problem_finite = _scale_problem(g, joint_scale, bounds, prior)
     mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
     # Without any motion in J the answer is zero (or the prior's mean); the 1 only keeps that problem regular, and its
     # gradients finite.
     scale = torch.where(mean_diagonal > 0, mean_diagonal, torch.ones_like(mean_diagonal))
     # Sums of squares are rounded, so duplicate columns need this much damping in any case to stay a regular problem.
     floor = max(1e-12, 4 * torch.finfo(out).eps) * scale
-    pull = torch.maximum(ridge * scale, floor) + stiffness
-    x, at_bound = bounded_solve(A + torch.diag_embed(pull.expand_as(g)), g + pull * mean, lower, upper)
-    return _BestStep(x, at_bound, unit, A, g, stiffness, floor, energy, total, count, finite & known)
+    damping = torch.maximum(ridge * scale, floor) + stiffness
+    x, at_bound = solve_box_qp(A + torch.diag_embed(damping.expand_as(g)), g + damping * mean, lower, upper)
+    return _Minimizer(x, at_bound, joint_scale, A, g, stiffness, floor, energy, total, count, finite & problem_finite)
 
 
 def solve_flow(
@@ -260,12 +260,12 @@ def solve_flow(
     robust: Literal["tukey", "cauchy"] | None = "tukey",
     iterations: int = 6,
     ridge: float = 1e-6,
-    unit: Float[Tensor, " n"] | None = None,
+    joint_scale: Float[Tensor, " n"] | None = None,
     bounds: tuple[Tensor, Tensor] | None = None,
     prior: Prior | None = None,
     min_motion: float = 2.0,
     correlated_pixels: float = 1.0,
-    layout: Layout | None = None,
+    layout: FieldLayout | None = None,
 ) -> Solution:
     """Joint step that best explains a flow field.
 
@@ -284,30 +284,30 @@ def solve_flow(
     """
     if robust not in (None, "tukey", "cauchy"):
         raise InputError(f"robust must be 'tukey', 'cauchy' or None, got {robust!r}")
-    batch, J, f, w = as_rows(jacobian, flow, weight, layout)
+    batch, J, f, w = flatten_field(jacobian, flow, weight, layout)
     flat_bounds = None if bounds is None else tuple(_flat(b, batch, J.shape[-2]) for b in bounds)
     flat_prior = prior and Prior(
         _flat(prior.mean, batch, J.shape[-2]), _flat(prior.std, batch, J.shape[-2]), prior.flow_std
     )
 
-    J, f, w, bad, equations = _finite_items(J, f, w)
+    J, f, w, bad, equations = _zero_nonfinite_items(J, f, w)
     for k in range(iterations if robust else 0):
-        best = _best_step(equations, ridge, unit, flat_bounds, flat_prior)  # type: ignore[arg-type]
-        step = torch.where(best.finite[:, None], best.x * best.unit, torch.zeros_like(best.x)).to(J)
+        best = _minimize(equations, ridge, joint_scale, flat_bounds, flat_prior)  # type: ignore[arg-type]
+        step = torch.where(best.finite[:, None], best.x * best.joint_scale, torch.zeros_like(best.x)).to(J)
         kind: Literal["tukey", "cauchy"] = "tukey" if robust == "tukey" and k >= iterations // 2 else "cauchy"
         w_robust = _robust_weight(_residual(J, f, step), w, kind)
-        worth = torch.where(w > 0, w_robust, torch.zeros_like(w)).sum(-1) / _VARIANCE_FACTOR[kind]
-        equations = replace(_accumulate(J, f, w * w_robust), count=worth)
+        num_observations = torch.where(w > 0, w_robust, torch.zeros_like(w)).sum(-1) / _VARIANCE_FACTOR[kind]
+        equations = replace(_accumulate(J, f, w * w_robust), count=num_observations)
     solution = solve_normal_equations(
         equations,
         ridge=ridge,
-        unit=unit,
+        joint_scale=joint_scale,
         bounds=flat_bounds,  # type: ignore[arg-type]
         prior=flat_prior,
         min_motion=min_motion,
         correlated_pixels=correlated_pixels,
     )
-    return _unflatten(_not_finite(solution, bad), batch)
+    return _unflatten(_mark_not_finite(solution, bad), batch)
 
 
 def joint_bounds(
@@ -330,7 +330,7 @@ def joint_bounds(
 # ---- pieces ---------------------------------------------------------------------------------------------------------
 
 
-def _finite_items(
+def _zero_nonfinite_items(
     J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]
 ) -> tuple[Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"], Bool[Tensor, " B"], NormalEquations]:
     """The rows with items emptied that hold a NaN or infinity, which items those are, and the sums over the rest.
@@ -338,7 +338,7 @@ def _finite_items(
     Emptied before anything is derived from them, so that a NaN reaches nobody's gradient, not even its own.
     """
     equations = _accumulate(J, f, w)
-    sums = torch.cat([equations.matrix.flatten(-2), equations.vector, equations.energy[:, None]], dim=-1)
+    sums = torch.cat([equations.H.flatten(-2), equations.g, equations.cost[:, None]], dim=-1)
     bad = ~(sums.isfinite().all(-1) & equations.total_weight.isfinite())
     if bad.any():
         J = torch.where(bad[:, None, None, None], torch.zeros_like(J), J)
@@ -390,10 +390,10 @@ def _robust_weight(
     return 1 / (1 + (t / _CAUCHY) ** 2)
 
 
-def _usable(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Bool[Tensor, "*batch"]]:
+def _to_float64(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Bool[Tensor, "*batch"]]:
     """Matrix, vector, energy, weight and count in float64, zero for items that are not finite; which items are."""
     e = equations
-    A, g, energy, total, count = (x.double() for x in (e.matrix, e.vector, e.energy, e.total_weight, e.count))
+    A, g, energy, total, count = (x.double() for x in (e.H, e.g, e.cost, e.total_weight, e.num_observations))
     finite = A.isfinite().flatten(-2).all(-1) & g.isfinite().all(-1) & energy.isfinite() & total.isfinite()
     usable = finite & (total > 0)
     A = torch.where(usable[..., None, None], A, torch.zeros_like(A))
@@ -402,8 +402,8 @@ def _usable(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Tensor,
     return A, g, energy, total, count, finite
 
 
-def _check_problem(unit: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None) -> None:
-    if not ((unit > 0) & unit.isfinite()).all():
+def _check_problem(joint_scale: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None) -> None:
+    if not ((joint_scale > 0) & joint_scale.isfinite()).all():
         raise InputError("every unit must be a positive number")
     if bounds is not None and (bounds[0] > bounds[1]).any():
         raise InputError("a lower bound is above its upper bound; joint_bounds makes bounds that fit together")
@@ -411,26 +411,26 @@ def _check_problem(unit: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Pr
         raise InputError("the prior's standard deviation must be positive; to hold a joint give equal bounds")
 
 
-def _in_units(
-    g: Tensor, unit: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None
+def _scale_problem(
+    g: Tensor, joint_scale: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Bool[Tensor, "*batch"]]:
     """Prior mean and stiffness, lower and upper bound, each (*batch, n) in units; which items are free of NaN."""
     mean, stiffness, lower, upper = torch.zeros_like(g), torch.zeros_like(g), None, None
-    known = torch.ones_like(g, dtype=torch.bool)
+    finite = torch.ones_like(g, dtype=torch.bool)
     if prior is not None:
-        mean = (prior.mean.to(g) / unit).expand_as(g)
-        stiffness = ((prior.flow_std * unit / prior.std.to(g)) ** 2).expand_as(g)
-        known = mean.isfinite() & stiffness.isfinite()
-        mean, stiffness = (torch.where(known, x, torch.zeros_like(x)) for x in (mean, stiffness))
+        mean = (prior.mean.to(g) / joint_scale).expand_as(g)
+        stiffness = ((prior.flow_std * joint_scale / prior.std.to(g)) ** 2).expand_as(g)
+        finite = mean.isfinite() & stiffness.isfinite()
+        mean, stiffness = (torch.where(finite, x, torch.zeros_like(x)) for x in (mean, stiffness))
     if bounds is not None:
-        lower, upper = ((b.to(g) / unit).expand_as(g) for b in bounds)
+        lower, upper = ((b.to(g) / joint_scale).expand_as(g) for b in bounds)
         bounded = ~(lower.isnan() | upper.isnan())
         lower, upper = (torch.where(bounded, x, torch.zeros_like(x)) for x in (lower, upper))
-        known = known & bounded
-    return mean, stiffness, lower, upper, known.all(-1)
+        finite = finite & bounded
+    return mean, stiffness, lower, upper, finite.all(-1)
 
 
-def _unknown_where(unknown: Bool[Tensor, "*batch n"], covariance: Tensor) -> Tensor:
+def _mark_unknown(unknown: Bool[Tensor, "*batch n"], covariance: Tensor) -> Tensor:
     """The covariance with infinite variance, and no covariance, for joints of which nothing is known."""
     off = unknown[..., :, None] | unknown[..., None, :]
     covariance = torch.where(off, torch.zeros_like(covariance), covariance)
@@ -438,7 +438,7 @@ def _unknown_where(unknown: Bool[Tensor, "*batch n"], covariance: Tensor) -> Ten
     return covariance + torch.diag_embed(torch.where(unknown, torch.full_like(diagonal, torch.inf), 0.0))
 
 
-def _independent_motion(inverse: Tensor, total: Tensor) -> Tensor:
+def _observability(inverse: Tensor, total: Tensor) -> Tensor:
     """Root mean square image motion of each joint that the others cannot imitate: sqrt(1 / inv(A)_kk / sum w)."""
     diagonal = inverse.diagonal(dim1=-2, dim2=-1)
     # Rounding can leave a singular matrix with a negative eigenvalue: nothing is known of such a joint either.
@@ -458,16 +458,16 @@ def _unflatten(record: _Record, batch: torch.Size) -> _Record:
     return type(record)(**{name: x.reshape((*batch, *x.shape[1:])) for name, x in vars(record).items()})
 
 
-def _not_finite(solution: Solution, where: Bool[Tensor, "*batch"]) -> Solution:
+def _mark_not_finite(solution: Solution, where: Bool[Tensor, "*batch"]) -> Solution:
     """The same solution with the items `where` withdrawn."""
     if not where.any():
         return solution
-    everything = torch.ones_like(solution.observable)
+    all_joints = torch.ones_like(solution.observable)
     return replace(
         solution,
         delta_q=torch.where(where[..., None], torch.zeros_like(solution.delta_q), solution.delta_q),
         covariance=torch.where(
-            where[..., None, None], _unknown_where(everything, solution.covariance), solution.covariance
+            where[..., None, None], _mark_unknown(all_joints, solution.covariance), solution.covariance
         ),
         observable=solution.observable & ~where[..., None],
         at_bound=solution.at_bound & ~where[..., None],

@@ -18,7 +18,7 @@ from jidm.motion.pyramid import BrightnessPyramid
 from jidm.solve.robust import tukey_weight
 
 _NOISE = 0.002  # brightness; half a grey level of 8 bits: no residual scale is finer
-_FLICKER = 0.1  # brightness by which exposure may change between frames
+_MAX_EXPOSURE_CHANGE = 0.1  # brightness by which exposure may change between frames
 _LIGHT_PRIOR = 1e-3  # share of the points' weight that pulls the light towards none
 
 
@@ -27,13 +27,13 @@ class Quadratic:
     """`x'matrix x / 2 - vector'x` around the current pose, in units of the residuals' variance.
 
     Attributes:
-        matrix: (n, n); vector: (n,).
-        count: number of points that took part.
+        H: (n, n); g: (n,).
+        num_observations: number of points that took part.
     """
 
-    matrix: Float[Tensor, "n n"]
-    vector: Float[Tensor, " n"]
-    count: float
+    H: Float[Tensor, "n n"]
+    g: Float[Tensor, " n"]
+    num_observations: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,39 +57,39 @@ class Appearance:
     def of(cls, pose: FieldAtPose, pyramid: BrightnessPyramid) -> Appearance:
         """Remember the brightness of the points a pose shows in a frame."""
         surface = pose.surface()
-        seen = (surface.visible & pyramid.inside(surface.points)).nonzero()[:, 0]
-        samples = [pyramid.sample(k, surface.points[seen]) for k in range(len(pyramid))]
-        normals = None if surface.normals is None else surface.normals[seen]
-        return cls(pose.keep(seen), seen, tuple(b for b, _ in samples), tuple(g for _, g in samples), normals)
+        visible = (surface.visible & pyramid.inside(surface.points)).nonzero()[:, 0]
+        samples = [pyramid.sample(k, surface.points[visible]) for k in range(len(pyramid))]
+        normals = None if surface.normals is None else surface.normals[visible]
+        return cls(pose.keep(visible), visible, tuple(b for b, _ in samples), tuple(g for _, g in samples), normals)
 
     def __len__(self) -> int:
         return self.index.shape[0]
 
-    def thinned(self, most: int) -> Appearance:
+    def subsample(self, max_points: int) -> Appearance:
         """At most that many of the points, evenly (a field's points are in random order)."""
-        if len(self) <= most:
+        if len(self) <= max_points:
             return self
-        kept = torch.arange(most, device=self.index.device)
+        indices = torch.arange(max_points, device=self.index.device)
         return Appearance(
-            self.pose.keep(kept),
-            self.index[kept],
-            tuple(b[kept] for b in self.brightness),
-            None if self.gradient is None else tuple(g[kept] for g in self.gradient),
-            None if self.normals is None else self.normals[kept],
+            self.pose.keep(indices),
+            self.index[indices],
+            tuple(b[indices] for b in self.brightness),
+            None if self.gradient is None else tuple(g[indices] for g in self.gradient),
+            None if self.normals is None else self.normals[indices],
         )
 
 
-class BrightnessTerm:
+class PhotometricFactor:
     """Brightness of one reference in one frame, linearised again and again as the pose moves."""
 
     def __init__(self, reference: Appearance, pyramid: BrightnessPyramid) -> None:
         self.reference = reference
         self.pyramid = pyramid
         self._light: Tensor | None = None
-        self._light_after: tuple[Tensor, Tensor] | None = None
+        self._light_solution: tuple[Tensor, Tensor] | None = None
 
-    def quadratic(self, q: Float[Tensor, " n"], level: int, excused: float = 1.0) -> Quadratic:
-        """Gauss-Newton model at pose q on one blur level, light eliminated, robust (`excused` as of `tukey_weight`)."""
+    def linearize(self, q: Float[Tensor, " n"], level: int, part_scale: float = 1.0) -> Quadratic:
+        """Gauss-Newton model at pose q on one blur level, light eliminated, robust (`part_scale` as of `tukey_weight`)."""
         reference = self.reference
         surface = reference.pose.surface(q - reference.pose.q)
         brightness, gradient = self.pyramid.sample(level, surface.points)
@@ -97,22 +97,22 @@ class BrightnessTerm:
         if reference.gradient is not None:
             # The mean of both pictures' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
             gradient = (gradient + reference.gradient[level]) / 2
-        row = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
+        J = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
         inside = self.pyramid.inside(surface.points)
-        turned = None
+        normal_change = None
         if reference.normals is not None and surface.normals is not None:
-            turned = surface.normals - reference.normals
-        left = residual if turned is None or self._light is None else residual - turned @ self._light
-        weight = inside * tukey_weight(left, inside, _NOISE, surface.part, excused)
-        if turned is None:
-            weighted = row * weight[:, None]
-            return Quadratic(weighted.T @ row, -(weighted.T @ residual), float(inside.sum()))
-        return self._without_light(row, turned, residual, weight, float(inside.sum()))
+            normal_change = surface.normals - reference.normals
+        compensated = residual if normal_change is None or self._light is None else residual - normal_change @ self._light
+        weight = inside * tukey_weight(compensated, inside, _NOISE, surface.part, part_scale)
+        if normal_change is None:
+            weighted = J * weight[:, None]
+            return Quadratic(weighted.T @ J, -(weighted.T @ residual), float(inside.sum()))
+        return self._eliminate_light(J, normal_change, residual, weight, float(inside.sum()))
 
-    def moved(self, step: Float[Tensor, " n"]) -> None:
+    def update_light(self, step: Float[Tensor, " n"]) -> None:
         """Tell the term which step was taken, so that its light follows."""
-        if self._light_after is not None:
-            slope, offset = self._light_after
+        if self._light_solution is not None:
+            slope, offset = self._light_solution
             self._light = offset - slope @ step
 
     def cost(self, q: Float[Tensor, " n"], level: int, scale: float = 0.03) -> float:
@@ -123,19 +123,19 @@ class BrightnessTerm:
         surface = self.reference.pose.surface(q - self.reference.pose.q)
         brightness, _ = self.pyramid.sample(level, surface.points)
         difference = brightness - self.reference.brightness[level]
-        flicker = difference.median().clamp(-_FLICKER, _FLICKER) if len(difference) else 0.0
-        error = ((difference - flicker) / scale) ** 2
+        exposure_change = difference.median().clamp(-_MAX_EXPOSURE_CHANGE, _MAX_EXPOSURE_CHANGE) if len(difference) else 0.0
+        error = ((difference - exposure_change) / scale) ** 2
         error = torch.where(self.pyramid.inside(surface.points), error, torch.full_like(error, 9.0))
         return float(error.clamp(max=9.0).mean()) if len(error) else 9.0
 
-    def _without_light(self, row: Tensor, turned: Tensor, residual: Tensor, weight: Tensor, count: float) -> Quadratic:
+    def _eliminate_light(self, J: Tensor, normal_change: Tensor, residual: Tensor, weight: Tensor, num_observations: float) -> Quadratic:
         """Schur complement: the light takes what it can explain, the joints get the rest."""
-        n = row.shape[-1]
-        both = torch.cat([row, -turned], dim=-1)
-        weighted = both * weight[:, None]
-        A, b = weighted.T @ both, -(weighted.T @ residual)
+        n = J.shape[-1]
+        J_augmented = torch.cat([J, -normal_change], dim=-1)
+        weighted = J_augmented * weight[:, None]
+        A, b = weighted.T @ J_augmented, -(weighted.T @ residual)
         light = A[n:, n:] + _LIGHT_PRIOR * weight.sum().clamp(min=1e-6) * torch.eye(3, dtype=A.dtype, device=A.device)
         solved = torch.linalg.solve(light, torch.cat([A[n:, :n], b[n:, None]], dim=-1))
         slope, offset = solved[:, :n], solved[:, n]
-        self._light_after = slope, offset
-        return Quadratic(A[:n, :n] - A[:n, n:] @ slope, b[:n] - A[:n, n:] @ offset, count)
+        self._light_solution = slope, offset
+        return Quadratic(A[:n, :n] - A[:n, n:] @ slope, b[:n] - A[:n, n:] @ offset, num_observations)

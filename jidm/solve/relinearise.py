@@ -13,7 +13,7 @@ from jidm.field.base import FieldAtPose
 from jidm.solve.least_squares import Solution, solve_flow
 
 
-def solve_step(
+def gauss_newton_step(
     pose: FieldAtPose,
     flow: Float[Tensor, "*batch N 2"],
     weight: Float[Tensor, "*batch N"],
@@ -43,9 +43,9 @@ def solve_step(
     total = torch.zeros_like(pose.q)
     for _ in range(iterations):
         surface = pose.surface(total)
-        left = flow - (surface.points - start.points)
-        rest = None if bounds is None else (bounds[0] - total, bounds[1] - total)
-        solution = solve_flow(surface.jacobian, left, weight, bounds=rest, **options)
+        residual_flow = flow - (surface.points - start.points)
+        remaining_bounds = None if bounds is None else (bounds[0] - total, bounds[1] - total)
+        solution = solve_flow(surface.jacobian, residual_flow, weight, bounds=remaining_bounds, **options)
         total = total + solution.delta_q
         if float(solution.delta_q.detach().abs().max()) < tolerance:
             break
@@ -53,6 +53,6 @@ def solve_step(
         total = torch.minimum(torch.maximum(total, bounds[0]), bounds[1])  # rounding of the running sum
     safe = torch.where((weight > 0)[..., None], flow, torch.zeros_like(flow))
     energy = (weight * safe.square().sum(-1)).sum(-1) / weight.sum(-1).clamp(min=1e-30)
-    explained = (1 - solution.residual**2 / energy.clamp(min=1e-30)).clamp(0, 1)
-    explained = torch.where(solution.valid, explained, torch.zeros_like(explained))
-    return replace(solution, delta_q=torch.where(solution.valid[..., None], total, 0 * total), explained=explained)
+    explained_fraction = (1 - solution.residual**2 / energy.clamp(min=1e-30)).clamp(0, 1)
+    explained_fraction = torch.where(solution.valid, explained_fraction, torch.zeros_like(explained_fraction))
+    return replace(solution, delta_q=torch.where(solution.valid[..., None], total, 0 * total), explained=explained_fraction)

@@ -8,15 +8,15 @@ from torch import Tensor
 
 MAD = 1.4826  # times the median absolute deviation: the standard deviation of a normal distribution
 TUKEY = 4.685  # 95 % efficiency at the normal distribution (Huber 1981)
-_FEWEST = 8  # points of a part; fewer tell no scale of their own
+_MIN_POINTS = 8  # points of a part; fewer tell no scale of their own
 
 
 def tukey_weight(
     residual: Float[Tensor, " N"],
-    used: Bool[Tensor, " N"],
+    mask: Bool[Tensor, " N"],
     floor: float,
     part: Int[Tensor, " N"] | None = None,
-    excused: float = 1.0,
+    part_scale: float = 1.0,
 ) -> Float[Tensor, " N"]:
     """Tukey's biweight on the median absolute deviation, over the residual's variance.
 
@@ -26,29 +26,29 @@ def tukey_weight(
 
     Args:
         residual: any unit.
-        used: which of them tell the scale; the others' weight means nothing.
+        mask: which of them tell the scale; the others' weight means nothing.
         floor: finest scale there is.
         part: rigid part of the robot that each point rides on; one scale for all if not given.
-        excused: share of its own scale by which a part may exceed that of the whole; 0 = not at all.
+        part_scale: share of its own scale by which a part may exceed that of the whole; 0 = not at all.
     """
     if not len(residual):
         return residual
-    scale = _scales(residual.abs(), used, floor, part, excused)
+    scale = _residual_scales(residual.abs(), mask, floor, part, part_scale)
     return (1 - (residual / (TUKEY * scale)) ** 2).clamp(min=0) ** 2 / scale**2
 
 
-def _scales(
-    size: Float[Tensor, " N"], used: Bool[Tensor, " N"], floor: float, part: Int[Tensor, " N"] | None, excused: float
+def _residual_scales(
+    magnitude: Float[Tensor, " N"], mask: Bool[Tensor, " N"], floor: float, part: Int[Tensor, " N"] | None, part_scale: float
 ) -> Tensor:
-    known = size[used]
-    overall = floor + MAD * (known.median() if len(known) else size.new_zeros(()))
+    masked = magnitude[mask]
+    overall = floor + MAD * (masked.median() if len(masked) else magnitude.new_zeros(()))
     if part is None:
         return overall
     # Each part's median at once: sorted by size, then by part, its middle one is known by counting.
-    order = torch.where(used, size, torch.inf).argsort()
+    order = torch.where(mask, magnitude, torch.inf).argsort()
     order = order[part[order].argsort(stable=True)]
     total = torch.bincount(part)
-    count = torch.bincount(part, weights=used.to(size)).long()
-    middle = (total.cumsum(0) - total + (count - 1).clamp(min=0) // 2).clamp(max=len(size) - 1)
-    own = floor + MAD * size[order[middle]]
-    return torch.where(count >= _FEWEST, torch.maximum(overall, excused * own), overall)[part]
+    count = torch.bincount(part, weights=mask.to(magnitude)).long()
+    middle = (total.cumsum(0) - total + (count - 1).clamp(min=0) // 2).clamp(max=len(magnitude) - 1)
+    part_mad = floor + MAD * magnitude[order[middle]]
+    return torch.where(count >= _MIN_POINTS, torch.maximum(overall, part_scale * part_mad), overall)[part]

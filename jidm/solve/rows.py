@@ -10,14 +10,14 @@ from torch import Tensor
 
 from jidm.errors import InputError
 
-Layout = Literal["dense", "points"]
+FieldLayout = Literal["dense", "points"]
 
 
-def as_rows(
-    jacobian: Tensor, flow: Tensor, weight: Tensor | None, layout: Layout | None
+def flatten_field(
+    jacobian: Tensor, flow: Tensor, weight: Tensor | None, layout: FieldLayout | None
 ) -> tuple[torch.Size, Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"]]:
     """One layout for dense fields (as a view) and points: batch flattened, pixels last."""
-    if _told_layout(jacobian, flow, layout) == "dense":
+    if _resolve_layout(jacobian, flow, layout) == "dense":
         batch, expected_weight = flow.shape[:-3], (*flow.shape[:-3], *flow.shape[-2:])
         J, f = jacobian.flatten(-2), flow.flatten(-2)
     else:
@@ -38,7 +38,7 @@ def as_rows(
     return batch, J.to(dtype).reshape(count, *J.shape[-3:]), f, w
 
 
-def _told_layout(jacobian: Tensor, flow: Tensor, layout: Layout | None) -> Layout:
+def _resolve_layout(jacobian: Tensor, flow: Tensor, layout: FieldLayout | None) -> FieldLayout:
     J, f = tuple(jacobian.shape), tuple(flow.shape)
     # dense: J is f with the joints put in after the 2; points: J is f with the joints put at the end.
     dense = len(f) >= 3 and len(J) == len(f) + 1 and f[-3] == 2 and (*J[:-3], *J[-2:]) == f

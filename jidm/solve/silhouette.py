@@ -15,20 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.field.base import FieldAtPose, JacobianField
-from jidm.motion.pyramid import sampled
+from jidm.motion.pyramid import bilinear_sample
 from jidm.solve.photometric import Quadratic
 from jidm.solve.robust import MAD
 
-_CELLS = 150  # of the robot's mask, along the longer side of the picture
-_POINTS = 600  # of the rim at most
-_ENOUGH = 20  # points; fewer are no measurement
-_CLEAR = 0.35  # mean evidence, robot on one side and background on the other, below which a point says nothing
-_CERTAIN = 1.0  # [px] to which an end is found
-_NEARER = 0.01  # of evidence by which an end at the full reach must be clearer than one close by
+_MASK_CELLS = 150  # of the robot's mask, along the longer side of the picture
+_MAX_POINTS = 600  # of the rim at most
+_MIN_POINTS = 20  # points; fewer are no measurement
+_MIN_CONTRAST = 0.35  # mean evidence, robot on one side and background on the other, below which a point says nothing
+_MIN_SCALE = 1.0  # [px] to which an end is found
+_DISTANCE_PENALTY = 0.01  # of evidence by which an end at the full reach must be clearer than one close by
 
 
 @dataclass(frozen=True, eq=False)
-class Rim:
+class SilhouetteBoundary:
     """Points of the robot that lie on the border of its silhouette.
 
     Attributes:
@@ -44,25 +44,25 @@ class Rim:
     cell: float
 
     @classmethod
-    def of(cls, pose: FieldAtPose, height: int, width: int) -> Rim:
+    def of(cls, pose: FieldAtPose, height: int, width: int) -> SilhouetteBoundary:
         """The rim at a pose, in a picture of that size; points at the picture's border are left out."""
-        surface, cell = pose.surface(), max(height, width) / _CELLS
+        surface, cell = pose.surface(), max(height, width) / _MASK_CELLS
         mask = robot_mask(surface.points, height, width, cell)
-        inner = -F.max_pool2d(-mask[None], 5, 1, 2)[0]
-        soft = F.avg_pool2d(F.pad(mask[None, None], (3,) * 4, mode="replicate"), 5, 1)
-        soft = F.avg_pool2d(soft, 3, 1)[0, 0]
-        along_u = F.pad(soft[:, 2:] - soft[:, :-2], (1, 1))
-        along_v = F.pad(soft[2:] - soft[:-2], (0, 0, 1, 1))
-        values = sampled(torch.stack([inner, along_u, along_v]), surface.points, cell)
-        slope = values[1:].T
-        steepness = slope.norm(dim=-1)
+        eroded = -F.max_pool2d(-mask[None], 5, 1, 2)[0]
+        blurred = F.avg_pool2d(F.pad(mask[None, None], (3,) * 4, mode="replicate"), 5, 1)
+        blurred = F.avg_pool2d(blurred, 3, 1)[0, 0]
+        along_u = F.pad(blurred[:, 2:] - blurred[:, :-2], (1, 1))
+        along_v = F.pad(blurred[2:] - blurred[:-2], (0, 0, 1, 1))
+        values = bilinear_sample(torch.stack([eroded, along_u, along_v]), surface.points, cell)
+        gradient = values[1:].T
+        gradient_norm = gradient.norm(dim=-1)
         u, v = surface.points.unbind(-1)
         margin = 2 * cell
         inside = (u > margin) & (v > margin) & (u < width - margin) & (v < height - margin)
-        index = ((values[0] < 0.5) & (steepness > 0.1) & inside).nonzero()[:_POINTS, 0]
-        normals = -slope[index] / steepness[index, None]
-        across = torch.einsum("ka,kan->kn", normals, surface.jacobian[index])
-        return cls(surface.points[index], normals, across, mask, cell)
+        index = ((values[0] < 0.5) & (gradient_norm > 0.1) & inside).nonzero()[:_MAX_POINTS, 0]
+        normals = -gradient[index] / gradient_norm[index, None]
+        normal_jacobian = torch.einsum("ka,kan->kn", normals, surface.jacobian[index])
+        return cls(surface.points[index], normals, normal_jacobian, mask, cell)
 
 
 def robot_mask(points: Float[Tensor, "N 2"], height: int, width: int, cell: float) -> Float[Tensor, "h w"]:
@@ -75,7 +75,7 @@ def robot_mask(points: Float[Tensor, "N 2"], height: int, width: int, cell: floa
     return -F.max_pool2d(-F.max_pool2d(mask[None, None], 3, 1, 1), 3, 1, 1)[0, 0]
 
 
-class SilhouetteTerm:
+class SilhouetteFactor:
     """A robot's silhouette in one frame.
 
     Args:
@@ -84,19 +84,19 @@ class SilhouetteTerm:
             background, 0 where neither is known (`Background.evidence`).
     """
 
-    def __init__(self, field: JacobianField, evidence: Float[Tensor, "H W"]) -> None:
+    def __init__(self, field: JacobianField, foreground_score: Float[Tensor, "H W"]) -> None:
         self.field = field
-        self.evidence = evidence
+        self.foreground_score = foreground_score
 
-    def quadratic(self, q: Float[Tensor, " n"], reach: float) -> Quadratic | None:
-        """Point-to-line model at pose q, ends searched up to `reach` px either way; None where too few are found."""
-        offset, clear, jacobian = self._offsets(q, reach)
-        weight = ((clear - _CLEAR) / (1 - _CLEAR)).clamp(min=0)
+    def linearize(self, q: Float[Tensor, " n"], search_radius: float) -> Quadratic | None:
+        """Point-to-line model at pose q, ends searched up to `search_radius` px either way; None where too few are found."""
+        offset, contrast, jacobian = self._boundary_offsets(q, search_radius)
+        weight = ((contrast - _MIN_CONTRAST) / (1 - _MIN_CONTRAST)).clamp(min=0)
         used = weight > 0
-        if int(used.sum()) < _ENOUGH:
+        if int(used.sum()) < _MIN_POINTS:
             return None
         # Cauchy's weight: far ends pull, but a few of them do not outvote the others.
-        scale = _CERTAIN + MAD * offset[used].abs().median()
+        scale = _MIN_SCALE + MAD * offset[used].abs().median()
         weight = weight / (1 + (offset / (2 * scale)) ** 2) / scale**2
         weighted = jacobian * weight[:, None]
         return Quadratic(weighted.T @ jacobian, weighted.T @ offset, float(used.sum()))
@@ -106,37 +106,37 @@ class SilhouetteTerm:
 
         What else moves in the picture counts as well, so only differences between poses mean something.
         """
-        height, width = self.evidence.shape
+        height, width = self.foreground_score.shape
         points = self.field.at(q).surface().points
-        mask = robot_mask(points, height, width, max(height, width) / _CELLS)
-        seen = F.interpolate(self.evidence[None, None], size=mask.shape, mode="area")[0, 0].to(mask)
-        wrong = mask * (-seen).clamp(min=0) + (1 - mask) * seen.clamp(min=0)
+        mask = robot_mask(points, height, width, max(height, width) / _MASK_CELLS)
+        observed = F.interpolate(self.foreground_score[None, None], size=mask.shape, mode="area")[0, 0].to(mask)
+        wrong = mask * (-observed).clamp(min=0) + (1 - mask) * observed.clamp(min=0)
         return float(wrong.sum() / mask.sum().clamp(min=1))
 
-    def _offsets(
-        self, q: Float[Tensor, " n"], reach: float
+    def _boundary_offsets(
+        self, q: Float[Tensor, " n"], search_radius: float
     ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K n"]]:
         """How far off its expected end the robot ends along each normal [px], how clearly (0 to 1), and the Jacobian."""
-        rim = Rim.of(self.field.at(q), *self.evidence.shape)
-        step = max(0.5, reach / 12)
-        window = round(reach / step)
-        s = torch.arange(-2 * window, 2 * window + 1).to(rim.points) * step
-        positions = rim.points[:, None] + s[:, None] * rim.normals[:, None]
-        found, clear = _end(sampled(self.evidence[None], positions)[0], s, window)
+        boundary = SilhouetteBoundary.of(self.field.at(q), *self.foreground_score.shape)
+        step = max(0.5, search_radius / 12)
+        window = round(search_radius / step)
+        s = torch.arange(-2 * window, 2 * window + 1).to(boundary.points) * step
+        positions = boundary.points[:, None] + s[:, None] * boundary.normals[:, None]
+        measured, contrast = _locate_boundary(bilinear_sample(self.foreground_score[None], positions)[0], s, window)
         # Sought in the mask alike, so that what the search is off by cancels.
-        expected, _ = _end(sampled(2 * rim.mask[None] - 1, positions, rim.cell)[0], s, window)
-        return found - expected, clear, rim.jacobian
+        expected, _ = _locate_boundary(bilinear_sample(2 * boundary.mask[None] - 1, positions, boundary.cell)[0], s, window)
+        return measured - expected, contrast, boundary.jacobian
 
 
-def _end(
-    seen: Float[Tensor, "K S"], s: Float[Tensor, " S"], window: int
+def _locate_boundary(
+    profile: Float[Tensor, "K S"], s: Float[Tensor, " S"], window: int
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
     """Where along each row 1 turns best into -1, and how well: half the difference of the means over a window each."""
     middle = len(s) // 2
-    total = F.pad(seen.cumsum(-1), (1, 0))
-    centre = torch.arange(middle - window, middle + window + 1, device=seen.device)
-    before = total[:, centre + 1] - total[:, centre - window]
-    after = total[:, centre + window + 1] - total[:, centre]
-    clear = (before - after) / (2 * (window + 1))
-    best = (clear - _NEARER * s[centre].abs() / s[centre[-1]]).argmax(-1, keepdim=True)
-    return s[centre][best[:, 0]], clear.gather(1, best)[:, 0]
+    total = F.pad(profile.cumsum(-1), (1, 0))
+    center = torch.arange(middle - window, middle + window + 1, device=profile.device)
+    before = total[:, center + 1] - total[:, center - window]
+    after = total[:, center + window + 1] - total[:, center]
+    contrast = (before - after) / (2 * (window + 1))
+    best = (contrast - _DISTANCE_PENALTY * s[center].abs() / s[center[-1]]).argmax(-1, keepdim=True)
+    return s[center][best[:, 0]], contrast.gather(1, best)[:, 0]

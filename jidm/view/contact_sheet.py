@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import InputError, JidmError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 
 _FRAMES, _HEIGHT, _TEXT = 7, 110, 24  # per row; [px]
-_WIDEST = 1600  # [px]
+_MAX_WIDTH = 1600  # [px]
 
 
 def write_contact_sheet(path: str | Path, rows: Sequence[tuple[str | Path, str]]) -> None:
@@ -31,7 +31,7 @@ def write_contact_sheet(path: str | Path, rows: Sequence[tuple[str | Path, str]]
     drawn = [_row(Path(video), text) for video, text in rows]
     width = max(row.shape[1] for row in drawn)
     sheet = np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in drawn])
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         if not cv2.imwrite(str(temporary), sheet[..., ::-1]):
             raise InputError(f"{path}: cannot be written as a picture; name it .png or .jpg")
 
@@ -40,16 +40,16 @@ def _row(video: Path, text: str) -> NDArray[np.uint8]:
     import cv2
 
     try:
-        frames = _shown(video)
+        frames = _sample_frames(video)
     except JidmError as error:
         frames, text = [np.zeros((_HEIGHT, _HEIGHT * 4, 3), np.uint8)], f"{text}  ({error})"
-    strip = np.concatenate(frames, 1)[:, :_WIDEST]
+    strip = np.concatenate(frames, 1)[:, :_MAX_WIDTH]
     label = np.zeros((_TEXT, strip.shape[1], 3), np.uint8)
     cv2.putText(label, text, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
     return np.concatenate([label, strip])
 
 
-def _shown(video: Path) -> list[NDArray[np.uint8]]:
+def _sample_frames(video: Path) -> list[NDArray[np.uint8]]:
     import cv2
 
     from jidm.motion.video import read_video

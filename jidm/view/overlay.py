@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jidm.joint_motion import JointMotion
     from jidm.robot.camera import Camera
 
-Picture = NDArray[np.uint8]
+RgbImage = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
 
 _PANEL_WIDTHS = (320, 640)
@@ -34,7 +34,7 @@ _CAPTION_HEIGHT = 20
 # The dense field is evaluated on a grid of at most this many cells a side; a heat map needs no more.
 _RESIDUAL_GRID = 320
 # One colour per link, bright enough to be seen on dimmed video.
-_LINK_COLOURS = np.array(
+_LINK_COLORS = np.array(
     [
         (86, 180, 233), (230, 159, 0), (0, 200, 140), (240, 228, 66), (213, 94, 0), (204, 121, 167), (120, 140, 255),
         (170, 220, 90), (255, 140, 140), (120, 220, 220),
@@ -50,7 +50,7 @@ def write_overlay(
     flow: FlowEstimator,
     *,
     fps: float,
-    robot: Callable[[int], tuple[Picture, NDArray[np.bool_]]] | None = None,
+    render_robot: Callable[[int], tuple[RgbImage, NDArray[np.bool_]]] | None = None,
     progress: bool = False,
 ) -> None:
     """Write the four-panel video, one picture for every step between two frames.
@@ -62,7 +62,7 @@ def write_overlay(
         field: the robot's field for the camera of the video.
         flow: measures the motion that is shown.
         fps: frame rate of the video written [1/s].
-        robot: draws the robot at frame t: picture (H, W, 3) uint8 and mask (H, W) of where it is; its surface points
+        render_robot: draws the robot at frame t: picture (H, W, 3) uint8 and mask (H, W) of where it is; its surface points
             are drawn if not given.
         progress: show a progress bar.
 
@@ -70,18 +70,18 @@ def write_overlay(
         InputError: the motion is a batch, or there are more frames than decoded positions.
         VideoError: the video cannot be written.
     """
-    write_video(path, overlay_pictures(frames, motion, field, flow, robot=robot, progress=progress), fps)
+    write_video(path, overlay_frames(frames, motion, field, flow, render_robot=render_robot, progress=progress), fps)
 
 
-def overlay_pictures(
+def overlay_frames(
     frames: Iterable[Tensor],
     motion: JointMotion,
     field: AnalyticField,
     flow: FlowEstimator,
     *,
-    robot: Callable[[int], tuple[Picture, NDArray[np.bool_]]] | None = None,
+    render_robot: Callable[[int], tuple[RgbImage, NDArray[np.bool_]]] | None = None,
     progress: bool = False,
-) -> Iterator[Picture]:
+) -> Iterator[RgbImage]:
     """The pictures `write_overlay` writes, T - 1 of them; arguments as there."""
     from tqdm import tqdm
 
@@ -90,22 +90,22 @@ def overlay_pictures(
             f"one video is drawn at a time, this motion is a batch of shape {tuple(motion.position.shape[:-2])}; index it first"
         )
     steps = motion.position.shape[0] - 1
-    fastest = _typical_speed(motion, field)
+    max_speed = _robust_max_speed(motion, field)
     pairs = tqdm(pairwise(frames), total=steps, desc="overlay", unit="frame", disable=not progress, leave=False)
     for t, (first, second) in enumerate(pairs):
         if t >= steps:
             raise InputError(f"the video has more frames than the {steps + 1} that were decoded")
         measured = flow(first, second)
         q = motion.position[t]
-        residual = unexplained(measured.flow, measured.weight, field, q, motion.delta_q[t])
-        image = _to_picture(first)
-        pose = draw_points(image, field, q) if robot is None else blend(image, *robot(t))
-        trusted = bool(motion.valid[t])
+        residual = unexplained_flow(measured.flow, measured.weight, field, q, motion.delta_q[t])
+        image = _to_image(first)
+        pose = draw_points(image, field, q) if render_robot is None else blend(image, *render_robot(t))
+        valid = bool(motion.valid[t])
         yield compose(
             [
-                (image, "input" if trusted else "input (not valid)"),
-                (flow_colours(measured.flow, fastest), f"flow, full colour {fastest:.1f} px"),
-                (heat(residual, fastest / 2), f"unexplained flow, 0 to {fastest / 2:.1f} px"),
+                (image, "input" if valid else "input (not valid)"),
+                (flow_to_color(measured.flow, max_speed), f"flow, full colour {max_speed:.1f} px"),
+                (heatmap(residual, max_speed / 2), f"unexplained flow, 0 to {max_speed / 2:.1f} px"),
                 (pose, "decoded pose"),
             ]
         )
@@ -114,33 +114,33 @@ def overlay_pictures(
 # ---- the panels -----------------------------------------------------------------------------------------------------
 
 
-def flow_colours(flow: Float[Tensor, "2 H W"], fastest: float) -> Picture:
+def flow_to_color(flow: Float[Tensor, "2 H W"], max_speed: float) -> RgbImage:
     """Flow as colours on white: hue is direction (red = right, then yellow-green down, cyan left, violet up).
 
     Args:
         flow: displacement (u right, v down) [px].
-        fastest: speed drawn in full colour [px]; faster flow is darkened.
+        max_speed: speed drawn in full colour [px]; faster flow is darkened.
     """
     import cv2
 
     u, v = flow.detach().cpu().double().nan_to_num(0.0).numpy()
-    speed = np.hypot(u, v) / max(fastest, 1e-9)
+    speed = np.hypot(u, v) / max(max_speed, 1e-9)
     hue = np.degrees(np.arctan2(v, u)) % 360.0
     value = np.where(speed > 1.0, np.clip(1.35 - 0.35 * speed, 0.55, 1.0), 1.0)
     hsv = np.stack([hue, np.clip(speed, 0.0, 1.0), value], axis=-1).astype(np.float32)
-    return _bytes(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255.0)
+    return _to_uint8(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255.0)
 
 
-def heat(x: Float[Tensor, "H W"], highest: float) -> Picture:
-    """A map of values from 0 (black) to `highest` (bright yellow); values that are not finite are drawn as 0."""
+def heatmap(x: Float[Tensor, "H W"], max_value: float) -> RgbImage:
+    """A map of values from 0 (black) to `max_value` (bright yellow); values that are not finite are drawn as 0."""
     import cv2
 
-    level = (x.detach().cpu().double().nan_to_num(0.0) / max(highest, 1e-9)).clamp(0.0, 1.0).numpy()
-    colours = cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return np.ascontiguousarray(colours[..., ::-1])
+    level = (x.detach().cpu().double().nan_to_num(0.0) / max(max_value, 1e-9)).clamp(0.0, 1.0).numpy()
+    colors = cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return np.ascontiguousarray(colors[..., ::-1])
 
 
-def unexplained(
+def unexplained_flow(
     flow: Float[Tensor, "2 H W"],
     weight: Float[Tensor, "H W"],
     field: AnalyticField,
@@ -162,59 +162,59 @@ def unexplained(
         return weight * (flow - explained.to(flow)).norm(dim=0)
 
 
-def draw_points(image: Picture, field: AnalyticField, q: Float[Tensor, " n"]) -> Picture:
+def draw_points(image: RgbImage, field: AnalyticField, q: Float[Tensor, " n"]) -> RgbImage:
     """The visible surface points of the robot at q over the dimmed image: colour by link, brightness by slant."""
-    canvas = _dimmed(image)
+    canvas = _dim(image)
     if not bool(q.isfinite().all()):
         return canvas
     with torch.no_grad():
         pose = field.at(q)
         surface = pose.surface()
         normals = field.surface.normal_link.new_zeros(0) if surface.normals is None else surface.normals
-        towards_camera = -field.camera.T_camera_base[2, :3].to(q)
-        slant = (normals @ towards_camera)[surface.visible].clamp(0.0, 1.0)
+        toward_camera = -field.camera.T_camera_base[2, :3].to(q)
+        slant = (normals @ toward_camera)[surface.visible].clamp(0.0, 1.0)
         outline = field.contour(q, field.visible_contour(q)).points
-    link = pose.skin.link[surface.visible].cpu().numpy()
-    colours = _LINK_COLOURS[link % len(_LINK_COLOURS)] * (0.3 + 0.7 * slant.cpu().double().numpy()[:, None])
-    _dot(canvas, surface.points[surface.visible], _bytes(colours), field.camera)
-    _dot(canvas, outline, np.full((len(outline), 3), 255, np.uint8), field.camera)
+    link = pose.surface_points.link[surface.visible].cpu().numpy()
+    colors = _LINK_COLORS[link % len(_LINK_COLORS)] * (0.3 + 0.7 * slant.cpu().double().numpy()[:, None])
+    _draw_dots(canvas, surface.points[surface.visible], _to_uint8(colors), field.camera)
+    _draw_dots(canvas, outline, np.full((len(outline), 3), 255, np.uint8), field.camera)
     return canvas
 
 
-def _dot(canvas: Picture, points: Tensor, colours: Picture, camera: Camera) -> None:
+def _draw_dots(canvas: RgbImage, points: Tensor, colors: RgbImage, camera: Camera) -> None:
     """Set dots at points (N, 2) given in the camera's pixels, in colours (N, 3)."""
     height, width = canvas.shape[:2]
     scale = points.new_tensor([width / camera.width, height / camera.height])
     uv = ((points + 0.5) * scale - 0.5).round().long().cpu().numpy()
     inside = ((uv >= 0) & (uv < (width, height))).all(axis=-1)
     size = max(1, round(width / 320))
-    for (column, row), colour in zip(uv[inside], colours[inside], strict=True):
-        canvas[row : row + size, column : column + size] = colour
+    for (column, row), color in zip(uv[inside], colors[inside], strict=True):
+        canvas[row : row + size, column : column + size] = color
 
 
-def blend(image: Picture, drawn: Picture, mask: NDArray[np.bool_]) -> Picture:
+def blend(image: RgbImage, rendered: RgbImage, mask: NDArray[np.bool_]) -> RgbImage:
     """A drawn robot over the dimmed image, with its outline: where the two disagree, a ghost shows.
 
     Args:
         image: the input frame.
-        drawn: the robot drawn at the decoded pose.
-        mask: (H, W) where `drawn` shows the robot.
+        rendered: the robot drawn at the decoded pose.
+        mask: (H, W) where `rendered` shows the robot.
     """
     import cv2
 
-    if drawn.shape != image.shape:
+    if rendered.shape != image.shape:
         height, width = image.shape[:2]
-        drawn = _bytes(cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA))
+        rendered = _to_uint8(cv2.resize(rendered, (width, height), interpolation=cv2.INTER_AREA))
         mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-    canvas = _dimmed(image)
+    canvas = _dim(image)
     tint = np.array((0.55, 0.8, 1.0))
-    canvas[mask] = _bytes(0.25 * canvas[mask] + 0.75 * drawn[mask] * tint)
+    canvas[mask] = _to_uint8(0.25 * canvas[mask] + 0.75 * rendered[mask] * tint)
     outline = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     canvas[outline] = (255, 170, 40)
     return canvas
 
 
-def compose(panels: list[tuple[Picture, str]]) -> Picture:
+def compose(panels: list[tuple[RgbImage, str]]) -> RgbImage:
     """Two by two panels of one size, each under a small caption; even height and width."""
     import cv2
 
@@ -235,7 +235,7 @@ def compose(panels: list[tuple[Picture, str]]) -> Picture:
 # ---- small parts ----------------------------------------------------------------------------------------------------
 
 
-def _typical_speed(motion: JointMotion, field: AnalyticField) -> float:
+def _robust_max_speed(motion: JointMotion, field: AnalyticField) -> float:
     """A speed [px] that few robot pixels exceed in this video, so that all frames share one colour scale."""
     steps = motion.delta_q.shape[0]
     speeds = []
@@ -246,18 +246,18 @@ def _typical_speed(motion: JointMotion, field: AnalyticField) -> float:
                 surface = field.at(q).surface()
                 speed = torch.einsum("pcn,n->pc", surface.jacobian, delta_q).norm(dim=-1)
                 speeds.append(speed[surface.visible])
-    seen: Any = torch.cat(speeds) if speeds else torch.zeros(0)
-    return max(0.5, float(seen.double().quantile(0.98))) if len(seen) else 1.0
+    visible_speeds: Any = torch.cat(speeds) if speeds else torch.zeros(0)
+    return max(0.5, float(visible_speeds.double().quantile(0.98))) if len(visible_speeds) else 1.0
 
 
-def _dimmed(image: Picture) -> Picture:
-    grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    return _bytes(np.repeat(0.45 * grey, 3, axis=-1))
+def _dim(image: RgbImage) -> RgbImage:
+    gray = image.astype(np.float32).mean(axis=-1, keepdims=True)
+    return _to_uint8(np.repeat(0.45 * gray, 3, axis=-1))
 
 
-def _to_picture(frame: Float[Tensor, "3 H W"]) -> Picture:
-    return _bytes(frame.detach().cpu().double().nan_to_num(0.0).permute(1, 2, 0).numpy() * 255.0)
+def _to_image(frame: Float[Tensor, "3 H W"]) -> RgbImage:
+    return _to_uint8(frame.detach().cpu().double().nan_to_num(0.0).permute(1, 2, 0).numpy() * 255.0)
 
 
-def _bytes(x: NDArray[Any]) -> Picture:
+def _to_uint8(x: NDArray[Any]) -> RgbImage:
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)

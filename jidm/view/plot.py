@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jidm.errors import InputError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from jidm.joint_motion import JointMotion
 
-_DECODED, _TRUTH, _INVALID, _BLIND = "#1f5fbf", "#111111", "#999999", "#e0a030"
+_DECODED, _TRUTH, _INVALID, _UNOBSERVABLE = "#1f5fbf", "#111111", "#999999", "#e0a030"
 _UNITS = {"prismatic": ("m", "m/s")}
 
 
@@ -38,7 +38,7 @@ def plot_motion(
         InputError: the motion is a batch, or the truth has another shape.
     """
     figure = draw_motion(motion, truth=truth, title=title)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
 
 
@@ -47,7 +47,7 @@ def draw_motion(motion: JointMotion, *, truth: ArrayLike | None = None, title: s
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    curves = _Curves(motion, truth)
+    curves = _MotionCurves(motion, truth)
     n = len(curves.joint_names)
     figure = Figure(figsize=(11, 1.0 + 1.25 * n), layout="constrained")
     FigureCanvasAgg(figure)
@@ -67,7 +67,7 @@ def draw_motion(motion: JointMotion, *, truth: ArrayLike | None = None, title: s
     return figure
 
 
-class _Curves:
+class _MotionCurves:
     """The motion as arrays, and where it must not be trusted."""
 
     def __init__(self, motion: JointMotion, truth: ArrayLike | None) -> None:
@@ -83,7 +83,7 @@ class _Curves:
         dt = np.diff(self.time)
         variance = np.diagonal(_array(motion.covariance), axis1=-2, axis2=-1)
         self.velocity_std = np.sqrt(np.clip(variance, 0.0, None)) / dt[:, None]
-        self.middle = (self.time[1:] + self.time[:-1]) / 2
+        self.mid_time = (self.time[1:] + self.time[:-1]) / 2
         self.truth: NDArray[np.float64] | None = None
         if truth is not None:
             self.truth = np.asarray(truth, dtype=np.float64)
@@ -92,9 +92,9 @@ class _Curves:
         self.true_velocity = None if self.truth is None else np.diff(self.truth, axis=0) / dt[:, None]
 
 
-def _draw_row(left: Axes, right: Axes, curves: _Curves, k: int) -> None:
+def _draw_row(left: Axes, right: Axes, curves: _MotionCurves, k: int) -> None:
     for axis, x, y, std, true in (
-        (left, curves.middle, curves.velocity, curves.velocity_std, curves.true_velocity),
+        (left, curves.mid_time, curves.velocity, curves.velocity_std, curves.true_velocity),
         (right, curves.time, curves.position, curves.position_std, curves.truth),
     ):
         line, low, high = y[:, k], y[:, k] - 2 * std[:, k], y[:, k] + 2 * std[:, k]
@@ -104,15 +104,15 @@ def _draw_row(left: Axes, right: Axes, curves: _Curves, k: int) -> None:
         if true is not None:
             axis.plot(x, true[:, k], color=_TRUTH, linewidth=0.9, linestyle=(0, (4, 3)))
             shown.append(true[:, k])
-        _frame(axis, shown, (low, high))
+        _set_ylim(axis, shown, (low, high))
         _shade(axis, curves.time, ~curves.valid, _INVALID, 0.35)
-        _shade(axis, curves.time, curves.valid & ~curves.observable[:, k], _BLIND, 0.3)
+        _shade(axis, curves.time, curves.valid & ~curves.observable[:, k], _UNOBSERVABLE, 0.3)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25, linewidth=0.5)
         axis.set_xlim(curves.time[0], curves.time[-1])
 
 
-def _frame(axis: Axes, shown: list[NDArray[np.float64]], band: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+def _set_ylim(axis: Axes, shown: list[NDArray[np.float64]], band: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
     """Fit the curves; the band only up to three times their height, or one blind joint would flatten its curve."""
     values = np.concatenate(shown)
     values = values[np.isfinite(values)]
@@ -128,14 +128,14 @@ def _frame(axis: Axes, shown: list[NDArray[np.float64]], band: tuple[NDArray[np.
     axis.set_ylim(low - margin, high + margin)
 
 
-def _shade(axis: Axes, time: NDArray[np.float64], steps: NDArray[np.bool_], colour: str, alpha: float) -> None:
+def _shade(axis: Axes, time: NDArray[np.float64], steps: NDArray[np.bool_], color: str, alpha: float) -> None:
     """Shade runs of steps: step t lies between frames t and t + 1."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], steps, [False]])))
     for start, stop in edges.reshape(-1, 2):
-        axis.axvspan(time[start], time[stop], color=colour, alpha=alpha, linewidth=0)
+        axis.axvspan(time[start], time[stop], color=color, alpha=alpha, linewidth=0)
 
 
-def _legend(curves: _Curves) -> tuple[list[Any], list[str]]:
+def _legend(curves: _MotionCurves) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -148,7 +148,7 @@ def _legend(curves: _Curves) -> tuple[list[Any], list[str]]:
     if not curves.valid.all():
         entries.append((Patch(color=_INVALID, alpha=0.35), "frame not valid"))
     if not curves.observable[curves.valid].all():
-        entries.append((Patch(color=_BLIND, alpha=0.3), "joint not observable"))
+        entries.append((Patch(color=_UNOBSERVABLE, alpha=0.3), "joint not observable"))
     return [handle for handle, _ in entries], [label for _, label in entries]
 
 

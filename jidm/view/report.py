@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.files import whole_file
+from jidm.files import atomic_write
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jidm.joint_motion import JointMotion
 
-_SHOWN = 8  # frames in the strip
+_STRIP_FRAMES = 8  # frames in the strip
 _STRIP_HEIGHT = 180  # [px]
 _LINE, _LIMIT = "#1f5fbf", "#c03030"
 
@@ -50,7 +50,7 @@ def write_report(
     motion: JointMotion,
     limits: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
     reward: float,
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float],
     by_step: Mapping[str, Float[Tensor, " S"]],
     unexplained: Float[Tensor, "S h w"],
     misplaced: Float[Tensor, "T h w"],
@@ -61,27 +61,27 @@ def write_report(
     Args:
         frames: RGB in [0, 1].
         limits: (n,) lower and upper positions [rad or m] and speeds [rad/s or m/s]; infinite where there are none.
-        reward: of the video. figures: what it is made of, by name.
+        reward: of the video. metrics: what it is made of, by name.
         by_step: name of a term -> penalty of each step, in [0, 1].
         unexplained: motion that no joint explains [cells]. misplaced: where the robot is not where it should be, in [0, 1].
         reasons: in words.
     """
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{value:.2f}</td></tr>" for name, value in figures.items())
-    said = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{value:.2f}</td></tr>" for name, value in metrics.items())
+    reason_items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     page = _PAGE.format(
         title=escape(title),
         reward=f"{reward:.2f}",
         under=f"of 10; {len(frames)} frames, {len(motion.joint_names)} joints",
-        reasons=f"<ul>{said}</ul>" if said else "<p>Nothing that good videos do not have.</p>",
+        reasons=f"<ul>{reason_items}</ul>" if reason_items else "<p>Nothing that good videos do not have.</p>",
         strip=_strip(frames, unexplained, misplaced),
         table=f"<table>{rows}</table>",
-        terms=_drawn(_terms(by_step)),
-        joints=_drawn(_joints(motion, limits)),
+        terms=_figure_data_url(_terms(by_step)),
+        joints=_figure_data_url(_joints(motion, limits)),
         provenance=escape(
             ", ".join(f"{k}: {v}" for k, v in motion.provenance.items() if isinstance(v, (str, int, float)))
         ),
     )
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
@@ -89,34 +89,34 @@ def _strip(frames: Tensor, unexplained: Tensor, misplaced: Tensor) -> str:
     """Frames side by side, the one before the worst step among them, each above its heat."""
     import cv2
 
-    badness = unexplained.flatten(1).sum(1) / 4 + misplaced[1:].flatten(1).sum(1)
-    even = np.linspace(1, len(frames) - 1, min(_SHOWN, len(frames) - 1)).round().astype(int)
-    worst = int(badness.argmax()) + 1
+    severity = unexplained.flatten(1).sum(1) / 4 + misplaced[1:].flatten(1).sum(1)
+    even = np.linspace(1, len(frames) - 1, min(_STRIP_FRAMES, len(frames) - 1)).round().astype(int)
+    worst = int(severity.argmax()) + 1
     even[np.abs(even - worst).argmin()] = worst
     columns = []
     for k in even.tolist():
         picture = (frames[k].movedim(0, -1).clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
         width = max(1, round(picture.shape[1] * _STRIP_HEIGHT / picture.shape[0]))
         picture = np.asarray(cv2.resize(picture, (width, _STRIP_HEIGHT), interpolation=cv2.INTER_AREA))
-        grey = np.repeat(picture.mean(-1, keepdims=True), 3, -1) * 0.6
-        heat = _enlarged(unexplained[k - 1] / 2, picture) * np.array([255, 190, 0]) + _enlarged(
+        gray = np.repeat(picture.mean(-1, keepdims=True), 3, -1) * 0.6
+        overlay = _upsample(unexplained[k - 1] / 2, picture) * np.array([255, 190, 0]) + _upsample(
             (unexplained[k - 1] - 2) / 2, picture
         ) * np.array([0, -190, 0])
-        heat = heat + _enlarged(misplaced[k], picture) * np.array([40, 90, 255])
+        overlay = overlay + _upsample(misplaced[k], picture) * np.array([40, 90, 255])
         label = f"frame {k}"
         cv2.putText(picture, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 3, cv2.LINE_AA)
         cv2.putText(picture, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
-        columns.append(np.concatenate([picture, np.clip(grey + heat, 0, 255).astype(np.uint8)]))
+        columns.append(np.concatenate([picture, np.clip(gray + overlay, 0, 255).astype(np.uint8)]))
     ok, data = cv2.imencode(".jpg", np.concatenate(columns, 1)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     assert ok
-    return _embedded("jpeg", data.tobytes())
+    return _data_url("jpeg", data.tobytes())
 
 
-def _enlarged(cells: Tensor, like: NDArray[Any]) -> NDArray[np.float64]:
+def _upsample(values: Tensor, like: NDArray[Any]) -> NDArray[np.float64]:
     """(H, W, 1) in [0, 1]."""
     import cv2
 
-    small = cells.clamp(0, 1).float().cpu().numpy()
+    small = values.clamp(0, 1).float().cpu().numpy()
     return np.asarray(cv2.resize(small, like.shape[1::-1], interpolation=cv2.INTER_LINEAR), np.float64)[..., None]
 
 
@@ -160,11 +160,11 @@ def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, A
     return figure, figure.subplots(rows, columns, sharex=True, squeeze=False)
 
 
-def _drawn(figure: Figure) -> str:
+def _figure_data_url(figure: Figure) -> str:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
-    return _embedded("png", data.getvalue())
+    return _data_url("png", data.getvalue())
 
 
-def _embedded(kind: str, data: bytes) -> str:
+def _data_url(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -25,8 +25,8 @@ class Commands:
         position: (M, n) joint positions at that time [rad or m].
         delta: (M, n) joint steps of the period [rad or m]; they add up to the positions.
         velocity: (M, n) delta divided by the period: held for the period, it leads to the position [rad/s or m/s].
-        behind: (M, n) how far the motion is behind what the frames show, because of limits or smoothing [rad or m].
-        held: (M,) whether nothing fresh and finite was there to follow: the robot is brought to rest inside its limits
+        tracking_error: (M, n) how far the motion is behind what the frames show, because of limits or smoothing [rad or m].
+        holding: (M,) whether nothing fresh and finite was there to follow: the robot is brought to rest inside its limits
             and kept there.
         reason: why it was, in words; empty where no command is held.
         gripper_joints: columns that open and close a gripper, and `gripper_range` (g, 2) where they are shut and open.
@@ -38,8 +38,8 @@ class Commands:
     position: NDArray[np.float64]
     delta: NDArray[np.float64]
     velocity: NDArray[np.float64]
-    behind: NDArray[np.float64]
-    held: NDArray[np.bool_]
+    tracking_error: NDArray[np.float64]
+    holding: NDArray[np.bool_]
     reason: str = ""
     gripper_joints: tuple[int, ...] = ()
     gripper_range: NDArray[np.float64] | None = None

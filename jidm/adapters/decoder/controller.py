@@ -25,9 +25,9 @@ from torch import Tensor
 
 from jidm.adapters.decoder.commands import Commands
 from jidm.adapters.decoder.decoder import ActionDecoder
-from jidm.adapters.decoder.reader import PoseReader, Reading, as_frames
+from jidm.adapters.decoder.reader import PoseTracker, PoseMeasurement, as_frames
 from jidm.errors import InputError, JidmError, did_you_mean
-from jidm.field.forward import carried
+from jidm.field.forward import warp_frame
 
 Mode = Literal["sync", "async_naive", "async_grounded"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -35,24 +35,24 @@ MODES: tuple[str, ...] = get_args(Mode)
 Planner = Callable[[Tensor], Any]
 """From a frame (3, H, W) in [0, 1] to the frames that follow it, in any layout `as_video` takes."""
 
-Forward = Callable[[Tensor, NDArray[np.float64], NDArray[np.float64]], Tensor]
+ForwardModel = Callable[[Tensor, NDArray[np.float64], NDArray[np.float64]], Tensor]
 """From a frame (3, H, W), joint positions (n,) and steps (k, n) to the frame after them."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Dream:
+class _GeneratedChunk:
     """What planning brought: K frames, their readings after that of the real one they begin with, if they do; or why there is
     none. How long each part took [s]."""
 
     frames: Float[Tensor, "K 3 H W"] | None
-    readings: list[Reading]
+    measurements: list[PoseMeasurement]
     problem: str
-    seconds: dict[str, float]
+    timings: dict[str, float]
 
     @property
-    def last(self) -> Tensor | None:
+    def last_frame(self) -> Tensor | None:
         """The last frame; nobody dreams on from one that shows nothing."""
-        return None if self.frames is None or self.readings[-1].position is None else self.frames[-1]
+        return None if self.frames is None or self.measurements[-1].position is None else self.frames[-1]
 
 
 class AsyncController:
@@ -77,15 +77,15 @@ class AsyncController:
 
     def __init__(
         self, planner: Planner, decoder: ActionDecoder, *, mode: str = "async_grounded", blend: int = 2,
-        forward: Forward | None = None, planning: Executor | None = None, comparing: Executor | None = None,
+        forward_model: ForwardModel | None = None, planning_executor: Executor | None = None, comparison_executor: Executor | None = None,
     ) -> None:  # fmt: skip
         if mode not in MODES:
             raise InputError(f"no mode '{mode}': {did_you_mean(mode, MODES)}")
         self.planner, self.decoder, self.mode, self.blend = planner, decoder, mode, blend
-        self._forward = forward or self._by_field
-        self._planning = planning or ThreadPoolExecutor(1, thread_name_prefix="planner")
-        self._comparing = comparing or ThreadPoolExecutor(1, thread_name_prefix="comparer")
-        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._forward_model = forward_model or self._warp_by_field
+        self._planning_executor = planning_executor or ThreadPoolExecutor(1, thread_name_prefix="planner")
+        self._comparison_executor = comparison_executor or ThreadPoolExecutor(1, thread_name_prefix="comparer")
+        self.timings: dict[str, list[float]] = defaultdict(list)
         """How long planning, carrying, reading, comparing, following and a whole step took, each time [s]."""
 
     def reset(self, frame: Any, q: ArrayLike, *, layout: str | None = None) -> None:
@@ -96,18 +96,18 @@ class AsyncController:
         """
         self.decoder.reset(q)
         self._layout = layout
-        self._frame = self._one(frame)
-        self._q = self._shown = np.array(q, dtype=np.float64)
+        self._frame = self._as_frame(frame)
+        self._q = self._q_at_frame = np.array(q, dtype=np.float64)
         self._queue: Commands | None = None
-        self._next = 0
-        self._job: Future[_Dream] | None = None
-        self._done = 0  # frames of the dream that is followed
-        self._off = np.zeros(len(self._q))  # by so much it was moved
-        self._comparison: Future[NDArray[np.float64] | None] | None = None
-        self._asked = 0.0
-        self._followed: _Dream | None = None
+        self._queue_index = 0
+        self._pending_chunk: Future[_GeneratedChunk] | None = None
+        self._frames_done = 0  # frames of the dream that is followed
+        self._applied_correction = np.zeros(len(self._q))  # by so much it was moved
+        self._pending_comparison: Future[NDArray[np.float64] | None] | None = None
+        self._request_time = 0.0
+        self._active_chunk: _GeneratedChunk | None = None
         self._problem = ""
-        self.seconds.clear()
+        self.timings.clear()
 
     def step(self, frame: Any = None, q: ArrayLike | None = None) -> Commands:
         """The command of this control period.
@@ -119,26 +119,26 @@ class AsyncController:
         if q is not None:
             self._q = np.array(q, dtype=np.float64)
         elif self.decoder.position is not None:
-            self._q = self._expected()
+            self._q = self._expected_position()
         if frame is not None:
-            self._frame, self._shown = self._one(frame), self._q
-        if self._left == 0:
-            self._go_on(sees=frame is not None)
-        if self._left == 0:
-            self._continue(measured=q is not None)
-        if self._left == 0:
-            command = self.decoder.coast(1, self._why())
+            self._frame, self._q_at_frame = self._as_frame(frame), self._q
+        if self._remaining == 0:
+            self._advance_frame(has_frame=frame is not None)
+        if self._remaining == 0:
+            self._start_next_chunk(measured=q is not None)
+        if self._remaining == 0:
+            command = self.decoder.hold(1, self._hold_reason())
         else:
             assert self._queue is not None
-            command = self._queue[self._next : self._next + 1]
-            self._next += 1
-        self.seconds["step"].append(time.perf_counter() - began)
+            command = self._queue[self._queue_index : self._queue_index + 1]
+            self._queue_index += 1
+        self.timings["step"].append(time.perf_counter() - began)
         return command
 
     def report(self) -> str:
         """Where the time goes: a line for each part, median and 99th percentile [ms]."""
         rows = [f"{'part':<10}{'p50 [ms]':>10}{'p99 [ms]':>10}{'times':>8}"]
-        for name, values in self.seconds.items():
+        for name, values in self.timings.items():
             middle, high = np.percentile(np.array(values) * 1000, [50, 99])
             rows.append(f"{name:<10}{middle:>10.1f}{high:>10.1f}{len(values):>8}")
         return "\n".join(rows)
@@ -146,98 +146,98 @@ class AsyncController:
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
     @property
-    def _left(self) -> int:
+    def _remaining(self) -> int:
         """Commands that are still to be executed."""
-        return 0 if self._queue is None else len(self._queue) - self._next
+        return 0 if self._queue is None else len(self._queue) - self._queue_index
 
-    def _expected(self) -> NDArray[np.float64]:
+    def _expected_position(self) -> NDArray[np.float64]:
         """Where the robot is by the commands given so far, if nobody measures."""
-        if self._queue is not None and 0 < self._next <= len(self._queue):
-            return self._queue.position[self._next - 1]
+        if self._queue is not None and 0 < self._queue_index <= len(self._queue):
+            return self._queue.position[self._queue_index - 1]
         assert self.decoder.position is not None
         return self.decoder.position
 
-    def _continue(self, *, measured: bool) -> None:
+    def _start_next_chunk(self, *, measured: bool) -> None:
         """The chunk is done: take the next dream if it is there, and ask for the one after it."""
         if measured and self.decoder.time > 0:
             self.decoder.observe(self._q)
-        if self._job is not None and self._job.done():
-            dream, self._job = self._job.result(), None
-            for part, seconds in dream.seconds.items():
-                self.seconds[part].append(seconds)
-            self._problem, self._followed = dream.problem, dream if dream.readings else None
-            self._done, self._off, self._comparison = 0, 0 * self._off, None
-            self.decoder.lead(dream.readings, blend=self.blend)
-            self._more()
-        if self._job is None and (self._left == 0 or self.mode != "sync"):
-            self._ask()
+        if self._pending_chunk is not None and self._pending_chunk.done():
+            chunk, self._pending_chunk = self._pending_chunk.result(), None
+            for part, seconds in chunk.timings.items():
+                self.timings[part].append(seconds)
+            self._problem, self._active_chunk = chunk.problem, chunk if chunk.measurements else None
+            self._frames_done, self._applied_correction, self._pending_comparison = 0, 0 * self._applied_correction, None
+            self.decoder.append(chunk.measurements, blend=self.blend)
+            self._enqueue_next_frame()
+        if self._pending_chunk is None and (self._remaining == 0 or self.mode != "sync"):
+            self._request_chunk()
 
-    def _ask(self) -> None:
+    def _request_chunk(self) -> None:
         """Have the next chunk dreamt and read in the background."""
-        self._asked = time.perf_counter()
-        steps = self._under_way()
-        frame, q = self._frame, self._shown
-        last = self._followed.last if self._followed is not None and self.mode == "async_naive" else None
+        self._request_time = time.perf_counter()
+        steps = self._remaining_steps()
+        frame, q = self._frame, self._q_at_frame
+        last_frame = self._active_chunk.last_frame if self._active_chunk is not None and self.mode == "async_naive" else None
 
-        def dream() -> _Dream:
-            return self._dream(frame, q, steps, last)
+        def plan() -> _GeneratedChunk:
+            return self._plan_chunk(frame, q, steps, last_frame)
 
-        self._job = self._planning.submit(dream)
+        self._pending_chunk = self._planning_executor.submit(plan)
 
-    def _go_on(self, *, sees: bool) -> None:
+    def _advance_frame(self, *, has_frame: bool) -> None:
         """A frame's commands are done: take those of the next one, if the dream has one."""
-        if self._followed is None:
+        if self._active_chunk is None:
             return
-        self._done += 1
-        if self._comparison is not None and self._comparison.done():
-            off, self._comparison = self._comparison.result(), None
-            if off is not None:
-                self.decoder.correct(off - self._off)
-                self._off = off
-        if sees and self._comparison is None and self.mode != "async_naive":
-            self._compare()
-        self._more()
-        if self._left == 0:
-            self._followed = None
+        self._frames_done += 1
+        if self._pending_comparison is not None and self._pending_comparison.done():
+            correction, self._pending_comparison = self._pending_comparison.result(), None
+            if correction is not None:
+                self.decoder.shift_reference(correction - self._applied_correction)
+                self._applied_correction = correction
+        if has_frame and self._pending_comparison is None and self.mode != "async_naive":
+            self._start_comparison()
+        self._enqueue_next_frame()
+        if self._remaining == 0:
+            self._active_chunk = None
 
-    def _more(self) -> None:
+    def _enqueue_next_frame(self) -> None:
         """Commands for the next frame of the dream."""
         began = time.perf_counter()
-        self._queue, self._next = self.decoder.more(self._time_of(self._done + 1)), 0
-        self.seconds["follow"].append(time.perf_counter() - began)
+        self._queue, self._queue_index = self.decoder.next(self._frame_time(self._frames_done + 1)), 0
+        self.timings["follow"].append(time.perf_counter() - began)
 
-    def _time_of(self, frame: int) -> float:
+    def _frame_time(self, frame: int) -> float:
         """When so many frames of the dream are done [s of the motion]."""
-        count = 0 if self._followed is None or self._followed.frames is None else len(self._followed.frames)
-        return self.decoder.led - (count - frame) / self.decoder.video_rate
+        count = 0 if self._active_chunk is None or self._active_chunk.frames is None else len(self._active_chunk.frames)
+        return self.decoder.horizon_end - (count - frame) / self.decoder.video_rate
 
-    def _compare(self) -> None:
+    def _start_comparison(self) -> None:
         """Have what the robot sees compared with what the dream showed for now."""
-        dream = self._followed
-        if dream is None or dream.frames is None or self._done >= len(dream.frames):
+        chunk = self._active_chunk
+        if chunk is None or chunk.frames is None or self._frames_done >= len(chunk.frames):
             return
-        seen, q, dreamt = self._frame, self._shown, dream.frames[self._done - 1]
-        read = dream.readings[self._done - 1 - len(dream.frames)].position
+        observed, q, generated = self._frame, self._q_at_frame, chunk.frames[self._frames_done - 1]
+        generated_position = chunk.measurements[self._frames_done - 1 - len(chunk.frames)].position
 
         def compare() -> NDArray[np.float64] | None:
             began = time.perf_counter()
-            reader = PoseReader(self.decoder.idm, self.decoder.video_rate)
-            reader.begin(q)
-            reader.read(seen, "CHW")
-            shown = reader.read(dreamt, "CHW")[0].position
-            self.seconds["compare"].append(time.perf_counter() - began)
-            return None if shown is None or read is None else shown - read
+            tracker = PoseTracker(self.decoder.idm, self.decoder.video_rate)
+            tracker.start_video(q)
+            tracker.measure(observed, "CHW")
+            position = tracker.measure(generated, "CHW")[0].position
+            self.timings["compare"].append(time.perf_counter() - began)
+            return None if position is None or generated_position is None else position - generated_position
 
-        self._comparison = self._comparing.submit(compare)
+        self._pending_comparison = self._comparison_executor.submit(compare)
 
-    def _under_way(self) -> NDArray[np.float64]:
+    def _remaining_steps(self) -> NDArray[np.float64]:
         """(k, n) from the last real frame on, where the dream that is followed leads, frame by frame [rad or m]."""
-        if self._followed is None or self._followed.frames is None:
+        if self._active_chunk is None or self._active_chunk.frames is None:
             return np.zeros((0, len(self._q)))
-        times = [self._time_of(k) for k in range(self._done + 1, len(self._followed.frames) + 1)]
-        return np.diff(np.concatenate([self._shown[None], self.decoder.wanted(times)]), axis=0)
+        times = [self._frame_time(k) for k in range(self._frames_done + 1, len(self._active_chunk.frames) + 1)]
+        return np.diff(np.concatenate([self._q_at_frame[None], self.decoder.reference(times)]), axis=0)
 
-    def _dream(self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64], last: Tensor | None) -> _Dream:
+    def _plan_chunk(self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64], last_frame: Tensor | None) -> _GeneratedChunk:
         """Runs in the background: uses the decoder's reader and nothing else of it."""
         clock, seconds = [time.perf_counter()], {}
 
@@ -245,40 +245,40 @@ class AsyncController:
             clock.append(time.perf_counter())
             seconds[part] = clock[-1] - clock[-2]
 
-        reader = self.decoder.reader
+        tracker = self.decoder.pose_tracker
         try:
-            begins: list[Reading] = []
-            if last is None:
+            initial: list[PoseMeasurement] = []
+            if last_frame is None:
                 if len(steps):
-                    frame = self._forward(frame, q, steps)
+                    frame = self._forward_model(frame, q, steps)
                     lap("carry")
-                reader.begin(q + steps.sum(0))
-                begins = reader.read(frame, "CHW")
+                tracker.start_video(q + steps.sum(0))
+                initial = tracker.measure(frame, "CHW")
             else:
-                frame = last
+                frame = last_frame
             frames = as_frames(self.planner(frame))
             lap("plan")
             if frames.shape[1:] != frame.shape:
                 raise InputError(
                     f"the planner's frames are {tuple(frames.shape[1:])}, the robot's {tuple(frame.shape)}"
                 )
-            readings = [*begins, *reader.read(frames, "TCHW")]
+            measurements = [*initial, *tracker.measure(frames, "TCHW")]
             lap("read")
-            return _Dream(frames, readings, "", seconds)
+            return _GeneratedChunk(frames, measurements, "", seconds)
         except Exception as error:  # whatever the planner does, the robot is held
-            told = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
-            return _Dream(None, [], f"the planner failed: {told}", seconds)
+            message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
+            return _GeneratedChunk(None, [], f"the planner failed: {message}", seconds)
 
-    def _by_field(self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]) -> Float[Tensor, "3 H W"]:
+    def _warp_by_field(self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]) -> Float[Tensor, "3 H W"]:
         field = self.decoder.idm.field
         like = getattr(field, "delta_std", None)
         dtype = torch.float64 if like is None else like.dtype
-        return carried(field, frame, torch.tensor(q, dtype=dtype), torch.tensor(steps, dtype=dtype))
+        return warp_frame(field, frame, torch.tensor(q, dtype=dtype), torch.tensor(steps, dtype=dtype))
 
-    def _one(self, frame: Any) -> Float[Tensor, "3 H W"]:
+    def _as_frame(self, frame: Any) -> Float[Tensor, "3 H W"]:
         return as_frames(frame, self._layout)[0]
 
-    def _why(self) -> str:
+    def _hold_reason(self) -> str:
         if self._problem:
             return self._problem
-        return f"waiting for the planner since {time.perf_counter() - self._asked:.2f} s"
+        return f"waiting for the planner since {time.perf_counter() - self._request_time:.2f} s"

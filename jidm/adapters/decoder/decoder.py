@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from jidm.adapters.decoder.commands import Commands, as_action_space
 from jidm.adapters.decoder.limits import MotionLimits
-from jidm.adapters.decoder.motion import Motion
-from jidm.adapters.decoder.reader import PoseReader, Reading
+from jidm.adapters.decoder.motion import ReferenceTrajectory
+from jidm.adapters.decoder.reader import PoseTracker, PoseMeasurement
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ActionDecoder:
     def __init__(
         self, idm: JacobianIDM, *, video_rate: float = 12.5, control_rate: float = 50.0, chunk: int = 1,
         action_space: str = "joint_velocity", limits: MotionLimits | None = None, bandwidth: float = 4.0,
-        ahead: float = 0.8, most_behind: float | None = None,
+        horizon: float = 0.8, max_tracking_error: float | None = None,
     ) -> None:  # fmt: skip
         if not all(math.isfinite(rate) and rate > 0 for rate in (video_rate, control_rate)):
             raise InputError(f"video_rate and control_rate must be positive, got {video_rate} and {control_rate}")
@@ -60,15 +60,15 @@ class ActionDecoder:
         if limits is None:
             if robot is None:
                 raise InputError("this checkpoint names no robot whose limits are known: pass limits=MotionLimits(...)")
-            limits = MotionLimits.of(robot)
+            limits = MotionLimits.from_embodiment(robot)
         if limits.n != len(idm.joint_names):
             raise InputError(f"limits are of {limits.n} joints, the field moves {len(idm.joint_names)}")
         self.idm, self.limits = idm, limits
         self.video_rate, self.control_rate, self.chunk = video_rate, control_rate, chunk
-        self.action_space, self.most_behind = as_action_space(action_space), most_behind
-        self._bandwidth, self._ahead = bandwidth, ahead
+        self.action_space, self.max_tracking_error = as_action_space(action_space), max_tracking_error
+        self._bandwidth, self._horizon = bandwidth, horizon
         self._grippers = () if robot is None else tuple(int(k) for k in np.flatnonzero(robot.gripper_mask))
-        self.reader = PoseReader(idm, video_rate)
+        self.pose_tracker = PoseTracker(idm, video_rate)
         self.reset()
 
     # ---- state ------------------------------------------------------------------------------------------------------
@@ -84,13 +84,13 @@ class ActionDecoder:
             InputError: q is not n finite numbers.
         """
         start = None if q is None else self._checked(q)
-        self._motion = Motion(
+        self._trajectory = ReferenceTrajectory(
             self.idm.joint_names, self.limits, video_rate=self.video_rate, control_rate=self.control_rate,
-            action_space=self.action_space, grippers=self._grippers, bandwidth=self._bandwidth, ahead=self._ahead, q=start,
+            action_space=self.action_space, grippers=self._grippers, bandwidth=self._bandwidth, horizon=self._horizon, q=start,
         )  # fmt: skip
-        self.begin(q)
+        self.start_video(q)
 
-    def begin(self, q: ArrayLike | None = None) -> None:
+    def start_video(self, q: ArrayLike | None = None) -> None:
         """The next frame begins a new video, a planner's next dream for instance; the robot's motion goes on as it was.
 
         Args:
@@ -99,23 +99,23 @@ class ActionDecoder:
         Raises:
             InputError: q is not n finite numbers.
         """
-        self.reader.begin(None if q is None else self._checked(q))
-        self._waiting: list[Reading] = []
+        self.pose_tracker.start_video(None if q is None else self._checked(q))
+        self._pending: list[PoseMeasurement] = []
 
     @property
     def time(self) -> float:
         """Up to here commands were given [s of the motion]."""
-        return self._motion.time
+        return self._trajectory.time
 
     @property
-    def led(self) -> float:
+    def horizon_end(self) -> float:
         """Up to here frames have told what to do [s of the motion]."""
-        return self._motion.led
+        return self._trajectory.horizon_end
 
     @property
     def position(self) -> NDArray[np.float64] | None:
         """(n,) where the last command leads [rad or m]; None where nothing is known of the robot yet."""
-        return self._motion.position
+        return self._trajectory.position
 
     # ---- frames in, commands out ------------------------------------------------------------------------------------
 
@@ -137,45 +137,45 @@ class ActionDecoder:
         measured = None if q is None else self._checked(q)
         if self.action_space == "joint_position" and self.position is None:
             raise InputError("positions are commanded from where the robot is: tell it by reset(q=...)")
-        self._waiting += self.reader.read(frames, layout)
-        if measured is not None and self._waiting[-1].position is not None:
-            self.reader.told(measured)
-            self._waiting[-1] = replace(self._waiting[-1], position=measured)
-        if sum(not reading.begins for reading in self._waiting) < self.chunk and not self._waiting[-1].begins:
+        self._pending += self.pose_tracker.measure(frames, layout)
+        if measured is not None and self._pending[-1].position is not None:
+            self.pose_tracker.correct(measured)
+            self._pending[-1] = replace(self._pending[-1], position=measured)
+        if sum(not reading.is_first for reading in self._pending) < self.chunk and not self._pending[-1].is_first:
             return self.follow([])
-        readings, self._waiting = self._waiting, []
-        return self.follow(readings)
+        measurements, self._pending = self._pending, []
+        return self.follow(measurements)
 
-    def follow(self, readings: Sequence[Reading], *, blend: int = 0) -> Commands:
+    def follow(self, measurements: Sequence[PoseMeasurement], *, blend: int = 0) -> Commands:
         """Commands that lead to what `reader` has read; see `push`.
 
         Args:
             blend: where they begin a new video that starts elsewhere than the motion ends, the difference is taken back
                 over so many frames.
         """
-        self.lead(readings, blend=blend)
-        return self.more()
+        self.append(measurements, blend=blend)
+        return self.next()
 
-    def lead(self, readings: Sequence[Reading], *, blend: int = 0) -> None:
+    def append(self, measurements: Sequence[PoseMeasurement], *, blend: int = 0) -> None:
         """Take in what `reader` has read, for `more` to give the commands; `follow` does both."""
-        self._motion.lead(readings, blend=blend)
+        self._trajectory.append(measurements, blend=blend)
 
-    def more(self, until: float | None = None) -> Commands:
+    def next(self, until: float | None = None) -> Commands:
         """Commands up to where readings lead, or to this time of the motion [s]; none where they have been given."""
-        return self._motion.commands(until)
+        return self._trajectory.next(until)
 
-    def correct(self, off: ArrayLike) -> None:
+    def shift_reference(self, offset: ArrayLike) -> None:
         """What frames showed was read wrong: the readings to which no commands lead yet move.
 
         Args:
-            off: (n,) by so much [rad or m].
+            offset: (n,) by so much [rad or m].
 
         Raises:
             InputError: off is not n finite numbers.
         """
-        self._motion.move_ahead(self._checked(off))
+        self._trajectory.shift_reference(self._checked(offset))
 
-    def wanted(self, times: ArrayLike) -> NDArray[np.float64]:
+    def reference(self, times: ArrayLike) -> NDArray[np.float64]:
         """(M, n) where frames want the joints [rad or m].
 
         Args:
@@ -184,15 +184,15 @@ class ActionDecoder:
         Raises:
             InputError: nothing is known of the robot yet.
         """
-        return self._motion.wanted(np.array(times, dtype=np.float64))
+        return self._trajectory.reference(np.array(times, dtype=np.float64))
 
-    def coast(self, count: int, reason: str = "no frame came") -> Commands:
+    def hold(self, count: int, reason: str = "no frame came") -> Commands:
         """So many commands without a frame: the motion is braked and the robot kept where it comes to rest.
 
         Raises:
             InputError: nothing is known of the robot yet.
         """
-        return self._motion.coast(count, reason)
+        return self._trajectory.hold(count, reason)
 
     def observe(self, q: ArrayLike, *, time: float | None = None) -> float:
         """What the robot measured while it executes.
@@ -210,12 +210,12 @@ class ActionDecoder:
         Raises:
             InputError: q is not n finite numbers, or nothing was sent at that time.
         """
-        off = np.abs(self._motion.measured(self._checked(q), time))
-        furthest = int(off.argmax())
-        if self.most_behind is not None and off[furthest] > self.most_behind:
+        error = np.abs(self._trajectory.observe(self._checked(q), time))
+        furthest = int(error.argmax())
+        if self.max_tracking_error is not None and error[furthest] > self.max_tracking_error:
             name = self.idm.joint_names[furthest]
-            self._motion.stop(f"{name} is {off[furthest]:.3g} from where it was sent; reset(q) to go on")
-        return float(off[furthest])
+            self._trajectory.stop(f"{name} is {error[furthest]:.3g} from where it was sent; reset(q) to go on")
+        return float(error[furthest])
 
     def _checked(self, q: ArrayLike) -> NDArray[np.float64]:
         values = np.array(q, dtype=np.float64)

@@ -41,19 +41,19 @@ class MotionLimits:
             raise InputError("limits of velocity, acceleration and jerk must be positive")
 
     @classmethod
-    def of(cls, embodiment: Embodiment, *, share: float = 1.0) -> MotionLimits:
+    def from_embodiment(cls, embodiment: Embodiment, *, scale: float = 1.0) -> MotionLimits:
         """A robot's own.
 
         Args:
-            share: of its velocity, acceleration and jerk that is used.
+            scale: of its velocity, acceleration and jerk that is used.
 
         Raises:
             InputError: share is not in (0, 1].
         """
-        if not 0 < share <= 1:
-            raise InputError(f"the share of the limits that is used must be in (0, 1], got {share}")
-        timed = (share * x for x in (embodiment.velocity, embodiment.acceleration, embodiment.jerk))
-        return cls(embodiment.lower, embodiment.upper, *timed)
+        if not 0 < scale <= 1:
+            raise InputError(f"the share of the limits that is used must be in (0, 1], got {scale}")
+        scaled = (scale * x for x in (embodiment.velocity, embodiment.acceleration, embodiment.jerk))
+        return cls(embodiment.lower, embodiment.upper, *scaled)
 
     @property
     def n(self) -> int:

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class PoseMeasurement:
     """What one frame shows.
 
     Attributes:
-        begins: whether it is the first of a video: it shows where the robot is, no time passes until it.
+        is_first: whether it is the first of a video: it shows where the robot is, no time passes until it.
         position, velocity: (n,) of the joints [rad or m, and per s]; None where the frame cannot be followed.
         problem: why it cannot.
     """
 
-    begins: bool
+    is_first: bool
     position: NDArray[np.float64] | None = None
     velocity: NDArray[np.float64] | None = None
     problem: str = ""
 
 
-class PoseReader:
+class PoseTracker:
     """Follows the robot through one video after another.
 
     Args:
@@ -42,23 +42,23 @@ class PoseReader:
 
     def __init__(self, idm: JacobianIDM, video_rate: float) -> None:
         self._idm, self._rate = idm, video_rate
-        self.begin()
+        self.start_video()
 
-    def begin(self, q: NDArray[np.float64] | None = None) -> None:
+    def start_video(self, q: NDArray[np.float64] | None = None) -> None:
         """The next frame is the first of a video.
 
         Args:
             q: (n,) joint positions it shows [rad or m]; read off the picture if not given.
         """
         self._stream: MotionStream | None = None
-        self._start, self._number = q, 0
+        self._q0, self._frame_index = q, 0
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether a first frame was seen that shows the robot."""
         return self._stream is not None
 
-    def read(self, frames: Any, layout: str | None = None) -> list[Reading]:
+    def measure(self, frames: Any, layout: str | None = None) -> list[PoseMeasurement]:
         """A reading of each frame, one at least.
 
         Args:
@@ -67,32 +67,32 @@ class PoseReader:
         try:
             video = as_frames(frames, layout)
         except VideoError as error:
-            return [Reading(not self.begun, problem=str(error))]
-        return [self._read(frame) for frame in video]
+            return [PoseMeasurement(not self.started, problem=str(error))]
+        return [self._measure(frame) for frame in video]
 
-    def told(self, q: NDArray[np.float64]) -> None:
+    def correct(self, q: NDArray[np.float64]) -> None:
         """What the robot itself says its joints were in the last frame (n,) [rad or m]."""
         if self._stream is not None:
-            self._stream.told(q)
+            self._stream.correct(q)
 
-    def _read(self, frame: Float[Tensor, "3 H W"]) -> Reading:
-        number, self._number = self._number, self._number + 1
-        begins = self._stream is None
+    def _measure(self, frame: Float[Tensor, "3 H W"]) -> PoseMeasurement:
+        number, self._frame_index = self._frame_index, self._frame_index + 1
+        is_first = self._stream is None
         try:
             if self._stream is None:
-                self._stream = self._idm.stream(frame, time=number / self._rate, q0=self._start)
+                self._stream = self._idm.stream(frame, time=number / self._rate, q0=self._q0)
                 position, velocity = self._stream.q, 0 * self._stream.q
             else:
                 step = self._stream.push(frame, number / self._rate)
-                if not step.used:
-                    return Reading(False, problem=f"frame {number} shows nothing that can be followed")
+                if not step.accepted:
+                    return PoseMeasurement(False, problem=f"frame {number} shows nothing that can be followed")
                 position, velocity = step.position, step.delta_q * self._rate
         except Exception as error:  # whatever goes wrong with a picture, the robot is braked
-            return Reading(begins, problem=f"frame {number}: {str(error) or type(error).__name__}")
+            return PoseMeasurement(is_first, problem=f"frame {number}: {str(error) or type(error).__name__}")
         q, speed = position.double().cpu().numpy(), velocity.double().cpu().numpy()
         if not (np.isfinite(q).all() and np.isfinite(speed).all()):
-            return Reading(begins, problem=f"frame {number} tells positions that are not finite")
-        return Reading(begins, q, speed)
+            return PoseMeasurement(is_first, problem=f"frame {number} tells positions that are not finite")
+        return PoseMeasurement(is_first, q, speed)
 
 
 def as_frames(frames: Any, layout: str | None = None) -> Float[Tensor, "T 3 H W"]:

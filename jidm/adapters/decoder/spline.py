@@ -27,7 +27,7 @@ _MARGIN = 1e-6  # share of each limit left free, so that rounding never reaches 
 
 
 @dataclass(frozen=True, eq=False)
-class MotionState:
+class TrajectoryState:
     """Where a motion is at M instants, each (M, n) [rad or m, per s, per s^2]."""
 
     position: NDArray[np.float64]
@@ -51,75 +51,75 @@ class LimitedSpline:
     """
 
     def __init__(
-        self, limits: MotionLimits, q: ArrayLike, *, knot: float, ahead: float = 0.8, bandwidth: float = 4.0,
+        self, limits: MotionLimits, q: ArrayLike, *, knot: float, horizon: float = 0.8, bandwidth: float = 4.0,
         time: float = 0.0,
     ) -> None:  # fmt: skip
         start = np.array(q, dtype=np.float64)
         if start.shape != (limits.n,) or not np.isfinite(start).all():
             raise InputError(f"the motion must begin at {limits.n} finite joint positions, got {start}")
-        if not (0 < knot < ahead < math.inf and bandwidth > 0):
+        if not (0 < knot < horizon < math.inf and bandwidth > 0):
             raise InputError(
-                f"knot {knot}, ahead {ahead} and bandwidth {bandwidth} must be positive, ahead the longest"
+                f"knot {knot}, ahead {horizon} and bandwidth {bandwidth} must be positive, ahead the longest"
             )
         self.limits, self.knot, self.time = limits, knot, time
-        self._m = max(_FIXED, round(ahead / knot))
-        self._points = np.tile(start, (_PAST + _FIXED + self._m, 1))
-        self._program = _Program(limits, knot, self._m, bandwidth)
+        self._m = max(_FIXED, round(horizon / knot))
+        self._control_points = np.tile(start, (_PAST + _FIXED + self._m, 1))
+        self._qp = _SplineQP(limits, knot, self._m, bandwidth)
 
     @property
-    def planned(self) -> NDArray[np.float64]:
+    def planned_times(self) -> NDArray[np.float64]:
         """(m,) times at which the path to come is asked for: those of the control points that are still free [s]."""
         return self.time + self.knot * np.arange(2.0, self._m + 2)
 
-    def steer(self, path: ArrayLike, weight: ArrayLike) -> None:
+    def replan(self, reference: ArrayLike, weight: ArrayLike) -> None:
         """Plan anew.
 
         Args:
-            path: (m, n) where the joints are wanted at the `planned` times [rad or m]; clipped to their range.
+            reference: (m, n) where the joints are wanted at the `planned` times [rad or m]; clipped to their range.
             weight: (m,) how much that counts, from 0 to 1.
         """
-        wanted, counts = np.asarray(path, dtype=np.float64), np.asarray(weight, dtype=np.float64)
-        past, plan = self._points[_PAST : -self._m], self._points[-self._m :]
-        if wanted.shape != plan.shape or counts.shape != plan.shape[:1]:
+        target, weights = np.asarray(reference, dtype=np.float64), np.asarray(weight, dtype=np.float64)
+        past, plan = self._control_points[_PAST : -self._m], self._control_points[-self._m :]
+        if target.shape != plan.shape or weights.shape != plan.shape[:1]:
             raise InputError(
-                f"path must be {plan.shape} and weight {plan.shape[:1]}, got {wanted.shape}, {counts.shape}"
+                f"path must be {plan.shape} and weight {plan.shape[:1]}, got {target.shape}, {weights.shape}"
             )
-        if not (np.isfinite(wanted).all() and np.isfinite(counts).all() and (counts >= 0).all()):
+        if not (np.isfinite(target).all() and np.isfinite(weights).all() and (weights >= 0).all()):
             raise InputError("path and weight must be finite, and no weight negative")
-        wanted = np.clip(wanted, self.limits.lower, self.limits.upper)
+        target = np.clip(target, self.limits.lower, self.limits.upper)
         bounds = self._bounds()
-        found = self._program.solve(past, wanted, counts, bounds)
+        found = self._qp.solve(past, target, weights, bounds)
         if found is not None:
-            plan += self._allowed(found - plan, bounds) * (found - plan)
+            plan += self._feasible_fraction(found - plan, bounds) * (found - plan)
 
     def advance(self, knots: int = 1) -> None:
         """Fix so many knots more of the plan; beyond its end the robot rests."""
         for _ in range(knots):
-            self._points = np.concatenate([self._points[1:], self._points[-1:]])
+            self._control_points = np.concatenate([self._control_points[1:], self._control_points[-1:]])
         self.time += knots * self.knot
 
-    def at(self, times: ArrayLike) -> MotionState:
+    def at(self, times: ArrayLike) -> TrajectoryState:
         """The motion from the last knot before `time` on [s]: as planned after `time`, at rest beyond the plan.
 
         Raises:
             InputError: that is in the past.
         """
-        passed = (np.atleast_1d(np.asarray(times, dtype=np.float64)) - self.time) / self.knot + _PAST
-        if not (passed > -1e-6).all():
+        knot_index = (np.atleast_1d(np.asarray(times, dtype=np.float64)) - self.time) / self.knot + _PAST
+        if not (knot_index > -1e-6).all():
             raise InputError(f"the motion is known from {self.time - self.knot} s on, asked for {np.min(times)} s")
-        last = len(self._points) - _FIXED
-        passed = np.clip(passed, 0, last)
-        span = np.minimum(passed.astype(int), last - 1)
-        u = (passed - span)[:, None]
-        p0, p1, p2, p3 = (self._points[span + k] for k in range(4))
+        last = len(self._control_points) - _FIXED
+        knot_index = np.clip(knot_index, 0, last)
+        span = np.minimum(knot_index.astype(int), last - 1)
+        u = (knot_index - span)[:, None]
+        p0, p1, p2, p3 = (self._control_points[span + k] for k in range(4))
         position = ((1 - u) ** 3 * p0 + (3 * u**3 - 6 * u**2 + 4) * p1 + (-3 * u**3 + 3 * u**2 + 3 * u + 1) * p2 + u**3 * p3) / 6  # fmt: skip
         velocity = (-((1 - u) ** 2) * p0 + (3 * u**2 - 4 * u) * p1 + (-3 * u**2 + 2 * u + 1) * p2 + u**2 * p3) / 2
         acceleration = (1 - u) * p0 + (3 * u - 2) * p1 + (1 - 3 * u) * p2 + u * p3
-        return MotionState(position, velocity / self.knot, acceleration / self.knot**2)
+        return TrajectoryState(position, velocity / self.knot, acceleration / self.knot**2)
 
-    def move_by(self, off: ArrayLike) -> None:
+    def shift(self, offset: ArrayLike) -> None:
         """Believe the robot to be off by this much, (n,) [rad or m]: where it goes from is corrected, how it moves is not."""
-        self._points += np.asarray(off, dtype=np.float64)
+        self._control_points += np.asarray(offset, dtype=np.float64)
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -129,25 +129,25 @@ class LimitedSpline:
             np.isfinite(self.limits.upper - self.limits.lower), self.limits.upper - self.limits.lower, 0
         )
         low, high = self.limits.lower + margin, self.limits.upper - margin
-        return np.minimum(low, self._points.min(0)), np.maximum(high, self._points.max(0))
+        return np.minimum(low, self._control_points.min(0)), np.maximum(high, self._control_points.max(0))
 
-    def _allowed(
+    def _feasible_fraction(
         self, change: NDArray[np.float64], bounds: tuple[NDArray[np.float64], NDArray[np.float64]]
     ) -> NDArray[np.float64]:
         """(n,) largest share of a change of the plan, up to 1, with which every limit is kept."""
-        share = np.ones(self.limits.n)
-        moved = np.concatenate([np.zeros_like(self._points[: -self._m]), change])
+        fraction = np.ones(self.limits.n)
+        padded = np.concatenate([np.zeros_like(self._control_points[: -self._m]), change])
         low, high = bounds
-        for order, limit in enumerate((None, *self._program.largest)):
-            now, more = (np.diff(x, order, axis=0)[-self._m :] for x in (self._points, moved))
+        for order, limit in enumerate((None, *self._qp.difference_limits)):
+            current, delta = (np.diff(x, order, axis=0)[-self._m :] for x in (self._control_points, padded))
             below, above = (low, high) if limit is None else (-limit, limit)
             with np.errstate(divide="ignore", invalid="ignore"):
-                room = np.where(more > 0, (above - now) / more, np.where(more < 0, (below - now) / more, np.inf))
-            share = np.minimum(share, np.nan_to_num(room, nan=np.inf, posinf=np.inf).min(0))
-        return share.clip(0, 1)
+                room = np.where(delta > 0, (above - current) / delta, np.where(delta < 0, (below - current) / delta, np.inf))
+            fraction = np.minimum(fraction, np.nan_to_num(room, nan=np.inf, posinf=np.inf).min(0))
+        return fraction.clip(0, 1)
 
 
-class _Program:
+class _SplineQP:
     """The quadratic program of one plan. Its structure never changes, so it is built once and given new numbers each time.
 
     Unknowns are a joint's m control points to come, counted from its last one in a unit of its own; joint by joint.
@@ -156,61 +156,61 @@ class _Program:
     def __init__(self, limits: MotionLimits, knot: float, m: int, bandwidth: float) -> None:
         import clarabel
 
-        self.largest = [
+        self.difference_limits = [
             (1 - _MARGIN) * x * knot**order
             for order, x in enumerate((limits.velocity, limits.acceleration, limits.jerk), start=1)
         ]
-        self._unit = np.where(np.isfinite(self.largest[0]), self.largest[0], knot)
+        self._joint_scale = np.where(np.isfinite(self.difference_limits[0]), self.difference_limits[0], knot)
         self._m, n = m, limits.n
-        differences = [_difference(m + _FIXED, order)[_FIXED - order :] for order in range(4)]
-        self._known = sp.vstack([d[:, :_FIXED] for d in differences]).tocsr()
+        differences = [_difference_matrix(m + _FIXED, order)[_FIXED - order :] for order in range(4)]
+        self._fixed_differences = sp.vstack([d[:, :_FIXED] for d in differences]).tocsr()
         free = sp.vstack([d[:, _FIXED:] for d in differences]).tocsr()
-        timed = [np.isfinite(x) for x in self.largest]
+        has_limit = [np.isfinite(x) for x in self.difference_limits]
         # (4 m, n): rows with a limit
-        self._above = np.repeat(np.stack([np.isfinite(limits.upper), *timed]), m, axis=0)
-        self._below = np.repeat(np.stack([np.isfinite(limits.lower), *timed]), m, axis=0)
-        both = [sp.vstack([free[up], -free[down]]) for up, down in zip(self._above.T, self._below.T, strict=True)]
-        rest = sp.block_diag([differences[1][-2:, _FIXED:]] * n)
-        matrix = sp.vstack([rest, sp.block_diag(both)]).tocsc()
-        self._rests = rest.shape[0]
+        self._has_upper = np.repeat(np.stack([np.isfinite(limits.upper), *has_limit]), m, axis=0)
+        self._has_lower = np.repeat(np.stack([np.isfinite(limits.lower), *has_limit]), m, axis=0)
+        inequalities = [sp.vstack([free[up], -free[down]]) for up, down in zip(self._has_upper.T, self._has_lower.T, strict=True)]
+        terminal = sp.block_diag([differences[1][-2:, _FIXED:]] * n)
+        matrix = sp.vstack([terminal, sp.block_diag(inequalities)]).tocsc()
+        self._num_equalities = terminal.shape[0]
         # sum (x - r)^2 + c |third difference|^2 passes half the amplitude where c (2 pi f knot)^6 = 1
-        self._jerk = 2 * (2 * math.pi * bandwidth * knot) ** -6 * differences[3][:, _FIXED:].T
-        hessian = sp.triu(sp.block_diag([self._jerk @ differences[3][:, _FIXED:] + sp.eye_array(m)] * n)).tocsc()
+        self._jerk_gradient = 2 * (2 * math.pi * bandwidth * knot) ** -6 * differences[3][:, _FIXED:].T
+        hessian = sp.triu(sp.block_diag([self._jerk_gradient @ differences[3][:, _FIXED:] + sp.eye_array(m)] * n)).tocsc()
         hessian.sort_indices()
         column = np.repeat(np.arange(n * m), np.diff(hessian.indptr))
         self._diagonal = np.flatnonzero(hessian.indices == column)  # by column, each has one
-        self._hessian, self._others = hessian.data, differences[3][:, :_FIXED]
+        self._hessian, self._fixed_jerk = hessian.data, differences[3][:, :_FIXED]
         settings = clarabel.DefaultSettings()
         settings.verbose = settings.presolve_enable = False
         settings.max_threads = 1
-        cones = [clarabel.ZeroConeT(self._rests), clarabel.NonnegativeConeT(matrix.shape[0] - self._rests)]
+        cones = [clarabel.ZeroConeT(self._num_equalities), clarabel.NonnegativeConeT(matrix.shape[0] - self._num_equalities)]
         zeros = np.zeros(n * m), np.zeros(matrix.shape[0])
         self._solver = clarabel.DefaultSolver(hessian, zeros[0], matrix, zeros[1], cones, settings)
 
     def solve(
-        self, past: NDArray[np.float64], path: NDArray[np.float64], weight: NDArray[np.float64],
+        self, past: NDArray[np.float64], reference: NDArray[np.float64], weight: NDArray[np.float64],
         bounds: tuple[NDArray[np.float64], NDArray[np.float64]],
     ) -> NDArray[np.float64] | None:  # fmt: skip
         """(m, n) control points; None where the solver finds none."""
-        here, n = past[-1], past.shape[1]
-        fixed = (past - here) / self._unit  # (3, n)
-        linear = self._jerk @ (self._others @ fixed) - 2 * weight[:, None] * (path - here) / self._unit
-        before = self._known @ fixed  # (4 m, n): what the past contributes to every difference
-        speeds = [x / self._unit for x in self.largest]
-        above = np.repeat(np.stack([(bounds[1] - here) / self._unit, *speeds]), self._m, axis=0) - before
-        below = np.repeat(np.stack([(bounds[0] - here) / self._unit, *(-x for x in speeds)]), self._m, axis=0) - before
-        ends = [end for k in range(n) for end in (above[self._above[:, k], k], -below[self._below[:, k], k])]
+        last_point, n = past[-1], past.shape[1]
+        fixed = (past - last_point) / self._joint_scale  # (3, n)
+        linear = self._jerk_gradient @ (self._fixed_jerk @ fixed) - 2 * weight[:, None] * (reference - last_point) / self._joint_scale
+        before = self._fixed_differences @ fixed  # (4 m, n): what the past contributes to every difference
+        scaled_limits = [x / self._joint_scale for x in self.difference_limits]
+        above = np.repeat(np.stack([(bounds[1] - last_point) / self._joint_scale, *scaled_limits]), self._m, axis=0) - before
+        below = np.repeat(np.stack([(bounds[0] - last_point) / self._joint_scale, *(-x for x in scaled_limits)]), self._m, axis=0) - before
+        ends = [end for k in range(n) for end in (above[self._has_upper[:, k], k], -below[self._has_lower[:, k], k])]
         hessian = self._hessian.copy()
         hessian[self._diagonal] += 2 * np.tile(weight, n) - 1
-        self._solver.update(P=hessian, q=linear.T.ravel(), b=np.concatenate([np.zeros(self._rests), *ends]))
+        self._solver.update(P=hessian, q=linear.T.ravel(), b=np.concatenate([np.zeros(self._num_equalities), *ends]))
         solution = self._solver.solve()
         if str(solution.status) not in ("Solved", "AlmostSolved"):
             return None
-        found = np.array(solution.x).reshape(n, self._m).T * self._unit + here
+        found = np.array(solution.x).reshape(n, self._m).T * self._joint_scale + last_point
         return found if np.isfinite(found).all() else None
 
 
-def _difference(count: int, order: int) -> sp.csr_array:
+def _difference_matrix(count: int, order: int) -> sp.csr_array:
     """(count - order, count) matrix of finite differences."""
     matrix = sp.eye_array(count, format="csr")
     for _ in range(order):

@@ -8,49 +8,49 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jidm.adapters.reward.terms import TERMS, Scale
+from jidm.adapters.reward.terms import TERMS, TermScale
 from jidm.checkpoint import find_checkpoint
 from jidm.errors import InputError
-from jidm.files import whole_file
+from jidm.files import atomic_write
 
 _VERSION = 1
-FILE = "reward.json"
+SCALES_FILE = "reward.json"
 """Name of a calibration that lies beside a checkpoint."""
 
 
 @dataclass(frozen=True)
-class Calibration:
+class TermScales:
     """Scales of the terms on good videos of one robot, and what measured them.
 
     Attributes:
-        scales: name of a term -> its scale.
-        videos: how many they were measured on.
-        reading: how motion was read off them: "followed" frame by frame, or "pairs", differentiably.
-        made_by: which field, of which checkpoint, for which robot, by which options; plain JSON.
+        terms: name of a term -> its scale.
+        num_videos: how many they were measured on.
+        mode: how motion was read off them: "followed" frame by frame, or "pairs", differentiably.
+        provenance: which field, of which checkpoint, for which robot, by which options; plain JSON.
     """
 
-    scales: Mapping[str, Scale]
-    videos: int
-    reading: str
-    made_by: Mapping[str, Any]
+    terms: Mapping[str, TermScale]
+    num_videos: int
+    mode: str
+    provenance: Mapping[str, Any]
 
     @classmethod
-    def of(cls, worst: Mapping[str, Sequence[float]], *, reading: str, made_by: Mapping[str, Any]) -> Calibration:
-        """From the terms' `worst` in good videos.
+    def from_tail_means(cls, tail_means: Mapping[str, Sequence[float]], *, mode: str, provenance: Mapping[str, Any]) -> TermScales:
+        """From the terms' `tail_means` in good videos.
 
         Raises:
             InputError: there are too few.
         """
-        scales = {name: Scale.of(values, TERMS[name].least) for name, values in worst.items()}
-        return cls(scales, len(next(iter(worst.values()))), reading, json.loads(json.dumps(made_by)))
+        scales = {name: TermScale.from_tail_means(values, TERMS[name].min_spread) for name, values in tail_means.items()}
+        return cls(scales, len(next(iter(tail_means.values()))), mode, json.loads(json.dumps(provenance)))
 
     def save(self, path: str | Path) -> None:
         """Write JSON that `load` reads."""
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def beside(cls, checkpoint: str | Path) -> Calibration:
+    def from_checkpoint(cls, checkpoint: str | Path) -> TermScales:
         """The one that lies in a checkpoint's folder.
 
         Args:
@@ -61,12 +61,12 @@ class Calibration:
             InputError: nothing lies there.
         """
         folder, source = find_checkpoint(checkpoint)
-        if not (folder / FILE).exists():
+        if not (folder / SCALES_FILE).exists():
             raise InputError(f"{source} comes without scales for the reward; make them with `jidm calibrate`")
-        return cls.load(folder / FILE)
+        return cls.load(folder / SCALES_FILE)
 
     @classmethod
-    def load(cls, path: str | Path) -> Calibration:
+    def load(cls, path: str | Path) -> TermScales:
         """Read what `save` wrote.
 
         Raises:
@@ -76,7 +76,7 @@ class Calibration:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             if record.pop("version") != _VERSION:
                 raise ValueError("written by another version of jidm")
-            scales = {str(name): Scale(float(s["usual"]), float(s["far"])) for name, s in record["scales"].items()}
+            scales = {str(name): TermScale(float(s["usual"]), float(s["far"])) for name, s in record["scales"].items()}
             return cls(scales, int(record["videos"]), str(record["reading"]), dict(record["made_by"]))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; make it with `jidm calibrate`") from None

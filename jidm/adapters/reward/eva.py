@@ -18,7 +18,7 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
 
-SAFETY = 0.85
+VELOCITY_FRACTION = 0.85
 """Share of a joint's velocity limit that is allowed."""
 ACCELERATION = 5.0  # [rad/s^2]
 GRIPPER_VELOCITY, GRIPPER_ACCELERATION = 2.0, 10.0  # [opening/s], [opening/s^2]
@@ -28,9 +28,9 @@ P0 = 2000.0
 """Penalty at which the reward has fallen to 1 / sqrt(2): the code's; see `EvaReward.usual_penalty` for one's own videos."""
 DECAY = 0.5
 
-_HUBER = 0.5  # of the acceleration limit, where the penalty of an acceleration turns from square to linear
+_HUBER_FRACTION = 0.5  # of the acceleration limit, where the penalty of an acceleration turns from square to linear
 _WEIGHTS = {"jerk": 0.5, "acceleration": 0.25, "velocity": 2.0, "limits": 1.0}
-LEAST_FRAMES = 4
+MIN_FRAMES = 4
 """A jerk needs so many positions in a row."""
 
 
@@ -39,15 +39,15 @@ class EvaLimits:
     """What a robot's joints may do, as EVA counts it.
 
     Attributes:
-        velocity, acceleration: (n,) largest allowed, of actions divided by `unit` [1/s, 1/s^2].
+        velocity, acceleration: (n,) largest allowed, of actions divided by `joint_scale` [1/s, 1/s^2].
         weight: (n,) how much each joint counts; only ratios matter.
-        unit: (n,) what actions are divided by first: 1 rad or m, and a gripper's opening, which EVA tells from 0 to 1.
+        joint_scale: (n,) what actions are divided by first: 1 rad or m, and a gripper's opening, which EVA tells from 0 to 1.
     """
 
     velocity: Float[Tensor, " n"]
     acceleration: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
-    unit: Float[Tensor, " n"]
+    joint_scale: Float[Tensor, " n"]
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -56,15 +56,15 @@ class EvaLimits:
                 raise InputError(f"EVA's limits must be positive and one per joint, got {f.name} {value.tolist()}")
 
     @classmethod
-    def of(
-        cls, robot: Embodiment | str, *, safety: float = SAFETY, acceleration: float = ACCELERATION,
+    def from_embodiment(
+        cls, robot: Embodiment | str, *, velocity_fraction: float = VELOCITY_FRACTION, acceleration: float = ACCELERATION,
         gripper_velocity: float = GRIPPER_VELOCITY, gripper_acceleration: float = GRIPPER_ACCELERATION,
         gripper_weight: float = GRIPPER_WEIGHT,
     ) -> EvaLimits:  # fmt: skip
         """Those of a robot: EVA's constants, with velocities from the robot's descriptor.
 
         Args:
-            safety: share of the descriptor's velocity limits that is allowed.
+            velocity_fraction: share of the descriptor's velocity limits that is allowed.
             acceleration: of every joint but grippers [rad/s^2 or m/s^2].
             gripper_velocity, gripper_acceleration: of an opening that goes from 0 to 1 [1/s, 1/s^2].
             gripper_weight: what a gripper counts beside a joint's 1.
@@ -73,13 +73,13 @@ class EvaLimits:
         gripper, opening = robot.gripper_mask, robot.upper - robot.lower
         opens = gripper & np.isfinite(opening) & (opening > 0)
 
-        def of_each(for_grippers: float, for_joints: float | NDArray[np.float64]) -> Tensor:
+        def per_joint(for_grippers: float, for_joints: float | NDArray[np.float64]) -> Tensor:
             return torch.from_numpy(np.where(gripper, for_grippers, for_joints))
 
         return cls(
-            velocity=of_each(gripper_velocity, safety * robot.velocity),
-            acceleration=of_each(gripper_acceleration, acceleration),
-            weight=of_each(gripper_weight, 1.0),
+            velocity=per_joint(gripper_velocity, velocity_fraction * robot.velocity),
+            acceleration=per_joint(gripper_acceleration, acceleration),
+            weight=per_joint(gripper_weight, 1.0),
             unit=torch.from_numpy(np.where(opens, opening, 1.0)),
         )
 
@@ -91,7 +91,7 @@ class EvaReward:
     Attributes:
         reward: (*batch,) higher is better. penalty: (*batch,) what it falls by.
         jerk, acceleration, velocity, limits: (*batch,) the penalty's four parts before they are weighed.
-        judged: (*batch,) whether there were 4 valid positions in a row; else the reward is what the caller said.
+        scored: (*batch,) whether there were 4 valid positions in a row; else the reward is what the caller said.
     """
 
     reward: Float[Tensor, "*batch"]
@@ -100,9 +100,9 @@ class EvaReward:
     acceleration: Float[Tensor, "*batch"]
     velocity: Float[Tensor, "*batch"]
     limits: Float[Tensor, "*batch"]
-    judged: Bool[Tensor, "*batch"]
+    scored: Bool[Tensor, "*batch"]
 
-    def usual_penalty(self) -> float:
+    def median_penalty(self) -> float:
         """The median penalty of what was judged: as `p0` it gives the middling video of a model .71 of the highest reward.
 
         EVA's P0 is "estimated from roll-outs of the pretrained video model"; the paper does not say how.
@@ -110,7 +110,7 @@ class EvaReward:
         Raises:
             InputError: nothing was judged, or most of it does not move.
         """
-        known = self.penalty[self.judged]
+        known = self.penalty[self.scored]
         middle = float(known.median()) if known.numel() else 0.0
         if not (math.isfinite(middle) and middle > 0):
             raise InputError("no usual penalty: give actions that move, each with 4 valid positions in a row")
@@ -125,7 +125,7 @@ def eva_reward(
     valid: Bool[Tensor, "*batch T"] | None = None,
     p0: float = P0,
     bounded: bool = False,
-    unjudged: float | None = None,
+    fallback_reward: float | None = None,
 ) -> EvaReward:
     """EVA's reward of joint positions over time, differentiable.
 
@@ -142,17 +142,17 @@ def eva_reward(
             left out of the means.
         p0: scale of penalties; 2000 in the code.
         bounded: without the factor 10, as the paper writes it, in (0, 1].
-        unjudged: reward of an item without 4 valid positions in a row.
+        fallback_reward: reward of an item without 4 valid positions in a row.
 
     Raises:
-        InputError: shapes do not fit, or an item cannot be judged and `unjudged` was not given.
+        InputError: shapes do not fit, or an item cannot be judged and `fallback_reward` was not given.
     """
-    limits = limits if isinstance(limits, EvaLimits) else EvaLimits.of(limits)
+    limits = limits if isinstance(limits, EvaLimits) else EvaLimits.from_embodiment(limits)
     _check(actions, limits, dt, p0)
-    v_max, a_max, weight, unit = (getattr(limits, f.name).to(actions) for f in fields(limits))
+    v_max, a_max, weight, joint_scale = (getattr(limits, f.name).to(actions) for f in fields(limits))
     known = actions.detach().isfinite().all(-1)
     known = known if valid is None else known & valid
-    at = torch.where(known[..., None], actions, torch.zeros_like(actions)) / unit
+    at = torch.where(known[..., None], actions, torch.zeros_like(actions)) / joint_scale
     weight = weight / weight.mean()
 
     def mean(penalty: Float[Tensor, "*batch S n"]) -> Float[Tensor, "*batch"]:
@@ -164,23 +164,23 @@ def eva_reward(
     a = v.diff(dim=-2) / dt
     j = a.diff(dim=-2) / dt
     parts = {
-        "jerk": mean(_huber(j, _HUBER * a_max / dt)),
-        "acceleration": mean(_huber(a, _HUBER * a_max)),
+        "jerk": mean(_huber(j, _HUBER_FRACTION * a_max / dt)),
+        "acceleration": mean(_huber(a, _HUBER_FRACTION * a_max)),
         "velocity": mean((v.abs() - v_max).clamp(min=0).square()),
         "limits": mean((a.abs() - a_max).clamp(min=0).square()),
     }
     penalty = torch.stack([_WEIGHTS[name] * part for name, part in parts.items()]).sum(0)
-    judged = known.unfold(-1, LEAST_FRAMES, 1).all(-1).any(-1)
+    scored = known.unfold(-1, MIN_FRAMES, 1).all(-1).any(-1)
     reward = (1.0 if bounded else 10.0) * (1 + penalty / p0) ** -DECAY
-    if not bool(judged.all()):
-        if unjudged is None:
-            which = "it" if judged.dim() == 0 else f"items {(~judged).nonzero()[:, 0].unique().tolist()}"
+    if not bool(scored.all()):
+        if fallback_reward is None:
+            which = "it" if scored.dim() == 0 else f"items {(~scored).nonzero()[:, 0].unique().tolist()}"
             raise InputError(
-                f"{which} have no {LEAST_FRAMES} valid positions in a row to judge; leave out such videos, or say what "
+                f"{which} have no {MIN_FRAMES} valid positions in a row to judge; leave out such videos, or say what "
                 "they are worth: unjudged=0.0"
             )
-        reward = torch.where(judged, reward, torch.full_like(reward, unjudged))
-    return EvaReward(reward, penalty, **parts, judged=judged)
+        reward = torch.where(scored, reward, torch.full_like(reward, fallback_reward))
+    return EvaReward(reward, penalty, **parts, scored=scored)
 
 
 def _huber(x: Tensor, delta: Float[Tensor, " n"]) -> Tensor:
@@ -193,9 +193,9 @@ def _check(actions: Tensor, limits: EvaLimits, dt: float, p0: float) -> None:
         raise InputError(
             f"actions must be (*batch, T, n) with n = {len(limits.velocity)} joints, got {tuple(actions.shape)}"
         )
-    if actions.shape[-2] < LEAST_FRAMES:
+    if actions.shape[-2] < MIN_FRAMES:
         raise InputError(
-            f"EVA's reward needs at least {LEAST_FRAMES} frames, got {actions.shape[-2]}; score longer videos"
+            f"EVA's reward needs at least {MIN_FRAMES} frames, got {actions.shape[-2]}; score longer videos"
         )
     if not (math.isfinite(dt) and dt > 0 and p0 > 0):
         raise InputError(f"dt and p0 must be positive, got {dt} and {p0}")

@@ -18,56 +18,56 @@ from torch.nn import functional as F
 
 from jidm.field.base import JacobianField
 from jidm.field.learned import LearnedField
-from jidm.solve.brightness import carry_back, gradients, path
+from jidm.solve.brightness import warp, gradients, symmetric_flow
 
-_GRID = 96
+_GRID_SIZE = 96
 """Cells along the picture's longer side on which all is compared: fine enough for a gripper, and quick."""
 
 _MARGIN = 1  # [cells] by which the robot may be off
 _WINDOW = 5  # [cells] within which unexplained motion is the same: single cells at edges are noise
-_ROBOT = 0.5
-_FREE_FRAMES = 3  # a cell's background is known once it was free so often
-_CHANGED = 0.08  # colour difference from the background, beyond its own noise, that is something else
-_SAME = 0.04  # difference that is the background
-_GRAIN = 0.02  # brightness by which a cell differs from itself a frame later
-_FASTEST = 4.0  # [cells] a difference in brightness is never taken for more motion than this
-_LEAST_SIZE = 10.0  # [cells] a robot that is seen less of counts as so large
-_WITHIN_A_FRAME = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
-_MOVES = 0.02  # of what moves a cell most: less does not count as moving it
+_MASK_THRESHOLD = 0.5
+_MIN_FREE_FRAMES = 3  # a cell's background is known once it was free so often
+_FOREGROUND_THRESHOLD = 0.08  # colour difference from the background, beyond its own noise, that is something else
+_BACKGROUND_THRESHOLD = 0.04  # difference that is the background
+_NOISE_STD = 0.02  # brightness by which a cell differs from itself a frame later
+_MAX_MOTION = 4.0  # [cells] a difference in brightness is never taken for more motion than this
+_MIN_ROBOT_SIZE = 10.0  # [cells] a robot that is seen less of counts as so large
+_IN_FRAME_CONNECTIVITY = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
+_MIN_RELATIVE_MOTION = 0.02  # of what moves a cell most: less does not count as moving it
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class VideoResiduals:
     """Of one video: T frames, T - 1 steps, n joints. Shares are of the robot's usual size in the picture.
 
     Attributes:
         motion: (T-1,) how far the step moves the robot [cells rms].
         unexplained: (T-1,) motion that brightness asks for beyond the step [cells rms].
-        changed: (T-1,) change of brightness that no motion brings about, as motion along its slope [cells rms].
-        outside: (T,) share of something that is not background, beside the robot and hanging together with it.
-        gone: (T,) share of background where the robot is.
-        behind: (T-1,) mean change of colour where the robot is not.
-        unexplained_at: (T-1, h, w) unexplained motion of each cell [cells].
-        misplaced_at: (T, h, w) 1 where something is outside or the robot is gone.
-        unexplained_by, changed_by, outside_by, gone_by: the same shared out among the joints (T-1 or T, n): to the last joint of the
+        appearance_change: (T-1,) change of brightness that no motion brings about, as motion along its slope [cells rms].
+        spurious: (T,) share of something that is not background, beside the robot and hanging together with it.
+        missing: (T,) share of background where the robot is.
+        background_change: (T-1,) mean change of colour where the robot is not.
+        unexplained_map: (T-1, h, w) unexplained motion of each cell [cells].
+        misplaced_map: (T, h, w) 1 where something is outside or the robot is gone.
+        unexplained_by_joint, appearance_change_by_joint, spurious_by_joint, missing_by_joint: the same shared out among the joints (T-1 or T, n): to the last joint of the
             chain that moves the place, or of the nearest place of the robot.
     """
 
     motion: Float[Tensor, " S"]
     unexplained: Float[Tensor, " S"]
-    changed: Float[Tensor, " S"]
-    outside: Float[Tensor, " T"]
-    gone: Float[Tensor, " T"]
-    behind: Float[Tensor, " S"]
-    unexplained_at: Float[Tensor, "S h w"]
-    misplaced_at: Float[Tensor, "T h w"]
-    unexplained_by: Float[Tensor, "S n"]
-    changed_by: Float[Tensor, "S n"]
-    outside_by: Float[Tensor, "T n"]
-    gone_by: Float[Tensor, "T n"]
+    appearance_change: Float[Tensor, " S"]
+    spurious: Float[Tensor, " T"]
+    missing: Float[Tensor, " T"]
+    background_change: Float[Tensor, " S"]
+    unexplained_map: Float[Tensor, "S h w"]
+    misplaced_map: Float[Tensor, "T h w"]
+    unexplained_by_joint: Float[Tensor, "S n"]
+    appearance_change_by_joint: Float[Tensor, "S n"]
+    spurious_by_joint: Float[Tensor, "T n"]
+    missing_by_joint: Float[Tensor, "T n"]
 
 
-def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"], q: Float[Tensor, "T n"]) -> Evidence:
+def video_residuals(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"], q: Float[Tensor, "T n"]) -> VideoResiduals:
     """Compare a video with the motion decoded from it.
 
     Args:
@@ -75,57 +75,57 @@ def evidence(field: JacobianField | LearnedField, video: Float[Tensor, "T 3 H W"
         video: RGB in [0, 1].
         q: decoded positions [rad or m].
     """
-    height, width = grid_of(*video.shape[-2:])
+    height, width = comparison_grid(*video.shape[-2:])
     jacobian, mask = field.dense(q, height, width, video)
     jacobian, mask = jacobian.to(video), mask.to(video)
-    small = F.interpolate(video, (height, width), mode="area")
-    robot = mask > _ROBOT
-    owner = _owner(jacobian, robot)
-    near = _grown(robot, _MARGIN)
+    frames = F.interpolate(video, (height, width), mode="area")
+    robot = mask > _MASK_THRESHOLD
+    last_joint = _last_moving_joint(jacobian, robot)
+    near_robot = _dilate(robot, _MARGIN)
     cells = robot.flatten(1).sum(1).to(video)
-    size = cells.median().clamp(min=_LEAST_SIZE)
+    size = cells.median().clamp(min=_MIN_ROBOT_SIZE)
     n = q.shape[-1]
 
     # Where brightness goes beyond the step.
     step = q.diff(dim=0).to(video)
-    ahead = torch.einsum("tcnhw,tn->tchw", jacobian[:-1], step)
-    back = torch.einsum("tcnhw,tn->tchw", jacobian[1:], step)
-    flow = path(ahead, back, 1)
-    carried = carry_back(small[1:], flow)
-    error, slope = carried - small[:-1], gradients((small[:-1] + carried) / 2)
-    beyond, _ = _beyond(error, slope, robot[:-1], _WINDOW)
-    _, unlike = _beyond(error, slope, robot[:-1], 1)
-    moved = ahead.square().sum(1) * robot[:-1]
+    forward_flow = torch.einsum("tcnhw,tn->tchw", jacobian[:-1], step)
+    backward_flow = torch.einsum("tcnhw,tn->tchw", jacobian[1:], step)
+    flow = symmetric_flow(forward_flow, backward_flow, 1)
+    warped = warp(frames[1:], flow)
+    error, slope = warped - frames[:-1], gradients((frames[:-1] + warped) / 2)
+    unexplained, _ = _lucas_kanade(error, slope, robot[:-1], _WINDOW)
+    _, appearance_change = _lucas_kanade(error, slope, robot[:-1], 1)
+    motion = forward_flow.square().sum(1) * robot[:-1]
 
     # What is where, against the background.
-    plate, noise, known = _background(small, ~near)
-    off = (small - plate).abs().amax(1)
-    other = _attached((off > _CHANGED + 3 * noise) & known & ~near, near).to(video)
-    same = ((off < _SAME) & known & _shrunk(robot)).to(video)
-    change = (small[1:] - small[:-1]).abs().mean(1)
-    free = ~(near[1:] | near[:-1])
+    background, noise, known = _background(frames, ~near_robot)
+    difference = (frames - background).abs().amax(1)
+    spurious = _connected_to_robot((difference > _FOREGROUND_THRESHOLD + 3 * noise) & known & ~near_robot, near_robot).to(video)
+    missing = ((difference < _BACKGROUND_THRESHOLD) & known & _erode(robot)).to(video)
+    change = (frames[1:] - frames[:-1]).abs().mean(1)
+    free = ~(near_robot[1:] | near_robot[:-1])
 
     def rms(square: Tensor) -> Tensor:
-        return (square.flatten(1).sum(1) / cells[:-1].clamp(min=_LEAST_SIZE)).sqrt()
+        return (square.flatten(1).sum(1) / cells[:-1].clamp(min=_MIN_ROBOT_SIZE)).sqrt()
 
-    return Evidence(
-        motion=rms(moved), unexplained=rms(beyond), changed=rms(unlike), outside=other.flatten(1).sum(1) / size,
-        gone=same.flatten(1).sum(1) / size,
-        behind=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1),
-        unexplained_at=beyond.sqrt(), misplaced_at=other + same,
-        unexplained_by=_shared(beyond, owner[:-1], n) / size, changed_by=_shared(unlike, owner[:-1], n) / size,
-        outside_by=_shared(other, _spread(owner), n) / size,
-        gone_by=_shared(same, owner, n) / size,
+    return VideoResiduals(
+        motion=rms(motion), unexplained=rms(unexplained), appearance_change=rms(appearance_change), spurious=spurious.flatten(1).sum(1) / size,
+        missing=missing.flatten(1).sum(1) / size,
+        background_change=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1),
+        unexplained_map=unexplained.sqrt(), misplaced_map=spurious + missing,
+        unexplained_by_joint=_sum_by_joint(unexplained, last_joint[:-1], n) / size, appearance_change_by_joint=_sum_by_joint(appearance_change, last_joint[:-1], n) / size,
+        spurious_by_joint=_sum_by_joint(spurious, _fill_nearest(last_joint), n) / size,
+        missing_by_joint=_sum_by_joint(missing, last_joint, n) / size,
     )  # fmt: skip
 
 
-def grid_of(height: int, width: int) -> tuple[int, int]:
+def comparison_grid(height: int, width: int) -> tuple[int, int]:
     """Rows and columns on which pictures of that size are compared."""
-    scale = min(1.0, _GRID / max(height, width))
+    scale = min(1.0, _GRID_SIZE / max(height, width))
     return max(2, round(height * scale)), max(2, round(width * scale))
 
 
-def _beyond(
+def _lucas_kanade(
     error: Float[Tensor, "S 3 h w"], slope: tuple[Tensor, Tensor], robot: Tensor, window: int
 ) -> tuple[Float[Tensor, "S h w"], Float[Tensor, "S h w"]]:
     """What the difference of two pictures asks for beyond the step, of each of the robot's cells [cells^2].
@@ -136,67 +136,67 @@ def _beyond(
     """
     along_u, along_v = slope
 
-    def about(product: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
+    def window_mean(product: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
         return F.avg_pool2d((product.mean(1) * robot)[:, None], window, 1, window // 2)[:, 0]
 
     share = F.avg_pool2d(robot[:, None].to(error), window, 1, window // 2)[:, 0].clamp(min=1 / window**2)
-    uu, uv, vv = about(along_u.square()), about(along_u * along_v), about(along_v.square())
-    pull_u, pull_v = about(along_u * error), about(along_v * error)
-    held_u, held_v = (x + _GRAIN**2 * share for x in (uu, vv))
-    determinant = held_u * held_v - uv.square()
-    u, v = (held_v * pull_u - uv * pull_v) / determinant, (held_u * pull_v - uv * pull_u) / determinant
-    left = about(error.square()) - u * pull_u - v * pull_v - _GRAIN**2 * share
-    steep = uu + vv + _GRAIN**2 * share
-    most = _FASTEST**2
-    return (u.square() + v.square()).clamp(max=most) * robot, (left.clamp(min=0) / steep).clamp(max=most) * robot
+    uu, uv, vv = window_mean(along_u.square()), window_mean(along_u * along_v), window_mean(along_v.square())
+    pull_u, pull_v = window_mean(along_u * error), window_mean(along_v * error)
+    damped_uu, damped_vv = (x + _NOISE_STD**2 * share for x in (uu, vv))
+    determinant = damped_uu * damped_vv - uv.square()
+    u, v = (damped_vv * pull_u - uv * pull_v) / determinant, (damped_uu * pull_v - uv * pull_u) / determinant
+    remaining = window_mean(error.square()) - u * pull_u - v * pull_v - _NOISE_STD**2 * share
+    steep = uu + vv + _NOISE_STD**2 * share
+    max_squared = _MAX_MOTION**2
+    return (u.square() + v.square()).clamp(max=max_squared) * robot, (remaining.clamp(min=0) / steep).clamp(max=max_squared) * robot
 
 
 def _background(
-    small: Float[Tensor, "T 3 h w"], free: Tensor
+    frames: Float[Tensor, "T 3 h w"], free: Tensor
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"], Tensor]:
     """Median colour of each cell while it is free, its usual distance from that, and whether it was free often enough."""
-    nothing = torch.full_like(small, torch.nan)
-    seen = torch.where(free[:, None], small, nothing)
-    plate = seen.nanmedian(0).values
-    noise = (seen - plate).abs().nanmedian(0).values.mean(0)
-    return plate.nan_to_num(0), noise.nan_to_num(0), free.sum(0) >= _FREE_FRAMES
+    nothing = torch.full_like(frames, torch.nan)
+    seen = torch.where(free[:, None], frames, nothing)
+    median = seen.nanmedian(0).values
+    noise = (seen - median).abs().nanmedian(0).values.mean(0)
+    return median.nan_to_num(0), noise.nan_to_num(0), free.sum(0) >= _MIN_FREE_FRAMES
 
 
-def _owner(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> Int[Tensor, "T h w"]:
+def _last_moving_joint(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> Int[Tensor, "T h w"]:
     """The last joint that moves each cell of the robot; -1 elsewhere and where none does."""
     size = jacobian.square().sum(1)
-    moves = (size > (_MOVES**2) * size.amax((1, 2, 3), keepdim=True)) & robot[:, None]
+    moves = (size > (_MIN_RELATIVE_MOTION**2) * size.amax((1, 2, 3), keepdim=True)) & robot[:, None]
     index = torch.arange(1, size.shape[1] + 1, device=size.device)[:, None, None]
     return (moves * index).amax(1) - 1
 
 
-def _attached(cells: Tensor, robot: Tensor) -> Tensor:
+def _connected_to_robot(cells: Tensor, robot: Tensor) -> Tensor:
     """Those cells that hang together with the robot: things may move elsewhere."""
-    label, count = ndimage.label(cells.cpu().numpy(), _WITHIN_A_FRAME)
+    label, count = ndimage.label(cells.cpu().numpy(), _IN_FRAME_CONNECTIVITY)
     touched = torch.zeros(count + 1, dtype=torch.bool)
     labels = torch.from_numpy(label).long()
-    touched[labels[_grown(robot, 1).cpu()]] = True
+    touched[labels[_dilate(robot, 1).cpu()]] = True
     touched[0] = False
     return touched[labels].to(cells.device)
 
 
-def _spread(owner: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:
+def _fill_nearest(last_joint: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:
     """Every cell's nearest owner of its frame; -1 in frames without a robot."""
-    none = (owner < 0).cpu().numpy()
+    none = (last_joint < 0).cpu().numpy()
     # Frames are further apart than any two cells of one; where one has no robot, another's would be found.
-    nearest = ndimage.distance_transform_edt(none, (4 * _GRID, 1, 1), return_distances=False, return_indices=True)
-    found = owner[tuple(torch.from_numpy(i).long().to(owner.device) for i in nearest)]
-    return torch.where((owner >= 0).flatten(1).any(1)[:, None, None], found, owner)
+    nearest = ndimage.distance_transform_edt(none, (4 * _GRID_SIZE, 1, 1), return_distances=False, return_indices=True)
+    found = last_joint[tuple(torch.from_numpy(i).long().to(last_joint.device) for i in nearest)]
+    return torch.where((last_joint >= 0).flatten(1).any(1)[:, None, None], found, last_joint)
 
 
-def _shared(amount: Float[Tensor, "T h w"], owner: Int[Tensor, "T h w"], n: int) -> Float[Tensor, "T n"]:
+def _sum_by_joint(amount: Float[Tensor, "T h w"], last_joint: Int[Tensor, "T h w"], n: int) -> Float[Tensor, "T n"]:
     flat = amount.new_zeros(len(amount), n + 1)
-    return flat.scatter_add_(1, (owner + 1).flatten(1).long(), amount.flatten(1))[:, 1:]
+    return flat.scatter_add_(1, (last_joint + 1).flatten(1).long(), amount.flatten(1))[:, 1:]
 
 
-def _grown(mask: Tensor, cells: int) -> Tensor:
+def _dilate(mask: Tensor, cells: int) -> Tensor:
     return F.max_pool2d(mask[:, None].float(), 2 * cells + 1, 1, cells)[:, 0] > 0
 
 
-def _shrunk(mask: Tensor) -> Tensor:
-    return ~_grown(~mask, 1)
+def _erode(mask: Tensor) -> Tensor:
+    return ~_dilate(~mask, 1)

@@ -12,25 +12,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.adapters.reward.calibration import Calibration
+from jidm.adapters.reward.calibration import TermScales
 from jidm.adapters.reward.eva import DECAY, P0, EvaLimits, eva_reward
-from jidm.adapters.reward.reading import Reader, Reading
-from jidm.adapters.reward.terms import TERMS, Raw
-from jidm.adapters.reward.videos import frames_of, singles_of, starts_of
+from jidm.adapters.reward.reading import VideoAnalyzer, VideoAnalysis
+from jidm.adapters.reward.terms import TERMS, TermValues
+from jidm.adapters.reward.videos import load_frames, split_videos, split_initial_poses
 from jidm.errors import InputError, JidmError, did_you_mean
 from jidm.field.learned import LearnedField
 from jidm.idm import JacobianIDM
 from jidm.joint_motion import JointMotion
 from jidm.robot.embodiment import Embodiment
 
-_REASONS = 3  # how many frames of a video are spoken of
-_WORTH_SAYING = 0.2  # a penalty below this is what good videos have
-HIGHEST = 10.0
-_UNCALIBRATED = "the reward has no scales yet: reward = reward.calibrated(good_videos), or load a Calibration"
+_MAX_REASONS = 3  # how many frames of a video are spoken of
+_MIN_REASON_PENALTY = 0.2  # a penalty below this is what good videos have
+MAX_REWARD = 10.0
+_NO_SCALES = "the reward has no scales yet: reward = reward.calibrated(good_videos), or load a Calibration"
 
 
 @dataclass(frozen=True, eq=False)
-class Score:
+class VideoScore:
     """What is said of one video: S steps, n joints.
 
     Attributes:
@@ -54,7 +54,7 @@ class Score:
     problem: str | None = None
 
     @classmethod
-    def failed(cls, problem: str) -> Score:
+    def failed(cls, problem: str) -> VideoScore:
         """Of a video that could not be judged."""
         return cls(torch.tensor(0.0, dtype=torch.float64), problem=problem)
 
@@ -84,7 +84,7 @@ class ExecutabilityReward:
     def __init__(
         self,
         idm: JacobianIDM,
-        calibration: Calibration | None = None,
+        scales: TermScales | None = None,
         *,
         weights: Mapping[str, float] | None = None,
         limits: EvaLimits | None = None,
@@ -108,36 +108,36 @@ class ExecutabilityReward:
             self.weights["consistency"] = 0.0
         self.weights = {name: weight for name, weight in self.weights.items() if weight > 0}
         self.differentiable = differentiable
-        self.limits = limits or EvaLimits.of(idm.embodiment)  # type: ignore[arg-type]
-        self._reader = Reader(
-            idm, self.limits.velocity, backwards="consistency" in self.weights, by_pairs=differentiable
+        self.limits = limits or EvaLimits.from_embodiment(idm.embodiment)  # type: ignore[arg-type]
+        self._analyzer = VideoAnalyzer(
+            idm, self.limits.velocity, decode_backward="consistency" in self.weights, pairwise=differentiable
         )
         self.p0 = p0
-        self.calibration = calibration
-        if calibration is not None:
-            absent = [name for name in self.weights if name not in calibration.scales]
+        self.scales = scales
+        if scales is not None:
+            absent = [name for name in self.weights if name not in scales.terms]
             if absent:
                 raise InputError(f"the calibration knows nothing of {', '.join(absent)}; calibrate again")
-            if calibration.reading != self._reader.kind:
+            if scales.mode != self._analyzer.mode:
                 raise InputError(
-                    f"the calibration was made of videos read as '{calibration.reading}', not '{self._reader.kind}'; calibrate again"
+                    f"the calibration was made of videos read as '{scales.mode}', not '{self._analyzer.mode}'; calibrate again"
                 )
-            for what, mine in self._reader.judge.items():
-                if calibration.made_by.get(what) != mine:
+            for what, mine in self._analyzer.provenance.items():
+                if scales.provenance.get(what) != mine:
                     raise InputError(
-                        f"the calibration was made with {what} {calibration.made_by.get(what)}, not {mine}; calibrate again"
+                        f"the calibration was made with {what} {scales.provenance.get(what)}, not {mine}; calibrate again"
                     )
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, calibration: Calibration | None = None, *, embodiment: str | Embodiment | None = None,
+        cls, checkpoint: str | Path, scales: TermScales | None = None, *, embodiment: str | Embodiment | None = None,
         device: str | torch.device = "cpu", **options: Any,
     ) -> ExecutabilityReward:  # fmt: skip
         """The reward by a trained field.
 
         Args:
             checkpoint: a checkpoint folder, the name of a bundled one, or a hub id.
-            calibration: the one that lies beside the checkpoint if not given, see `Calibration.beside`.
+            scales: the one that lies beside the checkpoint if not given, see `Calibration.beside`.
             embodiment, device: as for `JacobianIDM.from_pretrained`.
             options: of the constructor.
 
@@ -146,7 +146,7 @@ class ExecutabilityReward:
             InputError: no calibration was given, and none lies beside it.
         """
         idm = JacobianIDM.from_pretrained(checkpoint, embodiment=embodiment, device=device, limits="none")
-        return cls(idm, calibration or Calibration.beside(checkpoint), **options)
+        return cls(idm, scales or TermScales.from_checkpoint(checkpoint), **options)
 
     def to(self, device: str | torch.device) -> ExecutabilityReward:
         """Let the network compute there; an exact field computes where the video is."""
@@ -156,12 +156,12 @@ class ExecutabilityReward:
 
     # ---- judging ----------------------------------------------------------------------------------------------------
 
-    def __call__(self, videos: Any, **how: Any) -> Float[Tensor, " N"]:
+    def __call__(self, videos: Any, **options: Any) -> Float[Tensor, " N"]:
         """The rewards of videos, see `judge`: finite, 0 where a video could not be judged."""
-        rewards = [score.reward for score in self.judge(videos, **how)]
+        rewards = [score.reward for score in self.score(videos, **options)]
         return torch.stack(rewards) if rewards else torch.zeros(0, dtype=torch.float64)
 
-    def judge(
+    def score(
         self,
         videos: Any,
         *,
@@ -169,7 +169,7 @@ class ExecutabilityReward:
         fps: float | None = None,
         layout: str | None = None,
         value_range: tuple[float, float] | None = None,
-    ) -> Iterator[Score]:
+    ) -> Iterator[VideoScore]:
         """Judge videos one after another; what cannot be judged gets a score that says why, and spoils no other.
 
         Args:
@@ -182,24 +182,24 @@ class ExecutabilityReward:
             InputError: there is no calibration yet, or q0 does not fit the number of videos.
             VideoError: a batch of frames as a whole cannot be read.
         """
-        if self.calibration is None:
-            raise InputError(_UNCALIBRATED)
-        singles, layout, value_range = singles_of(videos, fps, layout, value_range)
-        starts = starts_of(q0, len(singles))
+        if self.scales is None:
+            raise InputError(_NO_SCALES)
+        singles, layout, value_range = split_videos(videos, fps, layout, value_range)
+        starts = split_initial_poses(q0, len(singles))
 
-        def scores() -> Iterator[Score]:
+        def generate() -> Iterator[VideoScore]:
             for video, start in zip(singles, starts, strict=True):
                 try:
-                    yield self._scored(*self._read(video, start, fps, layout, value_range))
+                    yield self._score(*self._analyze(video, start, fps, layout, value_range))
                 except (JidmError, OSError) as error:
-                    yield Score.failed(str(error))
+                    yield VideoScore.failed(str(error))
 
-        return scores()
+        return generate()
 
     def explain(
         self, video: Any, *, q0: Any = None, fps: float | None = None, layout: str | None = None,
         value_range: tuple[float, float] | None = None,
-    ) -> tuple[Score, Reading]:  # fmt: skip
+    ) -> tuple[VideoScore, VideoAnalysis]:  # fmt: skip
         """Judge one video, and keep all that the score was read off.
 
         Arguments as of `judge`.
@@ -208,82 +208,82 @@ class ExecutabilityReward:
             InputError: there is no calibration yet.
             JidmError: the video cannot be judged.
         """
-        if self.calibration is None:
-            raise InputError(_UNCALIBRATED)
-        reading, motion = self._read(video, q0, fps, layout, value_range)
-        return self._scored(reading, motion), reading
+        if self.scales is None:
+            raise InputError(_NO_SCALES)
+        analysis, motion = self._analyze(video, q0, fps, layout, value_range)
+        return self._score(analysis, motion), analysis
 
-    def _scored(self, reading: Reading, motion: JointMotion | None) -> Score:
-        assert self.calibration is not None
-        eva = eva_reward(reading.q, self.limits, reading.dt, p0=self.p0)
-        raws = {name: TERMS[name].raw(reading) for name in self.weights}
-        scales = self.calibration.scales
-        penalties = {name: scales[name].penalty(raw.worst) for name, raw in raws.items()}
-        by_step = {name: scales[name].penalty(raw.value) for name, raw in raws.items()}
-        weighed = sum((self.weights[name] * x for name, x in penalties.items()), torch.zeros_like(eva.penalty))
-        reward = (HIGHEST * (1 + eva.penalty / self.p0 + weighed) ** -DECAY).double()
-        return Score(
+    def _score(self, analysis: VideoAnalysis, motion: JointMotion | None) -> VideoScore:
+        assert self.scales is not None
+        eva = eva_reward(analysis.q, self.limits, analysis.dt, p0=self.p0)
+        term_values = {name: TERMS[name].compute(analysis) for name in self.weights}
+        terms = self.scales.terms
+        penalties = {name: terms[name].penalty(raw.tail_mean) for name, raw in term_values.items()}
+        by_step = {name: terms[name].penalty(raw.per_step) for name, raw in term_values.items()}
+        weighted = sum((self.weights[name] * x for name, x in penalties.items()), torch.zeros_like(eva.penalty))
+        reward = (MAX_REWARD * (1 + eva.penalty / self.p0 + weighted) ** -DECAY).double()
+        return VideoScore(
             reward=reward,
             eva=float(eva.reward.detach()),
             penalties={name: float(x.detach()) for name, x in penalties.items()},
             by_step={name: x.detach() for name, x in by_step.items()},
-            by_joint=self._blame(raws, by_step),
-            reasons=self._reasons(raws, by_step),
+            by_joint=self._attribution(term_values, by_step),
+            reasons=self._reasons(term_values, by_step),
             motion=motion,
         )
 
-    def _blame(self, raws: Mapping[str, Raw], by_step: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
+    def _attribution(self, term_values: Mapping[str, TermValues], by_step: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
         n = len(self.idm.joint_names)
-        blame, total = torch.zeros(n, dtype=torch.float64), 1e-12
-        for name, raw in raws.items():
-            weighed = self.weights[name] * by_step[name].detach().double().cpu()
-            total += float(weighed.sum())
+        attribution, total = torch.zeros(n, dtype=torch.float64), 1e-12
+        for name, raw in term_values.items():
+            weighted = self.weights[name] * by_step[name].detach().double().cpu()
+            total += float(weighted.sum())
             if raw.by_joint is not None:
                 shares = raw.by_joint.detach().double().cpu()
                 shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
-                blame += (weighed[:, None] * shares).sum(0)
-        return blame / total
+                attribution += (weighted[:, None] * shares).sum(0)
+        return attribution / total
 
-    def _reasons(self, raws: Mapping[str, Raw], by_step: Mapping[str, Tensor]) -> tuple[str, ...]:
-        names = list(raws)
+    def _reasons(self, term_values: Mapping[str, TermValues], by_step: Mapping[str, Tensor]) -> tuple[str, ...]:
+        names = list(term_values)
         if not names:
             return ()
-        weighed = torch.stack([self.weights[name] * by_step[name].detach().double() for name in names])
-        worst = weighed.sum(0).argsort(descending=True, stable=True).tolist()
-        said: list[str] = []
-        spoken: set[str] = set()
+        weighted = torch.stack([self.weights[name] * by_step[name].detach().double() for name in names])
+        worst = weighted.sum(0).argsort(descending=True, stable=True).tolist()
+        reasons: list[str] = []
+        used: set[str] = set()
         for step in worst:
-            name = names[int(weighed[:, step].argmax())]
-            if name in spoken or by_step[name][step] < _WORTH_SAYING:
+            name = names[int(weighted[:, step].argmax())]
+            if name in used or by_step[name][step] < _MIN_REASON_PENALTY:
                 continue
-            spoken.add(name)
-            said.append(TERMS[name].reason(raws[name], step, self.idm.joint_names))
-            if len(said) == _REASONS:
+            used.add(name)
+            reasons.append(TERMS[name].reason(term_values[name], step, self.idm.joint_names))
+            if len(reasons) == _MAX_REASONS:
                 break
-        return tuple(said)
+        return tuple(reasons)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
-    def read(
+    def analyze(
         self, video: Any, *, q0: Any = None, fps: float | None = None, layout: str | None = None,
         value_range: tuple[float, float] | None = None,
-    ) -> Reading:  # fmt: skip
+    ) -> VideoAnalysis:  # fmt: skip
         """All that terms are read off in one video; it needs no calibration. Arguments as of `judge`.
 
         Raises:
             JidmError: the video cannot be judged.
         """
-        return self._read(video, q0, fps, layout, value_range)[0]
+        return self._analyze(video, q0, fps, layout, value_range)[0]
 
-    def _read(
+    def _analyze(
         self, video: Any, q0: Any, fps: float | None, layout: Any, value_range: Any
-    ) -> tuple[Reading, JointMotion | None]:
-        frames, dt = frames_of(video, fps, layout, value_range)
-        return self._reader.read(frames, dt, q0)
+    ) -> tuple[VideoAnalysis, JointMotion | None]:
+        frames, dt = load_frames(video, fps, layout, value_range)
+        return self._analyzer.analyze(frames, dt, q0)
 
     # ---- calibrating ------------------------------------------------------------------------------------------------
 
-    def calibrated(
+    def fit_scales(
         self,
         videos: Any,
         *,
@@ -300,18 +300,18 @@ class ExecutabilityReward:
             InputError: fewer than 5 videos.
             JidmError: one of them cannot be read: good videos can.
         """
-        singles, layout, value_range = singles_of(videos, fps, layout, value_range)
-        worst: dict[str, list[float]] = {name: [] for name in TERMS}
+        singles, layout, value_range = split_videos(videos, fps, layout, value_range)
+        tail_means: dict[str, list[float]] = {name: [] for name in TERMS}
         decoded: dict[str, Any] = {}
-        for video, start in zip(singles, starts_of(q0, len(singles)), strict=True):
-            reading, motion = self._read(video, start, fps, layout, value_range)
+        for video, start in zip(singles, split_initial_poses(q0, len(singles)), strict=True):
+            analysis, motion = self._analyze(video, start, fps, layout, value_range)
             decoded = {} if motion is None else dict(motion.provenance)
             for name in self.weights:
-                worst[name].append(float(TERMS[name].raw(reading).worst))
-        known = {name: values for name, values in worst.items() if values}
-        made_by = {**self._reader.judge, "decoded": decoded}
-        calibration = Calibration.of(known, reading=self._reader.kind, made_by=made_by)
+                tail_means[name].append(float(TERMS[name].compute(analysis).tail_mean))
+        known = {name: values for name, values in tail_means.items() if values}
+        provenance = {**self._analyzer.provenance, "decoded": decoded}
+        scales = TermScales.from_tail_means(known, mode=self._analyzer.mode, provenance=provenance)
         weights = {name: self.weights.get(name, 0.0) for name in TERMS}
         return ExecutabilityReward(
-            self.idm, calibration, weights=weights, limits=self.limits, p0=self.p0, differentiable=self.differentiable
+            self.idm, scales, weights=weights, limits=self.limits, p0=self.p0, differentiable=self.differentiable
         )

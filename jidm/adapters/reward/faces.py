@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jidm.adapters.reward.executability import ExecutabilityReward, Score
+from jidm.adapters.reward.executability import ExecutabilityReward, VideoScore
 from jidm.errors import InputError
 
-POSE = "q0"
+Q0_KEY = "q0"
 """Key of metadata, or column of a data set, under which the first frame's joint positions are looked for."""
 
 
@@ -47,15 +47,15 @@ def flow_grpo(
         def scores(
             images: Any, prompts: Sequence[Any], metadata: Any = None, *_: Any, **__: Any
         ) -> tuple[Any, dict[str, Any]]:
-            judged = _judged(reward, images, len(prompts), metadata, fps=fps, layout=layout, value_range=value_range)
-            return (_named(reward, judged) if detailed else [float(s.reward) for s in judged]), {}
+            scored = _score_all(reward, images, len(prompts), metadata, fps=fps, layout=layout, value_range=value_range)
+            return (_by_name(reward, scored) if detailed else [float(s.reward) for s in scored]), {}
 
         return scores
 
     return factory
 
 
-class VideoAlignFace:
+class VideoAlignReward:
     """Stands where DanceGRPO keeps VideoAlign's inferencer: `reward(video_paths, prompts, ...)`.
 
     Args:
@@ -72,54 +72,54 @@ class VideoAlignFace:
 
         "VQ" and "TA", the picture's quality and its likeness to the prompt, are not judged and always 0.
         """
-        judged = _judged(self._executability, [str(path) for path in video_paths], len(prompts), None, fps=fps)
+        scored = _score_all(self._executability, [str(path) for path in video_paths], len(prompts), None, fps=fps)
         out = []
-        for score in judged:
-            told = {"VQ": 0.0, "MQ": float(score.reward), "TA": 0.0, "Overall": float(score.reward)}
-            out.append({**told, **(score.penalties or {}), "reasons": list(score.reasons), "problem": score.problem})
+        for score in scored:
+            record = {"VQ": 0.0, "MQ": float(score.reward), "TA": 0.0, "Overall": float(score.reward)}
+            out.append({**record, **(score.penalties or {}), "reasons": list(score.reasons), "problem": score.problem})
         return out
 
 
-def trl(reward: ExecutabilityReward, *, fps: float | None = None, **how: Any) -> Callable[..., list[float | None]]:
+def trl(reward: ExecutabilityReward, *, fps: float | None = None, **options: Any) -> Callable[..., list[float | None]]:
     """A function as TRL's trainers take them in `reward_funcs`: completions are videos, in any form that `judge` takes.
 
     A column "q0" of the data set tells first poses. A video that cannot be judged gets None, which TRL leaves out.
 
     Args:
         fps: frames a second, where completions are no files.
-        how: further arguments of `ExecutabilityReward.judge`.
+        options: further arguments of `ExecutabilityReward.judge`.
     """
 
     def executability(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        poses = {POSE: columns[POSE]} if POSE in columns else None
-        judged = _judged(reward, list(completions), len(prompts), poses, fps=fps, **how)
-        return [None if score.problem is not None else float(score.reward) for score in judged]
+        poses = {Q0_KEY: columns[Q0_KEY]} if Q0_KEY in columns else None
+        scored = _score_all(reward, list(completions), len(prompts), poses, fps=fps, **options)
+        return [None if score.problem is not None else float(score.reward) for score in scored]
 
     return executability
 
 
-def _judged(reward: ExecutabilityReward, videos: Any, prompts: int, metadata: Any, **how: Any) -> list[Score]:
+def _score_all(reward: ExecutabilityReward, videos: Any, prompts: int, metadata: Any, **options: Any) -> list[VideoScore]:
     if len(videos) != prompts:
         raise InputError(f"{len(videos)} videos came with {prompts} prompts; one of each belongs together")
-    return list(reward.judge(videos, q0=_poses(metadata, prompts), **how)) if prompts else []
+    return list(reward.score(videos, q0=_initial_poses(metadata, prompts), **options)) if prompts else []
 
 
-def _poses(metadata: Any, count: int) -> Any:
+def _initial_poses(metadata: Any, count: int) -> Any:
     """First poses of that many videos, where metadata tells them."""
     if isinstance(metadata, Mapping):
-        return metadata.get(POSE)
+        return metadata.get(Q0_KEY)
     if metadata is None or not len(metadata):
         return None
     if len(metadata) != count:
         raise InputError(f"{len(metadata)} entries of metadata came with {count} videos; give one each, or none")
-    poses = [entry.get(POSE) if isinstance(entry, Mapping) else None for entry in metadata]
+    poses = [entry.get(Q0_KEY) if isinstance(entry, Mapping) else None for entry in metadata]
     return None if all(pose is None for pose in poses) else poses
 
 
-def _named(reward: ExecutabilityReward, judged: Sequence[Score]) -> dict[str, list[float]]:
-    named = {"executability": [float(s.reward) for s in judged]}
-    named["eva"] = [s.eva if s.problem is None else 0.0 for s in judged]
+def _by_name(reward: ExecutabilityReward, scored: Sequence[VideoScore]) -> dict[str, list[float]]:
+    by_name = {"executability": [float(s.reward) for s in scored]}
+    by_name["eva"] = [s.eva if s.problem is None else 0.0 for s in scored]
     for name in reward.weights:
-        named[name] = [1.0 if s.penalties is None else s.penalties[name] for s in judged]
-    named["avg"] = named["executability"]
-    return named
+        by_name[name] = [1.0 if s.penalties is None else s.penalties[name] for s in scored]
+    by_name["avg"] = by_name["executability"]
+    return by_name

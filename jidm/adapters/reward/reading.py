@@ -11,44 +11,44 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jidm.adapters.reward.evidence import Evidence, evidence
+from jidm.adapters.reward.evidence import VideoResiduals, video_residuals
 from jidm.errors import InputError
 from jidm.field.learned import LearnedField
 from jidm.idm import JacobianIDM
 from jidm.joint_motion import JointMotion
-from jidm.solve.learned_step import SeenAt, solve_pairs
+from jidm.solve.learned_step import FieldEvaluation, estimate_pair_steps
 
-EVERY = 2
+BACKWARD_STRIDE = 2
 """Backwards, only every so many frames are decoded: it takes half the time, and steps must also add up."""
-_PAIRS = 8  # of frames solved at once
+_PAIR_BATCH_SIZE = 8  # of frames solved at once
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class VideoAnalysis:
     """All that is read off one video: T frames, S = T - 1 steps, n joints.
 
     Attributes:
         q: (T, n) decoded positions [rad or m].
-        back: ((T + 1) // 2, n) the same of every other frame, decoded from the last of them to the first; None where no
+        q_backward: ((T + 1) // 2, n) the same of every other frame, decoded from the last of them to the first; None where no
             term asks for it.
         valid: (S,) whether the step was measured.
         dt: time between frames [s].
         lower, upper: (n,) the joints' range, infinite where there is none [rad or m].
         velocity: (n,) the joints' speed limits [rad/s or m/s].
-        seen: the pictures beside that motion.
+        residuals: the pictures beside that motion.
     """
 
     q: Float[Tensor, "T n"]
-    back: Float[Tensor, "half n"] | None
+    q_backward: Float[Tensor, "half n"] | None
     valid: Bool[Tensor, " S"]
     dt: float
     lower: Float[Tensor, " n"]
     upper: Float[Tensor, " n"]
     velocity: Float[Tensor, " n"]
-    seen: Evidence
+    residuals: VideoResiduals
 
 
-class Reader:
+class VideoAnalyzer:
     """Reads videos with one decoder.
 
     Args:
@@ -61,18 +61,18 @@ class Reader:
         InputError: gradients are asked of a field that is not learned.
     """
 
-    def __init__(self, idm: JacobianIDM, velocity: Float[Tensor, " n"], *, backwards: bool, by_pairs: bool) -> None:
-        if by_pairs and not isinstance(idm.field, LearnedField):
+    def __init__(self, idm: JacobianIDM, velocity: Float[Tensor, " n"], *, decode_backward: bool, pairwise: bool) -> None:
+        if pairwise and not isinstance(idm.field, LearnedField):
             raise InputError("gradients need a learned field: flow in front of an exact one has none")
-        self._idm, self._velocity, self._backwards, self._by_pairs = idm, velocity, backwards, by_pairs
+        self._idm, self._velocity, self._decode_backward, self._pairwise = idm, velocity, decode_backward, pairwise
 
     @property
-    def kind(self) -> str:
+    def mode(self) -> str:
         """How videos are read; scales of one kind say nothing about the other."""
-        return "pairs" if self._by_pairs else "followed"
+        return "pairs" if self._pairwise else "followed"
 
     @property
-    def judge(self) -> dict[str, str | None]:
+    def provenance(self) -> dict[str, str | None]:
         """With what videos are read, as far as scales depend on it."""
         robot = self._idm.embodiment
         return {
@@ -81,50 +81,50 @@ class Reader:
             "embodiment": None if robot is None else robot.content_hash,
         }
 
-    def read(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> tuple[Reading, JointMotion | None]:
+    def analyze(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> tuple[VideoAnalysis, JointMotion | None]:
         """One video, and its motion where it was followed.
 
         Args:
             frames: RGB in [0, 1]. dt: time between them [s].
             q0: (n,) positions in the first; None where the network reads them.
         """
-        if self._by_pairs:
-            return self._solved(frames, dt, q0), None
+        if self._pairwise:
+            return self._analyze_pairs(frames, dt, q0), None
         with torch.no_grad():
             motion = self._idm.decode(frames, q0=q0, fps=1 / dt, layout="TCHW")
-            back = None
-            if self._backwards:
-                some = slice(None, None, EVERY)
-                last = motion.position[some][-1]
-                behind = self._idm.decode(frames[some].flip(0), q0=last, fps=1 / (EVERY * dt), layout="TCHW")
-                back = behind.position.flip(0)
+            q_backward = None
+            if self._decode_backward:
+                every_other = slice(None, None, BACKWARD_STRIDE)
+                last = motion.position[every_other][-1]
+                backward = self._idm.decode(frames[every_other].flip(0), q0=last, fps=1 / (BACKWARD_STRIDE * dt), layout="TCHW")
+                q_backward = backward.position.flip(0)
             field = self._idm.field
-            pictures = field.fitted(frames) if isinstance(field, LearnedField) else frames
-            return self._reading(pictures, motion.position, back, motion.valid, dt), motion
+            images = field.letterbox(frames) if isinstance(field, LearnedField) else frames
+            return self._analysis(images, motion.position, q_backward, motion.valid, dt), motion
 
-    def _solved(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> Reading:
+    def _analyze_pairs(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> VideoAnalysis:
         field = self._idm.field
         assert isinstance(field, LearnedField)
-        pictures = field.fitted(frames)
+        images = field.letterbox(frames)
         steps, valid = [], []
-        for first, second in zip(pictures[:-1].split(_PAIRS), pictures[1:].split(_PAIRS), strict=True):
-            seen = field.encode(torch.cat([first, second]))
-            solved = solve_pairs(field, SeenAt.of(field, seen, field.state(seen)[0]), whole=True)
-            steps.append(solved.steps[-1])
-            valid.append(solved.solution.valid)
-        start = field.state(field.encode(pictures[:1]))[0] if q0 is None else torch.as_tensor(q0).to(pictures)[None]
+        for first, second in zip(images[:-1].split(_PAIR_BATCH_SIZE), images[1:].split(_PAIR_BATCH_SIZE), strict=True):
+            features = field.encode(torch.cat([first, second]))
+            result = estimate_pair_steps(field, FieldEvaluation.of(field, features, field.predict_pose(features)[0]), unrolled=True)
+            steps.append(result.steps[-1])
+            valid.append(result.solution.valid)
+        start = field.predict_pose(field.encode(images[:1]))[0] if q0 is None else torch.as_tensor(q0).to(images)[None]
         q = torch.cat([start, start + torch.cat(steps).cumsum(0)])
-        return self._reading(pictures, q, None, torch.cat(valid), dt)
+        return self._analysis(images, q, None, torch.cat(valid), dt)
 
-    def _reading(self, pictures: Tensor, q: Tensor, back: Tensor | None, valid: Tensor, dt: float) -> Reading:
+    def _analysis(self, images: Tensor, q: Tensor, q_backward: Tensor | None, valid: Tensor, dt: float) -> VideoAnalysis:
         lower, upper, velocity = self._limits(q)
-        return Reading(q, back, valid, dt, lower, upper, velocity, evidence(self._idm.field, pictures, q))
+        return VideoAnalysis(q, q_backward, valid, dt, lower, upper, velocity, video_residuals(self._idm.field, images, q))
 
     def _limits(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         robot = self._idm.embodiment
         if robot is None:
-            nowhere = torch.full_like(like[0], math.inf)
-            return -nowhere, nowhere, self._velocity.to(like)
+            infinite = torch.full_like(like[0], math.inf)
+            return -infinite, infinite, self._velocity.to(like)
         lower, upper, velocity = (
             torch.from_numpy(np.array(x)).to(like) for x in (robot.lower, robot.upper, robot.velocity)
         )

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jidm.adapters.reward.calibration import Calibration
-from jidm.adapters.reward.executability import ExecutabilityReward, Score
+from jidm.adapters.reward.calibration import TermScales
+from jidm.adapters.reward.executability import ExecutabilityReward, VideoScore
 from jidm.cluster import ray_cluster
 from jidm.errors import InputError, JidmError, MissingExtraError
 from jidm.idm import JacobianIDM
@@ -24,11 +24,11 @@ from jidm.robot.camera import Camera
 
 
 @dataclass(frozen=True)
-class RewardRecipe:
+class RewardConfig:
     """All that makes a reward, small enough to be sent to other processes.
 
     Attributes:
-        calibration: JSON file, see `Calibration`; the one beside the checkpoint if None.
+        scales: JSON file, see `Calibration`; the one beside the checkpoint if None.
         checkpoint: folder, bundled name or hub id; None for an analytic field.
         embodiment: registered name; the checkpoint's own if None.
         camera: `Camera.to_dict`; None for the learned field itself.
@@ -37,7 +37,7 @@ class RewardRecipe:
         q0: (n,) positions in every video's first frame, or file name -> positions; None where the network reads them.
     """
 
-    calibration: str | None = None
+    scales: str | None = None
     checkpoint: str | None = None
     embodiment: str | None = None
     camera: Mapping[str, Any] | None = None
@@ -45,7 +45,7 @@ class RewardRecipe:
     fps: float | None = None
     q0: Sequence[float] | Mapping[str, Sequence[float]] | None = None
 
-    def idm(self) -> JacobianIDM:
+    def build_idm(self) -> JacobianIDM:
         """The decoder."""
         camera = None if self.camera is None else Camera.from_dict(dict(self.camera))
         if self.checkpoint is not None:
@@ -56,23 +56,23 @@ class RewardRecipe:
             raise InputError("a reward needs a checkpoint, or an embodiment and its camera")
         return JacobianIDM.from_embodiment(self.embodiment, camera=camera, limits="none")
 
-    def make(self) -> ExecutabilityReward:
+    def build(self) -> ExecutabilityReward:
         """The reward."""
-        return ExecutabilityReward(self.idm(), self.scales(), weights=self.weights)
+        return ExecutabilityReward(self.build_idm(), self.load_scales(), weights=self.weights)
 
-    def scales(self) -> Calibration:
+    def load_scales(self) -> TermScales:
         """The calibration.
 
         Raises:
             InputError: there is none.
         """
-        if self.calibration is not None:
-            return Calibration.load(self.calibration)
+        if self.scales is not None:
+            return TermScales.load(self.scales)
         if self.checkpoint is None:
             raise InputError("an exact field comes without scales for the reward; make them with `jidm calibrate`")
-        return Calibration.beside(self.checkpoint)
+        return TermScales.from_checkpoint(self.checkpoint)
 
-    def start(self, video: str) -> Sequence[float] | None:
+    def initial_pose(self, video: str) -> Sequence[float] | None:
         """The first pose of a video.
 
         Raises:
@@ -88,31 +88,31 @@ class RewardRecipe:
     @cached_property
     def content_hash(self) -> str:
         """Of what makes the reward, the calibration's numbers and not its place included."""
-        record = asdict(self) | {"calibration": asdict(self.scales())}
+        record = asdict(self) | {"calibration": asdict(self.load_scales())}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Scorer:
     """Scores one file after another with one reward; what a process or an actor at work holds."""
 
-    def __init__(self, recipe: RewardRecipe) -> None:
-        self._recipe = recipe
-        self._reward = recipe.make()
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._reward = config.build()
 
     def record(self, video: str) -> dict[str, Any]:
         """A video's line."""
         try:
-            score = next(iter(self._reward.judge(video, q0=self._recipe.start(video), fps=self._recipe.fps)))
+            score = next(iter(self._reward.score(video, q0=self._config.initial_pose(video), fps=self._config.fps)))
         except JidmError as error:
-            score = Score.failed(str(error))
-        return {"video": video, **as_record(score, self._reward.idm.joint_names), "by": self._recipe.content_hash}
+            score = VideoScore.failed(str(error))
+        return {"video": video, **as_record(score, self._reward.idm.joint_names), "by": self._config.content_hash}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The lines of a batch of Ray Data: paths under "video" in, JSON under "line" out."""
         return {"line": [json.dumps(self.record(str(video))) for video in batch["video"]]}
 
 
-def as_record(score: Score, joint_names: Sequence[str]) -> dict[str, Any]:
+def as_record(score: VideoScore, joint_names: Sequence[str]) -> dict[str, Any]:
     """A score as plain JSON, all of it finite."""
     if score.problem is not None:
         return {"reward": 0.0, "problem": score.problem}
@@ -130,7 +130,7 @@ def as_record(score: Score, joint_names: Sequence[str]) -> dict[str, Any]:
 
 def score_files(
     videos: Sequence[str | Path],
-    recipe: RewardRecipe,
+    config: RewardConfig,
     out: str | Path,
     *,
     shard: tuple[int, int] = (0, 1),
@@ -157,11 +157,11 @@ def score_files(
     if not 0 <= i < count:
         raise InputError(f"shard must be i/N with 0 <= i < N, got {i}/{count}")
     out = Path(out)
-    done = {record["video"] for record in resumed(out, recipe.content_hash)}
+    done = {record["video"] for record in read_scores(out, config.content_hash)}
     missing = [name for name in names[i::count] if name not in done]
     if not missing:
         return 0
-    lines = _one_by_one(missing, recipe) if ray is None else _by_ray(missing, recipe, ray, workers)
+    lines = _score_serially(missing, config) if ray is None else _score_with_ray(missing, config, ray, workers)
     with open(out, "a", encoding="utf-8") as file:
         for line in _with_progress(lines, len(missing), progress):
             file.write(line + "\n")
@@ -170,11 +170,11 @@ def score_files(
     return len(missing)
 
 
-def resumed(out: Path, by: str | None = None) -> list[dict[str, Any]]:
+def read_scores(out: Path, config_hash: str | None = None) -> list[dict[str, Any]]:
     """What `out` holds, after dropping a last line that was cut short.
 
     Args:
-        by: hash that all must have been made by; None if it does not matter.
+        config_hash: hash that all must have been made by; None if it does not matter.
 
     Raises:
         InputError: it holds something else.
@@ -182,28 +182,28 @@ def resumed(out: Path, by: str | None = None) -> list[dict[str, Any]]:
     if not out.exists():
         return []
     raw = out.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
+    complete = raw[: raw.rfind(b"\n") + 1]
     try:
-        records = [json.loads(line) for line in whole.splitlines()]
+        records = [json.loads(line) for line in complete.splitlines()]
         if not all(isinstance(record, dict) and "video" in record and "reward" in record for record in records):
             raise ValueError("a line is no score")
     except ValueError as error:
         raise InputError(f"{out} is no file of scores ({error}); choose another name") from None
-    if by is not None and any(record.get("by") != by for record in records):
+    if config_hash is not None and any(record.get("by") != config_hash for record in records):
         raise InputError(f"{out} holds scores of another reward, or made with other settings; choose another --out")
-    if len(whole) < len(raw):
+    if len(complete) < len(raw):
         with open(out, "r+b") as file:
-            file.truncate(len(whole))
+            file.truncate(len(complete))
     return records
 
 
-def _one_by_one(videos: Sequence[str], recipe: RewardRecipe) -> Iterator[str]:
-    scorer = Scorer(recipe)
+def _score_serially(videos: Sequence[str], config: RewardConfig) -> Iterator[str]:
+    scorer = Scorer(config)
     for video in videos:
         yield json.dumps(scorer.record(video))
 
 
-def _by_ray(videos: Sequence[str], recipe: RewardRecipe, address: str, workers: int) -> Iterator[str]:
+def _score_with_ray(videos: Sequence[str], config: RewardConfig, address: str, workers: int) -> Iterator[str]:
     with ray_cluster(address, workers, len(videos)) as size:
         try:
             from ray.data import ActorPoolStrategy, DataContext, from_items
@@ -213,7 +213,7 @@ def _by_ray(videos: Sequence[str], recipe: RewardRecipe, address: str, workers: 
         # One video a block: what a lost actor was at is done again, and no more than that.
         scored = from_items([{"video": video} for video in videos], override_num_blocks=len(videos)).map_batches(
             Scorer,
-            fn_constructor_args=(recipe,),
+            fn_constructor_args=(config,),
             compute=ActorPoolStrategy(size=size),
             batch_size=1,
             num_cpus=1,

@@ -14,34 +14,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.adapters.reward.reading import EVERY, Reading
+from jidm.adapters.reward.reading import BACKWARD_STRIDE, VideoAnalysis
 from jidm.errors import InputError
 
-_WORST = 0.1  # share of the steps by which a video is judged: a jump is over in one frame, a robot that melts melts on
-_LEAST_MOTION = 0.3  # [cells rms] added to the robot's motion before what is unexplained is divided by it
-_STILL = 0.1  # [cells rms] steps that move the robot less are none
-_LOST = 1.0  # what is unexplained, relative to the motion, of a step that could not be measured
-_FAR = 3.0  # distances from the usual to the 90th percentile at which .63 is taken off
-LEAST_VIDEOS = 5
+_TAIL_FRACTION = 0.1  # share of the steps by which a video is judged: a jump is over in one frame, a robot that melts melts on
+_MIN_MOTION = 0.3  # [cells rms] added to the robot's motion before what is unexplained is divided by it
+_STILL_THRESHOLD = 0.1  # [cells rms] steps that move the robot less are none
+_UNMEASURED_RESIDUAL = 1.0  # what is unexplained, relative to the motion, of a step that could not be measured
+_SPREAD_FACTOR = 3.0  # distances from the usual to the 90th percentile at which .63 is taken off
+MIN_VIDEOS = 5
 """A scale needs so many."""
 
 
 @dataclass(frozen=True, eq=False)
-class Raw:
+class TermValues:
     """One term of one video.
 
     Attributes:
-        value: (S,) per step, larger is worse; finite.
+        per_step: (S,) per step, larger is worse; finite.
         by_joint: (S, n) not negative, the same shared out among the joints in some unit; None where no joint is to blame.
     """
 
-    value: Float[Tensor, " S"]
+    per_step: Float[Tensor, " S"]
     by_joint: Float[Tensor, "S n"] | None = None
 
     @property
-    def worst(self) -> Float[Tensor, ""]:
+    def tail_mean(self) -> Float[Tensor, ""]:
         """Mean over the worst tenth of the steps."""
-        return self.value.topk(max(1, round(_WORST * len(self.value)))).values.mean()
+        return self.per_step.topk(max(1, round(_TAIL_FRACTION * len(self.per_step)))).values.mean()
 
 
 @dataclass(frozen=True)
@@ -49,107 +49,107 @@ class Term:
     """A kind of failure.
 
     Attributes:
-        raw: reads it off a video.
+        compute: reads it off a video.
         weight: what it takes off the reward, in units of EVA's P0, when it is as bad as can be.
-        least: difference that is worth nothing, even where good videos differ by less; in the term's unit.
-        says: in words; `{joint}` and `{value}` are filled in.
+        min_spread: difference that is worth nothing, even where good videos differ by less; in the term's unit.
+        template: in words; `{joint}` and `{value}` are filled in.
     """
 
-    raw: Callable[[Reading], Raw]
+    compute: Callable[[VideoAnalysis], TermValues]
     weight: float
-    least: float
-    says: str
+    min_spread: float
+    template: str
 
-    def reason(self, raw: Raw, step: int, joint_names: Sequence[str]) -> str:
+    def reason(self, values: TermValues, step: int, joint_names: Sequence[str]) -> str:
         """What is wrong with a step."""
-        values: dict[str, Any] = {"value": float(raw.value[step].detach()), "joint": "the robot"}
-        if raw.by_joint is not None:
-            values["joint"] = joint_names[int(raw.by_joint[step].argmax())]
-        return f"frame {step + 1}: {self.says.format(**values)}"
+        fields: dict[str, Any] = {"value": float(values.per_step[step].detach()), "joint": "the robot"}
+        if values.by_joint is not None:
+            fields["joint"] = joint_names[int(values.by_joint[step].argmax())]
+        return f"frame {step + 1}: {self.template.format(**fields)}"
 
 
 @dataclass(frozen=True)
-class Scale:
+class TermScale:
     """How large a term's `worst` is in good videos.
 
     Attributes:
-        usual: the median. far: distance from there to the 90th percentile.
+        median: the median. spread: distance from there to the 90th percentile.
     """
 
-    usual: float
-    far: float
+    median: float
+    spread: float
 
     @classmethod
-    def of(cls, worst: Sequence[float], least: float) -> Scale:
-        """From good videos, never finer than `least`.
+    def from_tail_means(cls, tail_means: Sequence[float], min_spread: float) -> TermScale:
+        """From good videos, never finer than `min_spread`.
 
         Raises:
             InputError: there are fewer than 5.
         """
-        if len(worst) < LEAST_VIDEOS:
-            raise InputError(f"a scale needs at least {LEAST_VIDEOS} good videos, got {len(worst)}")
-        values = torch.tensor(worst, dtype=torch.float64)
-        usual = float(values.median())
-        return cls(usual, max(float(values.quantile(0.9)) - usual, least))
+        if len(tail_means) < MIN_VIDEOS:
+            raise InputError(f"a scale needs at least {MIN_VIDEOS} good videos, got {len(tail_means)}")
+        values = torch.tensor(tail_means, dtype=torch.float64)
+        median = float(values.median())
+        return cls(median, max(float(values.quantile(0.9)) - median, min_spread))
 
     def penalty(self, value: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """In [0, 1): 0 for what the better half of good videos has, .1 for one in ten of them, .63 three times as far off."""
-        return 1 - torch.exp(-((value - self.usual).clamp(min=0) / (_FAR * self.far)).square())
+        return 1 - torch.exp(-((value - self.median).clamp(min=0) / (_SPREAD_FACTOR * self.spread)).square())
 
 
-def residual(video: Reading) -> Raw:
+def residual(analysis: VideoAnalysis) -> TermValues:
     """Motion of the robot that brightness asks for beyond the step, relative to its motion."""
-    seen = video.seen
-    base = seen.motion + _LEAST_MOTION
-    share = seen.unexplained / base
-    return Raw(torch.where(video.valid, share, share.clamp(min=_LOST)), seen.unexplained_by)
+    residuals = analysis.residuals
+    base = residuals.motion + _MIN_MOTION
+    share = residuals.unexplained / base
+    return TermValues(torch.where(analysis.valid, share, share.clamp(min=_UNMEASURED_RESIDUAL)), residuals.unexplained_by_joint)
 
 
-def appearance(video: Reading) -> Raw:
+def appearance(analysis: VideoAnalysis) -> TermValues:
     """Change of the robot's brightness that no motion brings about, as motion, relative to its motion."""
-    seen = video.seen
-    return Raw(seen.changed / (seen.motion + _LEAST_MOTION), seen.changed_by)
+    residuals = analysis.residuals
+    return TermValues(residuals.appearance_change / (residuals.motion + _MIN_MOTION), residuals.appearance_change_by_joint)
 
 
-def shape(video: Reading) -> Raw:
+def shape(analysis: VideoAnalysis) -> TermValues:
     """Robot where the field says there is none, and background where it says there is robot; of its size."""
-    seen = video.seen
-    return Raw((seen.outside + seen.gone)[1:], (seen.outside_by + seen.gone_by)[1:])
+    residuals = analysis.residuals
+    return TermValues((residuals.spurious + residuals.missing)[1:], (residuals.spurious_by_joint + residuals.missing_by_joint)[1:])
 
 
-def background(video: Reading) -> Raw:
+def background(analysis: VideoAnalysis) -> TermValues:
     """Change of colour where no robot is."""
-    return Raw(video.seen.behind)
+    return TermValues(analysis.residuals.background_change)
 
 
-def jump(video: Reading) -> Raw:
+def jump(analysis: VideoAnalysis) -> TermValues:
     """Change of velocity from step to step, of the joints' speed limits; of the worst joint."""
-    velocity = video.q.diff(dim=0) / video.dt / video.velocity
+    velocity = analysis.q.diff(dim=0) / analysis.dt / analysis.velocity
     change = velocity.diff(dim=0).abs()
     change = torch.cat([torch.zeros_like(velocity[:1]), change])
-    return Raw(change.amax(-1), change)
+    return TermValues(change.amax(-1), change)
 
 
-def limits(video: Reading) -> Raw:
+def limits(analysis: VideoAnalysis) -> TermValues:
     """How far the worst joint is beyond its range [rad or m]."""
-    beyond = torch.maximum(video.q - video.upper, video.lower - video.q).clamp(min=0)[1:]
-    return Raw(beyond.amax(-1), beyond)
+    excess = torch.maximum(analysis.q - analysis.upper, analysis.lower - analysis.q).clamp(min=0)[1:]
+    return TermValues(excess.amax(-1), excess)
 
 
-def still(video: Reading) -> Raw:
+def still(analysis: VideoAnalysis) -> TermValues:
     """Share of the steps that move next to nothing; the same for every step."""
-    rests = (video.seen.motion < _STILL).to(video.seen.motion)
-    return Raw(rests.mean().expand_as(rests).clone())
+    still_steps = (analysis.residuals.motion < _STILL_THRESHOLD).to(analysis.residuals.motion)
+    return TermValues(still_steps.mean().expand_as(still_steps).clone())
 
 
-def consistency(video: Reading) -> Raw:
+def consistency(analysis: VideoAnalysis) -> TermValues:
     """How much another motion is read off every other frame running backwards; in a frame, of the joints' speed limits."""
-    if video.back is None:
+    if analysis.q_backward is None:
         raise InputError("consistency needs the video decoded backwards")
-    apart = (video.q[::EVERY].diff(dim=0) - video.back.diff(dim=0)).abs() / (EVERY * video.dt) / video.velocity
-    by_joint = torch.zeros_like(video.q[1:])
-    by_joint[: EVERY * len(apart)] = apart.repeat_interleave(EVERY, 0)
-    return Raw(by_joint.amax(-1), by_joint)
+    difference = (analysis.q[::BACKWARD_STRIDE].diff(dim=0) - analysis.q_backward.diff(dim=0)).abs() / (BACKWARD_STRIDE * analysis.dt) / analysis.velocity
+    by_joint = torch.zeros_like(analysis.q[1:])
+    by_joint[: BACKWARD_STRIDE * len(difference)] = difference.repeat_interleave(BACKWARD_STRIDE, 0)
+    return TermValues(by_joint.amax(-1), by_joint)
 
 
 TERMS: Mapping[str, Term] = {

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.adapters.reward.eva import LEAST_FRAMES
+from jidm.adapters.reward.eva import MIN_FRAMES
 from jidm.errors import InputError, VideoError
 from jidm.motion.layout import as_video
-from jidm.motion.timed import frame_times
+from jidm.motion.timed import frame_timestamps
 from jidm.motion.video import read_video
 
 
-def singles_of(
+def split_videos(
     videos: Any, fps: float | None, layout: str | None, value_range: tuple[float, float] | None
 ) -> tuple[Sequence[Any], str | None, tuple[float, float] | None]:
     """One video per item, as light as they came, and how to read them."""
@@ -34,7 +34,7 @@ def singles_of(
     return singles, layout, value_range
 
 
-def frames_of(video: Any, fps: float | None, layout: Any, value_range: Any) -> tuple[Float[Tensor, "T 3 H W"], float]:
+def load_frames(video: Any, fps: float | None, layout: Any, value_range: Any) -> tuple[Float[Tensor, "T 3 H W"], float]:
     """One video's frames in canonical form and the time between them [s].
 
     Raises:
@@ -45,16 +45,16 @@ def frames_of(video: Any, fps: float | None, layout: Any, value_range: Any) -> t
     frames = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range)
     if frames.dim() != 4:
         raise VideoError(f"one video has shape (T, 3, H, W), got {tuple(frames.shape)}")
-    if len(frames) < LEAST_FRAMES:
-        raise VideoError(f"the video has {len(frames)} frames; at least {LEAST_FRAMES} can be judged")
+    if len(frames) < MIN_FRAMES:
+        raise VideoError(f"the video has {len(frames)} frames; at least {MIN_FRAMES} can be judged")
     bad = (~frames.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad:
         raise VideoError(f"frames {', '.join(map(str, bad[:5]))}{' and more' * (len(bad) > 5)} hold NaN or infinity")
-    time = frame_times(video, fps, len(frames))
+    time = frame_timestamps(video, fps, len(frames))
     return frames, (time[-1] - time[0]) / (len(time) - 1)
 
 
-def starts_of(q0: Any, count: int) -> list[Any]:
+def split_initial_poses(q0: Any, count: int) -> list[Any]:
     """The first pose of each of so many videos, None where nobody told it.
 
     Raises:

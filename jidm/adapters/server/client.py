@@ -38,7 +38,7 @@ class Client:
             from websockets.sync.client import connect
         except ImportError:
             raise MissingExtraError("the client", "websockets", "serve") from None
-        self._timeout, self._where = timeout, f"{host}:{port}"
+        self._timeout, self._address = timeout, f"{host}:{port}"
         headers = None if token is None else {"Authorization": f"Api-Key {token}"}
         try:
             self._socket = connect(
@@ -46,7 +46,7 @@ class Client:
                 open_timeout=timeout,
             )  # fmt: skip
         except Exception as error:
-            raise ServerError(f"no server answers at {self._where}: {error}") from None
+            raise ServerError(f"no server answers at {self._address}: {error}") from None
         self.metadata: dict[str, Any] = self._receive()
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Client:
         try:
             self._socket.send(message)
         except Exception as error:
-            raise ServerError(f"{self._where}: {error}") from None
+            raise ServerError(f"{self._address}: {error}") from None
         return self._receive()
 
     def reset(self, q: ArrayLike | None = None) -> None:
@@ -83,15 +83,15 @@ class Client:
         try:
             message = self._socket.recv(timeout=self._timeout)
         except TimeoutError:
-            raise ServerError(f"{self._where}: no answer within {self._timeout} s") from None
+            raise ServerError(f"{self._address}: no answer within {self._timeout} s") from None
         except Exception as error:
-            raise ServerError(f"{self._where}: {error}") from None
+            raise ServerError(f"{self._address}: {error}") from None
         if isinstance(message, str):
             raise ServerError(message)
         try:
             answer = unpack(message)
         except InputError as error:
-            raise ServerError(f"{self._where}: {error}") from None
+            raise ServerError(f"{self._address}: {error}") from None
         if not isinstance(answer, dict):
-            raise ServerError(f"{self._where}: answers are maps, this is a {type(answer).__name__}")
+            raise ServerError(f"{self._address}: answers are maps, this is a {type(answer).__name__}")
         return answer

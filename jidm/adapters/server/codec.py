@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jidm.errors import InputError
 
 _ARRAY, _SCALARS = "__ndarray__", ("__npgeneric__", "__npscalar__")  # VERA calls scalars by the second name
-_PLAIN = re.compile(r"[<>|=]?[biuf](1|2|4|8)")
+_PLAIN_DTYPE = re.compile(r"[<>|=]?[biuf](1|2|4|8)")
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class MessageLimits:
 
     Attributes:
         size: bytes, arrays included. objects: values, keys included. depth: of maps and lists in each other.
-        rank: axes of an array.
+        ndim: axes of an array.
     """
 
     size: int = 32 * 2**20
     objects: int = 10_000
     depth: int = 16
-    rank: int = 6
+    ndim: int = 6
 
 
 def pack(message: Any) -> bytes:
@@ -44,7 +44,7 @@ def pack(message: Any) -> bytes:
     import msgpack
 
     try:
-        return bytes(msgpack.packb(message, default=_packed))
+        return bytes(msgpack.packb(message, default=_encode_array))
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"cannot be sent: {error}") from None
 
@@ -62,10 +62,10 @@ def unpack(data: bytes | str, limits: MessageLimits | None = None) -> Any:
         raise InputError("a message is bytes, this is text")
     if len(data) > allowed.size:
         raise InputError(f"a message of {len(data)} bytes; the largest allowed has {allowed.size}")
-    _count(data, allowed)
+    _check_structure(data, allowed)
     try:
         return msgpack.unpackb(
-            data, object_hook=lambda fields: _unpacked(fields, allowed), ext_hook=_no_extension, strict_map_key=True,
+            data, object_hook=lambda fields: _decode_map(fields, allowed), ext_hook=_reject_extension, strict_map_key=True,
             max_str_len=allowed.size, max_bin_len=allowed.size,
         )  # fmt: skip
     except InputError:
@@ -77,7 +77,7 @@ def unpack(data: bytes | str, limits: MessageLimits | None = None) -> Any:
 # ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def _packed(value: Any) -> Any:
+def _encode_array(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         if value.dtype.kind not in "biuf":
             raise TypeError(f"an array of dtype {value.dtype}; only numbers and bools are sent")
@@ -88,7 +88,7 @@ def _packed(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-def _unpacked(fields: dict[Any, Any], limits: MessageLimits) -> Any:
+def _decode_map(fields: dict[Any, Any], limits: MessageLimits) -> Any:
     if _field(fields, _ARRAY) is not None:
         return _array(fields, limits)
     for name in _SCALARS:
@@ -108,8 +108,8 @@ def _array(fields: dict[Any, Any], limits: MessageLimits) -> NDArray[Any]:
     dtype, data, shape = _dtype(fields), _field(fields, "data"), _field(fields, "shape")
     if not isinstance(data, bytes):
         raise InputError("an array without bytes")
-    if not isinstance(shape, (list, tuple)) or len(shape) > limits.rank:
-        raise InputError(f"an array whose shape is not up to {limits.rank} numbers")
+    if not isinstance(shape, (list, tuple)) or len(shape) > limits.ndim:
+        raise InputError(f"an array whose shape is not up to {limits.ndim} numbers")
     count = 1
     for length in shape:
         if type(length) is not int or not 0 <= length <= limits.size:
@@ -126,7 +126,7 @@ def _array(fields: dict[Any, Any], limits: MessageLimits) -> NDArray[Any]:
 
 def _dtype(fields: dict[Any, Any]) -> np.dtype[Any]:
     name = _field(fields, "dtype")
-    if not isinstance(name, str) or not _PLAIN.fullmatch(name) or name.lstrip("<>|=") in ("b2", "b4", "b8", "f1"):
+    if not isinstance(name, str) or not _PLAIN_DTYPE.fullmatch(name) or name.lstrip("<>|=") in ("b2", "b4", "b8", "f1"):
         raise InputError("an array whose dtype is not a plain number (kinds b, i, u, f)")
     return np.dtype(name)
 
@@ -136,7 +136,7 @@ def _field(fields: dict[Any, Any], name: str) -> Any:
     return fields.get(name.encode(), fields.get(name))
 
 
-def _no_extension(code: int, data: bytes) -> Any:
+def _reject_extension(code: int, data: bytes) -> Any:
     raise InputError("a message with an extension type")
 
 
@@ -163,25 +163,25 @@ _LISTS, _MAPS = {0xDC: 2, 0xDD: 4}, {0xDE: 2, 0xDF: 4}
 _LENGTH = {1: struct.Struct(">B"), 2: struct.Struct(">H"), 4: struct.Struct(">I")}
 
 
-def _count(data: bytes, limits: MessageLimits) -> None:
+def _check_structure(data: bytes, limits: MessageLimits) -> None:
     """Walk over a message without making any of it (the msgpack specification, github.com/msgpack/msgpack).
 
     Raises:
         InputError: it ends too early or late, holds more objects or deeper ones than allowed, or an extension type.
     """
-    at, seen, open_ = 0, 0, [1]  # items that are still to come, level by level
-    while open_:
-        if open_[-1] == 0:
-            open_.pop()
+    position, seen, open_items = 0, 0, [1]  # items that are still to come, level by level
+    while open_items:
+        if open_items[-1] == 0:
+            open_items.pop()
             continue
-        open_[-1] -= 1
+        open_items[-1] -= 1
         seen += 1
         if seen > limits.objects:
             raise InputError(f"a message of more than {limits.objects} values")
-        if at >= len(data):
+        if position >= len(data):
             raise InputError("a message that ends too early")
-        kind = data[at]
-        at += 1
+        kind = data[position]
+        position += 1
         items = None
         if kind <= 0x7F or kind >= 0xE0:
             continue
@@ -190,26 +190,26 @@ def _count(data: bytes, limits: MessageLimits) -> None:
         elif 0x90 <= kind <= 0x9F:
             items = kind & 0x0F
         elif 0xA0 <= kind <= 0xBF:
-            at += kind & 0x1F
+            position += kind & 0x1F
         elif kind in _FIXED:
-            at += _FIXED[kind]
+            position += _FIXED[kind]
         else:
             width = _SIZED.get(kind) or _LISTS.get(kind) or _MAPS.get(kind)
             if width is None:
                 raise InputError("a message with an extension type")
-            if at + width > len(data):
+            if position + width > len(data):
                 raise InputError("a message that ends too early")
-            length = _LENGTH[width].unpack_from(data, at)[0]
-            at += width
+            length = _LENGTH[width].unpack_from(data, position)[0]
+            position += width
             if kind in _SIZED:
-                at += length
+                position += length
             else:
                 items = length * (2 if kind in _MAPS else 1)
         if items is not None:
             if seen + items > limits.objects:
                 raise InputError(f"a message of more than {limits.objects} values")
-            if len(open_) > limits.depth:
+            if len(open_items) > limits.depth:
                 raise InputError(f"a message nested more than {limits.depth} deep")
-            open_.append(items)
-    if at != len(data):
-        raise InputError("a message that ends too early" if at > len(data) else "a message with something behind it")
+            open_items.append(items)
+    if position != len(data):
+        raise InputError("a message that ends too early" if position > len(data) else "a message with something behind it")

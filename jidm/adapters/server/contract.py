@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jidm.adapters.universal import UniversalFormat
+from jidm.adapters.universal import LingBotFormat
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,18 +17,18 @@ _UNITS = {"joint_velocity": "{}/s", "joint_position": "{}", "joint_delta": "{}"}
 
 
 @dataclass(frozen=True, eq=False)
-class Contract:
+class Handshake:
     """How requests are read and answers are meant.
 
     Args:
-        view: name of the picture among those of an observation; may be left out where there is only one.
+        image_key: name of the picture among those of an observation; may be left out where there is only one.
         layout: order of LingBot's 30 numbers, for clients that speak its dialect; they name it themselves if not given.
         side: which arm a single one counts as in them.
         channels: which of the 30 are sent, in this order; if not given pose and gripper of each arm, as LingBot-VA's
             RoboTwin client takes them.
     """
 
-    view: str | None = None
+    image_key: str | None = None
     layout: str | None = None
     side: str | None = None
     channels: Sequence[int] | None = None
@@ -54,12 +54,12 @@ class Contract:
             "control_dt": 1 / decoder.control_rate,
             "video_dt": 1 / decoder.video_rate,
             "chunk": decoder.chunk,
-            "view": self.view,
+            "view": self.image_key,
             "layout": self.layout,
             "side": self.side,
         }
 
-    def format(self, decoder: ActionDecoder, layout: str | None, side: str | None) -> tuple[UniversalFormat, list[int]]:
+    def lingbot_format(self, decoder: ActionDecoder, layout: str | None, side: str | None) -> tuple[LingBotFormat, list[int]]:
         """The 30 numbers and those of them that are sent.
 
         Raises:
@@ -70,5 +70,5 @@ class Contract:
                 raise InputError(f"this server's {name} is '{ours}', the request asks for '{theirs}'")
         if decoder.idm.embodiment is None:
             raise InputError("the 30 numbers need a robot; this checkpoint names none")
-        universal = UniversalFormat(decoder.idm.embodiment, layout=self.layout or layout, side=self.side or side)
-        return universal, list(universal.effectors if self.channels is None else self.channels)
+        lingbot = LingBotFormat(decoder.idm.embodiment, layout=self.layout or layout, side=self.side or side)
+        return lingbot, list(lingbot.end_effector_channels if self.channels is None else self.channels)

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from websockets.http11 import Request, Response
 
 _LOG = logging.getLogger(__name__)
-_PING = 20.0  # [s] between pings, and how long an answer to one may take
-_READ = 20.0  # [s] a client may take to read an answer
-_REMEMBERED = 10.0  # [s] that a client who misbehaved stays in the back row
-_YIELDING = 10  # how much nicer the back row is than the front row
-_STOP = 5.0  # [s] for what is under way when the server is stopped
+_PING_INTERVAL = 20.0  # [s] between pings, and how long an answer to one may take
+_SEND_TIMEOUT = 20.0  # [s] a client may take to read an answer
+_PENALTY_TIME = 10.0  # [s] that a client who misbehaved stays in the back row
+_NICE_INCREMENT = 10  # how much nicer the back row is than the front row
+_SHUTDOWN_TIMEOUT = 5.0  # [s] for what is under way when the server is stopped
 _GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
 
 
@@ -56,33 +56,33 @@ class PolicyServer:
     """
 
     def __init__(
-        self, session: Callable[[], Session], *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None,
-        limits: MessageLimits | None = None, workers: int = 2, most_clients: int = 64,
+        self, make_session: Callable[[], Session], *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None,
+        limits: MessageLimits | None = None, workers: int = 2, max_clients: int = 64,
     ) -> None:  # fmt: skip
         if token is not None and not token.strip():
             raise InputError("the token is empty; give one that nobody guesses")
-        self._session, self._host, self._port, self._token = session, host, port, token
-        self._limits, self._workers, self._most = limits or MessageLimits(), workers, most_clients
+        self._make_session, self._host, self._port, self._token = make_session, host, port, token
+        self._limits, self._workers, self._max_clients = limits or MessageLimits(), workers, max_clients
         self.metrics = Metrics()
-        self._clients = 0
+        self._num_clients = 0
 
-    def run(self, started: Callable[[int], None] = lambda port: None) -> None:
+    def run(self, on_started: Callable[[int], None] = lambda port: None) -> None:
         """Serve until the process is told to stop (SIGINT, SIGTERM).
 
         Args:
-            started: called with the port once connections are taken.
+            on_started: called with the port once connections are taken.
         """
 
-        async def until_told() -> None:
+        async def until_signaled() -> None:
             stop = asyncio.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(NotImplementedError):  # Windows raises KeyboardInterrupt instead
                     asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            await self.serve(stop, started)
+            await self.serve(stop, on_started)
 
-        asyncio.run(until_told())
+        asyncio.run(until_signaled())
 
-    async def serve(self, stop: asyncio.Event, started: Callable[[int], None] = lambda port: None) -> None:
+    async def serve(self, stop: asyncio.Event, on_started: Callable[[int], None] = lambda port: None) -> None:
         """Serve until `stop` is set; what is under way is finished, then clients are told to go.
 
         Raises:
@@ -95,21 +95,21 @@ class PolicyServer:
             raise MissingExtraError("serving", "websockets", "serve") from None
 
         with (
-            ThreadPoolExecutor(self._workers, thread_name_prefix="jidm") as self._front_row,
+            ThreadPoolExecutor(self._workers, thread_name_prefix="jidm") as self._executor,
             ThreadPoolExecutor(
-                max(1, self._workers - 1), thread_name_prefix="jidm-back", initializer=_yield_to_others
-            ) as self._back_row,
+                max(1, self._workers - 1), thread_name_prefix="jidm-back", initializer=_lower_priority
+            ) as self._low_priority_executor,
         ):
             try:
                 server: Server = await serve(
-                    self._talk, self._host, self._port, process_request=self._greet, compression=None,
-                    max_size=self._limits.size, max_queue=1, ping_interval=_PING, ping_timeout=_PING, open_timeout=10,
-                    close_timeout=_STOP,
+                    self._handle_connection, self._host, self._port, process_request=self._process_request, compression=None,
+                    max_size=self._limits.size, max_queue=1, ping_interval=_PING_INTERVAL, ping_timeout=_PING_INTERVAL, open_timeout=10,
+                    close_timeout=_SHUTDOWN_TIMEOUT,
                 )  # fmt: skip
             except OSError as error:
                 raise InputError(f"cannot listen on {self._host}:{self._port}: {error.strerror or error}") from None
             try:
-                started(next(iter(server.sockets)).getsockname()[1])
+                on_started(next(iter(server.sockets)).getsockname()[1])
                 await stop.wait()
             finally:
                 server.close(close_connections=True)
@@ -117,41 +117,41 @@ class PolicyServer:
 
     # ---- one connection ---------------------------------------------------------------------------------------------
 
-    def _greet(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Plain HTTP requests, and who may come in."""
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if not self._knows(request):
+        if not self._is_authorized(request):
             self.metrics.rejected.labels("token").inc()
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a token is needed\n")
         if request.path == "/metrics":
             return connection.respond(http.HTTPStatus.OK, self.metrics.text().decode())
-        if self._clients >= self._most:
+        if self._num_clients >= self._max_clients:
             self.metrics.rejected.labels("clients").inc()
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many clients\n")
         return None
 
-    def _knows(self, request: Request) -> bool:
+    def _is_authorized(self, request: Request) -> bool:
         if self._token is None:
             return True
         given = request.headers.get_all("Authorization")
         kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        right = hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token.encode())
-        return right and kind.lower() in ("api-key", "bearer")
+        matches = hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token.encode())
+        return matches and kind.lower() in ("api-key", "bearer")
 
-    async def _talk(self, socket: ServerConnection) -> None:
+    async def _handle_connection(self, socket: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed
 
-        if self._clients >= self._most:  # they were let in together
+        if self._num_clients >= self._max_clients:  # they were let in together
             self.metrics.rejected.labels("clients").inc()
             await socket.close(_TRY_LATER, "too many clients")
             return
-        self._clients += 1
+        self._num_clients += 1
         self.metrics.clients.inc()
         try:
-            session = await asyncio.get_running_loop().run_in_executor(self._back_row, self._session)
+            session = await asyncio.get_running_loop().run_in_executor(self._low_priority_executor, self._make_session)
             await self._send(socket, pack(session.metadata))
-            await self._converse(socket, session)
+            await self._answer_messages(socket, session)
         except ConnectionClosed as error:
             if error.sent is not None and error.sent.code == 1009:
                 self.metrics.rejected.labels("size").inc()
@@ -159,61 +159,61 @@ class PolicyServer:
             self.metrics.rejected.labels("slow").inc()
             socket.transport.abort()
         finally:
-            self._clients -= 1
+            self._num_clients -= 1
             self.metrics.clients.dec()
 
-    async def _converse(self, socket: ServerConnection, session: Session) -> None:
+    async def _answer_messages(self, socket: ServerConnection, session: Session) -> None:
         """Answer message after message. A client sits in the back row until it has been answered once, and for a while after
         a message that was refused or that came before the last one's answer was there."""
-        behaves_from = math.inf
-        coming = asyncio.ensure_future(socket.recv())
+        trusted_since = math.inf
+        pending = asyncio.ensure_future(socket.recv())
         try:
             while True:
-                message = await coming
-                coming = asyncio.ensure_future(socket.recv())
-                row = self._front_row if time.monotonic() >= behaves_from else self._back_row
-                answer = await self._answered(session, message, row)
-                asked_on = coming.done() and not coming.cancelled() and coming.exception() is None
-                if isinstance(answer, str) or asked_on:
-                    behaves_from = time.monotonic() + _REMEMBERED
-                elif behaves_from == math.inf:
-                    behaves_from = time.monotonic()
+                message = await pending
+                pending = asyncio.ensure_future(socket.recv())
+                executor = self._executor if time.monotonic() >= trusted_since else self._low_priority_executor
+                answer = await self._respond(session, message, executor)
+                pipelined = pending.done() and not pending.cancelled() and pending.exception() is None
+                if isinstance(answer, str) or pipelined:
+                    trusted_since = time.monotonic() + _PENALTY_TIME
+                elif trusted_since == math.inf:
+                    trusted_since = time.monotonic()
                 await self._send(socket, answer)
         finally:
-            coming.cancel()
+            pending.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
-                await coming
+                await pending
 
-    async def _answered(self, session: Session, message: bytes | str, row: ThreadPoolExecutor) -> bytes | str:
+    async def _respond(self, session: Session, message: bytes | str, executor: ThreadPoolExecutor) -> bytes | str:
         """The answer, or one line of text that says why there is none."""
         began = time.perf_counter()
         self.metrics.queue.inc()
 
         def answer() -> bytes:
             self.metrics.queue.dec()
-            return pack(session.answer(unpack(message, self._limits)))
+            return pack(session.handle(unpack(message, self._limits)))
 
         try:
-            told: bytes | str = await asyncio.get_running_loop().run_in_executor(row, answer)
+            response: bytes | str = await asyncio.get_running_loop().run_in_executor(executor, answer)
             kind = "answered"
         except JidmError as error:
             self.metrics.rejected.labels("message").inc()
-            told, kind = str(error), "refused"
+            response, kind = str(error), "refused"
         except Exception:  # a client must not be able to stop the server, nor to look inside
             number = uuid.uuid4().hex[:8]
             _LOG.exception("error %s", number)
             self.metrics.rejected.labels("error").inc()
-            told, kind = f"internal error {number}; the server's log tells more", "failed"
+            response, kind = f"internal error {number}; the server's log tells more", "failed"
         self.metrics.latency.labels(kind).observe(time.perf_counter() - began)
-        return told
+        return response
 
     @staticmethod
     async def _send(socket: ServerConnection, message: bytes | str) -> None:
-        await asyncio.wait_for(socket.send(message), _READ)
+        await asyncio.wait_for(socket.send(message), _SEND_TIMEOUT)
 
 
-def _yield_to_others() -> None:
+def _lower_priority() -> None:
     """Lower the priority of this thread alone; elsewhere than on Linux threads have none of their own."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _YIELDING)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE_INCREMENT)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.adapters.decoder import ActionDecoder, Commands
-from jidm.adapters.server.contract import Contract
+from jidm.adapters.server.contract import Handshake
 from jidm.errors import InputError, did_you_mean
 
-_STATES = ("q", "observation/state", "observation.state", "state")
-_LONGEST = 64  # frames in one request
+_STATE_KEYS = ("q", "observation/state", "observation.state", "state")
+_MAX_FRAMES = 64  # frames in one request
 _ENDPOINTS = ("infer", "observe", "reset")
 
 
@@ -27,18 +27,18 @@ class Session:
         contract: how messages are read.
     """
 
-    def __init__(self, decoder: ActionDecoder, contract: Contract) -> None:
-        self.decoder, self.contract = decoder, contract
-        self._first: NDArray[np.float64] | None = None
-        self._fresh = True
+    def __init__(self, decoder: ActionDecoder, handshake: Handshake) -> None:
+        self.decoder, self.handshake = decoder, handshake
+        self._q0: NDArray[np.float64] | None = None
+        self._awaiting_first_frame = True
         self._last_ms: float | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the client is told first."""
-        return self.contract.metadata(self.decoder)
+        return self.handshake.metadata(self.decoder)
 
-    def answer(self, message: Any) -> dict[str, Any]:
+    def handle(self, message: Any) -> dict[str, Any]:
         """The answer to one message.
 
         `{"endpoint": "reset", "q": ...}` or LingBot-VA's `{"reset": True}`: begin anew, `{}`.
@@ -54,7 +54,7 @@ class Session:
         if not isinstance(message, Mapping):
             raise InputError("a request is a map of names to values")
         began = time.perf_counter()
-        answer = self._answer(message)
+        answer = self._handle(message)
         taken = (time.perf_counter() - began) * 1000
         if "actions" in answer:
             answer["server_timing"] = {"infer_ms": taken}
@@ -63,7 +63,7 @@ class Session:
         self._last_ms = taken
         return answer
 
-    def _answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _handle(self, message: Mapping[str, Any]) -> dict[str, Any]:
         endpoint = message.get("endpoint", "reset" if message.get("reset") is True else "infer")
         if endpoint not in _ENDPOINTS:
             raise InputError(f"no endpoint '{str(endpoint)[:40]}': {did_you_mean(str(endpoint)[:40], _ENDPOINTS)}")
@@ -78,73 +78,73 @@ class Session:
                 raise InputError("time must be a number of seconds")
             return {"furthest": np.array([self.decoder.observe(q, time=None if when is None else float(when))])}
         if "obs" not in message:
-            return self._openpi(message)
-        return self._seen(message) if message.get("compute_kv_cache") is True else self._lingbot(message)
+            return self._handle_openpi(message)
+        return self._handle_observed_frames(message) if message.get("compute_kv_cache") is True else self._handle_lingbot(message)
 
     # ---- openpi -----------------------------------------------------------------------------------------------------
 
-    def _openpi(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _handle_openpi(self, message: Mapping[str, Any]) -> dict[str, Any]:
         frames = self._frames([message])
         commands, _ = self._commands(frames, _state(message), message.get("q"))
         if not len(commands):  # its chunk broker takes the first of the actions unasked
-            why = commands.reason or "the first frame only shows where the robot is"
-            commands = self.decoder.coast(self._per_frame, why)
+            reason = commands.reason or "the first frame only shows where the robot is"
+            commands = self.decoder.hold(self._commands_per_frame, reason)
         return {
-            "actions": commands.action, "position": commands.position, "time": commands.time, "held": commands.held,
-            "behind": commands.behind, "gripper": commands.gripper, "reason": commands.reason,
+            "actions": commands.action, "position": commands.position, "time": commands.time, "held": commands.holding,
+            "behind": commands.tracking_error, "gripper": commands.gripper, "reason": commands.reason,
         }  # fmt: skip
 
     # ---- LingBot-VA -------------------------------------------------------------------------------------------------
 
-    def _lingbot(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _handle_lingbot(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Frames of the first request begin with the one that shows the robot as it is: no time passes until it."""
-        universal, channels = self.contract.format(self.decoder, _word(message, "layout"), _word(message, "side"))
-        each = self.decoder.control_rate / self.decoder.video_rate
-        if abs(each - round(each)) > 1e-9 or self.decoder.chunk != 1:
+        lingbot, channels = self.handshake.lingbot_format(self.decoder, _optional_string(message, "layout"), _optional_string(message, "side"))
+        commands_per_frame = self.decoder.control_rate / self.decoder.video_rate
+        if abs(commands_per_frame - round(commands_per_frame)) > 1e-9 or self.decoder.chunk != 1:
             raise InputError(
-                f"{each:g} actions a frame and chunks of {self.decoder.chunk}: LingBot's answers are frames of equally many "
+                f"{commands_per_frame:g} actions a frame and chunks of {self.decoder.chunk}: LingBot's answers are frames of equally many "
                 "actions; serve with a control rate that is a multiple of the video's, and a chunk of 1"
             )
         frames = self._frames(_observations(message["obs"]))
-        commands, shown = self._commands(frames, _state(message), message.get("q"))
-        assert self._first is not None
-        position = np.concatenate([np.repeat(self._first[None], shown * round(each), 0), commands.position])
-        numbers = universal.pack(position, first=self._first)[:, channels]
-        action = numbers.reshape(-1, round(each), len(channels)).transpose(2, 0, 1)
-        return {"action": np.ascontiguousarray(action), "held": commands.held, "reason": commands.reason}
+        commands, num_initial = self._commands(frames, _state(message), message.get("q"))
+        assert self._q0 is not None
+        position = np.concatenate([np.repeat(self._q0[None], num_initial * round(commands_per_frame), 0), commands.position])
+        numbers = lingbot.pack(position, q0=self._q0)[:, channels]
+        action = numbers.reshape(-1, round(commands_per_frame), len(channels)).transpose(2, 0, 1)
+        return {"action": np.ascontiguousarray(action), "held": commands.holding, "reason": commands.reason}
 
-    def _seen(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _handle_observed_frames(self, message: Mapping[str, Any]) -> dict[str, Any]:
         frames = self._frames(_observations(message["obs"]))
         q = message.get("q")
-        self.decoder.begin(None if q is None else _numbers(q, "q"))
+        self.decoder.start_video(None if q is None else _float_array(q, "q"))
         self.decoder.push(frames[-1], layout="HWC")
         return {}
 
     # ---- both -------------------------------------------------------------------------------------------------------
 
     @property
-    def _per_frame(self) -> int:
+    def _commands_per_frame(self) -> int:
         return math.ceil(self.decoder.control_rate / self.decoder.video_rate)
 
     def _reset(self, q: NDArray[np.float64] | None) -> None:
         self.decoder.reset(q)
-        self._first, self._fresh = q, True
+        self._q0, self._awaiting_first_frame = q, True
 
     def _commands(
         self, frames: Sequence[NDArray[Any]], state: NDArray[np.float64] | None, q: Any
     ) -> tuple[Commands, int]:
         """What leads to these frames, and how many of them only show where the robot is (0 or 1)."""
-        if self._fresh and state is not None:
+        if self._awaiting_first_frame and state is not None:
             self.decoder.reset(state)
-        measured = None if q is None or self._fresh else _numbers(q, "q")
+        measured = None if q is None or self._awaiting_first_frame else _float_array(q, "q")
         commands = self.decoder.push(np.stack(frames), q=measured, layout="THWC")
         if self.decoder.position is None:
             raise InputError(commands.reason or "the first frame does not show where the robot is")
-        shown = int(self._fresh)
-        if self._fresh:
-            self._first = state if state is not None else self.decoder.position - commands.delta.sum(0)
-            self._fresh = False
-        return commands, shown
+        num_initial = int(self._awaiting_first_frame)
+        if self._awaiting_first_frame:
+            self._q0 = state if state is not None else self.decoder.position - commands.delta.sum(0)
+            self._awaiting_first_frame = False
+        return commands, num_initial
 
     def _frames(self, observations: Sequence[Mapping[str, Any]]) -> list[NDArray[Any]]:
         """(H, W, 3) each: the view of every observation, which may hold several frames itself.
@@ -154,52 +154,52 @@ class Session:
         """
         frames: list[NDArray[Any]] = []
         for observation in observations:
-            picture = self._picture(observation)
-            frames += [picture] if picture.ndim == 3 else list(picture)
-        if not 0 < len(frames) <= _LONGEST:
-            raise InputError(f"a request holds 1 to {_LONGEST} frames, this one {len(frames)}")
+            image = self._image(observation)
+            frames += [image] if image.ndim == 3 else list(image)
+        if not 0 < len(frames) <= _MAX_FRAMES:
+            raise InputError(f"a request holds 1 to {_MAX_FRAMES} frames, this one {len(frames)}")
         if len({frame.shape for frame in frames}) != 1:
             raise InputError("the frames of a request differ in size")
         return frames
 
-    def _picture(self, observation: Mapping[str, Any]) -> NDArray[Any]:
-        pictures = {
+    def _image(self, observation: Mapping[str, Any]) -> NDArray[Any]:
+        images = {
             str(name): value
             for name, value in observation.items()
             if isinstance(value, np.ndarray) and value.ndim in (3, 4) and value.shape[-1] == 3 and value.size
         }
-        view = self.contract.view if self.contract.view is not None else next(iter(pictures), "")
-        if view not in pictures or (self.contract.view is None and len(pictures) > 1):
+        image_key = self.handshake.image_key if self.handshake.image_key is not None else next(iter(images), "")
+        if image_key not in images or (self.handshake.image_key is None and len(images) > 1):
             what = (
-                "name the view by which it is served" if pictures else "no picture of shape (H, W, 3) or (T, H, W, 3)"
+                "name the view by which it is served" if images else "no picture of shape (H, W, 3) or (T, H, W, 3)"
             )
-            raise InputError(f"{what}; pictures in the request: {', '.join(sorted(pictures)) or 'none'}")
-        return pictures[view]
+            raise InputError(f"{what}; pictures in the request: {', '.join(sorted(images)) or 'none'}")
+        return images[image_key]
 
 
 def _observations(obs: Any) -> list[Mapping[str, Any]]:
-    listed = [obs] if isinstance(obs, Mapping) else obs
-    if not isinstance(listed, list) or not listed or not all(isinstance(x, Mapping) for x in listed):
+    observations = [obs] if isinstance(obs, Mapping) else obs
+    if not isinstance(observations, list) or not observations or not all(isinstance(x, Mapping) for x in observations):
         raise InputError("obs must be an observation or a list of them, each a map of names to pictures")
-    return listed
+    return observations
 
 
 def _state(message: Mapping[str, Any]) -> NDArray[np.float64] | None:
     """Joint positions of the robot, under any of the names in use."""
-    for name in _STATES:
+    for name in _STATE_KEYS:
         if message.get(name) is not None:
-            return _numbers(message[name], name)
+            return _float_array(message[name], name)
     return None
 
 
-def _numbers(value: Any, name: str) -> NDArray[np.float64]:
+def _float_array(value: Any, name: str) -> NDArray[np.float64]:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(f"{name} must be numbers") from None
 
 
-def _word(message: Mapping[str, Any], name: str) -> str | None:
+def _optional_string(message: Mapping[str, Any], name: str) -> str | None:
     value = message.get(name)
     if value is not None and not isinstance(value, str):
         raise InputError(f"{name} must be a word")

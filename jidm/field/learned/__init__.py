@@ -2,6 +2,6 @@
 
 from jidm.field.learned.backbone import register_backbone
 from jidm.field.learned.config import LearnedFieldConfig
-from jidm.field.learned.network import Encoded, LearnedField
+from jidm.field.learned.network import Features, LearnedField
 
-__all__ = ["Encoded", "LearnedField", "LearnedFieldConfig", "register_backbone"]
+__all__ = ["Features", "LearnedField", "LearnedFieldConfig", "register_backbone"]

@@ -62,10 +62,10 @@ class _Projected(nn.Module):
         with torch.no_grad():
             maps = list(backbone.eval()(torch.zeros(1, 3, side, side)))
         backbone.train()
-        found = [tuple(x.shape[2:]) for x in maps]
-        wanted = [(side // s,) * 2 for s in (2, 4, 8, 16)]
-        if found != wanted:
-            raise InputError(f"a backbone must give maps at 1/2, 1/4, 1/8 and 1/16: of 64 px {wanted}, got {found}")
+        shapes = [tuple(x.shape[2:]) for x in maps]
+        expected_shapes = [(side // s,) * 2 for s in (2, 4, 8, 16)]
+        if shapes != expected_shapes:
+            raise InputError(f"a backbone must give maps at 1/2, 1/4, 1/8 and 1/16: of 64 px {expected_shapes}, got {shapes}")
         self.project = nn.ModuleList(nn.Conv2d(x.shape[1], c, 1) for x, c in zip(maps, levels, strict=True))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

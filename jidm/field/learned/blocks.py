@@ -88,11 +88,11 @@ def luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
-def doubled(x: Tensor) -> Tensor:
+def upsample2x(x: Tensor) -> Tensor:
     """Twice the height and width."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def reduced(x: Tensor, times: int) -> Tensor:
+def downsample(x: Tensor, factor: int) -> Tensor:
     """So many times lower and narrower, by averaging."""
-    return F.avg_pool2d(x, times) if times > 1 else x
+    return F.avg_pool2d(x, factor) if factor > 1 else x

@@ -15,14 +15,14 @@ STRIDE = 2
 FLOW_STRIDE = 4
 """Pixels per cell of the grid on which motion is told, matched or measured elsewhere."""
 
-COARSE = 8
+COARSE_STRIDE = 8
 """Pixels per cell of the grid on which pictures are first matched."""
 
-_COARSEST = 16  # pixels per cell of the encoder's coarsest level
+_ENCODER_STRIDE = 16  # pixels per cell of the encoder's coarsest level
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """Channels of the network.
 
     Attributes:
@@ -36,10 +36,10 @@ class Size:
     match: int
 
 
-SIZES: Mapping[str, Size] = {
-    "tiny": Size((16, 32, 48, 64), (32, 16), 32),
-    "small": Size((24, 48, 72, 96), (48, 24), 32),
-    "base": Size((32, 64, 96, 160), (64, 32), 48),
+SIZES: Mapping[str, NetworkSize] = {
+    "tiny": NetworkSize((16, 32, 48, 64), (32, 16), 32),
+    "small": NetworkSize((24, 48, 72, 96), (48, 24), 32),
+    "base": NetworkSize((32, 64, 96, 160), (64, 32), 48),
 }
 
 
@@ -55,12 +55,12 @@ class LearnedFieldConfig:
             field, so that the network's own numbers are pixels.
         q_lower, q_upper: range of the training poses, per joint [rad or m].
         size: "tiny", "small" or "base".
-        reach: largest motion between two frames that the matching sees at once [cells of 8 px].
+        search_radius: largest motion between two frames that the matching sees at once [cells of 8 px].
         backbone: "own", or what else encodes the picture, see `make_encoder`.
         delta_correlation: n rows of n: how the training steps of any two joints go together; empty = not at all.
-        detail: the pictures it reads are this many times as high and as wide. Encoder and field see them reduced to
+        input_scale: the pictures it reads are this many times as high and as wide. Encoder and field see them reduced to
             height x width, which costs little; closer looks compare every pixel, which measures small motions.
-        guess: whether it also has a head that guesses steps by regression.
+        step_regression: whether it also has a head that guesses steps by regression.
     """
 
     joint_names: tuple[str, ...]
@@ -73,11 +73,11 @@ class LearnedFieldConfig:
     q_lower: tuple[float, ...]
     q_upper: tuple[float, ...]
     size: str = "tiny"
-    reach: int = 2
+    search_radius: int = 2
     backbone: str = "own"
-    detail: int = 1
+    input_scale: int = 1
     delta_correlation: tuple[tuple[float, ...], ...] = ()
-    guess: bool = True
+    step_regression: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.joint_names)
@@ -91,17 +91,17 @@ class LearnedFieldConfig:
             raise InputError("a learned field needs joints, each with a positive q_std and delta_std")
         if self.delta_correlation and {n} != {len(self.delta_correlation), *map(len, self.delta_correlation)}:
             raise InputError(f"delta_correlation must be {n} rows of {n} numbers")
-        if self.height % _COARSEST or self.width % _COARSEST or min(self.height, self.width) < 2 * _COARSEST:
+        if self.height % _ENCODER_STRIDE or self.width % _ENCODER_STRIDE or min(self.height, self.width) < 2 * _ENCODER_STRIDE:
             raise InputError(
-                f"height and width must be multiples of {_COARSEST} and at least {2 * _COARSEST}, "
+                f"height and width must be multiples of {_ENCODER_STRIDE} and at least {2 * _ENCODER_STRIDE}, "
                 f"got {self.height} x {self.width}; resize the pictures"
             )
         if self.size not in SIZES:
             raise InputError(f"unknown size '{self.size}'; known: {', '.join(SIZES)}")
-        if self.reach < 1:
-            raise InputError(f"reach must be at least 1 cell, got {self.reach}")
-        if self.detail < 1:
-            raise InputError(f"detail must be a whole number from 1, got {self.detail}")
+        if self.search_radius < 1:
+            raise InputError(f"reach must be at least 1 cell, got {self.search_radius}")
+        if self.input_scale < 1:
+            raise InputError(f"detail must be a whole number from 1, got {self.input_scale}")
 
     @property
     def n(self) -> int:
@@ -109,9 +109,9 @@ class LearnedFieldConfig:
         return len(self.joint_names)
 
     @property
-    def picture(self) -> tuple[int, int]:
+    def input_size(self) -> tuple[int, int]:
         """(height, width) of the pictures it reads [px]."""
-        return self.height * self.detail, self.width * self.detail
+        return self.height * self.input_scale, self.width * self.input_scale
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 from jidm.field.learned.blocks import ConvBlock, ResidualBlock
 
-_CELLS = 4  # per side, of the grid pooled to: keeps where things are
-_SQUEEZED = 32
+_POOL_SIZE = 4  # per side, of the grid pooled to: keeps where things are
+_BOTTLENECK = 32
 _HIDDEN = 256
-_FLOW_UNIT = 2.0  # [px] of a typical motion
-_LEAST_LOG_WEIGHT = -8.0  # of flow that nobody knows
-_LOG_RANGE = 3.0  # standard deviations lie between e^-4 and e^2 of a typical step's
+_FLOW_SCALE = 2.0  # [px] of a typical motion
+_MIN_LOG_WEIGHT = -8.0  # of flow that nobody knows
+_LOG_STD_RANGE = 3.0  # standard deviations lie between e^-4 and e^2 of a typical step's
 
 
-class GuessHead(nn.Module):
+class StepRegressionHead(nn.Module):
     """Joint steps by regression from flow and the features of the picture it starts from, both ways.
 
     Flow and frame to step, as the rival of Li et al. 2026 ("direct IDM on flow") does it. A field measures what joints do;
@@ -33,34 +33,34 @@ class GuessHead(nn.Module):
     def __init__(self, features: int, levels: tuple[int, int, int], n: int) -> None:
         super().__init__()
         quarter, eighth, sixteenth = levels
-        self.from_picture = nn.Conv2d(features, quarter, 1)
+        self.from_image = nn.Conv2d(features, quarter, 1)
         # Not normalised before it meets the picture: how far things moved is the very thing asked for.
         self.from_flow = nn.Sequential(nn.Conv2d(5, quarter, 3, 1, 1), nn.GELU(), nn.Conv2d(quarter, quarter, 3, 1, 1))
         self.trunk = nn.Sequential(
             ConvBlock(quarter, eighth, 2), ResidualBlock(eighth), ConvBlock(eighth, sixteenth, 2), ResidualBlock(sixteenth),
-            nn.Conv2d(sixteenth, _SQUEEZED, 1), nn.GELU(), nn.AdaptiveAvgPool2d(_CELLS), nn.Flatten(),
+            nn.Conv2d(sixteenth, _BOTTLENECK, 1), nn.GELU(), nn.AdaptiveAvgPool2d(_POOL_SIZE), nn.Flatten(),
         )  # fmt: skip
-        self.out = nn.Sequential(nn.Linear(_SQUEEZED * _CELLS**2, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, 2 * n))
+        self.out = nn.Sequential(nn.Linear(_BOTTLENECK * _POOL_SIZE**2, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, 2 * n))
 
     def forward(
-        self, pictures: Sequence[Float[Tensor, "b c h w"]], flows: Sequence[tuple[Tensor, Tensor]], grid: Tensor
+        self, features: Sequence[Float[Tensor, "b c h w"]], flows: Sequence[tuple[Tensor, Tensor]], grid: Tensor
     ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Step and its log standard deviation, both in typical steps.
 
         Args:
-            pictures: features of the first and of the second picture.
+            features: features of the first and of the second picture.
             flows: (b, 2, h, w) [px] with (b, h, w) log-confidence; from first to second and, if known, back. With both, the
                 answer is half the difference of two, so that swapping the pictures flips its sign exactly.
             grid: (2, h, w) coordinates of the cells.
         """
         count = len(flows)
-        moved = torch.cat([torch.cat([flow / _FLOW_UNIT, _sure(log_weight)[:, None]], 1) for flow, log_weight in flows])
-        moved = torch.cat([moved, grid.expand(len(moved), -1, -1, -1)], 1)
-        told = self.out(self.trunk(self.from_picture(torch.cat(tuple(pictures[:count]))) + self.from_flow(moved)))
-        step, log_std = told.unflatten(0, (count, -1)).chunk(2, -1)
+        flow_channels = torch.cat([torch.cat([flow / _FLOW_SCALE, _normalize_log_weight(log_weight)[:, None]], 1) for flow, log_weight in flows])
+        flow_channels = torch.cat([flow_channels, grid.expand(len(flow_channels), -1, -1, -1)], 1)
+        out = self.out(self.trunk(self.from_image(torch.cat(tuple(features[:count]))) + self.from_flow(flow_channels)))
+        step, log_std = out.unflatten(0, (count, -1)).chunk(2, -1)
         sign = step.new_tensor([1.0, -1.0])[:count, None, None]
-        return (sign * step).mean(0), _LOG_RANGE * torch.tanh(log_std.mean(0) / _LOG_RANGE) - 1
+        return (sign * step).mean(0), _LOG_STD_RANGE * torch.tanh(log_std.mean(0) / _LOG_STD_RANGE) - 1
 
 
-def _sure(log_weight: Tensor) -> Tensor:
-    return F.relu(log_weight - _LEAST_LOG_WEIGHT) / -_LEAST_LOG_WEIGHT
+def _normalize_log_weight(log_weight: Tensor) -> Tensor:
+    return F.relu(log_weight - _MIN_LOG_WEIGHT) / -_MIN_LOG_WEIGHT

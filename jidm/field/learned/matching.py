@@ -7,14 +7,14 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jidm.field.learned.blocks import ConvBlock, doubled
-from jidm.field.learned.config import COARSE
+from jidm.field.learned.blocks import ConvBlock, upsample2x
+from jidm.field.learned.config import COARSE_STRIDE
 
-_LARGEST_LOG_WEIGHT = 4.0
+_MAX_LOG_WEIGHT = 4.0
 """Confidences span e^-4 to e^4 around 1: unclamped ones run away (a published training died of it after 4400 steps)."""
 
 
-class PairHead(nn.Module):
+class CorrelationHead(nn.Module):
     """Flow and confidence between two encoded pictures.
 
     Args:
@@ -27,18 +27,18 @@ class PairHead(nn.Module):
     inside: Tensor
     offsets: Tensor
 
-    def __init__(self, features: int, reach: int, grid: tuple[int, int]) -> None:
+    def __init__(self, features: int, search_radius: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.reach = reach
-        side = 2 * reach + 1
-        index, inside = _windows(*grid, reach)
-        offsets = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")[::-1]) - reach
+        self.search_radius = search_radius
+        side = 2 * search_radius + 1
+        index, inside = _window_indices(*grid, search_radius)
+        offsets = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")[::-1]) - search_radius
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("inside", inside, persistent=False)
         self.register_buffer("offsets", offsets.flatten(1).float(), persistent=False)
-        self.sharpness = nn.Parameter(torch.tensor(2.0))
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
         # How much less likely a larger motion is than a smaller one, before anything is seen.
-        self.stillness = nn.Parameter(torch.tensor(0.0))
+        self.motion_penalty = nn.Parameter(torch.tensor(0.0))
         self.coarse = nn.Sequential(
             nn.Conv2d(side**2 + features, features, 1), nn.GELU(), ConvBlock(features, features)
         )
@@ -57,23 +57,23 @@ class PairHead(nn.Module):
             windows.append(window.mT.unflatten(2, (h, w)))
         return windows[0], windows[1]
 
-    def start(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def initial_flow(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """First flow [px of the picture] and log-confidence on the grid of flow, from a correlation window."""
-        unlikely = F.softplus(self.stillness) * self.offsets.square().sum(0)[:, None, None]
-        likely = (window * self.sharpness.exp() / 4 - unlikely).softmax(1)
-        peak = torch.einsum("bkhw,ck->bchw", likely, self.offsets)
+        penalty = F.softplus(self.motion_penalty) * self.offsets.square().sum(0)[:, None, None]
+        probability = (window * self.logit_scale.exp() / 4 - penalty).softmax(1)
+        peak = torch.einsum("bkhw,ck->bchw", probability, self.offsets)
         out = self.coarse_out(self.coarse(torch.cat([window / 4, features], 1)))
-        return doubled((peak + out[:, :2]) * COARSE), _bounded(doubled(out[:, 2:]))[:, 0]
+        return upsample2x((peak + out[:, :2]) * COARSE_STRIDE), _clamp_log_weight(upsample2x(out[:, 2:]))[:, 0]
 
 
-def _bounded(log_weight: Tensor) -> Tensor:
-    return _LARGEST_LOG_WEIGHT * torch.tanh(log_weight / _LARGEST_LOG_WEIGHT)
+def _clamp_log_weight(log_weight: Tensor) -> Tensor:
+    return _MAX_LOG_WEIGHT * torch.tanh(log_weight / _MAX_LOG_WEIGHT)
 
 
-def _windows(h: int, w: int, reach: int) -> tuple[Int[Tensor, "hw k"], Tensor]:
+def _window_indices(h: int, w: int, search_radius: int) -> tuple[Int[Tensor, "hw k"], Tensor]:
     """For every cell, the cells of its window (clamped into the grid), and which of them are really there."""
     v, u = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    d = torch.arange(-reach, reach + 1)
+    d = torch.arange(-search_radius, search_radius + 1)
     dv, du = torch.meshgrid(d, d, indexing="ij")
     vv, uu = v.reshape(-1, 1) + dv.reshape(1, -1), u.reshape(-1, 1) + du.reshape(1, -1)
     inside = (vv >= 0) & (vv < h) & (uu >= 0) & (uu < w)

@@ -13,44 +13,44 @@ from torch.nn import functional as F
 
 from jidm.errors import InputError
 from jidm.field.learned.backbone import make_encoder
-from jidm.field.learned.blocks import ConvBlock, Modulation, doubled, luma, pixel_grid, reduced, spatial_softmax
-from jidm.field.learned.config import COARSE, SIZES, LearnedFieldConfig
-from jidm.field.learned.guess import GuessHead
-from jidm.field.learned.matching import PairHead
-from jidm.motion.fit import Fit
+from jidm.field.learned.blocks import ConvBlock, Modulation, upsample2x, luma, pixel_grid, downsample, spatial_softmax
+from jidm.field.learned.config import COARSE_STRIDE, SIZES, LearnedFieldConfig
+from jidm.field.learned.guess import StepRegressionHead
+from jidm.field.learned.matching import CorrelationHead
+from jidm.motion.fit import Letterbox
 
-_AT_ONCE = 16  # pictures
+_CHUNK_SIZE = 16  # pictures
 _KEYPOINTS = 32
-_SHARP = 1.5  # logarithm of how sharp keypoints begin
-_SPREAD_OUT = 4.0  # keypoints are found in the middle half of the picture at first; times this they vary about by one
+_INITIAL_LOGIT_SCALE = 1.5  # logarithm of how sharp keypoints begin
+_KEYPOINT_GAIN = 4.0  # keypoints are found in the middle half of the picture at first; times this they vary about by one
 _POSE_WIDTH = 96
-_STATE_WIDTH = 256
-_STATE_LOG_RANGE = 3.0  # standard deviations of a pose lie between e^-5 and e^1 of the training poses' spread
-_ROBOT_LOGIT = -2.0  # most cells do not show the robot
-_FLOW_UNIT = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
+_POSE_HEAD_WIDTH = 256
+_POSE_LOG_STD_RANGE = 3.0  # standard deviations of a pose lie between e^-5 and e^1 of the training poses' spread
+_INITIAL_MASK_LOGIT = -2.0  # most cells do not show the robot
+_FLOW_SCALE = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class Features:
     """A batch of pictures as the network sees them; computed once per frame, used for both of its steps.
 
     Attributes:
-        grey: (B, 1, H', W') luma of the pictures as given, detail H x detail W or H x W; small: (B, 1, H, W) reduced.
+        gray: (B, 1, H', W') luma of the pictures as given, detail H x detail W or H x W; gray_downsampled: (B, 1, H, W) reduced.
         half, quarter, eighth, sixteenth: features at those scales.
         coarse: (B, C, H/8, W/8) features to recognise a place of the robot by.
     """
 
-    grey: Tensor
-    small: Tensor
+    gray: Tensor
+    gray_downsampled: Tensor
     half: Tensor
     quarter: Tensor
     eighth: Tensor
     sixteenth: Tensor
     coarse: Tensor
 
-    def __getitem__(self, index: Any) -> Encoded:
+    def __getitem__(self, index: Any) -> Features:
         """Index the batch axis."""
-        return Encoded(*(getattr(self, f.name)[index] for f in fields(self)))
+        return Features(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class LearnedField(nn.Module):
@@ -65,13 +65,13 @@ class LearnedField(nn.Module):
     q_std: Tensor
     delta_std: Tensor
     delta_correlation: Tensor
-    step_spread: Tensor
-    flow_spread: Tensor
-    guess_spread: Tensor
-    state_spread: Tensor
-    video_spread: Tensor
-    looks_closer: Tensor
-    guesses: Tensor
+    step_std_scale: Tensor
+    flow_std_scale: Tensor
+    regression_std_scale: Tensor
+    pose_std_scale: Tensor
+    video_std_scale: Tensor
+    use_refinement: Tensor
+    use_step_regression: Tensor
     grid2: Tensor
     grid4: Tensor
     grid8: Tensor
@@ -85,8 +85,8 @@ class LearnedField(nn.Module):
         width, fine = size.decoder
         for name in ("q_mean", "q_std", "delta_std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
-        together = torch.tensor(config.delta_correlation) if config.delta_correlation else torch.eye(n)
-        self.register_buffer("delta_correlation", together, persistent=False)
+        correlation = torch.tensor(config.delta_correlation) if config.delta_correlation else torch.eye(n)
+        self.register_buffer("delta_correlation", correlation, persistent=False)
         # Set by `calibrate` after training: how much larger errors are than the least squares think, of steps by the
         # network's own looks, by flow measured elsewhere, and by regression.
         self.register_buffer("step_spread", torch.ones(n))
@@ -103,29 +103,29 @@ class LearnedField(nn.Module):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
         self.coarse_in = nn.Conv2d(eighth, size.match, 1)
-        self.pair = PairHead(size.match, config.reach, (config.height // COARSE, config.width // COARSE))
+        self.correlation = CorrelationHead(size.match, config.search_radius, (config.height // COARSE_STRIDE, config.width // COARSE_STRIDE))
         self.from_sixteenth = nn.Conv2d(sixteenth + 2, width, 1)
         self.from_eighth = nn.Conv2d(eighth, width, 1)
         self.from_quarter = nn.Conv2d(quarter, width, 1)
         self.from_half = nn.Conv2d(half, fine, 1)
         self.to_fine = nn.Conv2d(width, fine, 1)
-        self.pose = nn.Sequential(
+        self.pose_embedding = nn.Sequential(
             nn.Linear(3 * n, _POSE_WIDTH), nn.GELU(), nn.Linear(_POSE_WIDTH, _POSE_WIDTH), nn.GELU()
         )
         self.modulate = nn.ModuleList(Modulation(_POSE_WIDTH, x) for x in (width, width, width, fine))
-        self.decode = nn.ModuleList(ConvBlock(x, x) for x in (width, width, width, fine))
+        self.decoder = nn.ModuleList(ConvBlock(x, x) for x in (width, width, width, fine))
         self.field_out = nn.Conv2d(width, 2 * n, 1)
         self.field_fine = nn.Conv2d(fine, 2 * n, 1)
         self.mask_out = nn.Conv2d(fine, 1, 1)
         assert self.mask_out.bias is not None
-        nn.init.constant_(self.mask_out.bias, _ROBOT_LOGIT)
+        nn.init.constant_(self.mask_out.bias, _INITIAL_MASK_LOGIT)
         self.keypoints = nn.Conv2d(eighth + width, _KEYPOINTS, 1)
         # Maps that begin flat say "the middle" of every picture, and learn slowly to say something else.
-        self.sharpness = nn.Parameter(torch.full((_KEYPOINTS, 1, 1), _SHARP))
-        self.state_out = nn.Sequential(
-            nn.Linear(2 * _KEYPOINTS, _STATE_WIDTH), nn.GELU(), nn.Linear(_STATE_WIDTH, 2 * n)
+        self.keypoint_logit_scale = nn.Parameter(torch.full((_KEYPOINTS, 1, 1), _INITIAL_LOGIT_SCALE))
+        self.pose_out = nn.Sequential(
+            nn.Linear(2 * _KEYPOINTS, _POSE_HEAD_WIDTH), nn.GELU(), nn.Linear(_POSE_HEAD_WIDTH, 2 * n)
         )
-        self.by_regression = GuessHead(quarter, (quarter, eighth, sixteenth), n) if config.guess else None
+        self.step_head = StepRegressionHead(quarter, (quarter, eighth, sixteenth), n) if config.step_regression else None
 
     @classmethod
     def from_config(cls, config: LearnedFieldConfig | Mapping[str, Any]) -> LearnedField:
@@ -137,28 +137,28 @@ class LearnedField(nn.Module):
         """Names of the n joints, the order of every Jacobian's columns."""
         return self.config.joint_names
 
-    def encode(self, image: Float[Tensor, "b 3 H W"]) -> Encoded:
+    def encode(self, image: Float[Tensor, "b 3 H W"]) -> Features:
         """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`.
 
         Pictures already reduced to height x width give the same but for closer looks, which then see no more than that.
         """
-        small = reduced(image, image.shape[-1] // self.config.width)
-        half, quarter, eighth, sixteenth = self.encoder(small)
+        downsampled = downsample(image, image.shape[-1] // self.config.width)
+        half, quarter, eighth, sixteenth = self.encoder(downsampled)
         # Field and state alone teach the encoder: what matching asks of it is louder, and would spoil the field.
-        coarse = _normed(self.coarse_in(eighth.detach() if self.training else eighth))
-        return Encoded(luma(image), luma(small), half, quarter, eighth, sixteenth, coarse)
+        coarse = _rms_normalize(self.coarse_in(eighth.detach() if self.training else eighth))
+        return Features(luma(image), luma(downsampled), half, quarter, eighth, sixteenth, coarse)
 
-    def state(self, seen: Encoded) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+    def predict_pose(self, features: Features) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
-        maps = self.keypoints(torch.cat([seen.eighth, doubled(self._coarse(seen))], 1))
-        found = spatial_softmax(maps * self.sharpness.exp(), self.grid8)
-        out = self.state_out(_SPREAD_OUT * found.flatten(1))
+        maps = self.keypoints(torch.cat([features.eighth, upsample2x(self._coarse(features))], 1))
+        keypoints = spatial_softmax(maps * self.keypoint_logit_scale.exp(), self.grid8)
+        out = self.pose_out(_KEYPOINT_GAIN * keypoints.flatten(1))
         value, log_std = out.chunk(2, -1)
-        spread = self.q_std * self.state_spread * (_STATE_LOG_RANGE * torch.tanh(log_std / _STATE_LOG_RANGE) - 2).exp()
-        return self.q_mean + self.q_std * value, spread
+        std = self.q_std * self.pose_std_scale * (_POSE_LOG_STD_RANGE * torch.tanh(log_std / _POSE_LOG_STD_RANGE) - 2).exp()
+        return self.q_mean + self.q_std * value, std
 
-    def guess(
-        self, first: Encoded, second: Encoded, flows: Sequence[tuple[Tensor, Tensor]]
+    def regress_step(
+        self, first: Features, second: Features, flows: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint step between two pictures by regression, and its standard deviation [rad or m].
 
@@ -168,30 +168,30 @@ class LearnedField(nn.Module):
         Raises:
             InputError: the network has no such head, see `LearnedFieldConfig.guess`.
         """
-        if self.by_regression is None:
+        if self.step_head is None:
             raise InputError("this field was made without a head that guesses steps; train one with guess=True")
         # It learns from features that are made for the field and does not bend them.
         features = [x.quarter.detach() if self.training else x.quarter for x in (first, second)]
-        step, log_std = self.by_regression((features[0], features[1]), flows, self.grid4)
-        return step * self.delta_std, log_std.exp() * self.delta_std * self.guess_spread
+        step, log_std = self.step_head((features[0], features[1]), flows, self.grid4)
+        return step * self.delta_std, log_std.exp() * self.delta_std * self.regression_std_scale
 
     def jacobian(
-        self, seen: Encoded, q: Float[Tensor, "b n"]
+        self, features: Features, q: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b 2 n h w"], Float[Tensor, "b h w"]]:
         """The field at joint positions q [px of the picture per rad or m], and the logit of each cell's showing the robot."""
-        pose = self.pose(torch.cat([(q - self.q_mean) / self.q_std, q.sin(), q.cos()], -1))
-        x = self.decode[0](self.modulate[0](self._coarse(seen), pose, self.grid16))
-        x = self.decode[1](self.modulate[1](doubled(x) + self.from_eighth(seen.eighth), pose, self.grid8))
-        x = self.decode[2](self.modulate[2](doubled(x) + self.from_quarter(seen.quarter), pose, self.grid4))
-        fine = doubled(self.to_fine(x)) + self.from_half(seen.half)
-        fine = self.decode[3](self.modulate[3](fine, pose, self.grid2))
+        pose = self.pose_embedding(torch.cat([(q - self.q_mean) / self.q_std, q.sin(), q.cos()], -1))
+        x = self.decoder[0](self.modulate[0](self._coarse(features), pose, self.grid16))
+        x = self.decoder[1](self.modulate[1](upsample2x(x) + self.from_eighth(features.eighth), pose, self.grid8))
+        x = self.decoder[2](self.modulate[2](upsample2x(x) + self.from_quarter(features.quarter), pose, self.grid4))
+        fine = upsample2x(self.to_fine(x)) + self.from_half(features.half)
+        fine = self.decoder[3](self.modulate[3](fine, pose, self.grid2))
         # The last level has few channels: it draws the links' borders into a field that the one before tells.
-        field = (doubled(self.field_out(x)) + self.field_fine(fine)).unflatten(1, (2, self.config.n))
-        return field * (_FLOW_UNIT / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
+        field = (upsample2x(self.field_out(x)) + self.field_fine(fine)).unflatten(1, (2, self.config.n))
+        return field * (_FLOW_SCALE / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
 
-    def fitted(self, frames: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
+    def letterbox(self, frames: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
         """Frames of any size in the size it reads, `config.picture`, on its device and in its precision."""
-        return Fit(frames.shape[-2], frames.shape[-1], *self.config.picture).frames(frames).to(self.delta_std)
+        return Letterbox(frames.shape[-2], frames.shape[-1], *self.config.input_size).apply(frames).to(self.delta_std)
 
     def dense(
         self, q: Float[Tensor, "*batch n"], height: int, width: int, image: Float[Tensor, "*batch 3 H W"] | None = None
@@ -205,13 +205,13 @@ class LearnedField(nn.Module):
         Raises:
             InputError: no image, or of another size.
         """
-        if image is None or tuple(image.shape[-2:]) != self.config.picture:
-            told = "none" if image is None else "{} x {}".format(*image.shape[-2:])
-            raise InputError("this field reads pictures of {} x {} px, got {}".format(*self.config.picture, told))
+        if image is None or tuple(image.shape[-2:]) != self.config.input_size:
+            given = "none" if image is None else "{} x {}".format(*image.shape[-2:])
+            raise InputError("this field reads pictures of {} x {} px, got {}".format(*self.config.input_size, given))
         batch, pieces = q.shape[:-1], []
         flat = zip(
-            image.reshape(-1, *image.shape[-3:]).split(_AT_ONCE),
-            q.reshape(-1, q.shape[-1]).split(_AT_ONCE),
+            image.reshape(-1, *image.shape[-3:]).split(_CHUNK_SIZE),
+            q.reshape(-1, q.shape[-1]).split(_CHUNK_SIZE),
             strict=True,
         )
         for frames, poses in flat:
@@ -219,15 +219,15 @@ class LearnedField(nn.Module):
             both = torch.cat([jacobian.flatten(1, 2), mask.sigmoid()[:, None]], 1)
             pieces.append(F.interpolate(both, (height, width), mode="bilinear", align_corners=False))
         both = torch.cat(pieces)
-        unit = both.new_tensor([width / self.config.width, height / self.config.height])[:, None, None, None]
-        jacobian = both[:, :-1].unflatten(1, (2, self.config.n)) * unit
+        scale = both.new_tensor([width / self.config.width, height / self.config.height])[:, None, None, None]
+        jacobian = both[:, :-1].unflatten(1, (2, self.config.n)) * scale
         return jacobian.reshape(*batch, *jacobian.shape[1:]), both[:, -1].reshape(*batch, height, width)
 
-    def _coarse(self, seen: Encoded) -> Tensor:
-        grid = self.grid16.expand(len(seen.sixteenth), -1, -1, -1)
-        return self.from_sixteenth(torch.cat([seen.sixteenth, grid], 1))
+    def _coarse(self, features: Features) -> Tensor:
+        grid = self.grid16.expand(len(features.sixteenth), -1, -1, -1)
+        return self.from_sixteenth(torch.cat([features.sixteenth, grid], 1))
 
 
-def _normed(features: Tensor) -> Tensor:
+def _rms_normalize(features: Tensor) -> Tensor:
     """Features of unit mean square at every place."""
     return features / features.square().mean(1, keepdim=True).add(1e-4).sqrt()

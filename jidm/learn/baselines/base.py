@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jidm.checkpoint import Robot, embodiment_record, save_checkpoint
+from jidm.checkpoint import RobotDescription, embodiment_record, save_checkpoint
 from jidm.errors import CheckpointError, InputError, did_you_mean
 from jidm.learn.batch import JointStats, PairBatch
 
@@ -93,7 +93,7 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Motion:
+class BidirectionalFlow:
     """What moved between the pictures of B pairs, on the grid (h, w) = (H / 4, W / 4), in px of the (H, W) picture.
 
     Attributes:
@@ -108,18 +108,18 @@ class Motion:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Prediction:
     """Joint steps of B pairs, and how well they explain the motion seen.
 
     Attributes:
         delta_q: (B, n) [rad or m].
         residual: (B,) motion that the step leaves unexplained [px rms]; None for a model that cannot tell.
-        explained: (B,) share of the motion that it explains, in [0, 1]; None likewise.
+        explained_fraction: (B,) share of the motion that it explains, in [0, 1]; None likewise.
     """
 
     delta_q: Float[Tensor, "B n"]
     residual: Float[Tensor, " B"] | None = None
-    explained: Float[Tensor, " B"] | None = None
+    explained_fraction: Float[Tensor, " B"] | None = None
 
 
 class Baseline(nn.Module):
@@ -144,7 +144,7 @@ class Baseline(nn.Module):
         return self.config.joint_names
 
     @property
-    def estimator(self) -> str | None:
+    def flow_estimator(self) -> str | None:
         """Name of the flow estimator that decoding asks; None for a model that needs none."""
         return None
 
@@ -177,13 +177,13 @@ class Baseline(nn.Module):
         """Scalar parts of the loss; "loss" is what to minimise."""
         raise NotImplementedError
 
-    def measure(
+    def predict(
         self,
         first: Float[Tensor, "B 3 H W"],
         second: Float[Tensor, "B 3 H W"],
         before: Float[Tensor, "B 3 H W"] | None = None,
-        motion: Motion | None = None,
-    ) -> Measured:
+        motion: BidirectionalFlow | None = None,
+    ) -> Prediction:
         """Joint steps of pairs of frames at the config's size, RGB in [0, 1].
 
         Args:
@@ -192,15 +192,15 @@ class Baseline(nn.Module):
         """
         raise NotImplementedError
 
-    def step_pairs(
+    def predict_steps(
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
         before: Float[Tensor, "B 3 H W"] | None = None,
     ) -> Float[Tensor, "B n"]:  # fmt: skip
         """Joint steps of unrelated pairs of frames [rad or m], arguments as for `measure`."""
-        return self.measure(first, second, before).delta_q
+        return self.predict(first, second, before).delta_q
 
     def save_pretrained(
-        self, folder: str | Path, *, embodiment: Robot | None = None, training: Mapping[str, Any] | None = None
+        self, folder: str | Path, *, embodiment: RobotDescription | None = None, training: Mapping[str, Any] | None = None
     ) -> Path:
         """Write `config.json` and `model.safetensors` into a folder; whole or not at all."""
         return save_checkpoint(

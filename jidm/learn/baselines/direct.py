@@ -10,15 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.field.learned.blocks import ConvBlock
-from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion, check_choice
+from jidm.learn.baselines.base import Baseline, BaselineConfig, Prediction, BidirectionalFlow, check_choice
 from jidm.learn.baselines.trunk import (
     LEVELS,
     LOSSES,
     POOLS,
     PooledRegressor,
-    centred,
+    normalize_image,
     regression_loss,
-    with_coordinates,
+    append_coordinates,
 )
 from jidm.learn.batch import PairBatch
 
@@ -60,19 +60,19 @@ class DirectIDM(Baseline):
 
     def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
         """Mean squared error of the step, in standard deviations of the training steps; needs no flow."""
-        told, wanted = self._scaled_step(batch.first, batch.second), batch.delta_q / self.delta_std
-        step = regression_loss(self.config.loss, told, wanted)
+        prediction, target = self._scaled_step(batch.first, batch.second), batch.delta_q / self.delta_std
+        step = regression_loss(self.config.loss, prediction, target)
         return {"step": step, "loss": step}
 
-    def measure(
+    def predict(
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
-        before: Float[Tensor, "B 3 H W"] | None = None, motion: Motion | None = None,
-    ) -> Measured:  # fmt: skip
+        before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
+    ) -> Prediction:  # fmt: skip
         """See `Baseline.measure`; `before` and `motion` are not looked at."""
-        return Measured(self._scaled_step(first, second) * self.delta_std)
+        return Prediction(self._scaled_step(first, second) * self.delta_std)
 
     def _scaled_step(self, first: Tensor, second: Tensor) -> Float[Tensor, "B n"]:
-        a, b = centred(first), centred(second)
+        a, b = normalize_image(first), normalize_image(second)
         ordered = torch.cat([torch.cat([a, b - a], 1), torch.cat([b, a - b], 1)])
-        there, back = self.regressor(self.stem(with_coordinates(ordered))).chunk(2)
+        there, back = self.regressor(self.stem(append_coordinates(ordered))).chunk(2)
         return (there - back) / 2

@@ -10,20 +10,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.field.learned.blocks import ConvBlock
-from jidm.learn.baselines.base import Measured, Motion, check_choice
+from jidm.learn.baselines.base import Prediction, BidirectionalFlow, check_choice
 from jidm.learn.baselines.flow_source import FlowBaseline, FlowConfig
 from jidm.learn.baselines.trunk import (
     LEVELS,
     LOSSES,
     POOLS,
     PooledRegressor,
-    centred,
+    normalize_image,
     regression_loss,
-    with_coordinates,
+    append_coordinates,
 )
 from jidm.learn.batch import PairBatch
 
-_FLOW_UNIT = 2.0  # [px] of a typical motion: the scale on which the network reads flow
+_FLOW_SCALE = 2.0  # [px] of a typical motion: the scale on which the network reads flow
 _FLOW_WEIGHT = 0.15  # what the matching network's loss counts beside the step's, as in our own objective
 
 
@@ -59,7 +59,7 @@ class DirectOnFlowIDM(FlowBaseline):
     def __init__(self, config: DirectOnFlowConfig) -> None:
         super().__init__(config)
         half, quarter, *_ = levels = LEVELS[config.size]
-        self.from_picture = nn.Sequential(ConvBlock(3, half, 2), nn.Conv2d(half, quarter, 3, 2, 1))
+        self.from_image = nn.Sequential(ConvBlock(3, half, 2), nn.Conv2d(half, quarter, 3, 2, 1))
         # Not normalised before it meets the picture: how far things moved is the very thing asked for.
         self.from_flow = nn.Sequential(nn.Conv2d(5, quarter, 3, 1, 1), nn.GELU(), nn.Conv2d(quarter, quarter, 3, 1, 1))
         self.regressor = PooledRegressor(levels, config.n, config.pool)
@@ -70,31 +70,31 @@ class DirectOnFlowIDM(FlowBaseline):
         Raises:
             InputError: the batch has no flow and the model no way to measure it.
         """
-        motion, flow = self.training_motion(batch)
-        told, wanted = self._scaled_step(batch.first, batch.second, motion), batch.delta_q / self.delta_std
-        step = regression_loss(self.config.loss, told, wanted)
+        motion, flow = self.training_flow(batch)
+        prediction, target = self._scaled_step(batch.first, batch.second, motion), batch.delta_q / self.delta_std
+        step = regression_loss(self.config.loss, prediction, target)
         if flow is None:
             return {"step": step, "loss": step}
         return {"step": step, "flow": flow, "loss": step + _FLOW_WEIGHT * flow}
 
-    def measure(
+    def predict(
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
-        before: Float[Tensor, "B 3 H W"] | None = None, motion: Motion | None = None,
-    ) -> Measured:  # fmt: skip
+        before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
+    ) -> Prediction:  # fmt: skip
         """See `Baseline.measure`; `before` is not looked at."""
-        motion = motion or self.motion(first, second)
-        return Measured(self._scaled_step(first, second, motion) * self.delta_std)
+        motion = motion or self.estimate_flow(first, second)
+        return Prediction(self._scaled_step(first, second, motion) * self.delta_std)
 
-    def _scaled_step(self, first: Tensor, second: Tensor, motion: Motion) -> Float[Tensor, "B n"]:
+    def _scaled_step(self, first: Tensor, second: Tensor, motion: BidirectionalFlow) -> Float[Tensor, "B n"]:
         if motion.flow_back is None or motion.weight_back is None:
             return self._one_way(first, motion.flow, motion.weight)
         both = torch.cat([first, second]), torch.cat([motion.flow, motion.flow_back])
         there, back = self._one_way(*both, torch.cat([motion.weight, motion.weight_back])).chunk(2)
         return (there - back) / 2
 
-    def _one_way(self, picture: Tensor, flow: Tensor, weight: Tensor) -> Float[Tensor, "B n"]:
+    def _one_way(self, image: Tensor, flow: Tensor, weight: Tensor) -> Float[Tensor, "B n"]:
         # An estimator's weights are another measure than the exact flow's, so only whether there is one is told.
         known = (weight > 0).to(flow) if self.head is None else weight.clamp(min=1e-6).log() / 4
-        moved = with_coordinates(torch.cat([flow / _FLOW_UNIT, known[:, None]], 1))
-        out: Tensor = self.regressor(self.from_picture(centred(picture)) + self.from_flow(moved))
+        moved = append_coordinates(torch.cat([flow / _FLOW_SCALE, known[:, None]], 1))
+        out: Tensor = self.regressor(self.from_image(normalize_image(image)) + self.from_flow(moved))
         return out

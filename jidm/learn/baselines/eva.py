@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jidm.field.learned.blocks import spatial_softmax
-from jidm.learn.baselines.base import Baseline, BaselineConfig, Measured, Motion, check_choice
+from jidm.learn.baselines.base import Baseline, BaselineConfig, Prediction, BidirectionalFlow, check_choice
 from jidm.learn.baselines.resnet import OWN, RESNETS, load_pretrained, make_trunk
-from jidm.learn.baselines.trunk import cell_centres, centred, perceptron
+from jidm.learn.baselines.trunk import cell_centers, normalize_image, make_mlp
 from jidm.learn.batch import PairBatch
 
 _FRAMES = 3
 _HIDDEN = (1024, 512)
-_AT_BORDER = 0.2  # share of training windows that lack a neighbour, as at a video's ends and beside a broken frame
+_BORDER_FRACTION = 0.2  # share of training windows that lack a neighbour, as at a video's ends and beside a broken frame
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EvaIDM(Baseline):
         super().__init__(config)
         self.trunk, channels = make_trunk(config.size, 3 * _FRAMES, min(config.height, config.width), config.norm)
         self.pool, numbers = self._make_pool(channels)
-        self.perceptron = perceptron(numbers, _HIDDEN, config.n)
+        self.mlp = make_mlp(numbers, _HIDDEN, config.n)
 
     @classmethod
     def from_data(cls, *args: Any, pretrained: bool = False, **options: Any) -> EvaIDM:
@@ -79,24 +79,24 @@ class EvaIDM(Baseline):
         before = batch.first if batch.before is None else batch.before
         after = batch.second if batch.third is None else batch.third
         middle = torch.cat([batch.first, batch.second])
-        neighbours = torch.cat([before, batch.first]), torch.cat([batch.second, after])
+        neighbors = torch.cat([before, batch.first]), torch.cat([batch.second, after])
         if self.training:
-            lost = (batch.dice()[:, :2].T < _AT_BORDER)[..., None, None, None]
-            neighbours = tuple(torch.where(out, middle, x) for out, x in zip(lost, neighbours))  # type: ignore[assignment]
-        wanted = (torch.cat([batch.q, batch.q_next]) - self.q_mean) / self.q_std
-        state = F.mse_loss(self._scaled_position(neighbours[0], middle, neighbours[1]), wanted)
-        return {"state": state, "loss": state}
+            dropped = (batch.random_numbers()[:, :2].T < _BORDER_FRACTION)[..., None, None, None]
+            neighbors = tuple(torch.where(out, middle, x) for out, x in zip(dropped, neighbors))  # type: ignore[assignment]
+        target = (torch.cat([batch.q, batch.q_next]) - self.q_mean) / self.q_std
+        pose = F.mse_loss(self._scaled_position(neighbors[0], middle, neighbors[1]), target)
+        return {"state": pose, "loss": pose}
 
     def positions(
-        self, before: Float[Tensor, "B 3 H W"], at: Float[Tensor, "B 3 H W"], after: Float[Tensor, "B 3 H W"]
+        self, before: Float[Tensor, "B 3 H W"], current: Float[Tensor, "B 3 H W"], after: Float[Tensor, "B 3 H W"]
     ) -> Float[Tensor, "B n"]:
-        """Joint positions of the middle frames [rad or m]; `at` stands for a neighbour that there is not."""
-        return self.q_mean + self.q_std * self._scaled_position(before, at, after)
+        """Joint positions of the middle frames [rad or m]; `current` stands for a neighbour that there is not."""
+        return self.q_mean + self.q_std * self._scaled_position(before, current, after)
 
-    def measure(
+    def predict(
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
-        before: Float[Tensor, "B 3 H W"] | None = None, motion: Motion | None = None,
-    ) -> Measured:  # fmt: skip
+        before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
+    ) -> Prediction:  # fmt: skip
         """See `Baseline.measure`; `motion` is not looked at. The frame after `second` is not known here."""
         windows = (
             torch.cat([first if before is None else before, first]),
@@ -104,14 +104,14 @@ class EvaIDM(Baseline):
             torch.cat([second, second]),
         )
         here, there = self.positions(*windows).chunk(2)
-        return Measured(there - here)
+        return Prediction(there - here)
 
     def _make_pool(self, channels: int) -> tuple[nn.Module, int]:
         return SpatialSoftmax(channels), 2 * channels
 
-    def _scaled_position(self, before: Tensor, at: Tensor, after: Tensor) -> Float[Tensor, "B n"]:
-        window = torch.cat([centred(before), centred(at), centred(after)], 1)
-        out: Tensor = self.perceptron(self.pool(self.trunk(window)))
+    def _scaled_position(self, before: Tensor, current: Tensor, after: Tensor) -> Float[Tensor, "B n"]:
+        window = torch.cat([normalize_image(before), normalize_image(current), normalize_image(after)], 1)
+        out: Tensor = self.mlp(self.pool(self.trunk(window)))
         return out
 
 
@@ -132,8 +132,8 @@ class SpatialSoftmax(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.log_sharpness = nn.Parameter(torch.zeros(channels))
+        self.logit_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2"]:
-        sharp = maps * self.log_sharpness.exp()[:, None, None]
-        return spatial_softmax(sharp, cell_centres(maps)).flatten(1)
+        sharp = maps * self.logit_scale.exp()[:, None, None]
+        return spatial_softmax(sharp, cell_centers(maps)).flatten(1)

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.learn.baselines.base import Baseline, BaselineConfig, Motion
+from jidm.learn.baselines.base import Baseline, BaselineConfig, BidirectionalFlow
 from jidm.learn.baselines.matching import Match, MatchingNetwork, flow_loss
 from jidm.learn.batch import PairBatch
-from jidm.learn.estimated import fitted_flow
-from jidm.motion.fit import Fit
-from jidm.motion.flow import FlowEstimator, as_flow_estimator, both_ways
+from jidm.learn.estimated import letterbox_flow
+from jidm.motion.fit import Letterbox
+from jidm.motion.flow import FlowEstimator, as_flow_estimator, bidirectional_flow
 
 LEARNED = "learned"
 
@@ -27,16 +27,16 @@ class FlowConfig(BaselineConfig):
     Attributes:
         flow: "learned": a matching network of the model's own, trained on the batch's flow; or the name of an
             estimator ("dis", "raft"), asked when decoding, and in training where the batch has no flow.
-        reach: of the matching network [cells of the grid].
+        search_radius: of the matching network [cells of the grid].
     """
 
     flow: str = LEARNED
-    reach: int = 4
+    search_radius: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reach < 1:
-            raise InputError(f"reach must be at least 1 cell, got {self.reach}")
+        if self.search_radius < 1:
+            raise InputError(f"reach must be at least 1 cell, got {self.search_radius}")
         if self.flow != LEARNED:
             as_flow_estimator(self.flow)  # refuses unknown names
 
@@ -48,59 +48,59 @@ class FlowBaseline(Baseline):
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__(config)
-        self.head = MatchingNetwork(config.size, config.reach) if config.flow == LEARNED else None
+        self.head = MatchingNetwork(config.size, config.search_radius) if config.flow == LEARNED else None
 
     @property
-    def estimator(self) -> str | None:
+    def flow_estimator(self) -> str | None:
         """Name of the flow estimator that decoding asks; None where the model measures flow itself."""
         return None if self.config.flow == LEARNED else self.config.flow
 
-    def motion(self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]) -> Motion:
+    def estimate_flow(self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]) -> BidirectionalFlow:
         """What moved between frames at the config's size, by the model's own head or its estimator."""
         if self.head is not None:
-            return _as_motion(self.head(first, second)[1])
-        return estimated_motion(as_flow_estimator(self.config.flow), first, second)
+            return _as_bidirectional_flow(self.head(first, second)[1])
+        return estimate_bidirectional_flow(as_flow_estimator(self.config.flow), first, second)
 
-    def training_motion(self, batch: PairBatch) -> tuple[Motion, Float[Tensor, ""] | None]:
+    def training_flow(self, batch: PairBatch) -> tuple[BidirectionalFlow, Float[Tensor, ""] | None]:
         """The flow that the inverse is trained on, and the loss of the head that measured it (None without a head)."""
         if self.head is not None:
-            looks = self.head(batch.first, batch.second)
-            return _as_motion(looks[1]), flow_loss(looks, batch)
-        return self.given_motion(batch), None
+            matches = self.head(batch.first, batch.second)
+            return _as_bidirectional_flow(matches[1]), flow_loss(matches, batch)
+        return self.batch_flow(batch), None
 
-    def given_motion(self, batch: PairBatch) -> Motion:
+    def batch_flow(self, batch: PairBatch) -> BidirectionalFlow:
         """The batch's own flow, or the estimator's.
 
         Raises:
             InputError: there is neither.
         """
         if batch.flow is not None and batch.weight is not None:
-            return Motion(batch.flow, batch.weight, batch.flow_back, batch.weight_back)
-        if self.estimator is None:
+            return BidirectionalFlow(batch.flow, batch.weight, batch.flow_back, batch.weight_back)
+        if self.flow_estimator is None:
             raise InputError(
                 f"{self.kind} learns from flow and the recording has none; train with estimated flow, e.g. flow 'dis'"
             )
-        return self.motion(batch.first, batch.second)
+        return self.estimate_flow(batch.first, batch.second)
 
 
-def _as_motion(look: tuple[Match, Match]) -> Motion:
-    there, back = look
-    return Motion(there.flow, there.log_weight.exp(), back.flow, back.log_weight.exp())
+def _as_bidirectional_flow(match: tuple[Match, Match]) -> BidirectionalFlow:
+    there, back = match
+    return BidirectionalFlow(there.flow, there.log_weight.exp(), back.flow, back.log_weight.exp())
 
 
-def estimated_motion(
-    estimator: FlowEstimator, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"], fit: Fit | None = None
-) -> Motion:
+def estimate_bidirectional_flow(
+    estimator: FlowEstimator, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"], letterbox: Letterbox | None = None
+) -> BidirectionalFlow:
     """An estimator's flow of recorded pictures, both ways, on the grid of the model's picture.
 
     Args:
-        fit: how the recorded picture lies in the model's; the same size if not given.
+        letterbox: how the recorded picture lies in the model's; the same size if not given.
     """
     height, width = first.shape[-2:]
-    fit = fit or Fit(height, width, height, width)
+    letterbox = letterbox or Letterbox(height, width, height, width)
     parts: list[Any] = []
     with torch.no_grad():
-        for way in both_ways(estimator, first, second):
-            found = fitted_flow(way, fit).to(first)
+        for direction in bidirectional_flow(estimator, first, second):
+            found = letterbox_flow(direction, letterbox).to(first)
             parts += [found.flow, found.weight]
-    return Motion(*parts)
+    return BidirectionalFlow(*parts)

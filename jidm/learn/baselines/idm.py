@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.checkpoint import Checkpoint, Robot, load_checkpoint
+from jidm.checkpoint import Checkpoint, RobotDescription, load_checkpoint
 from jidm.errors import InputError, VideoError
 from jidm.joint_motion import JointMotion, stack
-from jidm.learn.baselines.base import Baseline, Motion
+from jidm.learn.baselines.base import Baseline, BidirectionalFlow
 from jidm.learn.baselines.eva import EvaIDM
-from jidm.learn.baselines.flow_source import estimated_motion
-from jidm.motion.fit import Fit
+from jidm.learn.baselines.flow_source import estimate_bidirectional_flow
+from jidm.motion.fit import Letterbox
 from jidm.motion.flow import FlowEstimator, as_flow_estimator
 from jidm.motion.layout import as_video
 
-_AT_ONCE = 16  # pairs or windows the network is given at once
+_CHUNK_SIZE = 16  # pairs or windows the network is given at once
 
 
 class BaselineIDM:
@@ -41,16 +41,16 @@ class BaselineIDM:
     """
 
     def __init__(self, model: Baseline, *, flow: str | FlowEstimator | None = None, source: str = "") -> None:
-        if flow is not None and model.estimator is None:
+        if flow is not None and model.flow_estimator is None:
             raise InputError(f"this {model.kind} asks no flow estimator; leave flow= out")
         self.model = model.eval()
-        asked = flow if flow is not None else model.estimator
-        self.flow: FlowEstimator | None = None if asked is None else as_flow_estimator(asked)
+        estimator = flow if flow is not None else model.flow_estimator
+        self.flow: FlowEstimator | None = None if estimator is None else as_flow_estimator(estimator)
         self.source = source
 
     @classmethod
     def from_pretrained(
-        cls, where: str | Path | Checkpoint, *, embodiment: Robot | None = None,
+        cls, where: str | Path | Checkpoint, *, embodiment: RobotDescription | None = None,
         flow: str | FlowEstimator | None = None, device: str | torch.device = "cpu",
     ) -> BaselineIDM:  # fmt: skip
         """What `save_pretrained` wrote.
@@ -83,7 +83,7 @@ class BaselineIDM:
         """Names of the n joints, the order of every joint axis."""
         return self.model.joint_names
 
-    def step_pairs(
+    def predict_steps(
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
         before: Float[Tensor, "B 3 H W"] | None = None,
     ) -> Float[Tensor, "B n"]:  # fmt: skip
@@ -94,7 +94,7 @@ class BaselineIDM:
             before: the frames one step before `first`, for models that look at three.
         """
         with torch.no_grad():
-            return self._measure(list(first), list(second), None if before is None else list(before)).delta_q
+            return self._predict(list(first), list(second), None if before is None else list(before)).delta_q
 
     def decode(
         self,
@@ -120,14 +120,14 @@ class BaselineIDM:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
             InputError: q0 does not fit.
         """
-        start = None if q0 is None else self._checked_start(q0)
+        start = None if q0 is None else self._check_q0(q0)
         if isinstance(video, (str, Path)):
             if start is not None and start.dim() != 1:
                 raise InputError(f"q0 must be ({self.model.config.n},) for one file, got shape {tuple(start.shape)}")
-            frames, times, length = _open(video, fps)
+            frames, times, length = _open_frames(video, fps)
             return self._decode_one(_with_progress(frames, length if progress else None), times, start)
         tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
-        times = _clock(video, fps, tensor.shape[-4])
+        times = _timestamps(video, fps, tensor.shape[-4])
         batch = tensor.shape[:-4]
         clips = tensor.reshape(-1, *tensor.shape[-4:])
         starts: list[Tensor | None] = [None] * len(clips)
@@ -147,87 +147,87 @@ class BaselineIDM:
     # ---- pieces ------------------------------------------------------------------------------------------------------
 
     def _decode_one(self, frames: Iterator[Tensor], times: list[float], q0: Tensor | None) -> JointMotion:
-        track = _Track(self.model.config.n)
+        buffer = _StepBuffer(self.model.config.n)
         with torch.no_grad():
             if isinstance(self.model, EvaIDM):
-                self._follow_absolute(self.model, frames, track)
+                self._decode_positions(self.model, frames, buffer)
             else:
-                self._follow_steps(frames, track)
-        if track.frames < 2:
+                self._decode_steps(frames, buffer)
+        if buffer.frames < 2:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        return self._motion(track, times, q0)
+        return self._joint_motion(buffer, times, q0)
 
-    def _follow_steps(self, frames: Iterator[Tensor], track: _Track) -> None:
+    def _decode_steps(self, frames: Iterator[Tensor], buffer: _StepBuffer) -> None:
         """Steps from each good frame to the next good one; across a gap they move the position, but are not valid."""
-        waiting: list[tuple[int, int, Tensor, Tensor]] = []
+        pending: list[tuple[int, int, Tensor, Tensor]] = []
 
-        def measure() -> None:
-            found = self._measure([p[2] for p in waiting], [p[3] for p in waiting])
-            zero = found.delta_q.new_zeros(len(waiting))
+        def flush() -> None:
+            found = self._predict([p[2] for p in pending], [p[3] for p in pending])
+            zero = found.delta_q.new_zeros(len(pending))
             numbers = (found.delta_q, zero if found.residual is None else found.residual,
                        zero if found.explained is None else found.explained)  # fmt: skip
-            for (start, stop, *_), *values in zip(waiting, *(x.cpu().double() for x in numbers), strict=True):
+            for (start, stop, *_), *values in zip(pending, *(x.cpu().double() for x in numbers), strict=True):
                 if all(x.isfinite().all() for x in values):
-                    track.steps[start, stop] = (values[0], float(values[1]), float(values[2]))
-            waiting.clear()
+                    buffer.steps[start, stop] = (values[0], float(values[1]), float(values[2]))
+            pending.clear()
 
         last: tuple[int, Tensor] | None = None
-        for t, frame in enumerate(track.checked(frames)):
+        for t, frame in enumerate(buffer.finite_frames(frames)):
             if frame is None:
                 continue
             if last is not None:
-                waiting.append((last[0], t, last[1], frame))
+                pending.append((last[0], t, last[1], frame))
             last = (t, frame)
-            if len(waiting) == _AT_ONCE:
-                measure()
-        if waiting:
-            measure()
+            if len(pending) == _CHUNK_SIZE:
+                flush()
+        if pending:
+            flush()
 
-    def _follow_absolute(self, model: EvaIDM, frames: Iterator[Tensor], track: _Track) -> None:
+    def _decode_positions(self, model: EvaIDM, frames: Iterator[Tensor], buffer: _StepBuffer) -> None:
         """Position of each good frame; a neighbour that is missing or broken is replaced by the frame itself."""
         at_frame: list[int] = []
-        waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def measure() -> None:
-            before, at, after = (self._fitted(list(frames)) for frames in zip(*waiting, strict=True))
+        def flush() -> None:
+            before, at, after = (self._letterbox(list(frames)) for frames in zip(*pending, strict=True))
             found = model.positions(before, at, after).cpu().double()
-            track.positions.update((t, q) for t, q in zip(at_frame, found, strict=True) if q.isfinite().all())
+            buffer.positions.update((t, q) for t, q in zip(at_frame, found, strict=True) if q.isfinite().all())
             at_frame.clear()
-            waiting.clear()
+            pending.clear()
 
         before: Tensor | None = None
         at: Tensor | None = None
-        for t, after in enumerate(chain(track.checked(frames), [None])):
+        for t, after in enumerate(chain(buffer.finite_frames(frames), [None])):
             if at is not None:
                 at_frame.append(t - 1)
-                waiting.append((at if before is None else before, at, at if after is None else after))
+                pending.append((at if before is None else before, at, at if after is None else after))
             before, at = at, after
-            if len(waiting) == _AT_ONCE:
-                measure()
-        if waiting:
-            measure()
+            if len(pending) == _CHUNK_SIZE:
+                flush()
+        if pending:
+            flush()
 
-    def _measure(self, first: list[Tensor], second: list[Tensor], before: list[Tensor] | None = None) -> Any:
-        motion = None if self.flow is None else self._estimated(torch.stack(first), torch.stack(second))
-        earlier = None if before is None else self._fitted(before)
-        return self.model.measure(self._fitted(first), self._fitted(second), earlier, motion)
+    def _predict(self, first: list[Tensor], second: list[Tensor], before: list[Tensor] | None = None) -> Any:
+        motion = None if self.flow is None else self._estimate_flow(torch.stack(first), torch.stack(second))
+        earlier = None if before is None else self._letterbox(before)
+        return self.model.predict(self._letterbox(first), self._letterbox(second), earlier, motion)
 
-    def _estimated(self, first: Tensor, second: Tensor) -> Motion:
+    def _estimate_flow(self, first: Tensor, second: Tensor) -> BidirectionalFlow:
         """Flow of the frames at their own size, where it is sharpest, brought to the model's."""
         assert self.flow is not None
-        found = estimated_motion(self.flow, first.float(), second.float(), self._fit(first))
+        found = estimate_bidirectional_flow(self.flow, first.float(), second.float(), self._make_letterbox(first))
         like = self.model.delta_std
-        return Motion(*(x.to(like) for x in (found.flow, found.weight, found.flow_back, found.weight_back)))  # type: ignore[union-attr]
+        return BidirectionalFlow(*(x.to(like) for x in (found.flow, found.weight, found.flow_back, found.weight_back)))  # type: ignore[union-attr]
 
-    def _fitted(self, frames: list[Tensor]) -> Tensor:
-        pictures = torch.stack(frames).to(self.model.delta_std)
-        return self._fit(pictures).frames(pictures)
+    def _letterbox(self, frames: list[Tensor]) -> Tensor:
+        images = torch.stack(frames).to(self.model.delta_std)
+        return self._make_letterbox(images).apply(images)
 
-    def _fit(self, pictures: Tensor) -> Fit:
+    def _make_letterbox(self, images: Tensor) -> Letterbox:
         config = self.model.config
-        return Fit(pictures.shape[-2], pictures.shape[-1], config.height, config.width)
+        return Letterbox(images.shape[-2], images.shape[-1], config.height, config.width)
 
-    def _checked_start(self, q0: Any) -> Tensor:
+    def _check_q0(self, q0: Any) -> Tensor:
         start = torch.as_tensor(np.asarray(q0, dtype=np.float64) if not isinstance(q0, Tensor) else q0).double().cpu()
         names = self.joint_names
         if start.shape[-1:] != (len(names),):
@@ -236,35 +236,35 @@ class BaselineIDM:
             raise InputError("q0 holds NaN or infinity; give the joint positions of the first frame")
         return start
 
-    def _motion(self, track: _Track, times: list[float], q0: Tensor | None) -> JointMotion:
-        config, steps, like = self.model.config, track.frames - 1, torch.zeros((), dtype=track.dtype)
-        time = torch.tensor(times[: track.frames], dtype=torch.float64)
+    def _joint_motion(self, buffer: _StepBuffer, times: list[float], q0: Tensor | None) -> JointMotion:
+        config, steps, like = self.model.config, buffer.frames - 1, torch.zeros((), dtype=buffer.dtype)
+        time = torch.tensor(times[: buffer.frames], dtype=torch.float64)
         absolute = isinstance(self.model, EvaIDM)
-        path = track.absolute(q0) if absolute else track.integrated(q0)
+        trajectory = buffer.from_positions(q0) if absolute else buffer.integrate(q0)
         step_variance = torch.tensor(config.delta_std, dtype=torch.float64).square()
-        ages = torch.arange(track.frames, dtype=torch.float64)[:, None]
-        spread = (ages * step_variance).sqrt() if not absolute else torch.tensor([config.q_std] * track.frames)
+        ages = torch.arange(buffer.frames, dtype=torch.float64)[:, None]
+        position_std = (ages * step_variance).sqrt() if not absolute else torch.tensor([config.q_std] * buffer.frames)
         return JointMotion(
             joint_names=config.joint_names,
             joint_types=config.joint_types,
             time=time,
-            delta_q=path.delta_q.to(like),
-            velocity=(path.delta_q / time.diff()[:, None]).to(like),
-            position=path.position.to(like),
-            position_std=spread.to(like),
+            delta_q=trajectory.delta_q.to(like),
+            velocity=(trajectory.delta_q / time.diff()[:, None]).to(like),
+            position=trajectory.position.to(like),
+            position_std=position_std.to(like),
             covariance=torch.diag(step_variance).expand(steps, -1, -1).to(like).clone(),
-            residual=path.residual.to(like),
-            explained=path.explained.to(like),
-            observable=path.valid[:, None].expand(-1, config.n).clone(),
-            valid=path.valid,
+            residual=trajectory.residual.to(like),
+            explained_fraction=trajectory.explained_fraction.to(like),
+            observable=trajectory.valid[:, None].expand(-1, config.n).clone(),
+            valid=trajectory.valid,
             provenance=self._provenance(q0 is not None),
         )
 
-    def _provenance(self, started: bool) -> dict[str, Any]:
+    def _provenance(self, q0_given: bool) -> dict[str, Any]:
         from jidm import __version__
 
         absolute = isinstance(self.model, EvaIDM)
-        start = "given" if started else "absolute, by the model" if absolute else "zero, no q0 was given"
+        start = "given" if q0_given else "absolute, by the model" if absolute else "zero, no q0 was given"
         measured = ("residual", "explained") if self.model.kind == "vera" else ()
         unmeasured = [
             x for x in ("position_std", "covariance", "residual", "explained", "observable") if x not in measured
@@ -281,17 +281,17 @@ class BaselineIDM:
 
 
 @dataclass(frozen=True)
-class _Path:
+class _Trajectory:
     """A decoded video: position (T, n), delta_q (T-1, n), the rest (T-1,); float64."""
 
     position: Tensor
     delta_q: Tensor
     residual: Tensor
-    explained: Tensor
+    explained_fraction: Tensor
     valid: Tensor
 
 
-class _Track:
+class _StepBuffer:
     """What was measured of one video, by frame numbers."""
 
     def __init__(self, n: int) -> None:
@@ -299,7 +299,7 @@ class _Track:
         self.steps: dict[tuple[int, int], tuple[Tensor, float, float]] = {}
         self.positions: dict[int, Tensor] = {}
 
-    def checked(self, frames: Iterator[Tensor]) -> Iterator[Tensor | None]:
+    def finite_frames(self, frames: Iterator[Tensor]) -> Iterator[Tensor | None]:
         """The frames, None in place of one that is not finite; refuses a change of size."""
         shape: torch.Size | None = None
         for t, frame in enumerate(frames):
@@ -308,7 +308,7 @@ class _Track:
             shape, self.dtype, self.frames = frame.shape, frame.dtype, t + 1
             yield frame if frame.isfinite().all() else None
 
-    def integrated(self, q0: Tensor | None) -> _Path:
+    def integrate(self, q0: Tensor | None) -> _Trajectory:
         """Steps added up from q0, from zero without it."""
         position = torch.zeros(self.frames, self.n, dtype=torch.float64)
         if q0 is not None:
@@ -319,35 +319,35 @@ class _Track:
             if t in by_stop:
                 start, step, *_ = by_stop[t]
                 position[t] = position[start] + step
-        return self._path(position)
+        return self._trajectory(position)
 
-    def absolute(self, q0: Tensor | None) -> _Path:
+    def from_positions(self, q0: Tensor | None) -> _Trajectory:
         """Positions as seen, shifted as a whole so that the first one seen is q0; held where not seen."""
-        seen = sorted(self.positions)
+        observed = sorted(self.positions)
         position = torch.zeros(self.frames, self.n, dtype=torch.float64)
-        if not seen:
-            return self._path(position if q0 is None else position + q0)
-        shift = torch.zeros(self.n, dtype=torch.float64) if q0 is None else q0 - self.positions[seen[0]]
-        held = self.positions[seen[0]]
+        if not observed:
+            return self._trajectory(position if q0 is None else position + q0)
+        shift = torch.zeros(self.n, dtype=torch.float64) if q0 is None else q0 - self.positions[observed[0]]
+        last = self.positions[observed[0]]
         for t in range(self.frames):
-            held = self.positions.get(t, held)
-            position[t] = held + shift
+            last = self.positions.get(t, last)
+            position[t] = last + shift
         for t in range(1, self.frames):
             if t in self.positions and t - 1 in self.positions:
                 self.steps[t - 1, t] = (self.positions[t] - self.positions[t - 1], 0.0, 0.0)
-        return self._path(position)
+        return self._trajectory(position)
 
-    def _path(self, position: Tensor) -> _Path:
+    def _trajectory(self, position: Tensor) -> _Trajectory:
         delta_q = torch.zeros(self.frames - 1, self.n, dtype=torch.float64)
         residual, explained = torch.zeros(2, self.frames - 1, dtype=torch.float64)
         valid = torch.zeros(self.frames - 1, dtype=torch.bool)
         for (start, stop), (step, left, share) in self.steps.items():
             if stop == start + 1:
                 delta_q[start], residual[start], explained[start], valid[start] = step, left, share, True
-        return _Path(position, delta_q, residual, explained, valid)
+        return _Trajectory(position, delta_q, residual, explained, valid)
 
 
-def _open(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], list[float], int | None]:
+def _open_frames(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], list[float], int | None]:
     """Frames of a file as they are decoded; the clock fills up as they are taken."""
     from jidm.motion.video import open_video
 
@@ -355,17 +355,17 @@ def _open(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], list[f
     if fps is None and source.fps is None:
         raise VideoError(f"{path} states no frame rate; pass fps=")
     rate = fps if fps is not None else source.fps
-    clock: list[float] = []
+    timestamps: list[float] = []
 
     def frames() -> Iterator[Tensor]:
         for k, (time, pixels) in enumerate(source.pixels()):
-            clock.append(float(time) if fps is None and time is not None else k / rate)  # type: ignore[operator]
+            timestamps.append(float(time) if fps is None and time is not None else k / rate)  # type: ignore[operator]
             yield pixels.to(torch.float32) / 255.0
 
-    return frames(), clock, source.length
+    return frames(), timestamps, source.length
 
 
-def _clock(video: Any, fps: float | None, length: int) -> list[float]:
+def _timestamps(video: Any, fps: float | None, length: int) -> list[float]:
     if fps is not None:
         if not (math.isfinite(fps) and fps > 0):
             raise InputError(f"fps must be positive, got {fps}")

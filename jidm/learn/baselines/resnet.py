@@ -53,8 +53,8 @@ def load_pretrained(trunk: nn.Module, size: str) -> None:
         raise InputError(f"size '{size}' has no pretrained weights; choose one of {', '.join(RESNETS)}")
     weights = dict(_torchvision().get_model(size, weights="DEFAULT").state_dict())
     weights = {name: x for name, x in weights.items() if not name.startswith("fc.")}
-    own: torch.Tensor = trunk.conv1.weight  # type: ignore[union-attr, assignment]
-    frames = own.shape[1] // 3
+    conv1_weight: torch.Tensor = trunk.conv1.weight  # type: ignore[union-attr, assignment]
+    frames = conv1_weight.shape[1] // 3
     weights["conv1.weight"] = weights["conv1.weight"].repeat(1, frames, 1, 1) / frames
     trunk.load_state_dict(weights)
 

@@ -19,8 +19,8 @@ LEVELS: dict[str, tuple[int, int, int, int]] = {
 }
 """Channels at 1/2, 1/4, 1/8 and 1/16 of the picture, per size; those of the learned field's encoder."""
 
-_CELLS = 4  # per side, of the grid pooled to
-_SQUEEZED = 32
+_POOL_SIZE = 4  # per side, of the grid pooled to
+_BOTTLENECK = 32
 _HIDDEN = 256
 _BETA = 0.05
 
@@ -40,19 +40,19 @@ class PooledRegressor(nn.Module):
     def __init__(self, levels: tuple[int, int, int, int], outputs: int, pool: str) -> None:
         super().__init__()
         _, b, c, d = levels
-        self.cells = _CELLS if pool == "grid" else 1
+        self.pool_size = _POOL_SIZE if pool == "grid" else 1
         self.trunk = nn.Sequential(ConvBlock(b, c, 2), ResidualBlock(c), ConvBlock(c, d, 2), ResidualBlock(d))
-        squeezed = _SQUEEZED if pool == "grid" else d
-        self.squeeze = nn.Conv2d(d, squeezed, 1)
-        self.perceptron = perceptron(squeezed * self.cells**2, (_HIDDEN,), outputs)
+        bottleneck = _BOTTLENECK if pool == "grid" else d
+        self.bottleneck = nn.Conv2d(d, bottleneck, 1)
+        self.mlp = make_mlp(bottleneck * self.pool_size**2, (_HIDDEN,), outputs)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        x = self.squeeze(self.trunk(features))
-        out: Tensor = self.perceptron(F.adaptive_avg_pool2d(x, self.cells).flatten(1))
+        x = self.bottleneck(self.trunk(features))
+        out: Tensor = self.mlp(F.adaptive_avg_pool2d(x, self.pool_size).flatten(1))
         return out
 
 
-def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
+def make_mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
     """Linear layers with GELU between them; the last starts small, so that the first answers are near the mean."""
     widths = (inputs, *hidden)
     layers: list[nn.Module] = []
@@ -64,17 +64,17 @@ def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequent
     return nn.Sequential(*layers, last)
 
 
-def regression_loss(name: str, told: Float[Tensor, "b n"], wanted: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
+def regression_loss(name: str, prediction: Float[Tensor, "b n"], target: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
     """ "mse", or "smooth_l1": the absolute error beyond a twentieth of a standard deviation, as our own objective."""
-    return F.mse_loss(told, wanted) if name == "mse" else F.smooth_l1_loss(told, wanted, beta=_BETA)
+    return F.mse_loss(prediction, target) if name == "mse" else F.smooth_l1_loss(prediction, target, beta=_BETA)
 
 
-def centred(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+def normalize_image(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """RGB in [0, 1] with about zero mean and unit spread."""
     return (image - 0.5) * 4
 
 
-def cell_centres(like: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 h w"]:
+def cell_centers(like: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 h w"]:
     """(u, v) of the cells of these maps in [-1, 1], edges of the picture at -1 and 1."""
     height, width = like.shape[-2:]
     v = (2 * torch.arange(height, dtype=like.dtype, device=like.device) + 1) / height - 1
@@ -82,12 +82,12 @@ def cell_centres(like: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 h w"]:
     return torch.stack(torch.meshgrid(v, u, indexing="ij")[::-1])
 
 
-def with_coordinates(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+def append_coordinates(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
     """Two more channels that say where each cell is (Liu et al. 2018)."""
-    grid = cell_centres(x)
+    grid = cell_centers(x)
     return torch.cat([x, grid.expand(len(x), -1, -1, -1)], 1)
 
 
-def unshuffled(image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+def unshuffle_pixels(image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
     """The picture on the grid, the pixels of a cell as its channels."""
     return F.pixel_unshuffle(image, GRID_STRIDE)

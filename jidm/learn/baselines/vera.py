@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jidm.errors import InputError
-from jidm.field.learned.blocks import ConvBlock, doubled
-from jidm.learn.baselines.base import Measured, Motion
+from jidm.field.learned.blocks import ConvBlock, upsample2x
+from jidm.learn.baselines.base import Prediction, BidirectionalFlow
 from jidm.learn.baselines.flow_source import FlowBaseline, FlowConfig
-from jidm.learn.baselines.trunk import centred
+from jidm.learn.baselines.trunk import normalize_image
 from jidm.learn.batch import GRID_STRIDE, PairBatch
 from jidm.learn.together import weighted_mean
 from jidm.solve.least_squares import normal_equations
@@ -24,7 +24,7 @@ WORKING_STRIDE = {"tiny": 4, "small": 2, "base": 1}
 """Pixels of the picture per cell of the UNet's finest level, per size; "base" is the published one."""
 
 FILTERS = (32, 64, 128)
-_FLOW_UNIT = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
+_FLOW_SCALE = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class VeraField(FlowBaseline):
         super().__init__(config)
         self.stride = WORKING_STRIDE[config.size]
         a, b, c = FILTERS
-        self.down = nn.ModuleList([_twice(3 * self.stride**2, a), _twice(a, b), _twice(b, c)])
+        self.down = nn.ModuleList([_double_conv(3 * self.stride**2, a), _double_conv(a, b), _double_conv(b, c)])
         self.narrow = nn.ModuleList([nn.Conv2d(c, b, 1), nn.Conv2d(b, a, 1)])
-        self.up = nn.ModuleList([_twice(2 * b, b), _twice(2 * a, a)])
+        self.up = nn.ModuleList([_double_conv(2 * b, b), _double_conv(2 * a, a)])
         self.out = nn.Conv2d(a, 2 * config.n, 1)
 
     def jacobian(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2 n h w"]:
@@ -77,47 +77,47 @@ class VeraField(FlowBaseline):
         Raises:
             InputError: the batch has no flow and the model no estimator.
         """
-        motion = self.given_motion(batch)
+        motion = self.batch_flow(batch)
         image, flow, weight = batch.first, motion.flow, motion.weight
         step = batch.delta_q / self.delta_std
         if motion.flow_back is not None and motion.weight_back is not None:
             image, step = torch.cat([image, batch.second]), torch.cat([step, -step])
             flow, weight = torch.cat([flow, motion.flow_back]), torch.cat([weight, motion.weight_back])
-        told = torch.einsum("bcnhw,bn->bchw", self._scaled_jacobian(image), step)
-        field = weighted_mean((told - flow).square().sum(1), weight)
-        _, head = self.training_motion(batch) if self.head is not None else (None, None)
+        predicted = torch.einsum("bcnhw,bn->bchw", self._scaled_jacobian(image), step)
+        field = weighted_mean((predicted - flow).square().sum(1), weight)
+        _, head = self.training_flow(batch) if self.head is not None else (None, None)
         if head is None:
             return {"field": field, "loss": field}
         return {"field": field, "flow": head, "loss": field + head}
 
-    def measure(
+    def predict(
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
-        before: Float[Tensor, "B 3 H W"] | None = None, motion: Motion | None = None,
-    ) -> Measured:  # fmt: skip
+        before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
+    ) -> Prediction:  # fmt: skip
         """See `Baseline.measure`; `before` is not looked at, and of the motion only the forward half."""
-        motion = motion or self.motion(first, second)
+        motion = motion or self.estimate_flow(first, second)
         return self.invert(self._scaled_jacobian(first), motion)
 
-    def invert(self, scaled: Float[Tensor, "B 2 n h w"], motion: Motion) -> Measured:
+    def invert(self, scaled: Float[Tensor, "B 2 n h w"], motion: BidirectionalFlow) -> Prediction:
         """`argmin sum w |J d - flow|^2 + ridge |d|^2` for a field in px per standard step."""
         sums = normal_equations(scaled, motion.flow, motion.weight, layout="dense")
-        matrix, vector, energy = sums.matrix.double(), sums.vector.double(), sums.energy.double()
+        matrix, vector, energy = sums.H.double(), sums.g.double(), sums.cost.double()
         damped = matrix + self.config.ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         step = torch.linalg.solve(damped, vector)
-        left = (energy - 2 * (step * vector).sum(-1) + torch.einsum("bi,bij,bj->b", step, matrix, step)).clamp(min=0)
-        explained = (1 - left / energy.clamp(min=1e-12)).clamp(0, 1) * (energy > 0)
-        residual = (left / sums.total_weight.double().clamp(min=1e-12)).sqrt()
-        return Measured(step.to(scaled) * self.delta_std, residual.to(scaled), explained.to(scaled))
+        unexplained = (energy - 2 * (step * vector).sum(-1) + torch.einsum("bi,bij,bj->b", step, matrix, step)).clamp(min=0)
+        explained_fraction = (1 - unexplained / energy.clamp(min=1e-12)).clamp(0, 1) * (energy > 0)
+        residual = (unexplained / sums.total_weight.double().clamp(min=1e-12)).sqrt()
+        return Prediction(step.to(scaled) * self.delta_std, residual.to(scaled), explained_fraction.to(scaled))
 
     def _scaled_jacobian(self, image: Tensor) -> Float[Tensor, "B 2 n h w"]:
-        fine = self.down[0](F.pixel_unshuffle(centred(image), self.stride))
+        fine = self.down[0](F.pixel_unshuffle(normalize_image(image), self.stride))
         middle = self.down[1](F.max_pool2d(fine, 2))
         x = self.down[2](F.max_pool2d(middle, 2))
-        x = self.up[0](torch.cat([doubled(self.narrow[0](x)), middle], 1))
-        x = self.up[1](torch.cat([doubled(self.narrow[1](x)), fine], 1))
+        x = self.up[0](torch.cat([upsample2x(self.narrow[0](x)), middle], 1))
+        x = self.up[1](torch.cat([upsample2x(self.narrow[1](x)), fine], 1))
         field = F.avg_pool2d(self.out(x), GRID_STRIDE // self.stride)
-        return field.unflatten(1, (2, self.config.n)) * _FLOW_UNIT
+        return field.unflatten(1, (2, self.config.n)) * _FLOW_SCALE
 
 
-def _twice(inputs: int, outputs: int) -> nn.Sequential:
+def _double_conv(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(ConvBlock(inputs, outputs), ConvBlock(outputs, outputs))

@@ -3,8 +3,8 @@
 from jidm.motion.flow.base import (
     Flow,
     FlowEstimator,
-    TimedFlow,
-    both_ways,
+    FrameIndexedFlow,
+    bidirectional_flow,
     flow_between,
     forward_backward_weight,
     resize_flow,
@@ -13,8 +13,8 @@ from jidm.motion.flow.choose import CallableFlow, as_flow_estimator
 from jidm.motion.flow.dis import DisFlow
 from jidm.motion.flow.precomputed import PrecomputedFlow, read_flow
 from jidm.motion.flow.raft import RaftFlow
-from jidm.motion.flow.tracks import SparseFlow, TrackFlow
-from jidm.motion.flow.video_flow import VideoFlow, split_flow
+from jidm.motion.flow.tracks import SparseFlow, PointTrackFlow
+from jidm.motion.flow.video_flow import FlowSource, split_flow
 
 __all__ = [
     "CallableFlow",
@@ -24,11 +24,11 @@ __all__ = [
     "PrecomputedFlow",
     "RaftFlow",
     "SparseFlow",
-    "TimedFlow",
-    "TrackFlow",
-    "VideoFlow",
+    "FrameIndexedFlow",
+    "PointTrackFlow",
+    "FlowSource",
     "as_flow_estimator",
-    "both_ways",
+    "bidirectional_flow",
     "flow_between",
     "forward_backward_weight",
     "read_flow",

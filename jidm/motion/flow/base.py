@@ -121,19 +121,19 @@ def check_pair(first: Tensor, second: Tensor) -> None:
         )
 
 
-def both_ways(
+def bidirectional_flow(
     estimator: FlowEstimator, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
 ) -> tuple[Flow, Flow]:
-    """Flow from `first` to `second` and back; for the price of one where the estimator has a `both_ways` of its own."""
-    together = getattr(estimator, "both_ways", None)
-    if together is not None:
-        found: tuple[Flow, Flow] = together(first, second)
-        return found
+    """Flow from `first` to `second` and back; for the price of one where the estimator has a `bidirectional_flow` of its own."""
+    method = getattr(estimator, "both_ways", None)
+    if method is not None:
+        flows: tuple[Flow, Flow] = method(first, second)
+        return flows
     return estimator(first, second), estimator(second, first)
 
 
 @runtime_checkable
-class TimedFlow(Protocol):
+class FrameIndexedFlow(Protocol):
     """A source that knows the whole video already and is asked by frame numbers."""
 
     def between(
@@ -155,19 +155,19 @@ def flow_between(
     stop: int,
 ) -> Flow:
     """Flow between frames number `start` and `stop` of one video: sources that know the video are asked by number."""
-    if isinstance(estimator, TimedFlow):
+    if isinstance(estimator, FrameIndexedFlow):
         return estimator.between(first, second, start, stop)
     return estimator(first, second)
 
 
-def clean(
+def mask_invalid(
     flow: Float[Tensor, "*batch 2 H W"],
     weight: Float[Tensor, "*batch H W"],
-    alive: Bool[Tensor, "*batch"] | None = None,
+    valid: Bool[Tensor, "*batch"] | None = None,
 ) -> Flow:
-    """Flow with weights in [0, 1]; both are 0 where either is not finite and in the items that are not `alive`."""
+    """Flow with weights in [0, 1]; both are 0 where either is not finite and in the items that are not `valid`."""
     good = flow.isfinite().all(-3) & weight.isfinite()
-    if alive is not None:
-        good = good & alive[..., None, None].to(good.device)
+    if valid is not None:
+        good = good & valid[..., None, None].to(good.device)
     weight = torch.where(good, weight, torch.zeros_like(weight)).clamp(0.0, 1.0)
     return Flow(torch.where(good[..., None, :, :], flow, torch.zeros_like(flow)), weight)

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError, did_you_mean
-from jidm.motion.flow.base import Flow, FlowEstimator, TimedFlow, check_pair, clean, finite_items
+from jidm.motion.flow.base import Flow, FlowEstimator, FrameIndexedFlow, check_pair, mask_invalid, finite_items
 from jidm.motion.flow.dis import DisFlow
 from jidm.motion.flow.precomputed import PrecomputedFlow
 from jidm.motion.flow.raft import MODELS, RaftFlow
-from jidm.motion.flow.tracks import TrackFlow
+from jidm.motion.flow.tracks import PointTrackFlow
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class CallableFlow:
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         check_pair(first, second)
-        return self._checked(self.function(first, second), first, second)
+        return self._validated(self.function(first, second), first, second)
 
-    def both_ways(
+    def bidirectional(
         self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
     ) -> tuple[Flow, Flow]:
         """Flow from `first` to `second` and back."""
-        together = getattr(self.function, "both_ways", None)
-        if together is None:
+        method = getattr(self.function, "both_ways", None)
+        if method is None:
             return self(first, second), self(second, first)
         check_pair(first, second)
-        ahead, back = together(first, second)
-        return self._checked(ahead, first, second), self._checked(back, second, first)
+        forward, backward = method(first, second)
+        return self._validated(forward, first, second), self._validated(backward, second, first)
 
-    def _checked(self, answer: Any, first: Tensor, second: Tensor) -> Flow:
+    def _validated(self, answer: Any, first: Tensor, second: Tensor) -> Flow:
         name = getattr(self.function, "__name__", type(self.function).__name__)
         if isinstance(answer, Flow):
             flow, weight = answer.flow, answer.weight
@@ -56,7 +56,7 @@ class CallableFlow:
         expected = (*first.shape[:-3], 2, *first.shape[-2:])
         if tuple(flow.shape) != expected:
             raise InputError(f"flow function '{name}' gave shape {tuple(flow.shape)}; expected {expected}")
-        return clean(flow, weight, finite_items(first, second))
+        return mask_invalid(flow, weight, finite_items(first, second))
 
 
 def as_flow_estimator(source: Any) -> FlowEstimator:
@@ -70,7 +70,7 @@ def as_flow_estimator(source: Any) -> FlowEstimator:
     Raises:
         InputError: nothing of the kind.
     """
-    if isinstance(source, (DisFlow, RaftFlow, TrackFlow, PrecomputedFlow, CallableFlow)):
+    if isinstance(source, (DisFlow, RaftFlow, PointTrackFlow, PrecomputedFlow, CallableFlow)):
         return source
     if isinstance(source, str):
         if source == "dis":
@@ -81,7 +81,7 @@ def as_flow_estimator(source: Any) -> FlowEstimator:
         raise InputError(f"unknown flow '{source}'; {did_you_mean(source, ('dis', 'raft', *MODELS))}")
     if isinstance(source, (Tensor, np.ndarray)):
         return PrecomputedFlow(source)
-    if isinstance(source, TimedFlow) and callable(source):
+    if isinstance(source, FrameIndexedFlow) and callable(source):
         return source
     if callable(source):
         return CallableFlow(source)

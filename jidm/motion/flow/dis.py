@@ -14,8 +14,8 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.motion.flow.base import Flow, check_pair, finite_items, forward_backward_weight
 
-_SMALLEST = 16  # OpenCV refuses images not larger than its patch [px]
-_FEWEST_LEVELS = 32.0  # a range of fewer grey levels is noise rather than contrast; it is not stretched further
+_MIN_SIZE = 16  # OpenCV refuses images not larger than its patch [px]
+_MIN_CONTRAST = 32.0  # a range of fewer grey levels is noise rather than contrast; it is not stretched further
 
 
 @dataclass(frozen=True)
@@ -48,30 +48,30 @@ class DisFlow:
     texture: float = 30.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.patch_stride <= self.patch_size <= _SMALLEST - 1:
-            raise InputError(f"DIS needs 1 <= patch_stride <= patch_size < {_SMALLEST}, got {self}")
+        if not 1 <= self.patch_stride <= self.patch_size <= _MIN_SIZE - 1:
+            raise InputError(f"DIS needs 1 <= patch_stride <= patch_size < {_MIN_SIZE}, got {self}")
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         """Flow from `first` to `second`, RGB in [0, 1]; see `FlowEstimator`. Works on the CPU, carries no gradient."""
-        return self.both_ways(first, second)[0]
+        return self.bidirectional(first, second)[0]
 
-    def both_ways(
+    def bidirectional(
         self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
     ) -> tuple[Flow, Flow]:
         """Flow from `first` to `second` and back, for the price of one: the round trip needs both anyway."""
         check_pair(first, second)
         batch, (height, width) = first.shape[:-3], first.shape[-2:]
         finite = finite_items(first, second).reshape(-1).cpu()
-        greys = [_grey(x).reshape(-1, height, width) for x in (first, second)]
-        ways = [torch.zeros(len(finite), 2, height, width) for _ in range(2)]
+        grays = [_to_gray(x).reshape(-1, height, width) for x in (first, second)]
+        directions = [torch.zeros(len(finite), 2, height, width) for _ in range(2)]
         texture = torch.zeros(2, len(finite), height, width)
         for k in torch.nonzero(finite)[:, 0].tolist():
-            a, b = self._prepare(greys[0][k], greys[1][k])
-            ways[0][k] = self._match(a, b)[:, :height, :width]
-            ways[1][k] = self._match(b, a)[:, :height, :width]
-            texture[0, k], texture[1, k] = (torch.from_numpy(_corner_strength(grey[k])) for grey in greys)
+            a, b = self._preprocess(grays[0][k], grays[1][k])
+            directions[0][k] = self._match(a, b)[:, :height, :width]
+            directions[1][k] = self._match(b, a)[:, :height, :width]
+            texture[0, k], texture[1, k] = (torch.from_numpy(_corner_strength(gray[k])) for gray in grays)
         flows = []
-        for forward, backward, corners in zip(ways, ways[::-1], texture):
+        for forward, backward, corners in zip(directions, directions[::-1], texture):
             weight = forward_backward_weight(forward, backward)
             if self.texture > 0:
                 weight = weight * corners / (corners + self.texture)
@@ -83,15 +83,15 @@ class DisFlow:
             )
         return flows[0], flows[1]
 
-    def _prepare(self, *greys: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+    def _preprocess(self, *grays: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
         """Both frames blurred, stretched alike to the full 8 bits that OpenCV's DIS takes, and not too small."""
         import cv2
 
-        blurred = [cv2.GaussianBlur(x, (0, 0), self.blur) if self.blur > 0 else x for x in greys]
+        blurred = [cv2.GaussianBlur(x, (0, 0), self.blur) if self.blur > 0 else x for x in grays]
         sample = np.stack([x[::2, ::2] for x in blurred])  # every other pixel: the percentiles in a third of the time
         low, high = np.percentile(sample, [1, 99])
-        gain = 255.0 / max(high - low, _FEWEST_LEVELS)
-        bottom, right = (max(0, _SMALLEST - n) for n in greys[0].shape)
+        gain = 255.0 / max(high - low, _MIN_CONTRAST)
+        bottom, right = (max(0, _MIN_SIZE - n) for n in grays[0].shape)
         stretched = (np.clip((x - low) * gain + 0.5, 0, 255).astype(np.uint8) for x in blurred)
         return [np.pad(x, ((0, bottom), (0, right)), mode="edge") for x in stretched]
 
@@ -109,18 +109,18 @@ class DisFlow:
         return torch.from_numpy(dis.calc(first, second, None)).permute(2, 0, 1)
 
 
-def _grey(frames: Tensor) -> NDArray[np.float32]:
+def _to_gray(frames: Tensor) -> NDArray[np.float32]:
     """(*batch, H, W) luma in 0..255; zero where not finite."""
     x = frames.detach().to("cpu", torch.float32).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
     luma: NDArray[np.float32] = torch.einsum("c,...chw->...hw", torch.tensor([76.245, 149.685, 29.07]), x).numpy()
     return luma
 
 
-def _corner_strength(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+def _corner_strength(gray: NDArray[np.float32]) -> NDArray[np.float32]:
     """(H, W) smaller eigenvalue of the structure tensor over 9x9 px: how well both directions of motion can be told."""
     import cv2
 
-    gx, gy = cv2.Scharr(grey, -1, 1, 0) / 32, cv2.Scharr(grey, -1, 0, 1) / 32
+    gx, gy = cv2.Scharr(gray, -1, 1, 0) / 32, cv2.Scharr(gray, -1, 0, 1) / 32
     xx, xy, yy = (cv2.blur(product, (9, 9)) for product in (gx * gx, gx * gy, gy * gy))
     smaller = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     strength: NDArray[np.float32] = np.maximum(smaller, 0.0)

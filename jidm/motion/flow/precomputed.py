@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow.base import Flow, check_pair, clean, finite_items
+from jidm.motion.flow.base import Flow, check_pair, mask_invalid, finite_items
 
-Layout = Literal["2HW", "HW2"]
+FlowLayout = Literal["2HW", "HW2"]
 
 _MIDDLEBURY_TAG = 202021.25  # first float of every .flo file; also tells its byte order
 _MIDDLEBURY_UNKNOWN = 1e9  # larger values mean "not known"
@@ -35,7 +35,7 @@ class PrecomputedFlow:
     """
 
     def __init__(
-        self, flow: Tensor | np.ndarray, weight: Tensor | np.ndarray | None = None, *, layout: Layout | None = None
+        self, flow: Tensor | np.ndarray, weight: Tensor | np.ndarray | None = None, *, layout: FlowLayout | None = None
     ) -> None:
         measured = _channels_first(flow, layout)
         if measured.ndim < 4:
@@ -45,7 +45,7 @@ class PrecomputedFlow:
         self.flow: Flow = _with_weight(measured, weight)
 
     @classmethod
-    def from_files(cls, paths: str | Path | Iterable[str | Path], *, layout: Layout | None = None) -> PrecomputedFlow:
+    def from_files(cls, paths: str | Path | Iterable[str | Path], *, layout: FlowLayout | None = None) -> PrecomputedFlow:
         """From one .npy / .npz file of a whole video, or one file per pair of frames (see `read_flow`), in order."""
         if isinstance(paths, (str, Path)):
             whole = read_flow(paths, layout=layout)
@@ -74,16 +74,16 @@ class PrecomputedFlow:
                 f"precomputed flow holds steps of one frame, 0 -> 1 to {len(self) - 1} -> {len(self)}; "
                 f"asked for {start} -> {stop}"
             )
-        return self._fitted(
+        return self._match_frames(
             Flow(self.flow.flow[..., start, :, :, :], self.flow.weight[..., start, :, :]), first, second
         )
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         """All stored pairs at once: `first` and `second` are (*batch, T-1, 3, H, W)."""
-        return self._fitted(self.flow, first, second)
+        return self._match_frames(self.flow, first, second)
 
     @staticmethod
-    def _fitted(flow: Flow, first: Tensor, second: Tensor) -> Flow:
+    def _match_frames(flow: Flow, first: Tensor, second: Tensor) -> Flow:
         check_pair(first, second)
         expected = (*first.shape[:-3], 2, *first.shape[-2:])
         if tuple(flow.flow.shape) != expected:
@@ -92,10 +92,10 @@ class PrecomputedFlow:
                 "resize it with Flow.resized, or ask for one pair with flow_between"
             )
         flow = flow.to(first)
-        return clean(flow.flow, flow.weight, finite_items(first, second))
+        return mask_invalid(flow.flow, flow.weight, finite_items(first, second))
 
 
-def read_flow(path: str | Path, *, layout: Layout | None = None) -> Flow:
+def read_flow(path: str | Path, *, layout: FlowLayout | None = None) -> Flow:
     """Flow from a file: .flo (Middlebury), .png (KITTI, 16 bit), .npy, .npz with `flow` and, if wanted, `weight`.
 
     Returns:
@@ -156,7 +156,7 @@ def _read_kitti(path: Path) -> Flow:
     return _with_weight(torch.where(known > 0, uv, torch.nan), None)
 
 
-def _channels_first(flow: Tensor | np.ndarray, layout: Layout | None) -> Tensor:
+def _channels_first(flow: Tensor | np.ndarray, layout: FlowLayout | None) -> Tensor:
     x = torch.as_tensor(flow)
     if not x.is_floating_point():
         raise InputError(f"flow must be floating point, got {x.dtype}")
@@ -177,4 +177,4 @@ def _with_weight(flow: Tensor, weight: Tensor | np.ndarray | None) -> Flow:
     w = torch.ones_like(flow[..., 0, :, :]) if weight is None else torch.as_tensor(weight).to(flow)
     if w.shape != (*flow.shape[:-3], *flow.shape[-2:]):
         raise InputError(f"weight of shape {tuple(w.shape)} does not go with flow of shape {tuple(flow.shape)}")
-    return clean(flow, w)
+    return mask_invalid(flow, w)

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.errors import InputError, JidmError, MissingExtraError, did_you_mean
-from jidm.motion.flow.base import Flow, check_pair, clean, finite_items, forward_backward_weight, resize_flow
+from jidm.motion.flow.base import Flow, check_pair, mask_invalid, finite_items, forward_backward_weight, resize_flow
 
 MODELS = ("raft_large", "raft_small")
-_SMALLEST = 128  # RAFT's four correlation levels need 16 cells of 8 px
-_CELL = 8
+_MIN_SIZE = 128  # RAFT's four correlation levels need 16 cells of 8 px
+_STRIDE = 8
 
 
 class RaftFlow:
@@ -48,34 +48,34 @@ class RaftFlow:
         check_pair(first, second)
         batch, (height, width) = first.shape[:-3], first.shape[-2:]
         finite = finite_items(first, second).reshape(-1)
-        a, b = (_fitted(x.detach().reshape(-1, 3, height, width)) for x in (first, second))
+        a, b = (_preprocess(x.detach().reshape(-1, 3, height, width)) for x in (first, second))
         self.module.to(first.device)
-        flows = [self._pair(a[k : k + 1], b[k : k + 1], height, width) for k in range(len(a))]
+        flows = [self._estimate_pair(a[k : k + 1], b[k : k + 1], height, width) for k in range(len(a))]
         forward, backward = (
             (torch.stack(x) for x in zip(*flows, strict=True)) if flows else (first.new_zeros(0, 2, height, width),) * 2
         )
         weight = forward_backward_weight(forward, backward)
-        flow = clean(forward.to(first.dtype), weight.to(first.dtype), finite)
+        flow = mask_invalid(forward.to(first.dtype), weight.to(first.dtype), finite)
         return Flow(flow.flow.reshape(*batch, 2, height, width), flow.weight.reshape(*batch, height, width))
 
     @torch.no_grad()
-    def _pair(self, first: Tensor, second: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _estimate_pair(self, first: Tensor, second: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """(2, H, W) there and back. One item at a time: the correlation volume of a batch would fill the memory."""
         tall, wide = first.shape[-2:]
-        padding = (0, -wide % _CELL, 0, -tall % _CELL)
+        padding = (0, -wide % _STRIDE, 0, -tall % _STRIDE)
         images = torch.nn.functional.pad(torch.cat([first, second]), padding, mode="replicate")
         flow = self.module(images, images.flip(0), num_flow_updates=self.iterations)[-1][..., :tall, :wide]
         there, back = resize_flow(flow, height, width) if (tall, wide) != (height, width) else flow
         return there, back
 
 
-def _fitted(frames: Tensor) -> Tensor:
+def _preprocess(frames: Tensor) -> Tensor:
     """Frames in [-1, 1] float32, enlarged until neither side is under 128 px; zero where not finite."""
     x = frames.to(torch.float32).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0) * 2 - 1
-    scale = _SMALLEST / min(x.shape[-2:])
+    scale = _MIN_SIZE / min(x.shape[-2:])
     if scale <= 1:
         return x
-    size = [max(_SMALLEST, round(n * scale)) for n in x.shape[-2:]]
+    size = [max(_MIN_SIZE, round(n * scale)) for n in x.shape[-2:]]
     return torch.nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 

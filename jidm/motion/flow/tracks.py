@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow.base import Flow, check_pair, clean, finite_items
+from jidm.motion.flow.base import Flow, check_pair, mask_invalid, finite_items
 
-Tracker = Callable[[Tensor], tuple[Any, Any]]
+PointTracker = Callable[[Tensor], tuple[Any, Any]]
 """`video (*batch, T, 3, H, W) in [0, 1] -> tracks (*batch, T, N, 2) [px], visibility (*batch, T, N)`."""
 
 
@@ -32,7 +32,7 @@ class SparseFlow:
     displacement: Float[Tensor, "*batch N 2"]
     weight: Float[Tensor, "*batch N"]
 
-    def rasterised(self, height: int, width: int) -> Flow:
+    def rasterize(self, height: int, width: int) -> Flow:
         """Each point written to its nearest pixel, weight 0 elsewhere; points in one pixel are averaged by weight.
 
         The weight of a pixel is the largest of its points'. Points outside the frame are dropped.
@@ -52,7 +52,7 @@ class SparseFlow:
         return Flow(flow, weight.reshape(*batch, height, width))
 
 
-class TrackFlow:
+class PointTrackFlow:
     """Flow from point tracks, in the shapes CoTracker gives.
 
     Args:
@@ -64,17 +64,17 @@ class TrackFlow:
         InputError: shapes do not agree.
     """
 
-    def __init__(self, tracks: Tensor | np.ndarray | Tracker, visibility: Tensor | np.ndarray | None = None) -> None:
-        self.tracker: Tracker | None = None
+    def __init__(self, tracks: Tensor | np.ndarray | PointTracker, visibility: Tensor | np.ndarray | None = None) -> None:
+        self.tracker: PointTracker | None = None
         if isinstance(tracks, (Tensor, np.ndarray)):
-            self.tracks, self.visibility = _checked(tracks, visibility)
+            self.tracks, self.visibility = _validated(tracks, visibility)
         elif callable(tracks):
             self.tracker = tracks
         else:
             raise InputError(f"tracks must be an array (*batch, T, N, 2) or a function, got {type(tracks).__name__}")
 
     @classmethod
-    def from_video(cls, tracker: Tracker, video: Float[Tensor, "*batch T 3 H W"]) -> TrackFlow:
+    def from_video(cls, tracker: PointTracker, video: Float[Tensor, "*batch T 3 H W"]) -> PointTrackFlow:
         """Run a tracker once over a whole video: tracks stay on their points, and any two frames can be compared."""
         return cls(*tracker(video))
 
@@ -99,16 +99,16 @@ class TrackFlow:
         """Rasterised flow from frame number `start` to `stop`; see `TimedFlow`."""
         if self.tracker is not None:
             return self(first, second)
-        return _fitted(self.sparse(start, stop), first, second)
+        return _rasterize_like(self.sparse(start, stop), first, second)
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         """Rasterised flow. With tracks, `first` and `second` are all T - 1 consecutive pairs (*batch, T-1, 3, H, W)."""
         check_pair(first, second)
         if self.tracker is not None:
-            alive = finite_items(first, second)[..., None, None, None]
+            finite = finite_items(first, second)[..., None, None, None]
             pair = torch.stack([first, second], dim=-4)
-            tracks, visibility = _checked(*self.tracker(torch.where(alive[..., None], pair, torch.zeros_like(pair))))
-            return _fitted(_sparse(tracks, visibility, 0, 1), first, second)
+            tracks, visibility = _validated(*self.tracker(torch.where(finite[..., None], pair, torch.zeros_like(pair))))
+            return _rasterize_like(_sparse(tracks, visibility, 0, 1), first, second)
         length = self.tracks.shape[-3]
         if tuple(first.shape[:-3]) != (*self.tracks.shape[:-3], length - 1):
             if length == 2 and first.shape[:-3] == self.tracks.shape[:-3]:
@@ -119,7 +119,7 @@ class TrackFlow:
                 "use flow_between or .sparse(start, stop) for one pair"
             )
         steps = _sparse(self.tracks, self.visibility, slice(0, -1), slice(1, None))
-        return _fitted(steps, first, second)
+        return _rasterize_like(steps, first, second)
 
 
 def _sparse(tracks: Tensor, visibility: Tensor, start: int | slice, stop: int | slice) -> SparseFlow:
@@ -135,26 +135,26 @@ def _sparse(tracks: Tensor, visibility: Tensor, start: int | slice, stop: int | 
     )
 
 
-def _fitted(sparse: SparseFlow, first: Tensor, second: Tensor) -> Flow:
+def _rasterize_like(sparse: SparseFlow, first: Tensor, second: Tensor) -> Flow:
     """On the frames' grid, device and type; frames with a non-finite pixel get weight 0."""
     if sparse.weight.shape[:-1] != first.shape[:-3]:
         raise InputError(
             f"tracks of batch {tuple(sparse.weight.shape[:-1])} for frames of batch {tuple(first.shape[:-3])}"
         )
-    flow = sparse.rasterised(*first.shape[-2:]).to(first)
-    return clean(flow.flow, flow.weight, finite_items(first, second))
+    flow = sparse.rasterize(*first.shape[-2:]).to(first)
+    return mask_invalid(flow.flow, flow.weight, finite_items(first, second))
 
 
-def _checked(tracks: Any, visibility: Any) -> tuple[Tensor, Tensor]:
+def _validated(tracks: Any, visibility: Any) -> tuple[Tensor, Tensor]:
     """Floating-point tracks (*batch, T, N, 2) and visibility (*batch, T, N) in [0, 1]."""
     xy = torch.as_tensor(tracks)
     if xy.ndim < 3 or xy.shape[-1] != 2:
         raise InputError(f"tracks must be (*batch, T, N, 2), got {tuple(xy.shape)}")
     if not xy.is_floating_point():
         xy = xy.to(torch.float32)
-    seen = torch.ones_like(xy[..., 0]) if visibility is None else torch.as_tensor(visibility)
-    if seen.shape == (*xy.shape[:-1], 1):
-        seen = seen[..., 0]
-    if seen.shape != xy.shape[:-1]:
-        raise InputError(f"visibility must be {tuple(xy.shape[:-1])} to go with the tracks, got {tuple(seen.shape)}")
-    return xy, seen.to(xy).nan_to_num(0.0).clamp(0.0, 1.0)
+    visible = torch.ones_like(xy[..., 0]) if visibility is None else torch.as_tensor(visibility)
+    if visible.shape == (*xy.shape[:-1], 1):
+        visible = visible[..., 0]
+    if visible.shape != xy.shape[:-1]:
+        raise InputError(f"visibility must be {tuple(xy.shape[:-1])} to go with the tracks, got {tuple(visible.shape)}")
+    return xy, visible.to(xy).nan_to_num(0.0).clamp(0.0, 1.0)

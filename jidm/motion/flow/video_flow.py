@@ -11,25 +11,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow.base import Flow, FlowEstimator, TimedFlow, both_ways, clean
+from jidm.motion.flow.base import Flow, FlowEstimator, FrameIndexedFlow, bidirectional_flow, mask_invalid
 from jidm.motion.flow.precomputed import PrecomputedFlow
 
 
 @dataclass(frozen=True, eq=False)
-class VideoFlow:
+class FlowSource:
     """Where the motion between two frames of a video comes from.
 
     Attributes:
         estimator: asked where no flow is given, and across frames that were left out.
-        given: (T-1, 2, H, W) [px] of neighbouring frames.
-        back: whether whoever asks has use for the flow back as well, where it can be measured.
-        side: measured on pictures reduced to this longer side [px]; as they are if None.
+        precomputed: (T-1, 2, H, W) [px] of neighbouring frames.
+        bidirectional: whether whoever asks has use for the flow back as well, where it can be measured.
+        resolution: measured on pictures reduced to this longer side [px]; as they are if None.
     """
 
     estimator: FlowEstimator | None
-    given: Flow | Float[Tensor, "S 2 H W"] | None
-    back: bool = False
-    side: int | None = None
+    precomputed: Flow | Float[Tensor, "S 2 H W"] | None
+    bidirectional: bool = False
+    resolution: int | None = None
 
     def between(
         self, first: Float[Tensor, "3 H W"], second: Float[Tensor, "3 H W"], start: int, stop: int
@@ -39,34 +39,34 @@ class VideoFlow:
         Raises:
             InputError: the flow given is not this video's.
         """
-        if self.given is not None and stop == start + 1:
-            return (self._given(start, first),)
+        if self.precomputed is not None and stop == start + 1:
+            return (self._precomputed_step(start, first),)
         if self.estimator is None:
             return ()
         if isinstance(self.estimator, PrecomputedFlow) and stop > start + 1:
             return (Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0])),)  # it says nothing across a gap
-        if isinstance(self.estimator, TimedFlow):
+        if isinstance(self.estimator, FrameIndexedFlow):
             return (self.estimator.between(first, second, start, stop),)
-        if self.back:
-            return both_ways(self.estimator, first, second)
+        if self.bidirectional:
+            return bidirectional_flow(self.estimator, first, second)
         height, width = first.shape[-2:]
-        scale = 1.0 if self.side is None else self.side / max(height, width)
+        scale = 1.0 if self.resolution is None else self.resolution / max(height, width)
         if scale >= 1:
             return (self.estimator(first, second),)
-        small = [_shrunk(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
+        small = [_downsampled(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
         return (self.estimator(small[0], small[1]).resized(height, width),)
 
-    def _given(self, start: int, frame: Tensor) -> Flow:
-        assert self.given is not None
-        vectors = self.given.flow if isinstance(self.given, Flow) else self.given
+    def _precomputed_step(self, start: int, frame: Tensor) -> Flow:
+        assert self.precomputed is not None
+        vectors = self.precomputed.flow if isinstance(self.precomputed, Flow) else self.precomputed
         height, width = frame.shape[-2:]
         if vectors.dim() != 4 or start >= len(vectors) or vectors.shape[1:] != (2, height, width):
             raise InputError(
                 f"flow must be (T-1, 2, {height}, {width}) for this video, got {tuple(vectors.shape)} at step {start}"
             )
-        if isinstance(self.given, Flow):
-            return self.given[start]
-        return clean(self.given[start], torch.ones_like(self.given[start, 0]))
+        if isinstance(self.precomputed, Flow):
+            return self.precomputed[start]
+        return mask_invalid(self.precomputed[start], torch.ones_like(self.precomputed[start, 0]))
 
 
 def split_flow(
@@ -91,7 +91,7 @@ def split_flow(
     return list(vectors.reshape(count, *expected[len(batch) :]))
 
 
-def _shrunk(frame: Float[Tensor, "3 H W"], height: int, width: int) -> Float[Tensor, "3 h w"]:
+def _downsampled(frame: Float[Tensor, "3 H W"], height: int, width: int) -> Float[Tensor, "3 h w"]:
     return torch.nn.functional.interpolate(
         frame[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
     )[0]

@@ -1,6 +1,6 @@
 """Videos gone wrong as video models get them wrong, made from rendered ones whose truth is known."""
 
-from jidm.sim.artifacts.corrupt import KINDS, Corrupted, corrupt
-from jidm.sim.artifacts.take import Take
+from jidm.sim.artifacts.corrupt import FAILURE_KINDS, CorruptedVideo, corrupt
+from jidm.sim.artifacts.take import RenderedEpisode
 
-__all__ = ["KINDS", "Corrupted", "Take", "corrupt"]
+__all__ = ["FAILURE_KINDS", "CorruptedVideo", "RenderedEpisode", "corrupt"]

@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import InputError, did_you_mean
-from jidm.sim.artifacts.motions import MOTIONS
-from jidm.sim.artifacts.pictures import PICTURES
-from jidm.sim.artifacts.take import Picture, Take
-from jidm.sim.things import Thing
+from jidm.sim.artifacts.motions import MOTION_FAILURES
+from jidm.sim.artifacts.pictures import IMAGE_FAILURES
+from jidm.sim.artifacts.take import ImageArray, RenderedEpisode
+from jidm.sim.things import SceneObject
 
 PENETRATION = "penetration"
-KINDS = (*PICTURES, *MOTIONS, PENETRATION)
+FAILURE_KINDS = (*IMAGE_FAILURES, *MOTION_FAILURES, PENETRATION)
 """Everything that can go wrong."""
 
-_PIERCED = 0.12, 0.3  # [of the robot's reach] size of the thing the tip goes through, weak and strong
+_OBSTACLE_SIZE = 0.12, 0.3  # [of the robot's reach] size of the thing the tip goes through, weak and strong
 
 
 @dataclass(frozen=True, eq=False)
-class Corrupted:
+class CorruptedVideo:
     """A video gone wrong.
 
     Attributes:
@@ -31,12 +31,12 @@ class Corrupted:
         label: kind, strength, seed, the frame it begins at, and what else was drawn; plain JSON.
     """
 
-    video: Picture
+    video: ImageArray
     q: NDArray[np.float64]
     label: dict[str, Any]
 
 
-def corrupt(take: Take, kind: str, strength: float, seed: int) -> Corrupted:
+def corrupt(episode: RenderedEpisode, kind: str, strength: float, seed: int) -> CorruptedVideo:
     """Let something go wrong in a take; the same arguments give the same video.
 
     Args:
@@ -47,32 +47,32 @@ def corrupt(take: Take, kind: str, strength: float, seed: int) -> Corrupted:
     Raises:
         InputError: no such kind, or a strength outside (0, 1].
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown artifact '{kind}': {did_you_mean(kind, KINDS)}")
+    if kind not in FAILURE_KINDS:
+        raise InputError(f"unknown artifact '{kind}': {did_you_mean(kind, FAILURE_KINDS)}")
     if not 0 < strength <= 1:
         raise InputError(f"strength must lie in (0, 1], got {strength}")
-    rng = np.random.default_rng([seed, KINDS.index(kind)])
-    q = take.q
-    if kind in PICTURES:
-        video, label = PICTURES[kind](take, strength, rng)
-    elif kind in MOTIONS:
-        q, label = MOTIONS[kind](take, strength, rng)
-        video = take.again(q)
+    rng = np.random.default_rng([seed, FAILURE_KINDS.index(kind)])
+    q = episode.q
+    if kind in IMAGE_FAILURES:
+        video, label = IMAGE_FAILURES[kind](episode, strength, rng)
+    elif kind in MOTION_FAILURES:
+        q, label = MOTION_FAILURES[kind](episode, strength, rng)
+        video = episode.rerender(q)
     else:
-        thing, label = _in_the_way(take, strength, rng)
-        video = take.again(q, [thing])
-    return Corrupted(video, q, {"kind": kind, "strength": strength, "seed": seed, **label})
+        obstacle, label = _obstacle_on_path(episode, strength, rng)
+        video = episode.rerender(q, [obstacle])
+    return CorruptedVideo(video, q, {"kind": kind, "strength": strength, "seed": seed, **label})
 
 
-def _in_the_way(take: Take, strength: float, rng: np.random.Generator) -> tuple[Thing, dict[str, Any]]:
+def _obstacle_on_path(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[SceneObject, dict[str, Any]]:
     """A box where a tip passes."""
-    robot = take.robot
+    robot = episode.robot
     tip = robot.model.link_index(robot.tip_links[int(rng.integers(len(robot.tip_links)))])
-    poses = [take.world.link_poses(q)[tip, :3, 3] for q in take.q]
-    at = poses[int(rng.integers(len(take) // 2, len(take)))]
-    reach = float(np.linalg.norm(poses, axis=-1).max())
-    weak, strong = _PIERCED
-    side = reach * (weak + (strong - weak) * strength)
-    colour = tuple(float(c) for c in rng.uniform(0.1, 0.9, 3))
-    thing = Thing("box", size=(side / 2, side / 2, side / 2), position=tuple(map(float, at)), colour=colour)  # type: ignore[arg-type]
-    return thing, {"begins": 0, "side_m": side / 2, "position": [float(x) for x in at]}
+    poses = [episode.scene.link_poses(q)[tip, :3, 3] for q in episode.q]
+    at = poses[int(rng.integers(len(episode) // 2, len(episode)))]
+    max_reach = float(np.linalg.norm(poses, axis=-1).max())
+    weak, strong = _OBSTACLE_SIZE
+    side = max_reach * (weak + (strong - weak) * strength)
+    color = tuple(float(c) for c in rng.uniform(0.1, 0.9, 3))
+    obstacle = SceneObject("box", size=(side / 2, side / 2, side / 2), position=tuple(map(float, at)), color=color)  # type: ignore[arg-type]
+    return obstacle, {"begins": 0, "side_m": side / 2, "position": [float(x) for x in at]}
