@@ -11,7 +11,7 @@ import torch
 from written_poses import PixelPoseModel, InMemoryDataset
 
 from jidm.errors import InputError
-from jidm.learn import conditions
+from jidm.evaluation import corruptions
 from jidm.learn.evaluate import EvalClip, HeldOut, evaluate
 from jidm.learn.exact_view import GroundTruthView, make_surface_field
 from jidm.robot.embodiment import Embodiment
@@ -29,9 +29,9 @@ def clip() -> EvalClip:
     return EvalClip(5, video, q, q, robot.joint_names, robot.joint_names, 16.0, (0, 1, 2), view)
 
 
-@pytest.mark.parametrize("name", sorted(conditions.CORRUPTIONS))
+@pytest.mark.parametrize("name", sorted(corruptions.CORRUPTIONS))
 def test_every_condition_changes_pictures_the_same_way_each_time(clip: EvalClip, name: str):
-    change = conditions.CORRUPTIONS[name]
+    change = corruptions.CORRUPTIONS[name]
     out = change(clip.video, clip)
     assert out.shape == clip.video.shape and out.dtype == clip.video.dtype
     assert float(out.min()) >= -1e-6 and float(out.max()) <= 1 + 1e-6 and bool(out.isfinite().all())
@@ -41,7 +41,7 @@ def test_every_condition_changes_pictures_the_same_way_each_time(clip: EvalClip,
 
 
 def test_background_keeps_the_robot_and_nothing_else(clip: EvalClip):
-    out = conditions.replace_background(clip.video, clip)
+    out = corruptions.replace_background(clip.video, clip)
     for t in range(3):
         mask = clip.ground_truth.robot_mask(t, clip.q[t]).bool()
         kept = (out[t] == clip.video[t]).all(0)
@@ -53,11 +53,11 @@ def test_background_keeps_the_robot_and_nothing_else(clip: EvalClip):
     off = torch.nn.functional.max_pool2d((~off)[None, None].float(), 5, 1, 2)[0, 0] == 0
     assert torch.equal(out[0][:, off], out[2][:, off])  # the picture behind stands still
     with pytest.raises(InputError, match="robot and camera are known"):
-        conditions.replace_background(clip.video, replace(clip, view=None))
+        corruptions.replace_background(clip.video, replace(clip, view=None))
 
 
 def test_occlusion_hides_a_fifth_at_the_same_place(clip: EvalClip):
-    out = conditions.occlude(clip.video, clip)
+    out = corruptions.occlude(clip.video, clip)
     hidden = (out != clip.video).any(1)
     assert torch.equal(hidden[0], hidden[1]) and torch.equal(hidden[0], hidden[2])
     assert 0.19 <= float(hidden[0].float().mean()) <= 0.25
@@ -68,7 +68,7 @@ def test_jpeg_is_what_another_encoder_makes_of_it(clip: EvalClip):
     from PIL import Image
 
     smooth = torch.nn.functional.interpolate(clip.video[:1, :, :8, :8], size=(64, 64), mode="bilinear")
-    ours = conditions.compress_jpeg(smooth, clip)[0]
+    ours = corruptions.compress_jpeg(smooth, clip)[0]
     memory = io.BytesIO()
     Image.fromarray((smooth[0].movedim(0, -1) * 255).round().byte().numpy()).save(memory, "JPEG", quality=30)
     theirs = torch.from_numpy(np.array(Image.open(memory))).movedim(-1, 0).float() / 255
@@ -80,14 +80,14 @@ def test_jpeg_is_what_another_encoder_makes_of_it(clip: EvalClip):
 def test_blur_has_the_stated_width(clip: EvalClip):
     impulse = torch.zeros(1, 3, 129, 129)
     impulse[..., 64, 64] = 1.0
-    out = conditions.blur(impulse, clip)[0, 0]
+    out = corruptions.blur(impulse, clip)[0, 0]
     x = torch.arange(129) - 64.0
     assert float(out.sum()) == pytest.approx(1.0, abs=1e-4)
-    assert float((out.sum(0) * x**2).sum()) ** 0.5 == pytest.approx(conditions.BLUR_SIGMA * 129, rel=0.05)
+    assert float((out.sum(0) * x**2).sum()) ** 0.5 == pytest.approx(corruptions.BLUR_SIGMA * 129, rel=0.05)
 
 
 def test_dead_leaves_have_edges_at_all_scales():
-    picture = conditions.dead_leaves(128, 128, np.random.default_rng(0))
+    picture = corruptions.dead_leaves(128, 128, np.random.default_rng(0))
     assert picture.shape == (128, 128, 3) and picture.min() >= 0 and picture.max() <= 1
     steps = np.abs(np.diff(picture, axis=1)).max(-1)
     assert (steps > 0.2).mean() > 0.02 and (steps == 0).mean() > 0.5
@@ -106,16 +106,16 @@ def held_out() -> HeldOut:
 def test_rise_is_the_ratio_of_errors(held_out: HeldOut):
     clean = evaluate(PixelPoseModel(NAMES, scale=0.9), held_out)
     worse = evaluate(PixelPoseModel(NAMES, scale=0.8), held_out)
-    told = conditions.compare_corrupted(clean, worse)
+    told = corruptions.compare_corrupted(clean, worse)
     assert told["nve_rise"] == pytest.approx(2.0, rel=1e-3) and told["nve_trusted_rise"] == pytest.approx(2.0, rel=1e-3)
     assert told["invalid_share"] == told["widened_share"] == told["unobservable_share"] == 0.0
 
 
 def test_a_model_that_says_so_is_seen_to_say_so(held_out: HeldOut):
     clean = evaluate(PixelPoseModel(NAMES, scale=0.9), held_out)
-    wider = conditions.compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.5, std=0.1), held_out))
+    wider = corruptions.compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.5, std=0.1), held_out))
     assert wider["widened_share"] == 1.0 and wider["nve_trusted"] is None and wider["coverage_95"] == 1.0
-    gap = conditions.compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.9, invalid=7), held_out))
+    gap = corruptions.compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.9, invalid=7), held_out))
     assert gap["invalid_share"] == pytest.approx(1 / 39) and gap["nve_rise"] > 1
     assert gap["nve_trusted_rise"] == pytest.approx(1.0, rel=1e-2)
 
@@ -125,5 +125,5 @@ def test_rise_against_nothing_is_no_figure(held_out: HeldOut):
         def decode(self, video, **how):
             raise ValueError("no")
 
-    told = conditions.compare_corrupted(evaluate(PixelPoseModel(NAMES), held_out), evaluate(Broken(NAMES), held_out))
+    told = corruptions.compare_corrupted(evaluate(PixelPoseModel(NAMES), held_out), evaluate(Broken(NAMES), held_out))
     assert told["episodes"] == 0 and len(told["failed"]) == 3 and "nve_rise" not in told

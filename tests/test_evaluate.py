@@ -17,7 +17,7 @@ from jidm.errors import DatasetError, InputError
 from jidm.field.analytic import AnalyticField
 from jidm.idm import JacobianIDM
 from jidm.joint_motion import JointMotion
-from jidm.learn import metrics
+from jidm.evaluation import metrics
 from jidm.learn.baselines.idm import BaselineIDM
 from jidm.learn.batch import JointStats
 from jidm.learn.evaluate import HeldOut, EvalConfig, evaluate, input_size

@@ -11,7 +11,7 @@ from standin import KIND, blob_dataset
 from jidm.checkpoint import load_checkpoint
 from jidm.cli import main
 from jidm.data import DatasetWriter
-from jidm.learn import zoo
+from jidm import model_registry
 from jidm.learn.config import TrainConfig
 
 pytest.importorskip("lightning")
@@ -20,7 +20,7 @@ pytest.importorskip("lightning")
 @pytest.fixture(autouse=True)
 def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, where in KIND.items():
-        monkeypatch.setitem(zoo.KINDS, kind, where)
+        monkeypatch.setitem(model_registry.KINDS, kind, where)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from standin import KIND, StandIn, blob_dataset
 from jidm import Embodiment
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import DatasetError, InputError, JidmError
-from jidm.learn import zoo
+from jidm import model_registry
 from jidm.learn.batch import PairBatch
 from jidm.learn.config import TrainConfig
 from jidm.learn.films import Clip
@@ -35,7 +35,7 @@ pytest.importorskip("lightning")
 @pytest.fixture(autouse=True)
 def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, where in KIND.items():
-        monkeypatch.setitem(zoo.KINDS, kind, where)
+        monkeypatch.setitem(model_registry.KINDS, kind, where)
 
 
 def config(tmp_path: Path, name: str = "model", **changed: Any) -> TrainConfig:
@@ -74,7 +74,7 @@ def test_it_learns_and_keeps_what_it_learned_from(tmp_path: Path) -> None:
     assert training["result"]["validation"]["nve"] == pytest.approx(validation[-1]["nve"])
     assert training["versions"]["torch"] == torch.__version__
     assert str(tmp_path) not in json.dumps(training)  # nothing of this machine
-    model = zoo.load_model(out)
+    model = model_registry.load_model(out)
     assert isinstance(model, StandIn) and not model.training
     assert checkpoint.config["joint_names"] == ["across", "down"]
 
@@ -377,4 +377,4 @@ def test_joints_are_those_of_the_robot(tmp_path: Path) -> None:
 
 def test_unknown_kinds_are_named() -> None:
     with pytest.raises(InputError, match="did you mean 'direct'"):
-        zoo.model_class("dirct")
+        model_registry.model_class("dirct")

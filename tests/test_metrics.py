@@ -10,7 +10,7 @@ import torch
 
 from jidm.errors import InputError
 from jidm.field.analytic import AnalyticField
-from jidm.learn import metrics
+from jidm.evaluation import metrics
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 

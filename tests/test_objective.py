@@ -15,7 +15,7 @@ from jidm import Embodiment
 from jidm.errors import InputError
 from jidm.field.analytic import AnalyticField
 from jidm.field.learned.blocks import downsample
-from jidm.learn import calibration
+from jidm.training import uncertainty_calibration
 from jidm.learn.batch import JointStats, PairBatch
 from jidm.learn.both_ways import BidirectionalMotion
 from jidm.learn.carried import DepthView, geometric_flow, exact_field, link_poses
@@ -360,22 +360,22 @@ def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch)
 
 def test_spread_of_normal_errors_is_their_standard_deviation() -> None:
     deviations = torch.randn(20000, 2, generator=torch.Generator().manual_seed(0)).abs() * torch.tensor([0.5, 3.0])
-    spread = calibration._std_scale(deviations)
+    spread = uncertainty_calibration._std_scale(deviations)
     torch.testing.assert_close(spread, torch.tensor([0.5, 3.0]), rtol=0.03, atol=0)
     for share, z in ((0.6827, 1.0), (0.95, 1.96)):
         covered = (deviations <= z * spread).float().mean(0)
         torch.testing.assert_close(covered, torch.full((2,), share), rtol=0, atol=0.015)
-    assert calibration._std_scale(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
+    assert uncertainty_calibration._std_scale(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
 
 
 def test_a_joint_that_is_rarely_seen_is_not_trusted_for_it() -> None:
     deviations = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1)).abs() * torch.tensor([2.0, 8.0, 8.0])
     deviations[60:, 1] = torch.nan  # seen in 60 pairs: told by those
     deviations[5:, 2] = torch.nan  # seen in 5: like the others
-    spread = calibration._std_scale(deviations)
+    spread = uncertainty_calibration._std_scale(deviations)
     assert spread[0] == pytest.approx(2.0, rel=0.05) and spread[1] == pytest.approx(8.0, rel=0.25)
     assert float(spread[2]) == pytest.approx(float(spread[0] * spread[1]) ** 0.5)
-    assert torch.equal(calibration._std_scale(torch.full((40, 2), torch.nan)), torch.ones(2))
+    assert torch.equal(uncertainty_calibration._std_scale(torch.full((40, 2), torch.nan)), torch.ones(2))
 
 
 def test_pairs_that_do_not_show_a_joint_tell_nothing_of_its_spread() -> None:
@@ -384,7 +384,7 @@ def test_pairs_that_do_not_show_a_joint_tell_nothing_of_its_spread() -> None:
     at = FieldEvaluation.of(field, seen, torch.cat([pairs.q, pairs.q_next]))
     field.delta_std[1] *= 1e-6  # a typical step of this joint moves nothing one could see
     with torch.no_grad():
-        _, deviations = calibration._evaluate_steps(field, [calibration._Pairs(at, pairs.delta_q)])
+        _, deviations = uncertainty_calibration._evaluate_steps(field, [uncertainty_calibration._Pairs(at, pairs.delta_q)])
     assert bool(deviations[:, 0].isfinite().any()) and bool(deviations[:, 1].isnan().all())
 
 
@@ -453,14 +453,14 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("helps", [True, False])
 def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
     field, pairs = model().eval(), batch(8, flow=False)
-    honest = calibration.estimate_pair_steps
+    honest = uncertainty_calibration.estimate_pair_steps
 
     def spoiled(field: TrainableField, at: FieldEvaluation) -> StepEstimate:
         found = honest(field, at)
         off = 0.0 if bool(field.use_refinement) == helps else 10.0
         return replace(found, steps=(*found.steps[:-1], pairs.delta_q + off + 0 * found.steps[-1]))
 
-    monkeypatch.setattr(calibration, "solve_pairs", spoiled)
+    monkeypatch.setattr(uncertainty_calibration, "solve_pairs", spoiled)
     field.use_refinement.fill_(not helps)
     field.calibrate_uncertainty([pairs])
     assert bool(field.use_refinement) == helps

@@ -13,7 +13,7 @@ from torch import Tensor
 from jidm import AnalyticField
 from jidm.field.base import SurfaceJacobian
 from jidm.motion.pyramid import BrightnessPyramid
-from jidm.solve import photometric
+from jidm.estimation.factors import photometric
 from jidm.solve.photometric import Appearance, PhotometricFactor
 
 HEIGHT, WIDTH = 96, 128

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jidm.errors import MissingExtraError, UrdfError
-from jidm.robot import resources
+from jidm.robot import mesh_resolver
 from jidm.robot.resources import MeshResolver, package_file, package_roots
 from jidm.robot.urdf import read_urdf
 
@@ -323,7 +323,7 @@ def test_packages_are_found_without_being_imported() -> None:
         "print([m for m in ('pybullet', 'pybullet_data', 'example_robot_data', 'pinocchio', 'torch') if m in sys.modules])"
     )
     _installed("pybullet_data:", "example_robot_data:")
-    environment = {**os.environ, "PYTHONPATH": str(Path(resources.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(mesh_resolver.__file__).parents[2])}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -331,7 +331,7 @@ def test_packages_are_found_without_being_imported() -> None:
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.setattr(resources, "find_spec", lambda name: None)
+    monkeypatch.setattr(mesh_resolver, "find_spec", lambda name: None)
     for package in ("example_robot_data", "pybullet_data"):
         with pytest.raises(MissingExtraError, match=r"pip install 'jidm\[sim\]'"):
             package_file(f"{package}:panda.urdf")
@@ -361,4 +361,4 @@ def test_wrong_package_files_are_refused(spec: str, said: str) -> None:
 
 
 def test_a_packages_own_file_is_found() -> None:
-    assert package_file("jidm:robot/urdf.py").samefile(Path(resources.__file__).with_name("urdf.py"))
+    assert package_file("jidm:robot/urdf.py").samefile(Path(mesh_resolver.__file__).with_name("urdf.py"))

@@ -11,7 +11,7 @@ import pytest
 from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_visual, parse_error, robot
 
 from jidm.errors import UrdfError
-from jidm.robot import urdf_xml
+from jidm.robot.urdf import xml
 from jidm.robot.urdf import MAX_BYTES, parse_urdf, read_urdf
 
 ENTITIES = "<!ENTITY a 'ha'><!ENTITY b '&a;&a;&a;&a;'>"
@@ -281,7 +281,7 @@ def test_large_files_are_refused_unread(tmp_path: Path) -> None:
 
 
 def test_many_elements_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urdf_xml, "MAX_ELEMENTS", 1000)
+    monkeypatch.setattr(xml, "MAX_ELEMENTS", 1000)
     assert len(parse_urdf(chain(100)).links) == 100
     assert "more than 1000 elements of XML" in parse_error(robot("<x/>" * 1000))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jidm.data import stats
+from jidm.datasets import stats
 from jidm.data.feature import Feature
 from jidm.data.listing import V21_DATA, V21_VIDEO, V30_DATA, V30_VIDEO
 from jidm.data.stage import StagingFolder

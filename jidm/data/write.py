@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.data import stats
+from jidm.datasets import stats
 from jidm.data.feature import ACTION, IMAGE_PREFIX, STATE, Feature
 from jidm.data.film import NEAR_LOSSLESS_CRF, encode
 from jidm.data.meta import EpisodeRecord, data_path, video_path, write_metadata
@@ -128,7 +128,7 @@ class DatasetWriter:
         tasks: dict[str, int] = {}
         for episode in found:
             task = tasks.setdefault(episode.task, len(tasks))
-            placed = replace(episode, first=first, task_index=task)
+            placed = replace(episode, from_index=first, task_index=task)
             gathered = {key: stats.value_stats(values) for key, values in _index_columns(placed).items()}
             placed = replace(placed, stats={**episode.stats, **gathered})
             if placed != episode:

@@ -238,7 +238,7 @@ class AnalyticPose:
     def keep(self, index: Int[Tensor, " K"]) -> AnalyticPose:
         """The same pose with only the points `index`."""
         surface_points = Surface(self.surface_points.link[index], self.surface_points.p_link[index], self.surface_points.normal_link[index])
-        return replace(self, skin=surface_points, visible=self.visible[..., index])
+        return replace(self, surface_points=surface_points, visible=self.visible[..., index])
 
 
 def _grid_subsample(uv: Float[Tensor, "N 2"], spacing: float) -> Int[Tensor, " K"]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.learn import metrics
+from jidm.evaluation import metrics
 from jidm.learn.evaluate import Corruption, EvalClip, Evaluation
 from jidm.learn.scores import step_flags, step_errors
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jidm.field.analytic import AnalyticField
     from jidm.robot.embodiment import Embodiment
 
-Corruption = Callable[[Float[Tensor, "T 3 H W"], "Clip"], Float[Tensor, "T 3 H W"]]
+Corruption = Callable[[Float[Tensor, "T 3 H W"], "EvalClip"], Float[Tensor, "T 3 H W"]]
 """Does something to the pictures of a clip, e.g. one of `jidm.learn.conditions`."""
 
 _PAIR_CHUNK = 16
@@ -95,7 +95,7 @@ class EvalClip:
         """The same clip in pictures of this size, put there as training does."""
         letterbox = Letterbox(self.video.shape[-2], self.video.shape[-1], height, width)
         ground_truth = None if self.ground_truth is None else self.ground_truth.letterbox(letterbox)
-        return replace(self, video=letterbox.apply(self.video), view=ground_truth)
+        return replace(self, video=letterbox.apply(self.video), ground_truth=ground_truth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ class DecodedEpisode:
     def smoothed(self) -> DecodedEpisode:
         """The same with every step told by all frames, or at least by its neighbours; no steps of single pairs."""
         motion = smooth_motion(self.motion) if self.smoothed_motion is None else self.smoothed_motion
-        return replace(self, motion=motion, pair_steps=None, looks=())
+        return replace(self, motion=motion, pair_steps=None, field_samples=())
 
     @property
     def largest_motion_sample(self) -> FieldSample | None:

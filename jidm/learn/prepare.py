@@ -58,7 +58,7 @@ class Batches:
         """The pairs of training step `step` that process `rank` of `world` learns from."""
         pairs = self.sampler.sample(step, self.batch_size)
         if self.augment is not None and self.augment.options.background:
-            pairs = replace(pairs, backdrop=self.sampler.sample_backgrounds(step, self.batch_size, self.augment.options.background))
+            pairs = replace(pairs, background=self.sampler.sample_backgrounds(step, self.batch_size, self.augment.options.background))
         batch = self.source.batch(pairs.shard(rank, world))
         random = np.random.default_rng((self.sampler.seed, step, 3)).random((self.batch_size, 2, batch.q.shape[1] + 2))
         batch = replace(batch, random=torch.from_numpy(random[rank::world]).to(batch.q))

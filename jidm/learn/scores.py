@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jidm.learn import metrics
+from jidm.evaluation import metrics
 from jidm.learn.evaluate import Evaluation
 
 _SMOOTHED_KEYS = (

@@ -16,7 +16,7 @@ import torch
 from jidm.checkpoint import load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError, InputError, MissingExtraError
 from jidm.files import atomic_write
-from jidm.learn import zoo
+from jidm import model_registry
 from jidm.learn.config import TrainConfig
 from jidm.learn.prepare import TrainingSetup, Report, prepare_training, provenance
 
@@ -168,7 +168,7 @@ def _launch(
 ) -> None:  # fmt: skip
     from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
-    arguments = (config, dataset, robot, report, visualizer, _free_port(), dict(zoo.KINDS), torch.get_num_threads())
+    arguments = (config, dataset, robot, report, visualizer, _free_port(), dict(model_registry.KINDS), torch.get_num_threads())
     try:
         spawn(_worker, args=arguments, nprocs=config.devices)
     except ProcessRaisedException as error:
@@ -186,7 +186,7 @@ def _worker(
         "WORLD_SIZE": str(config.devices),
     }  # fmt: skip
     torch.set_num_threads(max(1, threads // config.devices))
-    zoo.KINDS.update(kinds)
+    model_registry.KINDS.update(kinds)
     run(config, dataset, robot, report, visualizer)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -128,7 +128,7 @@ class JointConvention:
         native = {x: "m" if t == "prismatic" else "rad" for x, t in zip(names, types, strict=True)}
         return cls(
             joint_names=names,
-            outside_names=names if order is None else tuple(order),
+            external_names=names if order is None else tuple(order),
             sign=tuple(values["sign"].get(x, 1) for x in names),
             scale=tuple(float(values["scale"].get(x, 1.0)) for x in names),
             offset=tuple(float(values["offset"].get(x, 0.0)) for x in names),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jidm.errors import EmbodimentError, JidmError, MissingExtraError, did_you_mean
-from jidm.robot import build
+from jidm.robot import factory
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.model import RobotModel
@@ -87,9 +87,9 @@ def _build_single(data: dict[str, Any], path: Path) -> Embodiment:
             raise EmbodimentError(f"{path}: joints.{key} has {len(values)} values, joints.names has {len(names)}")
     types = {j.name: j.type for j in model.joints}
     conventions = _conventions(data, names, tuple(types[x] for x in names), path)
-    return build.from_model(
+    return factory.from_model(
         model, name=data["name"], joints=names, locked=locked, conventions=conventions,
-        fingerprint=[build.urdf_fingerprint(urdf, model), data], **joints, **_metadata(data),
+        fingerprint=[factory.urdf_fingerprint(urdf, model), data], **joints, **_metadata(data),
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _build_composed(data: dict[str, Any], path: Path) -> Embodiment:
     conventions = _conventions(data, composed.joint_names, composed.joint_types, path)
     return replace(
         composed,
-        content_hash=build.digest([composed.content_hash, data]),
+        content_hash=factory.digest([composed.content_hash, data]),
         conventions={**composed.conventions, **conventions},
         **metadata,
     )

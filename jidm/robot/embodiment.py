@@ -119,9 +119,9 @@ class Embodiment:
         joints: Sequence[str] | None = None, locked: Mapping[str, float] | None = None, **overrides: Any,
     ) -> Embodiment:  # fmt: skip
         """A usable embodiment from any URDF file; see `jidm.robot.build.from_urdf` for defaults and arguments."""
-        from jidm.robot import build
+        from jidm.robot import factory
 
-        return build.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **overrides)
+        return factory.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **overrides)
 
     # ---- what is asked of it ------------------------------------------------------------------------------------
 
@@ -265,9 +265,9 @@ class Embodiment:
 
 def compose(name: str | None = None, **parts: Any) -> Embodiment:
     """Mount several robots on one new base link as one robot; see `jidm.robot.mount.compose`."""
-    from jidm.robot import mount
+    from jidm.robot import composition
 
-    return mount.compose(name, **parts)
+    return composition.compose(name, **parts)
 
 
 class _FrozenDict(dict[str, Any]):

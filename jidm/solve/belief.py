@@ -126,7 +126,7 @@ class KalmanState:
         """With the speed that was just seen counted in; `window` is how many frames are remembered."""
         n = len(self.q)
         mean_square = self.velocity.square() + self.covariance.diagonal()[n:]
-        return replace(self, power=self.velocity_variance + (mean_square - self.velocity_variance) / (window + 1))
+        return replace(self, velocity_variance=self.velocity_variance + (mean_square - self.velocity_variance) / (window + 1))
 
     def _update(self, observation_matrix: Float[Tensor, "k m"], measurement: Gaussian, gate: float = math.inf) -> KalmanState:
         """After measuring `seen @ (q, velocity)`."""

@@ -245,7 +245,7 @@ def _with_residual(solution: Solution, residual_square: Float[Tensor, " b"], mot
     # An item withdrawn for a NaN or an infinity says nothing rather than those.
     nothing, valid = torch.zeros_like(residual_square), solution.valid
     residual = torch.where(valid, residual_square.clamp(min=1e-12).sqrt(), nothing)
-    return replace(solution, residual=residual, explained=torch.where(valid, explained_fraction, nothing))
+    return replace(solution, residual=residual, explained_fraction=torch.where(valid, explained_fraction, nothing))
 
 
 def _external_flow(flow: Flow, first: FieldEvaluation) -> FlowMeasurement:

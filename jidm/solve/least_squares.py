@@ -141,9 +141,9 @@ def normal_equations(
         nan = torch.full_like(equations.cost, torch.nan)
         equations = replace(
             equations,
-            matrix=torch.where(bad[:, None, None], nan[:, None, None], equations.H),
-            vector=torch.where(bad[:, None], nan[:, None], equations.g),
-            energy=torch.where(bad, nan, equations.cost),
+            H=torch.where(bad[:, None, None], nan[:, None, None], equations.H),
+            g=torch.where(bad[:, None], nan[:, None], equations.g),
+            cost=torch.where(bad, nan, equations.cost),
         )
     return _unflatten(equations, batch)
 
@@ -297,7 +297,7 @@ def solve_flow(
         kind: Literal["tukey", "cauchy"] = "tukey" if robust == "tukey" and k >= iterations // 2 else "cauchy"
         w_robust = _robust_weight(_residual(J, f, step), w, kind)
         num_observations = torch.where(w > 0, w_robust, torch.zeros_like(w)).sum(-1) / _VARIANCE_FACTOR[kind]
-        equations = replace(_accumulate(J, f, w * w_robust), count=num_observations)
+        equations = replace(_accumulate(J, f, w * w_robust), num_observations=num_observations)
     solution = solve_normal_equations(
         equations,
         ridge=ridge,

@@ -55,4 +55,4 @@ def gauss_newton_step(
     energy = (weight * safe.square().sum(-1)).sum(-1) / weight.sum(-1).clamp(min=1e-30)
     explained_fraction = (1 - solution.residual**2 / energy.clamp(min=1e-30)).clamp(0, 1)
     explained_fraction = torch.where(solution.valid, explained_fraction, torch.zeros_like(explained_fraction))
-    return replace(solution, delta_q=torch.where(solution.valid[..., None], total, 0 * total), explained=explained_fraction)
+    return replace(solution, delta_q=torch.where(solution.valid[..., None], total, 0 * total), explained_fraction=explained_fraction)

@@ -80,7 +80,7 @@ class EvaLimits:
             velocity=per_joint(gripper_velocity, velocity_fraction * robot.velocity),
             acceleration=per_joint(gripper_acceleration, acceleration),
             weight=per_joint(gripper_weight, 1.0),
-            unit=torch.from_numpy(np.where(opens, opening, 1.0)),
+            joint_scale=torch.from_numpy(np.where(opens, opening, 1.0)),
         )
 
 
