@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from aloha_scene import aloha_embodiment
 
 from jidm import Camera, JacobianIDM, read_video
-from jidm.field.analytic import AnalyticField
-from jidm.solve.track import AnalyticTrackerOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.fields.analytic import AnalyticField
 
 EPISODES = ("transfer_cube_scripted", "insertion_human")
 

@@ -25,12 +25,12 @@ from reward_validity import EpisodeGenerator
 from torch import Tensor
 
 from jidm import JacobianIDM
-from jidm.adapters.decoder import MODES, ActionDecoder, AsyncController
-from jidm.field.analytic import AnalyticField
-from jidm.field.forward import warp_frame
-from jidm.motion.flow import as_flow_estimator
+from jidm.control import MODES, ActionDecoder, AsyncController
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.warp import warp_frame
+from jidm.flow import as_flow_estimator
 from jidm.robot.kinematics import Kinematics
-from jidm.sim.artifacts import RenderedEpisode
+from jidm.sim.failures import RenderedEpisode
 
 VIDEO_RATE, CONTROL_RATE, CHUNK, SIDE = 12.5, 50.0, 4, 256
 COMMANDS_PER_FRAME = round(CONTROL_RATE / VIDEO_RATE)
@@ -106,10 +106,20 @@ def run(
     episode: RenderedEpisode, idm: JacobianIDM, pose_decoder: JacobianIDM, mode: str, chunks: int, forward: Any = None
 ) -> tuple[list[float], float, str]:
     """Distance of the tips from the reference after each chunk [m], frames of it done a second, where the time went."""
-    decoder, planning_executor = ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=CONTROL_RATE), DelayedExecutor(CHUNK * COMMANDS_PER_FRAME)
+    decoder, planning_executor = (
+        ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=CONTROL_RATE),
+        DelayedExecutor(CHUNK * COMMANDS_PER_FRAME),
+    )
     planner = OraclePlanner(episode, pose_decoder)
     comparing_executor = DelayedExecutor(COMMANDS_PER_FRAME - 1)
-    controller = AsyncController(planner, decoder, mode=mode, forward_model=forward, planning_executor=planning_executor, comparison_executor=comparing_executor)
+    controller = AsyncController(
+        planner,
+        decoder,
+        mode=mode,
+        forward_model=forward,
+        planning_executor=planning_executor,
+        comparison_executor=comparing_executor,
+    )
     q, periods, moving_periods = np.array(episode.q[0], dtype=np.float64), 0, 0
     errors: list[float] = []
     controller.reset(episode.rerender(q[None])[0], q)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from jidm import AnalyticField, Camera, Embodiment
-from jidm.motion.flow import DisFlow, Flow
-from jidm.sim import Background, Appearance, Texture, Scene, exact_flow, smooth_motion
-from jidm.solve.relinearise import gauss_newton_step
+from jidm.estimation.gauss_newton import gauss_newton_step
+from jidm.flow import DisFlow, Flow
+from jidm.sim import Appearance, Background, Scene, Texture, exact_flow, smooth_motion
 
 FPS = 16.0
 NOISE_PX = 0.05  # on the exact flow: 0 would make every ratio infinite
@@ -81,7 +81,9 @@ def cases(robot: Embodiment, camera: Camera, frames: int, seed: int) -> list[tup
         everywhere = torch.ones(camera.height, camera.width)
         exact.append(Flow((exact_motion.flow + noise).float(), everywhere))
         robot_flow = exact_motion.flow + noise
-        moving_background.append(Flow(torch.where(exact_motion.on_robot, robot_flow, shift + noise).float(), everywhere))
+        moving_background.append(
+            Flow(torch.where(exact_motion.on_robot, robot_flow, shift + noise).float(), everywhere)
+        )
         boundary = torch.nn.functional.max_pool2d(1.0 - exact_motion.on_robot[None].float(), 7, 1, 3)[0] > 0
         dragged_boundary.append(Flow(torch.where(boundary, shift + noise, robot_flow).float(), everywhere))
     dis = DisFlow()

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from jidm.data import open_dataset
-from jidm.learn.baselines import EvaIDM
-from jidm.learn.baselines.idm import BaselineIDM
-from jidm.learn.batch import JointStats
-from jidm.learn.evaluate import HeldOut
-from jidm.learn.zoo import load_idm
+from jidm.baselines import EvaIDM
+from jidm.baselines.idm import BaselineIDM
+from jidm.datasets import open_dataset
+from jidm.evaluation.evaluate import HeldOut
+from jidm.model_registry import load_idm
+from jidm.training.data.batch import JointStats
 
 
 def decode_speed(checkpoint: str, data: str, rounds: int = 7) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python benchmarks/decoder.py panda-sim --videos 100 --seed 6100
 
 Videos of self-play at 12.5 frames a second, as fast as its joints go, every other one spoilt by a random failure (jumps,
-teleports, flicker, missing links: `jidm.sim.artifacts`); decoded in chunks of four frames to 50 commands a second, and once
+teleports, flicker, missing links: `jidm.sim.failures`); decoded in chunks of four frames to 50 commands a second, and once
 more frame by frame. Limits are judged by differences of the commanded positions ten times as dense as the commands.
 """
 
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from reward_validity import EpisodeGenerator
 
 from jidm import JacobianIDM
-from jidm.adapters.decoder import ActionDecoder, MotionLimits
+from jidm.control import ActionDecoder, MotionLimits
 from jidm.errors import InputError
-from jidm.sim.artifacts import FAILURE_KINDS, corrupt
+from jidm.sim.failures import FAILURE_KINDS, corrupt
 
 VIDEO_RATE, CONTROL_RATE, CHUNK, FRAMES, SIDE = 12.5, 50.0, 4, 25, 128
 _OVERSAMPLING = 10  # positions between two commands at which limits are judged
@@ -70,7 +70,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
     idm = JacobianIDM.from_pretrained(args.checkpoint)
     assert idm.embodiment is not None
-    limits, generator = MotionLimits.from_embodiment(idm.embodiment), EpisodeGenerator(idm.embodiment.name, args.seed, side=SIDE, frames=FRAMES)
+    limits, generator = (
+        MotionLimits.from_embodiment(idm.embodiment),
+        EpisodeGenerator(idm.embodiment.name, args.seed, side=SIDE, frames=FRAMES),
+    )
     usage: list[dict[str, float]] = []
     jumps: list[tuple[float, float]] = []
     latency: list[float] = []

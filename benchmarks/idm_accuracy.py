@@ -33,18 +33,18 @@ import torch
 from decode_speed import decode_speed
 
 from jidm import JacobianIDM, JointMotion
+from jidm.atomic_io import atomic_write
 from jidm.cli.text import columns
-from jidm.data import open_dataset
-from jidm.files import atomic_write
-from jidm.learn.conditions import CORRUPTIONS, compare_corrupted
-from jidm.learn.config import TrainConfig
-from jidm.learn.episodes import select_episodes
-from jidm.learn.evaluate import Corruption, Evaluation, HeldOut, EvalConfig, evaluate
-from jidm.learn.exact_view import recorded_cameras
-from jidm.learn.scores import corruption_table, summarize
-from jidm.learn.training import train
-from jidm.learn.zoo import KINDS, load_idm
-from jidm.view.field_pictures import plot_decoded, write_field_sheet
+from jidm.datasets import open_dataset
+from jidm.datasets.episode_selection import select_episodes
+from jidm.evaluation.corruptions import CORRUPTIONS, compare_corrupted
+from jidm.evaluation.evaluate import Corruption, EvalConfig, Evaluation, HeldOut, evaluate
+from jidm.evaluation.ground_truth import recorded_cameras
+from jidm.evaluation.summary import corruption_table, summarize
+from jidm.model_registry import KINDS, load_idm
+from jidm.training.config import TrainConfig
+from jidm.training.train import train
+from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
 
 OURS = "jacobian_field"
 ANALYTIC = "analytic"  # nothing learned: the exact field of the robot as each episode's own camera saw it
@@ -82,7 +82,10 @@ def main() -> int:
             label = kind if share == 1 else f"{kind} on {share:g} of the data"
             results[label] = [one_result(args, work, data, kind, seed, share) for seed in args.seeds]
             if label == OURS and args.embodiment:
-                results[ANALYTIC_PREDICTED_START] = [one_result(args, work, data, kind, seed, share, decoder_name=ANALYTIC_PREDICTED_START) for seed in args.seeds]
+                results[ANALYTIC_PREDICTED_START] = [
+                    one_result(args, work, data, kind, seed, share, decoder_name=ANALYTIC_PREDICTED_START)
+                    for seed in args.seeds
+                ]
     document: dict[str, Any] = {
         "benchmark": "idm_accuracy",
         "embodiment": args.embodiment,
@@ -92,7 +95,9 @@ def main() -> int:
     }
     document["models"] = {label: summary(rows) for label, rows in results.items()}
     if args.conditions:
-        document["conditions"] = median_corruptions({k: v for k, v in results.items() if k in (*args.kinds, ANALYTIC_PREDICTED_START)})
+        document["conditions"] = median_corruptions(
+            {k: v for k, v in results.items() if k in (*args.kinds, ANALYTIC_PREDICTED_START)}
+        )
     if args.speed:
         model = str(result_folder(work, OURS, args.seeds[0], 1.0) / "model")
         document["speed"] = decode_speed(model, data["held_out"])
@@ -185,7 +190,9 @@ def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed
     from jidm.sim.babble import BabbleConfig, babble
 
     if range_fraction > 1:
-        raise SystemExit(f"amplitude {range_fraction:g} is more than the robot's range; train with --amplitude 0.75 or less")
+        raise SystemExit(
+            f"amplitude {range_fraction:g} is more than the robot's range; train with --amplitude 0.75 or less"
+        )
     config = BabbleConfig(
         embodiment=args.embodiment, episodes=episodes, frames=frames, width=args.width, height=args.height,
         seed=seed, crop_fraction=args.cropped, range_fraction=range_fraction,
@@ -197,7 +204,13 @@ def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed
 
 
 def one_result(
-    args: argparse.Namespace, work: Path, data: dict[str, Any], kind: str, seed: int, data_fraction: float, decoder_name: str = ""
+    args: argparse.Namespace,
+    work: Path,
+    data: dict[str, Any],
+    kind: str,
+    seed: int,
+    data_fraction: float,
+    decoder_name: str = "",
 ) -> dict[str, Any]:
     """Train and evaluate, or what an earlier run found; `decoder_name` READ or TRACKED decodes with the robot's exact field."""
     folder = result_folder(work, kind, seed, data_fraction)
@@ -214,7 +227,9 @@ def one_result(
     folder.mkdir(parents=True, exist_ok=True)
     model = str(folder / "model")
     if "trained_seconds" not in result and not decoder_name:
-        result["trained_seconds"] = timed_training(train_config(args, data, kind, seed, data_fraction, folder / "model"))
+        result["trained_seconds"] = timed_training(
+            train_config(args, data, kind, seed, data_fraction, folder / "model")
+        )
         write(file, result)
     decode: Callable[..., Evaluation]
     eval_config = replace(data["protocol"], told_start=decoder_name != ANALYTIC_PREDICTED_START)
@@ -281,7 +296,9 @@ def evaluate_exact(
     return replace(parts[0], episodes=tuple(e for part in parts for e in part.episodes), failed=failed)
 
 
-def evaluate_corruptions(decode: Callable[..., Evaluation], held_out: HeldOut, clean: Evaluation, wide: str | None) -> dict[str, Any]:
+def evaluate_corruptions(
+    decode: Callable[..., Evaluation], held_out: HeldOut, clean: Evaluation, wide: str | None
+) -> dict[str, Any]:
     """Every condition's figures; one that cannot be made of these recordings is left out."""
     held_out = HeldOut(held_out.dataset, replace(held_out.config, looks=0), embodiment=held_out.embodiment)
     out: dict[str, Any] = {}
@@ -384,7 +401,11 @@ def check_requirements(document: dict[str, Any]) -> list[dict[str, Any]]:
                 require(f"correlation above that of {rival}", correlation - theirs, low=0.0)
                 require(f"NVE where they move over that of {rival}", ratio("nve_moving", rival), high=1.0)
     for corruption, models in document.get("conditions", {}).items():
-        rows += [check_error_rise(corruption + f", {x}" * (x != OURS), models[x]) for x in (OURS, ANALYTIC_PREDICTED_START, ANALYTIC) if x in models]
+        rows += [
+            check_error_rise(corruption + f", {x}" * (x != OURS), models[x])
+            for x in (OURS, ANALYTIC_PREDICTED_START, ANALYTIC)
+            if x in models
+        ]
     require("decoded frames a second", document.get("speed", {}).get("ours_frames_per_second"), low=30)
     return rows
 
@@ -398,7 +419,13 @@ def check_error_rise(corruption: str, medians: dict[str, Any]) -> dict[str, Any]
         "figure": medians.get("nve_rise"),
         "bounds": [None, 1.5],
         "holds": any(within_bound) or covered,
-        "because": "rise" if within_bound[0] else "steps not flagged" if within_bound[1] else "intervals cover" if covered else None,
+        "because": "rise"
+        if within_bound[0]
+        else "steps not flagged"
+        if within_bound[1]
+        else "intervals cover"
+        if covered
+        else None,
     }
 
 
@@ -440,7 +467,9 @@ def report(document: dict[str, Any]) -> str:
         )
 
     rows: list[tuple[str, ...]] = [("MODEL", *(heading for _, heading, _ in TABLE_COLUMNS))]
-    rows += [(label, *(cell(m.get(key), form) for key, _, form in TABLE_COLUMNS)) for label, m in document["models"].items()]
+    rows += [
+        (label, *(cell(m.get(key), form) for key, _, form in TABLE_COLUMNS)) for label, m in document["models"].items()
+    ]
     parts = [document["embodiment"] or document["recording"], columns(rows)]
     joints: list[tuple[str, ...]] = [("JOINT", *(f"{k} NVE / CORR" for k in document["models"]))]
     for name in document["models"][OURS]["nve_per_joint"] if OURS in document["models"] else ():

@@ -25,8 +25,8 @@ LOOP = 60  # rendered frames, shown forwards and backwards again and again
 def write_loop(path: Path, frames: int) -> list[float]:
     """A video of that many frames; returns the first pose."""
     from jidm import Embodiment
-    from jidm.motion.video import write_video
     from jidm.sim import Scene, smooth_motion
+    from jidm.video.io import write_video
 
     robot = Embodiment.load(ROBOT)
     q = smooth_motion(robot, LOOP, 1 / FPS, 0)
@@ -49,7 +49,7 @@ def peak_mib() -> float:
 def decode(path: str, q0: list[float], refine: str) -> None:
     """What the child process does."""
     from jidm import Embodiment, JacobianIDM
-    from jidm.solve.track import AnalyticTrackerOptions
+    from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
 
     robot = Embodiment.load(ROBOT)
     camera = robot.camera().resized(WIDTH, HEIGHT)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from jidm import Embodiment, JacobianIDM, Kinematics
-from jidm.field.analytic import AnalyticField
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.fields.analytic import AnalyticField
 from jidm.sim import Appearance, Scene, smooth_motion
-from jidm.solve.track import AnalyticTrackerOptions
 
 
 def main() -> None:
@@ -36,7 +36,9 @@ def main() -> None:
 
     robot = Embodiment.load(args.embodiment)
     camera = robot.camera(args.camera)
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticTrackerOptions(use_contours=not args.no_anchor))
+    idm = JacobianIDM.from_embodiment(
+        robot, camera=camera, options=AnalyticTrackerOptions(use_contours=not args.no_anchor)
+    )
     arm_joints = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     rows = []
     for k in range(args.videos):

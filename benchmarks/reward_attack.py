@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from reward_validity import FPS, Execution, EpisodeGenerator
+from reward_validity import FPS, EpisodeGenerator, Execution
 from torch import Tensor
 
 from jidm import JacobianIDM
-from jidm.adapters.reward import TERMS, EvaLimits, ExecutabilityReward, eva_reward
-from jidm.learn.zoo import load_idm
-from jidm.motion.fit import Letterbox
-from jidm.sim.freespace import FreeSpace
+from jidm.model_registry import load_idm
+from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
+from jidm.sim.collision import FreeSpace
+from jidm.video.letterbox import Letterbox
 
 FRAMES, SIDE = 9, 128
 STEPS = 500
@@ -121,7 +121,9 @@ class AttackResult:
     tracked_reward: tuple[float, float, float] | None
 
 
-def attack_video(reward_function: RewardFunction, clean: Tensor, error: Callable[[Tensor], float], seed: int, tracked: Any) -> AttackResult:
+def attack_video(
+    reward_function: RewardFunction, clean: Tensor, error: Callable[[Tensor], float], seed: int, tracked: Any
+) -> AttackResult:
     """Both attacks on one video."""
     videos = clean, gradient_attack(reward_function, clean), random_search(reward_function, clean, seed)
 
@@ -136,7 +138,9 @@ def attack_video(reward_function: RewardFunction, clean: Tensor, error: Callable
         )
 
 
-def run(generator: EpisodeGenerator, episodes: Sequence[int], calibration_count: int, learned: str, eva: str, out: Path) -> None:
+def run(
+    generator: EpisodeGenerator, episodes: Sequence[int], calibration_count: int, learned: str, eva: str, out: Path
+) -> None:
     """Append a line per video and judge that is not there yet; the takes before `calibration_count` calibrate."""
     idm = JacobianIDM.from_pretrained(learned, limits="none")
     limits = EvaLimits.from_embodiment(generator.robot)
@@ -149,9 +153,13 @@ def run(generator: EpisodeGenerator, episodes: Sequence[int], calibration_count:
     clean_videos = [video(k) for k in range(calibration_count)]
     options: dict[str, Any] = {"q0": [q[0] for _, q in clean_videos], "fps": FPS}
     with torch.no_grad():
-        pairwise_reward = ExecutabilityReward(idm, differentiable=True).fit_scales([v for v, _ in clean_videos], **options)
+        pairwise_reward = ExecutabilityReward(idm, differentiable=True).fit_scales(
+            [v for v, _ in clean_videos], **options
+        )
         tracked_reward = ExecutabilityReward(idm).fit_scales([v for v, _ in clean_videos], **options)
-    eva_only_reward = ExecutabilityReward(idm, pairwise_reward.scales, weights=dict.fromkeys(TERMS, 0.0), differentiable=True)
+    eva_only_reward = ExecutabilityReward(
+        idm, pairwise_reward.scales, weights=dict.fromkeys(TERMS, 0.0), differentiable=True
+    )
     eva_idm = load_idm(eva)
     with FreeSpace(generator.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file:
         execution = Execution(generator.robot, free)

@@ -22,7 +22,7 @@ from typing import Any
 
 from reward_validity import FPS, EpisodeGenerator
 
-from jidm.motion.video import write_video
+from jidm.video.io import write_video
 
 _CHECKPOINT, _SEED = "panda-sim", 4900
 _CLIPS, _RENDERED, _FRAMES, _SIDE = 1000, 20, 8, 128

@@ -12,7 +12,7 @@ import torch
 from reward_validity import FPS, EpisodeGenerator
 
 from jidm import JacobianIDM
-from jidm.adapters.reward import TermScales, ExecutabilityReward
+from jidm.rewards import ExecutabilityReward, TermScales
 
 SEED, EPISODES = 3900, 60
 
@@ -25,7 +25,9 @@ def measure_scales(checkpoint: str) -> TermScales:
     episodes = [generator.episode(k) for k in range(EPISODES)]
     with torch.no_grad():
         # The first pose is not told: users do not know it either.
-        calibrated = ExecutabilityReward(idm).fit_scales([take.rendering.rgb for take in episodes], fps=FPS, layout="THWC")
+        calibrated = ExecutabilityReward(idm).fit_scales(
+            [take.rendering.rgb for take in episodes], fps=FPS, layout="THWC"
+        )
     assert calibrated.scales is not None
     return calibrated.scales
 

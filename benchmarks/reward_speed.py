@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from reward_validity import FPS, FRAMES, EpisodeGenerator
 
-from jidm.adapters.reward import ExecutabilityReward
+from jidm.rewards import ExecutabilityReward
 
 _SEED, _VIDEOS, _ROUNDS, _SIDE = 4800, 4, 5, 128
 _worker_state: dict[str, Any] = {}

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from jidm.adapters.reward import TERMS
-from jidm.adapters.reward.eva import DECAY, P0
-from jidm.adapters.reward.terms import TermScale
+from jidm.rewards import TERMS
+from jidm.rewards.eva import DECAY, P0
+from jidm.rewards.terms import TermScale
 
 TASK_FAILURES = ("late", "wrong_goal", "penetration")
 """Only who knows the task or the scene can call these wrong."""
@@ -113,9 +113,14 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
             "frozen above the median clean",
             lambda j: f"{(j.reward[still] > np.median(j.reward[clean])).sum()} of {still.sum()}",
         ),
-        per_scorer("Spearman with the executed error", lambda j: _spearman(j.reward, j.executed, clean | robot_failures)),
+        per_scorer(
+            "Spearman with the executed error", lambda j: _spearman(j.reward, j.executed, clean | robot_failures)
+        ),
         per_scorer("the same, all kinds", lambda j: _spearman(j.reward, j.executed, test)),
-        per_scorer("Spearman with how unlike the video it looks", lambda j: _spearman(j.reward, j.unlike, clean | robot_failures)),
+        per_scorer(
+            "Spearman with how unlike the video it looks",
+            lambda j: _spearman(j.reward, j.unlike, clean | robot_failures),
+        ),
         per_scorer("the same, all kinds", lambda j: _spearman(j.reward, j.unlike, test)),
         per_scorer("executed error, clean [mm]", lambda j: f"{1000 * j.executed[clean].mean():.0f}"),
     ]

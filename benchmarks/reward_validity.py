@@ -27,18 +27,18 @@ import torch
 from numpy.typing import NDArray
 
 from jidm import Embodiment, JacobianIDM
-from jidm.adapters.reward import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.learn.zoo import load_idm
-from jidm.motion.flow import as_flow_estimator
+from jidm.fields.analytic import AnalyticField
+from jidm.flow import as_flow_estimator
+from jidm.model_registry import load_idm
+from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.robot.kinematics import Kinematics
-from jidm.sim.artifacts import FAILURE_KINDS, RenderedEpisode, corrupt
+from jidm.sim.appearance import Appearance
 from jidm.sim.babble import BabbleConfig, Recorder
-from jidm.sim.freespace import FreeSpace
-from jidm.sim.look import Appearance
+from jidm.sim.collision import FreeSpace
+from jidm.sim.failures import FAILURE_KINDS, RenderedEpisode, corrupt
 from jidm.sim.replay import replay
-from jidm.sim.world import Scene
+from jidm.sim.scene import Scene
 
 STRENGTHS = (0.25, 0.5, 1.0)
 FPS, FRAMES, SIDE = 16.0, 25, 256
@@ -145,7 +145,9 @@ def image_difference(replayed: NDArray[np.float64], episode: RenderedEpisode, vi
     return float(np.abs(rendered.astype(np.float64) - video[_COMPARED_FRAMES]).mean() / 255)
 
 
-def videos(generator: EpisodeGenerator, k: int, for_calibration: bool, done: set[str]) -> Iterator[tuple[dict[str, Any], RenderedEpisode, Any]]:
+def videos(
+    generator: EpisodeGenerator, k: int, for_calibration: bool, done: set[str]
+) -> Iterator[tuple[dict[str, Any], RenderedEpisode, Any]]:
     """Label, take and video of each video of a take that is not done yet; no video where it cannot be spoilt."""
     kinds = () if for_calibration else FAILURE_KINDS
     names = [f"{k}/clean", *(f"{k}/{kind}" for kind in kinds)]
@@ -168,11 +170,17 @@ def videos(generator: EpisodeGenerator, k: int, for_calibration: bool, done: set
         yield {**label, **corrupted.label}, episode, corrupted.video
 
 
-def run(generator: EpisodeGenerator, episodes: range, calibration_count: int, scorers: dict[str, Scorer], out: Path) -> None:
+def run(
+    generator: EpisodeGenerator, episodes: range, calibration_count: int, scorers: dict[str, Scorer], out: Path
+) -> None:
     """Append the lines that are missing; take k calibrates if k < calibrating."""
     finished = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
     limits = EvaLimits.from_embodiment(generator.robot)
-    with FreeSpace(generator.robot, clearance=0.0) as free_space, open(out, "a", encoding="utf-8") as file, torch.no_grad():
+    with (
+        FreeSpace(generator.robot, clearance=0.0) as free_space,
+        open(out, "a", encoding="utf-8") as file,
+        torch.no_grad(),
+    ):
         execution = Execution(generator.robot, free_space)
         for k in episodes:
             for label, episode, video in videos(generator, k, k < calibration_count, finished):

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from jidm import Embodiment
-from jidm.adapters.server import Client, pack
+from jidm.serving import Client, pack
 
 SIDE, RATE = 128, 12.5
 
@@ -219,7 +219,10 @@ if __name__ == "__main__":
             thread.start()
         for thread in many:
             thread.join()
-        report["16 clients [ms]"], report["their errors"] = percentiles(many), [e for thread in many for e in thread.errors]
+        report["16 clients [ms]"], report["their errors"] = (
+            percentiles(many),
+            [e for thread in many for e in thread.errors],
+        )
         report["memory in the end [MiB]"] = round(memory(server.pid))
         report["up"] = urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").read() == b"OK\n"
     finally:

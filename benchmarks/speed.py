@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from jidm import AnalyticField, Embodiment
+from jidm.estimation.gauss_newton import gauss_newton_step
+from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.robot.kinematics import Kinematics
 from jidm.sim import Scene, smooth_motion
-from jidm.solve.least_squares import normal_equations, solve_normal_equations
-from jidm.solve.relinearise import gauss_newton_step
 
 WIDTH, HEIGHT = 320, 240
 BATCH = 32
@@ -205,7 +205,7 @@ def kinematics(runs: int) -> dict[str, object]:
 def _urdf_without_meshes(robot: Embodiment) -> str:
     from dataclasses import replace
 
-    from jidm.robot.urdf import write_urdf
+    from jidm.robot.urdf.reader import write_urdf
 
     links = tuple(replace(link, visuals=(), collisions=()) for link in robot.model.links)
     return write_urdf(replace(robot.model, links=links))

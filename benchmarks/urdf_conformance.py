@@ -19,10 +19,10 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from urdf_oracle import PinocchioModel, disagreements  # noqa: E402
 
+from jidm.atomic_io import atomic_write  # noqa: E402
 from jidm.errors import UrdfError  # noqa: E402
-from jidm.files import atomic_write  # noqa: E402
-from jidm.robot.resources import package_roots  # noqa: E402
-from jidm.robot.urdf import read_urdf  # noqa: E402
+from jidm.robot.mesh_resolver import package_roots  # noqa: E402
+from jidm.robot.urdf.reader import read_urdf  # noqa: E402
 
 PACKAGES = ("example_robot_data", "pybullet_data")
 

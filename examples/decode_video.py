@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jidm import Embodiment, JacobianIDM, write_video
-from jidm.view import plot_motion
+from jidm.visualization import plot_motion
 
 
 def render(robot: Embodiment, frames: int, fps: float, path: Path) -> np.ndarray:

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from jidm.atomic_io import atomic_write, remove_stale_temporaries
 from jidm.errors import CheckpointError, did_you_mean
-from jidm.files import remove_stale_temporaries, atomic_write
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT, VERSION = "jidm-checkpoint", 1
@@ -79,7 +79,9 @@ class Checkpoint:
         wanted = model.state_dict()
         missing, unknown = sorted(set(wanted) - set(self.tensors)), sorted(set(self.tensors) - set(wanted))
         if missing or unknown:
-            parts = [f"lacks {_abbreviate(missing)}"] * bool(missing) + [f"has unknown {_abbreviate(unknown)}"] * bool(unknown)
+            parts = [f"lacks {_abbreviate(missing)}"] * bool(missing) + [f"has unknown {_abbreviate(unknown)}"] * bool(
+                unknown
+            )
             raise CheckpointError(
                 f"{self.source}: the {self.kind} {' and '.join(parts)}; it was saved by another version, train it again"
             )
@@ -338,7 +340,9 @@ def _difference(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, after = list(trained.get("joint_names", [])), list(now["joint_names"])
     removed, added = [x for x in before if x not in after], [x for x in after if x not in before]
     if removed or added:
-        parts = [f"joints removed: {_abbreviate(removed)}"] * bool(removed) + [f"joints added: {_abbreviate(added)}"] * bool(added)
+        parts = [f"joints removed: {_abbreviate(removed)}"] * bool(removed) + [
+            f"joints added: {_abbreviate(added)}"
+        ] * bool(added)
         return "; ".join(parts)
     if before != after:
         moved = [x for x, y in zip(before, after) if x != y]
@@ -347,7 +351,9 @@ def _difference(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for key, word in (("joint_types", "type"), ("lower", "lower limit"), ("upper", "upper limit")):
         pairs = zip(before, trained.get(key, []), now[key])
         changed += [
-            f"{word} of {joint} {_format_value(old)} -> {_format_value(new)}" for joint, old, new in pairs if not _same(old, new)
+            f"{word} of {joint} {_format_value(old)} -> {_format_value(new)}"
+            for joint, old, new in pairs
+            if not _same(old, new)
         ]
     if changed:
         return _abbreviate(changed, separator=", ")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jidm.robot.build import from_model
+from jidm.robot.composition import compose, rigid_transform
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
-from jidm.robot.mount import compose, rigid_transform
-from jidm.robot.urdf import parse_urdf
+from jidm.robot.factory import from_model
+from jidm.robot.urdf.reader import parse_urdf
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 FINGER = "left_finger"

@@ -1,4 +1,4 @@
-"""LeRobot data sets made and read with plain pyarrow and PyAV, from the public layout, without anything of jidm.data.
+"""LeRobot data sets made and read with plain pyarrow and PyAV, from the public layout, without anything of jidm.datasets.
 
 The makers write what LeRobot's own recorders write: several episodes in one table and one video (v3.0), one file per
 episode (v2.1, v2.0). The reader is the oracle for what jidm writes.

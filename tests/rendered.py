@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jidm import Camera, Embodiment
-from jidm.motion.flow import Flow
+from jidm.flow import Flow
 from jidm.sim import Appearance, Scene, exact_flow, smooth_motion
 
 WIDTH, HEIGHT, FPS = 160, 120, 16.0

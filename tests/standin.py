@@ -12,7 +12,7 @@ import torch
 from recorded import FakeDataset, FakeEpisode
 from torch import Tensor, nn
 
-from jidm.learn.batch import JointStats, PairBatch
+from jidm.training.data.batch import JointStats, PairBatch
 
 KIND = {"stand_in": ("standin", "StandIn")}
 

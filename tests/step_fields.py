@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jidm.field.learned import Features, LearnedField, LearnedFieldConfig
-from jidm.field.learned.blocks import luma
-from jidm.field.learned.config import FLOW_STRIDE, STRIDE
-from jidm.field.learned.matching import CorrelationHead
+from jidm.fields.free import Features, LearnedField, LearnedFieldConfig
+from jidm.fields.free.blocks import luma
+from jidm.fields.free.config import FLOW_STRIDE, STRIDE
+from jidm.fields.free.correlation import CorrelationHead
 
 SIDE = 64
 GRID, FLOW_GRID = SIDE // STRIDE, SIDE // FLOW_STRIDE
@@ -22,7 +22,12 @@ FINGER = ("hinge1", "hinge2")
 
 
 def config(
-    joints: Sequence[str] = FINGER, *, height: int = SIDE, width: int = SIDE, delta_std: float = 0.05, **overrides: object
+    joints: Sequence[str] = FINGER,
+    *,
+    height: int = SIDE,
+    width: int = SIDE,
+    delta_std: float = 0.05,
+    **overrides: object,
 ) -> LearnedFieldConfig:
     """Of a tiny network for revolute joints that turn up to 1.2 rad."""
     n = len(joints)
@@ -205,7 +210,9 @@ class ExactStepField:
         q = features.half[:, : self.n, 0, 0]
         return q + self.pose_bias.to(q), torch.full_like(q, self.pose_std)
 
-    def regress_step(self, first: Features, second: Features, flows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def regress_step(
+        self, first: Features, second: Features, flows: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         mean, std = self.regressed_step
         return mean.expand(len(first.gray), -1), std.expand(len(first.gray), -1)
 

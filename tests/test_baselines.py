@@ -12,17 +12,17 @@ import pytest
 import torch
 from toy_arm import JOINTS, SIDE, STATS, TYPES, arm_batch
 
+from jidm.baselines import Baseline
+from jidm.baselines.base import BidirectionalFlow
+from jidm.baselines.eva import EvaIDM, SpatialSoftmax
+from jidm.baselines.flow_source import FlowBaseline, estimate_bidirectional_flow
+from jidm.baselines.resnet import make_trunk
+from jidm.baselines.vera import VeraField
 from jidm.errors import CheckpointError, InputError, MissingExtraError
-from jidm.learn.baselines import Baseline
-from jidm.learn.baselines.base import BidirectionalFlow
-from jidm.learn.baselines.eva import EvaIDM, SpatialSoftmax
-from jidm.learn.baselines.flow_source import FlowBaseline, estimate_bidirectional_flow
-from jidm.learn.baselines.resnet import make_trunk
-from jidm.learn.baselines.vera import VeraField
-from jidm.learn.batch import PairBatch
-from jidm.learn.zoo import KINDS, build_model, model_class
-from jidm.motion.fit import Letterbox
-from jidm.motion.flow.choose import CallableFlow
+from jidm.flow.factory import CallableFlow
+from jidm.model_registry import KINDS, build_model, model_class
+from jidm.training.data.batch import PairBatch
+from jidm.video.letterbox import Letterbox
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "direct": ("direct", {}),
@@ -319,7 +319,7 @@ def test_estimated_flow_is_in_px_of_the_models_picture() -> None:
 
 
 def _dis() -> Any:
-    from jidm.motion.flow import as_flow_estimator
+    from jidm.flow import as_flow_estimator
 
     return as_flow_estimator("dis")
 

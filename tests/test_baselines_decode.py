@@ -12,12 +12,12 @@ from test_baselines import VARIANTS, every_variant, make
 from toy_arm import JOINTS, SIDE, arm_video
 
 from jidm import Embodiment, JointMotion
+from jidm.baselines import BaselineIDM, DirectIDM, EvaIDM
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import CheckpointError, InputError, VideoError
-from jidm.learn.baselines import BaselineIDM, DirectIDM, EvaIDM
-from jidm.learn.zoo import load_idm
-from jidm.motion.flow.choose import CallableFlow
-from jidm.motion.video import Video, read_video, write_video
+from jidm.flow.factory import CallableFlow
+from jidm.model_registry import load_idm
+from jidm.video.io import Video, read_video, write_video
 
 FPS = 16.0
 VIDEO, Q = arm_video(7)

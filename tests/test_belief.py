@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jidm.solve.belief import KalmanState, Gaussian, rts_smooth
+from jidm.estimation.kalman import Gaussian, KalmanState, rts_smooth
 
 DT, PERSISTENCE, N = 1 / 16, 0.4, 2
 OPEN = 1e9
@@ -46,7 +46,9 @@ def test_filtering_is_conditioning_on_everything_so_far_and_looking_back_on_all_
     T, speed = 7, torch.tensor([0.7, 0.2]).double()
     q0, start = torch.tensor([0.3, -0.1]).double(), spd(generator, scale=sure)
     correlation = torch.tensor([[1.0, together], [together, 1.0]]).double()
-    belief = KalmanState.initialize(q0, start, speed, correlation) if together else KalmanState.initialize(q0, start, speed)
+    belief = (
+        KalmanState.initialize(q0, start, speed, correlation) if together else KalmanState.initialize(q0, start, speed)
+    )
     kept = math.exp(-DT / PERSISTENCE)
     # Unknowns: q_0, v_0 .. v_T (n each); q_t = q_0 + DT sum of v_1 .. v_t.
     one = torch.eye(N).double()
@@ -93,13 +95,17 @@ def test_filtering_is_conditioning_on_everything_so_far_and_looking_back_on_all_
 
 
 def test_looking_back_from_a_first_pose_that_is_exactly_known_leaves_it_there() -> None:
-    belief = KalmanState.initialize(torch.tensor([0.3, -0.1]).double(), torch.zeros(N, N).double(), torch.ones(N).double())
+    belief = KalmanState.initialize(
+        torch.tensor([0.3, -0.1]).double(), torch.zeros(N, N).double(), torch.ones(N).double()
+    )
     expected, known, passed = [], [belief.gaussian], []
     for _ in range(5):
         passed.append(belief.transition(DT, PERSISTENCE))
         belief = belief.predict(DT, PERSISTENCE)
         expected.append(belief.gaussian)
-        belief = belief.update_step(Gaussian(torch.tensor([0.01, 0.02]).double(), 1e-6 * torch.eye(N).double()), DT, OPEN)
+        belief = belief.update_step(
+            Gaussian(torch.tensor([0.01, 0.02]).double(), 1e-6 * torch.eye(N).double()), DT, OPEN
+        )
         known.append(belief.gaussian)
     states = rts_smooth(expected, known, passed)
     torch.testing.assert_close(states[0].mean[:N], torch.tensor([0.3, -0.1]).double(), rtol=0, atol=1e-9)
@@ -136,12 +142,16 @@ def test_a_joint_that_stays_still_is_soon_known_to() -> None:
 
 
 def test_steps_that_cannot_be_count_less_and_such_readings_not_at_all() -> None:
-    start = KalmanState.initialize(torch.zeros(N).double(), 1e-6 * torch.eye(N).double(), torch.full((N,), 0.1).double())
+    start = KalmanState.initialize(
+        torch.zeros(N).double(), 1e-6 * torch.eye(N).double(), torch.full((N,), 0.1).double()
+    )
     belief = start.predict(DT, PERSISTENCE)
     precise, poor = 1e-8 * torch.eye(N).double(), 1e-4 * torch.eye(N).double()
 
     def pull(off: float, noise: Tensor) -> float:
-        return float(belief.update_step(Gaussian(torch.tensor([off, 0.0]).double(), noise), DT, 3.0).step_marginal(DT).mean[0])
+        return float(
+            belief.update_step(Gaussian(torch.tensor([off, 0.0]).double(), noise), DT, 3.0).step_marginal(DT).mean[0]
+        )
 
     # A precise step is believed even if it is a surprise; a poor one must be one that could be.
     assert pull(0.01, precise) == pytest.approx(0.01, rel=1e-2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from jidm.solve.brightness import cell_equations, warp, gradients, reweight_by_motion, symmetric_flow
+from jidm.estimation.dense_photometric import cell_equations, gradients, reweight_by_motion, symmetric_flow, warp
 
 # ---- carrying back ---------------------------------------------------------------------------------------------------
 

@@ -19,9 +19,9 @@ from torch import nn
 
 import jidm.checkpoint as checkpoints
 from jidm import Embodiment
+from jidm.atomic_io import remove_stale_temporaries
 from jidm.checkpoint import CONFIG, WEIGHTS, embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError
-from jidm.files import remove_stale_temporaries
 
 
 def save(folder: Path, value: float = 1.0, **changed: Any) -> Path:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from jidm import cli
+from jidm.camera.model import Camera
 from jidm.cli import doctor, inputs
 from jidm.errors import CameraError, InputError, JidmError
-from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -318,8 +318,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_demo_leaves_numbers_and_pictures(demo: Path):
-    from jidm.joint_motion import JointMotion
-    from jidm.motion.video import read_video
+    from jidm.estimation.result import JointMotion
+    from jidm.video.io import read_video
 
     names = {
         "input.mp4",
@@ -348,7 +348,7 @@ def test_demo_leaves_numbers_and_pictures(demo: Path):
 
 
 def test_decode_of_the_same_file_gives_the_same_motion(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from jidm.joint_motion import JointMotion
+    from jidm.estimation.result import JointMotion
 
     camera = tmp_path / "camera.json"
     Embodiment.load("planar_finger_2").camera().save(camera)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from jidm import Embodiment, cli
-from jidm.motion.video import write_video
 from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
+from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 

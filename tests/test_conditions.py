@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from written_poses import PixelPoseModel, InMemoryDataset
+from written_poses import InMemoryDataset, PixelPoseModel
 
 from jidm.errors import InputError
 from jidm.evaluation import corruptions
-from jidm.learn.evaluate import EvalClip, HeldOut, evaluate
-from jidm.learn.exact_view import GroundTruthView, make_surface_field
+from jidm.evaluation.evaluate import EvalClip, HeldOut, evaluate
+from jidm.evaluation.ground_truth import GroundTruthView, make_surface_field
 from jidm.robot.embodiment import Embodiment
 
 NAMES = ("joint_1", "joint_2")

@@ -15,7 +15,7 @@ import torch
 from test_decoder import RATE, REACH, ROBOT, _joined, _Written, decoder, idm, picture
 from test_decoder_spline import _exceeded
 
-from jidm.adapters.decoder import MODES, ActionDecoder, AsyncController, Commands, MotionLimits
+from jidm.control import MODES, ActionDecoder, AsyncController, Commands, MotionLimits
 from jidm.errors import InputError
 
 K, EACH = 4, 4  # frames of a dream, commands of a frame
@@ -28,9 +28,9 @@ def pose(frame: torch.Tensor) -> np.ndarray:
 def reference(frames: float | np.ndarray) -> np.ndarray:
     """Where the robot should be after so many frames."""
     t = np.asarray(frames)[..., None] / RATE
-    waves = 0.5 * ROBOT.exploration_range * np.sin(2 * np.pi * 0.15 * t + np.arange(ROBOT.n)) - 0.5 * ROBOT.exploration_range * np.sin(
-        np.arange(ROBOT.n)
-    )
+    waves = 0.5 * ROBOT.exploration_range * np.sin(
+        2 * np.pi * 0.15 * t + np.arange(ROBOT.n)
+    ) - 0.5 * ROBOT.exploration_range * np.sin(np.arange(ROBOT.n))
     return ROBOT.home + np.where(ROBOT.gripper_mask, 0.0, waves)
 
 
@@ -110,7 +110,9 @@ NEVER = 10**9  # periods until a comparison is there
 def run(mode: str, chunks: int = 40, *, carry: Any = forward, compare: int = 3) -> tuple[float, int, np.ndarray]:
     """Mean distance from the reference at the end of each chunk [rad], control periods needed, everything commanded."""
     late, soon, dreamer, robot = Later(K * EACH), Later(compare), Dreamer(), Robot()
-    controller = AsyncController(dreamer, drifting(), mode=mode, forward_model=carry, planning_executor=late, comparison_executor=soon)
+    controller = AsyncController(
+        dreamer, drifting(), mode=mode, forward_model=carry, planning_executor=late, comparison_executor=soon
+    )
     controller.reset(picture(robot.q), robot.q)
     errors, sent, moving, periods = [], [], 0, 0
     while len(errors) < chunks:
@@ -182,7 +184,9 @@ WRONG = {
 def test_a_planner_that_fails_leads_to_hold_and_is_asked_again(mode: str, how: str) -> None:
     breaks, words = WRONG[how]
     late, robot = Later(3), Robot()
-    controller = AsyncController(Broken(breaks, range(4, 7)), decoder(), mode=mode, forward_model=forward, planning_executor=late)
+    controller = AsyncController(
+        Broken(breaks, range(4, 7)), decoder(), mode=mode, forward_model=forward, planning_executor=late
+    )
     controller.reset(picture(robot.q), robot.q)
     commands = []
     for _ in range(250):
@@ -230,7 +234,9 @@ def test_it_plans_in_a_thread_of_its_own_and_reports_where_time_goes() -> None:
 
 def test_without_measurements_commands_are_believed() -> None:
     late = Later(1)
-    controller = AsyncController(Dreamer(), decoder(action_space="joint_position"), forward_model=forward, planning_executor=late)
+    controller = AsyncController(
+        Dreamer(), decoder(action_space="joint_position"), forward_model=forward, planning_executor=late
+    )
     controller.reset(picture(ROBOT.home), ROBOT.home)
     commands = []
     for _ in range(100):

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import material
-from lerobot_files import CAMERA, EpisodeArrays, encode, make_v2, make_v30, make_episode
+from lerobot_files import CAMERA, EpisodeArrays, encode, make_episode, make_v2, make_v30
 
 from jidm import Embodiment
 from jidm.cli import main
-from jidm.data import validate_dataset, open_dataset
-from jidm.data.survey import sample_camera, summarize_dataset
+from jidm.datasets import open_dataset, validate_dataset
+from jidm.datasets.summary import sample_camera, summarize_dataset
 from jidm.errors import DatasetError
 
 TABLE, VIDEO = "data/chunk-000/episode_000003.parquet", f"videos/chunk-000/{CAMERA}/episode_000003.mp4"
@@ -176,10 +176,14 @@ def test_joints_and_limits_are_held_against_the_robot(tmp_path: Path, finger: Em
     assert validate_dataset(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
     (wrong,) = validate_dataset(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
     assert f"'{names[-1]}' stands where '{names[0]}' should" in wrong.message
-    (wrong,) = validate_dataset(of_robot(tmp_path / "dof", names, inside), embodiment=Embodiment.load("planar_finger_2"))
+    (wrong,) = validate_dataset(
+        of_robot(tmp_path / "dof", names, inside), embodiment=Embodiment.load("planar_finger_2")
+    )
     assert wrong.message == "has 3 joints, 'planar_finger_2' has 2"
     degrees = validate_dataset(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)
-    assert degrees and all("the limits are" in p.message and "convert the recording to rad" in p.remedy for p in degrees)
+    assert degrees and all(
+        "the limits are" in p.message and "convert the recording to rad" in p.remedy for p in degrees
+    )
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -190,7 +194,9 @@ def test_figures_of_a_known_motion(tmp_path: Path) -> None:
     length = 41
     state = np.stack([np.linspace(-1, 1, length), np.full(length, 0.2), np.arange(length) % 2], 1)
     episode = make_episode(0, length)
-    figures = summarize_dataset(open_dataset(make_v2(tmp_path, {0: EpisodeArrays(episode.frames, state, episode.action)})))
+    figures = summarize_dataset(
+        open_dataset(make_v2(tmp_path, {0: EpisodeArrays(episode.frames, state, episode.action)}))
+    )
     a, b, c = figures.joints
     assert (a.coverage, b.coverage, c.coverage) == (1.0, 0.05, 0.1)
     assert (a.low, a.high) == (-1, 1) and a.mean == pytest.approx(0) and a.histogram.sum() == length

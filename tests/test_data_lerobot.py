@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lerobot_files import CAMERA, bar_width, measured_bar_width, read_reference, make_episode
+from lerobot_files import CAMERA, bar_width, make_episode, measured_bar_width, read_reference
 from test_data_write import EXTRAS, RECIPE, TOP, arrays, length_of, write
 
-from jidm.data import validate_dataset, open_dataset
+from jidm.datasets import open_dataset, validate_dataset
 
 pytestmark = pytest.mark.slow  # loading the package alone takes seconds
 

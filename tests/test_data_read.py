@@ -13,9 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import material
-from lerobot_files import CAMERA, EpisodeArrays, bar_width, measured_bar_width, encode, info, make_v2, make_v30, make_episode
+from lerobot_files import (
+    CAMERA,
+    EpisodeArrays,
+    bar_width,
+    encode,
+    info,
+    make_episode,
+    make_v2,
+    make_v30,
+    measured_bar_width,
+)
 
-from jidm.data import RecordedDataset, validate_dataset, open_dataset
+from jidm.datasets import RecordedDataset, open_dataset, validate_dataset
 from jidm.errors import DatasetError
 
 LENGTHS = {0: 9, 1: 14, 2: 5, 3: 11, 4: 7}
@@ -104,7 +114,9 @@ def test_threads_of_the_decoder_change_nothing(tmp_path: Path, truth: dict[int, 
         (["a", "a", "b"], ("joint_0", "joint_1", "joint_2")),
     ],
 )
-def test_every_spelling_of_joint_names(tmp_path: Path, truth: dict[int, EpisodeArrays], names: Any, expected: Any) -> None:
+def test_every_spelling_of_joint_names(
+    tmp_path: Path, truth: dict[int, EpisodeArrays], names: Any, expected: Any
+) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     change(root, lambda facts: facts["features"]["observation.state"].update(names=names))
     assert open_dataset(root).joint_names == expected
@@ -188,7 +200,7 @@ def test_grids_under_a_column_type_of_their_own(tmp_path: Path, truth: dict[int,
 def test_columns_of_a_shared_file_in_any_order(
     tmp_path: Path, truth: dict[int, EpisodeArrays], row_groups: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import jidm.data.table as module
+    import jidm.datasets.table as module
 
     dataset = open_dataset(make_v30(tmp_path, truth, per_file=3, row_groups=row_groups))
     reads, real = [], module._read_table

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from lerobot_files import bar_width, measured_bar_width, read_reference, make_episode
+from lerobot_files import bar_width, make_episode, measured_bar_width, read_reference
 
-from jidm.data import DatasetWriter, Feature, validate_dataset, open_dataset
-from jidm.data.stage import StagingFolder
+from jidm.datasets import DatasetWriter, Feature, open_dataset, validate_dataset
+from jidm.datasets.staging import StagingFolder
 from jidm.errors import DatasetError
 
 TOP, DEPTH, LINKS, POSE = (
@@ -155,7 +155,7 @@ def test_info_and_statistics_are_those_of_the_arrays(written: Path, version: str
 
 def test_statistics_of_pictures_are_those_of_their_pixels() -> None:
     """Found from counts of grey levels, without a copy of the pictures as numbers: 100 of VGA size would be 0.7 GB."""
-    from jidm.data.stats import image_stats
+    from jidm.datasets.stats import image_stats
 
     rng = np.random.default_rng(0)
     pictures = rng.integers((3, 0, 40), (200, 256, 41), (150, 10, 12, 3), dtype=np.uint8)
@@ -202,7 +202,7 @@ def test_video_times_are_exact_at_odd_rates(tmp_path: Path) -> None:
 
 def test_a_film_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     """Many times, with memory in ever other states: x264 as it comes gives other bytes in one of 5 to 100 encodings."""
-    from jidm.data.film import encode
+    from jidm.datasets.video_file import encode
 
     chance, frames = random.Random(0), make_episode(0, 5).frames
     held: list[np.ndarray] = []
@@ -322,7 +322,9 @@ def assert_all_whole(root: Path) -> None:
             assert sum(1 for _ in container.decode(video=0)) == length_of(index)
     if (root / "meta" / "info.json").is_file():
         # Between two files of meta/ the totals may be those of the last time; an episode is never broken.
-        assert [str(p) for p in validate_dataset(root) if p.episode is not None or "info.json says" not in p.message] == []
+        assert [
+            str(p) for p in validate_dataset(root) if p.episode is not None or "info.json says" not in p.message
+        ] == []
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -341,7 +343,7 @@ def test_death_before_any_file_appears_leaves_the_episode_absent(
     tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same law without luck: the process dies before its k-th encoding, table or renaming."""
-    import jidm.data.write as module
+    import jidm.datasets.writer as module
 
     steps: list[str] = []
 

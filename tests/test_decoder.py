@@ -11,7 +11,7 @@ import torch
 from test_decoder_spline import _exceeded
 
 from jidm import Embodiment, JacobianIDM
-from jidm.adapters.decoder import ActionDecoder, Commands, MotionLimits
+from jidm.control import ActionDecoder, Commands, MotionLimits
 from jidm.errors import InputError, VideoError
 
 RATE = 12.5

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jidm import Embodiment
-from jidm.adapters.decoder import LimitedSpline, MotionLimits
+from jidm.control import LimitedSpline, MotionLimits
 from jidm.errors import InputError
 
 KNOT, FINE = 0.02, 10

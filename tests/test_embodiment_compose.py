@@ -11,9 +11,9 @@ from aloha_scene import aloha_embodiment
 from conftest import material
 
 from jidm.errors import EmbodimentError, UrdfError
+from jidm.robot.composition import rigid_transform
 from jidm.robot.embodiment import Embodiment, compose
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.mount import rigid_transform
 
 
 def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,7 +27,10 @@ def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
 def test_each_part_moves_as_it_does_alone() -> None:
     """T_base_part @ (pose of the link in the part alone) = pose of the link in the whole, mimics included."""
     arm, finger = Embodiment.load("piper"), Embodiment.load("planar_finger_3")
-    T_left, T_right = rigid_transform((0.1, 0.4, 0.02), (0.3, -0.2, 1.0)), rigid_transform((-0.3, 0.0, 0.5), (0.0, 3.0, -2.0))
+    T_left, T_right = (
+        rigid_transform((0.1, 0.4, 0.02), (0.3, -0.2, 1.0)),
+        rigid_transform((-0.3, 0.0, 0.5), (0.0, 3.0, -2.0)),
+    )
     whole = compose("pair", left=(arm, T_left), right=(finger, T_right))
     assert whole.n == arm.n + finger.n and whole.name == "pair" and whole.base_link == "base"
     rng = np.random.default_rng(0)
@@ -252,7 +255,7 @@ def test_aloha_arms_agree_with_pinocchio() -> None:
 
 def test_aloha_camera_looks_straight_down() -> None:
     _, _, form = aloha_embodiment(material("aloha_sim"))
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
 
     camera = Camera.from_dict(form)
     uv, depth = camera.project(torch.tensor([[0.0, 0.6, 0.0], [0.1, 0.6, 0.0], [0.0, 0.7, 0.0]], dtype=torch.float64))

@@ -10,25 +10,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from written_poses import PixelPoseModel, InMemoryDataset
+from written_poses import InMemoryDataset, PixelPoseModel
 
+from jidm.baselines.idm import BaselineIDM
+from jidm.camera.model import Camera
 from jidm.cli import main
 from jidm.errors import DatasetError, InputError
-from jidm.field.analytic import AnalyticField
-from jidm.idm import JacobianIDM
-from jidm.joint_motion import JointMotion
+from jidm.estimation.result import JointMotion
 from jidm.evaluation import metrics
-from jidm.learn.baselines.idm import BaselineIDM
-from jidm.learn.batch import JointStats
-from jidm.learn.evaluate import HeldOut, EvalConfig, evaluate, input_size
-from jidm.learn.exact_view import GroundTruthView, letterbox_camera, make_surface_field
-from jidm.learn.field_probe import FieldPrediction, predict_field
-from jidm.learn.scores import compare_models, summarize, summary_table
-from jidm.learn.zoo import model_class
-from jidm.motion.fit import Letterbox
-from jidm.robot.camera import Camera
+from jidm.evaluation.evaluate import EvalConfig, HeldOut, evaluate, input_size
+from jidm.evaluation.field_metrics import FieldPrediction, predict_field
+from jidm.evaluation.ground_truth import GroundTruthView, letterbox_camera, make_surface_field
+from jidm.evaluation.summary import compare_models, summarize, summary_table
+from jidm.fields.analytic import AnalyticField
+from jidm.idm import JacobianIDM
+from jidm.model_registry import model_class
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.training.data.batch import JointStats
+from jidm.video.letterbox import Letterbox
 
 NAMES = ("joint_1", "joint_2")
 
@@ -196,7 +196,9 @@ def test_the_first_pose_is_told_or_kept_back(recording: InMemoryDataset):
 
 
 def test_a_change_of_the_pictures_reaches_the_model(recording: InMemoryDataset):
-    frozen = evaluate(PixelPoseModel(NAMES), HeldOut(recording), corruption=lambda video, clip: video[:1].expand_as(video))
+    frozen = evaluate(
+        PixelPoseModel(NAMES), HeldOut(recording), corruption=lambda video, clip: video[:1].expand_as(video)
+    )
     assert summarize(frozen)["nve"] == pytest.approx(1.0)
 
 
@@ -222,7 +224,9 @@ def seen(finger: Embodiment, camera: Camera) -> InMemoryDataset:
     for t in range(6):
         pose = field.at(torch.from_numpy(q[0][t]))
         surface = pose.surface()
-        p = field.kinematics.transform_points(field.kinematics.link_poses(pose.q), pose.surface_points.link, pose.surface_points.p_link)
+        p = field.kinematics.transform_points(
+            field.kinematics.link_poses(pose.q), pose.surface_points.link, pose.surface_points.p_link
+        )
         z = field.camera.transform(p)[:, 2]
         for k in torch.argsort(z, descending=True).tolist():
             u, v = surface.points[k].round().long().tolist()
@@ -356,15 +360,15 @@ def test_tip_error_of_a_drifting_reader(seen: InMemoryDataset, finger: Embodimen
 def shelf(monkeypatch: pytest.MonkeyPatch, seen: InMemoryDataset) -> dict[str, PixelPoseModel]:
     """Stand-ins behind the command line: one recording, and models by name."""
     import jidm.checkpoint
-    import jidm.data
-    import jidm.learn.zoo
+    import jidm.datasets
+    import jidm.model_registry
 
     models = {"good": PixelPoseModel(seen.joint_names, scale=0.9), "poor": PixelPoseModel(seen.joint_names, scale=0.5)}
     data = {"good": {"data_hash": "another"}, "poor": {"data_hash": seen.content_hash, "train_episodes": [0, 5]}}
     read = {name: SimpleNamespace(name=name, training={"data": data[name]}) for name in models}
-    monkeypatch.setattr(jidm.data, "open_dataset", lambda path: seen)
+    monkeypatch.setattr(jidm.datasets, "open_dataset", lambda path: seen)
     monkeypatch.setattr(jidm.checkpoint, "load_checkpoint", read.__getitem__)
-    monkeypatch.setattr(jidm.learn.zoo, "load_idm", lambda checkpoint: models[checkpoint.name])
+    monkeypatch.setattr(jidm.model_registry, "load_idm", lambda checkpoint: models[checkpoint.name])
     return models
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from jidm.camera.model import Camera
 from jidm.errors import InputError, UrdfError
-from jidm.field.analytic import AnalyticField
-from jidm.field.base import ContourField, FieldAtPose, JacobianField
-from jidm.robot.camera import Camera
-from jidm.robot.contour import feature_edges, sample_mesh_edges
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.base import ContourField, FieldAtPose, JacobianField
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.mesh_edges import feature_edges, sample_mesh_edges
 from jidm.robot.surface import shape_mesh
 
 # Mimic gripper on a slide, four fingers, two arms, the toy.
@@ -281,7 +281,9 @@ def test_the_jacobian_across_a_line_is_the_slope_of_its_points(name: str) -> Non
     edges, h = field.edges[index], 1e-5
     poses = field.kinematics.link_poses(q)
     ends = [
-        field.camera.project(field.kinematics.transform_points(poses, edges.link, edges.p_link + s * edges.tangent_link))[0]
+        field.camera.project(
+            field.kinematics.transform_points(poses, edges.link, edges.p_link + s * edges.tangent_link)
+        )[0]
         for s in (h, -h)
     ]
     assert (((ends[0] - ends[1]) / (2 * h)) * lines.normals).sum(-1).abs().max() < 1e-3
@@ -290,7 +292,7 @@ def test_the_jacobian_across_a_line_is_the_slope_of_its_points(name: str) -> Non
 def test_a_robot_without_edges_has_an_empty_contour(tmp_path) -> None:
     path = tmp_path / "bare.urdf"
     path.write_text('<robot name="bare"><link name="base"/></robot>')
-    from jidm.robot.urdf import read_urdf
+    from jidm.robot.urdf.reader import read_urdf
 
     assert len(sample_mesh_edges(read_urdf(path), 100)) == 0
 

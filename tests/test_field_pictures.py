@@ -11,9 +11,9 @@ import torch
 from written_poses import PixelPoseModel, encode_poses
 
 from jidm.errors import InputError
-from jidm.learn.field_probe import FieldPrediction
+from jidm.evaluation.field_metrics import FieldPrediction
 from jidm.visualization import field_pictures
-from jidm.view.field_pictures import field_sheet, plot_decoded, write_field_sheet
+from jidm.visualization.field_pictures import field_sheet, plot_decoded, write_field_sheet
 
 NAMES = ("slow", "fast")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow import SparseFlow, PointTrackFlow, as_flow_estimator, flow_between
+from jidm.flow import PointTrackFlow, SparseFlow, as_flow_estimator, flow_between
 
 H, W = 20, 30
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow import Flow, PrecomputedFlow, FlowSource, split_flow
+from jidm.flow import Flow, FlowSource, PrecomputedFlow, split_flow
 
 FRAMES = torch.rand(4, 3, 24, 48, generator=torch.Generator().manual_seed(0))
 

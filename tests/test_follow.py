@@ -10,10 +10,10 @@ import torch
 from step_fields import SIDE, ExactStepField, LinearMotion, TwoPivots, numbered_frames, random_images, untrained
 from torch import Tensor
 
-from jidm.motion.flow import Flow
-from jidm.solve.follow import LearnedTrackerOptions, LearnedTracker
-from jidm.solve.looks import JacobianPredictor
-from jidm.solve.track import JointLimits, TrackedStep
+from jidm.estimation.analytic_tracker import JointLimits, TrackedStep
+from jidm.estimation.learned_tracker import LearnedTracker, LearnedTrackerOptions
+from jidm.estimation.refinement import JacobianPredictor
+from jidm.flow import Flow
 
 DT = 1 / 16
 MATCHING = LearnedTrackerOptions(refinement_stages=())
@@ -24,7 +24,7 @@ ALONE = replace(MATCHING, anchor=False)
 @pytest.fixture(autouse=True)
 def no_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold every step back a little; how much, the tests of the step say."""
-    monkeypatch.setattr("jidm.solve.learned_step.RIDGE", 1e-12)
+    monkeypatch.setattr("jidm.estimation.factors.learned.RIDGE", 1e-12)
 
 
 def limits(upper: float = 1.2, velocity: float = 100.0, dtype: torch.dtype = torch.float64) -> JointLimits:
@@ -190,7 +190,9 @@ def test_given_flow_moves_the_pose() -> None:
     follower = LearnedTracker(field, limits(), ALONE)
     follower.start(numbered_frames(film())[0], torch.zeros(2).double())
     wanted = torch.tensor([0.03, -0.02]).double()
-    flow = torch.einsum("cn,n->c", field.motion_model.constant_jacobian[..., 0, 0], wanted)[:, None, None].expand(2, SIDE, SIDE)
+    flow = torch.einsum("cn,n->c", field.motion_model.constant_jacobian[..., 0, 0], wanted)[:, None, None].expand(
+        2, SIDE, SIDE
+    )
     step = follower.step(numbered_frames(film())[1], DT, Flow(flow, torch.ones(SIDE, SIDE).double()))
     torch.testing.assert_close(step.delta_q, wanted, rtol=1e-3, atol=1e-6)
     nothing = follower.step(numbered_frames(film())[2], DT, Flow(0 * flow, torch.zeros(SIDE, SIDE).double()))
@@ -228,7 +230,9 @@ def test_looking_back_holds_what_was_not_seen() -> None:
     follower.start(numbered_frames(q)[0], q[0])
     steps = [follower.skip(DT) if k in (1, 4) else follower.step(numbered_frames(q)[k], DT) for k in range(1, 8)]
     later = follower.smooth(steps)
-    assert [s.valid for s in later] == [s.valid for s in steps] and [s.accepted for s in later] == [s.accepted for s in steps]
+    assert [s.valid for s in later] == [s.valid for s in steps] and [s.accepted for s in later] == [
+        s.accepted for s in steps
+    ]
     assert torch.equal(later[0].position, q[0]) and torch.equal(later[3].position, later[2].position)
     assert not later[0].delta_q.any() and not later[3].delta_q.any() and not later[4].delta_q.any()
     torch.testing.assert_close(positions(later)[-1], q[-1], rtol=0, atol=0.02)

@@ -8,8 +8,8 @@ import torch
 
 from jidm import Embodiment, JacobianIDM
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.field.forward import warp_frame
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.warp import warp_frame
 
 pytest.importorskip("pybullet", reason="renders: extra sim")
 
@@ -52,7 +52,9 @@ def test_a_learned_field_shows_what_comes() -> None:
     from jidm.sim.babble import BabbleConfig, Recorder
 
     stage = Recorder(
-        BabbleConfig(embodiment="panda", episodes=1, frames=8, fps=16.0, seed=5, width=128, height=128, crop_fraction=0.15)
+        BabbleConfig(
+            embodiment="panda", episodes=1, frames=8, fps=16.0, seed=5, width=128, height=128, crop_fraction=0.15
+        )
     )
     q = stage.motion(3)
     with Scene(ROBOT, supersample=2) as world:

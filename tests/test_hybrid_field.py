@@ -10,15 +10,15 @@ from torch import Tensor
 
 from jidm import AnalyticField, Embodiment
 from jidm.errors import CheckpointError
-from jidm.field.base import ContourField, JacobianField, PosePredictor
-from jidm.field.hybrid import HybridField
-from jidm.field.learned import LearnedField
-from jidm.motion.fit import Letterbox
-from jidm.solve.align import AlignOptions
-from jidm.solve.belief import Gaussian
-from jidm.solve.first_pose import initialize_pose
-from jidm.solve.outline import ContourFactor
-from jidm.solve.track import JointLimits, AnalyticTracker, AnalyticTrackerOptions
+from jidm.estimation.alignment import AlignOptions
+from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits
+from jidm.estimation.factors.contour import ContourFactor
+from jidm.estimation.initialization import initialize_pose
+from jidm.estimation.kalman import Gaussian
+from jidm.fields.base import ContourField, JacobianField, PosePredictor
+from jidm.fields.free import LearnedField
+from jidm.fields.hybrid import HybridField
+from jidm.video.letterbox import Letterbox
 
 ROBOT = "planar_finger_2"
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM, JointMotion
 from jidm.errors import InputError, VideoError
-from jidm.motion.flow import Flow
-from jidm.motion.video import write_video
-from jidm.solve.track import AnalyticTrackerOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.flow import Flow
+from jidm.video.io import write_video
 
 BY_FLOW = AnalyticTrackerOptions(refine="none")
 
@@ -375,7 +375,7 @@ def test_streaming_holds_a_handful_of_frames(finger: Clip, idm: JacobianIDM, mon
                 most = max(most, sum(r() is not None for r in alive))
                 yield k / FPS, frame
 
-    monkeypatch.setattr("jidm.motion.video.open_video", lambda path, fps=None: Source())
+    monkeypatch.setattr("jidm.video.io.open_video", lambda path, fps=None: Source())
     motion = idm.decode("stream", q0=finger.q[0])
     assert motion.frames == 10
     assert len(alive) == 10

@@ -16,14 +16,14 @@ from torch import Tensor
 from jidm import Embodiment, JacobianIDM, JointMotion
 from jidm.checkpoint import embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError, InputError, VideoError
-from jidm.field.hybrid import HybridField
-from jidm.field.learned import LearnedField
-from jidm.learn.objective import TrainableField
-from jidm.motion.fit import Letterbox
-from jidm.motion.flow import Flow
-from jidm.motion.video import write_video
-from jidm.solve.follow import LearnedTrackerOptions
-from jidm.solve.track import AnalyticTrackerOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.learned_tracker import LearnedTrackerOptions
+from jidm.fields.free import LearnedField
+from jidm.fields.hybrid import HybridField
+from jidm.flow import Flow
+from jidm.training.losses import TrainableField
+from jidm.video.io import write_video
+from jidm.video.letterbox import Letterbox
 
 FPS = 16.0
 TRUSTING = LearnedTrackerOptions(max_unexplained=1.0)

@@ -14,7 +14,7 @@ import torch
 
 from jidm import JointMotion
 from jidm.errors import InputError
-from jidm.joint_motion import stack
+from jidm.estimation.result import stack
 
 
 def made(

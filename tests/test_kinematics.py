@@ -14,7 +14,7 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.urdf import parse_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, write_urdf
 
 NAMES = Embodiment.names()
 # One robot of every kind: mimic gripper on a slide, four fingers, two arms on one base, wheels of the toy.

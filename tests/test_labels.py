@@ -16,11 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lerobot_files import make_v30, read_reference, make_episode
+from lerobot_files import make_episode, make_v30, read_reference
 
 from jidm import Embodiment, JacobianIDM, write_video
-from jidm.adapters.labels import COVARIANCE, VALID, LabelOptions, average_windows, label_dataset, label_video, windows
-from jidm.data import DatasetWriter, Feature, open_dataset
+from jidm.control.action_labeling import (
+    COVARIANCE,
+    VALID,
+    LabelOptions,
+    average_windows,
+    label_dataset,
+    label_video,
+    windows,
+)
+from jidm.datasets import DatasetWriter, Feature, open_dataset
 from jidm.errors import DatasetError, InputError
 
 ROBOT = Embodiment.load("planar_finger_5")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jidm.errors import InputError
-from jidm.learn.augment import PRESETS, Augment, AugmentOptions, make_augmentation
-from jidm.learn.batch import PairBatch
+from jidm.training.data.augment import PRESETS, Augment, AugmentOptions, make_augmentation
+from jidm.training.data.batch import PairBatch
 
 
 def smooth_pictures(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from standin import KIND, blob_dataset
 
+from jidm import model_registry
 from jidm.checkpoint import load_checkpoint
 from jidm.cli import main
-from jidm.data import DatasetWriter
-from jidm import model_registry
-from jidm.learn.config import TrainConfig
+from jidm.datasets import DatasetWriter
+from jidm.training.config import TrainConfig
 
 pytest.importorskip("lightning")
 

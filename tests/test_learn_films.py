@@ -9,13 +9,13 @@ import torch
 from recorded import numbered_dataset
 from step_fields import ExactStepField, LinearMotion, config, numbered_frames, random_images
 
-from jidm.learn.estimated import EstimatedFlow
-from jidm.learn.films import Clip, iter_clips
-from jidm.learn.objective import TrainableField
-from jidm.learn.pairs import PairSource
-from jidm.learn.recording import load_frame_store
-from jidm.motion.flow import Flow
-from jidm.solve.follow import LearnedTrackerOptions, LearnedTracker, training_limits
+from jidm.estimation.learned_tracker import LearnedTracker, LearnedTrackerOptions, training_limits
+from jidm.flow import Flow
+from jidm.training.data.clips import Clip, iter_clips
+from jidm.training.data.flow_cache import EstimatedFlow
+from jidm.training.data.frame_store import load_frame_store
+from jidm.training.data.pairs import PairSource
+from jidm.training.losses import TrainableField
 
 
 def recorded(tmp_path: Path, lengths: dict[int, int]):

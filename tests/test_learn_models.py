@@ -14,10 +14,10 @@ from rendered import Clip, clip
 
 from jidm import Embodiment
 from jidm.errors import CheckpointError
-from jidm.learn.config import TrainConfig
-from jidm.learn.training import train
-from jidm.learn.zoo import KINDS, load_idm, load_model
-from jidm.view.training_pictures import draw_pairs
+from jidm.model_registry import KINDS, load_idm, load_model
+from jidm.training.config import TrainConfig
+from jidm.training.train import train
+from jidm.visualization.training_pictures import draw_pairs
 
 pytest.importorskip("lightning")
 

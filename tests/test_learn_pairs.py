@@ -12,17 +12,17 @@ from recorded import numbered_dataset, rendered_dataset
 from rendered import clip
 
 from jidm import Camera
+from jidm.datasets.episode_selection import select_episodes
 from jidm.errors import DatasetError, InputError
-from jidm.learn.batch import PairBatch
-from jidm.learn.episodes import select_episodes
-from jidm.learn.estimated import EstimatedFlow, estimate_flow, letterbox_flow
-from jidm.learn.pairs import PairSampler, PairSource
-from jidm.learn.recording import letterbox_geometry, load_frame_store
-from jidm.motion.fit import Letterbox, scaled_size
-from jidm.motion.flow import DisFlow, Flow
+from jidm.flow import DisFlow, Flow
 from jidm.robot.kinematics import Kinematics
 from jidm.sim import exact_flow
-from jidm.sim.truth import stays_visible
+from jidm.sim.ground_truth import stays_visible
+from jidm.training.data.batch import PairBatch
+from jidm.training.data.flow_cache import EstimatedFlow, estimate_flow, letterbox_flow
+from jidm.training.data.frame_store import letterbox_geometry, load_frame_store
+from jidm.training.data.pairs import PairSampler, PairSource
+from jidm.video.letterbox import Letterbox, scaled_size
 
 LENGTHS = {3: 9, 7: 5, 20: 12}
 
@@ -275,7 +275,11 @@ def test_detail_enlarges_the_pictures_and_nothing_else(rendered, tmp_path: Path)
 def test_reduced_pictures_are_those_the_model_makes_of_the_large_ones(rendered, tmp_path: Path) -> None:
     size = {"height": 48, "width": 64, "detail": 2, "cache": tmp_path}
     large, small = (load_frame_store(rendered[1], (4,), **size, downsampled=x) for x in (False, True))
-    assert (large.input_scale, small.input_scale) == (2, 1) and large.cache_key != small.cache_key and large.source_hash == small.source_hash
+    assert (
+        (large.input_scale, small.input_scale) == (2, 1)
+        and large.cache_key != small.cache_key
+        and large.source_hash == small.source_hash
+    )
     pooled = torch.nn.functional.avg_pool2d(large.frames.float(), 2)
     assert small.frames.dtype == torch.uint8 and (small.frames - pooled).abs().max() <= 0.5
     for a, b in ((large.state, small.state), (large.geometry.depth, small.geometry.depth)):
@@ -308,7 +312,9 @@ def test_a_pair_may_get_another_frames_background(rendered, tmp_path: Path) -> N
     assert torch.equal(own.q, got.q)
     # Flow measured in the pictures is that of their own backgrounds.
     flow = torch.zeros(len(recording), 1, 2, 2, 30, 40, dtype=torch.float16)
-    measured = PairSource(recording, estimated_flow=EstimatedFlow((1,), flow, torch.zeros_like(flow[:, :, :, 0]).byte()))
+    measured = PairSource(
+        recording, estimated_flow=EstimatedFlow((1,), flow, torch.zeros_like(flow[:, :, :, 0]).byte())
+    )
     assert torch.equal(measured.batch(replace(draw, backdrop=backdrop)).first, own.first)
 
 
@@ -377,7 +383,9 @@ def test_letterbox_keeps_places_and_mean() -> None:
     there = ((u + 0.5 - fit.left) / fit.scale_u - 0.5) / 95
     assert abs(float(out[0, 30, u]) - there) < 1e-3
     pixels = (torch.rand(2, 3, 48, 96) * 255).to(torch.uint8)
-    assert fit.apply_to_uint8(pixels).dtype == torch.uint8 and Letterbox(48, 96, 48, 96).apply_to_uint8(pixels) is pixels
+    assert (
+        fit.apply_to_uint8(pixels).dtype == torch.uint8 and Letterbox(48, 96, 48, 96).apply_to_uint8(pixels) is pixels
+    )
     assert scaled_size(480, 640, max_side=128, multiple=16) == (96, 128)
     assert scaled_size(96, 96, max_side=128, multiple=16) == (96, 96)
     assert scaled_size(192, 256, max_side=100, multiple=16) == (80, 96)
@@ -457,6 +465,8 @@ def test_measuring_both_ways_at_once_is_measuring_each() -> None:
     smooth = torch.nn.functional.avg_pool2d(torch.rand(2, 3, 44, 68, generator=torch.Generator().manual_seed(0)), 5, 1)
     first, second = smooth, smooth.roll(1, -1)
     second[1] = float("nan")
-    for both, single in zip(DisFlow().bidirectional(first, second), (DisFlow()(first, second), DisFlow()(second, first))):
+    for both, single in zip(
+        DisFlow().bidirectional(first, second), (DisFlow()(first, second), DisFlow()(second, first))
+    ):
         assert torch.equal(both.flow, single.flow) and torch.equal(both.weight, single.weight)
         assert both.weight[0].max() > 0 and both.weight[1].max() == 0

@@ -18,16 +18,15 @@ from rendered import clip
 from safetensors.torch import load_file
 from standin import KIND, StandIn, blob_dataset
 
-from jidm import Embodiment
+from jidm import Embodiment, model_registry
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import DatasetError, InputError, JidmError
-from jidm import model_registry
-from jidm.learn.batch import PairBatch
-from jidm.learn.config import TrainConfig
-from jidm.learn.films import Clip
-from jidm.learn.prepare import joint_order, prepare_training, split_episodes
-from jidm.learn.schedule import learning_rate
-from jidm.learn.training import train
+from jidm.training.config import TrainConfig
+from jidm.training.data.batch import PairBatch
+from jidm.training.data.clips import Clip
+from jidm.training.data.datamodule import joint_order, prepare_training, split_episodes
+from jidm.training.schedule import learning_rate
+from jidm.training.train import train
 
 pytest.importorskip("lightning")
 
@@ -122,7 +121,7 @@ def test_the_running_mean_is_what_is_saved(tmp_path: Path) -> None:
 
 
 def _stats(n: int):
-    from jidm.learn.batch import JointStats
+    from jidm.training.data.batch import JointStats
 
     return JointStats(*[(1.0,) * n] * 5)
 

@@ -11,9 +11,9 @@ import torch
 from step_fields import FINGER, SIDE, config, random_images, untrained
 
 from jidm.errors import CheckpointError, InputError
-from jidm.field.learned import LearnedField, LearnedFieldConfig
-from jidm.field.learned.blocks import Modulation, pixel_grid, spatial_softmax
-from jidm.field.learned.matching import CorrelationHead
+from jidm.fields.free import LearnedField, LearnedFieldConfig
+from jidm.fields.free.blocks import Modulation, pixel_grid, spatial_softmax
+from jidm.fields.free.correlation import CorrelationHead
 
 
 def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> CorrelationHead:
@@ -151,7 +151,10 @@ def flows_between(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.T
 def test_a_guess_flips_with_the_order_of_the_pictures() -> None:
     field = untrained()
     seen, flows = field.encode(random_images(6)), flows_between(3)
-    (step, std), (back, same) = (field.regress_step(seen[:3], seen[3:], flows), field.regress_step(seen[3:], seen[:3], flows[::-1]))
+    (step, std), (back, same) = (
+        field.regress_step(seen[:3], seen[3:], flows),
+        field.regress_step(seen[3:], seen[:3], flows[::-1]),
+    )
     torch.testing.assert_close(back, -step, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(same, std)
     one, _ = field.regress_step(seen[:3], seen[3:], flows[:1])

@@ -7,17 +7,40 @@ from functools import partial
 
 import pytest
 import torch
-from step_fields import GRID, SIDE, ZeroFlowHead, ExactStepField, LinearMotion, TwoPivots, numbered_frames, random_images, untrained
+from step_fields import (
+    GRID,
+    SIDE,
+    ExactStepField,
+    LinearMotion,
+    TwoPivots,
+    ZeroFlowHead,
+    numbered_frames,
+    random_images,
+    untrained,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-from jidm.field.learned import LearnedField
-from jidm.field.learned.blocks import luma, downsample
-from jidm.motion.flow import Flow
-from jidm.solve.belief import Gaussian
-from jidm.solve.brightness import symmetric_flow
-from jidm.solve.learned_step import StepEstimate, _with_photometric_residual, estimate_step, predict_steps, step_prior
-from jidm.solve.looks import REFINEMENT_STAGES, RefinementStage, Crop, FieldEvaluation, JacobianPredictor, measured_flow
+from jidm.estimation.dense_photometric import symmetric_flow
+from jidm.estimation.factors.learned import (
+    StepEstimate,
+    _with_photometric_residual,
+    estimate_step,
+    predict_steps,
+    step_prior,
+)
+from jidm.estimation.kalman import Gaussian
+from jidm.estimation.refinement import (
+    REFINEMENT_STAGES,
+    Crop,
+    FieldEvaluation,
+    JacobianPredictor,
+    RefinementStage,
+    measured_flow,
+)
+from jidm.fields.free import LearnedField
+from jidm.fields.free.blocks import downsample, luma
+from jidm.flow import Flow
 
 
 def likely(mean: Tensor, std: float = 10.0) -> Gaussian:
@@ -65,7 +88,7 @@ def errors_of_halved_steps(both_ways: bool) -> list[float]:
 
 
 def test_both_ways_together_err_by_the_third_power_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jidm.solve.learned_step.RIDGE", 1e-9)  # whose pull is of first order
+    monkeypatch.setattr("jidm.estimation.factors.learned.RIDGE", 1e-9)  # whose pull is of first order
     one, half, quarter = errors_of_halved_steps(True)
     assert 7 < one / half < 9 and 7 < half / quarter < 9
     alone = errors_of_halved_steps(False)
@@ -106,7 +129,9 @@ def test_brightness_finds_what_matching_does_not(detail: int) -> None:
     field, q = Rendered(detail), torch.stack([Q, Q + STEP])
     at = FieldEvaluation.of(field, field.encode(torch.stack([field.motion_model.render(one) for one in q])), q)
     left = _with_photometric_residual(nothing, at[:1], at[1:], Crop.around_robot(at.mask[:1]))
-    moved = (field.motion_model.flow(Q[None], Q[None] + STEP) * field.motion_model.robot_probability(Q[None])[:, None]).norm()
+    moved = (
+        field.motion_model.flow(Q[None], Q[None] + STEP) * field.motion_model.robot_probability(Q[None])[:, None]
+    ).norm()
     moved = moved / field.motion_model.robot_probability(Q[None]).sum().sqrt()
     assert float(left.explained_fraction) == 0 and 0.3 < float(left.residual / moved) < 1.2
 
@@ -117,7 +142,9 @@ def test_closer_looks_begin_where_the_one_before_ended_and_come_closer() -> None
     assert errors[1] < errors[0] and errors[3] < 0.5 * errors[1] and errors[-1] < 0.1 * errors[1]
     field = Rendered(2)
     for step, (look, back) in zip(found.steps, found.photometric_measurements, strict=False):
-        ahead, behind = (torch.einsum("cnhw,n->chw", field.motion_model.jacobian(x[None])[0], step[0]) for x in (Q, Q + STEP))
+        ahead, behind = (
+            torch.einsum("cnhw,n->chw", field.motion_model.jacobian(x[None])[0], step[0]) for x in (Q, Q + STEP)
+        )
         torch.testing.assert_close(look.flow, look.crop.apply(symmetric_flow(ahead[None], behind[None], 2)))
         torch.testing.assert_close(back.flow, back.crop.apply(symmetric_flow(-behind[None], -ahead[None], 2)))
 
@@ -127,8 +154,13 @@ def test_a_guess_follows_the_curved_path() -> None:
     field, errors = Rendered(), []
     for scale in (1.0, 0.5):
         step = scale * STEP
-        look = field.between(Q, Q + step, prior=likely(step[None])).photometric_measurements[0][0]  # begins with the true step
-        flow, shown = field.motion_model.flow(Q[None], Q[None] + step), field.motion_model.robot_probability(Q[None])[:, None]
+        look = field.between(Q, Q + step, prior=likely(step[None])).photometric_measurements[0][
+            0
+        ]  # begins with the true step
+        flow, shown = (
+            field.motion_model.flow(Q[None], Q[None] + step),
+            field.motion_model.robot_probability(Q[None])[:, None],
+        )
         flow, shown = look.crop.apply(flow), look.crop.apply(shown)
         straight = look.crop.apply(torch.einsum("cnhw,n->chw", field.motion_model.jacobian(Q[None])[0], step)) - flow
         errors.append(float(((look.flow - flow) * shown).norm()))
@@ -155,7 +187,10 @@ def test_seen_motion_is_that_of_the_robots_pixels(detail: int) -> None:
     found = field.between(Q, Q + STEP)
     off = field.between(Q, Q + STEP, prior=likely(0.9 * STEP[None]), closer=(RefinementStage(None, 0.05),))
     flow, shown = field.motion_model.flow(Q[None], Q[None] + STEP), field.motion_model.robot_probability(Q[None])
-    for look in (found.photometric_measurements[-1][0], off.photometric_measurements[-1][0]):  # the latter began off: brightness makes up for it
+    for look in (
+        found.photometric_measurements[-1][0],
+        off.photometric_measurements[-1][0],
+    ):  # the latter began off: brightness makes up for it
         told, weight = measured_flow(look, (GRID, GRID))
         on = shown[0] > 0.3
         assert weight[0][on].mean() > 0.2 and weight.max() <= 1
@@ -274,7 +309,9 @@ def test_what_is_known_before_is_how_far_and_which_joints_move_together() -> Non
 def test_a_field_that_does_not_look_closer_only_matches() -> None:
     field = untrained()
     image, q = random_images(2), torch.zeros(2, 2)
-    assert len(step_between(field, image[:1], image[1:], q[:1], q[1:]).photometric_measurements) == len(REFINEMENT_STAGES)
+    assert len(step_between(field, image[:1], image[1:], q[:1], q[1:]).photometric_measurements) == len(
+        REFINEMENT_STAGES
+    )
     field.use_refinement.fill_(False)
     matched = step_between(field, image[:1], image[1:], q[:1], q[1:])
     assert not matched.photometric_measurements
@@ -300,7 +337,9 @@ def test_given_flow_replaces_the_networks_own_looks() -> None:
     field = ExactStepField(LinearMotion())
     field.correlation.drift = 7.0  # what it would say itself is nonsense
     q, step = torch.zeros(2).double(), torch.tensor([0.02, 0.01]).double()
-    flow = torch.einsum("cn,n->c", field.motion_model.constant_jacobian[..., 0, 0], step)[None, :, None, None].expand(1, 2, SIDE, SIDE)
+    flow = torch.einsum("cn,n->c", field.motion_model.constant_jacobian[..., 0, 0], step)[None, :, None, None].expand(
+        1, 2, SIDE, SIDE
+    )
     found = known_step(field, q, q + step, flow=Flow(flow, torch.ones(1, SIDE, SIDE).double()))
     torch.testing.assert_close(found.solution.delta_q[0], step, rtol=1e-3, atol=1e-6)
     assert len(found.steps) == 1
@@ -434,7 +473,10 @@ def gradients_of_everything(field: LearnedField, flow: Flow | None = None, **hid
         at = FieldEvaluation(at.features, at.jacobian, at.mask + hide["logit"])
     found = estimate_step(field, at[:2], at[2:], flow)
     told = [x.flow.square().mean() + x.log_weight.exp().mean() for x in found.flow_measurements]
-    told += [x.sum() for x in field.regress_step(seen[:2], seen[2:], [(x.flow, x.log_weight) for x in found.flow_measurements])]
+    told += [
+        x.sum()
+        for x in field.regress_step(seen[:2], seen[2:], [(x.flow, x.log_weight) for x in found.flow_measurements])
+    ]
     torch.stack(
         [*told, *(s.square().sum() for s in found.steps), value.sum(), spread.sum(), at.mask.sigmoid().mean()]
     ).sum().backward()

@@ -11,8 +11,8 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.solve.bounded import solve_box_qp
-from jidm.solve.least_squares import (
+from jidm.estimation.box_qp import solve_box_qp
+from jidm.estimation.solver import (
     Prior,
     Solution,
     Status,

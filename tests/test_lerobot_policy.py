@@ -8,8 +8,8 @@ import torch
 from test_controller import K, pose
 from test_decoder import ROBOT, decoder, picture
 
-from jidm.adapters.lerobot_policy import PlannerPolicy
 from jidm.errors import InputError
+from jidm.serving.lerobot_policy import PlannerPolicy
 
 
 def drifts(frame: torch.Tensor) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
 from jidm.evaluation import metrics
+from jidm.fields.analytic import AnalyticField
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 

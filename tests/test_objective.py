@@ -13,14 +13,19 @@ from torch import Tensor
 
 from jidm import Embodiment
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.field.learned.blocks import downsample
+from jidm.estimation.factors.learned import StepEstimate, estimate_step, step_prior
+from jidm.estimation.refinement import FieldEvaluation, FlowMeasurement
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.free.blocks import downsample
+from jidm.robot.kinematics import Kinematics
 from jidm.training import uncertainty_calibration
-from jidm.learn.batch import JointStats, PairBatch
-from jidm.learn.both_ways import BidirectionalMotion
-from jidm.learn.carried import DepthView, geometric_flow, exact_field, link_poses
-from jidm.learn.estimated import EstimatedFlow
-from jidm.learn.objective import (
+from jidm.training.bidirectional import BidirectionalMotion
+from jidm.training.data.batch import JointStats, PairBatch
+from jidm.training.data.flow_cache import EstimatedFlow
+from jidm.training.data.frame_store import load_frame_store
+from jidm.training.data.geometric_flow import DepthView, exact_field, geometric_flow, link_poses
+from jidm.training.data.pairs import PairSource, SampledPairs
+from jidm.training.losses import (
     LossWeights,
     TrainableField,
     charbonnier,
@@ -31,11 +36,6 @@ from jidm.learn.objective import (
     photometric_loss,
     smoothness,
 )
-from jidm.learn.pairs import SampledPairs, PairSource
-from jidm.learn.recording import load_frame_store
-from jidm.robot.kinematics import Kinematics
-from jidm.solve.learned_step import StepEstimate, estimate_step, step_prior
-from jidm.solve.looks import FlowMeasurement, FieldEvaluation
 
 STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
 
@@ -125,7 +125,8 @@ def test_what_has_no_weight_is_not_learned_from() -> None:
     pairs = batch()
     assert pairs.flow is not None and pairs.weight is not None
     moves, spoiled = (
-        BidirectionalMotion.from_batch(x) for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
+        BidirectionalMotion.from_batch(x)
+        for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
     )
     assert moves is not None and spoiled is not None
     looks = matched(pairs.flow, pairs.flow_back, 0.0)  # type: ignore[arg-type]
@@ -184,7 +185,10 @@ def test_mask_loss() -> None:
 def with_exact_field(pairs: PairBatch) -> PairBatch:
     world = TwoPivots()
     more = {"field": world.jacobian(pairs.q).float(), "field_back": world.jacobian(pairs.q_next).float()}
-    more |= {"field_weight": world.robot_probability(pairs.q).float(), "field_weight_back": world.robot_probability(pairs.q_next).float()}
+    more |= {
+        "field_weight": world.robot_probability(pairs.q).float(),
+        "field_weight_back": world.robot_probability(pairs.q_next).float(),
+    }
     random = torch.rand(len(pairs), 2, 4, generator=torch.Generator().manual_seed(5))
     return replace(pairs, random=random, **more)
 
@@ -238,7 +242,9 @@ def test_the_field_is_asked_at_nearly_right_poses_and_at_those_the_picture_is_no
     field, pairs = model(), batch(64)
     q, random = torch.cat([pairs.q, pairs.q_next]), torch.rand(64, 2, 4, generator=torch.Generator().manual_seed(1))
     pairs = replace(pairs, random=random)
-    wrong, right = (field._sample_poses(pairs, q, q + off * field.q_std) - q for off in (torch.tensor([-7.0, 9.0]), 0.01))
+    wrong, right = (
+        field._sample_poses(pairs, q, q + off * field.q_std) - q for off in (torch.tensor([-7.0, 9.0]), 0.01)
+    )
     read = pairs.random_numbers()[:, 0] < 0.5
     torch.testing.assert_close(right[read], (0.01 * field.q_std).expand(int(read.sum()), 2), rtol=1e-2, atol=0)
     torch.testing.assert_close(wrong[read], (torch.tensor([-0.3, 0.3]) * field.q_std).expand_as(wrong[read]))
@@ -297,7 +303,10 @@ def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool
             {"field", "mask", "flow", "measured"} if flow else {"photometric"}
         )
         parts["step"].backward(retain_graph=True)
-        assert field.correlation.coarse_out.weight.grad is not None and field.correlation.coarse_out.weight.grad.abs().max() > 0
+        assert (
+            field.correlation.coarse_out.weight.grad is not None
+            and field.correlation.coarse_out.weight.grad.abs().max() > 0
+        )
         bent = field.field_out.weight.grad is not None and bool(field.field_out.weight.grad.abs().max() > 0)
         assert bent == (progress > 0.7)
         field.zero_grad()
@@ -384,7 +393,9 @@ def test_pairs_that_do_not_show_a_joint_tell_nothing_of_its_spread() -> None:
     at = FieldEvaluation.of(field, seen, torch.cat([pairs.q, pairs.q_next]))
     field.delta_std[1] *= 1e-6  # a typical step of this joint moves nothing one could see
     with torch.no_grad():
-        _, deviations = uncertainty_calibration._evaluate_steps(field, [uncertainty_calibration._Pairs(at, pairs.delta_q)])
+        _, deviations = uncertainty_calibration._evaluate_steps(
+            field, [uncertainty_calibration._Pairs(at, pairs.delta_q)]
+        )
     assert bool(deviations[:, 0].isfinite().any()) and bool(deviations[:, 1].isnan().all())
 
 
@@ -415,7 +426,9 @@ def test_steps_from_measured_flow_are_calibrated_by_themselves() -> None:
     field.calibrate_uncertainty([pairs[:8], pairs[8:]])
     assert not torch.equal(field.flow_std_scale, field.step_std_scale)
     with torch.no_grad():
-        at = FieldEvaluation.of(field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next]))
+        at = FieldEvaluation.of(
+            field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next])
+        )
         moves = BidirectionalMotion.from_batch(pairs)
         assert moves is not None
         found = estimate_step(field, at[:16], at[16:], *moves.to_flow()).solution
@@ -443,7 +456,9 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
     if not helps:
         return
     with torch.no_grad():
-        at = FieldEvaluation.of(field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next]))
+        at = FieldEvaluation.of(
+            field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next])
+        )
         found = estimate_step(field, at[:32], at[32:], prior=step_prior(field, 32)).solution
     ratio = (found.delta_q - pairs.delta_q).abs() / found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
@@ -486,7 +501,7 @@ def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, A
 
 def depth_and_link(field: AnalyticField, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     """What `dense` itself puts into its cells."""
-    from jidm.field.analytic import _splat
+    from jidm.fields.analytic import _splat
 
     camera, surface = field.camera.resized(w, h), field.surface.to(q)
     poses = field.kinematics.link_poses(q)

@@ -9,10 +9,10 @@ from rendered import Clip, clip
 from torch import Tensor
 
 from jidm import AnalyticField
-from jidm.field.base import ContourJacobian, SurfaceJacobian
-from jidm.motion.pyramid import BrightnessPyramid
-from jidm.solve.background import BackgroundModel, dilated_robot_mask
-from jidm.solve.outline import ContourFactor, match_edges
+from jidm.estimation.background_model import BackgroundModel, dilated_robot_mask
+from jidm.estimation.factors.contour import ContourFactor, match_edges
+from jidm.fields.base import ContourJacobian, SurfaceJacobian
+from jidm.video.pyramid import BrightnessPyramid
 
 FINGER = "planar_finger_3"
 

@@ -11,10 +11,10 @@ from rendered import clip
 from torch import Tensor
 
 from jidm import AnalyticField
-from jidm.field.base import SurfaceJacobian
-from jidm.motion.pyramid import BrightnessPyramid
 from jidm.estimation.factors import photometric
-from jidm.solve.photometric import Appearance, PhotometricFactor
+from jidm.estimation.factors.photometric import Appearance, PhotometricFactor
+from jidm.fields.base import SurfaceJacobian
+from jidm.video.pyramid import BrightnessPyramid
 
 HEIGHT, WIDTH = 96, 128
 
@@ -186,7 +186,8 @@ def test_cost_is_least_near_the_true_pose() -> None:
     field = AnalyticField(c.robot, c.camera, points=2000, occluders=8000)
     q0, q1 = torch.from_numpy(c.q[0]), torch.from_numpy(c.q[3])
     term = PhotometricFactor(
-        Appearance.of(field.at(q0), BrightnessPyramid.from_frame(c.frames[0])), BrightnessPyramid.from_frame(c.frames[3])
+        Appearance.of(field.at(q0), BrightnessPyramid.from_frame(c.frames[0])),
+        BrightnessPyramid.from_frame(c.frames[3]),
     )
     at_truth = term.cost(q1, 1)
     for joint in range(3):

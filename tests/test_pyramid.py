@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jidm.motion.pyramid import BrightnessPyramid
+from jidm.video.pyramid import BrightnessPyramid
 
 SIZES = [(120, 160), (121, 161), (97, 203), (240, 131), (99, 98), (101, 103)]
 LEVELS = range(4)

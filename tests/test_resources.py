@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from jidm.errors import MissingExtraError, UrdfError
 from jidm.robot import mesh_resolver
-from jidm.robot.resources import MeshResolver, package_file, package_roots
-from jidm.robot.urdf import read_urdf
+from jidm.robot.mesh_resolver import MeshResolver, package_file, package_roots
+from jidm.robot.urdf.reader import read_urdf
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_robots_of_packages_load_with_all_their_meshes(spec: str) -> None:
 
 def test_packages_are_found_without_being_imported() -> None:
     code = (
-        "import sys; from jidm.robot.resources import package_file as f;"
+        "import sys; from jidm.robot.mesh_resolver import package_file as f;"
         "f('pybullet_data:kuka_iiwa/model.urdf'); f('example_robot_data:panda_description/urdf/panda.urdf');"
         "print([m for m in ('pybullet', 'pybullet_data', 'example_robot_data', 'pinocchio', 'torch') if m in sys.modules])"
     )

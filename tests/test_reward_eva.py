@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from jidm.adapters.reward import EvaLimits, eva_reward
 from jidm.errors import InputError, JidmError
+from jidm.rewards import EvaLimits, eva_reward
 
 DT, T = 1 / 16, 49
 LIMITS = EvaLimits.from_embodiment("cobot_magic")  # EVA's dual PiPER
@@ -40,7 +40,9 @@ def test_published_figures():
 
 def written_out(q: np.ndarray) -> float:
     """The formula again, joint by joint and frame by frame."""
-    v_max, a_max, weight, unit = (x.numpy() for x in (LIMITS.velocity, LIMITS.acceleration, LIMITS.weight, LIMITS.joint_scale))
+    v_max, a_max, weight, unit = (
+        x.numpy() for x in (LIMITS.velocity, LIMITS.acceleration, LIMITS.weight, LIMITS.joint_scale)
+    )
 
     def huber(x: float, delta: float) -> float:
         return x * x / 2 if abs(x) <= delta else delta * (abs(x) - delta / 2)

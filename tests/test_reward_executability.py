@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from jidm import Embodiment, JacobianIDM
-from jidm.adapters.reward import TERMS, TermScales, ExecutabilityReward, eva_reward
-from jidm.adapters.reward.faces import VideoAlignReward, flow_grpo, trl
-from jidm.adapters.reward.terms import TermScale
 from jidm.errors import InputError, VideoError
-from jidm.motion.video import write_video
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.rewards import TERMS, ExecutabilityReward, TermScales, eva_reward
+from jidm.rewards.integrations import VideoAlignReward, flow_grpo, trl
+from jidm.rewards.terms import TermScale
 from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
-from jidm.solve.track import AnalyticTrackerOptions
+from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM
-from jidm.adapters.reward import TermScales, ExecutabilityReward
-from jidm.adapters.reward.calibration import SCALES_FILE
 from jidm.checkpoint import bundled_folder, load_checkpoint
 from jidm.errors import InputError
+from jidm.rewards import ExecutabilityReward, TermScales
+from jidm.rewards.term_scales import SCALES_FILE
 from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
 

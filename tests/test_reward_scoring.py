@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from jidm import Embodiment
-from jidm.adapters.reward import ExecutabilityReward, scoring
-from jidm.adapters.reward.scoring import RewardConfig, read_scores, score_files
 from jidm.errors import InputError
-from jidm.motion.video import write_video
+from jidm.rewards import ExecutabilityReward, scoring
+from jidm.rewards.scoring import RewardConfig, read_scores, score_files
+from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 
@@ -132,7 +132,7 @@ def test_refuses_what_cannot_be_meant(scene, quick, tmp_path: Path):
 
 _RUN = """
 import json, sys
-from jidm.adapters.reward.scoring import RewardRecipe, score_files
+from jidm.rewards.scoring import RewardRecipe, score_files
 paths, recipe, out, ray = json.loads(sys.argv[1])
 score_files(paths, RewardRecipe(**recipe), out, ray=ray, workers=2)
 """

@@ -19,9 +19,9 @@ import pytest
 from test_decoder import ROBOT, decoder, motion, picture
 from test_server_codec import array, mapping, text
 
-from jidm.adapters.server import Client, Handshake, MessageLimits, PolicyServer, ServerError, Session, pack
-from jidm.adapters.universal import LingBotFormat
 from jidm.errors import InputError
+from jidm.serving import Client, Handshake, MessageLimits, PolicyServer, ServerError, Session, pack
+from jidm.serving.lingbot_format import LingBotFormat
 
 connect = pytest.importorskip("websockets.sync.client").connect
 pytest.importorskip("prometheus_client")
@@ -111,7 +111,7 @@ def test_openpis_messages_are_served() -> None:
 
 
 def _unpacked(message: bytes | str) -> dict[str, object]:
-    from jidm.adapters.server import unpack
+    from jidm.serving import unpack
 
     assert isinstance(message, bytes), message
     return unpack(message)  # type: ignore[no-any-return]
@@ -341,7 +341,7 @@ class Waiting:
 def test_who_misbehaves_never_takes_all_workers(
     before: tuple[str, ...], remembered: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jidm.adapters.server.server._REMEMBERED", remembered)
+    monkeypatch.setattr("jidm.serving.server._REMEMBERED", remembered)
     go, computing = threading.Event(), []
     with serving(lambda: Waiting(go, computing), workers=2) as (port, _), Client(port=port, timeout=3) as good:
         good.infer({"say": "nothing"})

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jidm.adapters.server.codec import MessageLimits, pack, unpack
 from jidm.errors import InputError
+from jidm.serving.codec import MessageLimits, pack, unpack
 
 msgpack = pytest.importorskip("msgpack")
 

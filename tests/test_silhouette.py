@@ -8,12 +8,12 @@ from rendered import Clip, clip
 from torch import Tensor
 
 from jidm import AnalyticField
-from jidm.motion.pyramid import BrightnessPyramid
-from jidm.solve.align import AlignOptions, align
-from jidm.solve.atlas import ReferenceAppearance
-from jidm.solve.background import BackgroundModel
-from jidm.solve.photometric import Appearance
-from jidm.solve.silhouette import SilhouetteBoundary, SilhouetteFactor, robot_mask
+from jidm.estimation.alignment import AlignOptions, align
+from jidm.estimation.background_model import BackgroundModel
+from jidm.estimation.factors.photometric import Appearance
+from jidm.estimation.factors.silhouette import SilhouetteBoundary, SilhouetteFactor, robot_mask
+from jidm.estimation.reference_appearance import ReferenceAppearance
+from jidm.video.pyramid import BrightnessPyramid
 
 FINGER = "planar_finger_3"
 
@@ -127,7 +127,7 @@ def test_a_pose_is_led_only_where_much_is_won_by_it(
     off: float, led: bool, finger: Clip, field: AnalyticField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the robot holds is seen before the background as well."""
-    monkeypatch.setattr("jidm.solve.photometric.BrightnessTerm.cost", lambda self, q, level: 0.0)
+    monkeypatch.setattr("jidm.estimation.factors.photometric.BrightnessTerm.cost", lambda self, q, level: 0.0)
     q = truth(finger, 2)
     seen = q + torch.tensor([off, 0.0, 0.0]).double()
     pyramid = BrightnessPyramid.from_frame(torch.full_like(finger.frames[2], 0.5))  # brightness says nothing

@@ -9,13 +9,13 @@ import pytest
 
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
-from jidm.sim.artifacts import FAILURE_KINDS, RenderedEpisode, corrupt
-from jidm.sim.artifacts.motions import MOTION_FAILURES
-from jidm.sim.artifacts.pictures import IMAGE_FAILURES
-from jidm.sim.framing import fit_camera_to_robot
-from jidm.sim.look import Background, Appearance
+from jidm.sim.appearance import Appearance, Background
+from jidm.sim.camera_placement import fit_camera_to_robot
+from jidm.sim.failures import FAILURE_KINDS, RenderedEpisode, corrupt
+from jidm.sim.failures.motions import MOTION_FAILURES
+from jidm.sim.failures.pictures import IMAGE_FAILURES
 from jidm.sim.motion import smooth_motion
-from jidm.sim.world import Scene
+from jidm.sim.scene import Scene
 
 T, FPS = 12, 16.0
 BEGUN = {"stretched", "melted", "missing", "doubled", "jump", "teleport"}
@@ -25,7 +25,9 @@ BEGUN = {"stretched", "melted", "missing", "doubled", "jump", "teleport"}
 def take():
     robot = Embodiment.load("panda")
     camera = fit_camera_to_robot(robot, robot.camera("front"), 96, 96, crop_fraction=0.15)
-    with Scene(robot, appearance=Appearance(background=Background("picture")), supersample=2, mesh_tolerance=0.01, exact=False) as world:
+    with Scene(
+        robot, appearance=Appearance(background=Background("picture")), supersample=2, mesh_tolerance=0.01, exact=False
+    ) as world:
         yield RenderedEpisode.render(world, camera, smooth_motion(robot, T, 1 / FPS, seed=3), FPS)
 
 
@@ -51,7 +53,11 @@ def test_a_world_may_change_after_it_was_filmed(take: RenderedEpisode):
     try:
         take.scene.appearance, take.scene.seed = Appearance.textured("patches"), seed + 1
         assert (corrupt(take, "penetration", 0.7, 5).video == before).all()
-        assert take.scene.seed == seed + 1 and take.scene.appearance.background.kind == "patches" and not take.scene.objects
+        assert (
+            take.scene.seed == seed + 1
+            and take.scene.appearance.background.kind == "patches"
+            and not take.scene.objects
+        )
     finally:
         take.scene.appearance, take.scene.seed = look, seed
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from jidm.camera.model import Camera
 from jidm.cli import main
-from jidm.data import validate_dataset, open_dataset
+from jidm.datasets import open_dataset, validate_dataset
 from jidm.errors import DatasetError, InputError
-from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
+from jidm.sim.appearance import Appearance
 from jidm.sim.babble import BabbleConfig, Recorder, babble, episode_arrays, jitter_camera
 from jidm.sim.babble_motion import usable_range
-from jidm.sim.look import Appearance
-from jidm.sim.world import Scene
+from jidm.sim.scene import Scene
 
 SMALL = BabbleConfig(embodiment="planar_finger_2", episodes=6, frames=5, width=32, height=32, seed=3)
 

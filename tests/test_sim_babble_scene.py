@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 from test_sim_world import LIT_EVENLY, single_link, visual
 
+from jidm.camera.model import Camera
 from jidm.errors import InputError
-from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
+from jidm.sim.appearance import Background
 from jidm.sim.babble import BabbleConfig
 from jidm.sim.babble_motion import usable_range
-from jidm.sim.backdrop import patches
-from jidm.sim.framing import fit_camera_to_robot
-from jidm.sim.freespace import FreeSpace
-from jidm.sim.look import Background
+from jidm.sim.camera_placement import fit_camera_to_robot
+from jidm.sim.collision import FreeSpace
 from jidm.sim.meshes import cluster_vertices
-from jidm.sim.reach import floor_height, surface_points
+from jidm.sim.objects import SHAPES, SceneObject, random_objects
 from jidm.sim.sampling import sample_at_centers
-from jidm.sim.things import SHAPES, SceneObject, random_objects
-from jidm.sim.world import Scene
+from jidm.sim.scene import Scene
+from jidm.sim.textures import patches
+from jidm.sim.workspace import floor_height, surface_points
 
 CAMERA = Camera.look_at((2, 0, 0), (0, 0, 0), width=96, height=64)
 
@@ -182,7 +182,12 @@ def test_things_without_sense_are_refused():
 def test_patches_have_edges_and_slide_as_a_whole():
     still = Background("patches", velocity=(0.0, 0.0))
     sliding = Background("patches", velocity=(4 / 64, -2 / 64))
-    assert not still.is_moving and sliding.is_moving and not Background("picture").is_moving and Background("moving").is_moving
+    assert (
+        not still.is_moving
+        and sliding.is_moving
+        and not Background("picture").is_moving
+        and Background("moving").is_moving
+    )
     for seed in range(5):
         a, b = (sliding.image(96, 64, seed=seed, frame=k) for k in (0, 1))
         assert np.allclose(b[:-2, 4:], a[2:, :-4], atol=1e-5)

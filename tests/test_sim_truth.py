@@ -14,7 +14,7 @@ from jidm.robot.embodiment import Embodiment
 
 pytest.importorskip("pybullet")
 
-from jidm.sim import Light, Appearance, Texture, Scene, exact_flow, smooth_motion, stays_visible
+from jidm.sim import Appearance, Light, Scene, Texture, exact_flow, smooth_motion, stays_visible
 
 EVEN_LIGHT = Light(ambient=1.0, diffuse=0.0, specular=0.0)
 

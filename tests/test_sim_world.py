@@ -12,20 +12,22 @@ import torch
 import trimesh
 from scipy.spatial import cKDTree
 
+from jidm.camera.model import Camera
 from jidm.errors import EmbodimentError, InputError
-from jidm.robot.camera import Camera
+from jidm.robot.composition import compose
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.model import Shape
-from jidm.robot.mount import compose
 from jidm.robot.surface import shape_mesh
 
 pytest.importorskip("pybullet")
 
-from jidm.sim import Background, Light, Appearance, Texture, Scene, look, world
+from jidm.sim import Appearance, Background, Light, Scene, Texture, appearance, scene
 
 BOX = (0.4, 0.6, 0.2)
-LIT_EVENLY = Appearance(light=Light(ambient=1.0, diffuse=0.0, specular=0.0), background=Background(color=(0.0, 0.0, 0.0)))
+LIT_EVENLY = Appearance(
+    light=Light(ambient=1.0, diffuse=0.0, specular=0.0), background=Background(color=(0.0, 0.0, 0.0))
+)
 
 
 def single_link(tmp_path: Path, visual: str, name: str = "thing") -> Embodiment:
@@ -87,7 +89,7 @@ def test_depth_lies_on_a_box(tmp_path: Path, supersample: int, off_centre: tuple
 
 
 def test_the_box_test_would_see_half_a_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(world, "_SAMPLE_SHIFT", (0.0, 0.0))
+    monkeypatch.setattr(scene, "_SAMPLE_SHIFT", (0.0, 0.0))
     camera = Camera.look_at((1.2, 0.3, 0.9), (0, 0, 0), width=160, height=120)
     with Scene(single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))) as sim:
         seen = sim.render([0.0], camera)
@@ -231,7 +233,7 @@ def test_same_seed_same_pixels(panda: Embodiment):
     camera = panda.camera().resized(160, 120)
     pictures = []
     for seed in (4, 4, 5):
-        look._noise_block.cache_clear()
+        appearance._noise_block.cache_clear()
         with Scene(panda, seed=seed, appearance=Appearance.textured("moving")) as sim:
             pictures.append(sim.render(panda.home, camera, frame=3))
     same, again, other = pictures

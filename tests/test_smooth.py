@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jidm.joint_motion import JointMotion
-from jidm.solve.smooth import _VelocityFilter, smooth_motion
+from jidm.estimation.result import JointMotion
+from jidm.estimation.smoother import _VelocityFilter, smooth_motion
 
 FPS, STEPS = 16.0, 63
 
@@ -114,7 +114,9 @@ def test_against_dense_least_squares() -> None:
     measured = torch.randn(1, steps, generator=g, dtype=torch.float64)
     noise = 0.5 + torch.rand(1, steps, generator=g, dtype=torch.float64)
     apart = 0.5 + torch.rand(steps, generator=g, dtype=torch.float64)
-    found = _VelocityFilter(measured, noise, torch.ones(1, steps, dtype=torch.bool), apart, torch.tensor([lively]).double())
+    found = _VelocityFilter(
+        measured, noise, torch.ones(1, steps, dtype=torch.bool), apart, torch.tensor([lively]).double()
+    )
     rows, right = [], []
     for t in range(steps):
         row = torch.zeros(2 * steps, dtype=torch.float64)

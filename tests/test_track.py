@@ -11,14 +11,14 @@ import torch
 from rendered import FPS, HEIGHT, WIDTH, Clip, clip
 
 from jidm import AnalyticField, Embodiment
-from jidm.motion.flow import DisFlow, Flow
-from jidm.motion.pyramid import BrightnessPyramid
+from jidm.estimation.alignment import Alignment, AlignOptions, align
+from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits
+from jidm.estimation.factors.contour import ContourFactor
+from jidm.estimation.factors.photometric import SurfaceAppearance
+from jidm.estimation.gauss_newton import gauss_newton_step
+from jidm.flow import DisFlow, Flow
 from jidm.sim import Appearance, Scene
-from jidm.solve.align import Alignment, AlignOptions, align
-from jidm.solve.outline import ContourFactor
-from jidm.solve.photometric import Appearance
-from jidm.solve.relinearise import gauss_newton_step
-from jidm.solve.track import JointLimits, AnalyticTracker, AnalyticTrackerOptions
+from jidm.video.pyramid import BrightnessPyramid
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_lost_pose_is_found_by_the_silhouette(finger: Clip, field: AnalyticFie
             made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t])
         made.q = made.q + torch.tensor([0.16, -0.2, 0.0]).double()
         made._pose = field.at(made.q)
-        made._previous = Appearance.of(made._pose, BrightnessPyramid.from_frame(finger.frames[3]))
+        made._previous = SurfaceAppearance.of(made._pose, BrightnessPyramid.from_frame(finger.frames[3]))
         made.step(finger.frames[4], 1 / FPS, finger.flow[3])
         return float((made.q - torch.from_numpy(finger.q[4])).abs().max())
 
@@ -203,7 +203,7 @@ def test_a_joint_goes_on_as_it_moved_and_one_that_rests_is_expected_to_rest(
         one = torch.eye(3).double()
         return Alignment(start + len(priors) * step, one, one, 0.0)
 
-    monkeypatch.setattr("jidm.solve.track.align", found)
+    monkeypatch.setattr("jidm.estimation.analytic_tracker.align", found)
     for t in range(7):
         made.step(finger.frames[t + 1], dt, finger.flow[t])
     before = start + 6 * step
@@ -229,7 +229,7 @@ def test_one_link_that_moves_alone_is_followed(name: str, size: float) -> None:
     outline.update(pose, before, known_pose=True)
     rests = (first, torch.full_like(first, 0.05))
     got = align(
-        after, [Appearance.of(pose, before)], [first], contour=outline, bounds=(first - 1, first + 1), prior=rests,
+        after, [SurfaceAppearance.of(pose, before)], [first], contour=outline, bounds=(first - 1, first + 1), prior=rests,
         options=AlignOptions(),
     )  # fmt: skip
     assert float((got.q - truth).abs().max()) < 0.01
@@ -241,9 +241,9 @@ def test_a_start_that_is_right_is_not_lost_on_blurred_levels(
     def dragged(self: object, terms: object, q: torch.Tensor, levels: object) -> torch.Tensor:
         return q - 0.3
 
-    monkeypatch.setattr("jidm.solve.align._Problem.descend", dragged)
+    monkeypatch.setattr("jidm.estimation.alignment._Problem.descend", dragged)
     first, truth = (torch.from_numpy(finger.q[t]) for t in (0, 1))
-    reference = Appearance.of(field.at(first), BrightnessPyramid.from_frame(finger.frames[0]))
+    reference = SurfaceAppearance.of(field.at(first), BrightnessPyramid.from_frame(finger.frames[0]))
     wide = torch.ones(3).double()
     got = align(
         BrightnessPyramid.from_frame(finger.frames[1]), [reference], [truth], bounds=(truth - wide, truth + wide),

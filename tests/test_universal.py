@@ -11,9 +11,9 @@ import torch
 from test_kinematics import pinocchio_poses
 
 from jidm import Embodiment
-from jidm.adapters.quantiles import QuantileNormalizer
-from jidm.adapters.universal import LINGBOT_LAYOUTS, LingBotFormat, find_arms
 from jidm.errors import InputError
+from jidm.serving.lingbot_format import LINGBOT_LAYOUTS, LingBotFormat, find_arms
+from jidm.serving.normalization import QuantileNormalizer
 
 pinocchio = pytest.importorskip("pinocchio")
 
@@ -56,9 +56,7 @@ def test_golden_vectors_of_a_right_arm() -> None:
     }
     for layout, numbers in expected.items():
         side = None if layout == "lingbot_vla" else "right"
-        np.testing.assert_allclose(
-            LingBotFormat(robot, layout=layout, side=side).pack(q[None])[0], numbers, atol=1e-12
-        )
+        np.testing.assert_allclose(LingBotFormat(robot, layout=layout, side=side).pack(q[None])[0], numbers, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["panda", "piper", "iiwa7", "ur5", "xarm7", "so100", "cobot_magic", "planar_finger_5"])

@@ -13,9 +13,9 @@ from urdf_oracle import assert_same, link_poses_scipy
 from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_visual, robot
 
 from jidm.errors import UrdfError
-from jidm.robot.build import from_model
+from jidm.robot.factory import from_model
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.urdf import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
 
 # ---- what is read ----------------------------------------------------------------------------------------------------
 

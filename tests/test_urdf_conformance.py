@@ -12,10 +12,10 @@ from conftest import REPOSITORY, material
 from urdf_oracle import PinocchioModel, assert_same, disagreements, link_poses_scipy, random_joints
 
 from jidm.errors import EmbodimentError, MissingExtraError, UrdfError
-from jidm.robot.build import from_model
+from jidm.robot.factory import from_model
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.resources import package_roots
-from jidm.robot.urdf import parse_urdf, read_urdf, write_urdf
+from jidm.robot.mesh_resolver import package_roots
+from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
 
 # All that is refused, by the end of its path, and why it is the file's fault.
 REFUSED = {

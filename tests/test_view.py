@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.joint_motion import JointMotion, stack
-from jidm.motion.flow import Flow
-from jidm.motion.video import read_video
+from jidm.estimation.result import JointMotion, stack
+from jidm.fields.analytic import AnalyticField
+from jidm.flow import Flow
 from jidm.robot.embodiment import Embodiment
-from jidm.view import overlay, plot_motion, write_overlay
-from jidm.view.plot import draw_motion
+from jidm.video.io import read_video
+from jidm.visualization import overlay, plot_motion, write_overlay
+from jidm.visualization.plot import draw_motion
 
 FRAMES, HEIGHT, WIDTH = 6, 48, 64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jidm.learn.batch import FIELD_STRIDE, GRID_STRIDE, JointStats, PairBatch
+from jidm.training.data.batch import FIELD_STRIDE, GRID_STRIDE, JointStats, PairBatch
 
 SIDE = 32
 JOINTS = ("shoulder", "elbow")

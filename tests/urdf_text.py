@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jidm.errors import UrdfError
-from jidm.robot.urdf import parse_urdf
+from jidm.robot.urdf.reader import parse_urdf
 
 LIMIT = "<limit lower='-1' upper='1' velocity='2' effort='3'/>"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jidm.joint_motion import JointMotion
+from jidm.estimation.result import JointMotion
 
 POSE_RANGE = 8.0
 """Poses in (-4, 4) are written, to about 5e-7."""
@@ -67,7 +67,9 @@ class PixelPoseModel:
     ):
         self.joint_names, self.scale, self.std, self.invalid = joint_names, scale, std, invalid
 
-    def predict_steps(self, first: torch.Tensor, second: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    def predict_steps(
+        self, first: torch.Tensor, second: torch.Tensor, before: torch.Tensor | None = None
+    ) -> torch.Tensor:
         n = len(self.joint_names)
         return self.scale * (decode_poses(second, n) - decode_poses(first, n))
 

@@ -14,8 +14,8 @@ from jidm.errors import JidmError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jidm.data import RecordedDataset
-    from jidm.data.survey import CameraSample, DatasetSummary
+    from jidm.datasets import RecordedDataset
+    from jidm.datasets.summary import CameraSample, DatasetSummary
     from jidm.robot.embodiment import Embodiment
 
 
@@ -39,8 +39,8 @@ class Show:
     """Measure the motion of the picture in them."""
 
     def run(self) -> int:
-        from jidm.data import open_dataset
-        from jidm.data.survey import sample_camera, summarize_dataset
+        from jidm.datasets import open_dataset
+        from jidm.datasets.summary import sample_camera, summarize_dataset
 
         dataset = open_dataset(self.folder)
         stats = summarize_dataset(dataset, _robot(dataset, self.embodiment))
@@ -68,7 +68,7 @@ class Check:
     """Also decode every picture; slow, finds damage inside the videos."""
 
     def run(self) -> int:
-        from jidm.data import validate_dataset, open_dataset
+        from jidm.datasets import open_dataset, validate_dataset
         from jidm.errors import DatasetError
 
         try:
@@ -105,7 +105,9 @@ def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
         return None
 
 
-def _text(dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]]) -> Iterator[str]:
+def _text(
+    dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]]
+) -> Iterator[str]:
     seconds = stats.frames / dataset.fps
     shortest, median, longest = stats.lengths
     yield f"{dataset.root}: LeRobot {dataset.version}, robot {dataset.robot_type or 'not named'}"
@@ -163,7 +165,13 @@ def _image_rows(samples: list[CameraSample]) -> list[tuple[str, ...]]:
         flow = ("", "", "", "", "")
         if s.flow is not None:
             f = s.flow
-            flow = (str(f.frame), f"{f.moving_fraction:.0%}", f"{f.speed:.2f}", f"{f.speed_p95:.2f}", f"{f.weight_moving:.2f}")
+            flow = (
+                str(f.frame),
+                f"{f.moving_fraction:.0%}",
+                f"{f.speed:.2f}",
+                f"{f.speed_p95:.2f}",
+                f"{f.weight_moving:.2f}",
+            )
         rows.append((str(s.episode), f"{s.repeated_fraction:.0%}", *flow))
     return rows
 
@@ -173,9 +181,11 @@ def _truncate(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _draw(dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]], out: Path) -> Iterator[str]:
+def _draw(
+    dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]], out: Path
+) -> Iterator[str]:
     from jidm.cli.outputs import make_folder
-    from jidm.view.dataset_pictures import flow_sheet, frame_sheet, plot_coverage, write_image
+    from jidm.visualization.dataset_pictures import flow_sheet, frame_sheet, plot_coverage, write_image
 
     make_folder(out)
     for camera, samples in camera_samples.items():

@@ -13,8 +13,8 @@ from jidm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from jidm.camera.model import Camera
     from jidm.idm import JacobianIDM
-    from jidm.robot.camera import Camera
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Decode:
         Raises:
             InputError: without a checkpoint, robot, camera and first pose must be known.
         """
+        from jidm.camera.model import Camera
         from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import find_robot, resize_camera, read_q0
+        from jidm.cli.inputs import find_robot, read_q0, resize_camera
         from jidm.idm import JacobianIDM
-        from jidm.robot.camera import Camera
 
         robot = None if self.embodiment is None else find_robot(self.embodiment)
         if self.checkpoint is not None and self.camera not in (None, "trained") and robot is None:
@@ -105,7 +105,7 @@ class Decode:
         camera = resize_camera(camera, *self._size(), self.video)
         options: dict[str, Any] = {"camera": camera, "flow": self.flow, "limits": self.limits}
         if self.raft_weights is not None:
-            from jidm.motion.flow import RaftFlow
+            from jidm.flow import RaftFlow
 
             options["flow"] = RaftFlow(weights=self.raft_weights)
         if checkpoint is None:
@@ -114,7 +114,7 @@ class Decode:
         return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, **options), camera
 
     def _size(self) -> tuple[int, int]:
-        from jidm.motion.video import open_video
+        from jidm.video.io import open_video
 
         stream = open_video(self.video, fps=self.fps if self.video.is_dir() else None)
         return stream.width, stream.height

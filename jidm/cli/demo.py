@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jidm.atomic_io import atomic_write
 from jidm.errors import InputError
-from jidm.files import atomic_write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.joint_motion import JointMotion
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
+    from jidm.estimation.result import JointMotion
     from jidm.robot.embodiment import Embodiment
     from jidm.sim import Scene
 
@@ -81,7 +81,7 @@ class Demo:
     def _render(self, world: Scene, truth: NDArray[Any], camera: Camera, video: Path) -> None:
         from tqdm import tqdm
 
-        from jidm.motion.video import write_video
+        from jidm.video.io import write_video
 
         def pictures() -> Iterator[NDArray[Any]]:
             for q in tqdm(truth, desc="rendering", unit="frame", delay=2, leave=False):

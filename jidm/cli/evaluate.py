@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 if TYPE_CHECKING:
-    from jidm.learn.evaluate import Evaluation, HeldOut, EvalConfig
+    from jidm.evaluation.evaluate import EvalConfig, Evaluation, HeldOut
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Evaluate:
     def run(self) -> int:
         from jidm.cli.outputs import make_folder, write_json
         from jidm.cli.text import columns
-        from jidm.data import open_dataset
-        from jidm.learn.evaluate import HeldOut
-        from jidm.learn.scores import compare_models, summarize, summary_table
+        from jidm.datasets import open_dataset
+        from jidm.evaluation.evaluate import HeldOut
+        from jidm.evaluation.summary import compare_models, summarize, summary_table
 
         dataset = open_dataset(self.data)
         config = self._eval_config(dataset)
@@ -80,9 +80,9 @@ class Evaluate:
         import sys
 
         from jidm.checkpoint import load_checkpoint
+        from jidm.datasets.episode_selection import describe_episodes
         from jidm.errors import InputError
-        from jidm.learn.episodes import describe_episodes
-        from jidm.learn.zoo import load_idm
+        from jidm.model_registry import load_idm
 
         if not self.checkpoints:
             raise InputError("name at least one checkpoint: jidm evaluate CKPT --data DIR")
@@ -96,12 +96,15 @@ class Evaluate:
             if data.get("data_hash") == dataset.content_hash:
                 trained_on = sorted({*data.get("train_episodes", ()), *data.get("validation_episodes", ())})
                 if known := [k for k in config.episodes or () if k in trained_on]:
-                    print(f"jidm: {label} was trained on {describe_episodes(known)} of these; choose others", file=sys.stderr)
+                    print(
+                        f"jidm: {label} was trained on {describe_episodes(known)} of these; choose others",
+                        file=sys.stderr,
+                    )
         return models
 
     def _eval_config(self, dataset: Any) -> EvalConfig:
-        from jidm.learn.episodes import select_episodes
-        from jidm.learn.evaluate import EvalConfig
+        from jidm.datasets.episode_selection import select_episodes
+        from jidm.evaluation.evaluate import EvalConfig
 
         episodes = select_episodes(self.episodes, dataset.episode_indices)[: self.limit]
         return EvalConfig(
@@ -111,7 +114,7 @@ class Evaluate:
     def _evaluate(self, models: dict[str, Any], held_out: HeldOut, corruption: Any = None) -> dict[str, Evaluation]:
         import sys
 
-        from jidm.learn.evaluate import evaluate
+        from jidm.evaluation.evaluate import evaluate
 
         out = {}
         for label, idm in models.items():
@@ -121,7 +124,7 @@ class Evaluate:
         return out
 
     def _corruptions(self, models: dict[str, Any], held_out: HeldOut, clean: dict[str, Evaluation]) -> dict[str, Any]:
-        from jidm.learn.conditions import CORRUPTIONS, compare_corrupted
+        from jidm.evaluation.corruptions import CORRUPTIONS, compare_corrupted
 
         out: dict[str, Any] = {}
         for name, corruption in CORRUPTIONS.items():
@@ -131,7 +134,7 @@ class Evaluate:
 
     def _draw(self, held_out: HeldOut, evaluations: dict[str, Evaluation]) -> list[str]:
         """Draw the first episodes; the names of what was written."""
-        from jidm.view.field_pictures import plot_decoded, write_field_sheet
+        from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
 
         written = []
         for index in held_out.episodes[: self.pictures]:
@@ -146,7 +149,9 @@ class Evaluate:
                     written.append(f"field_{label.replace('/', '_')}_{index:06d}.png")
                     exact = {"exact": sample.jacobian, "exact_mask": sample.mask, "exact_flow": sample.flow}
                     title = f"{label}, episode {index}, frame {sample.frame}"
-                    write_field_sheet(self.out / written[-1], sample.image, sample.prediction, names, **exact, title=title)
+                    write_field_sheet(
+                        self.out / written[-1], sample.image, sample.prediction, names, **exact, title=title
+                    )
             # Models of other joints cannot share axes.
             for k, same in enumerate(motions.values()):
                 written.append(f"curves_{index:06d}{f'_{k}' if k else ''}.png")
@@ -156,7 +161,7 @@ class Evaluate:
 
     def _print_rest(self, document: dict[str, Any]) -> None:
         from jidm.cli.text import columns
-        from jidm.learn.scores import comparison_table, corruption_table
+        from jidm.evaluation.summary import comparison_table, corruption_table
 
         if "compared" in document:
             print("\n" + columns(comparison_table(document["compared"])))

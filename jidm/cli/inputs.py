@@ -11,7 +11,7 @@ from jidm.errors import CameraError, InputError, VideoError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
     from jidm.robot.embodiment import Embodiment
 
 

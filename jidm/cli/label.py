@@ -58,9 +58,9 @@ class Label:
     """Which part of the episodes, i/N: for a batch queue. Parts may share --out."""
 
     def run(self) -> int:
-        from jidm.adapters.labels import LabelOptions, label_dataset
         from jidm.cli.inputs import read_q0
         from jidm.cli.text import parse_shard
+        from jidm.control.action_labeling import LabelOptions, label_dataset
         from jidm.idm import JacobianIDM
 
         options = LabelOptions(action_space=self.action, window=self.window, overlap=self.overlap)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jidm.atomic_io import atomic_write
 from jidm.errors import InputError
-from jidm.files import atomic_write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from jidm.camera.model import Camera
+    from jidm.estimation.result import JointMotion
     from jidm.idm import JacobianIDM
-    from jidm.joint_motion import JointMotion
-    from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
 
@@ -53,7 +53,7 @@ def decode_file(
         VideoError: the file cannot be read, or its frame rate is unknown and not given.
     """
     from jidm.cli.inputs import choose_frame_rate
-    from jidm.motion.video import open_video
+    from jidm.video.io import open_video
 
     stream = open_video(video, fps=fps if video.is_dir() else None)
     rate = choose_frame_rate(fps, stream.fps, video)
@@ -94,7 +94,7 @@ def write_results(
         render: how to draw the robot at frame t in the overlay; surface points if not given.
         extra: further entries of summary.json.
     """
-    from jidm.view import plot_motion
+    from jidm.visualization import plot_motion
 
     motion = decoded.motion
     motion.save(out / "motion.npz")
@@ -180,10 +180,10 @@ def _title(decoded: DecodeResult) -> str:
 
 def _write_overlay(decoded: DecodeResult, path: Path, render: Any) -> None:
     assert decoded.robot is not None and decoded.camera is not None
-    from jidm.field.analytic import AnalyticField
-    from jidm.motion.flow import DisFlow
-    from jidm.motion.video import open_video
-    from jidm.view import write_overlay
+    from jidm.fields.analytic import AnalyticField
+    from jidm.flow import DisFlow
+    from jidm.video.io import open_video
+    from jidm.visualization import write_overlay
 
     field = AnalyticField(decoded.robot, decoded.camera, points=12000)
     stream = open_video(decoded.video, fps=decoded.fps if decoded.video.is_dir() else None)

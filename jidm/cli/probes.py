@@ -45,7 +45,7 @@ def flow() -> str:
     import numpy as np
     import torch
 
-    from jidm.motion.flow import DisFlow
+    from jidm.flow import DisFlow
 
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.random((1, 3, 24, 32))).float()
@@ -59,7 +59,7 @@ def flow() -> str:
 def video() -> str:
     import torch
 
-    from jidm.motion.video import read_video, write_video
+    from jidm.video.io import read_video, write_video
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.mp4"

@@ -30,9 +30,9 @@ class Rank:
     """Rows of the contact sheet at most."""
 
     def run(self) -> int:
-        from jidm.adapters.reward.scoring import read_scores
         from jidm.cli.text import columns
-        from jidm.view.contact_sheet import write_contact_sheet
+        from jidm.rewards.scoring import read_scores
+        from jidm.visualization.contact_sheet import write_contact_sheet
 
         for path in self.scores:
             if not path.is_file():

@@ -27,8 +27,8 @@ class Report:
     """The page."""
 
     def run(self) -> int:
-        from jidm.motion.video import read_video
-        from jidm.view.report import write_report
+        from jidm.video.io import read_video
+        from jidm.visualization.report import write_report
 
         config = self.model.reward_config(self.scales, self.video)
         reward = config.build()

@@ -11,8 +11,8 @@ import tyro
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
-    from jidm.adapters.reward.scoring import RewardConfig
     from jidm.idm import JacobianIDM
+    from jidm.rewards.scoring import RewardConfig
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class ModelArgs:
 
     def reward_config(self, scales: Path | None, first_video: Path) -> RewardConfig:
         """What makes the reward, in other processes too."""
-        from jidm.adapters.reward.scoring import RewardConfig
+        from jidm.camera.model import Camera
         from jidm.checkpoint import load_checkpoint
         from jidm.cli.inputs import find_robot, resize_camera
-        from jidm.motion.video import open_video
-        from jidm.robot.camera import Camera
+        from jidm.rewards.scoring import RewardConfig
+        from jidm.video.io import open_video
 
         checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
         if checkpoint is None and not (self.embodiment and self.camera):
@@ -98,8 +98,8 @@ class Score:
     """Of Ray; 1 means one per CPU."""
 
     def run(self) -> int:
-        from jidm.adapters.reward.scoring import read_scores, score_files
         from jidm.cli.text import parse_shard
+        from jidm.rewards.scoring import read_scores, score_files
 
         videos = collect_videos(self.videos)
         config = self.model.reward_config(self.scales, videos[0])
@@ -131,8 +131,8 @@ class FitScales:
     """The scales, for `jidm score --calibration`."""
 
     def run(self) -> int:
-        from jidm.adapters.reward import ExecutabilityReward
         from jidm.cli.text import columns
+        from jidm.rewards import ExecutabilityReward
 
         videos = collect_videos(self.videos)
         config = self.model.reward_config(self.out, videos[0])
@@ -156,7 +156,7 @@ def collect_videos(given: tuple[Path, ...]) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    from jidm.motion.video import VIDEO_SUFFIXES
+    from jidm.video.io import VIDEO_SUFFIXES
 
     videos: list[Path] = []
     for path in given:

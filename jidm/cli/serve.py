@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
-    from jidm.adapters.server import Session
     from jidm.idm import JacobianIDM
+    from jidm.serving import Session
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -69,8 +69,8 @@ class Serve:
     def run(self) -> int:
         import torch
 
-        from jidm.adapters.server import PolicyServer
         from jidm.idm import JacobianIDM
+        from jidm.serving import PolicyServer
 
         token = self._token()
         idm = JacobianIDM.from_pretrained(self.checkpoint, embodiment=self.embodiment)
@@ -98,8 +98,8 @@ class Serve:
         return 0
 
     def _session(self, idm: JacobianIDM) -> Session:
-        from jidm.adapters.decoder import ActionDecoder
-        from jidm.adapters.server import Handshake, Session
+        from jidm.control import ActionDecoder
+        from jidm.serving import Handshake, Session
 
         decoder = ActionDecoder(
             idm, video_rate=self.video_rate, control_rate=self.control_rate, chunk=self.chunk, action_space=self.action,

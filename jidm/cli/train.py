@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
-    from jidm.learn.config import TrainConfig
+    from jidm.training.config import TrainConfig
 
 _DEFAULT_MINUTES = 10.0  # where no budget is given
 
@@ -128,8 +128,8 @@ class Train:
     def run(self) -> int:
         from functools import partial
 
-        from jidm.learn.training import train
-        from jidm.view.training_pictures import draw_pairs
+        from jidm.training.train import train
+        from jidm.visualization.training_pictures import draw_pairs
 
         robot = None
         if self.embodiment is not None:
@@ -145,7 +145,7 @@ class Train:
         """The same as the record that is saved."""
         from dataclasses import asdict
 
-        from jidm.learn.config import TrainConfig
+        from jidm.training.config import TrainConfig
 
         values: dict[str, Any] = asdict(self)
         for name in ("data", "out", "cache"):

@@ -13,25 +13,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import CheckpointError, InputError, VideoError
-from jidm.field.analytic import AnalyticField
-from jidm.field.base import PosePredictor
-from jidm.field.hybrid import HybridField
-from jidm.field.learned import LearnedField
+from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits, TrackedStep
+from jidm.estimation.factors.learned import predict_steps
+from jidm.estimation.learned_tracker import LearnedTracker, LearnedTrackerOptions, training_limits
+from jidm.estimation.result import JointMotion, stack
+from jidm.estimation.smoother import smooth_motion
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.base import PosePredictor
+from jidm.fields.free import LearnedField
+from jidm.fields.hybrid import HybridField
+from jidm.flow import Flow, FlowEstimator, FlowSource, as_flow_estimator, split_flow
 from jidm.idm.stream import MotionStream
-from jidm.joint_motion import JointMotion, stack
-from jidm.motion.fit import Letterbox
-from jidm.motion.flow import Flow, FlowEstimator, FlowSource, as_flow_estimator, split_flow
-from jidm.motion.layout import as_video
-from jidm.motion.timed import frame_timestamps, timestamped_stream
-from jidm.solve.follow import LearnedTrackerOptions, LearnedTracker, training_limits
-from jidm.solve.learned_step import predict_steps
-from jidm.solve.smooth import smooth_motion
-from jidm.solve.track import JointLimits, AnalyticTracker, TrackedStep, AnalyticTrackerOptions
+from jidm.video.layouts import as_video
+from jidm.video.letterbox import Letterbox
+from jidm.video.timestamps import frame_timestamps, timestamped_stream
 
 if TYPE_CHECKING:
+    from jidm.camera.model import Camera
     from jidm.checkpoint import Checkpoint
-    from jidm.field.base import JacobianField
-    from jidm.robot.camera import Camera
+    from jidm.fields.base import JacobianField
     from jidm.robot.embodiment import Embodiment
 
 __all__ = ["JacobianIDM", "JointMotion"]
@@ -138,14 +138,14 @@ class JacobianIDM:
         Raises:
             CheckpointError: there is no such checkpoint, it is damaged, of another kind, or of another robot.
         """
+        from jidm.camera.model import Camera
         from jidm.checkpoint import Checkpoint, load_checkpoint
-        from jidm.robot.camera import Camera
 
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         if checkpoint.kind != LearnedField.kind:
             raise CheckpointError(
                 f"{checkpoint.source}: holds a model of kind '{checkpoint.kind}', not a Jacobian field; "
-                "load it with jidm.learn.zoo.load_idm"
+                "load it with jidm.model_registry.load_idm"
             )
         learned = LearnedField.from_config(checkpoint.config)
         checkpoint.load_into(learned)
@@ -155,7 +155,9 @@ class JacobianIDM:
         if camera is not None:
             if robot is None:
                 raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
-            camera_model = Camera.from_dict(checkpoint.training_camera()) if camera == "trained" else robot.camera(camera)
+            camera_model = (
+                Camera.from_dict(checkpoint.training_camera()) if camera == "trained" else robot.camera(camera)
+            )
             field = HybridField(learned, robot, camera_model)
             flow = flow or "dis"
         idm = cls(robot, field, None if flow is None else as_flow_estimator(flow), **options)

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError, VideoError
-from jidm.motion.flow import Flow, FlowSource
-from jidm.solve.follow import LearnedTracker
-from jidm.solve.track import AnalyticTracker, TrackedStep
+from jidm.estimation.analytic_tracker import AnalyticTracker, TrackedStep
+from jidm.estimation.learned_tracker import LearnedTracker
+from jidm.flow import Flow, FlowSource
 
 
 class MotionStream:
@@ -52,7 +52,9 @@ class MotionStream:
             VideoError: the frame has another size than the first, or does not come after the last. Nothing is changed.
         """
         if frame.shape != self._last_accepted.shape:
-            raise VideoError(f"frame {self._count} is {tuple(frame.shape)}, the first is {tuple(self._last_accepted.shape)}")
+            raise VideoError(
+                f"frame {self._count} is {tuple(frame.shape)}, the first is {tuple(self._last_accepted.shape)}"
+            )
         dt = time - self.time
         if not (math.isfinite(dt) and dt >= 0):
             raise VideoError(f"frame {self._count} is of {time} s, the one before of {self.time} s; time must go on")

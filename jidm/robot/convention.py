@@ -120,7 +120,9 @@ class JointConvention:
                     f"joint convention: '{name}' is normalised and has {conflicts[0]} too; give one of them"
                 )
             if len(bounds) != 2 or not bounds[0] != bounds[1]:
-                raise EmbodimentError(f"joint convention: range of '{name}' must be two different numbers, got {bounds}")
+                raise EmbodimentError(
+                    f"joint convention: range of '{name}' must be two different numbers, got {bounds}"
+                )
             low, high = float(bounds[0]), float(bounds[1])
             values["offset"][name], values["scale"][name] = low, abs(high - low)
             values["sign"][name], values["unit"][name] = (1 if high > low else -1), "normalised"

@@ -25,12 +25,12 @@ from typing import Any
 
 from jidm.errors import EmbodimentError, JidmError, MissingExtraError, did_you_mean
 from jidm.robot import factory
+from jidm.robot.composition import compose, rigid_transform
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.mesh_resolver import package_file, package_roots
 from jidm.robot.model import RobotModel
-from jidm.robot.mount import compose, rigid_transform
-from jidm.robot.resources import package_file, package_roots
-from jidm.robot.urdf import read_urdf
+from jidm.robot.urdf.reader import read_urdf
 
 DESCRIPTOR_FILE = "embodiment.toml"
 _loading: ContextVar[tuple[Path, ...]] = ContextVar("descriptors being read", default=())
@@ -153,7 +153,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EmbodimentError(f"cannot read {path}: {error.strerror}; give a folder with an {DESCRIPTOR_FILE}") from None
+        raise EmbodimentError(
+            f"cannot read {path}: {error.strerror}; give a folder with an {DESCRIPTOR_FILE}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EmbodimentError(f"{path} is not TOML: {error}") from None
 

@@ -15,7 +15,7 @@ from jidm.robot.convention import JointConvention
 from jidm.robot.model import RobotModel
 
 if TYPE_CHECKING:
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
 
 JOINT_VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
 """The per-joint numbers of an embodiment, each of shape (n,)."""
@@ -118,7 +118,7 @@ class Embodiment:
         cls, path: str | Path, *, mesh_roots: Sequence[str | Path] = (), name: str | None = None,
         joints: Sequence[str] | None = None, locked: Mapping[str, float] | None = None, **overrides: Any,
     ) -> Embodiment:  # fmt: skip
-        """A usable embodiment from any URDF file; see `jidm.robot.build.from_urdf` for defaults and arguments."""
+        """A usable embodiment from any URDF file; see `jidm.robot.factory.from_urdf` for defaults and arguments."""
         from jidm.robot import factory
 
         return factory.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **overrides)
@@ -156,7 +156,7 @@ class Embodiment:
         Raises:
             CameraError: it is none of these, or the file is not a camera.
         """
-        from jidm.robot.camera import Camera
+        from jidm.camera.model import Camera
 
         if isinstance(source, Camera):
             return source
@@ -264,7 +264,7 @@ class Embodiment:
 
 
 def compose(name: str | None = None, **parts: Any) -> Embodiment:
-    """Mount several robots on one new base link as one robot; see `jidm.robot.mount.compose`."""
+    """Mount several robots on one new base link as one robot; see `jidm.robot.composition.compose`."""
     from jidm.robot import composition
 
     return composition.compose(name, **parts)

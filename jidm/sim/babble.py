@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jidm.cluster import ray_cluster
-from jidm.data import DatasetWriter, Feature
+from jidm.camera.model import Camera
+from jidm.datasets import DatasetWriter, Feature
 from jidm.errors import InputError, JidmError
-from jidm.robot.camera import Camera
+from jidm.ray_utils import ray_cluster
+from jidm.sim.appearance import Appearance
 from jidm.sim.babble_motion import babble_motion
-from jidm.sim.framing import fit_camera_to_robot
-from jidm.sim.freespace import FreeSpace
-from jidm.sim.look import Appearance
-from jidm.sim.reach import workspace_sphere
+from jidm.sim.camera_placement import fit_camera_to_robot
+from jidm.sim.collision import FreeSpace
+from jidm.sim.objects import random_objects
 from jidm.sim.sampling import sample_at_centers
-from jidm.sim.things import random_objects
-from jidm.sim.world import Rendering, Scene
+from jidm.sim.scene import Rendering, Scene
+from jidm.sim.workspace import workspace_sphere
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
@@ -110,7 +110,11 @@ class Recorder:
         self.embodiment = embodiment or Embodiment.load(config.embodiment)
         self.cameras = {
             name: fit_camera_to_robot(
-                self.embodiment, self.embodiment.camera(name), config.width, config.height, crop_fraction=config.crop_fraction
+                self.embodiment,
+                self.embodiment.camera(name),
+                config.width,
+                config.height,
+                crop_fraction=config.crop_fraction,
             )
             for name in config.cameras
         }
@@ -160,7 +164,10 @@ class Recorder:
         pixel_size = min(self._pixel_size(nominal) for nominal in self.cameras.values())
         if self._scene is None:
             self._scene = Scene(
-                self.embodiment, supersample=self.config.supersample, mesh_tolerance=_MESH_TOLERANCE * pixel_size, exact=False
+                self.embodiment,
+                supersample=self.config.supersample,
+                mesh_tolerance=_MESH_TOLERANCE * pixel_size,
+                exact=False,
             )
         scene = self._scene
         scene.seed, scene.objects = seed, ()
@@ -271,13 +278,17 @@ def _record_in_processes(config: BabbleConfig, out: str | Path, indices: list[in
     # A fork would share the simulator's and torch's threads; a fresh process does not.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker, initargs=(config, str(out))) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_init_worker, initargs=(config, str(out))
+        ) as pool:
             yield from pool.map(_record, indices)
     except BrokenProcessPool:
         raise JidmError(_WORKER_DIED) from None
 
 
-_WORKER_DIED = "a process at work died, perhaps for want of memory; run the same again, with fewer workers, to record the rest"
+_WORKER_DIED = (
+    "a process at work died, perhaps for want of memory; run the same again, with fewer workers, to record the rest"
+)
 _WORKERS: list[_Worker] = []
 """The one of a worker process."""
 
@@ -317,7 +328,9 @@ def _record(index: int) -> int:
     return _WORKERS[0].record(index)
 
 
-def _record_on_ray(config: BabbleConfig, out: str | Path, indices: list[int], workers: int, address: str) -> Iterator[int]:
+def _record_on_ray(
+    config: BabbleConfig, out: str | Path, indices: list[int], workers: int, address: str
+) -> Iterator[int]:
     if not indices:
         return
     with ray_cluster(address, workers, len(indices)) as count:

@@ -24,7 +24,10 @@ IsFree = Callable[[NDArray[np.float64]], bool]
 _NUM_WAVES = 4
 _LIMIT_FRACTION = 0.9  # share of velocity, acceleration and jerk limits that is used
 _FREQUENCY_BAND = (0.1, 0.7)  # lowest and highest frequency [Hz] at medium tempo
-_AMPLITUDE_RANGE = (0.4, 1.6)  # amplitude as a share of half the usable range; waves that fill more than all of it are cut down
+_AMPLITUDE_RANGE = (
+    0.4,
+    1.6,
+)  # amplitude as a share of half the usable range; waves that fill more than all of it are cut down
 _SINGLE_JOINT_FRACTION, _SUBSET_FRACTION = 1 / 8, 1 / 8  # shares of motions in which one joint, or some of them, move
 _MAX_ATTEMPTS = 300
 _NUM_PLACEMENTS = 8  # at which a motion is tried before it is shrunk
@@ -174,7 +177,9 @@ def _draw_waves(
     waves = _Waves(amplitude[:, None] * weight, 2 * np.pi * frequency, rng.uniform(-np.pi, np.pi, (n, _NUM_WAVES)))
     limit_fraction = 0.6 if at_rest else 1.0  # starting and stopping need some of what the limits allow
     for order, limit in enumerate(_limits(embodiment), start=1):
-        slowdown = np.minimum(1.0, (limit_fraction * limit / np.maximum(waves.derivative_bound(order), 1e-300)) ** (1 / order))
+        slowdown = np.minimum(
+            1.0, (limit_fraction * limit / np.maximum(waves.derivative_bound(order), 1e-300)) ** (1 / order)
+        )
         waves = replace(waves, omega=waves.omega * slowdown[:, None])
     return waves
 

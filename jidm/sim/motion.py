@@ -93,7 +93,12 @@ def _center_and_half_range(
     """Centre and amplitude (n,) of the motion, inside `margin` of the position range."""
     n, lower, upper = embodiment.n, embodiment.lower, embodiment.upper
     requested = np.asarray(embodiment.exploration_range if amplitude is None else amplitude, dtype=np.float64)
-    if requested.shape not in ((), (n,)) or not np.isfinite(requested).all() or (requested < 0).any() or not (scale >= 0).all():
+    if (
+        requested.shape not in ((), (n,))
+        or not np.isfinite(requested).all()
+        or (requested < 0).any()
+        or not (scale >= 0).all()
+    ):
         raise InputError(f"amplitude must be {n} finite numbers >= 0, or one, and scale >= 0")
     home = np.asarray(embodiment.home if start is None else start, dtype=np.float64)
     if home.shape != (n,) or not embodiment.within_limits(home).all():

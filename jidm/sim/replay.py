@@ -17,7 +17,7 @@ from jidm.errors import InputError
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
-    from jidm.sim.freespace import FreeSpace
+    from jidm.sim.collision import FreeSpace
 
 _CONTROL_RATE = 240.0  # [1/s] at which the joints are controlled, PyBullet's usual one
 
@@ -63,7 +63,13 @@ def replay(embodiment: Embodiment, commands: ArrayLike, dt: float, *, is_free: F
     for t, (previous_target, target_velocity) in enumerate(zip(targets[:-1], target_velocities, strict=True), start=1):
         before = q.copy()
         for k in range(1, substeps + 1):
-            velocity = _tracking_velocity(previous_target + target_velocity * (k * substep_dt) - q, target_velocity, velocity, embodiment, substep_dt)
+            velocity = _tracking_velocity(
+                previous_target + target_velocity * (k * substep_dt) - q,
+                target_velocity,
+                velocity,
+                embodiment,
+                substep_dt,
+            )
             q = np.clip(q + velocity * substep_dt, embodiment.lower, embodiment.upper)
         if is_free is not None and not is_free(q):
             stop_frame = t
@@ -74,11 +80,19 @@ def replay(embodiment: Embodiment, commands: ArrayLike, dt: float, *, is_free: F
 
 
 def _tracking_velocity(
-    position_error: NDArray[np.float64], target_velocity: NDArray[np.float64], velocity: NDArray[np.float64], robot: Embodiment, substep_dt: float
+    position_error: NDArray[np.float64],
+    target_velocity: NDArray[np.float64],
+    velocity: NDArray[np.float64],
+    robot: Embodiment,
+    substep_dt: float,
 ) -> NDArray[np.float64]:
     """Speed (n,) for the next tick, by which a joint is with its target, or can still brake to the target's pace there."""
     tracking_error = position_error - target_velocity * substep_dt
     braking_velocity = np.sqrt(2 * robot.acceleration * np.abs(tracking_error))
-    desired_velocity = target_velocity + np.sign(tracking_error) * np.minimum(np.abs(tracking_error) / substep_dt, braking_velocity)
+    desired_velocity = target_velocity + np.sign(tracking_error) * np.minimum(
+        np.abs(tracking_error) / substep_dt, braking_velocity
+    )
     max_change = robot.acceleration * substep_dt
-    return np.clip(np.clip(desired_velocity, -robot.velocity, robot.velocity), velocity - max_change, velocity + max_change)
+    return np.clip(
+        np.clip(desired_velocity, -robot.velocity, robot.velocity), velocity - max_change, velocity + max_change
+    )

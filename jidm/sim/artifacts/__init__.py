@@ -1,6 +1,0 @@
-"""Videos gone wrong as video models get them wrong, made from rendered ones whose truth is known."""
-
-from jidm.sim.artifacts.corrupt import FAILURE_KINDS, CorruptedVideo, corrupt
-from jidm.sim.artifacts.take import RenderedEpisode
-
-__all__ = ["FAILURE_KINDS", "CorruptedVideo", "RenderedEpisode", "corrupt"]
