@@ -62,7 +62,7 @@ def video(frames: int = 5, height: int = SIDE, width: int = SIDE, seed: int = 0)
 
 
 def assert_same(one: JointMotion, other: JointMotion, tolerance: float = 1e-5) -> None:
-    for name in ("delta_q", "position", "position_std", "covariance", "residual", "explained"):
+    for name in ("delta_q", "position", "position_std", "covariance", "residual", "explained_fraction"):
         a, b = getattr(one, name), getattr(other, name)
         torch.testing.assert_close(a, b, rtol=1e-3, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
     assert torch.equal(one.valid, other.valid)
@@ -90,7 +90,7 @@ def test_a_folder_is_enough(idm: JacobianIDM, folder: Path) -> None:
     said = motion.provenance
     assert said["checkpoint"] == {"source": str(folder), "content_hash": load_checkpoint(folder).content_hash}
     assert said["field"] == "LearnedField" and said["embodiment"] == "planar_finger_2" and said["camera"] is None
-    assert said["embodiment_hash"] == robot.content_hash and said["options"]["confused"] == 1.0
+    assert said["embodiment_hash"] == robot.content_hash and said["options"]["max_unexplained"] == 1.0
     assert not any(p.requires_grad for p in idm.field.parameters()) and not idm.field.training
     torch.testing.assert_close(idm.field.step_std_scale, torch.tensor([1.5, 2.5]))  # what calibration found was loaded
 
@@ -370,7 +370,7 @@ REFUSED: dict[str, tuple[Callable[[JacobianIDM], object], type[Exception], str]]
     ),
     "limits": (lambda i: JacobianIDM(i.embodiment, i.field, None, limits="some"), InputError, "limits must be"),
     "options": (
-        lambda i: JacobianIDM(i.embodiment, i.field, None, options=AnalyticTrackerOptions()), InputError, "followed with FollowOptions"
+        lambda i: JacobianIDM(i.embodiment, i.field, None, options=AnalyticTrackerOptions()), InputError, "followed with LearnedTrackerOptions"
     ),
 }  # fmt: skip
 
@@ -390,7 +390,7 @@ def test_an_analytic_idm_does_not_read_poses() -> None:
         exact.predict_steps(torch.zeros(1, 3, 240, 320), torch.zeros(1, 3, 240, 320))
     with pytest.raises(InputError, match="only a learned one does without"):
         JacobianIDM(None, exact.field, exact.flow)
-    with pytest.raises(InputError, match="followed with TrackOptions"):
+    with pytest.raises(InputError, match="followed with AnalyticTrackerOptions"):
         JacobianIDM(exact.embodiment, exact.field, exact.flow, options=LearnedTrackerOptions())
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.estimation.alignment import Alignment, AlignOptions, align
-from jidm.estimation.factors.contour import ContourFactor
+from jidm.estimation.factors.contour import ContourMemory
 from jidm.estimation.factors.photometric import SurfaceAppearance
 from jidm.estimation.factors.silhouette import SilhouetteFactor
 from jidm.estimation.gauss_newton import gauss_newton_step
@@ -111,9 +111,9 @@ class AnalyticTracker:
         self.field = field
         self.limits = limits
         self.options = options
-        self._contour_factor: ContourFactor | None = None
+        self._contour_factor: ContourMemory | None = None
         if options.refine == "photometric" and options.use_contours and isinstance(field, ContourField):
-            self._contour_factor = ContourFactor(field)
+            self._contour_factor = ContourMemory(field)
         self._started = False
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None) -> None:
@@ -174,7 +174,7 @@ class AnalyticTracker:
             point_flow,
             weight,
             bounds=(low - self.q, high - self.q),
-            unit=self.limits.joint_scale,
+            joint_scale=self.limits.joint_scale,
             min_motion=self.options.min_motion,
         )
         q, covariance, fused, cost = self._refine(frame, flow_solution, (low, high), max_step, dt)
@@ -249,15 +249,15 @@ class AnalyticTracker:
             pyramid,
             self._references(),
             starts,
-            contour=self._contour_factor,
-            silhouette=self._silhouette_factor(pyramid),
+            contours=self._contour_factor,
+            foreground_score=None if self._contour_factor is None else self._contour_factor.background.foreground_score(pyramid),
             bounds=bounds,
             prior=(predicted, process_std),
             options=self.options.align,
         )
         self._pyramid = pyramid
         step_covariance = _inverse(alignment.relative_information + prior)
-        return alignment.q, step_covariance, self._fuse(step_covariance, alignment.absolute_information), alignment.cost
+        return alignment.q, step_covariance, self._fuse(step_covariance, alignment.absolute_information), alignment.error
 
     def _fuse(self, step_covariance: Tensor, absolute: Tensor) -> Tensor:
         """Covariance of the position after a step and a look at the outlines.
@@ -275,12 +275,6 @@ class AnalyticTracker:
         if self.options.use_reference_appearance and len(reference) > _MIN_REFERENCE_POINTS:
             return [self._previous, reference]
         return [self._previous]
-
-    def _silhouette_factor(self, pyramid: BrightnessPyramid) -> SilhouetteFactor | None:
-        foreground_score = (
-            None if self._contour_factor is None else self._contour_factor.background.foreground_score(pyramid)
-        )
-        return None if foreground_score is None else SilhouetteFactor(self.field, foreground_score)
 
     def _update_appearance(self) -> None:
         self._previous = SurfaceAppearance.of(self._pose, self._pyramid)

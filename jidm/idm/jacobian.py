@@ -429,7 +429,7 @@ class JacobianIDM:
             "seed": getattr(self.field, "seed", None),
             "flow": None if self.flow is None else type(self.flow).__name__,
             "limits": self.limits,
-            "flow_side": self.flow_resolution,
+            "flow_resolution": self.flow_resolution,
             "options": asdict(self.options),
             "camera": camera.to_dict() if camera is not None else None,
         }

@@ -27,7 +27,9 @@ from jidm.estimation.refinement import (
     measure_photometric,
     photometric_error,
 )
-from jidm.estimation.solver import NormalEquations, Solution, normal_equations, solve_normal_equations
+from jidm.estimation.factors.flow import normal_equations
+from jidm.estimation.problem import NormalEquations
+from jidm.estimation.solver import Solution, solve_normal_equations
 from jidm.fields.free.config import FLOW_STRIDE
 from jidm.flow.base import Flow, mask_invalid
 
