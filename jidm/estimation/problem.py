@@ -99,7 +99,8 @@ class NormalEquations:
             The equations over the variables that are left, and a function that maps their step to the steps of those
             that were eliminated (back substitution).
         """
-        gone = [x for x in self.variables if x[0] in set(names)]
+        unwanted = set(names)
+        gone = [x for x in self.variables if x[0] in unwanted]
         if not gone:
             return self, lambda delta: {}
         kept = tuple(x for x in self.variables if x not in gone)
