@@ -15,7 +15,7 @@ import numpy as np
 from jidm.robot.composition import compose, rigid_transform
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
-from jidm.robot.factory import from_model
+from jidm.robot.factory import embodiment_from_model
 from jidm.robot.urdf.reader import parse_urdf
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -36,7 +36,7 @@ def viperx(material_path: Path) -> Embodiment:
         mesh_roots=[folder],
     )
     arm = (math.pi, 1.86, 1.77, math.pi, 2.27, math.pi)
-    return from_model(
+    return embodiment_from_model(
         model,
         name="viperx",
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),

@@ -12,7 +12,7 @@ from conftest import REPOSITORY, material
 from urdf_oracle import PinocchioModel, assert_same, disagreements, link_poses_scipy, random_joints
 
 from jidm.errors import EmbodimentError, MissingExtraError, UrdfError
-from jidm.robot.factory import from_model
+from jidm.robot.factory import embodiment_from_model
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.mesh_resolver import package_roots
 from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
@@ -105,7 +105,7 @@ def test_every_file_moves(path: Path) -> None:
     """Kinematics of what was read, mimics included, against scipy's rotations one joint at a time."""
     model = read_urdf(path)
     try:
-        robot = from_model(model, name="robot", fingerprint="")
+        robot = embodiment_from_model(model, name="robot", fingerprint="")
     except EmbodimentError as error:
         assert "no joint moves" in str(error)
         assert not model.movable_joints

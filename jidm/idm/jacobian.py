@@ -94,9 +94,9 @@ class JacobianIDM(InverseDynamicsModel):
             seed: of the surface sampling.
             options: `options`, `limits` and `flow_resolution` of the constructor.
         """
-        from jidm.robot.embodiment import Embodiment
+        from jidm.robot.registry import load_embodiment
 
-        robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
+        robot = load_embodiment(embodiment)
         field = AnalyticField(robot, robot.camera(camera), points=points, occluders=max(20000, points), seed=seed)
         return cls(robot, field, as_flow_estimator(flow), **options)
 
@@ -285,13 +285,13 @@ class JacobianIDM(InverseDynamicsModel):
 
 def _checkpoint_embodiment(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:
     """The robot a checkpoint is used on; None where it is not known."""
-    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.registry import embodiment_names, load_embodiment
 
     if embodiment is None:
         record = checkpoint.embodiment
-        if record is None or record["name"] not in Embodiment.names():
+        if record is None or record["name"] not in embodiment_names():
             return None
         embodiment = str(record["name"])
-    robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
+    robot = load_embodiment(embodiment)
     checkpoint.check_embodiment(robot)
     return robot
