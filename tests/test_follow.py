@@ -24,7 +24,7 @@ ALONE = replace(MATCHING, use_pose_readings=False)
 @pytest.fixture(autouse=True)
 def no_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold every step back a little; how much, the tests of the step say."""
-    monkeypatch.setattr("jidm.estimation.factors.learned.RIDGE", 1e-12)
+    monkeypatch.setattr("jidm.estimation.step_estimation.RIDGE", 1e-12)
 
 
 def limits(upper: float = 1.2, velocity: float = 100.0, dtype: torch.dtype = torch.float64) -> JointLimits:

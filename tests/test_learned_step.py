@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.estimation.dense_photometric import symmetric_flow
-from jidm.estimation.factors.learned import (
+from jidm.estimation.step_estimation import (
     StepEstimate,
     _with_photometric_residual,
     estimate_step,
@@ -88,7 +88,7 @@ def errors_of_halved_steps(both_ways: bool) -> list[float]:
 
 
 def test_both_ways_together_err_by_the_third_power_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jidm.estimation.factors.learned.RIDGE", 1e-9)  # whose pull is of first order
+    monkeypatch.setattr("jidm.estimation.step_estimation.RIDGE", 1e-9)  # whose pull is of first order
     one, half, quarter = errors_of_halved_steps(True)
     assert 7 < one / half < 9 and 7 < half / quarter < 9
     alone = errors_of_halved_steps(False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jidm import Embodiment, load_embodiment
 from jidm.errors import InputError
-from jidm.estimation.factors.learned import StepEstimate, estimate_step, step_prior
+from jidm.estimation.step_estimation import StepEstimate, estimate_step, step_prior
 from jidm.estimation.refinement import FieldEvaluation, FlowMeasurement
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.free.blocks import downsample

@@ -15,7 +15,7 @@ from jidm.baselines.base import BidirectionalFlow, Prediction
 from jidm.baselines.flow_source import FlowBaseline, FlowConfig
 from jidm.baselines.trunk import normalize_image
 from jidm.errors import InputError
-from jidm.estimation.solver import normal_equations
+from jidm.estimation.factors.flow import normal_equations
 from jidm.fields.free.blocks import ConvBlock, upsample2x
 from jidm.training.data.batch import GRID_STRIDE, PairBatch
 from jidm.training.distributed import weighted_mean

@@ -59,7 +59,7 @@ def decode_file(
     rate = choose_frame_rate(fps, stream.fps, video)
     began = time.perf_counter()
     motion = (
-        idm.decode_whole(video, q0=q0, fps=fps, progress=True)[1]
+        idm.decode_both(video, q0=q0, fps=fps, progress=True)[1]
         if smooth
         else idm.decode(video, q0=q0, fps=fps, progress=True)
     )

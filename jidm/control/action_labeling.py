@@ -92,7 +92,7 @@ def label_video(
         initial = q0 if not motions else motions[-1][1].position[start - motions[-1][0]].double().numpy()
         clip = video[start:stop]
         if settings.smooth:
-            motion = idm.decode_whole(clip, q0=initial, fps=fps, layout="THWC")[1]
+            motion = idm.decode_both(clip, q0=initial, fps=fps, layout="THWC")[1]
         else:
             motion = idm.decode(clip, q0=initial, fps=fps, layout="THWC")
         motions.append((start, motion))

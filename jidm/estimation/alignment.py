@@ -76,12 +76,15 @@ class Alignment:
 
     Attributes:
         q: (n,) [rad or m], inside the bounds.
+        data_only: (n,) where the frame alone puts q: the estimate with the prior's pull undone, so that a filter that made
+            the prior does not count it twice; outside the bounds, perhaps.
         relative_information: (n, n) information about q relative to the references (brightness).
         absolute_information: (n, n) information about q itself (contours).
         error: truncated brightness error that is left, see `PhotometricFactor.error`.
     """
 
     q: Float[Tensor, " n"]
+    data_only: Float[Tensor, " n"]
     relative_information: Float[Tensor, "n n"]
     absolute_information: Float[Tensor, "n n"]
     error: float
@@ -93,7 +96,7 @@ def align(
     starts: Sequence[Float[Tensor, " n"]],
     *,
     contours: ContourMemory | None = None,
-    foreground_score: Float[Tensor, "H W"] | None = None,
+    silhouette: SilhouetteFactor | None = None,
     bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     prior: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     options: AlignOptions,
@@ -105,7 +108,7 @@ def align(
         references: earlier appearances, the most recent first, the one that drifts least last.
         starts: poses to try, at least one.
         contours: contour matching with its memory; brightness only if not given.
-        foreground_score: of the frame where its background is known, see `SilhouetteFactor`.
+        silhouette: of the frame, where its background is known.
         bounds: lower and upper bound of q.
         prior: mean and standard deviation of each joint (both (n,), [rad or m]); it holds joints that the frame does not
             constrain.
@@ -120,12 +123,12 @@ def align(
     if not candidates:
         raise ValueError("align needs at least one start")
     q = min(candidates, key=nearest.error)
-    if contours is not None and foreground_score is not None:
+    if silhouette is not None:
         appearance = PhotometricFactor(references[-1].subsample(_COARSE_POINTS), pyramid, sharp_level)
-        q = problem.align_silhouette(SilhouetteFactor(contours.field, foreground_score), appearance, q)
+        q = problem.align_silhouette(silhouette, appearance, q)
     factors = [PhotometricFactor(x, pyramid, light=f"light_{k}") for k, x in enumerate(references)]
     q, relative, absolute = problem.align_fine(factors, contours, q)
-    return Alignment(q, relative, absolute, nearest.error(q))
+    return Alignment(q, problem.without_prior(q, relative, absolute), relative, absolute, nearest.error(q))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,8 @@ class _AlignmentProblem:
 
     def align_coarse(self, factor: PhotometricFactor, q: Tensor) -> Tensor:
         """Brightness alone, from coarse to fine."""
-        damping, state = _DAMPING, {POSITION: q}
+        damping: float = _DAMPING
+        state: State = {POSITION: q}
         for level in self.options.coarse_levels:
             if level >= len(self.pyramid):
                 continue
@@ -201,6 +205,17 @@ class _AlignmentProblem:
                 if moved < _FINE_TOLERANCE:
                     break
         return state[POSITION], relative, absolute
+
+    def without_prior(self, q: Tensor, relative: Tensor, absolute: Tensor) -> Tensor:
+        """The estimate once the prior's pull is undone, to first order; joints that the data hardly constrain stay."""
+        weighted = relative + absolute * (CORRELATED_CONTOUR_POINTS * _CONTOUR_WEIGHT / _CORRELATED_POINTS)
+        data = weighted.double() + torch.diag(self.max_step.double() ** -2)
+        return q - torch.linalg.solve(data, self.prior.linearize({POSITION: q}).g.double()).to(q)
+
+    @property
+    def max_step(self) -> Tensor:
+        """Half of the way between the bounds."""
+        return ((self.bounds[1] - self.bounds[0]) / 2).clamp(min=1e-6)
 
     def _information(self, equations: Sequence[NormalEquations]) -> Tensor:
         reduced = [x.eliminate(name for name, _ in x.variables if name != POSITION)[0] for x in equations]

@@ -14,6 +14,7 @@ from jidm.errors import InputError, VideoError
 from jidm.estimation.alignment import AlignOptions, align
 from jidm.estimation.factors.contour import ContourMemory
 from jidm.estimation.factors.photometric import SurfaceAppearance
+from jidm.estimation.factors.silhouette import SilhouetteFactor
 from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.estimation.initialization import initialize_pose
 from jidm.estimation.kalman import FilterOptions, Gaussian
@@ -79,6 +80,23 @@ class AnalyticMeasurement:
         """Whether the field predicts the first pose where it is not given."""
         return isinstance(self.field, PosePredictor)
 
+    @property
+    def joint_types(self) -> tuple[str, ...]:
+        """Not known.
+
+        Raises:
+            InputError: always; the embodiment says them.
+        """
+        raise InputError("an exact field does not know joint types; give the embodiment")
+
+    def training_limits(self, like: Tensor) -> JointLimits:
+        """Not known.
+
+        Raises:
+            InputError: always; the embodiment says them.
+        """
+        raise InputError("an exact field does not know joint limits; give the embodiment")
+
     def predict_steps(self, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n"]:
         """Not possible.
 
@@ -112,7 +130,9 @@ class AnalyticMeasurement:
         """The flow itself."""
         return flow
 
-    def flow_source(self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int) -> FlowSource:
+    def flow_source(
+        self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int
+    ) -> FlowSource:
         """Where flow comes from; at reduced resolution where it only starts the alignment."""
         return FlowSource(estimator, precomputed, resolution=resolution if self._photometric else None)
 
@@ -221,12 +241,12 @@ class AnalyticMeasurement:
             self._references(),
             starts,
             contours=self._contours,
-            foreground_score=None if self._contours is None else self._contours.background.foreground_score(pyramid),
+            silhouette=self._silhouette(pyramid),
             bounds=prediction.bounds,
             prior=(expected, prediction.step.covariance.diagonal().sqrt()),
             options=self.options.align,
         )
-        step = Gaussian(found.q - q, _inverse(found.relative_information + least))
+        step = Gaussian(found.data_only - q, _inverse(found.relative_information + least))
         if not bool(found.absolute_information.any()):
             return step, None, found.error
         absolute = found.absolute_information / self.options.correlation_length
@@ -238,6 +258,10 @@ class AnalyticMeasurement:
         if self.options.use_reference_appearance and len(reference) > _MIN_REFERENCE_POINTS:
             return [self._previous, reference]
         return [self._previous]
+
+    def _silhouette(self, pyramid: BrightnessPyramid) -> SilhouetteFactor | None:
+        score = None if self._contours is None else self._contours.background.foreground_score(pyramid)
+        return None if score is None else SilhouetteFactor(self.field, score)
 
     def _flow_at_points(self, flow: Flow) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
         """Flow and its confidence at the pose's points; weight 0 where a point is hidden or outside the image."""

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.estimation.factors.learned import StepEstimate, estimate_step, finite_covariance, predict_steps
 from jidm.estimation.kalman import FilterOptions, Gaussian
 from jidm.estimation.refinement import REFINEMENT_STAGES, FieldEvaluation, JacobianPredictor, RefinementStage
+from jidm.estimation.step_estimation import StepEstimate, estimate_step, finite_covariance, predict_steps
 from jidm.estimation.tracker import JointLimits, Measurement, Prediction
 from jidm.fields.free.config import LearnedFieldConfig
 from jidm.flow import Flow, FlowEstimator, FlowSource
@@ -91,7 +91,9 @@ class LearnedMeasurement:
         height, width = flow.weight.shape[-2:]
         return Letterbox(height, width, self.field.config.height, self.field.config.width).apply_to_flow(flow)
 
-    def flow_source(self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int) -> FlowSource:
+    def flow_source(
+        self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int
+    ) -> FlowSource:
         """Where flow comes from; in both directions if it can, nowhere if no estimator is given."""
         return FlowSource(estimator, precomputed, bidirectional=True)
 

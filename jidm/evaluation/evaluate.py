@@ -306,7 +306,7 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", corruption: Corrupt
 def _evaluate_episode(idm: Any, clip: EvalClip, config: EvalConfig) -> DecodedEpisode:
     with torch.no_grad():
         started = time.perf_counter()
-        whole = getattr(idm, "decode_whole", lambda *video, **how: (idm.decode(*video, **how), None))
+        whole = getattr(idm, "decode_both", lambda *video, **how: (idm.decode(*video, **how), None))
         motion, smoothed_motion = whole(clip.video, q0=clip.q[0] if config.given_initial_pose else None, fps=clip.fps)
         seconds = time.perf_counter() - started
         pairs = _pair_steps(idm, clip.video)

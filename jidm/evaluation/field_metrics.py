@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.estimation.factors.learned import estimate_step, step_prior
 from jidm.estimation.refinement import FieldEvaluation, measured_flow
+from jidm.estimation.step_estimation import estimate_step, step_prior
 from jidm.fields.free.network import LearnedField
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.errors import InputError
-from jidm.estimation.factors.learned import StepEstimate
+from jidm.estimation.step_estimation import StepEstimate
 from jidm.fields.free.config import FLOW_STRIDE
 from jidm.flow.base import Flow
 from jidm.training.data.batch import PairBatch

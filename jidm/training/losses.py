@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.errors import InputError
-from jidm.estimation.dense_photometric import warp
-from jidm.estimation.factors.learned import StepEstimate, estimate_pair_steps, estimate_step, predict_steps, step_prior
 from jidm.estimation.refinement import FieldEvaluation, FlowMeasurement
+from jidm.estimation.step_estimation import StepEstimate, estimate_pair_steps, estimate_step, predict_steps, step_prior
 from jidm.fields.free import LearnedField, LearnedFieldConfig
 from jidm.fields.free.config import STRIDE
 from jidm.training.bidirectional import BidirectionalMotion, Flows, matched_flows
@@ -22,6 +21,7 @@ from jidm.training.data.batch import JointStats, PairBatch, normal_from_uniform
 from jidm.training.data.clips import Clip
 from jidm.training.distributed import all_reduce_mean, weighted_mean
 from jidm.training.uncertainty_calibration import calibrate_uncertainty, calibrate_video_uncertainty
+from jidm.video.warping import warp
 
 _FLOW_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
 _STEP_BETA = 0.05  # [standard deviations of the training steps] likewise for the inverse loss (smooth L1)

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.estimation.factors.learned import estimate_pair_steps, estimate_step
-from jidm.estimation.learned_tracker import LearnedTracker, LearnedTrackerOptions, training_limits
+from jidm.estimation.learned_measurement import LearnedMeasurement, LearnedOptions, training_limits
 from jidm.estimation.refinement import FieldEvaluation
+from jidm.estimation.step_estimation import estimate_pair_steps, estimate_step
+from jidm.estimation.tracker import Tracker
 from jidm.fields.free import LearnedField
 from jidm.flow.base import Flow
 from jidm.training.bidirectional import BidirectionalMotion, matched_flows
@@ -90,7 +91,7 @@ def calibrate_video_uncertainty(field: LearnedField, clips: Iterable[Clip]) -> N
     limits = training_limits(field.config, field.delta_std)
     found = []
     for clip in clips:
-        tracker = LearnedTracker(field, limits, LearnedTrackerOptions())
+        tracker = Tracker(LearnedMeasurement(field, LearnedOptions()), limits)
         tracker.start(clip.frames[0], clip.q[0])
         for t, delta_q in enumerate(clip.q.diff(dim=0)):
             step = tracker.step(clip.frames[t + 1], clip.dt, *(flow[t] for flow in clip.flows))
