@@ -104,15 +104,15 @@ class Embodiment:
         return self.joint_names.index(name)
 
     def camera(self, source: str | Path | Camera = "front") -> Camera:
-        """A camera: one of the robot's own by name, a JSON file, or one that is there already.
+        """A camera of the robot by name, of a JSON file, or a `Camera`, whose values are checked.
 
         Raises:
-            CameraError: it is none of these, or the file is not a camera.
+            CameraError: it is none of these, or not a pinhole camera.
         """
         from jidm.camera.model import Camera
 
         if isinstance(source, Camera):
-            return source
+            return source.validated()
         if source in self.cameras:
             return Camera.from_dict(self.cameras[str(source)])
         if str(source).lower().endswith(".json") or Path(source).exists():
