@@ -73,7 +73,7 @@ def test_stronger_is_more(take: RenderedEpisode, kind: str):
 @pytest.mark.parametrize("kind", sorted(BEGUN))
 def test_nothing_happens_before_it_begins(take: RenderedEpisode, kind: str):
     found = corrupt(take, kind, 1.0, 2)
-    difference, begins = changed(take, found.video), found.label["begins"]
+    difference, begins = changed(take, found.video), found.label["start_frame"]
     assert 0 < begins < T and not difference[:begins].any() and difference[begins:].all()
 
 
@@ -100,14 +100,14 @@ def test_motions_go_wrong_inside_the_limits_and_are_filmed(take: RenderedEpisode
     found = corrupt(take, kind, 1.0, 4)
     assert (found.q >= take.robot.lower).all() and (found.q <= take.robot.upper).all() and (found.q != take.q).any()
     assert (found.video == take.rerender(found.q)).all()
-    steps, begins = np.abs(np.diff(found.q, axis=0)).max(-1), found.label["begins"]
+    steps, begins = np.abs(np.diff(found.q, axis=0)).max(-1), found.label["start_frame"]
     if kind == "jump":
         assert steps.argmax() == begins - 1 and np.count_nonzero(found.q[-1] != take.q[-1]) == 1
         assert take.robot.joint_names[np.abs(np.diff(found.q, axis=0))[begins - 1].argmax()] == found.label["joint"]
     if kind == "frozen":
         assert begins == 0 and not steps.any() and (found.video == found.video[:1]).all()
     if kind == "late":
-        assert (found.q[found.label["frames"] :] == take.q[: T - found.label["frames"]]).all()
+        assert (found.q[found.label["delay_frames"] :] == take.q[: T - found.label["delay_frames"]]).all()
     if kind == "wrong_goal":
         assert (found.q[0] == take.q[0]).all() and steps.max() < 0.5
 

@@ -185,7 +185,7 @@ def test_the_data_set_reads_back(plain: Path):
 
 def test_depth_links_and_camera_agree_with_an_exact_rendering():
     """Drawn anew from the recorded pose by the recorded camera, sampled at the grid's own pixel centres."""
-    config = replace(SMALL, width=96, height=96, objects=0, look="plain", frames=3)
+    config = replace(SMALL, width=96, height=96, max_objects=0, appearance="plain", frames=3)
     robot = load_embodiment(config.embodiment)
     with Scene(robot, supersample=1) as sim:
         for index in range(3):
@@ -209,11 +209,11 @@ def test_depth_links_and_camera_agree_with_an_exact_rendering():
 def test_a_thing_in_front_is_no_robot():
     """With and without things, the same motion: links differ only where a thing covers the robot."""
     full, empty = (
-        replace(SMALL, width=96, height=96, objects=30, frames=2),
+        replace(SMALL, width=96, height=96, max_objects=30, frames=2),
         replace(SMALL, width=96, height=96, frames=2),
     )
     covered = 0
-    with Recorder(full) as crowded, Recorder(replace(empty, objects=0)) as alone:
+    with Recorder(full) as crowded, Recorder(replace(empty, max_objects=0)) as alone:
         for index in range(8):
             a, b = (s.episode(index)["extras"]["observation.links.front"] for s in (crowded, alone))
             differs = a != b
@@ -256,7 +256,7 @@ def test_camera_jitter_is_as_large_as_asked():
 
 
 def test_looks_are_as_asked():
-    with Recorder(replace(SMALL, look="plain")) as stage:
+    with Recorder(replace(SMALL, appearance="plain")) as stage:
         stage.episode(0)
         assert stage._scene is not None and stage._scene.appearance == Appearance.plain() and stage._scene.objects == ()
 
@@ -270,10 +270,10 @@ def test_looks_are_as_asked():
         ({"frames": 1}, "frames >= 2"),
         ({"fps": 0.0}, "fps > 0"),
         ({"width": 30}, "multiples of 4"),
-        ({"look": "pretty"}, "unknown look 'pretty'"),
+        ({"appearance": "pretty"}, "unknown appearance 'pretty'"),
         ({"cameras": ()}, "needs a camera"),
-        ({"objects": -1}, "objects >= 0"),
-        ({"amplitude": 1.2}, "amplitude in"),
+        ({"max_objects": -1}, "max_objects >= 0"),
+        ({"range_fraction": 1.2}, "range_fraction in"),
     ],
 )
 def test_senseless_configurations_are_refused(wrong: dict, words: str):

@@ -101,7 +101,7 @@ def test_seeds_decide():
     [
         ({"frames": 0}, "frames >= 1"),
         ({"dt": -1.0}, "dt > 0"),
-        ({"amplitude": 1.5}, "amplitude in"),
+        ({"range_fraction": 1.5}, "range_fraction in"),
         ({"speed": 0.0}, "speed > 0"),
         ({"is_free": lambda q: False}, "no free motion of 'planar_finger_3'"),
     ],

@@ -172,7 +172,7 @@ def test_random_things_follow_the_seed_and_are_seen(panda: Embodiment):
 
 def test_things_without_sense_are_refused():
     one = (1.0, 1.0, 1.0)
-    with pytest.raises(InputError, match="unknown thing 'teapot'"):
+    with pytest.raises(InputError, match="unknown shape 'teapot'"):
         SceneObject("teapot", one, one, one)
     with pytest.raises(InputError, match="positive lengths"):
         SceneObject("box", (1.0, 0.0, 1.0), one, one)
@@ -289,5 +289,5 @@ def test_a_robot_that_may_reach_out_of_the_picture_is_shown_larger(panda: Embodi
     whole, cropped = (fit_camera_to_robot(panda, panda.camera("front"), 64, 64, crop_fraction=x) for x in (0.02, 0.15))
     assert cropped.K[0, 0] > 1.3 * whole.K[0, 0]
     assert torch.equal(cropped.T_camera_base, whole.T_camera_base)
-    with pytest.raises(InputError, match="cropped is a share"):
+    with pytest.raises(InputError, match="crop_fraction is a share"):
         BabbleConfig(embodiment="panda", crop_fraction=0.5)

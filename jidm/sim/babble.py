@@ -80,17 +80,17 @@ class BabbleConfig:
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.frames - 1, self.width, self.height) < 1 or not self.fps > 0 or not self.speed > 0:
-            raise InputError("self-play needs episodes >= 1, frames >= 2, a picture size, fps > 0 and speed > 0")
+            raise InputError("babbling needs episodes >= 1, frames >= 2, an image size, fps > 0 and speed > 0")
         if self.width % LABEL_STRIDE or self.height % LABEL_STRIDE:
             raise InputError(f"width and height must be multiples of {LABEL_STRIDE}, got {self.width} x {self.height}")
         if self.appearance not in APPEARANCES:
-            raise InputError(f"unknown look '{self.appearance}'; known: {', '.join(APPEARANCES)}")
+            raise InputError(f"unknown appearance '{self.appearance}'; known: {', '.join(APPEARANCES)}")
         if self.max_objects < 0 or not 0 < self.range_fraction <= 1 or min(self.camera_jitter) < 0:
-            raise InputError("self-play needs objects >= 0, an amplitude in (0, 1] and a camera jitter >= 0")
+            raise InputError("babbling needs max_objects >= 0, a range_fraction in (0, 1] and a camera jitter >= 0")
         if not 0 <= self.crop_fraction < 0.5:
-            raise InputError(f"cropped is a share of poses, at least 0 and below 0.5, got {self.crop_fraction}")
+            raise InputError(f"crop_fraction is a share of poses, at least 0 and below 0.5, got {self.crop_fraction}")
         if not self.cameras:
-            raise InputError("self-play needs a camera; name one of the robot's")
+            raise InputError("babbling needs a camera; name one of the robot's")
 
 
 LABEL_STRIDE = 4

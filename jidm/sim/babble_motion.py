@@ -82,7 +82,7 @@ def babble_motion(
         InputError: an argument has no meaning, or no free motion was found.
     """
     if frames < 1 or not dt > 0 or not speed > 0 or not 0 < range_fraction <= 1:
-        raise InputError("self-play motion needs frames >= 1, dt > 0, speed > 0 and an amplitude in (0, 1]")
+        raise InputError("babble_motion needs frames >= 1, dt > 0, speed > 0 and a range_fraction in (0, 1]")
     lower, upper = usable_range(embodiment, range_fraction)
     for attempt in range(_MAX_ATTEMPTS):
         rng = np.random.default_rng([abs(seed), attempt, 0xBAB])
@@ -98,7 +98,7 @@ def babble_motion(
             if found is not None:
                 return found
     raise InputError(
-        f"no free motion of '{embodiment.name}' in {_MAX_ATTEMPTS} attempts; is_free refuses too much, or the amplitude "
+        f"no free motion of '{embodiment.name}' in {_MAX_ATTEMPTS} attempts; is_free refuses too much, or the range_fraction "
         f"{range_fraction:g} is too large"
     )
 

@@ -43,7 +43,7 @@ class SceneObject:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise InputError(f"unknown thing '{self.shape}'; known: {', '.join(SHAPES)}")
+            raise InputError(f"unknown shape '{self.shape}'; known: {', '.join(SHAPES)}")
         if not min(self.size) > 0:
             raise InputError(f"the sides of a {self.shape} must be positive lengths in m, got {self.size}")
 

@@ -262,7 +262,7 @@ class Scene:
 
     def _call(self, function: str, *args: Any, **options: Any) -> Any:
         if self._client is None:
-            raise InputError("this world is closed; make a new one")
+            raise InputError("this scene is closed; create a new one")
         return getattr(self._bullet, function)(*args, physicsClientId=self._client, **options)
 
     def _load(self) -> int:

@@ -48,7 +48,7 @@ def corrupt(episode: RenderedEpisode, kind: str, strength: float, seed: int) -> 
         InputError: no such kind, or a strength outside (0, 1].
     """
     if kind not in FAILURE_KINDS:
-        raise InputError(f"unknown artifact '{kind}': {did_you_mean(kind, FAILURE_KINDS)}")
+        raise InputError(f"unknown failure '{kind}': {did_you_mean(kind, FAILURE_KINDS)}")
     if not 0 < strength <= 1:
         raise InputError(f"strength must lie in (0, 1], got {strength}")
     rng = np.random.default_rng([seed, FAILURE_KINDS.index(kind)])
@@ -77,4 +77,4 @@ def _obstacle_on_path(
     side = max_reach * (weak + (strong - weak) * strength)
     color = tuple(float(c) for c in rng.uniform(0.1, 0.9, 3))
     obstacle = SceneObject("box", size=(side / 2, side / 2, side / 2), position=tuple(map(float, at)), color=color)  # type: ignore[arg-type]
-    return obstacle, {"begins": 0, "side_m": side / 2, "position": [float(x) for x in at]}
+    return obstacle, {"start_frame": 0, "side_m": side / 2, "position": [float(x) for x in at]}

@@ -53,7 +53,7 @@ class RenderedEpisode:
     def render(cls, scene: Scene, camera: Camera, q: NDArray[np.float64], fps: float) -> RenderedEpisode:
         """Render joint positions q (T, n)."""
         if len(q) < 2:
-            raise InputError(f"a take needs at least 2 frames, got {len(q)}")
+            raise InputError(f"an episode needs at least 2 frames, got {len(q)}")
         return cls(scene, camera, q, fps, scene.render_video(q, camera), scene.appearance, scene.objects, scene.seed)
 
     def rerender(self, q: NDArray[np.float64], extra_objects: Sequence[SceneObject] = ()) -> ImageArray:
@@ -116,7 +116,7 @@ class RenderedEpisode:
             if mask.mean() >= _MIN_LIMB_FRACTION and mask.sum() <= 0.8 * whole and mask.any((1, 2)).mean() > 0.8:
                 chosen.append(link)
         if not chosen:
-            raise InputError("no limb of the robot is seen well enough to be spoilt; film it from nearer")
+            raise InputError("no limb of the robot is seen well enough to be corrupted; move the camera closer")
         return tuple(chosen)
 
     def joint_pixels(self, link: int) -> NDArray[np.float64]:

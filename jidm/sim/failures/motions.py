@@ -29,7 +29,7 @@ def jump(episode: RenderedEpisode, strength: float, rng: np.random.Generator) ->
     offset = np.zeros(episode.q.shape[1])
     offset[joint] = _MAX_JUMP * strength * rng.choice([-1, 1]) * _joint_scale(episode)[joint]
     return _offset_from(episode, start_frame, offset), {
-        "begins": start_frame,
+        "start_frame": start_frame,
         "joint": episode.robot.joint_names[joint],
     }
 
@@ -38,7 +38,7 @@ def jitter(episode: RenderedEpisode, strength: float, rng: np.random.Generator) 
     """All joints tremble."""
     sigma = _MAX_JITTER * strength
     return _clip_to_limits(episode, episode.q + sigma * _joint_scale(episode) * rng.standard_normal(episode.q.shape)), {
-        "begins": 0,
+        "start_frame": 0,
         "sigma": sigma,
     }
 
@@ -48,7 +48,7 @@ def freeze(episode: RenderedEpisode, strength: float, rng: np.random.Generator) 
     start_frame = round((1 - strength) * (len(episode) - 1))
     return np.concatenate(
         [episode.q[:start_frame], np.repeat(episode.q[start_frame : start_frame + 1], len(episode) - start_frame, 0)]
-    ), {"begins": start_frame}
+    ), {"start_frame": start_frame}
 
 
 def teleport(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[JointPositions, Label]:
@@ -57,13 +57,13 @@ def teleport(episode: RenderedEpisode, strength: float, rng: np.random.Generator
     offset = (
         _MAX_TELEPORT * strength * rng.uniform(0.5, 1, episode.q.shape[1]) * rng.choice([-1, 1], episode.q.shape[1])
     )
-    return _offset_from(episode, start_frame, offset * _joint_scale(episode)), {"begins": start_frame}
+    return _offset_from(episode, start_frame, offset * _joint_scale(episode)), {"start_frame": start_frame}
 
 
 def delay(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[JointPositions, Label]:
     """The robot sets off late and does not arrive; a robot that moves rightly, as far as pictures tell."""
     delay_frames = round(strength * (len(episode) - 1) / 2)
-    return episode.q[np.maximum(np.arange(len(episode)) - delay_frames, 0)], {"begins": 0, "frames": delay_frames}
+    return episode.q[np.maximum(np.arange(len(episode)) - delay_frames, 0)], {"start_frame": 0, "delay_frames": delay_frames}
 
 
 def wrong_goal(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[JointPositions, Label]:
@@ -72,7 +72,7 @@ def wrong_goal(episode: RenderedEpisode, strength: float, rng: np.random.Generat
         _MAX_GOAL_OFFSET * strength * rng.uniform(0.5, 1, episode.q.shape[1]) * rng.choice([-1, 1], episode.q.shape[1])
     )
     x = np.linspace(0, 1, len(episode))[:, None]
-    return _clip_to_limits(episode, episode.q + x * x * (3 - 2 * x) * offset * _joint_scale(episode)), {"begins": 0}
+    return _clip_to_limits(episode, episode.q + x * x * (3 - 2 * x) * offset * _joint_scale(episode)), {"start_frame": 0}
 
 
 MOTION_FAILURES: dict[str, Callable[[RenderedEpisode, float, np.random.Generator], tuple[JointPositions, Label]]] = {

@@ -52,7 +52,7 @@ def stretch(episode: RenderedEpisode, strength: float, rng: np.random.Generator)
             video[t], episode.rendering.rgb[t], link_mask[t], _stretch_map(anchor[t], along / length, float(growth[t]))
         )
         _paste(video[t], episode.rendering.rgb[t], descendants_mask[t], _translation_map(-growth[t] * along))
-    return video, _label(episode, link, start_frame, longer=float(growth[-1]))
+    return video, _label(episode, link, start_frame, stretch=float(growth[-1]))
 
 
 def melt(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[ImageArray, Label]:
@@ -71,7 +71,7 @@ def melt(episode: RenderedEpisode, strength: float, rng: np.random.Generator) ->
 
         video[t] = background[t]
         _paste(video[t], episode.rendering.rgb[t], mask[t], displaced)
-    return video, _label(episode, link, start_frame, moved_px=_MAX_WARP * strength * size / 2)
+    return video, _label(episode, link, start_frame, warp_px=_MAX_WARP * strength * size / 2)
 
 
 def fade(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[ImageArray, Label]:
@@ -79,7 +79,7 @@ def fade(episode: RenderedEpisode, strength: float, rng: np.random.Generator) ->
     link, start_frame, ramp = _plan(episode, rng, frames=4)
     background = episode.inpaint(episode.limb_mask(link)).astype(np.float64)
     alpha = (strength * ramp)[:, None, None, None]
-    return _blend(episode.rendering.rgb, background, alpha), _label(episode, link, start_frame, left=1 - strength)
+    return _blend(episode.rendering.rgb, background, alpha), _label(episode, link, start_frame, remaining=1 - strength)
 
 
 def duplicate(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[ImageArray, Label]:
@@ -102,7 +102,7 @@ def duplicate(episode: RenderedEpisode, strength: float, rng: np.random.Generato
         own = episode.rendering.on_robot[t]
         video[t][own] = episode.rendering.rgb[t][own]  # the double stands behind the robot
     alpha = (strength * ramp)[:, None, None, None]
-    label = _label(episode, link, start_frame, angle=angle, shows=visibility)
+    label = _label(episode, link, start_frame, angle=angle, visibility=visibility)
     return _blend(episode.rendering.rgb, video.astype(np.float64), alpha), label
 
 
@@ -144,7 +144,7 @@ def flicker(episode: RenderedEpisode, strength: float, rng: np.random.Generator)
     )
     brightness_change += _MAX_FLICKER * strength * rng.uniform(-1, 1, (len(episode), 1, 1, 1))
     video = episode.rendering.rgb * (1 + brightness_change / 2)
-    return video.clip(0, 255).round().astype(np.uint8), {"begins": 0}
+    return video.clip(0, 255).round().astype(np.uint8), {"start_frame": 0}
 
 
 def drift_background(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[ImageArray, Label]:
@@ -159,7 +159,7 @@ def drift_background(episode: RenderedEpisode, strength: float, rng: np.random.G
         move = np.array([[1, 0, t * step[0]], [0, 1, t * step[1]]])
         video[t] = cv2.warpAffine(episode.background[t], move, (width, height), borderMode=cv2.BORDER_REFLECT_101)
         _paste(video[t], episode.rendering.rgb[t], episode.rendering.on_robot[t], lambda x: x)
-    return video, {"begins": 1, "px_per_frame": float(np.hypot(*step))}
+    return video, {"start_frame": 1, "px_per_frame": float(np.hypot(*step))}
 
 
 IMAGE_FAILURES: dict[str, Callable[[RenderedEpisode, float, np.random.Generator], tuple[ImageArray, Label]]] = {
@@ -186,7 +186,7 @@ def _plan(
 
 
 def _label(episode: RenderedEpisode, link: int, start_frame: int, **details: Any) -> Label:
-    return {"link": episode.robot.model.links[link].name, "begins": start_frame, **details}
+    return {"link": episode.robot.model.links[link].name, "start_frame": start_frame, **details}
 
 
 def _paste(target: ImageArray, frame: ImageArray, mask: NDArray[np.bool_], sampling_map: SamplingMap) -> None:
