@@ -25,6 +25,7 @@ from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.robot.kinematics import Kinematics
 from jidm.sim import Scene, smooth_motion
+from jidm.sim.renderer import rasterize
 
 WIDTH, HEIGHT = 320, 240
 BATCH = 32
@@ -54,7 +55,7 @@ def rendered_field(field: AnalyticField, scene: Scene, q: torch.Tensor) -> tuple
     """The dense field the usual way: distance and link of every pixel from a renderer, then J of each."""
     camera = field.camera
     scene.set_configuration(q)
-    _, depth, link, _ = scene._rasterize(camera)
+    _, depth, link, _ = rasterize(scene, camera, scene.appearance.light)
     ids = torch.from_numpy(link).long()
     v, u = (ids >= 0).nonzero().unbind(-1)
     p = camera.unproject(torch.stack([u, v], dim=-1).float(), torch.from_numpy(depth)[v, u])
