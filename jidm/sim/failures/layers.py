@@ -77,7 +77,7 @@ class ImageLayers:
         return np.isin(self.rendering.link, self._subtree(link)[1:])
 
     def visible_limbs(self) -> tuple[int, ...]:
-        """Links that move, are visible in most frames and carry at most 80 % of the robot's visible pixels.
+        """Links whose limb moves, is visible in most frames and covers at most 80 % of the robot's visible pixels.
 
         Raises:
             InputError: there is none.
