@@ -30,8 +30,8 @@ def write_loop(path: Path, frames: int) -> list[float]:
 
     robot = load_embodiment(ROBOT)
     q = smooth_motion(robot, LOOP, 1 / FPS, 0)
-    with Scene(robot) as world:
-        rgb = world.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
+    with Scene(robot) as scene:
+        rgb = scene.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
     there_and_back = [*range(LOOP), *range(LOOP - 2, 0, -1)]
     write_video(path, (rgb[there_and_back[k % len(there_and_back)]] for k in range(frames)), FPS)
     return [float(x) for x in q[0]]

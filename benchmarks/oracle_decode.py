@@ -44,8 +44,8 @@ def main() -> None:
     totals = []
     for k in range(args.videos):
         q = smooth_motion(robot, args.frames, 1 / args.fps, args.first_seed + k)
-        with Scene(robot, seed=args.first_seed + k) as world:
-            video = world.render_video(q, camera)
+        with Scene(robot, seed=args.first_seed + k) as scene:
+            video = scene.render_video(q, camera)
         flows = [
             exact_flow(robot, camera, video.depth[t], video.link[t], q[t], q[t + 1]) for t in range(args.frames - 1)
         ]

@@ -165,7 +165,7 @@ def attack(port: int, messages: int, results: Any) -> None:
         attacker.join()
     stop.set()
     idle.join()
-    results.put({k: sum(getattr(x, k) for x in attackers) for k in ("sent", "refused", "thrown_out")})
+    results.put({k: sum(getattr(x, k) for x in attackers) for k in ("sent", "refused", "disconnected")})
 
 
 def memory(pid: int) -> float:
