@@ -31,7 +31,7 @@ def extra_frames(kind: str) -> tuple[str, ...]:
     A class may say so itself in `declared`.
     """
     model: Any = model_class(kind)
-    if (declared := getattr(model, "wants", None)) is not None:
+    if (declared := getattr(model, "extra_frames", None)) is not None:
         return tuple(declared)
     composition = getattr(getattr(model, "weights", None), "compose", 0.0) > 0
     return (*_EXTRA_FRAMES.get(kind, ()), *("third",) * composition)

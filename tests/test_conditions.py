@@ -53,7 +53,7 @@ def test_background_keeps_the_robot_and_nothing_else(clip: EvalClip):
     off = torch.nn.functional.max_pool2d((~off)[None, None].float(), 5, 1, 2)[0, 0] == 0
     assert torch.equal(out[0][:, off], out[2][:, off])  # the picture behind stands still
     with pytest.raises(InputError, match="robot and camera are known"):
-        corruptions.replace_background(clip.video, replace(clip, view=None))
+        corruptions.replace_background(clip.video, replace(clip, ground_truth=None))
 
 
 def test_occlusion_hides_a_fifth_at_the_same_place(clip: EvalClip):

@@ -373,14 +373,14 @@ def shelf(monkeypatch: pytest.MonkeyPatch, seen: InMemoryDataset) -> dict[str, P
 
 
 def test_command_line_prints_writes_and_draws(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
-    code = main(["evaluate", "good", "poor", "--data", "d", "--out", str(tmp_path / "out"), "--conditions"])
+    code = main(["evaluate", "good", "poor", "--data", "d", "--out", str(tmp_path / "out"), "--corruptions"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     document = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert [m["name"] for m in document["models"]] == ["good", "poor"]
     assert document["models"][0]["nve"] == pytest.approx(0.1, abs=1e-3)
-    assert document["compared"]["good"]["poor"]["action_mse_ratio"] == pytest.approx(0.04, rel=0.01)
-    assert set(document["conditions"]) == {"background", "blur", "jpeg", "occlusion"}
+    assert document["comparison"]["good"]["poor"]["action_mse_ratio"] == pytest.approx(0.04, rel=0.01)
+    assert set(document["corruptions"]) == {"background", "blur", "jpeg", "occlusion"}
     assert (tmp_path / "out" / "curves_000000.png").exists()
     assert printed.err == "jidm: poor was trained on 1 episode (0) of these; choose others\n"
     for word in ("NVE", "good", "poor", "RIVAL", "0.040", "background"):

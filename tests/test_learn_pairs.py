@@ -71,9 +71,9 @@ def test_wrong_episodes_are_refused(expression: str, complaint: str) -> None:
 
 def test_tables_hold_every_frame_and_are_made_once(counted, tmp_path: Path) -> None:
     first = read(counted, tmp_path)
-    opened = counted.opened
+    opened = counted.videos_opened
     again = read(counted, tmp_path)
-    assert counted.opened == opened  # from the cache
+    assert counted.videos_opened == opened  # from the cache
     assert torch.equal(first.frames, again.frames) and len(first) == sum(LENGTHS.values())
     assert first.frames[first.first, 0, 0, 0].tolist() == list(LENGTHS)
     assert first.joint_names == ("joint_0", "joint_1")
@@ -180,7 +180,7 @@ def rendered(request, tmp_path_factory):
 
 def exact_batch(rendered, tmp_path: Path, height: int = 120, width: int = 160, detail: int = 1, **options):
     clips, dataset = rendered
-    robot, size = clips[4].robot, {"height": height, "width": width, "detail": detail}
+    robot, size = clips[4].robot, {"height": height, "width": width, "input_scale": detail}
     recording = load_frame_store(dataset, dataset.episode_indices, **size, cache=tmp_path)
     source = PairSource(recording, kinematics=Kinematics.from_embodiment(robot), **options)
     return recording, source.batch(PairSampler(recording, (1, 2, 4), seed=0, third=False).sample(0, 12))
@@ -273,7 +273,7 @@ def test_detail_enlarges_the_pictures_and_nothing_else(rendered, tmp_path: Path)
 
 
 def test_reduced_pictures_are_those_the_model_makes_of_the_large_ones(rendered, tmp_path: Path) -> None:
-    size = {"height": 48, "width": 64, "detail": 2, "cache": tmp_path}
+    size = {"height": 48, "width": 64, "input_scale": 2, "cache": tmp_path}
     large, small = (load_frame_store(rendered[1], (4,), **size, downsampled=x) for x in (False, True))
     assert (
         (large.input_scale, small.input_scale) == (2, 1)
@@ -293,7 +293,7 @@ def test_a_pair_may_get_another_frames_background(rendered, tmp_path: Path) -> N
     draw = sampler.sample(0, 8)
     own = source.batch(draw)
     backdrop = torch.where(torch.arange(8) % 2 == 0, (draw.first + len(recording) // 2) % len(recording), -1)
-    got = source.batch(replace(draw, backdrop=backdrop))
+    got = source.batch(replace(draw, background=backdrop))
     for name, rows in (("first", draw.first), ("second", draw.second)):
         a, b = getattr(own, name), getattr(got, name)
         assert torch.equal(a[1::2], b[1::2])
@@ -315,7 +315,7 @@ def test_a_pair_may_get_another_frames_background(rendered, tmp_path: Path) -> N
     measured = PairSource(
         recording, estimated_flow=EstimatedFlow((1,), flow, torch.zeros_like(flow[:, :, :, 0]).byte())
     )
-    assert torch.equal(measured.batch(replace(draw, backdrop=backdrop)).first, own.first)
+    assert torch.equal(measured.batch(replace(draw, background=backdrop)).first, own.first)
 
 
 def test_backdrops_come_from_seed_and_step_and_are_shared_out_with_the_pairs(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_backdrops_come_from_seed_and_step_and_are_shared_out_with_the_pairs(tmp
     assert torch.equal(rows, PairSampler(recording, (1,), seed=3).sample_backgrounds(5, 400, 0.25))
     assert not torch.equal(rows, sampler.sample_backgrounds(6, 400, 0.25))
     assert rows.max() == 38 and rows.min() == -1 and 0.15 < (rows >= 0).float().mean() < 0.35
-    draw = replace(sampler.sample(5, 8), backdrop=rows[:8])
+    draw = replace(sampler.sample(5, 8), background=rows[:8])
     assert torch.equal(draw.shard(1, 2).background, rows[1:8:2]) and sampler.sample(5, 8).shard(1, 2).background is None
     # Nothing tells where the robot is: pictures stay what they are.
     source = PairSource(recording)
@@ -416,9 +416,9 @@ class Pushed:
 def test_measured_flow_goes_to_the_right_pairs(counted, tmp_path: Path) -> None:
     recording = read(counted, tmp_path)
     estimated = estimate_flow(counted, recording, "front", (1, 3), Pushed(), cache=tmp_path / "cache")
-    opened = counted.opened
+    opened = counted.videos_opened
     again = estimate_flow(counted, recording, "front", (3, 1), Pushed(), cache=tmp_path / "cache")
-    assert counted.opened == opened and torch.equal(estimated.flow, again.flow)
+    assert counted.videos_opened == opened and torch.equal(estimated.flow, again.flow)
     draw = PairSampler(recording, (1, 3), seed=0).sample(0, 40)
     batch = PairSource(recording, estimated_flow=estimated).batch(draw)
     stride = draw.stride.float()[:, None, None].expand(-1, 4, 4)

@@ -40,7 +40,7 @@ def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(tmp_path: Path, name: str = "model", **changed: Any) -> TrainConfig:
     given: dict[str, Any] = {
         "data": str(tmp_path / "blobs"), "out": str(tmp_path / name), "kind": "stand_in", "steps": 40, "batch_size": 8,
-        "flow": "none", "augment": "none", "warmup": 5, "learning_rate": 1e-2, "validate_every": 20, "strides": (1, 2),
+        "flow": "none", "augment": "none", "warmup_steps": 5, "learning_rate": 1e-2, "validate_every": 20, "strides": (1, 2),
         "ema": 0.9, "accelerator": "cpu", "cache": str(tmp_path / "cache"), "validation": 0.2, "validation_pairs": 16,
     }  # fmt: skip
     return TrainConfig(**{**given, **changed})
@@ -87,8 +87,8 @@ def test_uncertainties_are_those_of_neighbouring_frames(tmp_path: Path, monkeypa
     def calibrate_videos(self: StandIn, films: Iterator[Clip]) -> None:
         filmed.append(list(films))
 
-    monkeypatch.setattr(StandIn, "calibrate", calibrate, raising=False)
-    monkeypatch.setattr(StandIn, "calibrate_videos", calibrate_videos, raising=False)
+    monkeypatch.setattr(StandIn, "calibrate_uncertainty", calibrate, raising=False)
+    monkeypatch.setattr(StandIn, "calibrate_video_uncertainty", calibrate_videos, raising=False)
     dataset = blob_dataset(tmp_path / "blobs")
     train(settings, dataset=dataset)
     assert [rounds for _, rounds in seen] == [1, 2] and torch.equal(seen[0][0], seen[1][0])
@@ -109,13 +109,13 @@ def test_the_running_mean_is_what_is_saved(tmp_path: Path) -> None:
     dataset = blob_dataset(tmp_path / "blobs")
     raw = []
     for steps in range(1, 5):  # the raw weights after each step; the schedule is made flat, so that runs agree
-        settings = config(tmp_path, f"raw{steps}", steps=steps, ema=0.0, floor=1.0)
+        settings = config(tmp_path, f"raw{steps}", steps=steps, ema=0.0, final_lr_ratio=1.0)
         raw.append(weights(train(settings, dataset=dataset))["first.weight"])
     torch.manual_seed(0)
     mean = StandIn.from_data(("a", "b"), ("revolute",) * 2, 16, 16, _stats(2)).first.weight.detach().clone()
     for step, now in enumerate(raw, start=1):
         mean = mean.lerp(now, 1 - min(0.9, (1 + step) / (10 + step)))
-    saved = weights(train(config(tmp_path, "mean", steps=4, floor=1.0), dataset=dataset))["first.weight"]
+    saved = weights(train(config(tmp_path, "mean", steps=4, final_lr_ratio=1.0), dataset=dataset))["first.weight"]
     torch.testing.assert_close(saved, mean, rtol=1e-5, atol=1e-7)
     assert (saved - raw[-1]).abs().max() > 1e-4
 
@@ -156,7 +156,7 @@ def test_exact_flow_reaches_the_model_and_a_robot_is_recorded(tmp_path: Path) ->
 
 
 def test_the_rate_warms_up_and_follows_half_a_cosine(tmp_path: Path) -> None:
-    settings = config(tmp_path, warmup=10, learning_rate=2.0, floor=0.1)
+    settings = config(tmp_path, warmup_steps=10, learning_rate=2.0, final_lr_ratio=0.1)
     assert learning_rate(settings, 0, 0.0) == pytest.approx(0.2)
     assert learning_rate(settings, 9, 0.0) == pytest.approx(2.0)
     assert learning_rate(settings, 1000, 0.5) == pytest.approx(2.0 * 0.55)
@@ -181,7 +181,7 @@ def test_no_better_validation_ends_the_run_and_the_best_is_kept(tmp_path: Path) 
     dataset = blob_dataset(tmp_path / "blobs")
     # A rate that is far too high makes the loss worse and worse.
     settings = config(
-        tmp_path, steps=400, learning_rate=30.0, validate_every=2, patience=3, keep="best", ema=0.0, clip=1e9
+        tmp_path, steps=400, learning_rate=30.0, validate_every=2, patience=3, save_policy="best", ema=0.0, grad_clip=1e9
     )
     out = train(settings, dataset=dataset)
     found = [x["nve"] for x in journal(settings, "validation")]
@@ -210,7 +210,7 @@ def test_a_configuration_without_sense_is_refused(tmp_path: Path, changed: dict[
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
     dataset = blob_dataset(tmp_path / "blobs")
-    settings = config(tmp_path, steps=12, options={"nan_from": 4, "nan_until": 7}, ema=0.0, floor=1.0)
+    settings = config(tmp_path, steps=12, options={"nan_from": 4, "nan_until": 7}, ema=0.0, final_lr_ratio=1.0)
     out = train(settings, dataset=dataset)
     assert load_checkpoint(out).training["result"]["bad_steps"] == 3
     # Steps 4 to 6 did nothing: at 4 and at 7 steps the weights are the same.
@@ -224,7 +224,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> No
 
 def test_a_run_that_stays_not_finite_ends_with_a_clear_line(tmp_path: Path) -> None:
     dataset = blob_dataset(tmp_path / "blobs")
-    settings = config(tmp_path, steps=100, options={"nan_from": 5, "nan_until": 1000}, bad_steps=6)
+    settings = config(tmp_path, steps=100, options={"nan_from": 5, "nan_until": 1000}, max_bad_steps=6)
     with pytest.raises(JidmError, match="training diverged: 6 steps in a row up to step 11"):
         train(settings, dataset=dataset)
 

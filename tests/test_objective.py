@@ -235,7 +235,7 @@ def test_weights_by_name() -> None:
 
 
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainableField, "_asked_at", lambda self, *given: given[-2])
+    monkeypatch.setattr(TrainableField, "_sample_poses", lambda self, *given: given[-2])
 
 
 def test_the_field_is_asked_at_nearly_right_poses_and_at_those_the_picture_is_not_quite_misread_to() -> None:
@@ -257,7 +257,7 @@ def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatc
     field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
     field.progress = 1.0
     one, other = field.losses(pairs), field.losses(pairs.time_reversed())
-    assert set(one) == {"loss", "state", "smooth", "step", "measured", "field", "flow", "mask", "guess"}
+    assert set(one) == {"loss", "pose", "smooth", "step", "step_from_flow", "field", "flow", "mask", "step_regression"}
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -276,7 +276,7 @@ def test_the_loss_is_the_weighted_sum_and_reaches_everything() -> None:
 
 def test_measured_flow_solved_by_the_field_teaches_field_and_mask_alone() -> None:
     field, pairs = model(), batch()
-    before = field.losses(pairs)["measured"]
+    before = field.losses(pairs)["step_from_flow"]
     before.backward(retain_graph=True)
     for layer in (field.field_out, field.field_fine, field.mask_out):
         assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
@@ -299,8 +299,8 @@ def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool
         field = model()
         field.progress = progress
         parts = field.losses(pairs)
-        assert set(parts) == {"loss", "state", "smooth", "step", "guess"} | (
-            {"field", "mask", "flow", "measured"} if flow else {"photometric"}
+        assert set(parts) == {"loss", "pose", "smooth", "step", "step_regression"} | (
+            {"field", "mask", "flow", "step_from_flow"} if flow else {"photometric"}
         )
         parts["step"].backward(retain_graph=True)
         assert (
@@ -356,7 +356,7 @@ def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch)
     losses = []
     for _ in range(8):
         parts = field.losses(pairs)
-        losses.append((float(parts["loss"].detach()), float(parts["state"].detach())))
+        losses.append((float(parts["loss"].detach()), float(parts["pose"].detach())))
         optimiser.zero_grad()
         parts["loss"].backward()
         optimiser.step()
@@ -449,7 +449,7 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
     def regress_step(self: TrainableField, *_: object) -> tuple[Tensor, Tensor]:
         return pairs.delta_q + off, (0.7 * field.delta_std * self.regression_std_scale).expand(32, 2)
 
-    monkeypatch.setattr(TrainableField, "guess", regress_step)
+    monkeypatch.setattr(TrainableField, "regress_step", regress_step)
     field.use_step_regression.fill_(not helps)
     field.calibrate_uncertainty([pairs])
     assert bool(field.use_step_regression) == helps
@@ -475,7 +475,7 @@ def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.Mon
         off = 0.0 if bool(field.use_refinement) == helps else 10.0
         return replace(found, steps=(*found.steps[:-1], pairs.delta_q + off + 0 * found.steps[-1]))
 
-    monkeypatch.setattr(uncertainty_calibration, "solve_pairs", spoiled)
+    monkeypatch.setattr(uncertainty_calibration, "estimate_pair_steps", spoiled)
     field.use_refinement.fill_(not helps)
     field.calibrate_uncertainty([pairs])
     assert bool(field.use_refinement) == helps

@@ -87,7 +87,7 @@ class EvaIDM(Baseline):
             neighbors = tuple(torch.where(out, middle, x) for out, x in zip(dropped, neighbors))  # type: ignore[assignment]
         target = (torch.cat([batch.q, batch.q_next]) - self.q_mean) / self.q_std
         pose = F.mse_loss(self._scaled_position(neighbors[0], middle, neighbors[1]), target)
-        return {"state": pose, "loss": pose}
+        return {"pose": pose, "loss": pose}
 
     def positions(
         self, before: Float[Tensor, "B 3 H W"], current: Float[Tensor, "B 3 H W"], after: Float[Tensor, "B 3 H W"]

@@ -36,7 +36,7 @@ class FlowConfig(BaselineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.search_radius < 1:
-            raise InputError(f"reach must be at least 1 cell, got {self.search_radius}")
+            raise InputError(f"search_radius must be at least 1 cell, got {self.search_radius}")
         if self.flow != LEARNED:
             as_flow_estimator(self.flow)  # refuses unknown names
 

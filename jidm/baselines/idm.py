@@ -165,7 +165,7 @@ class BaselineIDM:
             found = self._predict([p[2] for p in pending], [p[3] for p in pending])
             zero = found.delta_q.new_zeros(len(pending))
             numbers = (found.delta_q, zero if found.residual is None else found.residual,
-                       zero if found.explained is None else found.explained)  # fmt: skip
+                       zero if found.explained_fraction is None else found.explained_fraction)  # fmt: skip
             for (start, stop, *_), *values in zip(pending, *(x.cpu().double() for x in numbers), strict=True):
                 if all(x.isfinite().all() for x in values):
                     buffer.steps[start, stop] = (values[0], float(values[1]), float(values[2]))
@@ -265,9 +265,9 @@ class BaselineIDM:
 
         absolute = isinstance(self.model, EvaIDM)
         start = "given" if q0_given else "absolute, by the model" if absolute else "zero, no q0 was given"
-        measured = ("residual", "explained") if self.model.kind == "vera" else ()
+        measured = ("residual", "explained_fraction") if self.model.kind == "vera" else ()
         unmeasured = [
-            x for x in ("position_std", "covariance", "residual", "explained", "observable") if x not in measured
+            x for x in ("position_std", "covariance", "residual", "explained_fraction", "observable") if x not in measured
         ]
         return {
             "jidm": __version__,

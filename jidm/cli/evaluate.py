@@ -65,9 +65,9 @@ class Evaluate:
         first = next(iter(evaluations))
         document: dict[str, Any] = {"models": [summarize(e) for e in evaluations.values()]}
         if len(evaluations) > 1:
-            document["compared"] = {first: compare_models(evaluations, first)}
+            document["comparison"] = {first: compare_models(evaluations, first)}
         if self.corruptions:
-            document["conditions"] = self._corruptions(models, held_out, evaluations)
+            document["corruptions"] = self._corruptions(models, held_out, evaluations)
         write_json(self.out / "evaluation.json", document)
         drawn = self._draw(held_out, evaluations)
         print(columns(summary_table(document["models"])))
@@ -163,7 +163,7 @@ class Evaluate:
         from jidm.cli.text import columns
         from jidm.evaluation.summary import comparison_table, corruption_table
 
-        if "compared" in document:
-            print("\n" + columns(comparison_table(document["compared"])))
-        if "conditions" in document:
-            print("\n" + columns(corruption_table(document["conditions"])))
+        if "comparison" in document:
+            print("\n" + columns(comparison_table(document["comparison"])))
+        if "corruptions" in document:
+            print("\n" + columns(corruption_table(document["corruptions"])))

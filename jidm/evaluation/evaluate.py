@@ -61,9 +61,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.clip_frames < 2 or (self.frames is not None and self.frames < 2):
-            raise InputError("a protocol needs stride >= 1 and at least 2 frames in a clip and in an episode")
+            raise InputError("an evaluation needs stride >= 1 and at least 2 frames in a clip and in an episode")
         if not self.tolerance > 0 or self.field_samples < 0:
-            raise InputError("a protocol needs tolerance > 0 and looks >= 0")
+            raise InputError("an evaluation needs tolerance > 0 and field_samples >= 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +317,7 @@ def _evaluate_episode(idm: Any, clip: EvalClip, config: EvalConfig) -> DecodedEp
 def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n"] | None:
     from jidm.fields.analytic import AnalyticField
 
-    predict_steps = getattr(idm, "step_pairs", None)
+    predict_steps = getattr(idm, "predict_steps", None)
     if predict_steps is None or isinstance(getattr(idm, "field", None), AnalyticField):
         return None  # an exact field has to be told the pose
     before = torch.cat([video[:1], video[:-2]])
@@ -363,7 +363,7 @@ def decoded_joints(idm: Any) -> tuple[str, ...]:
 def input_size(idm: Any) -> tuple[int, int] | None:
     """(height, width) of the pictures a model reads; None for one that takes any."""
     config = _image_config(idm)
-    return None if config is None else getattr(config, "picture", None) or (int(config.height), int(config.width))
+    return None if config is None else getattr(config, "input_size", None) or (int(config.height), int(config.width))
 
 
 def _field_image_size(idm: Any) -> tuple[int, int] | None:

@@ -51,7 +51,7 @@ def predict_field(
         first, second: the frames, RGB in [0, 1], in the size that the model reads.
         q: joint positions at the first frame as the model has them [rad or m].
     """
-    own = getattr(idm, "probe", None)
+    own = getattr(idm, "predict_field", None)
     if own is not None:
         prediction: FieldPrediction = own(first, second, q)
         return prediction
@@ -80,8 +80,8 @@ def _predict_learned(field: LearnedField, first: Tensor, second: Tensor, q: Tens
 def _predict_vera(model: Any, estimator: Any, first: Tensor, second: Tensor) -> FieldPrediction:
     from jidm.baselines.flow_source import estimate_bidirectional_flow
 
-    motion = model.motion(first, second) if estimator is None else estimate_bidirectional_flow(estimator, first, second)
-    step = model.measure(first, second, None, motion).delta_q
+    motion = model.estimate_flow(first, second) if estimator is None else estimate_bidirectional_flow(estimator, first, second)
+    step = model.predict(first, second, None, motion).delta_q
     return FieldPrediction(model.jacobian(first), None, motion.flow, _normalize_weight(motion.weight), step)
 
 

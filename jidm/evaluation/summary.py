@@ -309,7 +309,7 @@ def corruption_table(document: Mapping[str, Mapping[str, Mapping[str, Any]]]) ->
         ("widened_share", "WIDENED", ".0%"),
         ("coverage_95", "IN 95%", ".0%"),
     )
-    rows = [("CONDITION", "MODEL", *(heading for _, heading, _ in columns))]
+    rows = [("CORRUPTION", "MODEL", *(heading for _, heading, _ in columns))]
     for corruption, models in document.items():
         for model, values in models.items():
             cells = ("-" if values.get(key) is None else format(values[key], form) for key, _, form in columns)

@@ -106,19 +106,19 @@ class TrainConfig:
             raise InputError(f"the budget must be positive, got {budget}")
         if self.augment not in PRESETS:
             raise InputError(f"unknown augmentation '{self.augment}': {did_you_mean(self.augment, PRESETS)}")
-        for name in ("batch_size", "devices", "log_every", "validate_every", "validation_pairs", "bad_steps"):
+        for name in ("batch_size", "devices", "log_every", "validate_every", "validation_pairs", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.input_scale is not None and self.input_scale < 1:
-            raise InputError(f"detail must be at least 1, got {self.input_scale}")
+            raise InputError(f"input_scale must be at least 1, got {self.input_scale}")
         if self.batch_size % self.devices:
             raise InputError(f"batch_size {self.batch_size} does not divide over {self.devices} devices; change one")
         if not (0 <= self.ema < 1 and 0 <= self.validation < 1 and 0 <= self.final_lr_ratio <= 1):
             raise InputError(
-                f"ema, validation and floor are shares below 1, got {self.ema}, {self.validation} and {self.final_lr_ratio}"
+                f"ema, validation and final_lr_ratio are shares below 1, got {self.ema}, {self.validation} and {self.final_lr_ratio}"
             )
         if not (self.learning_rate > 0 and self.grad_clip > 0 and self.weight_decay >= 0 and self.warmup_steps >= 0):
-            raise InputError("learning_rate and clip must be positive, weight_decay and warmup not negative")
+            raise InputError("learning_rate and grad_clip must be positive, weight_decay and warmup_steps not negative")
 
     @property
     def run_folder(self) -> Path:

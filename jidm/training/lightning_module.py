@@ -135,7 +135,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["jidm"] = {
-            "mean": self.ema_weights, "elapsed": self._elapsed_now(), "bad_in_row": self.bad_in_row, "bad_total": self.bad_total,
+            "ema_weights": self.ema_weights, "elapsed": self._elapsed_now(), "bad_in_row": self.bad_in_row, "bad_total": self.bad_total,
             "best": self.best, "best_step": self.best_step, "worse_in_row": self.worse_in_row,
         }  # fmt: skip
 
@@ -214,11 +214,11 @@ class TrainingModule(lightning.LightningModule):
         values: dict[str, float] = {}
         with self._using_ema_weights() as model:
             if (batches := self._get_validation_batches()) is not None:
-                if hasattr(model, "calibrate"):
+                if hasattr(model, "calibrate_uncertainty"):
                     final = last or self.config.save_policy == "best"
-                    model.calibrate(self._get_calibration_batches(), rounds=2 if final else 1)
+                    model.calibrate_uncertainty(self._get_calibration_batches(), rounds=2 if final else 1)
                     if final and self._training_setup.validation is not None:
-                        model.calibrate_videos(x.to(self.device) for x in self._training_setup.validation.clips())
+                        model.calibrate_video_uncertainty(x.to(self.device) for x in self._training_setup.validation.clips())
                 values = {name: self._broadcast(x) for name, x in self._validation_metrics(model, batches).items()}
             monitored = values.get("nve", values.get("loss", math.nan))
             better = monitored < self.best
@@ -270,8 +270,8 @@ class TrainingModule(lightning.LightningModule):
             torch.manual_seed(self.config.seed)
             for name, x in model.losses(batch).items():
                 sums[name] = sums.get(name, 0.0) + float(x) * len(batch)
-            if hasattr(model, "step_pairs"):
-                steps = model.step_pairs(batch.first, batch.second, batch.before)
+            if hasattr(model, "predict_steps"):
+                steps = model.predict_steps(batch.first, batch.second, batch.before)
                 error += float((steps - batch.delta_q).abs().sum())
                 size += float(batch.delta_q.abs().sum())
         count = sum(len(b) for b in batches)

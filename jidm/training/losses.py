@@ -110,7 +110,7 @@ class TrainableField(LearnedField):
         q_predicted, q_std = self.predict_pose(features)
         evaluation = FieldEvaluation.of(self, features, self._sample_poses(batch, q, q_predicted))
         parts = {
-            "state": self._pose_loss(q, q_predicted, q_std),
+            "pose": self._pose_loss(q, q_predicted, q_std),
             "smooth": smoothness(evaluation.jacobian * self._typical_step, features.gray_downsampled),
         }
         motion = BidirectionalMotion.from_batch(batch)
@@ -125,7 +125,7 @@ class TrainableField(LearnedField):
         else:
             parts["photometric"] = photometric_loss(evaluation[:count], batch.first, batch.second, batch.delta_q)
         if batch.field is None and motion is not None:
-            parts["measured"] = self._step_from_flow_loss(batch, evaluation, motion)
+            parts["step_from_flow"] = self._step_from_flow_loss(batch, evaluation, motion)
         field_gradient = batch.field is None and self.progress >= _FIELD_GRADIENT_START
         parts |= self._matching_losses(
             batch, evaluation if field_gradient else self._detached(evaluation, batch), motion
@@ -160,7 +160,7 @@ class TrainableField(LearnedField):
         result = estimate_step(self, first, second, prior=step_prior(self, len(batch)), refinement_stages=())
         parts = {"step": self._step_loss(result, batch.delta_q)}
         if self.config.step_regression:
-            parts["guess"] = self._regression_loss(batch, evaluation, self._regression_flows(result, batch, motion))
+            parts["step_regression"] = self._regression_loss(batch, evaluation, self._regression_flows(result, batch, motion))
         if motion is not None:
             parts["flow"] = flow_loss(result.flow_measurements, motion)
         if self.weights.compose and batch.third is not None:

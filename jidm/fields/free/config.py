@@ -103,9 +103,9 @@ class LearnedFieldConfig:
         if self.size not in SIZES:
             raise InputError(f"unknown size '{self.size}'; known: {', '.join(SIZES)}")
         if self.search_radius < 1:
-            raise InputError(f"reach must be at least 1 cell, got {self.search_radius}")
+            raise InputError(f"search_radius must be at least 1 cell, got {self.search_radius}")
         if self.input_scale < 1:
-            raise InputError(f"detail must be a whole number from 1, got {self.input_scale}")
+            raise InputError(f"input_scale must be a whole number from 1, got {self.input_scale}")
 
     @property
     def n(self) -> int:

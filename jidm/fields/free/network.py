@@ -91,16 +91,16 @@ class LearnedField(nn.Module):
         self.register_buffer("delta_correlation", correlation, persistent=False)
         # Set by `calibrate` after training: how much larger errors are than the least squares think, of steps by the
         # network's own looks, by flow measured elsewhere, and by regression.
-        self.register_buffer("step_spread", torch.ones(n))
-        self.register_buffer("flow_spread", torch.ones(n))
-        self.register_buffer("guess_spread", torch.ones(n))
-        self.register_buffer("state_spread", torch.ones(n))
+        self.register_buffer("step_std_scale", torch.ones(n))
+        self.register_buffer("flow_std_scale", torch.ones(n))
+        self.register_buffer("regression_std_scale", torch.ones(n))
+        self.register_buffer("pose_std_scale", torch.ones(n))
         # How much larger errors of steps of a video are than the filter thinks, which takes them for independent.
-        self.register_buffer("video_spread", torch.ones(n))
+        self.register_buffer("video_std_scale", torch.ones(n))
         # Whether steps get better by comparing pictures closely; a rough field's do not.
-        self.register_buffer("looks_closer", torch.tensor(True))
+        self.register_buffer("use_refinement", torch.tensor(True))
         # Whether they get better by a guess.
-        self.register_buffer("guesses", torch.tensor(False))
+        self.register_buffer("use_step_regression", torch.tensor(False))
         for stride in (2, 4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
@@ -179,7 +179,7 @@ class LearnedField(nn.Module):
             InputError: the network has no such head, see `LearnedFieldConfig.guess`.
         """
         if self.step_head is None:
-            raise InputError("this field was made without a head that guesses steps; train one with guess=True")
+            raise InputError("this field was made without a head that regresses steps; train one with step_regression=True")
         # It learns from features that are made for the field and does not bend them.
         features = [x.quarter.detach() if self.training else x.quarter for x in (first, second)]
         step, log_std = self.step_head((features[0], features[1]), flows, self.grid4)

@@ -136,7 +136,7 @@ class Augment:
             "noise": random.uniform(0, o.noise, size),
             "blur": some(o.blur, random.uniform(0.3, o.blur_sigma, size)),
             "box": _boxes(random, size, o.erase, o.erase_size),
-            "box_colour": random.uniform(0, 1, (size, 3)),
+            "box_color": random.uniform(0, 1, (size, 3)),
         }
         return AugmentParams(
             **{name: torch.from_numpy(np.ascontiguousarray(x)).float() for name, x in numbers.items()},

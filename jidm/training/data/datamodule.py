@@ -161,7 +161,7 @@ def prepare_training(
         width,
         train_store.stats(config.strides),
         **_model_options(config),
-        **({"detail": input_scale} if input_scale > 1 else {}),
+        **({"input_scale": input_scale} if input_scale > 1 else {}),
     )
     record = {
         "data_hash": dataset.content_hash, "data_recipe": dict(dataset.recipe), "fps": train_store.fps, "camera": camera,

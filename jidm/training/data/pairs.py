@@ -58,7 +58,7 @@ class SampledPairs:
 
     def __getitem__(self, index: slice | Tensor) -> SampledPairs:
         """Some of the triples."""
-        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "backdrop"}
+        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "background"}
         return SampledPairs(**chosen, background=None if self.background is None else self.background[index])
 
     def shard(self, rank: int, world: int) -> SampledPairs:
