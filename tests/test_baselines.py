@@ -239,9 +239,9 @@ def _resized(batch: PairBatch, side: int) -> PairBatch:
     pictures = {
         name: torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear")
         for name, x in batch.tensors()
-        if name in ("first", "second", "before", "third")
+        if name in ("first", "second", "before")
     }
-    return PairBatch(**pictures, q=batch.q, q_next=batch.q_next, q_third=batch.q_third)
+    return PairBatch(**pictures, q=batch.q, q_next=batch.q_next)
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------------

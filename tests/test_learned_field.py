@@ -252,7 +252,7 @@ def test_config_survives_json() -> None:
     [
         ({"height": 60}, "multiples of 16.*resize"),
         ({"width": 16}, "at least 32"),
-        ({"size": "huge"}, "unknown size 'huge'; known: tiny"),
+        ({"size": "huge"}, "unknown size 'huge'; known: base, small, tiny"),
         ({"search_radius": 0}, "search_radius must be at least 1"),
         ({"q_mean": (0.0,)}, "q_mean has 1 entries for 2 joints"),
         ({"joint_types": ("revolute",) * 3}, "joint_types has 3 entries"),

@@ -173,7 +173,9 @@ def test_an_expected_step_helps_where_it_fits_and_harms_nowhere() -> None:
     fits, misleads = ((way * far + torch.tensor([0.02, -0.03]).double())[None] for way in (1, -1))
     fine = (RefinementStage(None, 0.05),) * 3  # which alone do not reach that far
     lost, found, misled = (
-        Rendered(2).between(Q, Q + far, prior=None if step is None else likely(step), refinement_stages=fine).steps[-1][0]
+        Rendered(2)
+        .between(Q, Q + far, prior=None if step is None else likely(step), refinement_stages=fine)
+        .steps[-1][0]
         for step in (None, fits, misleads)
     )
     assert (lost - far).norm() > 0.3 * far.norm()
@@ -316,7 +318,8 @@ def test_a_field_that_does_not_look_closer_only_matches() -> None:
     matched = step_between(field, image[:1], image[1:], q[:1], q[1:])
     assert not matched.photometric_measurements
     torch.testing.assert_close(
-        matched.solution.delta_q, step_between(field, image[:1], image[1:], q[:1], q[1:], refinement_stages=()).solution.delta_q
+        matched.solution.delta_q,
+        step_between(field, image[:1], image[1:], q[:1], q[1:], refinement_stages=()).solution.delta_q,
     )
 
 
@@ -357,7 +360,9 @@ def test_flow_given_there_and_back_is_solved_together() -> None:
     found = known_step(field, q, q + one, flow=ahead, backward_flow=back)
     torch.testing.assert_close(found.solution.delta_q[0], (one + other) / 2, rtol=1e-3, atol=1e-6)
     assert len(found.flow_measurements) == 2
-    sure = [known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"backward_flow": back})]
+    sure = [
+        known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"backward_flow": back})
+    ]
     assert (sure[1].diagonal(dim1=-2, dim2=-1) != sure[0].diagonal(dim1=-2, dim2=-1)).all()
 
 
