@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from aloha_scene import aloha_embodiment
 
 from jidm import Camera, JacobianIDM, read_video
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.fields.analytic import AnalyticField
 
 EPISODES = ("transfer_cube_scripted", "insertion_human")
@@ -43,7 +43,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     robot, convention, camera = aloha_embodiment(args.material)
     idm = JacobianIDM.from_embodiment(
-        robot, camera=Camera.from_dict(camera), options=AnalyticTrackerOptions(use_contours=not args.no_contours)
+        robot, camera=Camera.from_dict(camera), options=AnalyticOptions(use_contours=not args.no_contours)
     )
     arm = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     for episode in args.episodes:

@@ -49,11 +49,11 @@ def peak_mib() -> float:
 def decode(path: str, q0: list[float], refine: str) -> None:
     """What the child process does."""
     from jidm import JacobianIDM, load_embodiment
-    from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+    from jidm.estimation.analytic_measurement import AnalyticOptions
 
     robot = load_embodiment(ROBOT)
     camera = robot.camera().resized(WIDTH, HEIGHT)
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticTrackerOptions(refine=refine))  # type: ignore[arg-type]
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticOptions(refine=refine))  # type: ignore[arg-type]
     began = time.perf_counter()
     motion = idm.decode(path, q0=q0)
     print(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from jidm import AnalyticField, JacobianIDM, load_embodiment
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.flow import Flow
 from jidm.sim import Scene, exact_flow, smooth_motion
@@ -36,9 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
-    idm = JacobianIDM.from_embodiment(
-        robot, camera=camera, points=args.points, options=AnalyticTrackerOptions(refine="none")
-    )
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, points=args.points, options=AnalyticOptions(refine="none"))
     reference_field = AnalyticField(robot, camera, points=40000, occluders=40000, seed=99)
     joint_scale = torch.tensor([0.1 if t == "prismatic" else 1.0 for t in robot.joint_types], dtype=torch.float64)
     totals = []

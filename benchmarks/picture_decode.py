@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from jidm import Embodiment, JacobianIDM, Kinematics, load_embodiment
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.fields.analytic import AnalyticField
 from jidm.sim import Appearance, Scene, smooth_motion
 
@@ -36,9 +36,7 @@ def main() -> None:
 
     robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
-    idm = JacobianIDM.from_embodiment(
-        robot, camera=camera, options=AnalyticTrackerOptions(use_contours=not args.no_contours)
-    )
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticOptions(use_contours=not args.no_contours))
     arm_joints = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     rows = []
     for k in range(args.videos):

@@ -21,7 +21,7 @@ from jidm.estimation.learned_tracker import LearnedTrackerOptions
 from jidm.fields.free import LearnedField
 from jidm.fields.hybrid import HybridField
 from jidm.flow import Flow
-from jidm.training.losses import TrainableField
+from jidm.training.trainable_field import TrainableField
 from jidm.video.io import write_video
 from jidm.video.letterbox import Letterbox
 
@@ -285,7 +285,7 @@ def test_the_camera_of_the_self_play_is_remembered(folder: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="states no camera; pass camera="):
         JacobianIDM.from_pretrained(folder, camera="trained")
     camera = load_embodiment("planar_finger_2").camera("front").resized(128, 96)
-    data = {"camera": "front", "data_recipe": {"cameras": {"front": camera.to_dict()}}}
+    data = {"image_key": "front", "data_recipe": {"cameras": {"front": camera.to_dict()}}}
     saved(tmp_path / "c", training={"data": data})
     idm = JacobianIDM.from_pretrained(tmp_path / "c", camera="trained")
     told = JacobianIDM.from_pretrained(tmp_path / "c", camera=camera)

@@ -22,13 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.estimation.dense_photometric import symmetric_flow
-from jidm.estimation.step_estimation import (
-    StepEstimate,
-    _with_photometric_residual,
-    estimate_step,
-    predict_steps,
-    step_prior,
-)
 from jidm.estimation.kalman import Gaussian
 from jidm.estimation.refinement import (
     REFINEMENT_STAGES,
@@ -37,6 +30,13 @@ from jidm.estimation.refinement import (
     JacobianPredictor,
     RefinementStage,
     measured_flow,
+)
+from jidm.estimation.step_estimation import (
+    StepEstimate,
+    _with_photometric_residual,
+    estimate_step,
+    predict_steps,
+    step_prior,
 )
 from jidm.fields.free import LearnedField
 from jidm.fields.free.blocks import downsample, luma
@@ -101,7 +101,7 @@ class Rendered(ExactStepField):
 
     def __init__(self, detail: int = 1) -> None:
         super().__init__(TwoPivots())
-        self.pair = ZeroFlowHead()
+        self.correlation = ZeroFlowHead()
         self.detail = detail
 
     def between(self, q: Tensor, q_next: Tensor, **options: object) -> StepEstimate:
@@ -173,7 +173,9 @@ def test_an_expected_step_helps_where_it_fits_and_harms_nowhere() -> None:
     fits, misleads = ((way * far + torch.tensor([0.02, -0.03]).double())[None] for way in (1, -1))
     fine = (RefinementStage(None, 0.05),) * 3  # which alone do not reach that far
     lost, found, misled = (
-        Rendered(2).between(Q, Q + far, prior=None if step is None else likely(step), refinement_stages=fine).steps[-1][0]
+        Rendered(2)
+        .between(Q, Q + far, prior=None if step is None else likely(step), refinement_stages=fine)
+        .steps[-1][0]
         for step in (None, fits, misleads)
     )
     assert (lost - far).norm() > 0.3 * far.norm()
@@ -206,7 +208,7 @@ def test_only_what_may_show_the_robot_is_compared_and_nothing_else_changes(monke
     part = some.photometric_measurements[-1][0].crop
     assert part is not None and 12 <= part.bottom - part.top < GRID and 12 <= part.right - part.left < GRID
     whole = Crop(0, GRID, 0, GRID)
-    monkeypatch.setattr(Crop, "showing", lambda mask: whole)
+    monkeypatch.setattr(Crop, "around_robot", lambda mask: whole)
     every = Rendered(2).between(Q, Q + STEP)
     for one, other in zip(some.steps, every.steps, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
@@ -316,7 +318,8 @@ def test_a_field_that_does_not_look_closer_only_matches() -> None:
     matched = step_between(field, image[:1], image[1:], q[:1], q[1:])
     assert not matched.photometric_measurements
     torch.testing.assert_close(
-        matched.solution.delta_q, step_between(field, image[:1], image[1:], q[:1], q[1:], refinement_stages=()).solution.delta_q
+        matched.solution.delta_q,
+        step_between(field, image[:1], image[1:], q[:1], q[1:], refinement_stages=()).solution.delta_q,
     )
 
 
@@ -357,7 +360,9 @@ def test_flow_given_there_and_back_is_solved_together() -> None:
     found = known_step(field, q, q + one, flow=ahead, backward_flow=back)
     torch.testing.assert_close(found.solution.delta_q[0], (one + other) / 2, rtol=1e-3, atol=1e-6)
     assert len(found.flow_measurements) == 2
-    sure = [known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"backward_flow": back})]
+    sure = [
+        known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"backward_flow": back})
+    ]
     assert (sure[1].diagonal(dim1=-2, dim2=-1) != sure[0].diagonal(dim1=-2, dim2=-1)).all()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jidm import JacobianIDM, load_embodiment
 from jidm.errors import InputError, VideoError
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.rewards import TERMS, ExecutabilityReward, TermScales, eva_reward
 from jidm.rewards.integrations import VideoAlignReward, flow_grpo, trl
 from jidm.rewards.terms import TermScale
@@ -39,7 +39,7 @@ def scene():
     with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
         videos = [world.render_video(q, camera).rgb for q in motions]
     idm = JacobianIDM.from_embodiment(
-        robot, camera=camera, limits="none", points=800, options=AnalyticTrackerOptions(refine="none")
+        robot, camera=camera, limits="none", points=800, options=AnalyticOptions(refine="none")
     )
     frames = torch.from_numpy(np.stack(videos)).permute(0, 1, 4, 2, 3).float() / 255
     return frames, np.stack(motions), ExecutabilityReward(idm)

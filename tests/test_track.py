@@ -137,7 +137,11 @@ def test_nothing_seen_is_not_valid_and_as_wide_as_the_speed_allows(finger: Clip,
 
 def test_uncertainty_grows_with_flow_and_is_held_by_outlines(finger: Clip, field: AnalyticField) -> None:
     ends = {}
-    for name, options in {"flow": {"refine": "none"}, "free": {"use_contours": False}, "anchored": {"use_contours": True}}.items():
+    for name, options in {
+        "flow": {"refine": "none"},
+        "free": {"use_contours": False},
+        "anchored": {"use_contours": True},
+    }.items():
         made = tracker(finger, field, **options)
         spread = [
             float(made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t]).position_covariance.trace())

@@ -16,7 +16,7 @@ from jidm.visualization.field_pictures import write_field_sheet
 
 def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:
     """Field, flow and residual of the first pair of a batch, into a PNG; nothing for a model without a field."""
-    estimator = getattr(model, "estimator", None)
+    estimator = getattr(model, "flow_estimator", None)
     decoder = SimpleNamespace(
         field=model, model=model, flow=None if estimator is None else as_flow_estimator(estimator)
     )
