@@ -196,7 +196,7 @@ def test_a_planner_that_fails_leads_to_hold_and_is_asked_again(mode: str, how: s
     told = _joined(commands)
     assert any(words in command.reason for command in commands)
     moves = [bool(np.abs(command.velocity).max() > 0.02) for command in commands]
-    assert not all(command.held[0] for command in commands[-60:]) and any(moves[-60:])
+    assert not all(command.holding[0] for command in commands[-60:]) and any(moves[-60:])
     assert _exceeded(told.delta.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
@@ -229,7 +229,7 @@ def test_it_plans_in_a_thread_of_its_own_and_reports_where_time_goes() -> None:
             break
     assert threads == {"planner_0"}
     report = controller.report()
-    assert all(part in report for part in ("plan", "read", "follow", "step")) and "p99" in report
+    assert all(part in report for part in ("plan", "measure", "track", "step")) and "p99" in report
 
 
 def test_without_measurements_commands_are_believed() -> None:
@@ -242,7 +242,7 @@ def test_without_measurements_commands_are_believed() -> None:
     for _ in range(100):
         commands.append(controller.step())
         late.tick()
-    assert not commands[-1].held[0]
+    assert not commands[-1].holding[0]
     assert _exceeded(_joined(commands).position, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 

@@ -36,7 +36,7 @@ class _Written:
             raise RuntimeError("out of memory")
         used = bool(frame.isfinite().all())
         before, self.q = self.q, self._read(frame) if used else self.q
-        return SimpleNamespace(used=used, position=self.q, delta_q=self.q - before)
+        return SimpleNamespace(accepted=used, position=self.q, delta_q=self.q - before)
 
     def correct(self, q: np.ndarray) -> None:
         self.q = torch.as_tensor(q)
@@ -79,7 +79,7 @@ def run(decoding: ActionDecoder, q: np.ndarray, *, chunk: int = 1) -> Commands:
 def _joined(parts: list[Commands]) -> Commands:
     from dataclasses import replace
 
-    rows = ("time", "position", "delta", "velocity", "behind", "held")
+    rows = ("time", "position", "delta", "velocity", "tracking_error", "holding")
     return replace(parts[0], **{name: np.concatenate([getattr(x, name) for x in parts]) for name in rows})
 
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_followed_brakes_says_why_and_goes_on(wrong: str) -> None
         parts.append(decoding.push(BAD[wrong](picture(x)) if 30 <= k < 45 else picture(x)))
         reasons.append(parts[-1].reason)
     assert all(reasons[30:45]) and not any(reasons[:30]) and not any(reasons[45:])
-    assert [bool(x.held.any()) for x in parts] == [bool(reason) for reason in reasons]
+    assert [bool(x.holding.any()) for x in parts] == [bool(reason) for reason in reasons]
     told = _joined(parts)
     assert _exceeded(told.position, MotionLimits.from_embodiment(ROBOT), 1 / 100) <= 1
     assert np.abs(parts[29].velocity).max() > 0.1 > 5e-3 > np.abs(parts[44].velocity).max()
@@ -269,7 +269,7 @@ def test_a_robot_that_fell_behind(space: str) -> None:
 
 def test_a_robot_that_is_somewhere_else_is_held() -> None:
     q = motion()
-    decoding = decoder(most_behind=0.3)
+    decoding = decoder(max_tracking_error=0.3)
     decoding.reset(q[0])
     before = run(decoding, q[:20])
     decoding.observe(before.position[-1] + np.where(np.arange(ROBOT.n) == 3, 0.5, 0.0))

@@ -182,7 +182,7 @@ def test_the_past_is_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"q": [0.0]}, {"q": [0.0, np.nan]}, {"knot": 0.0}, {"ahead": 0.01}, {"bandwidth": -1.0}]
+    "wrong", [{"q": [0.0]}, {"q": [0.0, np.nan]}, {"knot": 0.0}, {"horizon": 0.01}, {"bandwidth": -1.0}]
 )
 def test_wrong_beginnings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):

@@ -93,7 +93,7 @@ def test_an_independent_reader_finds_the_decoded_motion(tmp_path: Path, version:
     assert modality["video"] == {"top": {"original_key": "observation.images.top"}}
     info = json.loads((tmp_path / "out" / "meta" / "info.json").read_text())
     assert info["features"]["action"]["names"] == list(ROBOT.joint_names)
-    assert info["jidm"]["labelled_by"]["content_hash"] == idm().checkpoint["content_hash"]
+    assert info["jidm"]["labeled_by"]["content_hash"] == idm().checkpoint["content_hash"]
 
 
 @pytest.mark.parametrize("space", ["joint_position", "joint_velocity", "joint_delta"])

@@ -48,7 +48,7 @@ def scene():
 @pytest.fixture(scope="module")
 def reward(scene) -> ExecutabilityReward:
     frames, q, bare = scene
-    return bare.calibrated(frames, q0=q[:, 0], fps=FPS)
+    return bare.fit_scales(frames, q0=q[:, 0], fps=FPS)
 
 
 def swapped(video: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def swapped(video: Tensor) -> Tensor:
 def test_a_video_that_breaks_scores_below_every_good_one(scene, reward):
     frames, q, _ = scene
     good = reward(frames, q0=q[:, 0], fps=FPS)
-    broken = list(reward.judge(torch.stack([swapped(v) for v in frames]), q0=q[:, 0], fps=FPS))
+    broken = list(reward.score(torch.stack([swapped(v) for v in frames]), q0=q[:, 0], fps=FPS))
     assert good.shape == (GOOD,) and bool(good.isfinite().all())
     assert max(float(s.reward) for s in broken) < float(good.min())
     for score in broken:
@@ -72,7 +72,7 @@ def test_a_video_that_breaks_scores_below_every_good_one(scene, reward):
 
 def test_without_terms_it_is_evas_reward(scene, reward):
     frames, q, bare = scene
-    plain = ExecutabilityReward(bare.idm, reward.calibration, weights=dict.fromkeys(TERMS, 0.0))
+    plain = ExecutabilityReward(bare.idm, reward.scales, weights=dict.fromkeys(TERMS, 0.0))
     score = next(plain.score(frames[:1], q0=q[0, 0], fps=FPS))
     expected = eva_reward(score.motion.position, NAME, 1 / FPS).reward
     assert float(score.reward) == pytest.approx(float(expected), abs=1e-9) and score.reasons == ()
@@ -97,8 +97,8 @@ def test_memory_does_not_grow_with_the_batch(scene, reward, monkeypatch):
         readings.append(weakref.ref(reading.residuals))
         return reading, motion
 
-    monkeypatch.setattr(ExecutabilityReward, "_read", remembered)
-    scores = list(reward.judge(frames, q0=q[:, 0], fps=FPS))
+    monkeypatch.setattr(ExecutabilityReward, "_analyze", remembered)
+    scores = list(reward.score(frames, q0=q[:, 0], fps=FPS))
     del scores[:-1]
     gc.collect()
     assert len(readings) == GOOD and sum(ref() is not None for ref in readings) <= 1
@@ -110,7 +110,7 @@ def test_one_bad_video_spoils_no_other(scene, reward, tmp_path: Path):
     nan[3, 0, 0, 0] = math.nan
     videos = [frames[1], nan, short, other, str(tmp_path / "absent.mp4"), frames[2]]
     starts = [q[1, 0], q[0, 0], q[0, 0], q[0, 0], q[0, 0], q[2, 0]]
-    scores = list(reward.judge(videos, q0=starts, fps=FPS))
+    scores = list(reward.score(videos, q0=starts, fps=FPS))
     assert [s.problem is None for s in scores] == [True, False, False, False, False, True]
     assert "frames 3" in scores[1].problem and "1 frame" in scores[2].problem
     assert "camera" in scores[3].problem and "absent.mp4" in scores[4].problem
@@ -121,27 +121,27 @@ def test_one_bad_video_spoils_no_other(scene, reward, tmp_path: Path):
 def test_calls_that_cannot_be_meant_are_refused(scene, reward):
     frames, q, bare = scene
     with pytest.raises(InputError, match="no scales yet"):
-        bare.judge(frames, fps=FPS)
+        bare.score(frames, fps=FPS)
     with pytest.raises(VideoError, match="fps="):
-        reward.judge(frames, q0=q[:, 0])
+        reward.score(frames, q0=q[:, 0])
     with pytest.raises(InputError, match="2 poses for 5 videos"):
-        reward.judge(frames, q0=q[:2, 0], fps=FPS)
+        reward.score(frames, q0=q[:2, 0], fps=FPS)
     with pytest.raises(InputError, match="limits='none'"):
         ExecutabilityReward(JacobianIDM.from_embodiment(NAME))
     with pytest.raises(InputError, match="did you mean 'residual'"):
         ExecutabilityReward(bare.idm, weights={"residul": 1.0})
     with pytest.raises(InputError, match="at least 5 good videos"):
-        bare.calibrated(frames[:4], q0=q[:4, 0], fps=FPS)
+        bare.fit_scales(frames[:4], q0=q[:4, 0], fps=FPS)
 
 
 def test_a_calibration_can_be_kept(reward, tmp_path: Path):
-    reward.calibration.save(tmp_path / "scales.json")
+    reward.scales.save(tmp_path / "scales.json")
     again = TermScales.load(tmp_path / "scales.json")
-    assert again == reward.calibration and again.num_videos == GOOD
+    assert again == reward.scales and again.num_videos == GOOD
     (tmp_path / "scales.json").write_text("{}")
     with pytest.raises(InputError, match="no calibration"):
         TermScales.load(tmp_path / "scales.json")
-    with pytest.raises(InputError, match="jidm calibrate"):
+    with pytest.raises(InputError, match="jidm fit-scales"):
         TermScales.load(tmp_path / "absent.json")
 
 

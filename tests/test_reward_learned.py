@@ -78,7 +78,7 @@ def test_other_sizes_are_fitted_to_what_the_field_reads(videos, followed):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_judges_alike(videos, followed):
     on_gpu = JacobianIDM.from_pretrained(NAME, limits="none", device="cuda")
-    rewards = ExecutabilityReward(on_gpu, followed.calibration)(videos.cuda(), fps=FPS).cpu()
+    rewards = ExecutabilityReward(on_gpu, followed.scales)(videos.cuda(), fps=FPS).cpu()
     assert torch.allclose(rewards, followed(videos, fps=FPS), atol=0.05)
 
 
@@ -95,12 +95,12 @@ def test_gradients_are_refused_where_there_are_none():
 
 def test_scales_of_another_reading_are_refused(followed, differentiable):
     with pytest.raises(InputError, match="calibrate again"):
-        ExecutabilityReward(followed.idm, followed.calibration, differentiable=True)
-    one = followed.calibration
-    partial = TermScales({"residual": one.scales["residual"]}, one.videos, one.reading, one.made_by)
+        ExecutabilityReward(followed.idm, followed.scales, differentiable=True)
+    one = followed.scales
+    partial = TermScales({"residual": one.terms["residual"]}, one.num_videos, one.mode, one.provenance)
     with pytest.raises(InputError, match="knows nothing of appearance, shape"):
         ExecutabilityReward(followed.idm, partial)
-    elsewhere = replace(one, made_by={**one.made_by, "checkpoint": "another"})
+    elsewhere = replace(one, provenance={**one.provenance, "checkpoint": "another"})
     with pytest.raises(InputError, match="made with checkpoint another"):
         ExecutabilityReward(followed.idm, elsewhere)
 
@@ -108,10 +108,10 @@ def test_scales_of_another_reading_are_refused(followed, differentiable):
 def test_scales_may_lie_beside_the_checkpoint(followed, tmp_path: Path):
     folder = shutil.copytree(bundled_folder() / NAME, tmp_path / "mine")
     (folder / SCALES_FILE).unlink(missing_ok=True)
-    with pytest.raises(InputError, match="jidm calibrate"):
+    with pytest.raises(InputError, match="jidm fit-scales"):
         ExecutabilityReward.from_pretrained(folder)
-    followed.calibration.save(folder / SCALES_FILE)
-    assert ExecutabilityReward.from_pretrained(folder).scales == followed.calibration
+    followed.scales.save(folder / SCALES_FILE)
+    assert ExecutabilityReward.from_pretrained(folder).scales == followed.scales
 
 
 def test_no_robot_or_another_one_scores_low_and_finite(videos, followed):

@@ -57,12 +57,12 @@ class Quick:
 
     seen: ClassVar[list[str]] = []
 
-    def __init__(self, recipe: RewardConfig) -> None:
-        self.by = recipe.content_hash
+    def __init__(self, config: RewardConfig) -> None:
+        self.config_hash = config.content_hash
 
     def record(self, video: str) -> dict[str, Any]:
         self.seen.append(video)
-        return {"video": video, "reward": 1.0, "problem": None, "by": self.by}
+        return {"video": video, "reward": 1.0, "problem": None, "config_hash": self.config_hash}
 
 
 @pytest.fixture
@@ -127,14 +127,14 @@ def test_refuses_what_cannot_be_meant(scene, quick, tmp_path: Path):
     with pytest.raises(InputError, match="no file of scores"):
         score_files(paths, recipe, out)
     with pytest.raises(InputError, match="no first pose"):
-        recipe.start("unknown.mp4")
+        recipe.initial_pose("unknown.mp4")
 
 
 _RUN = """
 import json, sys
-from jidm.rewards.scoring import RewardRecipe, score_files
+from jidm.rewards.scoring import RewardConfig, score_files
 paths, recipe, out, ray = json.loads(sys.argv[1])
-score_files(paths, RewardRecipe(**recipe), out, ray=ray, workers=2)
+score_files(paths, RewardConfig(**recipe), out, ray=ray, workers=2)
 """
 
 
@@ -190,7 +190,7 @@ def test_ray_survives_the_loss_of_a_worker_and_of_the_driver(scene, tmp_path: Pa
     for k in range(24):
         many.append(str(tmp_path / f"{k}_{Path(paths[k % VIDEOS]).name}"))
         os.link(paths[k % VIDEOS], many[-1])
-    recipe = replace(recipe, q0={Path(p).name: recipe.start(paths[k % VIDEOS]) for k, p in enumerate(many)})
+    recipe = replace(recipe, q0={Path(p).name: recipe.initial_pose(paths[k % VIDEOS]) for k, p in enumerate(many)})
     out = tmp_path / "scores.jsonl"
 
     process = started(many, recipe, out, "local")

@@ -71,8 +71,8 @@ def bytes_of(q: np.ndarray) -> np.ndarray:
 def test_the_handshake_says_what_numbers_mean() -> None:
     with serving() as (port, _), Client(port=port) as client:
         told = client.metadata
-    assert told["protocol"] == "jidm" and told["protocol_version"] == 1
-    assert told["action_space"] == "joint_velocity" and told["normalised"] is False
+    assert told["protocol"] == "jidm" and told["protocol_version"] == 2
+    assert told["action_space"] == "joint_velocity" and told["normalized"] is False
     assert told["action_names"] == list(ROBOT.joint_names) and told["action_dim"] == ROBOT.n
     assert told["action_units"] == ["rad/s"] * 7 + ["m/s"]
     assert (told["control_dt"], told["video_dt"]) == (0.02, 0.08)
@@ -99,7 +99,7 @@ def test_openpis_messages_are_served() -> None:
             assert {len(value) for value in arrays.values()} == {4}
             assert all(value[3, ...] is not None for value in arrays.values())
             assert answer["server_timing"]["infer_ms"] > 0 and ("prev_total_ms" in answer["server_timing"]) == (k > 0)
-            assert answer["held"].all() == (k == 0) and bool(answer["reason"]) == (k == 0)
+            assert answer["holding"].all() == (k == 0) and bool(answer["reason"]) == (k == 0)
             rows.append(answer["actions"])
     ours = decoder()
     ours.reset(q[0])
@@ -142,7 +142,7 @@ def test_what_the_robot_measured_is_taken() -> None:
         client.infer({"image": bytes_of(q[0]), "q": q[0]})
         answer = client.infer({"image": bytes_of(q[1])})
         off = client.infer({"endpoint": "observe", "q": answer["position"][-1] + 0.05})
-        np.testing.assert_allclose(off["furthest"], [0.05])
+        np.testing.assert_allclose(off["tracking_error"], [0.05])
 
 
 def test_views_are_named_where_there_are_several() -> None:
@@ -241,7 +241,7 @@ def test_a_nan_picture_is_held_not_refused() -> None:
     with serving() as (port, _), Client(port=port) as client:
         client.infer({"image": bytes_of(ROBOT.home), "state": ROBOT.home})
         answer = client.infer({"image": bytes_of(ROBOT.home) * np.float32(np.nan)})
-        assert answer["held"].all() and answer["reason"] and np.isfinite(answer["actions"]).all()
+        assert answer["holding"].all() and answer["reason"] and np.isfinite(answer["actions"]).all()
 
 
 def test_an_error_inside_is_not_shown_outside(caplog: pytest.LogCaptureFixture) -> None:
@@ -300,7 +300,7 @@ def test_health_and_metrics() -> None:
 
 
 def test_only_so_many_clients() -> None:
-    with serving(most_clients=2) as (port, _), Client(port=port), Client(port=port) as second:
+    with serving(max_clients=2) as (port, _), Client(port=port), Client(port=port) as second:
         with pytest.raises(ServerError, match="503"):
             Client(port=port)
         assert len(second.infer({"image": bytes_of(ROBOT.home), "state": ROBOT.home})["actions"]) == 4
@@ -325,7 +325,7 @@ class Waiting:
     def __init__(self, go: threading.Event, computing: list[int]) -> None:
         self._go, self._computing = go, computing
 
-    def answer(self, message: dict[str, str]) -> dict[str, int]:
+    def handle(self, message: dict[str, str]) -> dict[str, int]:
         if message["say"] == "refuse":
             raise InputError("refused")
         if message["say"] == "soon":
@@ -341,7 +341,7 @@ class Waiting:
 def test_who_misbehaves_never_takes_all_workers(
     before: tuple[str, ...], remembered: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jidm.serving.server._REMEMBERED", remembered)
+    monkeypatch.setattr("jidm.serving.server._PENALTY_TIME", remembered)
     go, computing = threading.Event(), []
     with serving(lambda: Waiting(go, computing), workers=2) as (port, _), Client(port=port, timeout=3) as good:
         good.infer({"say": "nothing"})

@@ -129,7 +129,7 @@ def test_numbers_of_another_layout_side_or_scale_are_noticed() -> None:
         with pytest.raises(InputError, match="another layout, side or robot"):
             LingBotFormat(robot, layout=other[0], side=other[1]).unpack(numbers)
     normalised = QuantileNormalizer(np.full(30, -1.0), np.full(30, 2.0)).normalize(numbers)
-    with pytest.raises(InputError, match="still normalised"):
+    with pytest.raises(InputError, match="still normalized"):
         left.unpack(normalised)
     for wrong in (numbers[..., :29], numbers * np.nan):
         with pytest.raises(InputError, match="finite"):

@@ -67,7 +67,7 @@ class Evaluate:
         if len(evaluations) > 1:
             document["compared"] = {first: compare_models(evaluations, first)}
         if self.corruptions:
-            document["conditions"] = self._corruptions(models, held_out, evaluations)
+            document["corruptions"] = self._corruptions(models, held_out, evaluations)
         write_json(self.out / "evaluation.json", document)
         drawn = self._draw(held_out, evaluations)
         print(columns(summary_table(document["models"])))
@@ -165,5 +165,5 @@ class Evaluate:
 
         if "compared" in document:
             print("\n" + columns(comparison_table(document["compared"])))
-        if "conditions" in document:
-            print("\n" + columns(corruption_table(document["conditions"])))
+        if "corruptions" in document:
+            print("\n" + columns(corruption_table(document["corruptions"])))

@@ -131,7 +131,7 @@ def summary(decoded: DecodeResult) -> dict[str, Any]:
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
         "camera": None if decoded.camera is None else decoded.camera.to_dict(),
-        "how": decoded.method,
+        "method": decoded.method,
         "valid_share": _mean(valid),
         "mean_residual_px": _mean(residual),
         "seconds": round(decoded.seconds, 3),

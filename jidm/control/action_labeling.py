@@ -294,7 +294,7 @@ def _recipe(idm: JacobianIDM, options: LabelOptions, episodes: _DatasetEpisodes 
 
     robot = idm.embodiment
     return {
-        "labelled_by": dict(idm.checkpoint) or type(idm.field).__name__,
+        "labeled_by": dict(idm.checkpoint) or type(idm.field).__name__,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
         "options": asdict(options),

@@ -67,7 +67,7 @@ class Commands:
         """Some of them, in order."""
         if not isinstance(commands, slice):
             raise InputError("commands are sliced: commands[start:stop]")
-        rows = ("time", "position", "delta", "velocity", "behind", "held")
+        rows = ("time", "position", "delta", "velocity", "tracking_error", "holding")
         return replace(self, **{name: getattr(self, name)[commands] for name in rows})
 
 

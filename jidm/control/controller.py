@@ -210,7 +210,7 @@ class AsyncController:
         """Commands for the next frame of the dream."""
         began = time.perf_counter()
         self._queue, self._queue_index = self.decoder.next(self._frame_time(self._frames_done + 1)), 0
-        self.timings["follow"].append(time.perf_counter() - began)
+        self.timings["track"].append(time.perf_counter() - began)
 
     def _frame_time(self, frame: int) -> float:
         """When so many frames of the dream are done [s of the motion]."""
@@ -259,7 +259,7 @@ class AsyncController:
             if last_frame is None:
                 if len(steps):
                     frame = self._forward_model(frame, q, steps)
-                    lap("carry")
+                    lap("warp")
                 tracker.start_video(q + steps.sum(0))
                 initial = tracker.measure(frame, "CHW")
             else:
@@ -271,7 +271,7 @@ class AsyncController:
                     f"the planner's frames are {tuple(frames.shape[1:])}, the robot's {tuple(frame.shape)}"
                 )
             measurements = [*initial, *tracker.measure(frames, "TCHW")]
-            lap("read")
+            lap("measure")
             return _GeneratedChunk(frames, measurements, "", seconds)
         except Exception as error:  # whatever the planner does, the robot is held
             message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"

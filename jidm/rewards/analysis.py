@@ -71,7 +71,7 @@ class VideoAnalyzer:
     @property
     def mode(self) -> str:
         """How videos are read; scales of one kind say nothing about the other."""
-        return "pairs" if self._pairwise else "followed"
+        return "pairs" if self._pairwise else "tracked"
 
     @property
     def provenance(self) -> dict[str, str | None]:

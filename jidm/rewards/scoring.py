@@ -69,7 +69,7 @@ class RewardConfig:
         if self.scales is not None:
             return TermScales.load(self.scales)
         if self.checkpoint is None:
-            raise InputError("an exact field comes without scales for the reward; make them with `jidm calibrate`")
+            raise InputError("an exact field comes without scales for the reward; make them with `jidm fit-scales`")
         return TermScales.from_checkpoint(self.checkpoint)
 
     def initial_pose(self, video: str) -> Sequence[float] | None:
@@ -88,7 +88,7 @@ class RewardConfig:
     @cached_property
     def content_hash(self) -> str:
         """Of what makes the reward, the calibration's numbers and not its place included."""
-        record = asdict(self) | {"calibration": asdict(self.load_scales())}
+        record = asdict(self) | {"scales": asdict(self.load_scales())}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -105,7 +105,7 @@ class Scorer:
             score = next(iter(self._reward.score(video, q0=self._config.initial_pose(video), fps=self._config.fps)))
         except JidmError as error:
             score = VideoScore.failed(str(error))
-        return {"video": video, **as_record(score, self._reward.idm.joint_names), "by": self._config.content_hash}
+        return {"video": video, **as_record(score, self._reward.idm.joint_names), "config_hash": self._config.content_hash}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The lines of a batch of Ray Data: paths under "video" in, JSON under "line" out."""
@@ -189,7 +189,7 @@ def read_scores(out: Path, config_hash: str | None = None) -> list[dict[str, Any
             raise ValueError("a line is no score")
     except ValueError as error:
         raise InputError(f"{out} is no file of scores ({error}); choose another name") from None
-    if config_hash is not None and any(record.get("by") != config_hash for record in records):
+    if config_hash is not None and any(record.get("config_hash") != config_hash for record in records):
         raise InputError(f"{out} holds scores of another reward, or made with other settings; choose another --out")
     if len(complete) < len(raw):
         with open(out, "r+b") as file:

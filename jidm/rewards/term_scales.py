@@ -13,7 +13,7 @@ from jidm.checkpoint import find_checkpoint
 from jidm.errors import InputError
 from jidm.rewards.terms import TERMS, TermScale
 
-_VERSION = 1
+_VERSION = 2
 SCALES_FILE = "reward.json"
 """Name of a calibration that lies beside a checkpoint."""
 
@@ -25,7 +25,7 @@ class TermScales:
     Attributes:
         terms: name of a term -> its scale.
         num_videos: how many they were measured on.
-        mode: how motion was read off them: "followed" frame by frame, or "pairs", differentiably.
+        mode: how motion was read off them: "tracked" frame by frame, or "pairs", differentiably.
         provenance: which field, of which checkpoint, for which robot, by which options; plain JSON.
     """
 
@@ -66,7 +66,7 @@ class TermScales:
         """
         folder, source = find_checkpoint(checkpoint)
         if not (folder / SCALES_FILE).exists():
-            raise InputError(f"{source} comes without scales for the reward; make them with `jidm calibrate`")
+            raise InputError(f"{source} comes without scales for the reward; make them with `jidm fit-scales`")
         return cls.load(folder / SCALES_FILE)
 
     @classmethod
@@ -80,9 +80,9 @@ class TermScales:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             if record.pop("version") != _VERSION:
                 raise ValueError("written by another version of jidm")
-            scales = {str(name): TermScale(float(s["usual"]), float(s["far"])) for name, s in record["scales"].items()}
-            return cls(scales, int(record["videos"]), str(record["reading"]), dict(record["made_by"]))
+            scales = {str(name): TermScale(float(s["median"]), float(s["spread"])) for name, s in record["terms"].items()}
+            return cls(scales, int(record["num_videos"]), str(record["mode"]), dict(record["provenance"]))
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; make it with `jidm calibrate`") from None
+            raise InputError(f"cannot read {path}: {error.strerror}; make it with `jidm fit-scales`") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is no calibration of the reward: {error}") from None

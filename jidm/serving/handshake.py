@@ -12,7 +12,7 @@ from jidm.serving.lingbot_format import LingBotFormat
 if TYPE_CHECKING:
     from jidm.control import ActionDecoder
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 _UNITS = {"joint_velocity": "{}/s", "joint_position": "{}", "joint_delta": "{}"}
 
 
@@ -50,11 +50,11 @@ class Handshake:
             "action_dim": decoder.limits.n,
             "action_names": list(idm.joint_names),
             "action_units": [unit.format(lengths.get(kind, "rad")) for kind in types],
-            "normalised": False,
+            "normalized": False,
             "control_dt": 1 / decoder.control_rate,
             "video_dt": 1 / decoder.video_rate,
             "chunk": decoder.chunk,
-            "view": self.image_key,
+            "image_key": self.image_key,
             "layout": self.layout,
             "side": self.side,
         }

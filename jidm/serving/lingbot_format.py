@@ -138,7 +138,7 @@ class LingBotFormat:
             InputError: q has another shape or is not finite.
         """
         positions = self._checked(q, 2, "q", "(*batch, T, n)")
-        start = positions[..., 0, :] if q0 is None else self._checked(q0, 1, "first", "(*batch, n)")
+        start = positions[..., 0, :] if q0 is None else self._checked(q0, 1, "q0", "(*batch, n)")
         out = np.zeros((*positions.shape[:-1], NUM_CHANNELS))
         poses, origin = (self._kinematics.link_poses(torch.tensor(x)) for x in (positions, start))
         for key, arm in self._arms.items():
@@ -164,7 +164,7 @@ class LingBotFormat:
         if len(unexpected):
             raise InputError(
                 f"numbers {unexpected.tolist()} are not zero, where '{self.embodiment.name}' has nothing in the layout "
-                f"'{self.layout}': another layout, side or robot is meant, or they are still normalised"
+                f"'{self.layout}': another layout, side or robot is meant, or they are still normalized"
             )
         for key, slots in self._slots.items():
             length = np.linalg.norm(values[..., slots.pose][..., 3:], axis=-1)
@@ -173,7 +173,7 @@ class LingBotFormat:
             ).all():
                 raise InputError(
                     f"the {key} arm's pose holds no unit quaternion: another layout, side or robot is meant, or the numbers "
-                    "are still normalised"
+                    "are still normalized"
                 )
         q = np.zeros((*values.shape[:-1], self.embodiment.n))
         for key, arm in self._arms.items():
@@ -191,7 +191,7 @@ class LingBotFormat:
             numbers: (*batch, 30). q0: (n,) joint positions that they are relative to [rad or m].
         """
         values = np.asarray(numbers, dtype=np.float64)
-        origin = self._kinematics.link_poses(torch.tensor(self._checked(q0, 1, "first", "(n,)")))
+        origin = self._kinematics.link_poses(torch.tensor(self._checked(q0, 1, "q0", "(n,)")))
         found = {}
         for key, slots in self._slots.items():
             T = origin[self._links[key]].expand(*values.shape[:-1], 4, 4).clone()

@@ -42,11 +42,11 @@ class Session:
         """The answer to one message.
 
         `{"endpoint": "reset", "q": ...}` or LingBot-VA's `{"reset": True}`: begin anew, `{}`.
-        `{"endpoint": "observe", "q": ..., "time": ...}`: what the robot measured, `{"furthest": [...]}`.
+        `{"endpoint": "observe", "q": ..., "time": ...}`: what the robot measured, `{"tracking_error": [...]}`.
         `{"obs": ..., "compute_kv_cache": True}`: frames the robot has seen; what comes next is dreamt from the last, `{}`.
         `{"obs": ...}`: frames as LingBot-VA's client sends them, `{"action": (channels, frames, actions a frame)}`.
         Anything else is an observation as openpi's client sends it: a picture, or several, under the view's name, perhaps
-        a state; `{"actions": (commands, joints), "position": ..., "held": ..., "reason": ..., "server_timing": ...}`.
+        a state; `{"actions": (commands, joints), "position": ..., "holding": ..., "reason": ..., "server_timing": ...}`.
 
         Raises:
             InputError: the message cannot be understood.
@@ -76,7 +76,7 @@ class Session:
                 raise InputError("observe needs q, the joint positions that the robot measured")
             if when is not None and not isinstance(when, (int, float, np.number)):
                 raise InputError("time must be a number of seconds")
-            return {"furthest": np.array([self.decoder.observe(q, time=None if when is None else float(when))])}
+            return {"tracking_error": np.array([self.decoder.observe(q, time=None if when is None else float(when))])}
         if "obs" not in message:
             return self._handle_openpi(message)
         return (
@@ -94,8 +94,8 @@ class Session:
             reason = commands.reason or "the first frame only shows where the robot is"
             commands = self.decoder.hold(self._commands_per_frame, reason)
         return {
-            "actions": commands.action, "position": commands.position, "time": commands.time, "held": commands.holding,
-            "behind": commands.tracking_error, "gripper": commands.gripper, "reason": commands.reason,
+            "actions": commands.action, "position": commands.position, "time": commands.time, "holding": commands.holding,
+            "tracking_error": commands.tracking_error, "gripper": commands.gripper, "reason": commands.reason,
         }  # fmt: skip
 
     # ---- LingBot-VA -------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Session:
         )
         numbers = lingbot.pack(position, q0=self._q0)[:, channels]
         action = numbers.reshape(-1, round(commands_per_frame), len(channels)).transpose(2, 0, 1)
-        return {"action": np.ascontiguousarray(action), "held": commands.holding, "reason": commands.reason}
+        return {"action": np.ascontiguousarray(action), "holding": commands.holding, "reason": commands.reason}
 
     def _handle_observed_frames(self, message: Mapping[str, Any]) -> dict[str, Any]:
         frames = self._frames(_observations(message["obs"]))
