@@ -108,6 +108,8 @@ def load_idm(
     from jidm.baselines import Baseline, BaselineIDM
 
     if embodiment is not None:
+        from jidm.robot.registry import load_embodiment
+
         checkpoint.check_embodiment(load_embodiment(embodiment))
     model = load_model(checkpoint)
     if not isinstance(model, Baseline):

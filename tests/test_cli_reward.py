@@ -1,4 +1,4 @@
-"""`jidm calibrate`, `score`, `rank` and `report`, as a user meets them."""
+"""`jidm fit-scales`, `score`, `rank` and `report`, as a user meets them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     judge = f"--embodiment {NAME} --camera {folder}/camera.json --q0 {folder}/q0.json"
     (folder / "judge").write_text(judge)
     good = " ".join(str(folder / f"good{k}.mp4") for k in range(VIDEOS))
-    assert cli.main(f"calibrate {good} {judge} --out {folder}/scales.json".split()) == 0
+    assert cli.main(f"fit-scales {good} {judge} --out {folder}/scales.json".split()) == 0
     return folder
 
 
@@ -50,7 +50,7 @@ def run(folder: Path, line: str) -> int:
 
 def test_scored_ranked_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str]):
     videos = "{f}/good0.mp4 {f}/bad0.mp4 {f}/good1.mp4 {f}/short.mp4"
-    line = f"score {videos} {{judge}} --calibration {{f}}/scales.json --out {{f}}/scores.jsonl"
+    line = f"score {videos} {{judge}} --scales {{f}}/scales.json --out {{f}}/scores.jsonl"
     assert run(folder, line) == 0
     said = capsys.readouterr().out
     assert "4 videos, 4 of them new" in said and "1 could not be judged" in said and "2 frames" in said
@@ -63,7 +63,7 @@ def test_scored_ranked_and_resumed(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_report_needs_nothing_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(folder, "report {f}/bad1.mp4 {judge} --calibration {f}/scales.json --out {f}/report.html") == 0
+    assert run(folder, "report {f}/bad1.mp4 {judge} --scales {f}/scales.json --out {f}/report.html") == 0
     assert "frame 3" in capsys.readouterr().out
     page = (folder / "report.html").read_text()
     assert page.count("data:image/") == 3 and "http" not in page and "frame 3" in page
@@ -73,13 +73,13 @@ def test_a_report_needs_nothing_beside_it(folder: Path, capsys: pytest.CaptureFi
     ("line", "says"),
     [
         ("score {f}/good0.mp4", "--checkpoint"),
-        ("score {f}/good0.mp4 {judge} --out {f}/x.jsonl", "jidm calibrate"),
-        ("score {f}/nothing {judge} --calibration {f}/scales.json", "nothing"),
-        ("score {f}/good0.mp4 {judge} --calibration {f}/q0.json --out {f}/x.jsonl", "no calibration"),
-        ("score {f}/good0.mp4 {judge} --calibration {f}/scales.json --shard 2/2 --out {f}/x.jsonl", "i/N"),
-        ("calibrate {f}/good0.mp4 {judge} --out {f}/few.json", "at least 5 good videos"),
+        ("score {f}/good0.mp4 {judge} --out {f}/x.jsonl", "jidm fit-scales"),
+        ("score {f}/nothing {judge} --scales {f}/scales.json", "nothing"),
+        ("score {f}/good0.mp4 {judge} --scales {f}/q0.json --out {f}/x.jsonl", "no calibration"),
+        ("score {f}/good0.mp4 {judge} --scales {f}/scales.json --shard 2/2 --out {f}/x.jsonl", "i/N"),
+        ("fit-scales {f}/good0.mp4 {judge} --out {f}/few.json", "at least 5 good videos"),
         ("rank {f}/absent.jsonl", "jidm score"),
-        ("report {f}/short.mp4 {judge} --calibration {f}/scales.json", "2 frames"),
+        ("report {f}/short.mp4 {judge} --scales {f}/scales.json", "2 frames"),
     ],
 )
 def test_errors_are_one_line_with_the_remedy(folder: Path, capsys: pytest.CaptureFixture[str], line: str, says: str):

@@ -24,7 +24,7 @@ VERBS = {
     "train": "jidm.cli.train:Train",
     "evaluate": "jidm.cli.evaluate:Evaluate",
     "score": "jidm.cli.score:Score",
-    "calibrate": "jidm.cli.score:Calibrate",
+    "fit-scales": "jidm.cli.score:FitScales",
     "rank": "jidm.cli.rank:Rank",
     "report": "jidm.cli.report:Report",
     "label": "jidm.cli.label:Label",

@@ -185,7 +185,7 @@ def _draw(
     dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]], out: Path
 ) -> Iterator[str]:
     from jidm.cli.outputs import make_folder
-    from jidm.visualization.dataset_pictures import flow_sheet, frame_sheet, plot_coverage, write_image
+    from jidm.visualization.dataset_plots import flow_sheet, frame_sheet, plot_coverage, write_image
 
     make_folder(out)
     for camera, samples in camera_samples.items():

@@ -126,7 +126,7 @@ def describe(robot: Embodiment) -> str:
         f"  joints        {robot.n} ({len(robot.gripper_joints)} gripper), {len(robot.model.links)} links",
         f"  base, tips    {robot.base_link}; {', '.join(robot.tip_links) or 'none'}",
         f"  gripper       {', '.join(robot.gripper_joints) or 'none'}",
-        f"  followers     {'; '.join(mimic_lines(robot)) or 'none'}",
+        f"  mimic         {'; '.join(mimic_lines(robot)) or 'none'}",
         f"  control       every {robot.control_dt * 1000:g} ms",
         f"  cameras       {', '.join(robot.cameras) or 'none'}",
         f"  conventions   {', '.join(robot.conventions) or 'none'}",

@@ -142,7 +142,7 @@ class Evaluate:
 
     def _draw(self, held_out: HeldOut, evaluations: dict[str, Evaluation]) -> list[str]:
         """Draw the first episodes; the names of what was written."""
-        from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
+        from jidm.visualization.field_plots import plot_decoded, write_field_sheet
 
         written = []
         for index in held_out.episodes[: self.pictures]:

@@ -33,7 +33,7 @@ class Label:
     q0: tuple[str, ...] = ()
     """Joint positions in every first frame [rad or m], where the source does not hold them: numbers or `home`."""
 
-    out: Path = Path("labelled")
+    out: Path = Path("labeled")
     """Folder of the new data set; what is there already is kept, so a stopped run goes on."""
 
     action: Literal["joint_position", "joint_velocity", "joint_delta"] = "joint_position"

@@ -58,11 +58,7 @@ def decode_file(
     stream = open_video(video, fps=fps if video.is_dir() else None)
     rate = choose_frame_rate(fps, stream.fps, video)
     began = time.perf_counter()
-    motion = (
-        idm.decode_both(video, q0=q0, fps=fps, progress=True)[1]
-        if smooth
-        else idm.decode(video, q0=q0, fps=fps, progress=True)
-    )
+    motion = idm.decode(video, q0=q0, fps=fps, smooth=smooth, progress=True)
     method = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
     return DecodeResult(motion, idm.embodiment, camera, video, rate, method, time.perf_counter() - began)
 
@@ -131,7 +127,7 @@ def summary(decoded: DecodeResult) -> dict[str, Any]:
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
         "camera": None if decoded.camera is None else decoded.camera.to_dict(),
-        "how": decoded.method,
+        "method": decoded.method,
         "valid_share": _mean(valid),
         "mean_residual_px": _mean(residual),
         "seconds": round(decoded.seconds, 3),

@@ -38,7 +38,7 @@ class Rank:
             if not path.is_file():
                 raise InputError(f"{path}: no such file; write it with `jidm score`")
         records = {record["video"]: record for path in self.scores for record in read_scores(path)}
-        if len({record.get("by") for record in records.values()}) > 1:
+        if len({record.get("config_hash") for record in records.values()}) > 1:
             raise InputError("these files hold scores of different rewards, which cannot be compared")
         scored = [record for record in records.values() if not record.get("problem")]
         if not scored:

@@ -21,7 +21,7 @@ class Report:
     """What judges."""
 
     scales: Path | None = None
-    """Scales of good videos, written by `jidm calibrate`; those beside the checkpoint if not given."""
+    """Scales of good videos, written by `jidm fit-scales`; those beside the checkpoint if not given."""
 
     out: Path = Path("report.html")
     """The page."""

@@ -83,7 +83,7 @@ class Score:
     """What judges."""
 
     scales: Path | None = None
-    """Scales of good videos, written by `jidm calibrate`; those beside the checkpoint if not given."""
+    """Scales of good videos, written by `jidm fit-scales`; those beside the checkpoint if not given."""
 
     out: Path = Path("scores.jsonl")
     """One JSON line a video; what stands there already is not done again."""
@@ -128,7 +128,7 @@ class FitScales:
     """What judges."""
 
     out: Path = Path("calibration.json")
-    """The scales, for `jidm score --calibration`."""
+    """The scales, for `jidm score --scales`."""
 
     def run(self) -> int:
         from jidm.cli.text import columns

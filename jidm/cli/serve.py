@@ -98,14 +98,16 @@ class Serve:
         return 0
 
     def _session(self, idm: JacobianIDM) -> Session:
-        from jidm.control import ActionDecoder
+        from jidm.control import ActionDecoder, ControlConfig
         from jidm.serving import Handshake, Session
 
-        decoder = ActionDecoder(
-            idm, video_rate=self.video_rate, control_rate=self.control_rate, chunk=self.chunk, action_space=self.action,
+        config = ControlConfig(
+            video_rate=self.video_rate, control_rate=self.control_rate, chunk=self.chunk, action_space=self.action,
             max_tracking_error=self.max_tracking_error,
         )  # fmt: skip
-        return Session(decoder, Handshake(image_key=self.image_key, layout=self.layout, side=self.side))
+        return Session(
+            ActionDecoder(idm, config), Handshake(image_key=self.image_key, layout=self.layout, side=self.side)
+        )
 
     def _token(self) -> str | None:
         if self.token_file is None:

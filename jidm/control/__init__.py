@@ -1,10 +1,12 @@
-"""From a planner's frames to commands a controller can run."""
+"""From a planner's frames to commands that a robot controller can execute."""
 
 from jidm.control.commands import ACTION_SPACES, ActionSpace, Commands
+from jidm.control.config import ControlConfig
 from jidm.control.controller import MODES, AsyncController, ForwardModel, Planner
 from jidm.control.decoder import ActionDecoder
 from jidm.control.limits import MotionLimits
-from jidm.control.reader import PoseMeasurement, PoseTracker
+from jidm.control.pose_tracker import PoseMeasurement, PoseTracker
+from jidm.control.reference_trajectory import ReferenceTrajectory
 from jidm.control.spline import LimitedSpline, TrajectoryState
 
 __all__ = [
@@ -14,11 +16,13 @@ __all__ = [
     "ActionSpace",
     "AsyncController",
     "Commands",
+    "ControlConfig",
     "ForwardModel",
     "LimitedSpline",
     "MotionLimits",
     "Planner",
     "PoseMeasurement",
     "PoseTracker",
+    "ReferenceTrajectory",
     "TrajectoryState",
 ]

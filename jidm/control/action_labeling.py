@@ -1,14 +1,15 @@
-"""Video without actions made into a data set with them: every frame gets the action its video shows, and how sure it is.
+"""Action labels for video without actions: every frame gets the action its video shows, with a covariance.
 
-Each episode is decoded whole, or in overlapping windows whose answers are averaged frame by frame, as DreamGen's label dump
-does with its model's chunks. Episodes are written one by one; a run that was stopped goes on with those that are missing.
+Each episode is decoded as a whole, or in overlapping windows whose results are averaged frame by frame, as DreamGen does
+with the chunks of its inverse dynamics model. Episodes are written one by one; an interrupted run resumes with the missing
+ones.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +18,26 @@ from numpy.typing import NDArray
 
 from jidm.atomic_io import atomic_write
 from jidm.control.commands import ActionSpace, as_action_space
-from jidm.datasets import DatasetWriter, open_dataset
-from jidm.datasets.feature import ACTION, STATE, Feature
-from jidm.errors import DatasetError, InputError, JidmError
+from jidm.control.episode_sources import COVARIANCE, VALID, DatasetEpisodes, VideoFolder, open_episodes
+from jidm.datasets import DatasetWriter
+from jidm.datasets.feature import Feature
+from jidm.errors import InputError, JidmError
 
 if TYPE_CHECKING:
-    from jidm.datasets import RecordedDataset
     from jidm.estimation.result import JointMotion
     from jidm.idm import JacobianIDM
-
-VALID, COVARIANCE = "action_valid", "action_covariance"
-_INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How videos are labelled.
+    """How videos are labeled.
 
     Attributes:
-        action_space: "joint_position" writes the position in the next frame [rad or m], as most data sets do,
-            "joint_velocity" the velocity until then, "joint_delta" the step.
-        window: frames decoded together; all if None. overlap: share of a window that the next one repeats.
-        smooth: let later frames tell about earlier ones.
+        action_space: "joint_position" writes the position in the next frame [rad or m], as most data sets do;
+            "joint_velocity" the mean velocity until then; "joint_delta" the step.
+        window: frames decoded together; all if None.
+        overlap: fraction of a window that the next one repeats.
+        smooth: estimate each frame from later frames too (Rauch-Tung-Striebel smoothing).
     """
 
     action_space: str = "joint_position"
@@ -50,17 +49,19 @@ class LabelOptions:
         as_action_space(self.action_space)
         if (self.window is not None and self.window < 2) or not 0 <= self.overlap < 1:
             raise InputError(
-                f"a window has two frames or more and overlaps by 0 to 1, got {self.window}, {self.overlap}"
+                f"window must be at least two frames and overlap in [0, 1), got {self.window}, {self.overlap}"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class ActionLabels:
-    """Of T frames and n joints; the last frame, from which no step leads on, is not valid.
+    """Labels of T frames and n joints. The last frame has no step after it and is not valid.
 
     Attributes:
-        position: (T, n) [rad or m]. action: (T, n) in the action space.
-        covariance: (T, n, n) of the step that follows. valid: (T,) whether it was measured.
+        position: (T, n) [rad or m].
+        action: (T, n) in the action space.
+        covariance: (T, n, n) of the step to the next frame.
+        valid: (T,) whether that step was measured.
     """
 
     position: NDArray[np.float64]
@@ -71,7 +72,12 @@ class ActionLabels:
 
 @dataclass(frozen=True)
 class LabelingResult:
-    """What became of the episodes: how many are in the data set, and episode -> why it is not."""
+    """Outcome of `label_dataset`.
+
+    Attributes:
+        written: number of episodes in the data set.
+        problems: episode -> why it could not be labeled.
+    """
 
     written: int
     problems: Mapping[str, str]
@@ -81,26 +87,26 @@ def label_video(
     idm: JacobianIDM, video: NDArray[np.uint8], fps: float, *, q0: NDArray[np.float64] | None = None,
     options: LabelOptions | None = None,
 ) -> ActionLabels:  # fmt: skip
-    """Actions of one video.
+    """Action labels of one video.
 
     Args:
-        video: (T, H, W, 3) RGB. q0: (n,) joint positions in its first frame, where they are known [rad or m].
+        idm: decodes the video.
+        video: (T, H, W, 3) RGB.
+        fps: frame rate [1/s].
+        q0: (n,) joint positions in its first frame, if they are known [rad or m].
+        options: the defaults if not given.
     """
     settings = options or LabelOptions()
     motions: list[tuple[int, JointMotion]] = []
     for start, stop in windows(len(video), settings.window, settings.overlap):
         initial = q0 if not motions else motions[-1][1].position[start - motions[-1][0]].double().numpy()
         clip = video[start:stop]
-        if settings.smooth:
-            motion = idm.decode_both(clip, q0=initial, fps=fps, layout="THWC")[1]
-        else:
-            motion = idm.decode(clip, q0=initial, fps=fps, layout="THWC")
-        motions.append((start, motion))
+        motions.append((start, idm.decode(clip, q0=initial, fps=fps, layout="THWC", smooth=settings.smooth)))
     return average_windows(motions, len(video), fps, as_action_space(settings.action_space))
 
 
 def windows(length: int, window: int | None, overlap: float) -> Iterator[tuple[int, int]]:
-    """Frames start to stop of each window, in order; the last one ends with the video."""
+    """Start and stop frame of each window, in order; the last one ends with the video."""
     if window is None or window >= length:
         yield 0, length
         return
@@ -115,10 +121,16 @@ def windows(length: int, window: int | None, overlap: float) -> Iterator[tuple[i
 def average_windows(
     motions: Sequence[tuple[int, JointMotion]], length: int, fps: float, space: ActionSpace
 ) -> ActionLabels:
-    """Windows (first frame, motion) as one: positions and steps averaged over those that saw them, in their order.
+    """Average overlapping windows: positions over all windows of a frame, steps over the windows that measured them.
 
-    A step counts where it was measured. Errors of windows that saw the same pictures are alike, so their covariances are
-    averaged too, and do not shrink.
+    The errors of overlapping windows are correlated because they share frames. So their covariances are averaged as well,
+    and do not shrink with the number of windows.
+
+    Args:
+        motions: first frame and decoded motion of each window.
+        length: T, frames of the video.
+        fps: frame rate [1/s].
+        space: of the actions.
     """
     n = motions[0][1].position.shape[-1]
     position, frame_count = np.zeros((length, n)), np.zeros(length)
@@ -154,32 +166,31 @@ def label_dataset(
     q0: NDArray[np.float64] | None = None, fps: float | None = None, shard: tuple[int, int] = (0, 1),
     progress: Callable[[str], None] = lambda line: None,
 ) -> LabelingResult:  # fmt: skip
-    """A data set with actions out of one without, or out of a folder of videos.
+    """Label a data set without actions, or a folder of videos, and write the result as a LeRobot data set.
 
-    What the source holds besides is kept, a recorded `action` excepted. Where it has the joints' positions, its first ones
-    are believed; else `q0`, else a trained field reads them off the picture. Columns `action_valid` and
-    `action_covariance` tell how good each action is.
+    All other columns of the source are kept; a recorded `action` is replaced. The initial pose is the source's first
+    recorded joint positions, else `q0`, else estimated from the first frame by a learned field. The columns
+    `action_valid` and `action_covariance` state the quality of each action.
 
     Args:
-        source: a LeRobot data set (v3.0, v2.1, v2.0), or a folder of videos of one size and rate.
-        out: folder of the new data set; what is there already is kept.
-        image_key: which of the source's cameras is decoded; may be left out where there is only one.
-        version: of the layout written, "v3.0" or "v2.1".
-        modality: write `meta/modality.json` as GR00T reads it.
-        q0: (n,) joint positions in every first frame [rad or m].
-        fps: frames a second of the videos, where the files do not know it.
-        shard: (i, N): do every N-th episode from the i-th; parts may run at once, and the last one to end lists them all.
-        progress: called with a line for each episode.
+        source: a LeRobot data set (v3.0, v2.1, v2.0), or a folder of videos of one size and frame rate.
+        idm: decodes the videos.
+        out: folder of the new data set; episodes already there are kept.
+        image_key: the camera of the source to decode; may be omitted if there is only one.
+        options: the defaults if not given.
+        version: layout to write, "v3.0" or "v2.1".
+        modality: also write `meta/modality.json` for GR00T.
+        q0: (n,) joint positions in the first frame of every episode [rad or m].
+        fps: frame rate of videos whose files state none [1/s].
+        shard: (i, N): do every N-th episode starting at the i-th. Shards may run concurrently; the last one to finish
+            writes the metadata of all.
+        progress: called with one line per episode.
 
     Raises:
-        DatasetError: the source cannot be read, or `out` was labelled by something else.
+        DatasetError: the source cannot be read, or `out` was labeled with other settings.
     """
     settings = options or LabelOptions()
-    episodes = (
-        _DatasetEpisodes(open_dataset(source), image_key)
-        if _is_dataset(Path(source))
-        else _VideoFolder(Path(source), fps)
-    )
+    episodes = open_episodes(source, image_key=image_key, fps=fps)
     writer = DatasetWriter(
         out, fps=episodes.fps, joint_names=episodes.state_names or idm.joint_names, cameras=episodes.cameras,
         action_names=idm.joint_names, robot_type=episodes.robot_type, version=version,
@@ -191,7 +202,7 @@ def label_dataset(
             continue
         try:
             frames, state, extras, task = episodes.read(index)
-            start = _first_pose(idm, episodes.state_names, state) if state is not None else q0
+            start = _initial_pose(idm, episodes.state_names, state) if state is not None else q0
             labels = label_video(idm, frames[episodes.image_key], episodes.fps, q0=start, options=settings)
             extras |= {VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32)}
             writer.write_episode(
@@ -207,81 +218,7 @@ def label_dataset(
     return LabelingResult(len(writer.completed_episodes()), problems)
 
 
-# ---- where episodes come from ----------------------------------------------------------------------------------------
-
-
-class _DatasetEpisodes:
-    """Episodes of a LeRobot data set."""
-
-    def __init__(self, dataset: RecordedDataset, image_key: str | None) -> None:
-        self._dataset = dataset
-        key = dataset.camera_key(image_key)
-        self.image_key = next(name for name in dataset.cameras if dataset.camera_key(name) == key)
-        self.fps, self.robot_type, self.indices = dataset.fps, dataset.robot_type, dataset.episode_indices
-        self.state_names = dataset.joint_names
-        sizes = {name: dataset.features[dataset.camera_key(name)].shape for name in dataset.cameras}
-        self.cameras = {name: (shape[1], shape[0]) for name, shape in sizes.items()}
-        kept = {STATE, ACTION, VALID, COVARIANCE, *_INDEX_COLUMNS}
-        self.extras = {
-            name: feature for name, feature in dataset.features.items()
-            if name not in kept and not feature.is_image and feature.shape and feature.dtype not in ("string", "video", "image")
-        }  # fmt: skip
-        self.source = {"dataset": Path(dataset.root).name, "content_hash": dataset.content_hash}
-
-    def name(self, index: int) -> str:
-        return f"episode {index}"
-
-    def read(
-        self, index: int
-    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[Any] | None, dict[str, NDArray[Any]], str]:
-        episode = self._dataset.episode(index)
-        frames = {name: episode.video(name) for name in self.cameras}
-        state = episode.state if self.state_names else None
-        return frames, state, {name: episode.column(name) for name in self.extras}, episode.task
-
-
-class _VideoFolder:
-    """Video files of a folder, in the order of their names."""
-
-    image_key, robot_type, state_names = "camera", "", ()
-
-    def __init__(self, folder: Path, fps: float | None) -> None:
-        from jidm.video.io import VIDEO_SUFFIXES, open_video
-
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: neither a data set nor a folder of videos")
-        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
-        if not self._files:
-            raise DatasetError(f"{folder}: holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}) and is no data set")
-        first = open_video(self._files[0])
-        if (rate := fps or first.fps) is None:
-            raise DatasetError(f"{self._files[0]}: states no frame rate; pass fps")
-        self.fps, self.indices = float(rate), tuple(range(len(self._files)))
-        self._fps_override = fps
-        self.cameras = {self.image_key: (first.width, first.height)}
-        self.extras: dict[str, Feature] = {}
-        self.source = {"videos": [file.name for file in self._files]}
-
-    def name(self, index: int) -> str:
-        return self._files[index].name
-
-    def read(
-        self, index: int
-    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[Any] | None, dict[str, NDArray[Any]], str]:
-        from jidm.video.io import open_video
-
-        video = open_video(self._files[index])
-        if self._fps_override is None and video.fps is not None and abs(video.fps - self.fps) > 1e-3 * self.fps:
-            raise DatasetError(f"{video.fps:g} frames a second, the first video has {self.fps:g}: label it apart")
-        frames = np.stack([pixels.permute(1, 2, 0).numpy() for _, pixels in video.pixels()])
-        return {self.image_key: frames}, None, {}, ""
-
-
 # ---- pieces ----------------------------------------------------------------------------------------------------------
-
-
-def _is_dataset(path: Path) -> bool:
-    return any((path / place).is_file() for place in ("meta/info.json", "info.json"))
 
 
 def _columns(idm: JacobianIDM) -> dict[str, Feature]:
@@ -289,29 +226,27 @@ def _columns(idm: JacobianIDM) -> dict[str, Feature]:
     return {VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n))}
 
 
-def _recipe(idm: JacobianIDM, options: LabelOptions, episodes: _DatasetEpisodes | _VideoFolder) -> dict[str, Any]:
-    from dataclasses import asdict
-
+def _recipe(idm: JacobianIDM, options: LabelOptions, episodes: DatasetEpisodes | VideoFolder) -> dict[str, Any]:
     robot = idm.embodiment
     return {
-        "labelled_by": dict(idm.checkpoint) or type(idm.field).__name__,
+        "labeled_by": dict(idm.checkpoint) or type(idm.field).__name__,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
         "options": asdict(options),
-        "camera": episodes.image_key,
+        "image_key": episodes.image_key,
         "source": episodes.source,
     }
 
 
-def _first_pose(idm: JacobianIDM, names: Sequence[str], state: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The recorded joint positions in the first frame; None where the recording does not name the field's joints."""
+def _initial_pose(idm: JacobianIDM, names: Sequence[str], state: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The recorded joint positions in the first frame; None if the recording lacks some of the field's joints."""
     if not set(idm.joint_names) <= set(names):
         return None
     return np.asarray(state[0, [list(names).index(name) for name in idm.joint_names]])
 
 
 def _write_modality(root: Path, writer: DatasetWriter) -> None:
-    """What each part of the columns is, as GR00T's loader wants to be told."""
+    """GR00T's description of the columns' parts."""
     cameras = [key.removeprefix("observation.images.") for key, f in writer.features.items() if f.dtype == "video"]
     modality = {
         "state": {"joints": {"start": 0, "end": len(writer.joint_names)}},

@@ -1,4 +1,4 @@
-"""What leaves toward a robot."""
+"""Commands for a robot controller."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ ACTION_SPACES: tuple[str, ...] = get_args(ActionSpace)
 
 @dataclass(frozen=True, eq=False)
 class Commands:
-    """M commands, one each control period, finite and inside the limits whatever came in.
+    """M commands, one per control period; always finite and inside the limits, whatever the frames show.
 
     Attributes:
         joint_names: n names, the order of every joint axis.
         action_space: what `action` holds.
-        time: (M,) end of each command's period, in the time of the motion [s].
+        time: (M,) end of each command's period, in trajectory time [s].
         position: (M, n) joint positions at that time [rad or m].
-        delta: (M, n) joint steps of the period [rad or m]; they add up to the positions.
-        velocity: (M, n) delta divided by the period: held for the period, it leads to the position [rad/s or m/s].
-        tracking_error: (M, n) how far the motion is behind what the frames show, because of limits or smoothing [rad or m].
-        holding: (M,) whether nothing fresh and finite was there to follow: the robot is brought to rest inside its limits
-            and kept there.
-        reason: why it was, in words; empty where no command is held.
-        gripper_joints: columns that open and close a gripper, and `gripper_range` (g, 2) where they are shut and open.
+        delta: (M, n) joint steps of the period [rad or m]; they sum to the positions.
+        velocity: (M, n) delta divided by the period; constant over the period, it leads to the position [rad/s or m/s].
+        tracking_error: (M, n) distance from the reference that the frames give, due to limits or smoothing [rad or m].
+        holding: (M,) whether there was no new valid frame to follow. The robot then brakes inside its limits and stays
+            at rest.
+        reason: why, as text; empty if no command holds.
+        gripper_joints: columns that open and close a gripper.
+        gripper_range: (g, 2) their positions when closed and when open [rad or m].
     """
 
     joint_names: tuple[str, ...]
@@ -53,26 +54,26 @@ class Commands:
 
     @property
     def gripper(self) -> NDArray[np.float64]:
-        """(M, g) opening of each gripper joint, from 0, shut, to 1, open."""
-        at = self.position[:, list(self.gripper_joints)]
+        """(M, g) opening of each gripper joint, from 0 (closed) to 1 (open)."""
+        position = self.position[:, list(self.gripper_joints)]
         if self.gripper_range is None:
-            return at
-        shut, opened = self.gripper_range.T
-        return np.clip((at - shut) / (opened - shut), 0.0, 1.0)
+            return position
+        closed, opened = self.gripper_range.T
+        return np.clip((position - closed) / (opened - closed), 0.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.time)
 
     def __getitem__(self, commands: slice) -> Commands:
-        """Some of them, in order."""
+        """A slice of the commands."""
         if not isinstance(commands, slice):
-            raise InputError("commands are sliced: commands[start:stop]")
-        rows = ("time", "position", "delta", "velocity", "behind", "held")
+            raise InputError("index commands with a slice: commands[start:stop]")
+        rows = ("time", "position", "delta", "velocity", "tracking_error", "holding")
         return replace(self, **{name: getattr(self, name)[commands] for name in rows})
 
 
 def as_action_space(name: str) -> ActionSpace:
-    """The action space of that name.
+    """The action space with this name.
 
     Raises:
         InputError: there is none.

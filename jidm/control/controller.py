@@ -1,11 +1,13 @@
-"""The control loop around a video planner: while one chunk of its dream is executed, the next one is dreamt and read.
+"""Asynchronous control loop around a video planner: while one generated chunk is executed, the next one is generated.
 
-Planning takes about as long as executing a chunk, so waiting for it halves the pace. Dreaming on from the last dream keeps the
-pace and loses the robot, which never did exactly what was dreamt. LingBot-VA's way (its Algorithm 2) is to dream from what the
-robot will see when the chunk under way is done: its last real frame, carried there by a forward model. Ours is the field.
+Planning takes about as long as executing a chunk, so waiting for it halves the pace. Generating on from the last generated
+frame keeps the pace but drifts away from the robot, which never does exactly what was generated. LingBot-VA (its Algorithm
+2) generates from the frame the robot will see when the current chunk is done: its last real frame, predicted by a forward
+model. Here the forward model is a warp by the Jacobian field.
 
-A forward model errs, so a dream begins a little elsewhere than the robot does; and following a dream drifts. So while it is
-executed, what the robot sees is compared with what the dream showed for now, and what is left of it moves by the difference.
+The forward model is not exact, so a chunk starts at a slightly wrong pose, and tracking a generated video drifts. While a
+chunk is executed, each real frame is therefore compared with the generated frame of the same time, and the rest of the
+chunk is shifted by the difference of their poses.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from jidm.control.commands import Commands
 from jidm.control.decoder import ActionDecoder
-from jidm.control.reader import PoseMeasurement, PoseTracker, as_frames
+from jidm.control.pose_tracker import PoseMeasurement, PoseTracker, as_frames
 from jidm.errors import InputError, JidmError, did_you_mean
 from jidm.fields.warp import warp_frame
 
@@ -33,16 +35,20 @@ Mode = Literal["sync", "async_naive", "async_grounded"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 Planner = Callable[[Tensor], Any]
-"""From a frame (3, H, W) in [0, 1] to the frames that follow it, in any layout `as_video` takes."""
+"""Maps a frame (3, H, W) in [0, 1] to the frames that follow it, in any layout `as_video` takes."""
 
 ForwardModel = Callable[[Tensor, NDArray[np.float64], NDArray[np.float64]], Tensor]
-"""From a frame (3, H, W), joint positions (n,) and steps (k, n) to the frame after them."""
+"""Maps a frame (3, H, W), joint positions (n,) and joint steps (k, n) to the predicted frame after those steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class _GeneratedChunk:
-    """What planning brought: K frames, their readings after that of the real one they begin with, if they do; or why there is
-    none. How long each part took [s]."""
+    """A chunk of K generated frames and their pose measurements, or the reason why there is none.
+
+    Attributes:
+        measurements: of the frames; preceded by that of the real or predicted frame they continue, if there is one.
+        timings: duration of each part [s].
+    """
 
     frames: Float[Tensor, "K 3 H W"] | None
     measurements: list[PoseMeasurement]
@@ -51,25 +57,26 @@ class _GeneratedChunk:
 
     @property
     def last_frame(self) -> Tensor | None:
-        """The last frame; nobody dreams on from one that shows nothing."""
+        """The last frame, to continue from; None if no pose was measured in it."""
         return None if self.frames is None or self.measurements[-1].position is None else self.frames[-1]
 
 
 class AsyncController:
-    """Commands for every control period, whatever the planner does.
+    """Gives a command every control period, whatever the planner does.
 
-    Call `reset` once, then `step` every control period with what the robot sees and measures. Planning and reading run in
-    another thread; `step` itself only solves for a chunk's motion now and then (some milliseconds). A planner that is late,
-    raises, or hands over what is no video leads to braking and holding, and is asked again from what is real by then.
+    Call `reset` once, then `step` every control period with the robot's frame and measured positions. Planning and pose
+    measurement run in another thread; `step` itself only plans the spline for one frame period at a time (some
+    milliseconds). If the planner is late, raises, or returns something that is not a video, the robot brakes and holds,
+    and the planner is called again with the then latest real frame.
 
     Args:
-        planner: dreams on from a frame.
-        decoder: of the robot; used by nobody else.
-        mode: "sync" waits for each dream, at rest; "async_naive" dreams on from the dream; "async_grounded" from where the
-            robot will be.
-        blend: frames over which a dream that does not begin where the motion is takes it over.
-        forward: carries a frame along; the decoder's field by default.
-        planning, comparing: run these two; a thread of its own each by default.
+        planner: generates the frames that follow a frame.
+        decoder: of the robot; not shared with anybody else.
+        mode: "sync" waits at rest for each chunk; "async_naive" continues from the last generated frame;
+            "async_grounded" continues from the predicted real frame.
+        blend: frames over which the offset between a chunk's start and the current motion is removed.
+        forward_model: predicts a frame; a warp by the decoder's field if not given.
+        planning_executor, comparison_executor: where planning and comparison run; one thread each if not given.
 
     Raises:
         InputError: no such mode.
@@ -86,13 +93,15 @@ class AsyncController:
         self._planning_executor = planning_executor or ThreadPoolExecutor(1, thread_name_prefix="planner")
         self._comparison_executor = comparison_executor or ThreadPoolExecutor(1, thread_name_prefix="comparer")
         self.timings: dict[str, list[float]] = defaultdict(list)
-        """How long planning, carrying, reading, comparing, following and a whole step took, each time [s]."""
+        """Part (plan, warp, measure, compare, track, step) -> its duration, each time [s]."""
 
     def reset(self, frame: Any, q: ArrayLike, *, layout: str | None = None) -> None:
-        """Begin, with the robot at rest.
+        """Start, with the robot at rest.
 
         Args:
-            frame: what it sees. q: (n,) joint positions [rad or m]. layout: of frames, as for `as_video`.
+            frame: the camera's current frame.
+            q: (n,) joint positions [rad or m].
+            layout: of all frames, as for `as_video`.
         """
         self.decoder.reset(q)
         self._layout = layout
@@ -101,8 +110,8 @@ class AsyncController:
         self._queue: Commands | None = None
         self._queue_index = 0
         self._pending_chunk: Future[_GeneratedChunk] | None = None
-        self._frames_done = 0  # frames of the dream that is followed
-        self._applied_correction = np.zeros(len(self._q))  # by so much it was moved
+        self._frames_done = 0  # executed frames of the active chunk
+        self._applied_correction = np.zeros(len(self._q))  # shift of the active chunk so far
         self._pending_comparison: Future[NDArray[np.float64] | None] | None = None
         self._request_time = 0.0
         self._active_chunk: _GeneratedChunk | None = None
@@ -113,12 +122,13 @@ class AsyncController:
         """The command of this control period.
 
         Args:
-            frame: what the robot sees now, where there is a new frame. q: (n,) what it measures, where it does.
+            frame: the camera's current frame, if there is a new one.
+            q: (n,) measured joint positions [rad or m], if there are any.
         """
         began = time.perf_counter()
         if q is not None:
             self._q = np.array(q, dtype=np.float64)
-        elif self.decoder.position is not None:
+        elif self.decoder.trajectory.position is not None:
             self._q = self._expected_position()
         if frame is not None:
             self._frame, self._q_at_frame = self._as_frame(frame), self._q
@@ -127,7 +137,7 @@ class AsyncController:
         if self._remaining == 0:
             self._start_next_chunk(measured=q is not None)
         if self._remaining == 0:
-            command = self.decoder.hold(1, self._hold_reason())
+            command = self.decoder.trajectory.hold(1, self._hold_reason())
         else:
             assert self._queue is not None
             command = self._queue[self._queue_index : self._queue_index + 1]
@@ -136,7 +146,7 @@ class AsyncController:
         return command
 
     def report(self) -> str:
-        """Where the time goes: a line for each part, median and 99th percentile [ms]."""
+        """Timing table: one line per part, median and 99th percentile [ms]."""
         rows = [f"{'part':<10}{'p50 [ms]':>10}{'p99 [ms]':>10}{'times':>8}"]
         for name, values in self.timings.items():
             middle, high = np.percentile(np.array(values) * 1000, [50, 99])
@@ -147,37 +157,34 @@ class AsyncController:
 
     @property
     def _remaining(self) -> int:
-        """Commands that are still to be executed."""
+        """Number of queued commands."""
         return 0 if self._queue is None else len(self._queue) - self._queue_index
 
     def _expected_position(self) -> NDArray[np.float64]:
-        """Where the robot is by the commands given so far, if nobody measures."""
+        """Joint positions after the commands given so far, for robots that report no measurement."""
         if self._queue is not None and 0 < self._queue_index <= len(self._queue):
             return self._queue.position[self._queue_index - 1]
-        assert self.decoder.position is not None
-        return self.decoder.position
+        assert self.decoder.trajectory.position is not None
+        return self.decoder.trajectory.position
 
     def _start_next_chunk(self, *, measured: bool) -> None:
-        """The chunk is done: take the next dream if it is there, and ask for the one after it."""
-        if measured and self.decoder.time > 0:
-            self.decoder.observe(self._q)
+        """The active chunk is done: start the next one if it is ready, and request the one after it."""
+        if measured and self.decoder.trajectory.time > 0:
+            self.decoder.trajectory.observe(self._q)
         if self._pending_chunk is not None and self._pending_chunk.done():
             chunk, self._pending_chunk = self._pending_chunk.result(), None
             for part, seconds in chunk.timings.items():
                 self.timings[part].append(seconds)
             self._problem, self._active_chunk = chunk.problem, chunk if chunk.measurements else None
-            self._frames_done, self._applied_correction, self._pending_comparison = (
-                0,
-                0 * self._applied_correction,
-                None,
-            )
-            self.decoder.append(chunk.measurements, blend=self.blend)
+            self._frames_done, self._pending_comparison = 0, None
+            self._applied_correction = np.zeros(len(self._q))
+            self.decoder.trajectory.append(chunk.measurements, blend=self.blend)
             self._enqueue_next_frame()
         if self._pending_chunk is None and (self._remaining == 0 or self.mode != "sync"):
             self._request_chunk()
 
     def _request_chunk(self) -> None:
-        """Have the next chunk dreamt and read in the background."""
+        """Generate and measure the next chunk in the background."""
         self._request_time = time.perf_counter()
         steps = self._remaining_steps()
         frame, q = self._frame, self._q_at_frame
@@ -191,14 +198,14 @@ class AsyncController:
         self._pending_chunk = self._planning_executor.submit(plan)
 
     def _advance_frame(self, *, has_frame: bool) -> None:
-        """A frame's commands are done: take those of the next one, if the dream has one."""
+        """A frame's commands are done: apply the latest comparison and queue the next frame's commands."""
         if self._active_chunk is None:
             return
         self._frames_done += 1
         if self._pending_comparison is not None and self._pending_comparison.done():
             correction, self._pending_comparison = self._pending_comparison.result(), None
             if correction is not None:
-                self.decoder.shift_reference(correction - self._applied_correction)
+                self.decoder.trajectory.shift_reference(correction - self._applied_correction)
                 self._applied_correction = correction
         if has_frame and self._pending_comparison is None and self.mode != "async_naive":
             self._start_comparison()
@@ -207,18 +214,19 @@ class AsyncController:
             self._active_chunk = None
 
     def _enqueue_next_frame(self) -> None:
-        """Commands for the next frame of the dream."""
+        """Queue the commands for the next frame of the active chunk."""
         began = time.perf_counter()
-        self._queue, self._queue_index = self.decoder.next(self._frame_time(self._frames_done + 1)), 0
-        self.timings["follow"].append(time.perf_counter() - began)
+        self._queue = self.decoder.trajectory.next(self._frame_time(self._frames_done + 1))
+        self._queue_index = 0
+        self.timings["track"].append(time.perf_counter() - began)
 
     def _frame_time(self, frame: int) -> float:
-        """When so many frames of the dream are done [s of the motion]."""
+        """Trajectory time at which this frame of the active chunk is reached [s]; frames count from 1."""
         count = 0 if self._active_chunk is None or self._active_chunk.frames is None else len(self._active_chunk.frames)
-        return self.decoder.horizon_end - (count - frame) / self.decoder.video_rate
+        return self.decoder.trajectory.horizon_end - (count - frame) / self.decoder.config.video_rate
 
     def _start_comparison(self) -> None:
-        """Have what the robot sees compared with what the dream showed for now."""
+        """Compare the real frame with the generated frame of the same time, in the background."""
         chunk = self._active_chunk
         if chunk is None or chunk.frames is None or self._frames_done >= len(chunk.frames):
             return
@@ -227,7 +235,7 @@ class AsyncController:
 
         def compare() -> NDArray[np.float64] | None:
             began = time.perf_counter()
-            tracker = PoseTracker(self.decoder.idm, self.decoder.video_rate)
+            tracker = PoseTracker(self.decoder.idm, self.decoder.config.video_rate)
             tracker.start_video(q)
             tracker.measure(observed, "CHW")
             position = tracker.measure(generated, "CHW")[0].position
@@ -237,16 +245,22 @@ class AsyncController:
         self._pending_comparison = self._comparison_executor.submit(compare)
 
     def _remaining_steps(self) -> NDArray[np.float64]:
-        """(k, n) from the last real frame on, where the dream that is followed leads, frame by frame [rad or m]."""
+        """(k, n) joint steps of the active chunk from the last real frame on, one per frame [rad or m]."""
         if self._active_chunk is None or self._active_chunk.frames is None:
             return np.zeros((0, len(self._q)))
         times = [self._frame_time(k) for k in range(self._frames_done + 1, len(self._active_chunk.frames) + 1)]
-        return np.diff(np.concatenate([self._q_at_frame[None], self.decoder.reference(times)]), axis=0)
+        return np.diff(np.concatenate([self._q_at_frame[None], self.decoder.trajectory.reference(times)]), axis=0)
 
     def _plan_chunk(
         self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64], last_frame: Tensor | None
     ) -> _GeneratedChunk:
-        """Runs in the background: uses the decoder's reader and nothing else of it."""
+        """Generate and measure one chunk. Runs in the background: of the decoder it uses `pose_tracker` only.
+
+        Args:
+            frame, q: the last real frame and the joint positions in it.
+            steps: (k, n) joint steps of the active chunk after that frame.
+            last_frame: the generated frame to continue from; None to continue from the predicted real frame.
+        """
         clock, seconds = [time.perf_counter()], {}
 
         def lap(part: str) -> None:
@@ -259,7 +273,7 @@ class AsyncController:
             if last_frame is None:
                 if len(steps):
                     frame = self._forward_model(frame, q, steps)
-                    lap("carry")
+                    lap("warp")
                 tracker.start_video(q + steps.sum(0))
                 initial = tracker.measure(frame, "CHW")
             else:
@@ -271,9 +285,9 @@ class AsyncController:
                     f"the planner's frames are {tuple(frames.shape[1:])}, the robot's {tuple(frame.shape)}"
                 )
             measurements = [*initial, *tracker.measure(frames, "TCHW")]
-            lap("read")
+            lap("measure")
             return _GeneratedChunk(frames, measurements, "", seconds)
-        except Exception as error:  # whatever the planner does, the robot is held
+        except Exception as error:  # whatever the planner raises, the robot holds
             message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
             return _GeneratedChunk(None, [], f"the planner failed: {message}", seconds)
 

@@ -1,4 +1,9 @@
-"""The motion that commands are taken from: along what frames show, inside limits, at rest where they show nothing."""
+"""The reference trajectory: an interpolation of measured poses, followed by a spline inside the joint limits.
+
+Measured poses are waypoints. A shape-preserving piecewise cubic (PCHIP) through them is the reference; beyond the last
+waypoint it continues at the measured velocity, which decays exponentially. `LimitedSpline` follows the reference, and
+commands are samples of the spline. Without new measurements the spline brakes to rest.
+"""
 
 from __future__ import annotations
 
@@ -7,151 +12,179 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
-from jidm.control.commands import ActionSpace, Commands
+from jidm.control.commands import Commands, as_action_space
+from jidm.control.config import ControlConfig
 from jidm.control.limits import MotionLimits
-from jidm.control.reader import PoseMeasurement
+from jidm.control.pose_tracker import PoseMeasurement
 from jidm.control.spline import LimitedSpline
 from jidm.errors import InputError
 
-_KNOT_SPACING = 0.02  # [s] the motion may change its mind so often; finer than any video
-_VELOCITY_DECAY_TIME = 0.15  # [s] beyond the last frame a joint is expected to keep its velocity for about so long
-_EXTRAPOLATION_TRUST_TIME = 0.08  # [s] and that is trusted for about so long
+_KNOT_SPACING = 0.02  # [s] time resolution of the spline, finer than any video's
+_VELOCITY_DECAY_TIME = 0.15  # [s] time constant of the extrapolated velocity beyond the last frame
+_EXTRAPOLATION_TRUST_TIME = 0.08  # [s] time constant of the weight of the extrapolation
 _MIN_EXTRAPOLATION_WEIGHT = 0.02
-_TIME_TOLERANCE = 1e-6  # [s] nearer times are the same
-_HISTORY_WAYPOINTS = 4  # frames of the past that the path is drawn through
-_COMMAND_HISTORY = 2.0  # [s] of commands that measured positions may be compared with
+_TIME_TOLERANCE = 1e-6  # [s] times closer than this are equal
+_HISTORY_WAYPOINTS = 4  # past waypoints kept for the interpolation
+_COMMAND_HISTORY = 2.0  # [s] of past commands that measured positions can be compared with
 
 
 class ReferenceTrajectory:
-    """Readings in, commands out; from where it is told or the first reading shows, at rest.
+    """Takes pose measurements and gives commands. Starts at rest, at q or at the first measurement.
 
     Args:
-        joint_names: n of them. limits: of the joints.
-        video_rate, control_rate: frames and commands a second.
-        action_space: what `Commands.action` holds. grippers: columns that open and close one.
-        bandwidth, ahead: as of `LimitedSpline`.
-        q: (n,) where the robot is [rad or m]; the first reading tells if not given.
+        joint_names: n names.
+        limits: of the joints.
+        config: rates, action space, smoothness and the largest tracking error.
+        gripper_joints: columns that open and close a gripper.
+        q: (n,) initial joint positions [rad or m]; those of the first measurement if not given.
+
+    Attributes:
+        horizon_end: the time up to which measurements define the motion [s].
     """
 
     def __init__(
-        self, joint_names: tuple[str, ...], limits: MotionLimits, *, video_rate: float, control_rate: float,
-        action_space: ActionSpace, grippers: tuple[int, ...], bandwidth: float, horizon: float,
-        q: NDArray[np.float64] | None = None,
+        self, joint_names: tuple[str, ...], limits: MotionLimits, config: ControlConfig, *,
+        gripper_joints: tuple[int, ...] = (), q: NDArray[np.float64] | None = None,
     ) -> None:  # fmt: skip
-        self.joint_names, self.limits = joint_names, limits
-        self.video_rate, self.control_rate = video_rate, control_rate
-        self.action_space, self.grippers = action_space, grippers
-        self.bandwidth, self.horizon = bandwidth, horizon
+        self.joint_names, self.limits, self.config, self.gripper_joints = joint_names, limits, config, gripper_joints
+        self.horizon_end = 0.0
         self._spline: LimitedSpline | None = None
-        self._count = 0  # commands given
-        self._horizon_end = 0.0  # [s] up to here frames have told what to do
-        self._waypoints: list[
-            tuple[float, NDArray[np.float64]]
-        ] = []  # times and positions that the motion is drawn through
-        self._end_velocity = np.zeros(limits.n)
-        self._sent: deque[NDArray[np.float64]] = deque(maxlen=max(1, round(_COMMAND_HISTORY * control_rate)))
+        self._count = 0  # commands given so far
+        self._waypoints: list[tuple[float, NDArray[np.float64]]] = []
+        self._end_velocity = np.zeros(limits.n)  # at the last waypoint
+        self._sent: deque[NDArray[np.float64]] = deque(maxlen=max(1, round(_COMMAND_HISTORY * config.control_rate)))
         self._stop_reason = self._hold_reason = ""
         if q is not None:
             self._initialize(q)
 
     @property
     def time(self) -> float:
-        """Up to here commands were given [s]."""
-        return self._count / self.control_rate
+        """End of the last command, in trajectory time [s]."""
+        return self._count / self.config.control_rate
 
     @property
     def position(self) -> NDArray[np.float64] | None:
-        """(n,) where the last command leads [rad or m]; None where nothing is known of the robot yet."""
+        """(n,) joint positions after the last command [rad or m]; None while the initial pose is unknown."""
         return None if self._spline is None else self._spline.at(self.time).position[0]
 
-    @property
-    def horizon_end(self) -> float:
-        """Up to here frames have told what to do [s]."""
-        return self._horizon_end
-
     def append(self, measurements: Sequence[PoseMeasurement], *, blend: int = 0) -> None:
-        """Go to these readings; `commands` tells how.
+        """Extend the reference by these measurements, one frame period each; `next` gives the commands.
 
         Args:
-            blend: where they begin a new video that starts elsewhere than the motion ends, the difference is taken back
-                over so many frames.
+            measurements: of consecutive frames.
+            blend: if they begin a new video at another pose than the reference, the offset is removed linearly over
+                this many frames.
         """
         offset, blended = np.zeros(self.limits.n), blend + 1
         reasons = []
-        for reading in measurements:
-            self._horizon_end = (
-                self._next_time() if not reading.is_first or self._stop_reason else max(self._horizon_end, self.time)
+        for measurement in measurements:
+            self.horizon_end = (
+                self._next_time() if not measurement.is_first or self._stop_reason else max(self.horizon_end, self.time)
             )
             if self._stop_reason:
                 reasons.append(self._stop_reason)
-            elif reading.position is None or reading.velocity is None:
-                reasons.append(reading.problem)
+            elif measurement.position is None or measurement.velocity is None:
+                reasons.append(measurement.problem)
             else:
-                if reading.is_first and blend and self._waypoints:
-                    offset, blended = self.reference(np.array([self._horizon_end]))[0] - reading.position, 0
+                if measurement.is_first and blend and self._waypoints:
+                    offset, blended = self.reference([self.horizon_end])[0] - measurement.position, 0
                 blend_weight = max(0.0, 1 - blended / (blend + 1))
-                self._append_waypoint(reading.position + blend_weight * offset, reading.velocity)
+                self._append_waypoint(measurement.position + blend_weight * offset, measurement.velocity)
                 blended += 1
         self._hold_reason = "; ".join(dict.fromkeys(reasons))
 
     def next(self, until: float | None = None) -> Commands:
-        """The commands up to where readings lead, or to this time of it [s]."""
-        return self._commands_until(
-            self._horizon_end if until is None else min(self._horizon_end, until), self._hold_reason
-        )
+        """The commands not yet given, up to the end of the reference.
 
-    def shift_reference(self, offset: NDArray[np.float64]) -> None:
-        """Readings to which no commands lead yet were off by (n,) [rad or m]."""
-        self._waypoints = [
-            (time, q + offset if time > self.time + _TIME_TOLERANCE else q) for time, q in self._waypoints
-        ]
+        Args:
+            until: stop at this trajectory time [s].
+        """
+        end = self.horizon_end if until is None else min(self.horizon_end, until)
+        return self._commands_until(end, self._hold_reason)
 
-    def reference(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(M, n) where the frames want the joints [rad or m]; beyond the last one they come to rest as they were going.
+    def shift_reference(self, offset: ArrayLike) -> None:
+        """Move the waypoints beyond the last command.
+
+        Args:
+            offset: (n,) added to each [rad or m].
 
         Raises:
-            InputError: nothing is known of the robot yet.
+            InputError: offset is not n finite numbers.
+        """
+        added = self.limits.as_positions(offset)
+        self._waypoints = [
+            (time, q + added if time > self.time + _TIME_TOLERANCE else q) for time, q in self._waypoints
+        ]
+
+    def reference(self, times: ArrayLike) -> NDArray[np.float64]:
+        """(M, n) reference positions [rad or m]: interpolated, and with decaying velocity beyond the last waypoint.
+
+        Args:
+            times: (M,) trajectory times [s].
+
+        Raises:
+            InputError: the initial pose is unknown.
         """
         if not self._waypoints:
-            raise InputError("nothing is known of the robot yet: reset(q=...) or push a frame first")
+            raise InputError("where the robot is is not known yet: call reset(q=...) or push a frame first")
+        at = np.array(times, dtype=np.float64)
         knots, q = zip(*self._waypoints, strict=True)
-        time_past_end = np.maximum(0.0, times - knots[-1])[:, None]
-        inside = np.clip(times, knots[0], knots[-1])
-        path = PchipInterpolator(knots, np.stack(q))(inside) if len(knots) > 1 else np.repeat(q, len(times), axis=0)
+        time_past_end = np.maximum(0.0, at - knots[-1])[:, None]
+        inside = np.clip(at, knots[0], knots[-1])
+        path = PchipInterpolator(knots, np.stack(q))(inside) if len(knots) > 1 else np.repeat(q, len(at), axis=0)
         return np.asarray(
             path + self._end_velocity * _VELOCITY_DECAY_TIME * (1 - np.exp(-time_past_end / _VELOCITY_DECAY_TIME))
         )
 
-    def hold(self, count: int, reason: str) -> Commands:
-        """So many commands that brake and keep the robot where it comes to rest.
+    def hold(self, count: int, reason: str = "no frame came") -> Commands:
+        """Commands that brake the robot and keep it where it comes to rest.
+
+        Args:
+            count: how many.
+            reason: stated in the commands.
 
         Raises:
-            InputError: nothing is known of the robot yet.
+            InputError: the initial pose is unknown.
         """
         if self._spline is None:
-            raise InputError("nothing is known of the robot yet: reset(q=...) or push a frame first")
-        return self._commands_until(self.time + count / self.control_rate, reason)
+            raise InputError("where the robot is is not known yet: call reset(q=...) or push a frame first")
+        return self._commands_until(self.time + count / self.config.control_rate, reason)
 
-    def observe(self, q: NDArray[np.float64], time: float | None) -> NDArray[np.float64]:
-        """How far the robot at q (n,) is from where it was sent, (n,) [rad or m]; velocities and steps go on from there.
+    def observe(self, q: ArrayLike, *, time: float | None = None) -> float:
+        """Compare the robot's measured positions with the command.
+
+        Commands of velocity or steps continue from the measured positions; position commands do not jump. A robot whose
+        largest error exceeds `config.max_tracking_error` is held until `reset`.
+
+        Args:
+            q: (n,) measured joint positions [rad or m].
+            time: trajectory time of the measurement [s]; the end of the last command if not given.
+
+        Returns:
+            Largest error of a joint [rad or m].
 
         Raises:
-            InputError: nothing was sent at that time.
+            InputError: q is not n finite numbers, or no command of the last 2 s ends at that time.
         """
-        age = self._count - round((self.time if time is None else time) * self.control_rate)
+        age = self._count - round((self.time if time is None else time) * self.config.control_rate)
+        measured = self.limits.as_positions(q)
         if self._spline is None or not 0 <= age < len(self._sent):
             raise InputError(f"no command of the last {_COMMAND_HISTORY} s ends at {time} s")
-        error = q - self._sent[-1 - age]
-        if self.action_space != "joint_position":
+        error = measured - self._sent[-1 - age]
+        if self.config.action_space != "joint_position":
             self._spline.shift(error)
             self._sent = deque((sent + error for sent in self._sent), maxlen=self._sent.maxlen)
-        return error
+        worst = int(np.abs(error).argmax())
+        largest = float(abs(error[worst]))
+        if self.config.max_tracking_error is not None and largest > self.config.max_tracking_error:
+            self.stop(f"{self.joint_names[worst]} is {largest:.3g} from its command; call reset(q) to continue")
+        return largest
 
     def stop(self, reason: str) -> None:
-        """Brake, and follow nothing any more."""
+        """Brake, and ignore all further measurements; the reason is stated in the commands."""
         self._stop_reason = reason
         if self._spline is not None:
             here = self._spline.at(self.time)
@@ -161,45 +194,46 @@ class ReferenceTrajectory:
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
     def _initialize(self, q: NDArray[np.float64]) -> None:
-        period = 1 / self.control_rate
+        """Start the spline at q. Its knots and the control periods are multiples of one another."""
+        period = 1 / self.config.control_rate
         knot = (
             period * round(_KNOT_SPACING / period)
             if period < _KNOT_SPACING
             else period / math.ceil(period / _KNOT_SPACING - 1e-9)
         )
-        self._spline = LimitedSpline(self.limits, q, knot=knot, horizon=self.horizon, bandwidth=self.bandwidth)
+        self._spline = LimitedSpline(
+            self.limits, q, knot=knot, horizon=self.config.horizon, bandwidth=self.config.bandwidth
+        )
         self._waypoints.append((0.0, q))
 
     def _next_time(self) -> float:
-        """When the next frame is reached: a period after the last one, or after what was held since."""
-        return max(self._horizon_end, self.time) + 1 / self.video_rate
+        """Time of the next frame: one period after the last frame, or after the last holding command."""
+        return max(self.horizon_end, self.time) + 1 / self.config.video_rate
 
     def _append_waypoint(self, position: NDArray[np.float64], velocity: NDArray[np.float64]) -> None:
-        """Lead the path there."""
+        """Add a waypoint at `horizon_end`."""
         if self._spline is None:
             self._initialize(position)
         assert self._spline is not None
-        if self.time > self._waypoints[-1][0] + _TIME_TOLERANCE:  # it was held since
+        if self.time > self._waypoints[-1][0] + _TIME_TOLERANCE:  # the robot was held since the last waypoint
             self._waypoints.append((self.time, self._spline.at(self.time).position[0]))
-        if self._horizon_end < self._waypoints[-1][0] + _TIME_TOLERANCE:
+        if self.horizon_end < self._waypoints[-1][0] + _TIME_TOLERANCE:
             self._waypoints.pop()
-        self._waypoints.append((self._horizon_end, position))
+        self._waypoints.append((self.horizon_end, position))
         self._end_velocity = velocity
 
     def _commands_until(self, until: float, reason: str) -> Commands:
-        """The commands up to a time, a frame's period at once: what is further off is planned when it is nearer."""
-        last = math.floor(until * self.control_rate + 1e-6)
+        """The commands up to a time. The spline is planned anew for each frame period, with the reference known now."""
+        last = math.floor(until * self.config.control_rate + 1e-6)
         if self._spline is None or last <= self._count:
             empty = np.zeros((0, self.limits.n))
             return self._make_commands(np.zeros(0), empty, empty, empty, np.zeros(0, dtype=bool), reason)
         before = self._spline.at(self.time).position
-        times = np.arange(self._count + 1, last + 1) / self.control_rate
+        times = np.arange(self._count + 1, last + 1) / self.config.control_rate
         holding = times > (-math.inf if self._stop_reason else self._waypoints[-1][0]) + _TIME_TOLERANCE
-        tracking_error, position = (
-            np.where(holding[:, None], 0.0, self.reference(times)),
-            np.zeros((len(times), self.limits.n)),
-        )
-        step = max(1, math.ceil(self.control_rate / self.video_rate))
+        tracking_error = np.where(holding[:, None], 0.0, self.reference(times))
+        position = np.zeros((len(times), self.limits.n))
+        step = max(1, math.ceil(self.config.control_rate / self.config.video_rate))
         for k in range(0, len(times), step):
             position[k : k + step] = self._plan(times[k : k + step], holding=bool(holding.any()))
         tracking_error[~holding] -= position[~holding]
@@ -208,12 +242,11 @@ class ReferenceTrajectory:
         while len(self._waypoints) > _HISTORY_WAYPOINTS and self._waypoints[_HISTORY_WAYPOINTS][0] < self.time:
             self._waypoints.pop(0)
         delta = np.diff(np.concatenate([before, position]), axis=0)
-        return self._make_commands(
-            times, position, delta, tracking_error, holding, (self._stop_reason or reason) if holding.any() else ""
-        )
+        hold_reason = (self._stop_reason or reason) if holding.any() else ""
+        return self._make_commands(times, position, delta, tracking_error, holding, hold_reason)
 
     def _plan(self, times: NDArray[np.float64], *, holding: bool) -> NDArray[np.float64]:
-        """(M, n) positions at these times by what is known now; they are fixed by it."""
+        """(M, n) positions at these times. The spline is replanned, then fixed up to the last of them."""
         assert self._spline is not None
         planned_times = self._spline.planned_times
         time_past_end = np.maximum(0.0, planned_times - self._waypoints[-1][0])
@@ -231,9 +264,10 @@ class ReferenceTrajectory:
         self, times: NDArray[np.float64], position: NDArray[np.float64], delta: NDArray[np.float64],
         tracking_error: NDArray[np.float64], holding: NDArray[np.bool_], reason: str,
     ) -> Commands:  # fmt: skip
-        columns = list(self.grippers)
+        columns = list(self.gripper_joints)
         return Commands(
-            joint_names=self.joint_names, action_space=self.action_space, time=times, position=position, delta=delta,
-            velocity=delta * self.control_rate, tracking_error=tracking_error, holding=holding, reason=reason, gripper_joints=self.grippers,
+            joint_names=self.joint_names, action_space=as_action_space(self.config.action_space), time=times,
+            position=position, delta=delta, velocity=delta * self.config.control_rate, tracking_error=tracking_error,
+            holding=holding, reason=reason, gripper_joints=self.gripper_joints,
             gripper_range=np.stack([self.limits.lower[columns], self.limits.upper[columns]], axis=1),
         )  # fmt: skip

@@ -1,12 +1,13 @@
-"""A motion that stays inside limits at every instant and is made up as it goes.
+"""A uniform cubic B-spline that follows a reference online and keeps joint limits at every instant.
 
-The motion is a uniform cubic B-spline. Its position, velocity, acceleration and jerk are averages, with positive weights,
-of the differences of its control points, divided by powers of the knot spacing (de Boor 1978, "A Practical Guide to
-Splines"). So control points whose differences obey the limits make a motion that does, between the knots too.
+Position, velocity, acceleration and jerk of a B-spline are convex combinations of its control points' differences, divided
+by powers of the knot spacing (de Boor 1978, "A Practical Guide to Splines"). If the control points' differences obey the
+limits, so does the motion, also between the knots.
 
-Control points to come are chosen by a quadratic program: near the path that is wanted, with little jerk, inside the
-limits, at rest in the end. The plan is replaced whenever more is known of the path; as the old plan, held at its end, is
-always one that keeps the limits, there always is one, and no motion has to be cut afterwards.
+Future control points solve a quadratic program as in model predictive control: least squared distance to the reference
+plus least squared jerk, subject to the limits and to rest at the end of the horizon. The plan is replaced whenever the
+reference changes. The old plan, extended at rest, is always feasible, so a solution always exists and no motion is clipped
+afterwards.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 from jidm.control.limits import MotionLimits
 from jidm.errors import InputError
 
-_PAST = 1  # control points kept so that the last knot can still be asked for
-_FIXED = 3  # control points before the free ones that bear on what is to come
-_MARGIN = 1e-6  # share of each limit left free, so that rounding never reaches it
+_PAST = 1  # control points kept so that the last knot can still be evaluated
+_FIXED = 3  # control points before the free ones that influence the future motion
+_MARGIN = 1e-6  # fraction of each limit left free against rounding
 
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryState:
-    """Where a motion is at M instants, each (M, n) [rad or m, per s, per s^2]."""
+    """State of a motion at M instants, each (M, n) [rad or m, per s, per s^2]."""
 
     position: NDArray[np.float64]
     velocity: NDArray[np.float64]
@@ -36,56 +37,56 @@ class TrajectoryState:
 
 
 class LimitedSpline:
-    """A motion of n joints, at rest in the beginning.
+    """A motion of n joints, at rest at time 0.
 
     Args:
-        limits: kept at every instant. A joint that begins outside its positions is let back in.
-        q: (n,) where it begins [rad or m].
+        limits: kept at every instant. A joint that starts outside its position range is led back into it.
+        q: (n,) initial joint positions [rad or m].
         knot: spacing of the knots [s].
-        ahead: how far plans reach [s]; what is not braked within it is not begun.
-        bandwidth: what is faster in the path is smoothed away [Hz], at half the amplitude there.
-        time: of the beginning [s].
+        horizon: length of the plan [s]; the motion can brake to rest within it.
+        bandwidth: faster components of the reference are smoothed away [Hz]; at this frequency half the amplitude is left.
 
     Attributes:
-        time: up to here the motion is fixed [s].
+        time: the motion is fixed up to this time [s].
+
+    Raises:
+        InputError: q is not n finite numbers, or knot, horizon and bandwidth are not positive with knot < horizon.
     """
 
-    def __init__(
-        self, limits: MotionLimits, q: ArrayLike, *, knot: float, horizon: float = 0.8, bandwidth: float = 4.0,
-        time: float = 0.0,
-    ) -> None:  # fmt: skip
-        start = np.array(q, dtype=np.float64)
-        if start.shape != (limits.n,) or not np.isfinite(start).all():
-            raise InputError(f"the motion must begin at {limits.n} finite joint positions, got {start}")
+    def __init__(self, limits: MotionLimits, q: ArrayLike, *, knot: float, horizon: float, bandwidth: float) -> None:
+        start = limits.as_positions(q)
         if not (0 < knot < horizon < math.inf and bandwidth > 0):
             raise InputError(
-                f"knot {knot}, ahead {horizon} and bandwidth {bandwidth} must be positive, ahead the longest"
+                f"knot {knot}, horizon {horizon} and bandwidth {bandwidth} must be positive, and knot below horizon"
             )
-        self.limits, self.knot, self.time = limits, knot, time
+        self.limits, self.knot, self.time = limits, knot, 0.0
         self._m = max(_FIXED, round(horizon / knot))
         self._control_points = np.tile(start, (_PAST + _FIXED + self._m, 1))
         self._qp = _SplineQP(limits, knot, self._m, bandwidth)
 
     @property
     def planned_times(self) -> NDArray[np.float64]:
-        """(m,) times at which the path to come is asked for: those of the control points that are still free [s]."""
+        """(m,) times of the control points that are still free [s]: where `replan` takes the reference."""
         return self.time + self.knot * np.arange(2.0, self._m + 2)
 
     def replan(self, reference: ArrayLike, weight: ArrayLike) -> None:
-        """Plan anew.
+        """Replace the plan; the old one is kept where the solver fails.
 
         Args:
-            reference: (m, n) where the joints are wanted at the `planned` times [rad or m]; clipped to their range.
-            weight: (m,) how much that counts, from 0 to 1.
+            reference: (m, n) desired joint positions at `planned_times` [rad or m]; clipped to the position range.
+            weight: (m,) weight of each in the objective, from 0 to 1.
+
+        Raises:
+            InputError: they have another shape, are not finite, or a weight is negative.
         """
         target, weights = np.asarray(reference, dtype=np.float64), np.asarray(weight, dtype=np.float64)
         past, plan = self._control_points[_PAST : -self._m], self._control_points[-self._m :]
         if target.shape != plan.shape or weights.shape != plan.shape[:1]:
             raise InputError(
-                f"path must be {plan.shape} and weight {plan.shape[:1]}, got {target.shape}, {weights.shape}"
+                f"reference must be {plan.shape} and weight {plan.shape[:1]}, got {target.shape}, {weights.shape}"
             )
         if not (np.isfinite(target).all() and np.isfinite(weights).all() and (weights >= 0).all()):
-            raise InputError("path and weight must be finite, and no weight negative")
+            raise InputError("reference and weight must be finite, and no weight negative")
         target = np.clip(target, self.limits.lower, self.limits.upper)
         bounds = self._bounds()
         found = self._qp.solve(past, target, weights, bounds)
@@ -93,20 +94,23 @@ class LimitedSpline:
             plan += self._feasible_fraction(found - plan, bounds) * (found - plan)
 
     def advance(self, knots: int = 1) -> None:
-        """Fix so many knots more of the plan; beyond its end the robot rests."""
+        """Fix the next knots of the plan; beyond its end the robot rests."""
         for _ in range(knots):
             self._control_points = np.concatenate([self._control_points[1:], self._control_points[-1:]])
         self.time += knots * self.knot
 
     def at(self, times: ArrayLike) -> TrajectoryState:
-        """The motion from the last knot before `time` on [s]: as planned after `time`, at rest beyond the plan.
+        """State of the motion: as planned after `time`, at rest beyond the plan.
+
+        Args:
+            times: (M,) not earlier than the last knot before `time` [s].
 
         Raises:
-            InputError: that is in the past.
+            InputError: a time is earlier.
         """
         knot_index = (np.atleast_1d(np.asarray(times, dtype=np.float64)) - self.time) / self.knot + _PAST
         if not (knot_index > -1e-6).all():
-            raise InputError(f"the motion is known from {self.time - self.knot} s on, asked for {np.min(times)} s")
+            raise InputError(f"the motion is known from {self.time - self.knot} s on, not at {np.min(times)} s")
         last = len(self._control_points) - _FIXED
         knot_index = np.clip(knot_index, 0, last)
         span = np.minimum(knot_index.astype(int), last - 1)
@@ -118,13 +122,13 @@ class LimitedSpline:
         return TrajectoryState(position, velocity / self.knot, acceleration / self.knot**2)
 
     def shift(self, offset: ArrayLike) -> None:
-        """Believe the robot to be off by this much, (n,) [rad or m]: where it goes from is corrected, how it moves is not."""
+        """Move the whole motion by offset (n,) [rad or m]; its velocity stays."""
         self._control_points += np.asarray(offset, dtype=np.float64)
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
     def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper limits of the positions, as wide as the plan at hand needs them."""
+        """Lower and upper position limits, widened where the current plan lies outside of them."""
         margin = _MARGIN * np.where(
             np.isfinite(self.limits.upper - self.limits.lower), self.limits.upper - self.limits.lower, 0
         )
@@ -134,7 +138,7 @@ class LimitedSpline:
     def _feasible_fraction(
         self, change: NDArray[np.float64], bounds: tuple[NDArray[np.float64], NDArray[np.float64]]
     ) -> NDArray[np.float64]:
-        """(n,) largest share of a change of the plan, up to 1, with which every limit is kept."""
+        """(n,) largest fraction in [0, 1] of a change of the plan that keeps every limit."""
         fraction = np.ones(self.limits.n)
         padded = np.concatenate([np.zeros_like(self._control_points[: -self._m]), change])
         low, high = bounds
@@ -150,9 +154,10 @@ class LimitedSpline:
 
 
 class _SplineQP:
-    """The quadratic program of one plan. Its structure never changes, so it is built once and given new numbers each time.
+    """The quadratic program of one plan (Clarabel). Its structure is constant: it is built once and updated with new numbers.
 
-    Unknowns are a joint's m control points to come, counted from its last one in a unit of its own; joint by joint.
+    Unknowns are the m future control points of each joint, relative to its last fixed one and divided by `_joint_scale`,
+    joint by joint.
     """
 
     def __init__(self, limits: MotionLimits, knot: float, m: int, bandwidth: float) -> None:
@@ -168,7 +173,7 @@ class _SplineQP:
         self._fixed_differences = sp.vstack([d[:, :_FIXED] for d in differences]).tocsr()
         free = sp.vstack([d[:, _FIXED:] for d in differences]).tocsr()
         has_limit = [np.isfinite(x) for x in self.difference_limits]
-        # (4 m, n): rows with a limit
+        # (4 m, n): which rows have a limit
         self._has_upper = np.repeat(np.stack([np.isfinite(limits.upper), *has_limit]), m, axis=0)
         self._has_lower = np.repeat(np.stack([np.isfinite(limits.lower), *has_limit]), m, axis=0)
         inequalities = [
@@ -177,14 +182,14 @@ class _SplineQP:
         terminal = sp.block_diag([differences[1][-2:, _FIXED:]] * n)
         matrix = sp.vstack([terminal, sp.block_diag(inequalities)]).tocsc()
         self._num_equalities = terminal.shape[0]
-        # sum (x - r)^2 + c |third difference|^2 passes half the amplitude where c (2 pi f knot)^6 = 1
+        # The minimizer of sum (x - r)^2 + c |third difference|^2 has half the amplitude where c (2 pi f knot)^6 = 1.
         self._jerk_gradient = 2 * (2 * math.pi * bandwidth * knot) ** -6 * differences[3][:, _FIXED:].T
         hessian = sp.triu(
             sp.block_diag([self._jerk_gradient @ differences[3][:, _FIXED:] + sp.eye_array(m)] * n)
         ).tocsc()
         hessian.sort_indices()
         column = np.repeat(np.arange(n * m), np.diff(hessian.indptr))
-        self._diagonal = np.flatnonzero(hessian.indices == column)  # by column, each has one
+        self._diagonal = np.flatnonzero(hessian.indices == column)  # one entry per column
         self._hessian, self._fixed_jerk = hessian.data, differences[3][:, :_FIXED]
         settings = clarabel.DefaultSettings()
         settings.verbose = settings.presolve_enable = False
@@ -200,14 +205,14 @@ class _SplineQP:
         self, past: NDArray[np.float64], reference: NDArray[np.float64], weight: NDArray[np.float64],
         bounds: tuple[NDArray[np.float64], NDArray[np.float64]],
     ) -> NDArray[np.float64] | None:  # fmt: skip
-        """(m, n) control points; None where the solver finds none."""
+        """(m, n) control points; None if the solver fails."""
         last_point, n = past[-1], past.shape[1]
         fixed = (past - last_point) / self._joint_scale  # (3, n)
         linear = (
             self._jerk_gradient @ (self._fixed_jerk @ fixed)
             - 2 * weight[:, None] * (reference - last_point) / self._joint_scale
         )
-        before = self._fixed_differences @ fixed  # (4 m, n): what the past contributes to every difference
+        before = self._fixed_differences @ fixed  # (4 m, n): the fixed points' part of every difference
         scaled_limits = [x / self._joint_scale for x in self.difference_limits]
         above = (
             np.repeat(np.stack([(bounds[1] - last_point) / self._joint_scale, *scaled_limits]), self._m, axis=0)

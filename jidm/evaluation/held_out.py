@@ -144,6 +144,8 @@ def recorded_robot(dataset: Any) -> Embodiment | None:
     if not name:
         return None
 
+    from jidm.robot.registry import load_embodiment
+
     robot = load_embodiment(name)
     if recorded and robot.content_hash != recorded:
         raise DatasetError(

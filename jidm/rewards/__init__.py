@@ -1,4 +1,4 @@
-"""Rewards for video models: how executable the motion in a video is."""
+"""Rewards for video models: how executable the motion in a video is for the robot."""
 
 from jidm.rewards.eva import EvaLimits, EvaReward, eva_reward
 from jidm.rewards.executability import ExecutabilityReward, VideoScore

@@ -1,4 +1,4 @@
-"""All that is read off one video, and how: followed from frame to frame, or pair by pair with gradients."""
+"""Analysis of one video for the reward: tracked from frame to frame, or frame pair by frame pair with gradients."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from jidm.idm import JacobianIDM
 from jidm.rewards.video_residuals import VideoResiduals, video_residuals
 
 BACKWARD_STRIDE = 2
-"""Backwards, only every so many frames are decoded: it takes half the time, and steps must also add up."""
-_PAIR_BATCH_SIZE = 8  # of frames solved at once
+"""Stride of the backward decoding [frames]. It halves the time, and larger steps also test that steps add up."""
+_PAIR_BATCH_SIZE = 8  # frame pairs solved at once
 
 
 @dataclass(frozen=True, eq=False)
 class VideoAnalysis:
-    """All that is read off one video: T frames, S = T - 1 steps, n joints.
+    """Decoded motion and residuals of one video: T frames, S = T - 1 steps, n joints.
 
     Attributes:
         q: (T, n) decoded positions [rad or m].
-        q_backward: ((T + 1) // 2, n) the same of every other frame, decoded from the last of them to the first; None where no
-            term asks for it.
+        q_backward: ((T + 1) // 2, n) positions in every other frame, decoded from the last of them to the first; None if no
+            term needs them.
         valid: (S,) whether the step was measured.
         dt: time between frames [s].
-        lower, upper: (n,) the joints' range, infinite where there is none [rad or m].
-        velocity: (n,) the joints' speed limits [rad/s or m/s].
-        residuals: the pictures beside that motion.
+        lower, upper: (n,) position limits, infinite where there is none [rad or m].
+        velocity: (n,) velocity limits [rad/s or m/s].
+        residuals: difference between the video and the decoded motion.
     """
 
     q: Float[Tensor, "T n"]
@@ -50,33 +50,33 @@ class VideoAnalysis:
 
 
 class VideoAnalyzer:
-    """Reads videos with one decoder.
+    """Analyzes videos with one decoder.
 
     Args:
         idm: the decoder.
-        velocity: (n,) speed limits where the decoder knows no robot [rad/s or m/s].
-        backwards: decode every other frame from the last to the first as well.
-        by_pairs: every pair of frames by itself and differentiably, which only a learned field can.
+        velocity: (n,) velocity limits if the decoder knows no robot [rad/s or m/s].
+        decode_backward: also decode every other frame from the last to the first.
+        pairwise: solve each pair of frames on its own, differentiably; needs a learned field.
 
     Raises:
-        InputError: gradients are asked of a field that is not learned.
+        InputError: pairwise analysis with a field that is not learned.
     """
 
     def __init__(
         self, idm: JacobianIDM, velocity: Float[Tensor, " n"], *, decode_backward: bool, pairwise: bool
     ) -> None:
         if pairwise and not isinstance(idm.field, LearnedField):
-            raise InputError("gradients need a learned field: flow in front of an exact one has none")
+            raise InputError("gradients need a learned field: the flow of an analytic one is not differentiable")
         self._idm, self._velocity, self._decode_backward, self._pairwise = idm, velocity, decode_backward, pairwise
 
     @property
     def mode(self) -> str:
-        """How videos are read; scales of one kind say nothing about the other."""
-        return "pairs" if self._pairwise else "followed"
+        """How videos are analyzed, "tracked" or "pairs"; scales fitted in one mode do not apply to the other."""
+        return "pairs" if self._pairwise else "tracked"
 
     @property
     def provenance(self) -> dict[str, str | None]:
-        """With what videos are read, as far as scales depend on it."""
+        """Identity of the decoder, as far as scales depend on it."""
         robot = self._idm.embodiment
         return {
             "field": type(self._idm.field).__name__,
@@ -85,11 +85,12 @@ class VideoAnalyzer:
         }
 
     def analyze(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> tuple[VideoAnalysis, JointMotion | None]:
-        """One video, and its motion where it was followed.
+        """Analyze one video; also returns its motion if it was tracked, else None.
 
         Args:
-            frames: RGB in [0, 1]. dt: time between them [s].
-            q0: (n,) positions in the first; None where the network reads them.
+            frames: RGB in [0, 1].
+            dt: time between frames [s].
+            q0: (n,) joint positions in the first frame [rad or m]; None if the network estimates them.
         """
         if self._pairwise:
             return self._analyze_pairs(frames, dt, q0), None

@@ -1,4 +1,4 @@
-"""How executable the motion in a video is: EVA's reward, less what only a Jacobian field can see."""
+"""The executability reward: EVA's reward, with penalties for image motion that contradicts the robot's kinematics."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from jidm.rewards.terms import TERMS, TermValues
 from jidm.rewards.videos import load_frames, split_initial_poses, split_videos
 from jidm.robot.embodiment import Embodiment
 
-_MAX_REASONS = 3  # how many frames of a video are spoken of
-_MIN_REASON_PENALTY = 0.2  # a penalty below this is what good videos have
+_MAX_REASONS = 3  # per video
+_MIN_REASON_PENALTY = 0.2  # smaller penalties are usual in good videos
 MAX_REWARD = 10.0
-_NO_SCALES = "the reward has no scales yet: reward = reward.calibrated(good_videos), or load a Calibration"
+_NO_SCALES = "the reward has no scales yet: reward = reward.fit_scales(good_videos), or load TermScales"
 
 
 @dataclass(frozen=True, eq=False)
 class VideoScore:
-    """What is said of one video: S steps, n joints.
+    """Score of one video: S steps, n joints.
 
     Attributes:
-        reward: in [0, 10], higher is better; 0, which no video that could be judged has, where there is a problem.
-        eva: EVA's own reward of the decoded positions, in (0, 10].
-        penalties: name of a term -> in [0, 1).
-        by_step: name of a term -> (S,) in [0, 1).
-        by_joint: (n,) share of the weighed penalties that each joint is to blame for; sums up to at most 1.
-        reasons: in words, of the worst frames.
-        motion: as decoded; None where pairs were solved by themselves.
-        problem: why the video could not be judged; None where it was.
+        reward: in [0, 10], higher is better; 0 if and only if there is a problem.
+        eva: EVA's reward of the decoded positions, in (0, 10].
+        penalties: term -> penalty in [0, 1).
+        by_step: term -> (S,) penalty of each step, in [0, 1).
+        by_joint: (n,) fraction of the weighted penalties attributed to each joint; the sum is at most 1.
+        reasons: descriptions of the worst frames.
+        motion: the decoded motion; None if frame pairs were solved separately.
+        problem: why the video could not be scored; None if it was.
     """
 
     reward: Float[Tensor, ""]
@@ -55,30 +55,31 @@ class VideoScore:
 
     @classmethod
     def failed(cls, problem: str) -> VideoScore:
-        """Of a video that could not be judged."""
+        """Score of a video that could not be scored."""
         return cls(torch.tensor(0.0, dtype=torch.float64), problem=problem)
 
 
 class ExecutabilityReward:
-    """An executability score of videos.
+    """Reward for the executability of videos.
 
         reward = 10 (1 + P / P0 + sum_k w_k t_k)^(-1/2)
 
-    with EVA's penalty P of the decoded positions, terms t_k in [0, 1) (`TERMS`) and their weights w_k: without the terms
-    it is EVA's reward.
+    with EVA's penalty P of the decoded positions, terms t_k in [0, 1) (`TERMS`) and their weights w_k. Without the terms it
+    is EVA's reward.
 
     Args:
-        idm: decodes the motion. Its `limits` must be "none" or "position": what the decoder holds back, it cannot report.
-        calibration: scales of the terms, see `calibrated`; may be None until then.
-        weights: of terms, in place of `TERMS`'s; 0 leaves a term out.
-        limits: of the robot as EVA counts them; of the descriptor if not given.
+        idm: decodes the motion. Its `limits` must be "none" or "position": a decoder that enforces velocity limits hides
+            violations.
+        scales: of the terms; may be None until `fit_scales`.
+        weights: of terms, in place of those in `TERMS`; 0 removes a term.
+        limits: of the robot in EVA's units; from the descriptor if not given.
         p0: EVA's P0.
-        differentiable: for gradients with respect to the pixels, through a learned field: every pair of frames is then
-            solved by itself instead of followed, and the term "consistency" left out. It needs a calibration of its own.
+        differentiable: give gradients with respect to the pixels through a learned field. Each pair of frames is then
+            solved separately instead of tracked, and the term "consistency" is removed. It needs its own scales.
 
     Raises:
-        InputError: an IDM that keeps to speed limits, an unknown term, a calibration made by another reading, or
-            gradients asked of a field that is not learned.
+        InputError: the IDM enforces velocity limits, a term is unknown, the scales were fitted with another decoder or mode,
+            or gradients are requested from a field that is not learned.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class ExecutabilityReward:
     ) -> None:
         if idm.limits == "all":
             raise InputError(
-                "an IDM that keeps to speed limits hides jumps from the reward; make it with limits='none'"
+                "an IDM that enforces velocity limits hides jumps from the reward; make it with limits='none'"
             )
         if idm.embodiment is None and limits is None:
             raise InputError("EVA's reward needs the robot's limits: give the IDM an embodiment, or pass limits=")
@@ -115,49 +116,38 @@ class ExecutabilityReward:
         self.p0 = p0
         self.scales = scales
         if scales is not None:
-            absent = [name for name in self.weights if name not in scales.terms]
-            if absent:
-                raise InputError(f"the calibration knows nothing of {', '.join(absent)}; calibrate again")
-            if scales.mode != self._analyzer.mode:
-                raise InputError(
-                    f"the calibration was made of videos read as '{scales.mode}', not '{self._analyzer.mode}'; calibrate again"
-                )
-            for what, mine in self._analyzer.provenance.items():
-                if scales.provenance.get(what) != mine:
-                    raise InputError(
-                        f"the calibration was made with {what} {scales.provenance.get(what)}, not {mine}; calibrate again"
-                    )
+            scales.check(self.weights, mode=self._analyzer.mode, provenance=self._analyzer.provenance)
 
     @classmethod
     def from_pretrained(
         cls, checkpoint: str | Path, scales: TermScales | None = None, *, embodiment: str | Embodiment | None = None,
         device: str | torch.device = "cpu", **options: Any,
     ) -> ExecutabilityReward:  # fmt: skip
-        """The reward by a trained field.
+        """The reward with a trained field.
 
         Args:
             checkpoint: a checkpoint folder, the name of a bundled one, or a hub id.
-            scales: the one that lies beside the checkpoint if not given, see `Calibration.beside`.
+            scales: those in the checkpoint's folder if not given, see `TermScales.from_checkpoint`.
             embodiment, device: as for `JacobianIDM.from_pretrained`.
             options: of the constructor.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is of another robot.
-            InputError: no calibration was given, and none lies beside it.
+            InputError: no scales were given, and the checkpoint's folder has none.
         """
         idm = JacobianIDM.from_pretrained(checkpoint, embodiment=embodiment, device=device, limits="none")
         return cls(idm, scales or TermScales.from_checkpoint(checkpoint), **options)
 
     def to(self, device: str | torch.device) -> ExecutabilityReward:
-        """Let the network compute there; an exact field computes where the video is."""
+        """Move the network to a device; an analytic field computes on the video's device."""
         if isinstance(self.idm.field, LearnedField):
             self.idm.field.to(device)
         return self
 
-    # ---- judging ----------------------------------------------------------------------------------------------------
+    # ---- scoring ----------------------------------------------------------------------------------------------------
 
     def __call__(self, videos: Any, **options: Any) -> Float[Tensor, " N"]:
-        """The rewards of videos, see `judge`: finite, 0 where a video could not be judged."""
+        """Rewards of videos, arguments as of `score`: finite, 0 where a video could not be scored."""
         rewards = [score.reward for score in self.score(videos, **options)]
         return torch.stack(rewards) if rewards else torch.zeros(0, dtype=torch.float64)
 
@@ -170,16 +160,16 @@ class ExecutabilityReward:
         layout: str | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> Iterator[VideoScore]:
-        """Judge videos one after another; what cannot be judged gets a score that says why, and spoils no other.
+        """Score videos one after another. A video that cannot be scored gets a score with the problem; others are unaffected.
 
         Args:
             videos: a path, a batch of frames in any layout `as_video` takes, or a sequence of paths, videos or arrays.
             q0: (n,) or one per video: joint positions in the first frame, as for `JacobianIDM.decode`.
-            fps: frames a second; taken from files where not given.
+            fps: frames per second; as the files state if not given.
             layout, value_range: as for `as_video`.
 
         Raises:
-            InputError: there is no calibration yet, or q0 does not fit the number of videos.
+            InputError: there are no scales yet, or q0 is for another number of videos.
             VideoError: a batch of frames as a whole cannot be read.
         """
         if self.scales is None:
@@ -200,13 +190,11 @@ class ExecutabilityReward:
         self, video: Any, *, q0: Any = None, fps: float | None = None, layout: str | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> tuple[VideoScore, VideoAnalysis]:  # fmt: skip
-        """Judge one video, and keep all that the score was read off.
-
-        Arguments as of `judge`.
+        """Score one video, and return the analysis as well. Arguments as of `score`.
 
         Raises:
-            InputError: there is no calibration yet.
-            JidmError: the video cannot be judged.
+            InputError: there are no scales yet.
+            JidmError: the video cannot be scored.
         """
         if self.scales is None:
             raise InputError(_NO_SCALES)
@@ -262,16 +250,16 @@ class ExecutabilityReward:
                 break
         return tuple(reasons)
 
-    # ---- reading ----------------------------------------------------------------------------------------------------
+    # ---- analysis ---------------------------------------------------------------------------------------------------
 
     def analyze(
         self, video: Any, *, q0: Any = None, fps: float | None = None, layout: str | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> VideoAnalysis:  # fmt: skip
-        """All that terms are read off in one video; it needs no calibration. Arguments as of `judge`.
+        """Analyze one video; needs no scales. Arguments as of `score`.
 
         Raises:
-            JidmError: the video cannot be judged.
+            JidmError: the video cannot be analyzed.
         """
         return self._analyze(video, q0, fps, layout, value_range)[0]
 
@@ -281,7 +269,7 @@ class ExecutabilityReward:
         frames, dt = load_frames(video, fps, layout, value_range)
         return self._analyzer.analyze(frames, dt, q0)
 
-    # ---- calibrating ------------------------------------------------------------------------------------------------
+    # ---- scales -----------------------------------------------------------------------------------------------------
 
     def fit_scales(
         self,
@@ -292,13 +280,13 @@ class ExecutabilityReward:
         layout: str | None = None,
         value_range: tuple[float, float] | None = None,
     ) -> ExecutabilityReward:
-        """This reward with scales measured on good videos: real ones, or simulated, as long and large as those to judge.
+        """This reward, with scales fitted to good videos. Arguments as of `score`.
 
-        Arguments as of `judge`.
+        The videos are real or simulated, with length and resolution of those to score.
 
         Raises:
             InputError: fewer than 5 videos.
-            JidmError: one of them cannot be read: good videos can.
+            JidmError: one of them cannot be analyzed.
         """
         singles, layout, value_range = split_videos(videos, fps, layout, value_range)
         tail_means: dict[str, list[float]] = {name: [] for name in TERMS}

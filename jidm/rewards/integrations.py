@@ -1,8 +1,7 @@
-"""The reward as other people's training loops call it.
+"""The reward in the form that training loops of other projects call: flow_grpo, DanceGRPO, TRL.
 
-Each of these takes a reward and returns the plain function that the other side expects. What is wrong with a call as a whole
-(other numbers of videos and prompts, no frame rate) is an error; what is wrong with one video is its own score of 0 alone,
-so that it spoils no group.
+A wrong call (different numbers of videos and prompts, no frame rate) raises an error. A bad video only gets a reward of 0
+itself, so that it does not affect its group.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from jidm.errors import InputError
 from jidm.rewards.executability import ExecutabilityReward, VideoScore
 
 Q0_KEY = "q0"
-"""Key of metadata, or column of a data set, under which the first frame's joint positions are looked for."""
+"""Key of metadata, or column of a data set, with the joint positions in the first frame."""
 
 
 def flow_grpo(
@@ -26,21 +25,22 @@ def flow_grpo(
     value_range: tuple[float, float] = (0.0, 1.0),
     detailed: bool = False,
 ) -> Callable[..., Any]:
-    """A factory as flow_grpo keeps them in `multi_score`: `factory(device)` gives `fn(images, prompts, metadata)`.
+    """A factory for flow_grpo's `multi_score`: `factory(device)` gives `fn(images, prompts, metadata)`.
 
-    EVA's fork hands over `(B, C, T, H, W)` in [-1, 1]: `layout="BCTHW", value_range=(-1, 1)`.
+    EVA's fork passes `(B, C, T, H, W)` in [-1, 1]: `layout="BCTHW", value_range=(-1, 1)`.
 
     Args:
-        fps: frames a second of what the model makes.
-        layout, value_range: of its videos.
-        detailed: return a score by name, as `multi_score` itself does, with the reward under "avg".
+        reward: scores the videos.
+        fps: frames per second of the model's videos.
+        layout, value_range: of the model's videos.
+        detailed: return scores by name, as `multi_score` itself does, with the reward under "avg".
 
     Returns:
-        A plain function. What it returns gives `(scores, {})`: a list of B floats, or the lists by name. Metadata may
-        hold the first pose under "q0", in one dictionary for all or in one per video.
+        The factory. Its functions return `(scores, {})`: a list of B floats, or lists by name. Metadata may hold the
+        initial pose under "q0", in one dictionary for all videos or in one per video.
     """
 
-    # flow_grpo reads the names of the factory's arguments off its code, and passes a device only to "device".
+    # flow_grpo inspects the factory's argument names, and passes a device only to one named "device".
     def factory(device: Any) -> Callable[..., Any]:
         reward.to(device)
 
@@ -56,10 +56,10 @@ def flow_grpo(
 
 
 class VideoAlignReward:
-    """Stands where DanceGRPO keeps VideoAlign's inferencer: `reward(video_paths, prompts, ...)`.
+    """Replacement for VideoAlign's inferencer in DanceGRPO: `reward(video_paths, prompts, ...)`.
 
     Args:
-        executability: what judges.
+        executability: scores the videos.
     """
 
     def __init__(self, executability: ExecutabilityReward) -> None:
@@ -68,9 +68,14 @@ class VideoAlignReward:
     def reward(
         self, video_paths: Sequence[str | Path], prompts: Sequence[Any], fps: float | None = None, **_: Any
     ) -> list[dict[str, Any]]:
-        """One dictionary per video: the reward under "MQ" (quality of motion) and "Overall", the terms by their names.
+        """One dictionary per video: the reward under "MQ" (motion quality) and "Overall", and the terms by name.
 
-        "VQ" and "TA", the picture's quality and its likeness to the prompt, are not judged and always 0.
+        "VQ" (visual quality) and "TA" (text alignment) are not scored and always 0.
+
+        Args:
+            video_paths: B files.
+            prompts: B prompts.
+            fps: frames per second; as the files state if not given.
         """
         scored = _score_all(self._executability, [str(path) for path in video_paths], len(prompts), None, fps=fps)
         out = []
@@ -81,13 +86,14 @@ class VideoAlignReward:
 
 
 def trl(reward: ExecutabilityReward, *, fps: float | None = None, **options: Any) -> Callable[..., list[float | None]]:
-    """A function as TRL's trainers take them in `reward_funcs`: completions are videos, in any form that `judge` takes.
+    """A function for `reward_funcs` of TRL's trainers. Completions are videos in any form that `score` takes.
 
-    A column "q0" of the data set tells first poses. A video that cannot be judged gets None, which TRL leaves out.
+    The column "q0" of the data set gives initial poses. A video that cannot be scored gets None, which TRL leaves out.
 
     Args:
-        fps: frames a second, where completions are no files.
-        options: further arguments of `ExecutabilityReward.judge`.
+        reward: scores the videos.
+        fps: frames per second, if completions are not files.
+        options: further arguments of `ExecutabilityReward.score`.
     """
 
     def executability(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -102,12 +108,12 @@ def _score_all(
     reward: ExecutabilityReward, videos: Any, prompts: int, metadata: Any, **options: Any
 ) -> list[VideoScore]:
     if len(videos) != prompts:
-        raise InputError(f"{len(videos)} videos came with {prompts} prompts; one of each belongs together")
+        raise InputError(f"{len(videos)} videos came with {prompts} prompts; give one prompt per video")
     return list(reward.score(videos, q0=_initial_poses(metadata, prompts), **options)) if prompts else []
 
 
 def _initial_poses(metadata: Any, count: int) -> Any:
-    """First poses of that many videos, where metadata tells them."""
+    """Initial poses of this many videos, if metadata has them."""
     if isinstance(metadata, Mapping):
         return metadata.get(Q0_KEY)
     if metadata is None or not len(metadata):

@@ -1,9 +1,9 @@
-"""How good videos look to the reward: the scales that everything else is measured by."""
+"""Scales of the reward's terms, fitted to good videos."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,20 @@ from jidm.checkpoint import find_checkpoint
 from jidm.errors import InputError
 from jidm.rewards.terms import TERMS, TermScale
 
-_VERSION = 1
+_VERSION = 2
 SCALES_FILE = "reward.json"
-"""Name of a calibration that lies beside a checkpoint."""
+"""File name of the scales in a checkpoint's folder."""
 
 
 @dataclass(frozen=True)
 class TermScales:
-    """Scales of the terms on good videos of one robot, and what measured them.
+    """Scales of the terms on good videos of one robot, and their provenance.
 
     Attributes:
-        terms: name of a term -> its scale.
-        num_videos: how many they were measured on.
-        mode: how motion was read off them: "followed" frame by frame, or "pairs", differentiably.
-        provenance: which field, of which checkpoint, for which robot, by which options; plain JSON.
+        terms: term -> its scale.
+        num_videos: number of videos they were fitted to.
+        mode: how the videos were analyzed: "tracked" from frame to frame, or in "pairs", differentiably.
+        provenance: field, checkpoint, robot and options of the decoder; JSON values.
     """
 
     terms: Mapping[str, TermScale]
@@ -38,10 +38,14 @@ class TermScales:
     def from_tail_means(
         cls, tail_means: Mapping[str, Sequence[float]], *, mode: str, provenance: Mapping[str, Any]
     ) -> TermScales:
-        """From the terms' `tail_means` in good videos.
+        """Fit scales to the terms' tail means in good videos.
+
+        Args:
+            tail_means: term -> one `TermValues.tail_mean` per video.
+            mode, provenance: see the class.
 
         Raises:
-            InputError: there are too few.
+            InputError: there are fewer than 5 videos.
         """
         scales = {
             name: TermScale.from_tail_means(values, TERMS[name].min_spread) for name, values in tail_means.items()
@@ -49,40 +53,65 @@ class TermScales:
         return cls(scales, len(next(iter(tail_means.values()))), mode, json.loads(json.dumps(provenance)))
 
     def save(self, path: str | Path) -> None:
-        """Write JSON that `load` reads."""
+        """Write a JSON file that `load` reads."""
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path) -> TermScales:
-        """The one that lies in a checkpoint's folder.
+        """The scales in a checkpoint's folder.
 
         Args:
             checkpoint: a folder, the name of a bundled one, or a hub id.
 
         Raises:
             CheckpointError: there is no such checkpoint.
-            InputError: nothing lies there.
+            InputError: it has no scales.
         """
         folder, source = find_checkpoint(checkpoint)
         if not (folder / SCALES_FILE).exists():
-            raise InputError(f"{source} comes without scales for the reward; make them with `jidm calibrate`")
+            raise InputError(f"{source} has no scales for the reward; make them with `jidm fit-scales`")
         return cls.load(folder / SCALES_FILE)
 
     @classmethod
     def load(cls, path: str | Path) -> TermScales:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            InputError: there is no such file, or it is something else.
+            InputError: there is no such file, or it holds something else.
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             if record.pop("version") != _VERSION:
                 raise ValueError("written by another version of jidm")
-            scales = {str(name): TermScale(float(s["usual"]), float(s["far"])) for name, s in record["scales"].items()}
-            return cls(scales, int(record["videos"]), str(record["reading"]), dict(record["made_by"]))
+            scales = {
+                str(name): TermScale(float(s["median"]), float(s["spread"])) for name, s in record["terms"].items()
+            }
+            return cls(scales, int(record["num_videos"]), str(record["mode"]), dict(record["provenance"]))
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; make it with `jidm calibrate`") from None
+            raise InputError(f"cannot read {path}: {error.strerror}; make it with `jidm fit-scales`") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is no calibration of the reward: {error}") from None
+            raise InputError(f"{path} holds no scales of the reward: {error}") from None
+
+    def check(self, terms: Iterable[str], *, mode: str, provenance: Mapping[str, Any]) -> None:
+        """Check that the scales apply to a reward.
+
+        Args:
+            terms: names that the reward uses.
+            mode, provenance: of the reward's analyzer.
+
+        Raises:
+            InputError: a term is missing, or the scales were fitted in another mode or with another decoder.
+        """
+        absent = [name for name in terms if name not in self.terms]
+        if absent:
+            raise InputError(f"the scales lack {', '.join(absent)}; fit them again")
+        if self.mode != mode:
+            raise InputError(
+                f"the scales were fitted to videos analyzed as '{self.mode}', not '{mode}'; fit them again"
+            )
+        for key, value in provenance.items():
+            if self.provenance.get(key) != value:
+                raise InputError(
+                    f"the scales were fitted with {key} {self.provenance.get(key)}, not {value}; fit them again"
+                )

@@ -1,7 +1,6 @@
-"""What can be wrong with a video of a robot, each on its own scale: step by step and joint by joint.
+"""The reward's terms: kinds of failure in a robot video, per step and per joint.
 
-A term's raw values have its own unit; `Scale`, measured on good videos, turns what goes beyond them into a penalty in
-[0, 1).
+The values of a term have its own unit. A `TermScale`, fitted to good videos, maps them to a penalty in [0, 1).
 """
 
 from __future__ import annotations
@@ -17,24 +16,23 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.rewards.analysis import BACKWARD_STRIDE, VideoAnalysis
 
-_TAIL_FRACTION = (
-    0.1  # share of the steps by which a video is judged: a jump is over in one frame, a robot that melts melts on
-)
-_MIN_MOTION = 0.3  # [cells rms] added to the robot's motion before what is unexplained is divided by it
-_STILL_THRESHOLD = 0.1  # [cells rms] steps that move the robot less are none
-_UNMEASURED_RESIDUAL = 1.0  # what is unexplained, relative to the motion, of a step that could not be measured
-_SPREAD_FACTOR = 3.0  # distances from the usual to the 90th percentile at which .63 is taken off
+_TAIL_FRACTION = 0.1
+"""Fraction of the steps, the worst ones, that a video is scored by: some failures last only a frame, others persist."""
+_MIN_MOTION = 0.3  # [cells rms] added to the robot's motion before the residual is divided by it
+_STILL_THRESHOLD = 0.1  # [cells rms] a step with less motion counts as still
+_UNMEASURED_RESIDUAL = 1.0  # relative residual of a step that could not be measured
+_SPREAD_FACTOR = 3.0  # the penalty is .63 at this multiple of the spread
 MIN_VIDEOS = 5
-"""A scale needs so many."""
+"""Smallest number of videos that a scale is fitted to."""
 
 
 @dataclass(frozen=True, eq=False)
 class TermValues:
-    """One term of one video.
+    """Values of one term for one video.
 
     Attributes:
-        per_step: (S,) per step, larger is worse; finite.
-        by_joint: (S, n) not negative, the same shared out among the joints in some unit; None where no joint is to blame.
+        per_step: (S,) finite; larger is worse.
+        by_joint: (S, n) their attribution to the joints, not negative, in any unit; None if no joint is responsible.
     """
 
     per_step: Float[Tensor, " S"]
@@ -51,10 +49,10 @@ class Term:
     """A kind of failure.
 
     Attributes:
-        compute: reads it off a video.
-        weight: what it takes off the reward, in units of EVA's P0, when it is as bad as can be.
-        min_spread: difference that is worth nothing, even where good videos differ by less; in the term's unit.
-        template: in words; `{joint}` and `{value}` are filled in.
+        compute: its values in an analyzed video.
+        weight: largest penalty in the reward, in units of EVA's P0.
+        min_spread: smallest spread of its scale, in the term's unit.
+        template: text of a reason, with fields `{joint}` and `{value}`.
     """
 
     compute: Callable[[VideoAnalysis], TermValues]
@@ -63,7 +61,7 @@ class Term:
     template: str
 
     def reason(self, values: TermValues, step: int, joint_names: Sequence[str]) -> str:
-        """What is wrong with a step."""
+        """Description of the failure in a step."""
         fields: dict[str, Any] = {"value": float(values.per_step[step].detach()), "joint": "the robot"}
         if values.by_joint is not None:
             fields["joint"] = joint_names[int(values.by_joint[step].argmax())]
@@ -72,10 +70,11 @@ class Term:
 
 @dataclass(frozen=True)
 class TermScale:
-    """How large a term's `worst` is in good videos.
+    """Distribution of a term's `tail_mean` over good videos.
 
     Attributes:
-        median: the median. spread: distance from there to the 90th percentile.
+        median: the median.
+        spread: distance from the median to the 90th percentile.
     """
 
     median: float
@@ -83,7 +82,11 @@ class TermScale:
 
     @classmethod
     def from_tail_means(cls, tail_means: Sequence[float], min_spread: float) -> TermScale:
-        """From good videos, never finer than `min_spread`.
+        """Fit to good videos.
+
+        Args:
+            tail_means: one per video.
+            min_spread: lower bound of the spread.
 
         Raises:
             InputError: there are fewer than 5.
@@ -95,22 +98,21 @@ class TermScale:
         return cls(median, max(float(values.quantile(0.9)) - median, min_spread))
 
     def penalty(self, value: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """In [0, 1): 0 for what the better half of good videos has, .1 for one in ten of them, .63 three times as far off."""
+        """In [0, 1): 0 up to the median of good videos, .1 at their 90th percentile, .63 three times as far from the median."""
         return 1 - torch.exp(-((value - self.median).clamp(min=0) / (_SPREAD_FACTOR * self.spread)).square())
 
 
 def residual(analysis: VideoAnalysis) -> TermValues:
-    """Motion of the robot that brightness asks for beyond the step, relative to its motion."""
+    """Image motion of the robot beyond the decoded step, relative to its motion."""
     residuals = analysis.residuals
     base = residuals.motion + _MIN_MOTION
-    share = residuals.unexplained / base
-    return TermValues(
-        torch.where(analysis.valid, share, share.clamp(min=_UNMEASURED_RESIDUAL)), residuals.unexplained_by_joint
-    )
+    relative = residuals.unexplained / base
+    relative = torch.where(analysis.valid, relative, relative.clamp(min=_UNMEASURED_RESIDUAL))
+    return TermValues(relative, residuals.unexplained_by_joint)
 
 
 def appearance(analysis: VideoAnalysis) -> TermValues:
-    """Change of the robot's brightness that no motion brings about, as motion, relative to its motion."""
+    """Brightness change of the robot that no motion explains, as an equivalent motion, relative to its motion."""
     residuals = analysis.residuals
     return TermValues(
         residuals.appearance_change / (residuals.motion + _MIN_MOTION), residuals.appearance_change_by_joint
@@ -118,7 +120,7 @@ def appearance(analysis: VideoAnalysis) -> TermValues:
 
 
 def shape(analysis: VideoAnalysis) -> TermValues:
-    """Robot where the field says there is none, and background where it says there is robot; of its size."""
+    """Area of foreground beside the robot and of background on the robot, relative to the robot's size."""
     residuals = analysis.residuals
     return TermValues(
         (residuals.spurious + residuals.missing)[1:], (residuals.spurious_by_joint + residuals.missing_by_joint)[1:]
@@ -126,12 +128,12 @@ def shape(analysis: VideoAnalysis) -> TermValues:
 
 
 def background(analysis: VideoAnalysis) -> TermValues:
-    """Change of colour where no robot is."""
+    """Color change away from the robot."""
     return TermValues(analysis.residuals.background_change)
 
 
 def jump(analysis: VideoAnalysis) -> TermValues:
-    """Change of velocity from step to step, of the joints' speed limits; of the worst joint."""
+    """Velocity change between consecutive steps, as a fraction of the velocity limit; of the worst joint."""
     velocity = analysis.q.diff(dim=0) / analysis.dt / analysis.velocity
     change = velocity.diff(dim=0).abs()
     change = torch.cat([torch.zeros_like(velocity[:1]), change])
@@ -139,19 +141,19 @@ def jump(analysis: VideoAnalysis) -> TermValues:
 
 
 def limits(analysis: VideoAnalysis) -> TermValues:
-    """How far the worst joint is beyond its range [rad or m]."""
+    """Distance of the worst joint beyond its position limits [rad or m]."""
     excess = torch.maximum(analysis.q - analysis.upper, analysis.lower - analysis.q).clamp(min=0)[1:]
     return TermValues(excess.amax(-1), excess)
 
 
 def still(analysis: VideoAnalysis) -> TermValues:
-    """Share of the steps that move next to nothing; the same for every step."""
+    """Fraction of the steps with almost no motion; the same value for every step."""
     still_steps = (analysis.residuals.motion < _STILL_THRESHOLD).to(analysis.residuals.motion)
     return TermValues(still_steps.mean().expand_as(still_steps).clone())
 
 
 def consistency(analysis: VideoAnalysis) -> TermValues:
-    """How much another motion is read off every other frame running backwards; in a frame, of the joints' speed limits."""
+    """Difference between forward and backward decoded steps, as a fraction of the velocity limit; of the worst joint."""
     if analysis.q_backward is None:
         raise InputError("consistency needs the video decoded backwards")
     difference = (
@@ -166,19 +168,20 @@ def consistency(analysis: VideoAnalysis) -> TermValues:
 
 TERMS: Mapping[str, Term] = {
     "residual": Term(residual, 4.0, 0.02, "{joint} shows {value:.2f} times the robot's motion that no joint explains"),
-    "appearance": Term(
-        appearance, 4.0, 0.02, "{joint} changes its looks as no motion does, by {value:.2f} of its motion"
-    ),
+    "appearance": Term(appearance, 4.0, 0.02, "{joint} changes its appearance by {value:.2f} of its motion"),
     "shape": Term(
-        shape, 4.0, 0.005, "{joint} grew or vanished: {value:.1%} of the robot is not where its joints put it"
+        shape, 4.0, 0.005, "{joint} grew or vanished: {value:.1%} of the robot is not where its joints place it"
     ),
     "background": Term(background, 2.0, 0.001, "the background changed by {value:.3f} of full brightness"),
     "still": Term(still, 8.0, 0.1, "the robot stands still in {value:.0%} of the steps"),
-    "jump": Term(jump, 4.0, 0.02, "{joint} changed its speed by {value:.2f} of its limit from frame to frame"),
+    "jump": Term(jump, 4.0, 0.02, "{joint} changed its velocity by {value:.2f} of its limit between frames"),
     "limits": Term(limits, 4.0, 0.02, "{joint} is {value:.2f} beyond its range"),
     "consistency": Term(
-        consistency, 1.0, 0.02, "{joint} moves otherwise when the video runs backwards, by {value:.2f} of its limit"
+        consistency,
+        1.0,
+        0.02,
+        "{joint} moves differently when the video runs backwards, by {value:.2f} of its velocity limit",
     ),
 }
-"""Name -> kind of failure. Each term has its own scale, so the weights say what a failure takes away from what a robot
-can do: one that stands still does nothing of it, a ground that changes hinders it least. Chosen by hand on development videos."""
+"""Name -> term. Each term has its own scale, so a weight states how much a failure hinders execution: most for a robot that
+stands still, least for a changing background. Chosen by hand on development videos."""

@@ -1,8 +1,8 @@
-"""What a video shows beside what its decoded motion predicts, frame by frame: the ground every term stands on.
+"""Residuals between a video and its decoded motion, frame by frame; all image terms of the reward use them.
 
-The field at the decoded pose says where the robot is and where each step carries it. What the pictures show besides is
-read off against that: robot where there should be none, background where the robot should be, brightness that did not go
-where the step leads, a background that changes. The camera is taken to stand still.
+The field at the decoded pose predicts where the robot is and how each step moves it. The residuals are what the video shows
+beyond that: foreground beside the robot, background on the robot, image motion beyond the step, and changes of the
+background. The camera is assumed to be static.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from jidm.fields.free import LearnedField
 from jidm.video.warping import gradients, symmetric_flow, warp
 
 _GRID_SIZE = 96
-"""Cells along the picture's longer side on which all is compared: fine enough for a gripper, and quick."""
+"""Cells along the longer side of the comparison grid: fine enough for a gripper, and fast."""
 
-_MARGIN = 1  # [cells] by which the robot may be off
-_WINDOW = 5  # [cells] within which unexplained motion is the same: single cells at edges are noise
+_MARGIN = 1  # [cells] tolerance of the robot's mask
+_WINDOW = 5  # [cells] window of constant unexplained motion; single cells at edges are noise
 _MASK_THRESHOLD = 0.5
-_MIN_FREE_FRAMES = 3  # a cell's background is known once it was free so often
-_FOREGROUND_THRESHOLD = 0.08  # colour difference from the background, beyond its own noise, that is something else
-_BACKGROUND_THRESHOLD = 0.04  # difference that is the background
-_NOISE_STD = 0.02  # brightness by which a cell differs from itself a frame later
-_MAX_MOTION = 4.0  # [cells] a difference in brightness is never taken for more motion than this
-_MIN_ROBOT_SIZE = 10.0  # [cells] a robot that is seen less of counts as so large
+_MIN_FREE_FRAMES = 3  # frames without robot after which the background of a cell is known
+_FOREGROUND_THRESHOLD = 0.08  # color difference from the background, beyond its noise, that is foreground
+_BACKGROUND_THRESHOLD = 0.04  # smaller differences are background
+_NOISE_STD = 0.02  # brightness noise of a cell between frames
+_MAX_MOTION = 4.0  # [cells] upper bound of the motion estimated from a brightness difference
+_MIN_ROBOT_SIZE = 10.0  # [cells] lower bound of the robot's visible size
 _IN_FRAME_CONNECTIVITY = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
-_MIN_RELATIVE_MOTION = 0.02  # of what moves a cell most: less does not count as moving it
+_MIN_RELATIVE_MOTION = 0.02  # of a frame's largest motion: a joint that moves a cell less does not move it
 
 
 @dataclass(frozen=True, eq=False)
 class VideoResiduals:
-    """Of one video: T frames, T - 1 steps, n joints. Shares are of the robot's usual size in the picture.
+    """Residuals of one video: T frames, T - 1 steps, n joints. Areas are relative to the median visible size of the robot.
 
     Attributes:
-        motion: (T-1,) how far the step moves the robot [cells rms].
-        unexplained: (T-1,) motion that brightness asks for beyond the step [cells rms].
-        appearance_change: (T-1,) change of brightness that no motion brings about, as motion along its slope [cells rms].
-        spurious: (T,) share of something that is not background, beside the robot and hanging together with it.
-        missing: (T,) share of background where the robot is.
-        background_change: (T-1,) mean change of colour where the robot is not.
+        motion: (T-1,) image motion of the robot by the decoded step [cells rms].
+        unexplained: (T-1,) image motion beyond the decoded step [cells rms].
+        appearance_change: (T-1,) brightness change that no motion explains, divided by the image gradient [cells rms].
+        spurious: (T,) area of foreground beside the robot and connected to it.
+        missing: (T,) area of background on the robot.
+        background_change: (T-1,) mean color change away from the robot.
         unexplained_map: (T-1, h, w) unexplained motion of each cell [cells].
-        misplaced_map: (T, h, w) 1 where something is outside or the robot is gone.
-        unexplained_by_joint, appearance_change_by_joint, spurious_by_joint, missing_by_joint: the same shared out among the joints (T-1 or T, n): to the last joint of the
-            chain that moves the place, or of the nearest place of the robot.
+        misplaced_map: (T, h, w) 1 where a cell is spurious or missing.
+        unexplained_by_joint, appearance_change_by_joint, spurious_by_joint, missing_by_joint: (T-1 or T, n) attribution to
+            the joints. Each cell belongs to the last joint of the chain that moves it, or that of the nearest robot cell.
     """
 
     motion: Float[Tensor, " S"]
@@ -73,7 +73,7 @@ def video_residuals(
     """Compare a video with the motion decoded from it.
 
     Args:
-        field: that the motion was decoded with.
+        field: the field of the decoder.
         video: RGB in [0, 1].
         q: decoded positions [rad or m].
     """
@@ -88,7 +88,7 @@ def video_residuals(
     size = cells.median().clamp(min=_MIN_ROBOT_SIZE)
     n = q.shape[-1]
 
-    # Where brightness goes beyond the step.
+    # Image motion beyond the decoded step.
     step = q.diff(dim=0).to(video)
     forward_flow = torch.einsum("tcnhw,tn->tchw", jacobian[:-1], step)
     backward_flow = torch.einsum("tcnhw,tn->tchw", jacobian[1:], step)
@@ -99,7 +99,7 @@ def video_residuals(
     _, appearance_change = _lucas_kanade(error, slope, robot[:-1], 1)
     motion = forward_flow.square().sum(1) * robot[:-1]
 
-    # What is where, against the background.
+    # Foreground and background.
     background, noise, known = _background(frames, ~near_robot)
     difference = (frames - background).abs().amax(1)
     spurious = _connected_to_robot(
@@ -124,7 +124,7 @@ def video_residuals(
 
 
 def comparison_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns on which pictures of that size are compared."""
+    """Rows and columns of the comparison grid for images of this size."""
     scale = min(1.0, _GRID_SIZE / max(height, width))
     return max(2, round(height * scale)), max(2, round(width * scale))
 
@@ -132,11 +132,11 @@ def comparison_grid(height: int, width: int) -> tuple[int, int]:
 def _lucas_kanade(
     error: Float[Tensor, "S 3 h w"], slope: tuple[Tensor, Tensor], robot: Tensor, window: int
 ) -> tuple[Float[Tensor, "S h w"], Float[Tensor, "S h w"]]:
-    """What the difference of two pictures asks for beyond the step, of each of the robot's cells [cells^2].
+    """Lucas-Kanade motion (1981) in a window around each robot cell, from the difference of two images.
 
     Returns:
-        The squared motion that explains it best within a window about the cell (Lucas and Kanade, 1981), and what no
-        motion of it explains, as motion along the brightness' slope.
+        The squared motion of least squares [cells^2], and the remaining squared difference divided by the squared image
+        gradient [cells^2].
     """
     along_u, along_v = slope
 
@@ -160,16 +160,15 @@ def _lucas_kanade(
 def _background(
     frames: Float[Tensor, "T 3 h w"], free: Tensor
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"], Tensor]:
-    """Median colour of each cell while it is free, its usual distance from that, and whether it was free often enough."""
-    nothing = torch.full_like(frames, torch.nan)
-    seen = torch.where(free[:, None], frames, nothing)
-    median = seen.nanmedian(0).values
-    noise = (seen - median).abs().nanmedian(0).values.mean(0)
+    """Median color of each cell in frames without robot, its median deviation, and whether there were enough frames."""
+    free_frames = torch.where(free[:, None], frames, torch.full_like(frames, torch.nan))
+    median = free_frames.nanmedian(0).values
+    noise = (free_frames - median).abs().nanmedian(0).values.mean(0)
     return median.nan_to_num(0), noise.nan_to_num(0), free.sum(0) >= _MIN_FREE_FRAMES
 
 
 def _last_moving_joint(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> Int[Tensor, "T h w"]:
-    """The last joint that moves each cell of the robot; -1 elsewhere and where none does."""
+    """Index of the last joint that moves each robot cell; -1 elsewhere and where none does."""
     size = jacobian.square().sum(1)
     moves = (size > (_MIN_RELATIVE_MOTION**2) * size.amax((1, 2, 3), keepdim=True)) & robot[:, None]
     index = torch.arange(1, size.shape[1] + 1, device=size.device)[:, None, None]
@@ -177,7 +176,7 @@ def _last_moving_joint(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> I
 
 
 def _connected_to_robot(cells: Tensor, robot: Tensor) -> Tensor:
-    """Those cells that hang together with the robot: things may move elsewhere."""
+    """The cells connected to the robot; objects elsewhere may move."""
     label, count = ndimage.label(cells.cpu().numpy(), _IN_FRAME_CONNECTIVITY)
     touched = torch.zeros(count + 1, dtype=torch.bool)
     labels = torch.from_numpy(label).long()
@@ -187,9 +186,9 @@ def _connected_to_robot(cells: Tensor, robot: Tensor) -> Tensor:
 
 
 def _fill_nearest(last_joint: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:
-    """Every cell's nearest owner of its frame; -1 in frames without a robot."""
+    """Value of the nearest robot cell in the same frame; -1 in frames without robot."""
     none = (last_joint < 0).cpu().numpy()
-    # Frames are further apart than any two cells of one; where one has no robot, another's would be found.
+    # Frames are spaced wider than any two cells of one frame; a frame without robot would find another frame's, so it keeps -1.
     nearest = ndimage.distance_transform_edt(none, (4 * _GRID_SIZE, 1, 1), return_distances=False, return_indices=True)
     found = last_joint[tuple(torch.from_numpy(i).long().to(last_joint.device) for i in nearest)]
     return torch.where((last_joint >= 0).flatten(1).any(1)[:, None, None], found, last_joint)

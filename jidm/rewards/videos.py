@@ -1,4 +1,4 @@
-"""Videos as callers hand them over: one at a time, with their clock and first pose."""
+"""Input of the reward: videos in any form, one at a time, with their frame rates and initial poses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from jidm.video.timestamps import frame_timestamps
 def split_videos(
     videos: Any, fps: float | None, layout: str | None, value_range: tuple[float, float] | None
 ) -> tuple[Sequence[Any], str | None, tuple[float, float] | None]:
-    """One video per item, as light as they came, and how to read them."""
+    """The single videos, not loaded yet, and the layout and value range to load them with.
+
+    Args:
+        videos: a path, a batch of frames in any layout `as_video` takes, or a sequence of paths, videos or arrays.
+        fps: frames per second, if given.
+        layout, value_range: as for `as_video`.
+
+    Raises:
+        VideoError: frames without a frame rate, or a batch that cannot be read.
+    """
     if isinstance(videos, (str, Path)) or isinstance(getattr(videos, "pixels", None), Tensor):
         singles: Sequence[Any] = [videos]
     elif isinstance(videos, (list, tuple)) and not (videos and hasattr(videos[0], "getbands")):
@@ -30,12 +39,12 @@ def split_videos(
         singles, layout, value_range = list(batch.reshape(-1, *batch.shape[-4:])), "TCHW", (0.0, 1.0)
     for video in singles:
         if fps is None and not isinstance(video, (str, Path)) and getattr(video, "time", None) is None:
-            raise VideoError("frames without a clock: pass fps= (frames a second), velocities need it")
+            raise VideoError("frames without a frame rate: pass fps= (frames per second)")
     return singles, layout, value_range
 
 
 def load_frames(video: Any, fps: float | None, layout: Any, value_range: Any) -> tuple[Float[Tensor, "T 3 H W"], float]:
-    """One video's frames in canonical form and the time between them [s].
+    """One video's frames, RGB in [0, 1], and the time between them [s].
 
     Raises:
         VideoError: it cannot be read, is too short, or holds NaN.
@@ -44,9 +53,9 @@ def load_frames(video: Any, fps: float | None, layout: Any, value_range: Any) ->
         video = read_video(video)
     frames = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range)
     if frames.dim() != 4:
-        raise VideoError(f"one video has shape (T, 3, H, W), got {tuple(frames.shape)}")
+        raise VideoError(f"one video must have shape (T, 3, H, W), got {tuple(frames.shape)}")
     if len(frames) < MIN_FRAMES:
-        raise VideoError(f"the video has {len(frames)} frames; at least {MIN_FRAMES} can be judged")
+        raise VideoError(f"the video has {len(frames)} frames; at least {MIN_FRAMES} are needed")
     bad = (~frames.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad:
         raise VideoError(f"frames {', '.join(map(str, bad[:5]))}{' and more' * (len(bad) > 5)} hold NaN or infinity")
@@ -55,7 +64,11 @@ def load_frames(video: Any, fps: float | None, layout: Any, value_range: Any) ->
 
 
 def split_initial_poses(q0: Any, count: int) -> list[Any]:
-    """The first pose of each of so many videos, None where nobody told it.
+    """The initial pose of each of this many videos; None if it is not given.
+
+    Args:
+        q0: (n,) for all videos, or one per video.
+        count: number of videos.
 
     Raises:
         InputError: q0 holds poses for another number of videos.
@@ -63,12 +76,12 @@ def split_initial_poses(q0: Any, count: int) -> list[Any]:
     if q0 is None:
         return [None] * count
     if isinstance(q0, (list, tuple)) and not (q0 and np.isscalar(q0[0])):
-        starts = list(q0)
+        poses = list(q0)
     else:
         array = q0 if isinstance(q0, Tensor) else np.asarray(q0, dtype=np.float64)
         if array.ndim == 1:
             return [array] * count
-        starts = list(array)
-    if len(starts) != count:
-        raise InputError(f"q0 holds {len(starts)} poses for {count} videos")
-    return starts
+        poses = list(array)
+    if len(poses) != count:
+        raise InputError(f"q0 holds {len(poses)} poses for {count} videos")
+    return poses

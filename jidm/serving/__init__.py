@@ -1,8 +1,9 @@
-"""jidm over a websocket: openpi's protocol, LingBot-VA's messages."""
+"""A websocket server for action decoding: openpi's protocol, and LingBot-VA's messages."""
 
 from jidm.serving.client import Client, ServerError
-from jidm.serving.codec import MessageLimits, pack, unpack
+from jidm.serving.codec import pack, unpack
 from jidm.serving.handshake import Handshake
+from jidm.serving.message_check import MessageLimits
 from jidm.serving.server import PolicyServer
 from jidm.serving.session import Session
 

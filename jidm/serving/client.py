@@ -1,4 +1,4 @@
-"""Talking to a server from Python."""
+"""A Python client of the policy server."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from jidm.errors import InputError, JidmError, MissingExtraError
-from jidm.serving.codec import MessageLimits, pack, unpack
+from jidm.serving.codec import pack, unpack
+from jidm.serving.message_check import MessageLimits
 
 
 class ServerError(JidmError):
-    """The server refused a request or cannot be reached; the message is its own."""
+    """The server refused a request (the message is its own), or cannot be reached."""
 
 
 class Client:
     """A connection to `jidm serve`, or to another server that speaks openpi's protocol.
 
     Args:
-        host, port: where it listens. token: what it asks for.
-        timeout: how long an answer may take [s].
+        host, port: address of the server.
+        token: its access token, if it requires one.
+        timeout: largest time to wait for an answer [s].
 
     Attributes:
-        metadata: what the server says its numbers mean.
+        metadata: the server's description of its inputs and outputs.
 
     Raises:
-        ServerError: nobody answers there.
+        ServerError: no server answers.
         MissingExtraError: websockets is not installed.
     """
 
@@ -53,8 +55,8 @@ class Client:
         """The server's answer to an observation: a map of names to numbers and arrays.
 
         Raises:
-            ServerError: it refuses the observation, or the connection is lost.
-            InputError: the observation holds what cannot be sent.
+            ServerError: the server refuses the observation, or the connection is lost.
+            InputError: the observation holds a type that cannot be sent.
         """
         message = pack(dict(observation))
         try:
@@ -64,11 +66,11 @@ class Client:
         return self._receive()
 
     def reset(self, q: ArrayLike | None = None) -> None:
-        """Begin anew, with the robot at joint positions q (n,) [rad or m]."""
+        """Start a new episode, with the robot at joint positions q (n,) [rad or m] if they are known."""
         self.infer({"endpoint": "reset"} if q is None else {"endpoint": "reset", "q": q})
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Close the connection."""
         self._socket.close()
 
     def __enter__(self) -> Client:
@@ -93,5 +95,5 @@ class Client:
         except InputError as error:
             raise ServerError(f"{self._address}: {error}") from None
         if not isinstance(answer, dict):
-            raise ServerError(f"{self._address}: answers are maps, this is a {type(answer).__name__}")
+            raise ServerError(f"{self._address}: an answer must be a map, this is a {type(answer).__name__}")
         return answer

@@ -1,4 +1,4 @@
-"""A planner and a decoder as LeRobot's evaluation and recording loops call a policy (`lerobot.policies.PreTrainedPolicy`)."""
+"""A policy for LeRobot's evaluation and recording loops (`lerobot.policies.PreTrainedPolicy`): planner and action decoder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _IMAGES, _STATE = "observation.images.", "observation.state"
 
 
 class PlannerPolicy:
-    """Dreams a chunk from the latest frame, gives its commands one by one, and dreams again.
+    """Generates a video from the latest frame, gives its commands one by one, and repeats.
 
     Args:
-        planner: from a frame (3, H, W) in [0, 1] to the frames that follow it.
-        decoder: makes the decoder of one robot; called once for each of a batch of environments.
-        camera: which picture of the batch is dreamt on; may be left out where there is only one.
+        planner: maps a frame (3, H, W) in [0, 1] to the frames that follow it.
+        make_decoder: makes the decoder of one robot; called once per environment of a batch.
+        image_key: the camera of the batch that the planner continues; may be omitted if there is only one.
     """
 
     name = "jidm"
@@ -34,11 +34,11 @@ class PlannerPolicy:
         self._environments: list[_Environment] = []
 
     def reset(self) -> None:
-        """Begin an episode."""
+        """Start an episode."""
         self._environments = []
 
     def eval(self) -> PlannerPolicy:
-        """Nothing to switch: it does not learn."""
+        """The policy itself; it has no training mode."""
         return self
 
     def select_action(self, batch: Mapping[str, Any]) -> Float[Tensor, "B n"]:
@@ -49,12 +49,12 @@ class PlannerPolicy:
                 order of the field's joints.
 
         Raises:
-            InputError: a picture or the state is missing.
+            InputError: the image or the state is missing.
         """
         return self._stack_actions(batch, 1)[:, 0]
 
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Float[Tensor, "B M n"]:
-        """The commands of a whole dream of each environment."""
+        """All commands of one generated video for each environment."""
         return self._stack_actions(batch, None)
 
     def _stack_actions(self, batch: Mapping[str, Any], count: int | None) -> Tensor:
@@ -72,42 +72,42 @@ class PlannerPolicy:
         cameras = [key.removeprefix(_IMAGES) for key in batch if key.startswith(_IMAGES)]
         image_key = self._image_key if self._image_key is not None or len(cameras) != 1 else cameras[0]
         if image_key not in cameras:
-            raise InputError(f"which picture is dreamt on? pass camera=; {did_you_mean(image_key or '', cameras)}")
+            raise InputError(
+                f"which camera does the planner continue? pass image_key=; {did_you_mean(image_key or '', cameras)}"
+            )
         if _STATE not in batch:
-            raise InputError(f"the batch holds no {_STATE}: the decoder must know where the robot is")
+            raise InputError(f"the batch has no {_STATE}: the decoder needs the joint positions")
         frames, states = batch[_IMAGES + image_key], batch[_STATE]
         if frames.dim() != 4 or states.dim() != 2 or len(frames) != len(states):
             raise InputError(
-                f"pictures must be (B, 3, H, W) and states (B, n), got {tuple(frames.shape)} and {tuple(states.shape)}"
+                f"images must be (B, 3, H, W) and states (B, n), got {tuple(frames.shape)} and {tuple(states.shape)}"
             )
         return frames, states
 
 
 class _Environment:
-    """One environment: its decoder, and the commands of its dream that are still to come."""
+    """One environment: its decoder, and the remaining commands of its current video."""
 
     def __init__(self, decoder: ActionDecoder) -> None:
         self._decoder = decoder
         self._remaining: Commands | None = None
 
     def next_actions(self, planner: Planner, frame: Tensor, q: np.ndarray, count: int | None) -> np.ndarray:
-        """(M, n) the next commands; all of a new dream if count is None."""
+        """(M, n) the next `count` commands; all of a newly generated video if None."""
         if count is None or not self._remaining:
             self._remaining = self._plan_chunk(planner, frame, q)
-        commands, self._remaining = (
-            self._remaining[:count],
-            self._remaining[len(self._remaining) if count is None else count :],
-        )
+        count = len(self._remaining) if count is None else count
+        commands, self._remaining = self._remaining[:count], self._remaining[count:]
         return commands.action
 
     def _plan_chunk(self, planner: Planner, frame: Tensor, q: np.ndarray) -> Commands:
         decoder = self._decoder
-        if decoder.position is None:
+        if decoder.trajectory.position is None:
             decoder.reset(q)
         else:
-            if decoder.time > 0:
-                decoder.observe(q)
+            if decoder.trajectory.time > 0:
+                decoder.trajectory.observe(q)
             decoder.start_video(q)
         decoder.push(frame, layout="CHW")
         commands = decoder.push(planner(frame))
-        return commands if len(commands) else decoder.hold(1, "the planner gave no frames")
+        return commands if len(commands) else decoder.trajectory.hold(1, "the planner gave no frames")

@@ -1,6 +1,6 @@
-"""Numbers brought to [-1, 1] by two quantiles of the data, as openpi and LingBot's models are trained on them.
+"""Quantile normalization to [-1, 1], as openpi and LingBot's models use it.
 
-`x_n = (x - q01) / (q99 - q01 + 1e-6) * 2 - 1` (openpi, LingBot-VA); values beyond the quantiles go beyond [-1, 1].
+`x_n = (x - q01) / (q99 - q01 + 1e-6) * 2 - 1` (openpi, LingBot-VA); values outside the quantiles lie outside [-1, 1].
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ _EPS = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class QuantileNormalizer:
-    """The 1 % and 99 % quantiles of d numbers, each (d,)."""
+    """Normalizes d numbers by their quantiles.
+
+    Args:
+        q01, q99: (d,) 1 % and 99 % quantiles of the data.
+
+    Raises:
+        InputError: they are not d finite numbers each, or q01 exceeds q99.
+    """
 
     q01: NDArray[np.float64]
     q99: NDArray[np.float64]
@@ -39,16 +46,16 @@ class QuantileNormalizer:
 
     @classmethod
     def read(cls, source: str | Path | Mapping[str, Any], feature: str | None = None) -> QuantileNormalizer:
-        """Quantiles as others write them.
+        """Read quantiles from the files of other projects.
 
         Args:
-            source: openpi's `norm_stats.json`, a LeRobot `stats.json`, a Python file that holds a dictionary literal with
-                `q01` and `q99` as LingBot's configurations do (it is read, never run), or any of these as a dictionary.
-            feature: which one, where there are several: "actions" or "state" of openpi, "action" or "observation.state"
-                of LeRobot.
+            source: openpi's `norm_stats.json`, LeRobot's `stats.json`, a Python file with a dictionary literal of `q01` and
+                `q99` such as LingBot's configurations (it is parsed, never run), or any of these as a dictionary.
+            feature: which one, if there are several: "actions" or "state" of openpi, "action" or "observation.state" of
+                LeRobot.
 
         Raises:
-            InputError: there are none, or several and no feature is named.
+            InputError: there are none, or several and no feature is given.
         """
         where = source if isinstance(source, (str, Path)) else "the statistics"
         found = dict(_all_quantiles(_load_content(source)))
@@ -67,11 +74,11 @@ class QuantileNormalizer:
         return cls(low, high)
 
     def normalize(self, x: ArrayLike) -> NDArray[np.float64]:
-        """(*batch, d) in units of the data to about [-1, 1]."""
+        """(*batch, d) from units of the data to about [-1, 1]."""
         return (self._checked(x) - self.q01) / (self.q99 - self.q01 + _EPS) * 2 - 1
 
     def denormalize(self, x: ArrayLike) -> NDArray[np.float64]:
-        """(*batch, d) in about [-1, 1] back to units of the data."""
+        """(*batch, d) from about [-1, 1] to units of the data."""
         return (self._checked(x) + 1) / 2 * (self.q99 - self.q01 + _EPS) + self.q01
 
     def _checked(self, x: ArrayLike) -> NDArray[np.float64]:
@@ -82,7 +89,7 @@ class QuantileNormalizer:
 
 
 def _load_content(source: str | Path | Mapping[str, Any]) -> Any:
-    """The dictionary, or dictionaries, of a file."""
+    """The dictionary or dictionaries of a file."""
     if isinstance(source, Mapping):
         return source
     try:
@@ -98,7 +105,7 @@ def _load_content(source: str | Path | Mapping[str, Any]) -> Any:
 
 
 def _all_quantiles(content: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Every dictionary with q01 and q99, by the name it stands under."""
+    """Every dictionary with q01 and q99, by its key."""
     if not isinstance(content, Mapping):
         return
     if "q01" in content and "q99" in content:

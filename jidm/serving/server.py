@@ -1,8 +1,8 @@
-"""A websocket server in openpi's manner: what the numbers mean first, then an answer to every message.
+"""A websocket server with openpi's protocol: a handshake first, then an answer to every message.
 
-Clients are not trusted: messages are counted before they are unpacked, what cannot be understood is answered by one line of
-text, and who does not read, or does not answer pings, is let go. Each has a session of its own. Who misbehaves is still
-served, but in a back row of workers with low priority, so that nobody else waits for them.
+Clients are not trusted. Messages are checked before they are decoded; an invalid one is answered with one line of text; a
+client that does not read its answers or does not answer pings is disconnected. Each client has its own session. Clients that
+are new or misbehave are served by a separate pool of low-priority workers, so that no other client waits for them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from jidm.errors import InputError, JidmError, MissingExtraError
-from jidm.serving.codec import MessageLimits, pack, unpack
+from jidm.serving.codec import pack, unpack
+from jidm.serving.message_check import MessageLimits
 from jidm.serving.metrics import Metrics
 from jidm.serving.session import Session
 
@@ -33,26 +34,29 @@ if TYPE_CHECKING:
     from websockets.http11 import Request, Response
 
 _LOG = logging.getLogger(__name__)
-_PING_INTERVAL = 20.0  # [s] between pings, and how long an answer to one may take
-_SEND_TIMEOUT = 20.0  # [s] a client may take to read an answer
-_PENALTY_TIME = 10.0  # [s] that a client who misbehaved stays in the back row
-_NICE_INCREMENT = 10  # how much nicer the back row is than the front row
-_SHUTDOWN_TIMEOUT = 5.0  # [s] for what is under way when the server is stopped
-_GOING_AWAY, _INTERNAL, _TRY_LATER = 1001, 1011, 1013
+_PING_INTERVAL = 20.0  # [s] between pings, and timeout of their answers
+_SEND_TIMEOUT = 20.0  # [s] for a client to read an answer
+_PENALTY_TIME = 10.0  # [s] for which a client that misbehaved has low priority
+_NICE_INCREMENT = 10  # niceness of the low-priority workers, relative to the others
+_SHUTDOWN_TIMEOUT = 5.0  # [s] to finish requests when the server stops
+_TRY_AGAIN_LATER, _MESSAGE_TOO_BIG = 1013, 1009  # close codes of RFC 6455
 
 
 class PolicyServer:
     """Serves sessions over a websocket; `/healthz` and `/metrics` over plain HTTP on the same port.
 
     Args:
-        session: makes the session of a client.
-        host: whom to listen to; this machine only by default.
+        make_session: makes the session of a client.
+        host: interface to listen on; only this machine by default.
         port: 0 lets the system choose.
-        token: what clients must send as `Authorization: Api-Key <token>` (or Bearer); none is asked if None.
+        token: required from clients as `Authorization: Api-Key <token>` (or Bearer); no authorization if None.
         limits: of a message.
-        workers: requests that are computed at once, those of clients who misbehave not counted: these have one less, but
-            one at least.
-        most_clients: connections at once; more are turned away.
+        workers: requests computed concurrently. There is one low-priority worker less, but at least one.
+        max_clients: concurrent connections; further ones are refused.
+
+    Raises:
+        InputError: the token is empty.
+        MissingExtraError: prometheus_client is not installed.
     """
 
     def __init__(
@@ -60,17 +64,17 @@ class PolicyServer:
         limits: MessageLimits | None = None, workers: int = 2, max_clients: int = 64,
     ) -> None:  # fmt: skip
         if token is not None and not token.strip():
-            raise InputError("the token is empty; give one that nobody guesses")
+            raise InputError("the token is empty; choose one that cannot be guessed")
         self._make_session, self._host, self._port, self._token = make_session, host, port, token
         self._limits, self._workers, self._max_clients = limits or MessageLimits(), workers, max_clients
         self.metrics = Metrics()
         self._num_clients = 0
 
     def run(self, on_started: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until the process is told to stop (SIGINT, SIGTERM).
+        """Serve until the process receives SIGINT or SIGTERM.
 
         Args:
-            on_started: called with the port once connections are taken.
+            on_started: called with the port once connections are accepted.
         """
 
         async def until_signaled() -> None:
@@ -83,10 +87,14 @@ class PolicyServer:
         asyncio.run(until_signaled())
 
     async def serve(self, stop: asyncio.Event, on_started: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until `stop` is set; what is under way is finished, then clients are told to go.
+        """Serve until `stop` is set; requests in progress are finished, then clients are disconnected.
+
+        Args:
+            stop: ends serving.
+            on_started: called with the port once connections are accepted.
 
         Raises:
-            InputError: the port is taken, or the address is not this machine's.
+            InputError: the port is in use, or the address is not this machine's.
             MissingExtraError: websockets is not installed.
         """
         try:
@@ -97,7 +105,7 @@ class PolicyServer:
         with (
             ThreadPoolExecutor(self._workers, thread_name_prefix="jidm") as self._executor,
             ThreadPoolExecutor(
-                max(1, self._workers - 1), thread_name_prefix="jidm-back", initializer=_lower_priority
+                max(1, self._workers - 1), thread_name_prefix="jidm-low-priority", initializer=_lower_priority
             ) as self._low_priority_executor,
         ):
             try:
@@ -118,12 +126,12 @@ class PolicyServer:
     # ---- one connection ---------------------------------------------------------------------------------------------
 
     def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Plain HTTP requests, and who may come in."""
+        """Answer plain HTTP requests; refuse clients without a token or beyond the limit."""
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if not self._is_authorized(request):
             self.metrics.rejected.labels("token").inc()
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a token is needed\n")
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a token is required\n")
         if request.path == "/metrics":
             return connection.respond(http.HTTPStatus.OK, self.metrics.text().decode())
         if self._num_clients >= self._max_clients:
@@ -142,9 +150,9 @@ class PolicyServer:
     async def _handle_connection(self, socket: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed
 
-        if self._num_clients >= self._max_clients:  # they were let in together
+        if self._num_clients >= self._max_clients:  # connections accepted at the same time
             self.metrics.rejected.labels("clients").inc()
-            await socket.close(_TRY_LATER, "too many clients")
+            await socket.close(_TRY_AGAIN_LATER, "too many clients")
             return
         self._num_clients += 1
         self.metrics.clients.inc()
@@ -153,7 +161,7 @@ class PolicyServer:
             await self._send(socket, pack(session.metadata))
             await self._answer_messages(socket, session)
         except ConnectionClosed as error:
-            if error.sent is not None and error.sent.code == 1009:
+            if error.sent is not None and error.sent.code == _MESSAGE_TOO_BIG:
                 self.metrics.rejected.labels("size").inc()
         except asyncio.TimeoutError:
             self.metrics.rejected.labels("slow").inc()
@@ -163,8 +171,11 @@ class PolicyServer:
             self.metrics.clients.dec()
 
     async def _answer_messages(self, socket: ServerConnection, session: Session) -> None:
-        """Answer message after message. A client sits in the back row until it has been answered once, and for a while after
-        a message that was refused or that came before the last one's answer was there."""
+        """Answer message after message.
+
+        A client has low priority until its first message is answered, and for `_PENALTY_TIME` after a message that was
+        refused or that arrived before the previous answer was ready.
+        """
         trusted_since = math.inf
         pending = asyncio.ensure_future(socket.recv())
         try:
@@ -185,8 +196,8 @@ class PolicyServer:
                 await pending
 
     async def _respond(self, session: Session, message: bytes | str, executor: ThreadPoolExecutor) -> bytes | str:
-        """The answer, or one line of text that says why there is none."""
-        began = time.perf_counter()
+        """The answer, or one line of text with the reason why there is none."""
+        start = time.perf_counter()
         self.metrics.queue.inc()
 
         def answer() -> bytes:
@@ -199,12 +210,12 @@ class PolicyServer:
         except JidmError as error:
             self.metrics.rejected.labels("message").inc()
             response, kind = str(error), "refused"
-        except Exception:  # a client must not be able to stop the server, nor to look inside
+        except Exception:  # no message may stop the server or reveal its internals
             number = uuid.uuid4().hex[:8]
             _LOG.exception("error %s", number)
             self.metrics.rejected.labels("error").inc()
-            response, kind = f"internal error {number}; the server's log tells more", "failed"
-        self.metrics.latency.labels(kind).observe(time.perf_counter() - began)
+            response, kind = f"internal error {number}; the server's log has details", "failed"
+        self.metrics.latency.labels(kind).observe(time.perf_counter() - start)
         return response
 
     @staticmethod
@@ -213,7 +224,7 @@ class PolicyServer:
 
 
 def _lower_priority() -> None:
-    """Lower the priority of this thread alone; elsewhere than on Linux threads have none of their own."""
+    """Lower the priority of this thread; only Linux has priorities per thread."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE_INCREMENT)

@@ -1,4 +1,4 @@
-"""One client's conversation: messages in openpi's and in LingBot-VA's dialect, turned into calls of a decoder."""
+"""State of one client: openpi's and LingBot-VA's messages, translated into calls of an action decoder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ENDPOINTS = ("infer", "observe", "reset")
 
 
 class Session:
-    """State of one client: a decoder of its own, and where its robot began.
+    """The session of one client, with its own decoder and initial pose.
 
     Args:
-        decoder: used by nobody else.
-        contract: how messages are read.
+        decoder: not shared with other sessions.
+        handshake: how messages are interpreted.
     """
 
     def __init__(self, decoder: ActionDecoder, handshake: Handshake) -> None:
@@ -35,32 +35,32 @@ class Session:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the client is told first."""
+        """The first message to the client."""
         return self.handshake.metadata(self.decoder)
 
     def handle(self, message: Any) -> dict[str, Any]:
-        """The answer to one message.
+        """Answer one message.
 
-        `{"endpoint": "reset", "q": ...}` or LingBot-VA's `{"reset": True}`: begin anew, `{}`.
-        `{"endpoint": "observe", "q": ..., "time": ...}`: what the robot measured, `{"furthest": [...]}`.
-        `{"obs": ..., "compute_kv_cache": True}`: frames the robot has seen; what comes next is dreamt from the last, `{}`.
-        `{"obs": ...}`: frames as LingBot-VA's client sends them, `{"action": (channels, frames, actions a frame)}`.
-        Anything else is an observation as openpi's client sends it: a picture, or several, under the view's name, perhaps
-        a state; `{"actions": (commands, joints), "position": ..., "held": ..., "reason": ..., "server_timing": ...}`.
+        `{"endpoint": "reset", "q": ...}` or LingBot-VA's `{"reset": True}`: start a new episode; the answer is `{}`.
+        `{"endpoint": "observe", "q": ..., "time": ...}`: measured joint positions; `{"tracking_error": [...]}`.
+        `{"obs": ..., "compute_kv_cache": True}`: real frames; the next generated video starts at the last of them; `{}`.
+        `{"obs": ...}`: frames from LingBot-VA's client; `{"action": (channels, frames, actions per frame)}`.
+        Any other map is an observation from openpi's client: one or several frames under the image key, and optionally a
+        state; `{"actions": (commands, joints), "position": ..., "holding": ..., "reason": ..., "server_timing": ...}`.
 
         Raises:
-            InputError: the message cannot be understood.
+            InputError: the message is not one of these.
         """
         if not isinstance(message, Mapping):
-            raise InputError("a request is a map of names to values")
-        began = time.perf_counter()
+            raise InputError("a request must be a map of names to values")
+        start = time.perf_counter()
         answer = self._handle(message)
-        taken = (time.perf_counter() - began) * 1000
+        duration_ms = (time.perf_counter() - start) * 1000
         if "actions" in answer:
-            answer["server_timing"] = {"infer_ms": taken}
+            answer["server_timing"] = {"infer_ms": duration_ms}
             if self._last_ms is not None:
                 answer["server_timing"]["prev_total_ms"] = self._last_ms
-        self._last_ms = taken
+        self._last_ms = duration_ms
         return answer
 
     def _handle(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,57 +71,56 @@ class Session:
             self._reset(_state(message))
             return {}
         if endpoint == "observe":
-            q, when = _state(message), message.get("time")
+            q, at = _state(message), message.get("time")
             if q is None:
-                raise InputError("observe needs q, the joint positions that the robot measured")
-            if when is not None and not isinstance(when, (int, float, np.number)):
+                raise InputError("observe needs q, the measured joint positions")
+            if at is not None and not isinstance(at, (int, float, np.number)):
                 raise InputError("time must be a number of seconds")
-            return {"furthest": np.array([self.decoder.observe(q, time=None if when is None else float(when))])}
+            error = self.decoder.trajectory.observe(q, time=None if at is None else float(at))
+            return {"tracking_error": np.array([error])}
         if "obs" not in message:
             return self._handle_openpi(message)
-        return (
-            self._handle_observed_frames(message)
-            if message.get("compute_kv_cache") is True
-            else self._handle_lingbot(message)
-        )
+        if message.get("compute_kv_cache") is True:
+            return self._handle_real_frames(message)
+        return self._handle_lingbot(message)
 
     # ---- openpi -----------------------------------------------------------------------------------------------------
 
     def _handle_openpi(self, message: Mapping[str, Any]) -> dict[str, Any]:
         frames = self._frames([message])
         commands, _ = self._commands(frames, _state(message), message.get("q"))
-        if not len(commands):  # its chunk broker takes the first of the actions unasked
-            reason = commands.reason or "the first frame only shows where the robot is"
-            commands = self.decoder.hold(self._commands_per_frame, reason)
+        if not len(commands):  # openpi's chunk broker needs at least one action
+            reason = commands.reason or "the first frame only shows the initial pose"
+            per_frame = math.ceil(self.decoder.config.control_rate / self.decoder.config.video_rate)
+            commands = self.decoder.trajectory.hold(per_frame, reason)
         return {
-            "actions": commands.action, "position": commands.position, "time": commands.time, "held": commands.holding,
-            "behind": commands.tracking_error, "gripper": commands.gripper, "reason": commands.reason,
+            "actions": commands.action, "position": commands.position, "time": commands.time, "holding": commands.holding,
+            "tracking_error": commands.tracking_error, "gripper": commands.gripper, "reason": commands.reason,
         }  # fmt: skip
 
     # ---- LingBot-VA -------------------------------------------------------------------------------------------------
 
     def _handle_lingbot(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Frames of the first request begin with the one that shows the robot as it is: no time passes until it."""
+        """The first frame of the first request shows the initial pose: no time passes before it."""
         lingbot, channels = self.handshake.lingbot_format(
             self.decoder, _optional_string(message, "layout"), _optional_string(message, "side")
         )
-        commands_per_frame = self.decoder.control_rate / self.decoder.video_rate
-        if abs(commands_per_frame - round(commands_per_frame)) > 1e-9 or self.decoder.chunk != 1:
+        config = self.decoder.config
+        commands_per_frame = round(config.control_rate / config.video_rate)
+        if abs(config.control_rate / config.video_rate - commands_per_frame) > 1e-9 or config.chunk != 1:
             raise InputError(
-                f"{commands_per_frame:g} actions a frame and chunks of {self.decoder.chunk}: LingBot's answers are frames of equally many "
-                "actions; serve with a control rate that is a multiple of the video's, and a chunk of 1"
+                f"{config.control_rate / config.video_rate:g} actions per frame and chunks of {config.chunk}: LingBot's answers have "
+                "equally many actions per frame; serve with a control rate that is a multiple of the video's, and a chunk of 1"
             )
         frames = self._frames(_observations(message["obs"]))
         commands, num_initial = self._commands(frames, _state(message), message.get("q"))
         assert self._q0 is not None
-        position = np.concatenate(
-            [np.repeat(self._q0[None], num_initial * round(commands_per_frame), 0), commands.position]
-        )
-        numbers = lingbot.pack(position, q0=self._q0)[:, channels]
-        action = numbers.reshape(-1, round(commands_per_frame), len(channels)).transpose(2, 0, 1)
-        return {"action": np.ascontiguousarray(action), "held": commands.holding, "reason": commands.reason}
+        initial = np.repeat(self._q0[None], num_initial * commands_per_frame, 0)
+        numbers = lingbot.pack(np.concatenate([initial, commands.position]), q0=self._q0)[:, channels]
+        action = numbers.reshape(-1, commands_per_frame, len(channels)).transpose(2, 0, 1)
+        return {"action": np.ascontiguousarray(action), "holding": commands.holding, "reason": commands.reason}
 
-    def _handle_observed_frames(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _handle_real_frames(self, message: Mapping[str, Any]) -> dict[str, Any]:
         frames = self._frames(_observations(message["obs"]))
         q = message.get("q")
         self.decoder.start_video(None if q is None else _float_array(q, "q"))
@@ -130,10 +129,6 @@ class Session:
 
     # ---- both -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _commands_per_frame(self) -> int:
-        return math.ceil(self.decoder.control_rate / self.decoder.video_rate)
-
     def _reset(self, q: NDArray[np.float64] | None) -> None:
         self.decoder.reset(q)
         self._q0, self._awaiting_first_frame = q, True
@@ -141,31 +136,31 @@ class Session:
     def _commands(
         self, frames: Sequence[NDArray[Any]], state: NDArray[np.float64] | None, q: Any
     ) -> tuple[Commands, int]:
-        """What leads to these frames, and how many of them only show where the robot is (0 or 1)."""
+        """Commands that lead to these frames, and how many of the frames only show the initial pose (0 or 1)."""
         if self._awaiting_first_frame and state is not None:
             self.decoder.reset(state)
         measured = None if q is None or self._awaiting_first_frame else _float_array(q, "q")
         commands = self.decoder.push(np.stack(frames), q=measured, layout="THWC")
-        if self.decoder.position is None:
-            raise InputError(commands.reason or "the first frame does not show where the robot is")
+        if self.decoder.trajectory.position is None:
+            raise InputError(commands.reason or "the first frame does not show the robot's pose")
         num_initial = int(self._awaiting_first_frame)
         if self._awaiting_first_frame:
-            self._q0 = state if state is not None else self.decoder.position - commands.delta.sum(0)
+            self._q0 = state if state is not None else self.decoder.trajectory.position - commands.delta.sum(0)
             self._awaiting_first_frame = False
         return commands, num_initial
 
     def _frames(self, observations: Sequence[Mapping[str, Any]]) -> list[NDArray[Any]]:
-        """(H, W, 3) each: the view of every observation, which may hold several frames itself.
+        """The frames (H, W, 3) of all observations; each observation may hold several.
 
         Raises:
-            InputError: there is no such view, several and none is named, or the pictures differ in size.
+            InputError: an image is missing or ambiguous, or the frames differ in size.
         """
         frames: list[NDArray[Any]] = []
         for observation in observations:
             image = self._image(observation)
             frames += [image] if image.ndim == 3 else list(image)
         if not 0 < len(frames) <= _MAX_FRAMES:
-            raise InputError(f"a request holds 1 to {_MAX_FRAMES} frames, this one {len(frames)}")
+            raise InputError(f"a request must hold 1 to {_MAX_FRAMES} frames, this one holds {len(frames)}")
         if len({frame.shape for frame in frames}) != 1:
             raise InputError("the frames of a request differ in size")
         return frames
@@ -178,20 +173,21 @@ class Session:
         }
         image_key = self.handshake.image_key if self.handshake.image_key is not None else next(iter(images), "")
         if image_key not in images or (self.handshake.image_key is None and len(images) > 1):
-            what = "name the view by which it is served" if images else "no picture of shape (H, W, 3) or (T, H, W, 3)"
-            raise InputError(f"{what}; pictures in the request: {', '.join(sorted(images)) or 'none'}")
+            wanted = f"no image '{image_key}'" if self.handshake.image_key is not None else "serve with an image key"
+            problem = wanted if images else "no image of shape (H, W, 3) or (T, H, W, 3)"
+            raise InputError(f"{problem}; images in the request: {', '.join(sorted(images)) or 'none'}")
         return images[image_key]
 
 
 def _observations(obs: Any) -> list[Mapping[str, Any]]:
     observations = [obs] if isinstance(obs, Mapping) else obs
     if not isinstance(observations, list) or not observations or not all(isinstance(x, Mapping) for x in observations):
-        raise InputError("obs must be an observation or a list of them, each a map of names to pictures")
+        raise InputError("obs must be an observation or a list of them, each a map of names to images")
     return observations
 
 
 def _state(message: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    """Joint positions of the robot, under any of the names in use."""
+    """Joint positions of the robot, under any of the known keys."""
     for name in _STATE_KEYS:
         if message.get(name) is not None:
             return _float_array(message[name], name)
@@ -208,5 +204,5 @@ def _float_array(value: Any, name: str) -> NDArray[np.float64]:
 def _optional_string(message: Mapping[str, Any], name: str) -> str | None:
     value = message.get(name)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{name} must be a word")
+        raise InputError(f"{name} must be a string")
     return value

@@ -1,4 +1,4 @@
-"""The control loop, in a world where pictures are poses: who tracks how well, and what happens when a planner does not."""
+"""The asynchronous control loop on frames that encode poses: tracking error of each mode, and failures of the planner."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_decoder import RATE, REACH, ROBOT, _joined, _Written, decoder, idm, picture
-from test_decoder_spline import _exceeded
+from test_control_decoder import POSE_RANGE, RATE, ROBOT, PixelPoseStream, concatenate, idm, make_decoder, picture
+from test_control_spline import limit_usage
 
-from jidm.control import MODES, ActionDecoder, AsyncController, Commands, MotionLimits
+from jidm.control import MODES, ActionDecoder, AsyncController, Commands, ControlConfig, MotionLimits
 from jidm.errors import InputError
 
-K, EACH = 4, 4  # frames of a dream, commands of a frame
+CHUNK, COMMANDS_PER_FRAME = 4, 4
 
 
 def pose(frame: torch.Tensor) -> np.ndarray:
-    return (frame[0, 0, : ROBOT.n].double().numpy() * 2 - 1) * REACH
+    return (frame[0, 0, : ROBOT.n].double().numpy() * 2 - 1) * POSE_RANGE
 
 
 def reference(frames: float | np.ndarray) -> np.ndarray:
-    """Where the robot should be after so many frames."""
+    """Desired joint positions after this many frames."""
     t = np.asarray(frames)[..., None] / RATE
     waves = 0.5 * ROBOT.exploration_range * np.sin(
         2 * np.pi * 0.15 * t + np.arange(ROBOT.n)
@@ -34,20 +34,20 @@ def reference(frames: float | np.ndarray) -> np.ndarray:
     return ROBOT.home + np.where(ROBOT.gripper_mask, 0.0, waves)
 
 
-class Dreamer:
-    """Dreams K frames along the reference; what is off in the frame it begins with is made good on the way."""
+class ReferencePlanner:
+    """Generates CHUNK frames along the reference; an offset of the given frame is removed linearly on the way."""
 
     def __init__(self) -> None:
         self.chunk = 0
 
     def __call__(self, frame: torch.Tensor) -> np.ndarray:
-        done, self.chunk = self.chunk * K, self.chunk + 1
-        off = pose(frame) - reference(done)
-        return np.stack([picture(reference(done + k) + off * (1 - k / K)) for k in range(1, K + 1)])
+        done, self.chunk = self.chunk * CHUNK, self.chunk + 1
+        offset = pose(frame) - reference(done)
+        return np.stack([picture(reference(done + k) + offset * (1 - k / CHUNK)) for k in range(1, CHUNK + 1)])
 
 
-class Later(Executor):
-    """Runs what it is given at once and hands it over after so many control periods."""
+class DelayedExecutor(Executor):
+    """Runs calls at once and delivers their results after this many control periods."""
 
     def __init__(self, periods: int) -> None:
         self.periods, self.waiting = periods, []
@@ -66,7 +66,7 @@ class Later(Executor):
 
 
 class Robot:
-    """Does nearly what it is told."""
+    """Executes 95 % of every step."""
 
     def __init__(self) -> None:
         self.q = np.array(ROBOT.home)
@@ -75,56 +75,63 @@ class Robot:
         self.q = self.q + 0.95 * command.delta[0]
 
 
-class Drifting(_Written):
-    """Follows what moves from where it is told to begin, and reads every step too short, as any following of steps drifts."""
+class DriftingStream(PixelPoseStream):
+    """Integrates steps from the given initial pose and underestimates each by 5 %, so that it drifts."""
 
     def __init__(self, frame: torch.Tensor, q0: object) -> None:
         super().__init__(frame, None)
-        self.off = torch.as_tensor(q0) - self.q
+        self.offset = torch.as_tensor(q0) - self.q
 
     def push(self, frame: torch.Tensor, time: float) -> SimpleNamespace:
         step = super().push(frame, time)
-        self.off = self.off - 0.05 * step.delta_q
-        step.position = step.position + self.off
+        self.offset = self.offset - 0.05 * step.delta_q
+        step.position = step.position + self.offset
         return step
 
 
-def drifting() -> ActionDecoder:
-    reads = copy(idm())
-    reads.stream = lambda frame, *, time, q0=None: Drifting(frame, q0)  # type: ignore[method-assign, assignment]
-    return ActionDecoder(reads, video_rate=RATE)
+def drifting_decoder() -> ActionDecoder:
+    drifting = copy(idm())
+    drifting.stream = lambda frame, *, time, q0=None: DriftingStream(frame, q0)  # type: ignore[method-assign, assignment]
+    return ActionDecoder(drifting, ControlConfig(video_rate=RATE))
 
 
-def forward(frame: torch.Tensor, q: np.ndarray, steps: np.ndarray) -> torch.Tensor:
+def exact_model(frame: torch.Tensor, q: np.ndarray, steps: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(picture(pose(frame) + steps.sum(0))).permute(2, 0, 1).float()
 
 
-def short(frame: torch.Tensor, q: np.ndarray, steps: np.ndarray) -> torch.Tensor:
-    """As a field errs: by a share of the motion."""
-    return forward(frame, q, 0.7 * steps)
+def short_model(frame: torch.Tensor, q: np.ndarray, steps: np.ndarray) -> torch.Tensor:
+    """Errs by a fraction of the motion, as a warp by a field does."""
+    return exact_model(frame, q, 0.7 * steps)
 
 
-NEVER = 10**9  # periods until a comparison is there
+NEVER = 10**9  # control periods until a comparison is available
 
 
-def run(mode: str, chunks: int = 40, *, carry: Any = forward, compare: int = 3) -> tuple[float, int, np.ndarray]:
-    """Mean distance from the reference at the end of each chunk [rad], control periods needed, everything commanded."""
-    late, soon, dreamer, robot = Later(K * EACH), Later(compare), Dreamer(), Robot()
+def run(
+    mode: str, chunks: int = 40, *, forward_model: Any = exact_model, compare: int = 3
+) -> tuple[float, int, np.ndarray]:
+    """Mean error at the end of each chunk [rad], control periods needed, and all commanded steps."""
+    planning, comparison, robot = DelayedExecutor(CHUNK * COMMANDS_PER_FRAME), DelayedExecutor(compare), Robot()
     controller = AsyncController(
-        dreamer, drifting(), mode=mode, forward_model=carry, planning_executor=late, comparison_executor=soon
+        ReferencePlanner(),
+        drifting_decoder(),
+        mode=mode,
+        forward_model=forward_model,
+        planning_executor=planning,
+        comparison_executor=comparison,
     )
     controller.reset(picture(robot.q), robot.q)
     errors, sent, moving, periods = [], [], 0, 0
     while len(errors) < chunks:
         command = controller.step(picture(robot.q), robot.q)
         robot.send(command)
-        late.tick()
-        soon.tick()
+        planning.tick()
+        comparison.tick()
         sent.append(command.delta[0])
         periods += 1
         moving += not command.holding[0]
-        if not command.holding[0] and moving % (K * EACH) == 0:
-            errors.append(np.abs(robot.q - reference(len(errors) * K + K)).max())
+        if not command.holding[0] and moving % (CHUNK * COMMANDS_PER_FRAME) == 0:
+            errors.append(np.abs(robot.q - reference(len(errors) * CHUNK + CHUNK)).max())
     return float(np.mean(errors[3:])), periods, np.stack(sent)
 
 
@@ -135,14 +142,14 @@ def test_grounded_tracks_as_sync_does_at_twice_its_pace() -> None:
     assert error["async_naive"] > 2 * error["sync"]
     blind = run("sync", compare=NEVER)[0]
     assert error["async_grounded"] < 1.3 * blind
-    # Comparing gains sync more, whose dreams begin where the robot is.
+    # Comparison helps sync more, because its chunks start at the robot's pose.
     assert error["async_grounded"] < 1.4 * error["sync"]
     assert pace["async_grounded"] > 1.8 * pace["sync"]
 
 
-def test_what_reading_and_the_forward_model_err_is_made_good_by_comparing() -> None:
-    for mode, carry in (("sync", forward), ("async_grounded", short)):
-        compared, blind = (run(mode, carry=carry, compare=periods)[0] for periods in (3, NEVER))
+def test_comparison_corrects_tracking_drift_and_forward_model_error() -> None:
+    for mode, model in (("sync", exact_model), ("async_grounded", short_model)):
+        compared, blind = (run(mode, forward_model=model, compare=periods)[0] for periods in (3, NEVER))
         assert compared < 0.75 * blind, (mode, compared, blind)
     sync = run("sync", compare=NEVER)[0]
     assert compared < 1.6 * sync and blind > 2 * sync
@@ -151,22 +158,22 @@ def test_what_reading_and_the_forward_model_err_is_made_good_by_comparing() -> N
 @pytest.mark.parametrize("mode", MODES)
 def test_no_limit_is_exceeded(mode: str) -> None:
     deltas = run(mode, chunks=10)[2]
-    assert _exceeded(deltas.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
+    assert limit_usage(deltas.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
-class Broken(Dreamer):
-    """Dreams well, except in the chunks named."""
+class FailingPlanner(ReferencePlanner):
+    """Works, except in the given chunks."""
 
     def __init__(self, how: Callable[[np.ndarray], Any], when: range) -> None:
         super().__init__()
         self.how, self.when = how, when
 
     def __call__(self, frame: torch.Tensor) -> Any:
-        dream = super().__call__(frame)
-        return self.how(dream) if self.chunk in self.when else dream
+        frames = super().__call__(frame)
+        return self.how(frames) if self.chunk in self.when else frames
 
 
-def fails(dream: np.ndarray) -> Any:
+def fails(frames: np.ndarray) -> Any:
     raise RuntimeError("CUDA out of memory")
 
 
@@ -181,46 +188,52 @@ WRONG = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("how", WRONG)
-def test_a_planner_that_fails_leads_to_hold_and_is_asked_again(mode: str, how: str) -> None:
+def test_a_failing_planner_leads_to_hold_and_is_called_again(mode: str, how: str) -> None:
     breaks, words = WRONG[how]
-    late, robot = Later(3), Robot()
+    planning, robot = DelayedExecutor(3), Robot()
     controller = AsyncController(
-        Broken(breaks, range(4, 7)), decoder(), mode=mode, forward_model=forward, planning_executor=late
+        FailingPlanner(breaks, range(4, 7)),
+        make_decoder(),
+        mode=mode,
+        forward_model=exact_model,
+        planning_executor=planning,
     )
     controller.reset(picture(robot.q), robot.q)
     commands = []
     for _ in range(250):
         commands.append(controller.step(picture(robot.q), robot.q))
         robot.send(commands[-1])
-        late.tick()
-    told = _joined(commands)
+        planning.tick()
+    commanded = concatenate(commands)
     assert any(words in command.reason for command in commands)
     moves = [bool(np.abs(command.velocity).max() > 0.02) for command in commands]
-    assert not all(command.held[0] for command in commands[-60:]) and any(moves[-60:])
-    assert _exceeded(told.delta.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
+    assert not all(command.holding[0] for command in commands[-60:]) and any(moves[-60:])
+    assert limit_usage(commanded.delta.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
-def test_a_dead_planner_leads_to_rest_and_says_how_long() -> None:
-    late, robot = Later(10**9), Robot()
-    controller = AsyncController(Dreamer(), decoder(), forward_model=forward, planning_executor=late)
+def test_a_dead_planner_leads_to_rest_and_states_the_waiting_time() -> None:
+    planning, robot = DelayedExecutor(10**9), Robot()
+    controller = AsyncController(
+        ReferencePlanner(), make_decoder(), forward_model=exact_model, planning_executor=planning
+    )
     controller.reset(picture(robot.q), robot.q)
     commands = [controller.step(picture(robot.q), robot.q) for _ in range(60)]
     assert all(command.holding[0] and "waiting for the planner since" in command.reason for command in commands)
-    assert np.abs(_joined(commands).velocity).max() < 1e-6
+    assert np.abs(concatenate(commands).velocity).max() < 1e-6
 
 
-def test_it_plans_in_a_thread_of_its_own_and_reports_where_time_goes() -> None:
+def test_it_plans_in_its_own_thread_and_reports_timings() -> None:
     threads: set[str] = set()
     done = threading.Event()
 
-    class Watched(Dreamer):
+    class WatchedPlanner(ReferencePlanner):
         def __call__(self, frame: torch.Tensor) -> np.ndarray:
             threads.add(threading.current_thread().name)
             done.set()
             return super().__call__(frame)
 
     robot = Robot()
-    controller = AsyncController(Watched(), decoder(), forward_model=forward)
+    controller = AsyncController(WatchedPlanner(), make_decoder(), forward_model=exact_model)
     controller.reset(picture(robot.q), robot.q)
     controller.step()
     assert done.wait(10)
@@ -229,23 +242,26 @@ def test_it_plans_in_a_thread_of_its_own_and_reports_where_time_goes() -> None:
             break
     assert threads == {"planner_0"}
     report = controller.report()
-    assert all(part in report for part in ("plan", "read", "follow", "step")) and "p99" in report
+    assert all(part in report for part in ("plan", "measure", "track", "step")) and "p99" in report
 
 
-def test_without_measurements_commands_are_believed() -> None:
-    late = Later(1)
+def test_without_measurements_the_commanded_positions_are_used() -> None:
+    planning = DelayedExecutor(1)
     controller = AsyncController(
-        Dreamer(), decoder(action_space="joint_position"), forward_model=forward, planning_executor=late
+        ReferencePlanner(),
+        make_decoder(action_space="joint_position"),
+        forward_model=exact_model,
+        planning_executor=planning,
     )
     controller.reset(picture(ROBOT.home), ROBOT.home)
     commands = []
     for _ in range(100):
         commands.append(controller.step())
-        late.tick()
-    assert not commands[-1].held[0]
-    assert _exceeded(_joined(commands).position, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
+        planning.tick()
+    assert not commands[-1].holding[0]
+    assert limit_usage(concatenate(commands).position, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(InputError, match="async_grounded"):
-        AsyncController(Dreamer(), decoder(), mode="async")
+        AsyncController(ReferencePlanner(), make_decoder(), mode="async")

@@ -1,4 +1,4 @@
-"""The reward by a learned field: no pose, no camera, and gradients down to the pixels."""
+"""The reward with a learned field: no initial pose, no camera, and gradients with respect to the pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 NAME, FRAMES, FPS, GOOD = "finger-5", 6, 16.0, 5
 
 
-def filmed(robot: Embodiment, camera: Camera, count: int) -> Tensor:
+def render_videos(robot: Embodiment, camera: Camera, count: int) -> Tensor:
     """(count, T, 3, H, W) of random motions."""
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(count)]
     with Scene(robot, appearance=Appearance.textured("picture"), exact=False) as world:
@@ -37,18 +37,18 @@ def filmed(robot: Embodiment, camera: Camera, count: int) -> Tensor:
 def videos() -> Tensor:
     checkpoint = load_checkpoint(NAME)
     camera = Camera.from_dict(checkpoint.training_camera())
-    return filmed(load_embodiment(checkpoint.training["recipe"]["embodiment"]), camera, GOOD)
+    return render_videos(load_embodiment(checkpoint.training["recipe"]["embodiment"]), camera, GOOD)
 
 
 @pytest.fixture(scope="module")
 def differentiable(videos) -> ExecutabilityReward:
     idm = JacobianIDM.from_pretrained(NAME, limits="none")
-    idm.field.double()  # finite differences need the digits
+    idm.field.double()  # for finite differences
     return ExecutabilityReward(idm, differentiable=True).fit_scales(videos, fps=FPS)
 
 
 @pytest.fixture(scope="module")
-def followed(videos) -> ExecutabilityReward:
+def tracked(videos) -> ExecutabilityReward:
     idm = JacobianIDM.from_pretrained(NAME, limits="none")
     return ExecutabilityReward(idm).fit_scales(videos, fps=FPS)
 
@@ -63,28 +63,28 @@ def test_gradients_are_those_of_finite_differences(videos, differentiable):
         assert float(slope.norm()) > 0.1
 
 
-def test_eight_threads_agree_with_one(videos, followed):
-    together = followed(videos, fps=FPS)
+def test_eight_threads_agree_with_one(videos, tracked):
+    batched = tracked(videos, fps=FPS)
     with ThreadPoolExecutor(8) as pool:
-        alone = list(pool.map(lambda k: float(followed(videos[k % GOOD], fps=FPS)), range(8)))
-    assert alone == [float(together[k % GOOD]) for k in range(8)]
+        alone = list(pool.map(lambda k: float(tracked(videos[k % GOOD], fps=FPS)), range(8)))
+    assert alone == [float(batched[k % GOOD]) for k in range(8)]
 
 
-def test_other_sizes_are_fitted_to_what_the_field_reads(videos, followed):
+def test_other_sizes_are_letterboxed(videos, tracked):
     wide = torch.nn.functional.pad(videos[0], (40, 40, 0, 0), mode="replicate")
-    assert 0 < float(followed(wide, fps=FPS)) <= 10
+    assert 0 < float(tracked(wide, fps=FPS)) <= 10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_judges_alike(videos, followed):
+def test_a_gpu_gives_the_same_rewards(videos, tracked):
     on_gpu = JacobianIDM.from_pretrained(NAME, limits="none", device="cuda")
-    rewards = ExecutabilityReward(on_gpu, followed.calibration)(videos.cuda(), fps=FPS).cpu()
-    assert torch.allclose(rewards, followed(videos, fps=FPS), atol=0.05)
+    rewards = ExecutabilityReward(on_gpu, tracked.scales)(videos.cuda(), fps=FPS).cpu()
+    assert torch.allclose(rewards, tracked(videos, fps=FPS), atol=0.05)
 
 
-def test_followed_rewards_have_no_gradient(videos, followed):
+def test_tracked_rewards_have_no_gradient(videos, tracked):
     at = videos[0].clone().requires_grad_()
-    assert not followed(at, fps=FPS).requires_grad
+    assert not tracked(at, fps=FPS).requires_grad
 
 
 def test_gradients_are_refused_where_there_are_none():
@@ -93,32 +93,32 @@ def test_gradients_are_refused_where_there_are_none():
         ExecutabilityReward(JacobianIDM.from_embodiment(robot, limits="none"), differentiable=True)
 
 
-def test_scales_of_another_reading_are_refused(followed, differentiable):
-    with pytest.raises(InputError, match="calibrate again"):
-        ExecutabilityReward(followed.idm, followed.calibration, differentiable=True)
-    one = followed.calibration
-    partial = TermScales({"residual": one.scales["residual"]}, one.videos, one.reading, one.made_by)
-    with pytest.raises(InputError, match="knows nothing of appearance, shape"):
-        ExecutabilityReward(followed.idm, partial)
-    elsewhere = replace(one, made_by={**one.made_by, "checkpoint": "another"})
-    with pytest.raises(InputError, match="made with checkpoint another"):
-        ExecutabilityReward(followed.idm, elsewhere)
+def test_scales_of_another_mode_or_decoder_are_refused(tracked, differentiable):
+    with pytest.raises(InputError, match="fit them again"):
+        ExecutabilityReward(tracked.idm, tracked.scales, differentiable=True)
+    one = tracked.scales
+    partial = TermScales({"residual": one.terms["residual"]}, one.num_videos, one.mode, one.provenance)
+    with pytest.raises(InputError, match="lack appearance, shape"):
+        ExecutabilityReward(tracked.idm, partial)
+    elsewhere = replace(one, provenance={**one.provenance, "checkpoint": "another"})
+    with pytest.raises(InputError, match="fitted with checkpoint another"):
+        ExecutabilityReward(tracked.idm, elsewhere)
 
 
-def test_scales_may_lie_beside_the_checkpoint(followed, tmp_path: Path):
+def test_scales_are_found_in_the_checkpoints_folder(tracked, tmp_path: Path):
     folder = shutil.copytree(bundled_folder() / NAME, tmp_path / "mine")
     (folder / SCALES_FILE).unlink(missing_ok=True)
-    with pytest.raises(InputError, match="jidm calibrate"):
+    with pytest.raises(InputError, match="jidm fit-scales"):
         ExecutabilityReward.from_pretrained(folder)
-    followed.calibration.save(folder / SCALES_FILE)
-    assert ExecutabilityReward.from_pretrained(folder).scales == followed.calibration
+    tracked.scales.save(folder / SCALES_FILE)
+    assert ExecutabilityReward.from_pretrained(folder).scales == tracked.scales
 
 
-def test_no_robot_or_another_one_scores_low_and_finite(videos, followed):
+def test_no_robot_or_another_one_scores_low_and_finite(videos, tracked):
     other = load_embodiment("planar_finger_2")
     camera = other.camera().resized(videos.shape[-1], videos.shape[-2])
     noise = torch.rand(videos[0].shape, generator=torch.Generator().manual_seed(0))
-    wrong = torch.stack([noise.double(), torch.full_like(videos[0], 0.5), filmed(other, camera, 1)[0]])
-    rewards = followed(wrong, fps=FPS)
+    wrong = torch.stack([noise.double(), torch.full_like(videos[0], 0.5), render_videos(other, camera, 1)[0]])
+    rewards = tracked(wrong, fps=FPS)
     assert bool(rewards.isfinite().all())
-    assert float(rewards.max()) < float(followed(videos, fps=FPS).median())
+    assert float(rewards.max()) < float(tracked(videos, fps=FPS).median())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from jidm.evaluation.field_metrics import predict_field
 from jidm.flow import as_flow_estimator
 from jidm.training.data.batch import PairBatch
-from jidm.visualization.field_pictures import write_field_sheet
+from jidm.visualization.field_plots import write_field_sheet
 
 
 def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:

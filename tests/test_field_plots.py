@@ -12,8 +12,8 @@ from written_poses import PixelPoseModel, encode_poses
 
 from jidm.errors import InputError
 from jidm.evaluation.field_metrics import FieldPrediction
-from jidm.visualization import field_pictures
-from jidm.visualization.field_pictures import field_sheet, plot_decoded, write_field_sheet
+from jidm.visualization import field_plots
+from jidm.visualization.field_plots import field_sheet, plot_decoded, write_field_sheet
 
 NAMES = ("slow", "fast")
 
@@ -39,25 +39,25 @@ def hue(tile: np.ndarray, i: int, j: int) -> float:
 
 def test_each_joint_has_the_colour_of_its_direction(seen: FieldPrediction):
     image = torch.rand(3, 64, 64)
-    (right,), (down,) = field_pictures._joint_tiles(image, seen, NAMES, None, None)
+    (right,), (down,) = field_plots._joint_tiles(image, seen, NAMES, None, None)
     assert hue(right[0], 7, 4) == pytest.approx(0, abs=8) and hue(right[0], 7, 11) == pytest.approx(0, abs=8)
     assert hue(down[0], 7, 4) == pytest.approx(90, abs=8)
     assert right[1] == "slow  10 px/unit" and down[1] == "fast  40 px/unit"
 
 
 def test_a_tile_is_grey_off_the_robot(seen: FieldPrediction):
-    tile = field_pictures._field_tile(torch.rand(3, 64, 64), seen.jacobian[0, :, 0], seen.mask[0], 10.0)
+    tile = field_plots._field_tile(torch.rand(3, 64, 64), seen.jacobian[0, :, 0], seen.mask[0], 10.0)
     corner = tile[:20, :20].astype(int)
     assert (corner.max(-1) == corner.min(-1)).all()
 
 
 def test_the_exact_field_stands_beside_with_the_error(seen: FieldPrediction):
     image, exact = torch.rand(3, 64, 64), seen.jacobian[0].double() / 0.8
-    rows = field_pictures._joint_tiles(image, seen, NAMES, exact, seen.mask[0].double())
+    rows = field_plots._joint_tiles(image, seen, NAMES, exact, seen.mask[0].double())
     assert [len(row) for row in rows] == [2, 2]
     assert rows[0][1][1] == "exact (20% off)"
     none = torch.zeros_like(exact)
-    assert field_pictures._joint_tiles(image, seen, NAMES, none, seen.mask[0].double())[0][1][1] == "exact (no motion)"
+    assert field_plots._joint_tiles(image, seen, NAMES, none, seen.mask[0].double())[0][1][1] == "exact (no motion)"
 
 
 def test_sheet_size_follows_its_tiles(seen: FieldPrediction):
@@ -93,7 +93,7 @@ def test_curves_of_several_models_in_one_picture(tmp_path: Path):
     }
     plot_decoded(tmp_path / "curves.png", motions, q, joints=("fast",), title="episode 3")
     assert (tmp_path / "curves.png").stat().st_size > 5000
-    figure = field_pictures._draw_decoded(motions, q, NAMES, "")
+    figure = field_plots._draw_decoded(motions, q, NAMES, "")
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     assert np.allclose(lines["good"], 0.1, atol=1e-4) and np.allclose(lines["poor"], 0.05, atol=1e-4)
     assert np.allclose(lines["truth"], 0.1)

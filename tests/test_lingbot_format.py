@@ -1,4 +1,4 @@
-"""The 30 numbers of two arms: golden vectors made by hand, round trips, refusals."""
+"""LingBot's 30 numbers and quantile normalization: vectors written by hand, round trips, refusals."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pinocchio = pytest.importorskip("pinocchio")
 
 
 def test_golden_vector_of_a_left_arm() -> None:
-    """Two links of 0.1 m in the plane, from straight along +y: the elbow turns by +90 degrees, the tip goes from (0, 0.2)
-    to (-0.1, 0.1) and turns with it."""
+    """Two links of 0.1 m in the plane, initially straight along +y. The elbow turns by +90 degrees; the tip moves from
+    (0, 0.2) to (-0.1, 0.1) and turns with it."""
     format_ = LingBotFormat(load_embodiment("planar_finger_2"), layout="lingbot_va", side="left")
     got = format_.pack([[np.pi / 2, 0.0], [np.pi / 2, np.pi / 2]])
     half = np.sqrt(0.5)
@@ -30,15 +30,15 @@ def test_golden_vector_of_a_left_arm() -> None:
 
 
 def test_golden_vectors_of_two_arms() -> None:
-    """Joints and grippers of both arms at known numbers; nothing has moved, so the poses are nothing and no turn."""
+    """Known joints and grippers of both arms. Nothing has moved, so the relative poses are the identity."""
     robot = load_embodiment("cobot_magic")
     q = np.array([0.1, 0.2, -0.3, 0.4, 0.5, 0.6, 0.0, 1.1, 1.2, -1.3, 1.4, 1.15, 1.6, robot.upper[13]])
-    no_turn = [0, 0, 0, 0, 0, 0, 1]
+    identity = [0, 0, 0, 0, 0, 0, 1]
     left, right = [0.1, 0.2, -0.3, 0.4, 0.5, 0.6], [1.1, 1.2, -1.3, 1.4, 1.15, 1.6]
     expected = {
-        "lingbot_va": [*no_turn, *no_turn, *left, 0, *right, 0, 0.0, 1.0],
-        "paper_per_arm": [*no_turn, *left, 0, 0.0, *no_turn, *right, 0, 1.0],
-        "lingbot_vla": [*left, *right, 0, 0, *no_turn, *no_turn, 0.0, 1.0],
+        "lingbot_va": [*identity, *identity, *left, 0, *right, 0, 0.0, 1.0],
+        "paper_per_arm": [*identity, *left, 0, 0.0, *identity, *right, 0, 1.0],
+        "lingbot_vla": [*left, *right, 0, 0, *identity, *identity, 0.0, 1.0],
     }
     assert set(expected) == set(LINGBOT_LAYOUTS)
     for layout, numbers in expected.items():
@@ -48,11 +48,11 @@ def test_golden_vectors_of_two_arms() -> None:
 def test_golden_vectors_of_a_right_arm() -> None:
     robot = load_embodiment("panda")
     q = np.array([0.1, -0.2, 0.3, -0.4, 0.5, 0.6, 0.7, 0.01])
-    joints, no_turn = q[:7].tolist(), [0, 0, 0, 0, 0, 0, 1]
+    joints, identity = q[:7].tolist(), [0, 0, 0, 0, 0, 0, 1]
     expected = {
-        "lingbot_va": [*[0] * 7, *no_turn, *[0] * 7, *joints, 0, 0.25],
-        "paper_per_arm": [*[0] * 15, *no_turn, *joints, 0.25],
-        "lingbot_vla": [*joints, *[0] * 7, *no_turn, *[0] * 7, 0.25, 0],
+        "lingbot_va": [*[0] * 7, *identity, *[0] * 7, *joints, 0, 0.25],
+        "paper_per_arm": [*[0] * 15, *identity, *joints, 0.25],
+        "lingbot_vla": [*joints, *[0] * 7, *identity, *[0] * 7, 0.25, 0],
     }
     for layout, numbers in expected.items():
         side = None if layout == "lingbot_vla" else "right"
@@ -73,8 +73,8 @@ def test_round_trip(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "frame"), [("panda", "panda_hand_tcp"), ("ur5", "tool0"), ("xarm7", "link_eef")])
-def test_poses_are_those_of_pinocchio(name: str, frame: str) -> None:
-    """LingBot-VA's client adds the first position and multiplies the first rotation from the left."""
+def test_poses_agree_with_pinocchio(name: str, frame: str) -> None:
+    """Composed as LingBot-VA's client does: the initial position added, the initial rotation multiplied from the left."""
     robot = load_embodiment(name)
     link = robot.model.link_index(frame)
     format_ = LingBotFormat(robot, layout="lingbot_va", side="left")
@@ -90,7 +90,7 @@ def test_poses_are_those_of_pinocchio(name: str, frame: str) -> None:
         assert w >= 0
 
 
-def test_poses_come_back() -> None:
+def test_poses_round_trip() -> None:
     robot = load_embodiment("cobot_magic")
     format_ = LingBotFormat(robot, layout="paper_per_arm")
     q = np.random.default_rng(2).uniform(robot.lower, robot.upper, (6, robot.n))
@@ -101,11 +101,11 @@ def test_poses_come_back() -> None:
 
 
 def test_arms_are_found() -> None:
-    told = [(arm.joints, arm.gripper, arm.link) for arm in find_arms(load_embodiment("cobot_magic"))]
-    assert told == [((0, 1, 2, 3, 4, 5), 6, "left_link6"), ((7, 8, 9, 10, 11, 12), 13, "right_link6")]
+    arms = [(arm.joints, arm.gripper, arm.link) for arm in find_arms(load_embodiment("cobot_magic"))]
+    assert arms == [((0, 1, 2, 3, 4, 5), 6, "left_link6"), ((7, 8, 9, 10, 11, 12), 13, "right_link6")]
 
 
-def test_what_is_ambiguous_is_refused() -> None:
+def test_ambiguous_robots_and_layouts_are_refused() -> None:
     panda, pair, hand = (load_embodiment(name) for name in ("panda", "cobot_magic", "allegro_right"))
     with pytest.raises(InputError, match=r"name the layout.*three orders"):
         LingBotFormat(panda, layout=None, side="left")
@@ -121,16 +121,16 @@ def test_what_is_ambiguous_is_refused() -> None:
         LingBotFormat(hand, layout="lingbot_va")
 
 
-def test_numbers_of_another_layout_side_or_scale_are_noticed() -> None:
+def test_numbers_of_another_layout_side_or_scale_are_refused() -> None:
     robot = load_embodiment("panda")
     left = LingBotFormat(robot, layout="lingbot_va", side="left")
     numbers = left.pack(robot.home[None])
     for other in (("lingbot_va", "right"), ("paper_per_arm", "left"), ("lingbot_vla", None)):
-        with pytest.raises(InputError, match="another layout, side or robot"):
+        with pytest.raises(InputError, match="wrong layout, side or robot"):
             LingBotFormat(robot, layout=other[0], side=other[1]).unpack(numbers)
-    normalised = QuantileNormalizer(np.full(30, -1.0), np.full(30, 2.0)).normalize(numbers)
-    with pytest.raises(InputError, match="still normalised"):
-        left.unpack(normalised)
+    normalized = QuantileNormalizer(np.full(30, -1.0), np.full(30, 2.0)).normalize(numbers)
+    with pytest.raises(InputError, match="still normalized"):
+        left.unpack(normalized)
     for wrong in (numbers[..., :29], numbers * np.nan):
         with pytest.raises(InputError, match="finite"):
             left.unpack(wrong)
@@ -141,7 +141,7 @@ def test_numbers_of_another_layout_side_or_scale_are_noticed() -> None:
 # ---- quantiles -------------------------------------------------------------------------------------------------------
 
 
-def test_quantiles_are_normalised_by_the_formula_and_back() -> None:
+def test_quantile_normalization_is_the_formula_and_inverts() -> None:
     q = QuantileNormalizer(np.array([-1.0, 0.0, 2.0]), np.array([1.0, 0.0, 4.0]))
     x = np.array([[0.5, 0.0, 4.0], [3.0, 0.2, -1.0]])
     by_hand = [
@@ -154,7 +154,7 @@ def test_quantiles_are_normalised_by_the_formula_and_back() -> None:
         q.normalize(np.zeros(4))
 
 
-def test_quantiles_are_read_as_others_write_them(tmp_path: Path) -> None:
+def test_quantile_files_of_other_projects_are_read(tmp_path: Path) -> None:
     two = {"q01": [0.0, 1.0], "q99": [2.0, 3.0], "mean": [1.0, 2.0], "std": [1.0, 1.0]}
     more = {"q01": [0.5], "q99": [1.5]}
     files = {
@@ -169,7 +169,7 @@ def test_quantiles_are_read_as_others_write_them(tmp_path: Path) -> None:
         assert found.q01.tolist() == [0, 1] and found.q99.tolist() == [2, 3]
         with pytest.raises(InputError, match="which quantiles"):
             QuantileNormalizer.read(tmp_path / name)
-    with pytest.raises(InputError):  # anything but lists of numbers, added and repeated, is not run
+    with pytest.raises(InputError):  # only sums and repetitions of lists of numbers are evaluated
         QuantileNormalizer.read(tmp_path / "cfg.py")
     (tmp_path / "cfg.py").write_text(
         "x = EasyDict(__name__='a')\nx.norm_stat = {\n 'q01': [-1, .5] + [0.] * 3,\n 'q99': [1.] * 5}\n"
@@ -190,7 +190,7 @@ def test_quantiles_are_read_as_others_write_them(tmp_path: Path) -> None:
         ('{"action": {"q01": [NaN], "q99": [1]}}', "finite"),
     ],
 )
-def test_files_that_hold_no_quantiles_are_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_files_without_quantiles_are_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "stats.json").write_text(text)
     with pytest.raises(InputError, match=words):
         QuantileNormalizer.read(tmp_path / "stats.json")

@@ -1,4 +1,4 @@
-"""EVA's reward: the published figures, gradients by finite differences, and what is said of gaps."""
+"""EVA's reward: the published figures, gradients by finite differences, and gaps in the input."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_published_figures():
         assert float(found.mean()) == pytest.approx(reward, abs=0.05)
 
 
-def written_out(q: np.ndarray) -> float:
-    """The formula again, joint by joint and frame by frame."""
-    v_max, a_max, weight, unit = (
+def reward_by_loops(q: np.ndarray) -> float:
+    """The formula again, in loops over joints and frames."""
+    v_max, a_max, weight, scale = (
         x.numpy() for x in (LIMITS.velocity, LIMITS.acceleration, LIMITS.weight, LIMITS.joint_scale)
     )
 
@@ -49,22 +49,22 @@ def written_out(q: np.ndarray) -> float:
 
     total = 0.0
     for i in range(q.shape[1]):
-        x = q[:, i] / unit[i]
+        x = q[:, i] / scale[i]
         v = [(x[t + 1] - x[t]) / DT for t in range(len(x) - 1)]
         a = [(v[t + 1] - v[t]) / DT for t in range(len(v) - 1)]
         j = [(a[t + 1] - a[t]) / DT for t in range(len(a) - 1)]
-        share = weight[i] / weight.sum()
-        total += share * 0.5 * sum(huber(y, 0.5 * a_max[i] / DT) for y in j) / len(j)
-        total += share * 0.25 * sum(huber(y, 0.5 * a_max[i]) for y in a) / len(a)
-        total += share * 2.0 * sum(max(abs(y) - v_max[i], 0) ** 2 for y in v) / len(v)
-        total += share * sum(max(abs(y) - a_max[i], 0) ** 2 for y in a) / len(a)
+        fraction = weight[i] / weight.sum()
+        total += fraction * 0.5 * sum(huber(y, 0.5 * a_max[i] / DT) for y in j) / len(j)
+        total += fraction * 0.25 * sum(huber(y, 0.5 * a_max[i]) for y in a) / len(a)
+        total += fraction * 2.0 * sum(max(abs(y) - v_max[i], 0) ** 2 for y in v) / len(v)
+        total += fraction * sum(max(abs(y) - a_max[i], 0) ** 2 for y in a) / len(a)
     return 10 * (1 + total / 2000) ** -0.5
 
 
 def test_it_is_the_formula_for_any_batch():
     q = torch.stack([jitter(s, k) for k, s in enumerate((0.01, 0.05, 0.3))]) + sine(1.0, 0.7)
     found = eva_reward(q, LIMITS, DT)
-    assert found.reward.tolist() == pytest.approx([written_out(x.numpy()) for x in q], rel=1e-12)
+    assert found.reward.tolist() == pytest.approx([reward_by_loops(x.numpy()) for x in q], rel=1e-12)
     assert bool(found.scored.all()) and found.reward.dtype == torch.float64
     torch.testing.assert_close(eva_reward(q.reshape(3, 1, T, 14), LIMITS, DT).reward, found.reward[:, None])
     torch.testing.assert_close(eva_reward(q[0], LIMITS, DT).reward, found.reward[0])
@@ -83,23 +83,23 @@ def test_gaps_are_left_out():
     q = sine(0.5, 1)
     valid = torch.ones(T, dtype=torch.bool)
     valid[20] = False
-    holed = q.clone()
-    holed[20] = torch.nan
-    found = eva_reward(holed, LIMITS, DT)
+    with_gap = q.clone()
+    with_gap[20] = torch.nan
+    found = eva_reward(with_gap, LIMITS, DT)
     assert torch.equal(found.reward, eva_reward(q, LIMITS, DT, valid=valid).reward)
     assert float(found.reward) == pytest.approx(float(eva_reward(q, LIMITS, DT).reward), abs=0.2)
-    # Held where nothing was measured it would look like a stop and a jump.
+    # A repeated position instead of a gap would count as a stop and a jump.
     held = q.clone()
     held[20] = q[19]
     assert float(eva_reward(held, LIMITS, DT).reward) < float(found.reward) - 0.2
-    holed.requires_grad_()
-    (gradient,) = torch.autograd.grad(eva_reward(holed, LIMITS, DT).reward, holed)
+    with_gap.requires_grad_()
+    (gradient,) = torch.autograd.grad(eva_reward(with_gap, LIMITS, DT).reward, with_gap)
     assert bool(gradient.isfinite().all()) and not bool(gradient[20].any())
 
 
-def test_what_cannot_be_judged_is_said():
+def test_items_without_enough_positions_are_named():
     q = torch.stack([sine(0.5, 1), torch.full((T, 14), torch.nan, dtype=torch.float64)])
-    with pytest.raises(InputError, match=r"items \[1\] have no 4 valid positions"):
+    with pytest.raises(InputError, match=r"items \[1\] have no 4 consecutive valid positions"):
         eva_reward(q, LIMITS, DT)
     found = eva_reward(q, LIMITS, DT, fallback_reward=0.25)
     assert found.scored.tolist() == [True, False] and float(found.reward[1]) == 0.25

@@ -1,4 +1,4 @@
-"""The executability reward: what it makes of good and bad videos, bad input, and as other software calls it."""
+"""The executability reward: good and bad videos, bad input, and the integrations in other software."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOOD = 5
 
 @pytest.fixture(scope="module")
 def scene():
-    """Videos (N, T, 3, H, W), their true positions (N, T, n), and an uncalibrated reward."""
+    """Videos (N, T, 3, H, W), their true positions (N, T, n), and a reward without scales."""
     robot = load_embodiment(NAME)
     camera = robot.camera().resized(SIZE, SIZE * 10 // 7)
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
@@ -47,21 +47,21 @@ def scene():
 
 @pytest.fixture(scope="module")
 def reward(scene) -> ExecutabilityReward:
-    frames, q, bare = scene
-    return bare.calibrated(frames, q0=q[:, 0], fps=FPS)
+    frames, q, unscaled = scene
+    return unscaled.fit_scales(frames, q0=q[:, 0], fps=FPS)
 
 
-def swapped(video: Tensor) -> Tensor:
-    """With a piece of the robot's half of the picture somewhere else from the middle on."""
+def with_jump(video: Tensor) -> Tensor:
+    """The video, shifted sideways from its middle frame on."""
     out = video.clone()
     out[FRAMES // 2 :] = out[FRAMES // 2 :].roll(SIZE // 4, -1)
     return out
 
 
-def test_a_video_that_breaks_scores_below_every_good_one(scene, reward):
+def test_a_video_with_a_jump_scores_below_every_good_one(scene, reward):
     frames, q, _ = scene
     good = reward(frames, q0=q[:, 0], fps=FPS)
-    broken = list(reward.judge(torch.stack([swapped(v) for v in frames]), q0=q[:, 0], fps=FPS))
+    broken = list(reward.score(torch.stack([with_jump(v) for v in frames]), q0=q[:, 0], fps=FPS))
     assert good.shape == (GOOD,) and bool(good.isfinite().all())
     assert max(float(s.reward) for s in broken) < float(good.min())
     for score in broken:
@@ -71,46 +71,46 @@ def test_a_video_that_breaks_scores_below_every_good_one(scene, reward):
 
 
 def test_without_terms_it_is_evas_reward(scene, reward):
-    frames, q, bare = scene
-    plain = ExecutabilityReward(bare.idm, reward.calibration, weights=dict.fromkeys(TERMS, 0.0))
+    frames, q, unscaled = scene
+    plain = ExecutabilityReward(unscaled.idm, reward.scales, weights=dict.fromkeys(TERMS, 0.0))
     score = next(plain.score(frames[:1], q0=q[0, 0], fps=FPS))
     expected = eva_reward(score.motion.position, NAME, 1 / FPS).reward
     assert float(score.reward) == pytest.approx(float(expected), abs=1e-9) and score.reasons == ()
 
 
-def test_the_same_video_scores_the_same_alone_in_a_batch_and_from_threads(scene, reward):
+def test_a_video_scores_the_same_alone_in_a_batch_and_in_threads(scene, reward):
     frames, q, _ = scene
-    together = reward(frames, q0=q[:, 0], fps=FPS)
+    batched = reward(frames, q0=q[:, 0], fps=FPS)
     with ThreadPoolExecutor(8) as pool:
         alone = list(pool.map(lambda k: float(reward(frames[k], q0=q[k, 0], fps=FPS)), range(GOOD)))
-    assert alone == together.tolist()
+    assert alone == batched.tolist()
 
 
 def test_memory_does_not_grow_with_the_batch(scene, reward, monkeypatch):
     frames, q, _ = scene
-    readings: list[weakref.ref] = []
-    read = ExecutabilityReward._analyze
+    residuals: list[weakref.ref] = []
+    analyze = ExecutabilityReward._analyze
 
-    def remembered(self, *args):
-        assert sum(ref() is not None for ref in readings) <= 1
-        reading, motion = read(self, *args)
-        readings.append(weakref.ref(reading.residuals))
-        return reading, motion
+    def tracked(self, *args):
+        assert sum(ref() is not None for ref in residuals) <= 1
+        analysis, motion = analyze(self, *args)
+        residuals.append(weakref.ref(analysis.residuals))
+        return analysis, motion
 
-    monkeypatch.setattr(ExecutabilityReward, "_read", remembered)
-    scores = list(reward.judge(frames, q0=q[:, 0], fps=FPS))
+    monkeypatch.setattr(ExecutabilityReward, "_analyze", tracked)
+    scores = list(reward.score(frames, q0=q[:, 0], fps=FPS))
     del scores[:-1]
     gc.collect()
-    assert len(readings) == GOOD and sum(ref() is not None for ref in readings) <= 1
+    assert len(residuals) == GOOD and sum(ref() is not None for ref in residuals) <= 1
 
 
-def test_one_bad_video_spoils_no_other(scene, reward, tmp_path: Path):
+def test_a_bad_video_affects_no_other(scene, reward, tmp_path: Path):
     frames, q, _ = scene
     nan, short, other = frames[0].clone(), frames[0][:1], frames[0][..., : SIZE // 2]
     nan[3, 0, 0, 0] = math.nan
     videos = [frames[1], nan, short, other, str(tmp_path / "absent.mp4"), frames[2]]
     starts = [q[1, 0], q[0, 0], q[0, 0], q[0, 0], q[0, 0], q[2, 0]]
-    scores = list(reward.judge(videos, q0=starts, fps=FPS))
+    scores = list(reward.score(videos, q0=starts, fps=FPS))
     assert [s.problem is None for s in scores] == [True, False, False, False, False, True]
     assert "frames 3" in scores[1].problem and "1 frame" in scores[2].problem
     assert "camera" in scores[3].problem and "absent.mp4" in scores[4].problem
@@ -118,34 +118,34 @@ def test_one_bad_video_spoils_no_other(scene, reward, tmp_path: Path):
     assert [float(scores[0].reward), float(scores[5].reward)] == reward(frames[1:3], q0=q[1:3, 0], fps=FPS).tolist()
 
 
-def test_calls_that_cannot_be_meant_are_refused(scene, reward):
-    frames, q, bare = scene
+def test_wrong_calls_are_refused(scene, reward):
+    frames, q, unscaled = scene
     with pytest.raises(InputError, match="no scales yet"):
-        bare.judge(frames, fps=FPS)
+        unscaled.score(frames, fps=FPS)
     with pytest.raises(VideoError, match="fps="):
-        reward.judge(frames, q0=q[:, 0])
+        reward.score(frames, q0=q[:, 0])
     with pytest.raises(InputError, match="2 poses for 5 videos"):
-        reward.judge(frames, q0=q[:2, 0], fps=FPS)
+        reward.score(frames, q0=q[:2, 0], fps=FPS)
     with pytest.raises(InputError, match="limits='none'"):
         ExecutabilityReward(JacobianIDM.from_embodiment(NAME))
     with pytest.raises(InputError, match="did you mean 'residual'"):
-        ExecutabilityReward(bare.idm, weights={"residul": 1.0})
+        ExecutabilityReward(unscaled.idm, weights={"residul": 1.0})
     with pytest.raises(InputError, match="at least 5 good videos"):
-        bare.calibrated(frames[:4], q0=q[:4, 0], fps=FPS)
+        unscaled.fit_scales(frames[:4], q0=q[:4, 0], fps=FPS)
 
 
-def test_a_calibration_can_be_kept(reward, tmp_path: Path):
-    reward.calibration.save(tmp_path / "scales.json")
+def test_scales_round_trip(reward, tmp_path: Path):
+    reward.scales.save(tmp_path / "scales.json")
     again = TermScales.load(tmp_path / "scales.json")
-    assert again == reward.calibration and again.num_videos == GOOD
+    assert again == reward.scales and again.num_videos == GOOD
     (tmp_path / "scales.json").write_text("{}")
-    with pytest.raises(InputError, match="no calibration"):
+    with pytest.raises(InputError, match="no scales"):
         TermScales.load(tmp_path / "scales.json")
-    with pytest.raises(InputError, match="jidm calibrate"):
+    with pytest.raises(InputError, match="jidm fit-scales"):
         TermScales.load(tmp_path / "absent.json")
 
 
-def test_a_scale_forgives_what_good_videos_do():
+def test_a_scale_gives_good_videos_no_penalty():
     scale = TermScale.from_tail_means([1.0, 2.0, 3.0, 4.0, 5.0], min_spread=0.1)
     assert (scale.median, scale.spread) == (3.0, pytest.approx(1.6))
     penalty = scale.penalty(torch.tensor([0.0, 3.0, 3.0 + 1.6, 3.0 + 3 * 1.6, 1e9]))
@@ -153,12 +153,12 @@ def test_a_scale_forgives_what_good_videos_do():
     assert TermScale.from_tail_means([0.0] * 5, min_spread=0.1).spread == 0.1
 
 
-# ---- faces ----------------------------------------------------------------------------------------------------------
+# ---- integrations ---------------------------------------------------------------------------------------------------
 
 
-def as_flow_grpo_calls(factory, images, prompts, metadata):
-    """flow_grpo's `multi_score`: how it makes a reward function, calls it and adds up what it gets."""
-    code = inspect.unwrap(factory).__code__  # type checks of this test run wrap it
+def call_as_flow_grpo(factory, images, prompts, metadata):
+    """Make a reward function, call it and weight its scores, as flow_grpo's `multi_score` does."""
+    code = inspect.unwrap(factory).__code__  # wrapped by the type checks of the tests
     fn = factory("cpu") if "device" in code.co_varnames else factory()
     scores, _ = fn(images, prompts, metadata)
     return [0.5 * score for score in scores]
@@ -168,7 +168,7 @@ def test_flow_grpo(scene, reward):
     frames, q, _ = scene
     expected = reward(frames, q0=q[:, 0], fps=FPS)
     prompts, metadata = ["reach"] * GOOD, [{"q0": x.tolist()} for x in q[:, 0]]
-    got = as_flow_grpo_calls(flow_grpo(reward, fps=FPS), frames, prompts, metadata)
+    got = call_as_flow_grpo(flow_grpo(reward, fps=FPS), frames, prompts, metadata)
     assert got == pytest.approx((0.5 * expected).tolist())
     details, _ = flow_grpo(reward, fps=FPS, detailed=True)("cpu")(frames, prompts, metadata)
     assert details["avg"] == pytest.approx(expected.tolist()) and set(TERMS) < set(details)
@@ -201,19 +201,21 @@ def test_flow_grpo_with_nothing_or_with_other_lengths(scene, reward):
 
 
 def test_dance_grpo(scene, tmp_path: Path):
-    frames, q, bare = scene
+    frames, q, unscaled = scene
     paths = []
     for k in range(GOOD):
         paths.append(str(tmp_path / f"{k}.mp4"))
         write_video(paths[-1], frames[k], fps=FPS)
 
-    class ReadsFirst(JacobianIDM):  # the face passes no poses: its users' models read them off the picture
+    class KnowsInitialPose(JacobianIDM):  # the integration passes no poses; learned fields estimate them
         def decode(self, video, *, q0=None, **how):
             return super().decode(video, q0=q[0, 0] if q0 is None else q0, **how)
 
-    idm = ReadsFirst(bare.idm.embodiment, bare.idm.field, bare.idm.flow, limits="none", options=bare.idm.options)
-    face = VideoAlignReward(ExecutabilityReward(idm).fit_scales(paths))
-    out = face.reward([*paths[:1], str(tmp_path / "none.mp4")], ["a", "b"], use_norm=True)
+    idm = KnowsInitialPose(
+        unscaled.idm.embodiment, unscaled.idm.field, unscaled.idm.flow, limits="none", options=unscaled.idm.options
+    )
+    integration = VideoAlignReward(ExecutabilityReward(idm).fit_scales(paths))
+    out = integration.reward([*paths[:1], str(tmp_path / "none.mp4")], ["a", "b"], use_norm=True)
     assert [set(x) >= {"VQ", "MQ", "TA", "Overall", "reasons", "problem"} for x in out] == [True, True]
     assert 0 < out[0]["MQ"] <= 10 and out[0]["problem"] is None
     assert out[1]["MQ"] == 0 and "none.mp4" in out[1]["problem"]

@@ -1,4 +1,4 @@
-"""Labelled data sets, read back by a reader that knows nothing of jidm, hold what decoding tells."""
+"""Labeled data sets, read back by an independent reader, hold the decoded motion."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def idm() -> JacobianIDM:
     return JacobianIDM.from_pretrained("finger-5")
 
 
-def film(seed: int, length: int = 7) -> np.ndarray:
+def make_video(seed: int, length: int = 7) -> np.ndarray:
     return make_episode(seed, length, height=64, width=64).frames
 
 
-def told(root: Path) -> dict[int, dict[str, np.ndarray]]:
-    """Episode -> column -> values, by the independent reader."""
+def read_columns(root: Path) -> dict[int, dict[str, np.ndarray]]:
+    """Episode -> column -> values, from the independent reader."""
     found = read_reference(root)
     return {
         k: {key: np.array([row[key] for row in episode["rows"]]) for key in episode["rows"][0]}
@@ -53,8 +53,8 @@ def told(root: Path) -> dict[int, dict[str, np.ndarray]]:
     }
 
 
-def unlabelled(root: Path, episodes: int = 3, names: Sequence[str] = ROBOT.joint_names) -> Path:
-    """A data set with states and a further column, and no actions."""
+def unlabeled_dataset(root: Path, episodes: int = 3, names: Sequence[str] = ROBOT.joint_names) -> Path:
+    """A data set with states and one more column, but no actions."""
     writer = DatasetWriter(
         root,
         fps=FPS,
@@ -64,7 +64,7 @@ def unlabelled(root: Path, episodes: int = 3, names: Sequence[str] = ROBOT.joint
         extras={"force": Feature("float32", (2,))},
     )
     for k in range(episodes):
-        frames = film(k)
+        frames = make_video(k)
         state = ROBOT.home + 0.05 * np.random.default_rng(k).normal(size=(len(frames), ROBOT.n))
         more = {"force": np.full((len(frames), 2), k, np.float32)}
         writer.write_episode(k, {"top": frames}, state, extras=more, task=f"task {k % 2}")
@@ -74,10 +74,10 @@ def unlabelled(root: Path, episodes: int = 3, names: Sequence[str] = ROBOT.joint
 
 @pytest.mark.parametrize("version", ["v3.0", "v2.1"])
 def test_an_independent_reader_finds_the_decoded_motion(tmp_path: Path, version: str) -> None:
-    source = unlabelled(tmp_path / "source")
-    done = label_dataset(source, idm(), tmp_path / "out", version=version, modality=True)
-    assert done.written == 3 and not done.problems
-    found, before = told(tmp_path / "out"), told(source)
+    source = unlabeled_dataset(tmp_path / "source")
+    result = label_dataset(source, idm(), tmp_path / "out", version=version, modality=True)
+    assert result.written == 3 and not result.problems
+    found, before = read_columns(tmp_path / "out"), read_columns(source)
     assert sorted(found) == [0, 1, 2]
     for k, episode in found.items():
         recording = open_dataset(source).episode(k)
@@ -93,12 +93,12 @@ def test_an_independent_reader_finds_the_decoded_motion(tmp_path: Path, version:
     assert modality["video"] == {"top": {"original_key": "observation.images.top"}}
     info = json.loads((tmp_path / "out" / "meta" / "info.json").read_text())
     assert info["features"]["action"]["names"] == list(ROBOT.joint_names)
-    assert info["jidm"]["labelled_by"]["content_hash"] == idm().checkpoint["content_hash"]
+    assert info["jidm"]["labeled_by"]["content_hash"] == idm().checkpoint["content_hash"]
 
 
 @pytest.mark.parametrize("space", ["joint_position", "joint_velocity", "joint_delta"])
-def test_actions_are_of_the_space_asked_for(space: str) -> None:
-    video = film(4)
+def test_actions_are_in_the_requested_space(space: str) -> None:
+    video = make_video(4)
     motion = idm().decode(video, fps=FPS, layout="THWC")
     got = label_video(idm(), video, FPS, options=LabelOptions(action_space=space, smooth=False))
     expected = {"joint_position": motion.position[1:], "joint_velocity": motion.velocity, "joint_delta": motion.delta_q}
@@ -111,21 +111,21 @@ def test_actions_are_of_the_space_asked_for(space: str) -> None:
 def test_recorded_actions_are_replaced(tmp_path: Path) -> None:
     source = make_v30(tmp_path / "source", {k: make_episode(k, 6, height=64, width=64) for k in range(2)})
     label_dataset(source, idm(), tmp_path / "out", options=LabelOptions(action_space="joint_velocity"))
-    for k, episode in told(tmp_path / "out").items():
+    for k, episode in read_columns(tmp_path / "out").items():
         assert episode["action"].shape == (6, 5) and (episode["action"][-1] == 0).all(), k
 
 
 def test_a_folder_of_videos(tmp_path: Path) -> None:
-    (tmp_path / "films").mkdir()
+    (tmp_path / "videos").mkdir()
     for k in range(2):
-        write_video(tmp_path / "films" / f"{k}.mp4", film(k), FPS)
-    write_video(tmp_path / "films" / "2.mp4", film(2)[:, :32], FPS)
-    (tmp_path / "films" / "3.mp4").write_bytes(b"no video")
-    write_video(tmp_path / "films" / "4.mp4", film(4), 25.0)
-    done = label_dataset(tmp_path / "films", idm(), tmp_path / "out", q0=ROBOT.home)
-    assert done.written == 2 and sorted(done.problems) == ["2.mp4", "3.mp4", "4.mp4"]
-    assert "25 frames a second" in done.problems["4.mp4"]
-    episode = told(tmp_path / "out")[1]
+        write_video(tmp_path / "videos" / f"{k}.mp4", make_video(k), FPS)
+    write_video(tmp_path / "videos" / "2.mp4", make_video(2)[:, :32], FPS)
+    (tmp_path / "videos" / "3.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "videos" / "4.mp4", make_video(4), 25.0)
+    result = label_dataset(tmp_path / "videos", idm(), tmp_path / "out", q0=ROBOT.home)
+    assert result.written == 2 and sorted(result.problems) == ["2.mp4", "3.mp4", "4.mp4"]
+    assert "25 frames per second" in result.problems["4.mp4"]
+    episode = read_columns(tmp_path / "out")[1]
     np.testing.assert_allclose(episode["observation.state"][0], ROBOT.home)
     np.testing.assert_allclose(episode["observation.state"][1:], episode["action"][:-1])
 
@@ -142,7 +142,7 @@ def test_windows_cover_every_step(length: int, window: int, overlap: float) -> N
 
 
 def test_windows_of_one_motion_average_to_it() -> None:
-    motion = idm().decode(film(5, 12), fps=FPS, layout="THWC")
+    motion = idm().decode(make_video(5, 12), fps=FPS, layout="THWC")
     whole = average_windows([(0, motion)], 12, FPS, "joint_delta")
     parts = [(a, motion[a:b]) for a, b in windows(12, 5, 0.5)]
     again = average_windows(parts, 12, FPS, "joint_delta")
@@ -150,24 +150,24 @@ def test_windows_of_one_motion_average_to_it() -> None:
         np.testing.assert_allclose(getattr(again, name), getattr(whole, name), atol=1e-12)
 
 
-def test_windows_that_disagree_meet_in_the_middle_and_invalid_ones_say_nothing() -> None:
+def test_windows_that_disagree_are_averaged_and_invalid_ones_ignored() -> None:
     from dataclasses import replace
 
-    decoded = idm().decode(film(6, 4), fps=FPS, layout="THWC")
+    decoded = idm().decode(make_video(6, 4), fps=FPS, layout="THWC")
     motion = replace(decoded, delta_q=torch.rand(3, 5), valid=torch.ones(3, dtype=torch.bool))
     other = replace(motion, delta_q=motion.delta_q + 0.2, position=motion.position + 0.1)
     both = average_windows([(0, motion), (0, other)], 4, FPS, "joint_delta")
     np.testing.assert_allclose(both.action[:-1], motion.delta_q + 0.1, atol=1e-7)
     np.testing.assert_allclose(both.position, motion.position + 0.05, atol=1e-7)
-    silent = replace(other, valid=torch.zeros(3, dtype=torch.bool))
-    one = average_windows([(0, motion), (0, silent)], 4, FPS, "joint_delta")
+    invalid = replace(other, valid=torch.zeros(3, dtype=torch.bool))
+    one = average_windows([(0, motion), (0, invalid)], 4, FPS, "joint_delta")
     np.testing.assert_allclose(one.action[:-1], motion.delta_q, atol=1e-7)
-    none = average_windows([(0, silent)], 4, FPS, "joint_delta")
+    none = average_windows([(0, invalid)], 4, FPS, "joint_delta")
     assert not none.valid.any() and not none.action.any() and np.isfinite(none.covariance).all()
 
 
-def test_what_is_there_stays_and_another_recipe_is_refused(tmp_path: Path) -> None:
-    source = unlabelled(tmp_path / "source")
+def test_existing_episodes_are_kept_and_other_settings_refused(tmp_path: Path) -> None:
+    source = unlabeled_dataset(tmp_path / "source")
     assert label_dataset(source, idm(), tmp_path / "out", shard=(0, 2)).written == 2
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.mp4")}
     lines: list[str] = []
@@ -178,7 +178,7 @@ def test_what_is_there_stays_and_another_recipe_is_refused(tmp_path: Path) -> No
         label_dataset(source, idm(), tmp_path / "out", options=LabelOptions(window=4))
 
 
-def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
+def test_wrong_sources_and_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="neither"):
         label_dataset(tmp_path / "absent", idm(), tmp_path / "out")
     (tmp_path / "empty").mkdir()
@@ -191,7 +191,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_with_nothing_lost_or_doubled(tmp_path: Path) -> None:
-    source = unlabelled(tmp_path / "source", episodes=12)
+    source = unlabeled_dataset(tmp_path / "source", episodes=12)
     command = [
         sys.executable,
         "-m",
@@ -209,10 +209,10 @@ def test_a_killed_run_resumes_with_nothing_lost_or_doubled(tmp_path: Path) -> No
             time.sleep(0.01)
         time.sleep(0.05 * k)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it was done before it was killed"
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     label_dataset(source, idm(), tmp_path / "whole")
-    killed, whole = (told(tmp_path / name) for name in ("out", "whole"))
+    killed, whole = (read_columns(tmp_path / name) for name in ("out", "whole"))
     assert sorted(killed) == sorted(whole) == list(range(12))
     for k in whole:
         np.testing.assert_allclose(killed[k]["action"], whole[k]["action"], atol=1e-5)

@@ -1,4 +1,4 @@
-"""The wire format against an encoder of its own, and against what should never get through."""
+"""The wire format, compared with an independent encoder, and its refusal of invalid messages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jidm.errors import InputError
-from jidm.serving.codec import MessageLimits, pack, unpack
+from jidm.serving.codec import pack, unpack
+from jidm.serving.message_check import MessageLimits
 
 msgpack = pytest.importorskip("msgpack")
 
-# ---- an encoder by the msgpack specification and openpi's description of arrays, written without looking at ours ------
+# ---- an encoder by the msgpack specification and openpi's description of arrays, independent of ours -----------------
 
 
 def text(x: str) -> bytes:
@@ -43,7 +44,7 @@ def array(data: bytes, dtype: str, shape: tuple[int, ...]) -> bytes:
     return mapping(short(b"__ndarray__"), b"\xc3", short(b"data"), binary(data), short(b"dtype"), text(dtype), short(b"shape"), sizes)  # fmt: skip
 
 
-def test_what_openpis_client_sends_is_understood() -> None:
+def test_openpis_messages_are_decoded() -> None:
     image = bytes(range(24))
     state = struct.pack("<3f", 0.5, -1.0, 2.0)
     message = mapping(
@@ -57,7 +58,7 @@ def test_what_openpis_client_sends_is_understood() -> None:
     assert not got["observation/image"].flags.writeable
 
 
-def test_what_is_sent_is_what_openpis_client_expects() -> None:
+def test_openpis_client_can_decode_our_messages() -> None:
     actions = np.arange(6, dtype=np.float64).reshape(2, 3)
     got = msgpack.unpackb(pack({"actions": actions, "server_timing": {"infer_ms": np.float32(1.5)}}))
     fields = got["actions"]
@@ -77,7 +78,7 @@ def test_scalars_of_both_names() -> None:
     shape=st.lists(st.integers(0, 4), max_size=4),
     seed=st.integers(0, 99),
 )
-def test_arrays_come_back(dtype: str, shape: list[int], seed: int) -> None:
+def test_arrays_round_trip(dtype: str, shape: list[int], seed: int) -> None:
     x = np.asarray(np.random.default_rng(seed).normal(size=shape) * 50).astype(dtype)
     got = unpack(pack({"x": [x, {"y": None, "z": "ü", "b": b"\x00"}]}))
     np.testing.assert_array_equal(got["x"][0], x)
@@ -116,17 +117,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_must_not_get_through(what: str) -> None:
+def test_invalid_messages_are_refused(what: str) -> None:
     with pytest.raises(InputError):
         unpack(BAD[what])
 
 
-def test_text_is_no_message() -> None:
+def test_text_is_not_a_message() -> None:
     with pytest.raises(InputError, match="bytes"):
         unpack("hello")
 
 
-def test_a_bomb_costs_nothing() -> None:
+def test_a_bomb_costs_no_memory() -> None:
     bomb = b"\xdc\x10\x00" + (b"\xdc\x10\x00" + b"\x90" * 4096) * 4096  # 17 million empty lists
     tracemalloc.start()
     with pytest.raises(InputError, match="more than 10000"):
@@ -136,7 +137,7 @@ def test_a_bomb_costs_nothing() -> None:
     assert peak < 2 * len(bomb)
 
 
-def test_limits_are_those_given() -> None:
+def test_given_limits_hold() -> None:
     with pytest.raises(InputError, match="largest allowed has 10"):
         unpack(pack({"x": "0123456789"}), MessageLimits(size=10))
     with pytest.raises(InputError, match="up to 1 numbers"):
@@ -145,20 +146,20 @@ def test_limits_are_those_given() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=200))
-def test_anything_is_a_message_or_refused(data: bytes) -> None:
+def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
     with suppress(InputError):
         unpack(data)
 
 
 @settings(max_examples=100, deadline=None)
 @given(value=st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=40) | st.binary(max_size=40), lambda x: st.lists(x, max_size=20) | st.dictionaries(st.text(max_size=5), x, max_size=20), max_leaves=40))  # fmt: skip
-def test_whatever_msgpack_writes_is_counted_rightly(value: object) -> None:
+def test_every_valid_message_passes_the_check(value: object) -> None:
     assert unpack(msgpack.packb(value)) == value
 
 
 @pytest.mark.parametrize(
     "wrong", [np.array(["a"]), np.array([None]), np.zeros(2, "c8"), np.zeros(2, "f4,f4"), object(), {1, 2}]
 )
-def test_what_is_no_number_is_not_sent(wrong: object) -> None:
+def test_unsupported_types_are_not_sent(wrong: object) -> None:
     with pytest.raises(InputError, match="cannot be sent"):
         pack({"x": wrong})
