@@ -13,6 +13,7 @@ from test_control_spline import limit_usage
 from jidm import JacobianIDM
 from jidm.control import ActionDecoder, Commands, ControlConfig, MotionLimits
 from jidm.errors import InputError, VideoError
+from jidm.robot.registry import load_embodiment
 
 RATE = 12.5
 ROBOT = load_embodiment("panda")

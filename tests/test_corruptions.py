@@ -16,6 +16,7 @@ from jidm.evaluation.evaluate import evaluate
 from jidm.evaluation.ground_truth import GroundTruthView, make_surface_field
 from jidm.evaluation.held_out import EvalClip, HeldOut
 from jidm.evaluation.summary import compare_corrupted
+from jidm.robot.registry import load_embodiment
 
 NAMES = ("joint_1", "joint_2")
 

@@ -320,6 +320,6 @@ def test_a_long_chain_of_mimics_is_checked_soon() -> None:
     )
     text = robot(body, *joints)
     started = time.perf_counter()
-    model: RobotModel = parse_urdf(text)
+    model = parse_urdf(text)
     assert time.perf_counter() - started < 20
     assert len(model.movable_joints) == count
