@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from jidm.control.limits import MotionLimits
-from jidm.errors import InputError
+from jidm.errors import InputError, MissingExtraError
 
 _PAST = 1  # control points kept so that the last knot can still be evaluated
 _FIXED = 3  # control points before the free ones that influence the future motion
@@ -161,7 +161,10 @@ class _SplineQP:
     """
 
     def __init__(self, limits: MotionLimits, knot: float, m: int, bandwidth: float) -> None:
-        import clarabel
+        try:
+            import clarabel
+        except ImportError:
+            raise MissingExtraError("planning commands inside limits", "clarabel", "control") from None
 
         self.difference_limits = [
             (1 - _MARGIN) * x * knot**order

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jidm.errors import InputError, did_you_mean
+from jidm.errors import InputError, MissingExtraError, did_you_mean
 from jidm.fields.free.config import FLOW_STRIDE
 from jidm.training.data.batch import PairBatch
 
@@ -212,7 +212,10 @@ def _blur(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tens
     some = sigma.nonzero()[:, 0].to(x.device)
     if not len(some):
         return x
-    from kornia.filters import gaussian_blur2d
+    try:
+        from kornia.filters import gaussian_blur2d
+    except ImportError:
+        raise MissingExtraError("blurring training images", "kornia", "train") from None
 
     chosen = sigma.to(x.device)[some]
     x[some] = gaussian_blur2d(x[some], _BLUR_SIZE, torch.stack([chosen, chosen], dim=1), border_type="replicate")
@@ -224,7 +227,10 @@ def _jpeg(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Float[Tens
     if not some:
         return x
     if x.device.type != "cpu":
-        from kornia.enhance import jpeg_codec_differentiable
+        try:
+            from kornia.enhance import jpeg_codec_differentiable
+        except ImportError:
+            raise MissingExtraError("JPEG augmentation on a GPU", "kornia", "train") from None
 
         chosen = torch.as_tensor(quality[some], device=x.device, dtype=x.dtype)
         x[some] = jpeg_codec_differentiable(x[some], chosen).clamp(0, 1)
