@@ -120,7 +120,7 @@ def test_covariances_map_by_the_matrix() -> None:
     [
         ({"sign": {"a": 2}}, "sign of 'a' must be 1 or -1"),
         ({"scale": {"a": 0.0}}, "scale of 'a' must be positive"),
-        ({"scale": {"a": -1.0}}, "use sign to turn it"),
+        ({"scale": {"a": -1.0}}, "reverse a joint by its sign"),
         ({"offset": {"a": math.nan}}, "offset of 'a' must be finite"),
         ({"unit": {"a": "degree"}}, "did you mean 'deg'"),
         ({"unit": {"x": "deg"}}, "unit names 'x'"),

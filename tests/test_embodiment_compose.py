@@ -11,11 +11,12 @@ from aloha_scene import aloha_embodiment
 from conftest import material
 
 from jidm.errors import EmbodimentError, UrdfError
-from jidm.robot.composition import compose, rigid_transform
+from jidm.robot.composition import compose
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.factory import embodiment_from_urdf
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.registry import load_embodiment
+from jidm.robot.transforms import rigid_transform
 
 
 def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:

@@ -151,7 +151,7 @@ def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
         ("xyz = [0.0, 0.0, 0.0]", "compose.left lacks embodiment"),
         ('embodiment = "piper"\nxyz = [0.0, 0.0]', "compose.left.xyz must be a list of 3"),
         ('embodiment = "piper"\nyaw = 3', "compose.left: unknown key 'yaw'"),
-        ("embodiment = 3", "compose.left lacks embodiment, the name"),
+        ("embodiment = 3", "compose.left.embodiment must be a text"),
         ('embodiment = "piper"\nxyz = [inf, 0.0, 0.0]', "rigid"),
     ],
 )

@@ -16,7 +16,8 @@ from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.registry import embodiment_names, load_embodiment
-from jidm.robot.urdf.reader import parse_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf
+from jidm.robot.urdf.writer import write_urdf
 
 NAMES = embodiment_names()
 # One robot of every kind: mimic gripper on a slide, four fingers, two arms on one base, wheels of the toy.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jidm.errors import UrdfError
-from jidm.robot.model import Joint, Link, Mimic, RobotModel, compose
+from jidm.robot.model import Joint, Link, Mimic, RobotModel, join_models
 
 X = np.array([1.0, 0.0, 0.0])
 
@@ -61,7 +61,7 @@ def test_mounted_robots_keep_to_themselves() -> None:
     part = chain(None, Mimic("a", -1, 0.1))
     T = np.eye(4)
     T[:3, 3] = 1, 2, 3
-    whole = compose("pair", {"left": (part, T), "right": (part, np.eye(4))}, root="table")
+    whole = join_models("pair", {"left": (part, T), "right": (part, np.eye(4))}, root="table")
     assert whole.root == "table" and [x.name for x in whole.links[:2]] == ["table", "left_l0"]
     np.testing.assert_array_equal(whole.joints[0].T_parent_joint, T)
     A, b = whole.coupling(("left_a", "right_a"))

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from jidm.camera.model import Camera
-from jidm.errors import EmbodimentError, InputError, UrdfError
+from jidm.errors import EmbodimentError, InputError
 from jidm.robot.registry import load_embodiment
-from jidm.robot.surface import sample_surface, shape_mesh, visible_points
+from jidm.robot.surface import sample_surface, shape_mesh
 from jidm.robot.urdf.reader import parse_urdf
+from jidm.robot.visibility import visible_points
 
 
 def link(name: str, *shapes: str) -> str:
@@ -140,22 +141,12 @@ def test_even_over_a_link_and_fair_between_links() -> None:
     assert abs(float(caps) - 2 / 14) < 0.02
 
 
-def test_links_and_shapes_can_be_chosen_and_wrong_ones_are_named() -> None:
-    model = robot(
-        link("a", shape('<box size="1 1 1"/>'), shape('<sphere radius="0.1"/>', tag="collision")),
-        link("b"),
-        joined("a", "b"),
-    )
-    assert (sample_surface(model, 50, shapes="collision").p_link.norm(dim=-1) < 0.11).all()
-    assert set(sample_surface(load_embodiment("piper").model, 50, links=["link3"]).link.tolist()) == {
-        load_embodiment("piper").model.link_index("link3")
-    }
-    with pytest.raises(UrdfError, match="no link 'c'"):
-        sample_surface(model, 50, links=["c"])
+def test_a_robot_without_visual_shapes_or_with_a_missing_mesh_is_refused() -> None:
+    collision_only = robot(link("a", shape('<sphere radius="0.1"/>', tag="collision")))
     with pytest.raises(EmbodimentError, match="no visual shapes to sample"):
-        sample_surface(model, 50, links=["b"])
+        sample_surface(collision_only, 50)
     with pytest.raises(InputError, match="at least 1"):
-        sample_surface(model, 0)
+        sample_surface(robot(link("a", shape('<box size="1 1 1"/>'))), 0)
     missing = robot(link("a", shape('<mesh filename="package://nowhere/x.stl"/>')))
     with pytest.raises(EmbodimentError, match=r"nowhere/x\.stl.*mesh_roots"):
         sample_surface(missing, 10)

@@ -15,7 +15,8 @@ from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_vi
 from jidm.errors import UrdfError
 from jidm.robot.factory import embodiment_from_model
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.writer import write_urdf
 
 # ---- what is read ----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from jidm.errors import EmbodimentError, MissingExtraError, UrdfError
 from jidm.robot.factory import embodiment_from_model
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.mesh_resolver import package_roots
-from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.writer import write_urdf
 
 # All that is refused, by the end of its path, and why it is the file's fault.
 REFUSED = {

@@ -104,11 +104,11 @@ STRUCTURE = {
     "two limits": (one_joint(LIMIT * 2), "joint 'j' holds 2 <limit> elements where one is meant; keep one"),
     "two axes": (one_joint("<axis xyz='0 0 1'/><axis xyz='0 1 0'/>" + LIMIT), "joint 'j' holds 2 <axis>"),
     "two origins": (one_joint("<origin/><origin/>" + LIMIT), "joint 'j' holds 2 <origin>"),
-    "colours at odds": (
+    "different colors": (
         robot(
             "<material name='m'><color rgba='1 0 0 1'/></material><material name='m'><color rgba='0 0 0 1'/></material>"
         ),
-        "material 'm' is defined twice with different colours; keep one",
+        "material 'm' is defined twice with different colors; keep one",
     ),
 }
 
@@ -175,7 +175,7 @@ VALUES = {
     ),
     "an unknown shape": (
         one_visual("<geometry><cone radius='1'/></geometry>"),
-        "<cone> is no shape a URDF knows; use box",
+        "<cone> is no shape of the URDF format; use box",
     ),
     "a sizeless box": (
         one_visual("<geometry><box/></geometry>"),
@@ -192,11 +192,11 @@ VALUES = {
         one_visual("<geometry><mesh filename='m.stl' scale='1 0 1'/></geometry>"),
         "<mesh> has a scale of zero",
     ),
-    "three colours": (
+    "three colors": (
         one_visual("<geometry><sphere radius='1'/></geometry><material name='m'><color rgba='1 1 1'/></material>"),
         "rgba='1 1 1' must hold 4 numbers",
     ),
-    "no colours": (robot("<material name='m'><color/></material>"), "material 'm' <color> has no rgba"),
+    "no colors": (robot("<material name='m'><color/></material>"), "material 'm' <color> has no rgba"),
     "a mesh on a server": (
         one_visual("<geometry><mesh filename='http://x/m.stl'/></geometry>"),
         "nothing is loaded from the net",

@@ -17,7 +17,8 @@ from urdf_oracle import assert_same, link_poses_scipy, random_joints
 from jidm.errors import InputError, MissingExtraError, UrdfError
 from jidm.robot.mesh_resolver import package_file, package_roots
 from jidm.robot.model import Geometry, Joint, Limit, Link, Mimic, RobotModel, Shape
-from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.writer import write_urdf
 
 # The annotation checker of the tests samples items at random, which Hypothesis notices where robots are made.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

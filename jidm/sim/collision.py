@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jidm.robot.model import Geometry, RobotModel, Shape
-from jidm.robot.urdf.reader import write_urdf
+from jidm.robot.urdf.writer import write_urdf
 from jidm.sim.meshes import shape_meshes
 from jidm.sim.scene import load_pybullet, suppressed_output
 from jidm.sim.workspace import floor_height, rigid_bodies, size_at_home

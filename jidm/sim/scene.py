@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from jidm.errors import InputError, MissingExtraError
-from jidm.robot.urdf.reader import write_urdf
+from jidm.robot.urdf.writer import write_urdf
 from jidm.sim.appearance import Appearance, solid_noise
 from jidm.sim.meshes import export_visuals
 from jidm.sim.objects import SceneObject
