@@ -56,7 +56,7 @@ def read_descriptor(path: str | Path, load_part: Callable[[str], Embodiment]) ->
     data = _read_toml(path)
     _check_schema(data, path)
     if (file := path.resolve()) in _loading.get():
-        raise EmbodimentError(f"{path}: this robot is made of itself; compose it of others")
+        raise EmbodimentError(f"{path}: this robot is composed of itself; compose it of others")
     token = _loading.set((*_loading.get(), file))
     try:
         return _build_composed(data, path, load_part) if "compose" in data else _build_single(data, path)

@@ -159,7 +159,7 @@ class RobotModel:
                 unit, mimic = np.zeros(len(actuated)), by_name[name].mimic
                 if name in chain:
                     cycle = " -> ".join((*chain, name))
-                    raise UrdfError(f"robot '{self.name}': joints mimic each other in a circle: {cycle}")
+                    raise UrdfError(f"robot '{self.name}': joints mimic each other in a cycle: {cycle}")
                 if name in column:
                     unit[column[name]] = 1.0
                     rows[name] = (unit, 0.0)

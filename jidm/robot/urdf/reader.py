@@ -265,7 +265,7 @@ class _Reader:
                     raise self._error(f"joint '{name}'", what)
                 if mimic.joint in chain:
                     cycle = [*list(chain)[list(chain).index(mimic.joint) :], mimic.joint]
-                    what = "itself" if len(cycle) == 2 else "in a circle: " + " -> ".join(cycle)
+                    what = "itself" if len(cycle) == 2 else "in a cycle: " + " -> ".join(cycle)
                     raise self._error(f"joint '{name}'", f"mimics {what}; one joint must be free")
                 name = mimic.joint
             good.update(chain)
