@@ -206,7 +206,7 @@ def kinematics(runs: int) -> dict[str, object]:
 def _urdf_without_meshes(robot: Embodiment) -> str:
     from dataclasses import replace
 
-    from jidm.robot.urdf.reader import write_urdf
+    from jidm.robot.urdf.writer import write_urdf
 
     links = tuple(replace(link, visuals=(), collisions=()) for link in robot.model.links)
     return write_urdf(replace(robot.model, links=links))

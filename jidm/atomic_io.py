@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jidm.errors import InputError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` if the block succeeds, removed if it fails.
+    """A temporary path beside `path` to write to; renamed to `path` if the block succeeds, removed if it fails.
 
-    A reader sees the old file or the new one, never half of one, and a killed process leaves nothing under the name.
-    The suffix is kept, because many writers choose their format by it.
+    A reader sees the old file or the new one, never a part of it, and a killed process leaves no file of that name. The
+    suffix is kept, because many writers choose their format by it.
 
     Raises:
         InputError: the folder does not exist.

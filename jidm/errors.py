@@ -1,4 +1,4 @@
-"""One root for everything jidm raises on purpose. Every message names what is wrong, where, and the remedy."""
+"""The errors of jidm. Every message names what is wrong, where, and the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class JidmError(Exception):
 
 
 class InputError(JidmError, ValueError):
-    """A value, shape or file the caller handed over cannot be used."""
+    """A value, shape or file given by the caller cannot be used."""
 
 
 class UrdfError(InputError):
@@ -27,7 +27,7 @@ class CameraError(InputError):
 
 
 class VideoError(InputError):
-    """A video cannot be read, is ambiguous or is too short."""
+    """A video cannot be read or written, has an ambiguous layout, or is too short."""
 
 
 class DatasetError(InputError):
@@ -46,7 +46,7 @@ class MissingExtraError(JidmError, ImportError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A short tail for "unknown name" messages: the closest known name if there is one, and all of them."""
+    """The end of an "unknown name" message: the closest known name if there is one, and all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""

@@ -1,4 +1,4 @@
-"""Sharing work by Ray: joining a cluster or starting one, and leaving it as it was."""
+"""Distributing work by Ray: connect to a cluster or start one, and restore the state afterwards."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from jidm.errors import InputError, MissingExtraError
 
 @contextmanager
 def ray_cluster(address: str, workers: int, jobs: int) -> Iterator[int]:
-    """While it lasts, Ray is there; how many actors shall share the work.
+    """Context in which Ray is initialized; its value is the number of actors to start.
+
+    Ray is shut down at the end if it was started here.
 
     Args:
-        address: of the cluster, "auto" for the one that runs here, "local" for one started and stopped for this.
+        address: of the cluster; "auto" for the one that runs on this machine, "local" for one that is started here.
         workers: actors wanted; 1 means one per CPU of the cluster.
-        jobs: no more actors than that.
+        jobs: upper bound of the number of actors.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -26,7 +28,7 @@ def ray_cluster(address: str, workers: int, jobs: int) -> Iterator[int]:
     try:
         import ray
     except ImportError:
-        raise MissingExtraError("sharing work by Ray", "ray", "ray") from None
+        raise MissingExtraError("distributing work by Ray", "ray", "ray") from None
     started = not ray.is_initialized()
     if started:
         where: dict[str, Any] = {"num_cpus": workers} if address == "local" else {"address": address}

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jidm.robot.composition import compose, rigid_transform
+from jidm.robot.composition import compose
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.factory import embodiment_from_model
+from jidm.robot.transforms import rigid_transform
 from jidm.robot.urdf.reader import parse_urdf
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -84,4 +85,4 @@ def aloha_embodiment(material_path: str | Path) -> tuple[Embodiment, JointConven
     T_camera_base = np.diag([1.0, -1.0, -1.0, 1.0])
     T_camera_base[:3, 3] = (0.0, 0.6, 0.8)
     camera = {"width": 640, "height": 480, "K": [focal, focal, 319.5, 239.5], "T_camera_base": T_camera_base.tolist()}
-    return robot, JointConvention.compose({"left": one_arm, "right": one_arm}), camera
+    return robot, JointConvention.join({"left": one_arm, "right": one_arm}), camera

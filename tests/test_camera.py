@@ -1,4 +1,4 @@
-"""The camera: projection and its inverse, conventions, files, PyBullet's matrices, what is refused."""
+"""The camera: projection and its inverse, conventions, torch.func, files, PyBullet's matrices, errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def vector(*x: float) -> Tensor:
 
 
 def skewed() -> Camera:
-    """Nothing about it is symmetric."""
+    """A camera without any symmetry."""
     camera = Camera.look_at((1.1, -0.7, 0.9), (0.1, 0.2, 0.3), up=(0.2, 0.1, 1.0), fov_y=50, width=321, height=197)
     K = camera.K.clone()
     K[0, 1], K[0, 0], K[0, 2] = 3.7, 1.3 * K[0, 0], 140.0
@@ -34,7 +34,7 @@ def skewed() -> Camera:
 
 @settings(max_examples=60, deadline=None)
 @given(eye=point, target=point, uv=st.tuples(st.floats(-50, 400), st.floats(-50, 300)), z=st.floats(0.05, 20))
-def test_unproject_and_project_undo_each_other(eye, target, uv, z) -> None:
+def test_project_inverts_unproject(eye, target, uv, z) -> None:
     if np.linalg.norm(np.subtract(eye, target)[:2]) < 1e-3:
         return  # straight up or down: the default up has no meaning
     camera = Camera.look_at(eye, target)
@@ -45,18 +45,18 @@ def test_unproject_and_project_undo_each_other(eye, target, uv, z) -> None:
     torch.testing.assert_close(depth, vector(z)[0], rtol=1e-9, atol=0)
 
 
-def test_a_point_on_the_axis_lands_in_the_middle_of_the_picture() -> None:
-    """Pixel centres are at whole numbers: of 4 x 3 pixels the middle is (1.5, 1)."""
+def test_a_point_on_the_axis_projects_to_the_image_center() -> None:
+    """Pixel centers are at integers: the center of 4 x 3 pixels is (1.5, 1)."""
     camera = Camera.look_at((2.0, 0.0, 1.0), (0.0, 0.0, 1.0), width=4, height=3, fov_y=90)
     uv, depth = camera.project(vector(0.5, 0, 1))
     torch.testing.assert_close(uv, vector(1.5, 1.0))
     assert float(depth) == pytest.approx(1.5)
-    # 45 degrees up from the axis is the upper edge of the picture, half a pixel above the first row's centres.
+    # 45 degrees above the axis is the upper edge of the image, half a pixel above the centers of the first row.
     uv, _ = camera.project(vector(1.0, 0, 2.0))
     torch.testing.assert_close(uv, vector(1.5, -0.5))
 
 
-def test_look_at_keeps_right_right_and_up_up() -> None:
+def test_look_at_has_x_right_and_y_down() -> None:
     camera = Camera.look_at((0.0, -2.0, 0.5), (0.0, 0.0, 0.5))  # looks along +y, so x is to the right
     middle, right, up = (camera.project(vector(*p))[0] for p in ((0, 0, 0.5), (0.1, 0, 0.5), (0, 0, 0.6)))
     assert right[0] > middle[0] and abs(right[1] - middle[1]) < 1e-9
@@ -69,7 +69,7 @@ def test_look_at_keeps_right_right_and_up_up() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 900), height=st.integers(1, 900), p=point)
-def test_resizing_the_camera_is_resizing_the_picture(width: int, height: int, p) -> None:
+def test_resizing_the_camera_equals_resizing_the_image(width: int, height: int, p) -> None:
     camera = skewed()
     uv, _ = camera.project(vector(*p))
     ours, _ = camera.resized(width, height).project(vector(*p))
@@ -77,7 +77,7 @@ def test_resizing_the_camera_is_resizing_the_picture(width: int, height: int, p)
     torch.testing.assert_close(ours, (uv + 0.5) * scale - 0.5, rtol=1e-9, atol=1e-6)
 
 
-def test_the_projections_slope_is_that_of_finite_differences() -> None:
+def test_projection_jacobian_equals_finite_differences() -> None:
     camera, h = skewed(), 1e-6
     p = 0.3 * torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ours = camera.projection_jacobian(camera.transform(p))
@@ -118,7 +118,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("field", ["K", "T_camera_base"])
-def test_slopes_in_intrinsics_and_pose_are_those_of_finite_differences(field: str, name: str) -> None:
+def test_derivatives_in_intrinsics_and_pose_equal_finite_differences(field: str, name: str) -> None:
     """jacfwd and jacrev with respect to all entries, also those that no rigid pose or pinhole camera would have."""
     camera, h = skewed(), 1e-6
 
@@ -135,7 +135,7 @@ def test_slopes_in_intrinsics_and_pose_are_those_of_finite_differences(field: st
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_many_cameras_by_vmap_are_a_loop(name: str) -> None:
+def test_vmap_over_cameras_equals_a_loop(name: str) -> None:
     eyes = ((1.1, -0.7, 0.9), (0.8, 0.9, 0.4), (-1.0, 0.3, 1.2))
     cameras = [replace(Camera.look_at(eye, (0, 0, 0.3), width=321, height=197), K=skewed().K * s)
                for eye, s in zip(eyes, (1.0, 1.1, 0.9), strict=True)]  # fmt: skip
@@ -144,7 +144,7 @@ def test_many_cameras_by_vmap_are_a_loop(name: str) -> None:
     torch.testing.assert_close(ours, torch.stack([FUNCTIONS[name](c) for c in cameras]), rtol=0, atol=1e-9)
 
 
-def test_a_camera_made_by_hand_is_checked_when_asked() -> None:
+def test_validated_checks_a_camera_built_by_hand() -> None:
     camera = skewed()
     assert camera.validated() is camera
     for wrong in (replace(camera, K=-camera.K), replace(camera, T_camera_base=2 * camera.T_camera_base)):
@@ -155,7 +155,7 @@ def test_a_camera_made_by_hand_is_checked_when_asked() -> None:
 # ---- PyBullet -------------------------------------------------------------------------------------------------------
 
 
-def test_matrices_are_pybullets_own() -> None:
+def test_matrices_equal_those_of_pybullet() -> None:
     bullet = pytest.importorskip("pybullet")
     eye, target, up, fov, width, height = [1.2, -0.4, 0.8], [0.1, 0.0, 0.3], [0, 0, 1], 37.0, 317, 241
     view = bullet.computeViewMatrix(eye, target, up)
@@ -169,7 +169,7 @@ def test_matrices_are_pybullets_own() -> None:
     torch.testing.assert_close(theirs.T_camera_base, camera.T_camera_base, rtol=0, atol=2e-6)
 
 
-def test_pybullets_matrices_and_back() -> None:
+def test_pybullet_matrices_round_trip() -> None:
     camera = replace(skewed(), K=vector(300, 0, 140, 0, 280, 99, 0, 0, 1).reshape(3, 3))
     T_world_base = Camera.look_at((1, 2, 3), (0.3, 0.2, 0.1)).T_camera_base
     for pose in (None, T_world_base):
@@ -177,7 +177,7 @@ def test_pybullets_matrices_and_back() -> None:
         again = Camera.from_pybullet(view, projection, width=camera.width, height=camera.height, T_world_base=pose)
         torch.testing.assert_close(again.K, camera.K, rtol=1e-12, atol=1e-10)
         torch.testing.assert_close(again.T_camera_base, camera.T_camera_base, rtol=0, atol=1e-12)
-    # The clip coordinates of a point say the same as our projection: x in [-1, 1] spans the picture.
+    # The clip coordinates of a point equal our projection: x in [-1, 1] spans the image.
     view, projection = (np.reshape(m, (4, 4)).T for m in camera.to_pybullet())
     clip = projection @ view @ [0.1, 0.2, 0.3, 1]
     uv, _ = camera.project(vector(0.1, 0.2, 0.3))
@@ -188,7 +188,7 @@ def test_pybullets_matrices_and_back() -> None:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_gives_the_camera_back(tmp_path: Path) -> None:
+def test_a_saved_camera_loads_unchanged(tmp_path: Path) -> None:
     camera = skewed()
     camera.save(tmp_path / "camera.json")
     again = Camera.load(tmp_path / "camera.json")
@@ -237,7 +237,7 @@ MIRROR = np.diag([-1.0, 1, 1, 1]).tolist()
         ({"T_camera_base": None}, "must be numbers"),
     ],
 )
-def test_a_wrong_camera_is_refused_by_name(change, message: str, tmp_path: Path) -> None:
+def test_an_invalid_camera_is_refused_with_its_fault(change, message: str, tmp_path: Path) -> None:
     path = tmp_path / "camera.json"
     path.write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(CameraError, match=message) as error:
@@ -259,20 +259,20 @@ def test_a_wrong_camera_is_refused_by_name(change, message: str, tmp_path: Path)
         ({"fov_y": "wide"}, "must be numbers"),
     ],
 )
-def test_a_wrong_look_at_form_is_refused_by_name(change, message: str) -> None:
+def test_an_invalid_look_at_form_is_refused_with_its_fault(change, message: str) -> None:
     with pytest.raises(CameraError, match=message):
         Camera.from_dict({**LOOK, **change})
 
 
 @pytest.mark.parametrize("key", ["width", "height", "K", "T_camera_base"])
-def test_what_is_missing_is_named(key: str) -> None:
+def test_missing_keys_are_named(key: str) -> None:
     with pytest.raises(CameraError, match=f"camera lacks '{key}'; give width"):
         Camera.from_dict({k: v for k, v in GOOD.items() if k != key})
     with pytest.raises(CameraError, match="camera lacks 'target'"):
         Camera.from_dict({k: v for k, v in LOOK.items() if k != "target"})
 
 
-def test_files_that_are_no_camera(tmp_path: Path) -> None:
+def test_files_that_hold_no_camera(tmp_path: Path) -> None:
     with pytest.raises(CameraError, match=r"cannot read camera file .*nowhere\.json"):
         Camera.load(tmp_path / "nowhere.json")
     for text, message in (("{", "not JSON"), ("[]", "one JSON object"), ("", "not JSON")):
@@ -281,7 +281,7 @@ def test_files_that_are_no_camera(tmp_path: Path) -> None:
             Camera.load(tmp_path / "x.json")
 
 
-def test_what_pybullet_cannot_do_is_refused() -> None:
+def test_cameras_pybullet_cannot_render_are_refused() -> None:
     with pytest.raises(CameraError, match="skewed"):
         skewed().to_pybullet()
     camera = Camera.from_dict(GOOD)

@@ -30,7 +30,7 @@ JOINTS |= {"ur5": 6, "xarm7": 7} | {f"planar_finger_{n}": n for n in range(1, 6)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def test_the_registry_holds_what_is_shipped() -> None:
+def test_the_registry_contains_the_bundled_robots() -> None:
     assert set(NAMES) <= set(embodiment_names())
     assert list(embodiment_names()) == sorted(embodiment_names())
 
@@ -48,7 +48,7 @@ def test_descriptor_is_complete_and_consistent(name: str) -> None:
     assert e.tip_links and e.title and e.license and e.source
     types = {j.name: j.type for j in e.model.joints}
     assert e.joint_types == tuple(types[x] for x in e.joint_names)
-    # Every number says where it comes from, or that it was chosen.
+    # Every number has a note on its source, or that it was chosen.
     parts = [""] if name != "cobot_magic" else ["left.", "right."]
     for key in ("position", "velocity", "effort", "acceleration", "jerk", "control_dt", "home", "exploration_range"):
         for part in parts:
@@ -56,7 +56,7 @@ def test_descriptor_is_complete_and_consistent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_limits_are_those_of_the_urdf_unless_the_notes_say_so(name: str) -> None:
+def test_limits_are_those_of_the_urdf_unless_a_note_names_another_source(name: str) -> None:
     e = load_embodiment(name)
     limits = {j.name: j.limit for j in e.model.joints}
     overridden = {"iiwa7": {"velocity", "effort"}}.get(name, set())
@@ -85,13 +85,13 @@ def test_panda_is_seven_joints_and_one_gripper() -> None:
     assert e.control_dt == 0.001 and list(e.gripper_mask) == [False] * 7 + [True]
 
 
-def test_allegro_hands_count_index_to_thumb() -> None:
+def test_allegro_hands_are_ordered_from_index_to_thumb() -> None:
     for side in ("left", "right"):
         assert load_embodiment(f"allegro_{side}").joint_names == tuple(f"joint_{k}.0" for k in range(16))
 
 
 def test_allegro_hands_mirror_each_other() -> None:
-    """Two independent files: at mirrored joint angles every fingertip of one is the mirror image of the other's."""
+    """From two independent files: at mirrored joint angles the fingertips are mirror images of each other."""
     import torch
 
     tips = {}
@@ -120,7 +120,7 @@ def test_planar_finger_stays_in_its_plane_and_reaches(n: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_default_cameras_see_the_robot(name: str) -> None:
-    """Link origins stay inside the picture at home and, for `front`, in nearly all self-play poses."""
+    """Link origins stay inside the image at home and, for `front`, in nearly all poses of motor babbling."""
     import torch
 
     e = load_embodiment(name)
@@ -131,14 +131,14 @@ def test_default_cameras_see_the_robot(name: str) -> None:
     assert "front" in e.cameras
     for key in e.cameras:
         if key.startswith(("left_", "right_")):
-            continue  # a part's camera, made for that part alone
+            continue  # the camera of a part, placed for that part alone
         camera = e.camera(key)
         assert (camera.width, camera.height) == (320, 240)
         uv, depth = camera.project(origins)
         size = torch.tensor([camera.width, camera.height])
         inside = ((uv > 0) & (uv < size - 1)).all(-1) & (depth > 0.05)
         assert inside[0].all(), f"{key} loses a link at home"
-        assert inside.double().mean() > 0.98, f"{key} loses links in self-play"
+        assert inside.double().mean() > 0.98, f"{key} loses links in motor babbling"
 
 
 # ---- frozen ---------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_an_embodiment_is_a_value() -> None:
     json.dumps(a.cameras)
 
 
-def test_a_read_only_embodiment_still_makes_tensors() -> None:
+def test_arrays_of_an_embodiment_convert_to_tensors() -> None:
     import torch
 
     e = load_embodiment("planar_finger_2")
@@ -200,16 +200,16 @@ def own_robot(tmp_path: Path) -> Path:
     return folder
 
 
-def test_hash_follows_urdf_mesh_and_descriptor_and_nothing_else(own_robot: Path, tmp_path: Path) -> None:
+def test_hash_depends_on_urdf_mesh_and_descriptor_only(own_robot: Path, tmp_path: Path) -> None:
     hashes = [load_embodiment(own_robot).content_hash]
     moved = tmp_path / "elsewhere" / "hinge"
     moved.parent.mkdir()
     own_robot.rename(moved)
-    assert load_embodiment(moved).content_hash == hashes[0], "the folder's place must not matter"
+    assert load_embodiment(moved).content_hash == hashes[0], "the path of the folder must not matter"
     toml, urdf = moved / "embodiment.toml", moved / "robot.urdf"
     toml.write_text("# a comment\n" + toml.read_text())
     urdf.write_bytes(urdf.read_bytes().replace(b"\n", b"\r\n"))
-    assert load_embodiment(moved).content_hash == hashes[0], "nor comments and line endings"
+    assert load_embodiment(moved).content_hash == hashes[0], "comments and line endings must not matter"
     for path, old, new in (
         (toml, "0.25", "0.5"),
         (urdf, 'upper="1"', 'upper="1.5"'),
@@ -227,7 +227,7 @@ def test_hash_is_the_same_in_another_process() -> None:
     assert out.stdout.strip() == load_embodiment("piper").content_hash, out.stderr
 
 
-def test_describing_a_robot_needs_no_torch() -> None:
+def test_loading_an_embodiment_does_not_import_torch() -> None:
     code = "import sys, jidm; jidm.load_embodiment('cobot_magic'); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     if "torch" in (REPOSITORY / "jidm" / "__init__.py").read_text():
@@ -249,7 +249,7 @@ def test_unknown_names_get_a_suggestion() -> None:
 
 
 @pytest.mark.usefixtures("empty_registry")
-def test_registering_folders_embodiments_and_callables(own_robot: Path) -> None:
+def test_folders_embodiments_and_callables_can_be_registered(own_robot: Path) -> None:
     register_embodiment("by_folder", own_robot)
     register_embodiment("by_file", str(own_robot / "embodiment.toml"))
     register_embodiment("by_callable", lambda: own_robot)
@@ -270,7 +270,7 @@ def test_registering_folders_embodiments_and_callables(own_robot: Path) -> None:
 
 
 def test_robots_of_other_packages_are_found(own_robot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package installed beside jidm names its robots by an entry point; one returns a folder, one is an attribute."""
+    """Another installed package names its robots by entry points; one returns a folder, one is an attribute."""
     site = own_robot.parent / "site"
     (site / "theirs-1.0.dist-info").mkdir(parents=True)
     (site / "theirs.py").write_text(f"FOLDER = {str(own_robot)!r}\ndef robot():\n    return FOLDER\n")

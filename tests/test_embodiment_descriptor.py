@@ -1,4 +1,4 @@
-"""embodiment.toml is read strictly: whatever is wrong in it is named with file, key and remedy."""
+"""embodiment.toml is read strictly: every error names file, key and remedy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_right_descriptor_is_read_as_written(folder: Path) -> None:
+def test_a_valid_descriptor_is_read_as_written(folder: Path) -> None:
     e = load_embodiment(folder)
     assert e.name == "two" and e.joint_names == ("j1", "j2") and e.joint_types == ("revolute", "prismatic")
     np.testing.assert_array_equal(e.lower, [-1, 0])
@@ -123,7 +123,7 @@ def test_a_wrong_descriptor_names_file_key_and_remedy(folder: Path, old: str, ne
     assert str(file) in text and "\n" not in text
 
 
-def test_another_order_must_be_meant(folder: Path) -> None:
+def test_another_joint_order_must_be_declared(folder: Path) -> None:
     text = TOML.replace('names = ["j1", "j2"]', 'reordered = true\nnames = ["j2", "j1"]')
     (folder / "embodiment.toml").write_text(text.replace("home = [0.1, 0.2]", "home = [0.2, 0.1]"))
     e = load_embodiment(folder)
@@ -132,7 +132,7 @@ def test_another_order_must_be_meant(folder: Path) -> None:
     np.testing.assert_array_equal(e.upper, [0.5, 1])
 
 
-def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
+def test_every_joint_is_listed_or_locked(folder: Path) -> None:
     one = TOML.replace('names = ["j1", "j2"]', 'names = ["j1"]').replace('gripper_joints = ["j2"]\n', "")
     one = re.sub(r"^(home|exploration_range|acceleration|jerk) = \[([\d.]+), [\d.]+\]", r"\1 = [\2]", one, flags=re.M)
     (folder / "embodiment.toml").write_text(one)
@@ -151,11 +151,11 @@ def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
         ("xyz = [0.0, 0.0, 0.0]", "compose.left lacks embodiment"),
         ('embodiment = "piper"\nxyz = [0.0, 0.0]', "compose.left.xyz must be a list of 3"),
         ('embodiment = "piper"\nyaw = 3', "compose.left: unknown key 'yaw'"),
-        ("embodiment = 3", "compose.left lacks embodiment, the name"),
+        ("embodiment = 3", "compose.left.embodiment must be a text"),
         ('embodiment = "piper"\nxyz = [inf, 0.0, 0.0]', "rigid"),
     ],
 )
-def test_a_wrong_part_is_named(folder: Path, part: str, message: str) -> None:
+def test_a_wrong_part_of_a_composition_is_named(folder: Path, part: str, message: str) -> None:
     text = f'name = "x"\ntitle = "x"\nlicense = "x"\nsource = "x"\n[compose.left]\n{part}\n'
     (folder / "embodiment.toml").write_text(text)
     with pytest.raises(EmbodimentError, match=message) as caught:
@@ -163,18 +163,18 @@ def test_a_wrong_part_is_named(folder: Path, part: str, message: str) -> None:
     assert str(folder / "embodiment.toml") in str(caught.value)
 
 
-def test_a_robot_made_of_itself_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_robot_composed_of_itself_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jidm.robot import registry
 
     monkeypatch.setattr(registry, "_registered", {"ouroboros": folder})
     (folder / "embodiment.toml").write_text(
         'name = "ouroboros"\ntitle = "x"\nlicense = "x"\nsource = "x"\n[compose.left]\nembodiment = "ouroboros"\n'
     )
-    with pytest.raises(EmbodimentError, match="made of itself"):
+    with pytest.raises(EmbodimentError, match="composed of itself"):
         load_embodiment(folder)
 
 
-def test_the_urdf_lies_beside_the_descriptor(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_urdf_must_lie_beside_the_descriptor(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside") / "robot.urdf"
     outside.write_text(URDF)
     link = folder / "link.urdf"
@@ -193,6 +193,6 @@ def test_missing_folder_and_missing_package(folder: Path) -> None:
         load_embodiment(folder)
 
 
-def test_shipped_descriptors_carry_their_folders_name() -> None:
+def test_bundled_descriptors_have_their_folders_name() -> None:
     for file in bundled_folder().glob("*/embodiment.toml"):
         assert f'name = "{file.parent.name}"\n' in file.read_text(encoding="utf-8")

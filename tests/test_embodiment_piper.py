@@ -1,4 +1,4 @@
-"""PiPER: our URDF against the published Denavit-Hartenberg table, the published reach and the maker's own URDF."""
+"""PiPER: our URDF against the published Denavit-Hartenberg table, the published reach and the manufacturer's URDF."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_ranges_and_speeds_are_the_published_ones(piper: Embodiment) -> None:
 
 
 def test_reach_is_the_published_one(piper: Embodiment) -> None:
-    """Reach: the farthest the flange centre (origin of link6) gets from the axis of joint 2, 626.75 mm.
+    """Reach: the farthest the flange center (origin of link6) gets from the axis of joint 2, 626.75 mm.
 
     Published is the sum of the rounded lengths 285 + 250.75 + 91; with the 21.98 mm elbow offset the true maximum is
     285.03 + hypot(250.75, 21.98) + 91 = 627.74 mm, found inside the joint ranges.
@@ -82,7 +82,7 @@ def test_reach_is_the_published_one(piper: Embodiment) -> None:
     assert best == pytest.approx(285.03 + np.hypot(250.75, 21.98) + 91, abs=1e-3)
 
 
-def test_gripper_opens_by_seventy_millimetres(piper: Embodiment) -> None:
+def test_gripper_opens_by_seventy_millimeters(piper: Embodiment) -> None:
     def opening(travel: float) -> float:
         links = poses(piper, np.array([*piper.home[:6], travel]))
         return 1e3 * float(np.linalg.norm(links["finger1"][:3, 3] - links["finger2"][:3, 3]))
@@ -99,11 +99,11 @@ def test_fingers_slide_across_the_flange_axis(piper: Embodiment) -> None:
     assert np.dot(finger[:3, 3] - flange[:3, 3], axis) == pytest.approx(0.13503, abs=1e-9)
 
 
-# ---- the maker's URDF -----------------------------------------------------------------------------------------------
+# ---- the manufacturer's URDF ----------------------------------------------------------------------------------------
 
 
-def makers_frames(q: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Origins (count, 6, 3) [m] and axis directions (count, 6, 3) of the maker's joints, by pinocchio."""
+def manufacturer_frames(q: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Origins (count, 6, 3) [m] and axis directions (count, 6, 3) of the manufacturer's joints, by pinocchio."""
     pin = pytest.importorskip("pinocchio")
     model = pin.buildModelFromUrdf(str(material("piper_ros") / "piper_description" / "urdf" / "piper_description.urdf"))
     data = model.createData()
@@ -116,21 +116,21 @@ def makers_frames(q: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return origins, axes
 
 
-def test_agrees_with_the_makers_urdf(piper: Embodiment) -> None:
+def test_agrees_with_the_manufacturers_urdf(piper: Embodiment) -> None:
     """Over the whole range, through the convention `maker_urdf`: origins of links 1 to 5 within 0.03 mm, all axes."""
     q = anywhere(piper, 300)
     outside = piper.convention("maker_urdf").from_embodiment(q)
-    origins, axes = makers_frames(outside)
+    origins, axes = manufacturer_frames(outside)
     links = poses(piper, q)
     ours = np.stack([links[f"link{i + 1}"] for i in range(6)], axis=1)
     error = 1e3 * np.linalg.norm(ours[..., :3, 3] - origins, axis=-1).max(axis=0)
     assert (error[:5] < 0.03).all(), error
-    # A joint that the maker counts the other way round turns about the opposite axis.
+    # A joint of the opposite sign in the manufacturer's file turns about the opposite axis.
     sign = np.array(piper.convention("maker_urdf").sign[:6])
     cosine = np.einsum("kij,kij->ki", ours[..., :3, 2], axes) * sign
     np.testing.assert_allclose(cosine, 1.0, atol=1e-9)
-    # Link 6: the maker's file sets the axis of joint 6 off by 1.4165 mm along the axis of joint 5; the published table
-    # has the two axes meet. Nothing else is left of the difference.
+    # Link 6: in the manufacturer's file the axis of joint 6 is offset by 1.4165 mm along the axis of joint 5; in the
+    # published table the two axes meet. This is the whole difference.
     offset = ours[:, 5, :3, 3] - origins[:, 5]
     assert 1.0 < error[5] < 1.5, error
     in_flange = np.einsum("kji,kj->ki", table_flange_without_roll(q), offset)
@@ -143,10 +143,10 @@ def table_flange_without_roll(q: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([table_frames(np.array([*row[:5], 0.0]))[5][:3, :3] for row in q])
 
 
-def test_without_the_convention_the_makers_urdf_is_another_robot(piper: Embodiment) -> None:
-    """The comparison can fail: read as they stand, the two count joints differently by centimetres."""
+def test_without_the_convention_the_manufacturers_urdf_differs(piper: Embodiment) -> None:
+    """The comparison can fail: without the convention the two files differ by centimeters."""
     q = anywhere(piper, 50)
-    origins, _ = makers_frames(q)
+    origins, _ = manufacturer_frames(q)
     links = poses(piper, q)
     assert np.linalg.norm(links["link3"][:, :3, 3] - origins[:, 2], axis=-1).max() > 5e-3
     assert np.linalg.norm(links["link6"][:, :3, 3] - origins[:, 5], axis=-1).max() > 2e-2

@@ -1,4 +1,4 @@
-"""Forward kinematics and Jacobians against PyBullet, pinocchio and finite differences, for every shipped robot."""
+"""Forward kinematics and Jacobians against PyBullet, pinocchio and finite differences, for every bundled robot."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.registry import embodiment_names, load_embodiment
-from jidm.robot.urdf.reader import parse_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf
+from jidm.robot.urdf.writer import write_urdf
 
 NAMES = embodiment_names()
-# One robot of every kind: mimic gripper on a slide, four fingers, two arms on one base, wheels of the toy.
+# One robot of every kind: mimic gripper with prismatic joints, four fingers, two arms on one base, planar finger.
 KINDS = ("panda", "allegro_left", "cobot_magic", "planar_finger_3")
 
 
@@ -37,7 +38,7 @@ def anywhere(e: Embodiment, *batch: int, seed: int = 0, dtype=torch.float64) -> 
 def same_poses(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 1e-6) -> None:
     """Origins within 1e-6 m, orientations within 1e-6 rad."""
     assert np.abs(ours[..., :3, 3] - theirs[..., :3, 3]).max() <= tolerance
-    # |R - R'| = 2 sqrt(2) sin(angle / 2); the arc cosine of the trace would see nothing below 1e-8.
+    # |R - R'| = 2 sqrt(2) sin(angle / 2); the arc cosine of the trace resolves nothing below 1e-8.
     distance = np.linalg.norm(ours[..., :3, :3] - theirs[..., :3, :3], axis=(-2, -1))
     assert distance.max() / np.sqrt(2) <= tolerance
 
@@ -47,7 +48,7 @@ def same_poses(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 1e-6) ->
 
 def pinocchio_poses(e: Embodiment, q: Tensor) -> np.ndarray:
     pin = pytest.importorskip("pinocchio")
-    # Mimics are left to our linear map on both sides: pinocchio reads them as joints of their own.
+    # Mimics are resolved by our linear map on both sides: pinocchio reads them as independent joints.
     model = pin.buildModelFromXML(write_urdf(e.model))
     data = model.createData()
     full = q.numpy() @ e.coupling_matrix.T + e.coupling_offset
@@ -57,7 +58,7 @@ def pinocchio_poses(e: Embodiment, q: Tensor) -> np.ndarray:
     for i, row in enumerate(full):
         configuration = pin.neutral(model)
         for joint, k in joints:
-            if joint.nq == 2:  # continuous joints are kept as a point on the circle
+            if joint.nq == 2:  # a continuous joint is a point on the unit circle
                 configuration[joint.idx_q : joint.idx_q + 2] = np.cos(row[k]), np.sin(row[k])
             else:
                 configuration[joint.idx_q] = row[k]
@@ -68,7 +69,7 @@ def pinocchio_poses(e: Embodiment, q: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_thousand_poses_are_pinocchios(name: str) -> None:
+def test_poses_equal_pinocchio(name: str) -> None:
     e, kinematics = loaded(name)
     q = anywhere(e, 1000)
     same_poses(kinematics.link_poses(q).numpy(), pinocchio_poses(e, q))
@@ -100,14 +101,14 @@ def pybullet_poses(e: Embodiment, q: Tensor, folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_thousand_poses_are_pybullets(name: str, tmp_path: Path) -> None:
+def test_poses_equal_pybullet(name: str, tmp_path: Path) -> None:
     e, kinematics = loaded(name)
     q = anywhere(e, 1000, seed=1)
     same_poses(kinematics.link_poses(q).numpy(), pybullet_poses(e, q, tmp_path))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_link_jacobians_are_the_slopes_of_the_poses(name: str) -> None:
+def test_link_jacobians_equal_finite_differences_of_the_poses(name: str) -> None:
     """Central differences in float64: dT/dq T^-1 = [w] and v at every link's origin."""
     e, kinematics = loaded(name)
     q, h = anywhere(e, 3, seed=2), 1e-6
@@ -126,7 +127,7 @@ def test_link_jacobians_are_the_slopes_of_the_poses(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_any_batch_shape_is_its_items(name: str) -> None:
+def test_a_batch_equals_its_items(name: str) -> None:
     e, kinematics = loaded(name)
     L, q = len(e.model.links), anywhere(e, 2, 3)
     poses, jacobians = kinematics.link_poses(q), kinematics.link_jacobians(q)
@@ -151,7 +152,7 @@ def test_float32_in_float32_out(name: str) -> None:
         assert (jacobians.double() - kinematics.link_jacobians(q)).abs().max() <= tolerance
 
 
-def test_poses_are_rigid_and_points_ride_on_them() -> None:
+def test_poses_are_rigid_and_transform_points() -> None:
     e, kinematics = loaded("panda")
     poses = kinematics.link_poses(anywhere(e, 10))
     R = poses[..., :3, :3]
@@ -172,7 +173,7 @@ def test_gradients_flow_through_poses_and_jacobians() -> None:
     assert torch.autograd.gradcheck(lambda q: kinematics.link_jacobians(q)[:, -3:], (q,), fast_mode=True)
 
 
-def test_what_was_asked_first_in_inference_mode_still_has_gradients() -> None:
+def test_gradients_flow_after_a_first_call_in_inference_mode() -> None:
     e, kinematics = loaded("planar_finger_2")
     with torch.inference_mode():
         kinematics.link_jacobians(anywhere(e))
@@ -200,7 +201,7 @@ FUNCTIONS = (Kinematics.link_poses, twists, tip_pose, tip_jacobian)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_one_link_is_that_link_of_all(name: str) -> None:
+def test_link_pose_and_jacobian_equal_those_of_all_links(name: str) -> None:
     e, kinematics = loaded(name)
     q = anywhere(e, 2, 3)
     poses, jacobians = kinematics.link_poses(q), kinematics.link_jacobians(q)
@@ -305,7 +306,7 @@ def mixed() -> Kinematics:
     return Kinematics(model, names, model.coupling(names))
 
 
-def test_slides_mimics_of_mimics_and_negative_axes_by_hand() -> None:
+def test_prismatic_joints_chained_mimics_and_negative_axes_by_hand() -> None:
     kinematics = mixed()
     wheel, rail = 0.7, 0.25
     poses = kinematics.link_poses(torch.tensor([wheel, rail], dtype=torch.float64)).numpy()
@@ -363,7 +364,7 @@ def test_a_q_of_the_wrong_length_is_refused_with_the_joints_names(shape: tuple[i
         assert str(shape) in str(error.value)
 
 
-def test_whole_numbers_are_refused_before_they_round_the_robot() -> None:
+def test_integer_joint_positions_are_refused() -> None:
     kinematics = mixed()
     function = Kinematics.link_poses
     while hasattr(function, "__wrapped__"):  # without the checks of annotations that tests add

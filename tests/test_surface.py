@@ -1,4 +1,4 @@
-"""Surface points: on the shapes, outside only, counted and repeatable; and which of them a camera sees."""
+"""Surface points: on the shapes, on the outside only, exact in number, reproducible; and their visibility."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from jidm.camera.model import Camera
-from jidm.errors import EmbodimentError, InputError, UrdfError
+from jidm.errors import EmbodimentError, InputError
 from jidm.robot.registry import load_embodiment
-from jidm.robot.surface import sample_surface, shape_mesh, visible_points
+from jidm.robot.surface import sample_surface, shape_mesh
 from jidm.robot.urdf.reader import parse_urdf
+from jidm.robot.visibility import visible_points
 
 
 def link(name: str, *shapes: str) -> str:
@@ -33,7 +34,7 @@ def robot(*elements: str):
 
 
 @pytest.mark.parametrize("count", [1, 7, 1000, 20_000])
-def test_the_count_is_kept_and_the_seed_decides(count: int) -> None:
+def test_count_is_exact_and_the_seed_determines_the_points(count: int) -> None:
     model = load_embodiment("planar_finger_3").model
     a, b, other = (sample_surface(model, count, seed=s) for s in (0, 0, 1))
     assert len(a) == count == a.p_link.shape[0] == a.normal_link.shape[0]
@@ -86,7 +87,7 @@ def test_points_lie_on_primitives_by_their_formulas() -> None:
         if name == "box":
             scaled = np.abs(q - [1, 2, 3]) / [0.1, 0.2, 0.3]
             np.testing.assert_allclose(scaled.max(1), 1, atol=1e-12)
-            assert ((np.abs(m) > 0.5) == (scaled > 1 - 1e-9)).all(), "the normal is that of the side it lies on"
+            assert ((np.abs(m) > 0.5) == (scaled > 1 - 1e-9)).all(), "the normal is that of the side the point lies on"
             assert (((q - [1, 2, 3]) * m).sum(1) > 0).all()
         elif name == "ball":
             assert (np.abs(np.linalg.norm(q, axis=1) / 0.3 - 1) < 0.002).all()
@@ -99,15 +100,15 @@ def test_points_lie_on_primitives_by_their_formulas() -> None:
             assert (q[~side, 1] * m[~side, 1] > 0).all()
 
 
-def test_what_is_inside_a_closed_housing_is_dropped() -> None:
+def test_points_inside_a_closed_housing_are_dropped() -> None:
     inside = '<box size="0.5 0.4 0.3"/>'
     closed = robot(link("a", shape('<box size="1 1 1"/>'), shape(inside), shape('<sphere radius="0.3"/>')))
     p = sample_surface(closed, 4000).p_link
     assert (p.abs().amax(-1) > 0.49).all()
-    # Without the housing they are there: the same two shapes alone.
+    # Without the housing the same shape is sampled.
     alone = sample_surface(robot(link("a", shape(inside))), 1000)
     assert len(alone) == 1000
-    # A motor in a box without a lid is seen through the opening.
+    # A motor in a box without a lid is visible through the opening.
     walls = [shape('<box size="1 1 0.02"/>', "0 0 -0.5")]
     walls += [shape('<box size="0.02 1 1"/>', f"{x} 0 0") for x in (-0.5, 0.5)]
     walls += [shape('<box size="1 0.02 1"/>', f"0 {y} 0") for y in (-0.5, 0.5)]
@@ -115,7 +116,7 @@ def test_what_is_inside_a_closed_housing_is_dropped() -> None:
     assert ((p.abs().amax(-1) < 0.3) & (p[:, 2] > 0.149)).sum() > 20
 
 
-def test_both_sides_of_a_sheet_wound_the_wrong_way_face_outwards(tmp_path) -> None:
+def test_normals_of_reversed_triangles_point_outwards(tmp_path) -> None:
     import trimesh
 
     ball = trimesh.creation.icosphere(subdivisions=3, radius=0.2)
@@ -128,7 +129,7 @@ def test_both_sides_of_a_sheet_wound_the_wrong_way_face_outwards(tmp_path) -> No
     assert ((surface.p_link * surface.normal_link).sum(-1) > 0.19).all()
 
 
-def test_even_over_a_link_and_fair_between_links() -> None:
+def test_uniform_on_a_link_and_by_root_of_area_between_links() -> None:
     """Uniform on a box: points per side by area; between links by the square root of the area."""
     model = robot(
         link("a", shape('<box size="1 1 3"/>')), link("b", shape('<box size="0.1 0.1 0.3"/>')), joined("a", "b")
@@ -140,22 +141,12 @@ def test_even_over_a_link_and_fair_between_links() -> None:
     assert abs(float(caps) - 2 / 14) < 0.02
 
 
-def test_links_and_shapes_can_be_chosen_and_wrong_ones_are_named() -> None:
-    model = robot(
-        link("a", shape('<box size="1 1 1"/>'), shape('<sphere radius="0.1"/>', tag="collision")),
-        link("b"),
-        joined("a", "b"),
-    )
-    assert (sample_surface(model, 50, shapes="collision").p_link.norm(dim=-1) < 0.11).all()
-    assert set(sample_surface(load_embodiment("piper").model, 50, links=["link3"]).link.tolist()) == {
-        load_embodiment("piper").model.link_index("link3")
-    }
-    with pytest.raises(UrdfError, match="no link 'c'"):
-        sample_surface(model, 50, links=["c"])
+def test_a_robot_without_visual_shapes_or_with_a_missing_mesh_is_refused() -> None:
+    collision_only = robot(link("a", shape('<sphere radius="0.1"/>', tag="collision")))
     with pytest.raises(EmbodimentError, match="no visual shapes to sample"):
-        sample_surface(model, 50, links=["b"])
+        sample_surface(collision_only, 50)
     with pytest.raises(InputError, match="at least 1"):
-        sample_surface(model, 0)
+        sample_surface(robot(link("a", shape('<box size="1 1 1"/>'))), 0)
     missing = robot(link("a", shape('<mesh filename="package://nowhere/x.stl"/>')))
     with pytest.raises(EmbodimentError, match=r"nowhere/x\.stl.*mesh_roots"):
         sample_surface(missing, 10)
@@ -177,8 +168,8 @@ def seen(model, camera: Camera, count: int = 20_000):
     return surface, visible, cosine, uv
 
 
-def test_a_ball_hides_the_ball_behind_it() -> None:
-    """Camera at x = 2 looking down -x: the far ball of the same size is hidden but for nothing, and so is every back."""
+def test_a_ball_occludes_the_ball_behind_it() -> None:
+    """Camera at x = 2 looking along -x: the far ball is fully occluded, and so is every point that faces away."""
     model = robot(
         link("near", shape('<sphere radius="0.3"/>')), link("far", shape('<sphere radius="0.2"/>', "-1 0 0")),
         link("beside", shape('<sphere radius="0.2"/>', "-1 0.8 0")), joined("near", "far"), joined("far", "beside"),
@@ -188,11 +179,11 @@ def test_a_ball_hides_the_ball_behind_it() -> None:
     share = [float(visible[surface.link == model.link_index(x)].double().mean()) for x in ("near", "far", "beside")]
     assert share[1] < 0.01
     facing = [float((cosine[surface.link == model.link_index(x)] > 0.05).double().mean()) for x in ("near", "beside")]
-    assert share[0] > 0.9 * facing[0] and share[2] > 0.9 * facing[1], "what nothing hides is seen"
+    assert share[0] > 0.9 * facing[0] and share[2] > 0.9 * facing[1], "unoccluded points are visible"
     assert not visible[cosine < 0].any()
 
 
-def test_what_is_outside_the_picture_or_behind_the_camera_is_not_seen() -> None:
+def test_points_outside_the_image_or_behind_the_camera_are_not_visible() -> None:
     model = robot(link("ball", shape('<sphere radius="0.3"/>')))
     for target in ((4, 0, 0), (2, 3, 0)):
         _, visible, _, _ = seen(model, Camera.look_at((2, 0, 0), target))
@@ -202,7 +193,7 @@ def test_what_is_outside_the_picture_or_behind_the_camera_is_not_seen() -> None:
 
 
 @pytest.mark.parametrize("name", ["allegro_right", "piper", "planar_finger_5"])
-def test_visible_points_show_the_link_that_the_simulator_draws(name: str) -> None:
+def test_visible_points_show_the_link_that_the_simulator_renders(name: str) -> None:
     pytest.importorskip("pybullet")
     from jidm.fields.analytic import AnalyticField
     from jidm.sim import Scene
@@ -222,8 +213,8 @@ def test_visible_points_show_the_link_that_the_simulator_draws(name: str) -> Non
     around = [(y.clamp(0, h - 1), x.clamp(0, w - 1)) for y, x in around]
     matches = torch.stack([shown[at] == pose.surface_points.link for at in around])
     right = matches.any(0)[pose.visible].double().mean()
-    assert right > 0.9, f"{float(right):.3f} of the points said to be visible show their own link within a pixel"
-    # Of all points in front of which the simulator draws nothing nearer, most are said to be visible.
+    assert right > 0.9, f"{float(right):.3f} of the points reported visible show their own link within a pixel"
+    # Of all points in front of which the simulator renders nothing nearer, most are reported visible.
     poses = field.kinematics.link_poses(q)
     _, depth = camera.project(
         field.kinematics.transform_points(poses, pose.surface_points.link, pose.surface_points.p_link)
@@ -232,5 +223,5 @@ def test_visible_points_show_the_link_that_the_simulator_draws(name: str) -> Non
     nearest = torch.stack([z[at] for at in around]).amin(0)
     truth = matches.all(0) & (depth < nearest + 0.002)
     found = pose.visible[truth].double().mean()
-    assert found > 0.85, f"{float(found):.3f} of the points the simulator shows are found"
+    assert found > 0.85, f"{float(found):.3f} of the points the simulator renders are found"
     print(f"{name}: right {float(right):.3f}, found {float(found):.3f}")

@@ -1,4 +1,4 @@
-"""URDF files written by others, with and without faults: read as pinocchio reads them, or refused for a true reason."""
+"""Third-party URDF files, valid and faulty: read as by pinocchio, or refused for a real fault."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from jidm.errors import EmbodimentError, MissingExtraError, UrdfError
 from jidm.robot.factory import embodiment_from_model
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.mesh_resolver import package_roots
-from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.writer import write_urdf
 
-# All that is refused, by the end of its path, and why it is the file's fault.
+# Every refused file, by the end of its path, and its fault.
 REFUSED = {
     # a joint names a link that the file does not have
     "drake/Acrobot_unicode.urdf": "joint 'base_weld' has parent 'world', which is no link; add <link name='world'/>",
     "rethink_pneumatic_gripper.urdf": "joint 'left_gripper_base' has parent 'left_hand', which is no link; add",
-    # several trees, or joints that only one tool knows
+    # several trees, or joints of one tool only
     "test/links_with_visuals_and_collisions.urdf": "<robot> has 3 root links",
     "urdf_parser_test/collision_filter_group_parsing_test.urdf": "<robot> has 10 root links",
     "joint_parsing_test_missing_screw_thread_pitch.urdf": "<robot> has 2 root links",
@@ -32,13 +33,13 @@ REFUSED = {
     "pr2_description/urdf/pr2_simplified.urdf": "joint 'x' is prismatic and has no <limit>",
     # a magnitude below zero
     "halodi/eve_r3.urdf": "joint 'j_hip_z' has a negative velocity limit -1",
-    # two files from one source, holding a transmission and nothing else
+    # two files from one source that hold only a transmission
     "val_description/model/robots/test_bench.urdf": "<robot> has no links",
     # a mesh on a web server
     "sdformat/test_sdf_joint_mimic_rack_pinion.urdf": "nothing is loaded from the network",
 }
 
-# Good files that pinocchio's reader refuses: it wants an effort limit, and materials named only once.
+# Valid files that pinocchio's reader refuses: it requires an effort limit, and unique materials.
 ONLY_HERE = ("atlas/urdf/robotiq_tendons.urdf", "urdf_parser_test/duplicate_materials.urdf")
 
 
@@ -58,13 +59,13 @@ def reason(path: Path) -> str | None:
 LOADED = [pytest.param(path, id=name) for path, name in zip(FILES, IDS, strict=True) if reason(path) is None]
 
 
-def test_the_material_is_there() -> None:
+def test_the_material_is_complete() -> None:
     material("urdf_conformance")
     assert len(FILES) == 136
     assert all(any(path.as_posix().endswith(end) for path in FILES) for end in (*REFUSED, *ONLY_HERE))
 
 
-def test_the_page_of_the_docs_lists_what_is_refused() -> None:
+def test_the_docs_page_lists_the_refused_files() -> None:
     """`python benchmarks/urdf_conformance.py --packages --markdown docs/urdf_conformance.md` writes it anew."""
     page = (REPOSITORY / "docs" / "urdf_conformance.md").read_text(encoding="utf-8")
     for kind in ("real", "edge"):
@@ -126,7 +127,7 @@ def test_writing_and_reading_again_gives_the_model_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", LOADED)
-def test_cut_off_anywhere_it_is_refused(path: Path) -> None:
+def test_truncated_files_are_refused(path: Path) -> None:
     data = path.read_bytes().rstrip()
     for at in np.random.default_rng(2).integers(0, len(data), 4):
         with pytest.raises(UrdfError, match=r"not well-formed XML|is empty"):

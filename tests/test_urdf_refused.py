@@ -1,4 +1,4 @@
-"""The URDF reader, item by item: what is wrong is refused by one line that names file, element and remedy."""
+"""The URDF reader, element by element: faults are refused by one line that names file, element and remedy."""
 
 from __future__ import annotations
 
@@ -104,17 +104,17 @@ STRUCTURE = {
     "two limits": (one_joint(LIMIT * 2), "joint 'j' holds 2 <limit> elements where one is meant; keep one"),
     "two axes": (one_joint("<axis xyz='0 0 1'/><axis xyz='0 1 0'/>" + LIMIT), "joint 'j' holds 2 <axis>"),
     "two origins": (one_joint("<origin/><origin/>" + LIMIT), "joint 'j' holds 2 <origin>"),
-    "colours at odds": (
+    "different colors": (
         robot(
             "<material name='m'><color rgba='1 0 0 1'/></material><material name='m'><color rgba='0 0 0 1'/></material>"
         ),
-        "material 'm' is defined twice with different colours; keep one",
+        "material 'm' is defined twice with different colors; keep one",
     ),
 }
 
 
 @pytest.mark.parametrize("case", STRUCTURE)
-def test_what_is_no_tree_of_links(case: str) -> None:
+def test_structures_that_are_no_tree_of_links(case: str) -> None:
     text, pattern = STRUCTURE[case]
     assert re.search(pattern, parse_error(text))
 
@@ -147,14 +147,14 @@ VALUES = {
     "a mimic of none": (one_joint(LIMIT + "<mimic multiplier='2'/>"), "joint 'j' <mimic> names no joint"),
     "a missing mimic": (one_joint(mimic_joint("k")), "joint 'j' mimics 'k', which does not exist; known: j"),
     "a mimic of itself": (one_joint(mimic_joint("j")), "joint 'j' mimics itself; one joint must be free"),
-    "mimics in a circle": (
+    "mimics in a cycle": (
         robot(
             links("abcd"),
             joint("x", "a", "b", mimic_joint("y")),
             joint("y", "b", "c", mimic_joint("z")),
             joint("z", "c", "d", mimic_joint("y")),
         ),
-        "joint 'z' mimics in a circle: y -> z -> y; one joint must be free",
+        "joint 'z' mimics in a cycle: y -> z -> y; one joint must be free",
     ),
     "a comma": (one_joint("<limit lower='-0,5' upper='1'/>"), "<limit> lower='-0,5' is not a finite number; write one"),
     "no number": (one_joint("<limit lower='' upper='1'/>"), "<limit> lower='' must hold 1 number; correct it"),
@@ -175,7 +175,7 @@ VALUES = {
     ),
     "an unknown shape": (
         one_visual("<geometry><cone radius='1'/></geometry>"),
-        "<cone> is no shape a URDF knows; use box",
+        "<cone> is no shape of the URDF format; use box",
     ),
     "a sizeless box": (
         one_visual("<geometry><box/></geometry>"),
@@ -192,11 +192,11 @@ VALUES = {
         one_visual("<geometry><mesh filename='m.stl' scale='1 0 1'/></geometry>"),
         "<mesh> has a scale of zero",
     ),
-    "three colours": (
+    "three colors": (
         one_visual("<geometry><sphere radius='1'/></geometry><material name='m'><color rgba='1 1 1'/></material>"),
         "rgba='1 1 1' must hold 4 numbers",
     ),
-    "no colours": (robot("<material name='m'><color/></material>"), "material 'm' <color> has no rgba"),
+    "no colors": (robot("<material name='m'><color/></material>"), "material 'm' <color> has no rgba"),
     "a mesh on a server": (
         one_visual("<geometry><mesh filename='http://x/m.stl'/></geometry>"),
         "nothing is loaded from the net",
@@ -209,7 +209,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_values_that_cannot_be_meant(case: str) -> None:
+def test_invalid_values(case: str) -> None:
     text, pattern = VALUES[case]
     assert re.search(pattern, parse_error(text))
 
@@ -226,7 +226,7 @@ PLACES = {
     "joint 'j' <mimic>": robot(
         links("abc"), joint("j", "a", "b", LIMIT + "<mimic joint='k' offset='@'/>"), joint("k", "b", "c")
     ),
-    # Read by others, not by us; a file that holds them is broken all the same.
+    # Elements that only other tools read; a file with such values is broken as well.
     "joint 'j' <dynamics>": one_joint(LIMIT + "<dynamics damping='@'/>"),
     "joint 'j' <safety_controller>": one_joint(LIMIT + "<safety_controller soft_lower_limit='@'/>"),
     "link 'a' <mass>": robot("<link name='a'><inertial><mass value='@'/></inertial></link>"),
@@ -247,7 +247,7 @@ def test_nan_and_infinity_anywhere(place: str, number: str) -> None:
     assert "is not a finite number; write one" in message
 
 
-def test_cut_off_at_any_byte() -> None:
+def test_truncation_at_any_byte() -> None:
     text = one_joint()
     for k in range(len(text)):
         parse_error(text[:k])
@@ -264,7 +264,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UrdfError, match=said):
             read_urdf(path)
-    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait forever
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UrdfError, match="is not a file; name the URDF file itself"):
             read_urdf(path)
@@ -273,7 +273,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "large.urdf"
     with path.open("wb") as file:
-        file.truncate(2**40)  # a hole of a tebibyte
+        file.truncate(2**40)  # a sparse file of a tebibyte
     with pytest.raises(UrdfError, match="larger than 16 MiB; a URDF holds no mesh data, check the file"):
         read_urdf(path)
     for text in (" " * (MAX_BYTES + 1), b" " * (MAX_BYTES + 1), "é" * (MAX_BYTES // 2 + 1)):
@@ -296,7 +296,7 @@ HOSTILE = {
     "many lost links": lambda: robot(
         links("a"), *(f"<link name='l{k}'/>" for k in range(5_000)), *(joint(f"j{k}", f"l{k}", f"l{(k + 1) % 5_000}") for k in range(5_000))
     ),
-    "a circle of mimics": lambda: robot(
+    "a cycle of mimics": lambda: robot(
         *(f"<link name='l{k}'/>" for k in range(5_001)),
         *(joint(f"j{k}", f"l{k}", f"l{k + 1}", mimic_joint(f"j{(k + 1) % 5_000}")) for k in range(5_000)),
     ),
@@ -305,14 +305,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_large_faults_give_short_messages_soon(case: str) -> None:
+def test_large_faults_give_short_messages_fast(case: str) -> None:
     text = HOSTILE[case]()
     started = time.perf_counter()
     parse_error(text)
     assert time.perf_counter() - started < 20
 
 
-def test_a_long_chain_of_mimics_is_checked_soon() -> None:
+def test_a_long_chain_of_mimics_is_checked_fast() -> None:
     count = 5_000
     body = "".join(f"<link name='l{k}'/>" for k in range(count + 1))
     joints = (

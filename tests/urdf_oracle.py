@@ -1,4 +1,4 @@
-"""Independent answers about URDF files: pinocchio's reading of them, kinematics from scipy, and when models are equal."""
+"""Oracles for URDF files: pinocchio's reader, kinematics from scipy, and equality of models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def link_poses_scipy(model: RobotModel, q: Mapping[str, float]) -> dict[str, NDA
 
 
 class PinocchioModel:
-    """What pinocchio reads in a URDF file; raises what it raises."""
+    """A URDF file as read by pinocchio, whose exceptions pass through."""
 
     def __init__(self, path: Path, *, mimic: bool = False) -> None:
         import pinocchio as pin
@@ -50,12 +50,12 @@ class PinocchioModel:
         return float(getattr(self.model, lists.get(key, f"{key}Limit"))[at])
 
     def link_poses(self, q: Mapping[str, float], names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
-        """T_base_link (4, 4) of the links named, at joint values by name."""
+        """T_base_link (4, 4) of the given links at joint values by name."""
         configuration = self._pin.neutral(self.model)
         for name, value in q.items():
             k = self.model.getJointId(name)
             at = self.model.idx_qs[k]
-            # A continuous joint is a point on the circle there.
+            # In pinocchio a continuous joint is a point on the unit circle.
             configuration[at : at + self.model.nqs[k]] = (
                 [value] if self.model.nqs[k] == 1 else [np.cos(value), np.sin(value)]
             )
@@ -74,7 +74,7 @@ def random_joints(model: RobotModel, rng: np.random.Generator) -> dict[str, floa
 
 
 def disagreements(model: RobotModel, reference: PinocchioModel, *, poses: int = 5, seed: int = 0) -> dict[str, Any]:
-    """What pinocchio says otherwise: joints, limits, and the largest differences of link poses [m, rad]."""
+    """Differences to pinocchio: joints, limits, and the largest differences of link poses [m, rad]."""
     mine = {joint.name for joint in model.movable_joints}
     found: dict[str, Any] = {"joints": sorted(mine ^ reference.movable), "limits": _limits(model, reference)}
     rng, meters, radians = np.random.default_rng(seed), 0.0, 0.0
@@ -97,7 +97,9 @@ def _limits(model: RobotModel, reference: PinocchioModel) -> list[str]:
             mine, theirs = getattr(joint.limit, key), reference.limit(joint.name, key)
             if joint.type == "continuous" and key in ("lower", "upper"):
                 agree = mine is None
-            elif mine is None:  # we read 0 as "not stated"; pinocchio keeps it, or says infinity where nothing stands
+            elif (
+                mine is None
+            ):  # we read 0 as "not stated"; pinocchio keeps it, or has infinity where no limit is stated
                 agree = theirs == 0 or np.isinf(theirs)
             else:
                 agree = mine == theirs

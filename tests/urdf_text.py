@@ -1,4 +1,4 @@
-"""URDF text put together from pieces, and the check that a refusal is one line that names the file."""
+"""URDF text from parts, and the check that a refusal is one line that names the file."""
 
 from __future__ import annotations
 

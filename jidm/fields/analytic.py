@@ -18,7 +18,8 @@ from jidm.errors import InputError
 from jidm.fields.base import ContourJacobian, SurfaceJacobian
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.mesh_edges import MeshEdges, feature_edges, sample_mesh_edges
-from jidm.robot.surface import Surface, sample_surface, unoccluded_points, visible_points
+from jidm.robot.surface import Surface, sample_surface
+from jidm.robot.visibility import unoccluded_points, visible_points
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera

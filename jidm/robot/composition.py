@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import EmbodimentError
-from jidm.robot import model as robot_model
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
 from jidm.robot.factory import embodiment_from_model
+from jidm.robot.model import join_models
 
 
 def compose(name: str | None = None, **parts: Any) -> Embodiment:
     """Mount several robots on one new base link as one robot.
 
-    Joints, links, cameras and tips become `<part>_<name>`; `q` is the parts' joints one after the other; the control
-    period is the slowest part's. Joint conventions that every part has are joined. A camera `front` that sees all of
-    it is added.
+    Joints, links, cameras and tips become `<part>_<name>`. `q` is the parts' joints one after the other. The control
+    period is that of the slowest part. Joint conventions that every part has are joined. A camera `front` that sees the
+    whole robot is added.
 
     Args:
         name: name of the new robot; the parts' names joined by "+" if not given.
@@ -37,7 +37,7 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
     mounted = {prefix: _resolve_part(prefix, part) for prefix, part in parts.items()}
     embodiments = [e for e, _ in mounted.values()]
     name = name or "+".join(e.name for e in embodiments)
-    model = robot_model.compose(name, {prefix: (e.model, T) for prefix, (e, T) in mounted.items()})
+    model = join_models(name, {prefix: (e.model, T) for prefix, (e, T) in mounted.items()})
 
     def prefixed(field: str) -> tuple[str, ...]:
         return tuple(f"{prefix}_{x}" for prefix, (e, _) in mounted.items() for x in getattr(e, field))
@@ -58,7 +58,7 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
         tip_links=prefixed("tip_links"),
         gripper_joints=prefixed("gripper_joints"),
         conventions={
-            key: JointConvention.compose({p: e.conventions[key] for p, (e, _) in mounted.items()}) for key in shared
+            key: JointConvention.join({p: e.conventions[key] for p, (e, _) in mounted.items()}) for key in shared
         },
         title=" + ".join(e.title or e.name for e in embodiments),
         license="; ".join(dict.fromkeys(e.license for e in embodiments if e.license)),
@@ -71,21 +71,6 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
         for key, form in e.cameras.items()
     }
     return replace(composed, cameras={**composed.cameras, **part_cameras})
-
-
-def rigid_transform(
-    xyz: Sequence[float] = (0.0, 0.0, 0.0), rpy: Sequence[float] = (0.0, 0.0, 0.0)
-) -> NDArray[np.float64]:
-    """(4, 4) transform from a position [m] and URDF roll, pitch, yaw [rad] (R = Rz(yaw) Ry(pitch) Rx(roll))."""
-    (cr, cp, cy), (sr, sp, sy) = np.cos(np.asarray(rpy, float)), np.sin(np.asarray(rpy, float))
-    T = np.eye(4)
-    T[:3, :3] = [
-        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-        [-sp, cp * sr, cp * cr],
-    ]
-    T[:3, 3] = xyz
-    return T
 
 
 def _resolve_part(prefix: str, part: Any) -> tuple[Embodiment, NDArray[np.float64]]:
@@ -114,7 +99,7 @@ def _block_diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64
 
 
 def _transform_camera(camera: Mapping[str, Any], T_base_part: NDArray[np.float64]) -> dict[str, Any]:
-    """A part's camera in the base frame of the whole."""
+    """A part's camera in the base frame of the composed robot."""
     R, t, out = T_base_part[:3, :3], T_base_part[:3, 3], dict(camera)
     if "eye" not in camera:
         T_part_base = np.linalg.inv(T_base_part)

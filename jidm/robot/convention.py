@@ -1,8 +1,8 @@
-"""Joint conventions: how outside data count joints, as one invertible linear map per joint.
+"""Joint conventions: the joint vectors of external data, as one invertible affine map per joint.
 
-Data sets, robot firmwares and other people's URDFs order joints differently, turn them the other way, start
-counting elsewhere, use degrees, or normalise grippers. With `x` the outside vector and `q` jidm's (rad or m, in the
-order of `embodiment.joint_names`), for joint k read from outside column `order[k]`:
+Data sets, robot firmware and other URDFs order joints differently, reverse their direction, shift their zero, use
+degrees, or normalize grippers. With `x` the external vector and `q` jidm's (rad or m, in the order of
+`embodiment.joint_names`), joint k is read from external column `order[k]`:
 
     q[k] = sign[k] * scale[k] * factor(unit[k]) * x[order[k]] + offset[k]
 
@@ -22,27 +22,27 @@ from numpy.typing import NDArray
 from jidm.errors import EmbodimentError, did_you_mean
 
 UNIT_FACTOR: dict[str, float] = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "normalized": 1.0}
-"""Size of one outside unit in rad or m; a normalized joint's size is its `scale` alone."""
+"""Size of one external unit in rad or m; the size of a normalized joint's unit is its `scale` alone."""
 
 Vector = TypeVar("Vector")
-"""A numpy array or torch tensor (*batch, n); what comes out is what went in, same dtype and device."""
+"""A numpy array or torch tensor (*batch, n); the result has its type, dtype and device."""
 
 
 @dataclass(frozen=True)
 class JointConvention:
-    """One outside way of writing a robot's joint vector.
+    """One external convention of a robot's joint vector.
 
-    All tuples have n entries, in the order of `joint_names` (the embodiment's order), except `external_names`,
-    which is in the order of the outside vector.
+    All tuples have n entries, in the order of `joint_names` (the embodiment's order), except `external_names`, which is
+    in the order of the external vector.
 
     Attributes:
         joint_names: the embodiment's joints, the order of `q`.
-        external_names: the embodiment joint that each outside column holds (a permutation of `joint_names`).
+        external_names: the embodiment joint that each external column holds (a permutation of `joint_names`).
         sign: +1 or -1.
-        scale: size of one outside unit; 1 unless the outside vector is stretched. For a normalized joint
-            with range [low, high]: scale = high - low, offset = low.
-        offset: `q` where the outside vector reads zero [rad or m].
-        unit: what the outside vector is written in, one of the keys of `FACTOR`.
+        scale: factor beside that of the unit, 1 as a rule. For a normalized joint with range [low, high]:
+            scale = high - low, offset = low.
+        offset: `q` where the external vector is zero [rad or m].
+        unit: unit of the external vector, one of the keys of `UNIT_FACTOR`.
     """
 
     joint_names: tuple[str, ...]
@@ -71,7 +71,7 @@ class JointConvention:
                 raise EmbodimentError(f"joint convention: sign of '{name}' must be 1 or -1, got {sign}")
             if not (math.isfinite(scale) and scale > 0):
                 raise EmbodimentError(
-                    f"joint convention: scale of '{name}' must be positive and finite, got {scale}; use sign to turn it"
+                    f"joint convention: scale of '{name}' must be positive and finite, got {scale}; reverse a joint by its sign"
                 )
             if not math.isfinite(offset):
                 raise EmbodimentError(f"joint convention: offset of '{name}' must be finite, got {offset}")
@@ -93,14 +93,14 @@ class JointConvention:
         unit: Mapping[str, str] | None = None,
         normalized: Mapping[str, Sequence[float]] | None = None,
     ) -> JointConvention:
-        """Convention from what differs: joints that are not named count as jidm counts them (rad or m).
+        """Convention from the differences to jidm's; joints that are not named have none (rad or m).
 
         Args:
             joint_names: the embodiment's joints, the order of `q`.
-            joint_types: their types; prismatic joints then count in m where no unit is given.
-            order: joint held by each outside column; the embodiment's order if not given.
+            joint_types: their types; the unit of prismatic joints is then m where none is given, else rad.
+            order: joint held by each external column; the embodiment's order if not given.
             sign, scale, offset, unit: per joint name, see the class.
-            normalized: joint name -> (q at outside 0, q at outside 1) [rad or m]; may run downwards.
+            normalized: joint name -> (q at external 0, q at external 1) [rad or m]; may be descending.
 
         Raises:
             EmbodimentError: unknown joint, or a joint given both a range and a sign, scale, offset or unit.
@@ -138,8 +138,8 @@ class JointConvention:
         )
 
     @classmethod
-    def compose(cls, parts: Mapping[str, JointConvention]) -> JointConvention:
-        """Conventions of several robots side by side, as `compose` joins the robots: names become `<part>_<name>`."""
+    def join(cls, parts: Mapping[str, JointConvention]) -> JointConvention:
+        """Convention of a composed robot from those of its parts; names become `<part>_<name>`."""
 
         def joined(field: str, prefix: bool = False) -> tuple[Any, ...]:
             return tuple(
@@ -158,12 +158,12 @@ class JointConvention:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Outside column that holds joint k."""
+        """External column that holds joint k."""
         return tuple(self.external_names.index(x) for x in self.joint_names)
 
     @property
     def gain(self) -> NDArray[np.float64]:
-        """(n,) rad or m of `q[k]` per unit of its outside column, sign included."""
+        """(n,) rad or m of `q[k]` per unit of its external column, sign included."""
         return np.array([s * c * UNIT_FACTOR[u] for s, c, u in zip(self.sign, self.scale, self.unit, strict=True)])
 
     @property
@@ -174,19 +174,19 @@ class JointConvention:
         return matrix
 
     def to_embodiment(self, x: Vector) -> Vector:
-        """Outside joint positions (*batch, n) to `q` (*batch, n) [rad or m]."""
+        """External joint positions (*batch, n) to `q` (*batch, n) [rad or m]."""
         return self._apply(x, offset=True)
 
     def from_embodiment(self, q: Vector) -> Vector:
-        """`q` (*batch, n) [rad or m] to outside joint positions (*batch, n); inverse of `to_embodiment`."""
+        """`q` (*batch, n) [rad or m] to external joint positions (*batch, n); inverse of `to_embodiment`."""
         return self._invert(q, offset=True)
 
     def delta_to_embodiment(self, x: Vector) -> Vector:
-        """Outside steps or velocities (*batch, n) to jidm's; as `to_embodiment` but without the offset."""
+        """External steps or velocities (*batch, n) to jidm's; as `to_embodiment` but without the offset."""
         return self._apply(x, offset=False)
 
     def delta_from_embodiment(self, delta_q: Vector) -> Vector:
-        """Steps or velocities (*batch, n) [rad or m, per frame or second] to the outside; no offset."""
+        """jidm's steps or velocities (*batch, n) [rad or m, per frame or second] to external ones; no offset."""
         return self._invert(delta_q, offset=False)
 
     def _apply(self, x: Any, *, offset: bool) -> Any:
@@ -201,7 +201,7 @@ class JointConvention:
 
 
 def _as_floating(x: Any, n: int) -> Any:
-    """x as a floating array or tensor that ends in n; integers would silently lose what the map adds."""
+    """x as a floating array or tensor of shape (*batch, n); integers would round the result."""
     if not hasattr(x, "new_tensor"):
         x = np.asarray(x)
         if not np.issubdtype(x.dtype, np.floating):

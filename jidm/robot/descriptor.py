@@ -1,13 +1,13 @@
-"""embodiment.toml: the file that describes one robot. Read strictly, checked against its URDF.
+"""embodiment.toml, the file that describes one robot: read strictly and checked against its URDF.
 
 name, title, license, source     texts; name is the folder's
 urdf                             "robot.urdf" beside the file, or "package:path" of an installed pip package
 control_dt                       control period [s]
 tip_links, gripper_joints        names
-[joints]                         names = the order of q; home, exploration_range, acceleration, jerk (one number per joint);
-                                 lower, upper, velocity, effort only where the URDF lacks them or is wrong;
+[joints]                         names = the order of q; one number per joint in home, exploration_range, acceleration,
+                                 jerk; lower, upper, velocity, effort only where the URDF lacks them or is wrong;
                                  reordered = true if names are not in the URDF's depth-first order
-[locked]                         joint = value [rad or m] it is held at
+[locked]                         joint = value [rad or m] at which it is held
 [notes]                          where each number comes from
 [cameras.<name>]                 a look-at or matrix form of `Camera.from_dict`
 [conventions.<name>]             order, and tables sign, scale, offset, unit, normalized by joint: `JointConvention.make`
@@ -17,7 +17,7 @@ tip_links, gripper_joints        names
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -25,21 +25,17 @@ from typing import Any
 
 from jidm.errors import EmbodimentError, JidmError, MissingExtraError, did_you_mean
 from jidm.robot import factory
-from jidm.robot.composition import compose, rigid_transform
+from jidm.robot.composition import compose
 from jidm.robot.convention import JointConvention
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
 from jidm.robot.mesh_resolver import package_file, package_roots
 from jidm.robot.model import RobotModel
+from jidm.robot.transforms import rigid_transform
 from jidm.robot.urdf.reader import read_urdf
 
 DESCRIPTOR_FILE = "embodiment.toml"
 _loading: ContextVar[tuple[Path, ...]] = ContextVar("descriptors being read", default=())
-_STRING_KEYS = ("name", "title", "license", "source", "urdf")
-_NAME_LIST_KEYS = ("tip_links", "gripper_joints")
-_TABLE_KEYS = ("joints", "locked", "notes", "cameras", "conventions", "compose")
-_VECTOR_KEYS = ("home", "exploration_range", "acceleration", "jerk", "lower", "upper", "velocity", "effort")
-_CAMERA_KEYS = ("width", "height", "K", "T_camera_base", "eye", "target", "up", "fov_y")
-_CONVENTION_KEYS = ("order", "sign", "scale", "offset", "unit", "normalized")
+"""Guards against a robot that is composed of itself."""
 
 
 def read_descriptor(path: str | Path, load_part: Callable[[str], Embodiment]) -> Embodiment:
@@ -47,10 +43,11 @@ def read_descriptor(path: str | Path, load_part: Callable[[str], Embodiment]) ->
 
     Args:
         path: the folder, or the file.
-        load_part: gives the embodiment of a name, for the parts of a robot that is composed of others.
+        load_part: returns the embodiment of a name, for the parts of a composed robot.
 
     Raises:
-        EmbodimentError: unknown key, wrong length or type, or a contradiction with the URDF; names file and key.
+        EmbodimentError: unknown key, wrong length or type, or a contradiction with the URDF; the message names file and
+            key.
         UrdfError: the URDF is malformed.
         MissingExtraError: the URDF is in a package that is not installed.
     """
@@ -59,7 +56,7 @@ def read_descriptor(path: str | Path, load_part: Callable[[str], Embodiment]) ->
     data = _read_toml(path)
     _check_schema(data, path)
     if (file := path.resolve()) in _loading.get():
-        raise EmbodimentError(f"{path}: this robot is made of itself; compose it of others")
+        raise EmbodimentError(f"{path}: this robot is composed of itself; compose it of others")
     token = _loading.set((*_loading.get(), file))
     try:
         return _build_composed(data, path, load_part) if "compose" in data else _build_single(data, path)
@@ -117,8 +114,8 @@ def _build_composed(data: dict[str, Any], path: Path, load_part: Callable[[str],
 
 
 def _metadata(data: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("title", "license", "source", "control_dt", "tip_links", "gripper_joints", "cameras", "notes")
-    return {key: tuple(v) if isinstance(v := data[key], list) else v for key in keys if key in data}
+    keys = (key for key in factory.METADATA_KEYS if key in data and key != "conventions")
+    return {key: tuple(v) if isinstance(v := data[key], list) else v for key in keys}
 
 
 def _locate_urdf(reference: str, path: Path) -> tuple[Path, list[Path]]:
@@ -163,63 +160,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _check_schema(data: dict[str, Any], path: Path) -> None:
     """Keys and types, before any meaning."""
-    _check_keys(data, (*_STRING_KEYS, *_NAME_LIST_KEYS, *_TABLE_KEYS, "control_dt"), str(path))
+    _SCHEMA(data, str(path))
     for key in ("name", "title", "license", "source"):
         if key not in data:
             raise EmbodimentError(f"{path}: key '{key}' is missing")
-    for key in _STRING_KEYS:
-        if key in data and not (isinstance(data[key], str) and data[key].strip()):
-            raise EmbodimentError(f"{path}: {key} must be a text")
-    for key in _NAME_LIST_KEYS:
-        _check_names(data.get(key, []), f"{path}: {key}")
-    for key in _TABLE_KEYS:
-        if not isinstance(data.get(key, {}), dict):
-            raise EmbodimentError(f"{path}: [{key}] must be a table")
-    if not _is_number(data.get("control_dt", 1.0)):
-        raise EmbodimentError(f"{path}: control_dt must be a number of seconds")
-    joints = data.get("joints", {})
-    _check_keys(joints, ("names", "reordered", *_VECTOR_KEYS), f"{path}: joints")
-    _check_names(joints.get("names", []), f"{path}: joints.names")
-    for key in _VECTOR_KEYS:
-        if key in joints:
-            _check_numbers(joints[key], None, f"{path}: joints.{key}")
-    for key, value in data.get("locked", {}).items():
-        if not _is_number(value):
-            raise EmbodimentError(f"{path}: locked.{key} must be a number [rad or m]")
-    for key, text in data.get("notes", {}).items():
-        if not isinstance(text, str):
-            raise EmbodimentError(f"{path}: notes.{key} must be a text")
-    for key, camera in data.get("cameras", {}).items():
-        where = f"{path}: cameras.{key}"
-        _check_keys(camera, _CAMERA_KEYS, where)
-        for vector in ("eye", "target", "up"):
-            if vector in camera:
-                _check_numbers(camera[vector], 3, f"{where}.{vector}")
-    for key, table in data.get("conventions", {}).items():
-        _check_convention(table, f"{path}: conventions.{key}")
     for key, part in data.get("compose", {}).items():
-        where = f"{path}: compose.{key}"
-        _check_keys(part, ("embodiment", "xyz", "rpy"), where)
-        if not isinstance(part.get("embodiment"), str):
-            raise EmbodimentError(f"{where} lacks embodiment, the name of the robot to mount")
-        for vector in ("xyz", "rpy"):
-            _check_numbers(part.get(vector, [0.0, 0.0, 0.0]), 3, f"{where}.{vector}")
-
-
-def _check_convention(table: Any, where: str) -> None:
-    _check_keys(table, _CONVENTION_KEYS, where)
-    _check_names(table.get("order", []), f"{where}.order")
-    for field in ("sign", "scale", "offset", "unit", "normalized"):
-        values = table.get(field, {})
-        if not isinstance(values, dict):
-            raise EmbodimentError(f"{where}.{field} must be a table from joint to value")
-        for joint, value in values.items():
-            if field == "normalized":
-                _check_numbers(value, 2, f"{where}.{field}.{joint}")
-            elif field == "unit" and not isinstance(value, str):
-                raise EmbodimentError(f"{where}.{field}.{joint} must be a text")
-            elif field != "unit" and not _is_number(value):
-                raise EmbodimentError(f"{where}.{field}.{joint} must be a number")
+        if "embodiment" not in part:
+            raise EmbodimentError(f"{path}: compose.{key} lacks embodiment, the name of the robot to mount")
 
 
 def _check_joints(
@@ -242,27 +189,94 @@ def _check_joints(
     if list(names) != in_order and not reordered:
         raise EmbodimentError(
             f"{path}: joints.names is not in the URDF's order ({', '.join(in_order)}); "
-            "say joints.reordered = true if that is meant"
+            "write joints.reordered = true if that is intended"
         )
 
 
-def _check_keys(table: Any, known: Iterable[str], where: str) -> None:
-    if not isinstance(table, dict):
-        raise EmbodimentError(f"{where} must be a table")
-    for key in table:
-        if key not in (known := tuple(known)):
-            raise EmbodimentError(f"{where}: unknown key '{key}': {did_you_mean(key, known)}")
+Check = Callable[[Any, str], None]
+"""Takes a value and its place in the file (`<path>: joints.home`); raises EmbodimentError if the value is wrong."""
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_numbers(value: Any, length: int | None, where: str) -> None:
-    if not isinstance(value, list) or not all(_is_number(x) for x in value) or (length and len(value) != length):
-        raise EmbodimentError(f"{where} must be a list of {length or 'as many numbers as joints, all'} numbers")
+def _anything(value: Any, where: str) -> None:
+    """Checked where it is used."""
 
 
-def _check_names(value: Any, where: str) -> None:
+def _text(value: Any, where: str) -> None:
+    if not (isinstance(value, str) and value.strip()):
+        raise EmbodimentError(f"{where} must be a text")
+
+
+def _number(value: Any, where: str) -> None:
+    if not _is_number(value):
+        raise EmbodimentError(f"{where} must be a number")
+
+
+def _names(value: Any, where: str) -> None:
     if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
         raise EmbodimentError(f"{where} must be a list of names")
+
+
+def _numbers(length: int | None = None) -> Check:
+    """A list of `length` numbers; without it any number of them, which is compared with the joints later."""
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, list) or not all(_is_number(x) for x in value) or (length and len(value) != length):
+            raise EmbodimentError(f"{where} must be a list of {length or 'as many numbers as joints, all'} numbers")
+
+    return check
+
+
+def _each(check: Check) -> Check:
+    """A table of any keys, all of one kind."""
+
+    def check_table(table: Any, where: str) -> None:
+        if not isinstance(table, dict):
+            raise EmbodimentError(f"{where} must be a table")
+        for key, value in table.items():
+            check(value, f"{where}.{key}")
+
+    return check_table
+
+
+def _fields(checks: Mapping[str, Check], separator: str = ".") -> Check:
+    """A table of known keys."""
+
+    def check_table(table: Any, where: str) -> None:
+        if not isinstance(table, dict):
+            raise EmbodimentError(f"{where} must be a table")
+        for key in table:
+            if key not in checks:
+                raise EmbodimentError(f"{where}: unknown key '{key}': {did_you_mean(key, checks)}")
+        for key, value in table.items():
+            checks[key](value, f"{where}{separator}{key}")
+
+    return check_table
+
+
+_CAMERA: dict[str, Check] = {
+    "width": _anything, "height": _anything, "K": _anything, "T_camera_base": _anything, "fov_y": _anything,
+    "eye": _numbers(3), "target": _numbers(3), "up": _numbers(3),
+}  # fmt: skip
+_CONVENTION: dict[str, Check] = {
+    "order": _names, "sign": _each(_number), "scale": _each(_number), "offset": _each(_number), "unit": _each(_text),
+    "normalized": _each(_numbers(2)),
+}  # fmt: skip
+_SCHEMA = _fields(
+    {
+        **dict.fromkeys(("name", "title", "license", "source", "urdf"), _text),
+        "control_dt": _number,
+        "tip_links": _names,
+        "gripper_joints": _names,
+        "joints": _fields({"names": _names, "reordered": _anything, **dict.fromkeys(JOINT_VECTORS, _numbers())}),
+        "locked": _each(_number),
+        "notes": _each(_text),
+        "cameras": _each(_fields(_CAMERA)),
+        "conventions": _each(_fields(_CONVENTION)),
+        "compose": _each(_fields({"embodiment": _text, "xyz": _numbers(3), "rpy": _numbers(3)})),
+    },
+    separator=": ",
+)

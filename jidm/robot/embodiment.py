@@ -1,4 +1,4 @@
-"""Embodiment: the frozen description of one robot, everything jidm needs to know about it before it sees a pixel."""
+"""Embodiment: the frozen description of one robot."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ class Embodiment:
         effort: (n,) [N m or N]; infinite where unknown.
         control_dt: control period [s].
         coupling_matrix, coupling_offset: A (m, n) and b (m,) of `q_full = A @ q + b` over `model.movable_joints`.
-        tip_links: the links that do the work (fingertips, tool).
+        tip_links: the end-effector links (fingertips, tool).
         gripper_joints: joints of `joint_names` that open and close a gripper.
-        home: (n,) a good pose to start from [rad or m].
-        exploration_range: (n,) how far self-play moves each joint to either side of home [rad or m], limits permitting.
+        home: (n,) a safe and typical pose [rad or m], where motions start.
+        exploration_range: (n,) how far motor babbling moves each joint to either side of home [rad or m], within its
+            limits.
         cameras: name -> look-at or matrix form of `Camera.from_dict`, in the base frame.
-        conventions: name -> how outside data count these joints.
+        conventions: name -> how external data order, orient and scale these joints.
         title, license, source: the robot's full name, the license of its files, where they come from.
-        notes: key -> where that number comes from, or why it was chosen.
+        notes: key -> where a number comes from, or why it was chosen.
         content_hash: sha256 over URDF, meshes and descriptor; the same on every machine.
     """
 
@@ -94,7 +95,7 @@ class Embodiment:
         return np.array([name in self.gripper_joints for name in self.joint_names], dtype=bool)
 
     def joint_index(self, name: str) -> int:
-        """Place of a joint in `q`.
+        """Index of a joint in `q`.
 
         Raises:
             EmbodimentError: the robot has no such actuated joint.
@@ -150,12 +151,12 @@ class Embodiment:
         return f"Embodiment('{self.name}', n={self.n}, content_hash='{self.content_hash[:12]}')"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Embodiment:
-        return self  # nothing in it can change
+        return self  # immutable
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for key, value in state.items():
             object.__setattr__(self, key, value)
-        self._freeze()  # numpy forgets "read-only" when it is pickled
+        self._freeze()  # pickling drops numpy's read-only flag
 
     def _freeze(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -217,10 +218,10 @@ class Embodiment:
 
 
 class _FrozenDict(dict[str, Any]):
-    """A dictionary that cannot change; unlike MappingProxyType it pickles, copies and prints as one."""
+    """An immutable dictionary; unlike MappingProxyType it can be pickled and copied, and prints as a dictionary."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("an embodiment is frozen; make a new one with dataclasses.replace or its descriptor")
+        raise TypeError("an embodiment is frozen; make a new one with dataclasses.replace or from its descriptor")
 
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
 

@@ -1,4 +1,4 @@
-"""Making embodiments: from any URDF file, from parts mounted on one base, from a model and what is known about it."""
+"""Embodiments from a URDF file or a robot model; what the file does not state gets a documented default."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jidm.errors import EmbodimentError, did_you_mean
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
 from jidm.robot.model import Joint, RobotModel
+from jidm.robot.transforms import skew
 from jidm.robot.urdf.reader import read_urdf
 
 DEFAULT_CONTROL_DT = 0.02
@@ -34,26 +35,30 @@ def embodiment_from_urdf(
 ) -> Embodiment:
     """A usable embodiment from any URDF file.
 
-    What the file does not say is filled in like this, and each default is written into `notes`:
-    joints: every movable joint that is not a mimic, in the file's depth-first order; position limits: infinite for
-    continuous joints; velocity and effort: the file's, infinite where it states none or zero; acceleration and jerk:
-    infinite (a URDF has no place for them); control period: 0.02 s; tip links: the leaves of the tree; gripper
-    joints: none (they are never guessed); home: zero where the limits allow it, else the middle of the range;
-    exploration_range: a quarter of the range, at most 0.5 rad, 0.05 m for unlimited prismatic joints; camera `front`: placed
-    so that the robot's links stay in view over its range.
+    What the file does not state gets a default, and each default is written into `notes`:
+
+    - joints: every movable joint that is not a mimic, in the file's depth-first order;
+    - position limits: infinite for continuous joints;
+    - velocity and effort: as in the file, infinite where it states none or zero;
+    - acceleration and jerk: infinite (a URDF does not contain them);
+    - control period: 0.02 s;
+    - tip links: the leaves of the tree; gripper joints: none, they are never guessed;
+    - home: zero where the limits allow it, else the middle of the range;
+    - exploration range: a quarter of the range, at most 0.5 rad, 0.05 m for unlimited prismatic joints;
+    - camera `front`: placed so that the robot's links stay in view over its range.
 
     Args:
         path: URDF file.
-        mesh_roots: folders that its meshes may lie in, beside the file's own.
+        mesh_roots: folders its meshes may lie in, besides the file's own.
         name: name of the embodiment; the URDF's robot name if not given.
-        joints: the actuated joints in the order wanted for `q`.
+        joints: the actuated joints in the order of `q`.
         locked: joints held at a value [rad or m] instead of being actuated.
-        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, exploration_range ((n,) each), control_dt [s],
-            tip_links, gripper_joints, cameras, conventions, title, license, source, notes.
+        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, exploration_range ((n,) each),
+            control_dt [s], tip_links, gripper_joints, cameras, conventions, title, license, source, notes.
 
     Raises:
         UrdfError: the file is malformed.
-        EmbodimentError: what was given contradicts the file.
+        EmbodimentError: an argument contradicts the file.
     """
     path = Path(path)
     model = read_urdf(path, mesh_roots=[Path(root) for root in mesh_roots])
@@ -78,11 +83,17 @@ def embodiment_from_model(
     coupling: tuple[ArrayLike, ArrayLike] | None = None,
     **overrides: Any,
 ) -> Embodiment:
-    """An embodiment from a model that has been read; defaults as in `embodiment_from_urdf`.
+    """An embodiment from a robot model; defaults as in `embodiment_from_urdf`.
 
     Args:
+        model: links and joints.
+        name: name of the embodiment.
         fingerprint: plain data (numbers, texts, lists, mappings) that stands for everything the content hash covers.
-        coupling: (A, b) if it is already known; otherwise worked out from mimics and locked joints.
+        joints, locked, overrides: as for `embodiment_from_urdf`.
+        coupling: (A, b) of `q_full = A @ q + b` if it is known; else computed from mimics and locked joints.
+
+    Raises:
+        EmbodimentError: an argument is unknown or contradicts the model.
     """
     locked, where = dict(locked or {}), f"embodiment '{name}'"
     movable = {j.name: j for j in model.movable_joints}
@@ -95,9 +106,9 @@ def embodiment_from_model(
     if not names:
         raise EmbodimentError(f"{where}: no joint moves; jidm needs at least one actuated joint")
     for key in overrides:
-        if key not in (*JOINT_VECTORS, *_METADATA_KEYS):
+        if key not in (*JOINT_VECTORS, *METADATA_KEYS):
             raise EmbodimentError(
-                f"{where}: unknown argument '{key}': {did_you_mean(key, (*JOINT_VECTORS, *_METADATA_KEYS))}"
+                f"{where}: unknown argument '{key}': {did_you_mean(key, (*JOINT_VECTORS, *METADATA_KEYS))}"
             )
     actuated = [movable[joint] for joint in names]
     A, b = model.coupling(names, locked) if coupling is None else coupling
@@ -105,7 +116,7 @@ def embodiment_from_model(
         actuated, {key: overrides[key] for key in JOINT_VECTORS if overrides.get(key) is not None}, where
     )
     metadata: dict[str, Any] = {
-        key: tuple(v) if isinstance(v := overrides[key], list) else v for key in _METADATA_KEYS if key in overrides
+        key: tuple(v) if isinstance(v := overrides[key], list) else v for key in METADATA_KEYS if key in overrides
     }
     parents = {j.parent for j in model.joints}
     metadata.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
@@ -120,9 +131,10 @@ def embodiment_from_model(
     return embodiment if embodiment.cameras else replace(embodiment, cameras={"front": _default_camera(embodiment)})
 
 
-_METADATA_KEYS = (
+METADATA_KEYS = (
     "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "license", "source", "notes",
 )  # fmt: skip
+"""The attributes of an embodiment that are neither joint vectors nor come from the URDF."""
 
 
 def _actuated(movable: Mapping[str, Joint], locked: Mapping[str, float]) -> tuple[str, ...]:
@@ -132,7 +144,7 @@ def _actuated(movable: Mapping[str, Joint], locked: Mapping[str, float]) -> tupl
 def _vectors(
     joints: Sequence[Joint], overrides: Mapping[str, Any], where: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The (n,) vectors: as given, else from the URDF, else worked out; and notes on what had to be filled in."""
+    """The (n,) vectors: as given, else from the URDF, else the default; and a note on every default."""
     out: dict[str, Any] = {}
     notes: dict[str, str] = {}
     for name, value in overrides.items():
@@ -147,21 +159,21 @@ def _vectors(
         elif name in ("acceleration", "jerk"):
             out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
     if "home" not in out:
-        out["home"], notes["home"] = _default_home(out["lower"], out["upper"]), "not stated; worked out from the limits"
+        out["home"], notes["home"] = _default_home(out["lower"], out["upper"]), "not stated; derived from the limits"
     if "exploration_range" not in out:
         out["exploration_range"] = _default_exploration_range(joints, out["lower"], out["upper"])
-        notes["exploration_range"] = "not stated; worked out from the limits"
+        notes["exploration_range"] = "not stated; derived from the limits"
     return out, notes
 
 
 def _from_limits(joints: Sequence[Joint], field: str) -> tuple[NDArray[np.float64], list[str]]:
-    """One limit of every joint, and the names of joints that state none."""
+    """One limit of every joint, and the names of the joints that state none."""
     missing = -math.inf if field == "lower" else math.inf
     values, lacking = [], []
     for joint in joints:
         value = getattr(joint.limit, field)
         unstated = value is None or (field in ("lower", "upper") and joint.type == "continuous")
-        # Many exporters write velocity="0" or effort="0" where they know nothing; it cannot be meant.
+        # Many exporters write velocity="0" or effort="0" for an unknown limit.
         if unstated or (value == 0 and field in ("velocity", "effort")):
             value = missing
             lacking.append(joint.name)
@@ -170,7 +182,7 @@ def _from_limits(joints: Sequence[Joint], field: str) -> tuple[NDArray[np.float6
 
 
 def _default_home(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Zero where allowed, else the middle of the range (the nearer end if one side is unlimited)."""
+    """Zero where the limits allow it, else the middle of the range (the nearer end if one side is unlimited)."""
     with np.errstate(invalid="ignore"):
         middle = np.where(np.isfinite(lower) & np.isfinite(upper), (lower + upper) / 2, np.clip(0.0, lower, upper))
     return np.where((lower <= 0) & (upper >= 0), 0.0, middle)
@@ -188,16 +200,20 @@ def _default_exploration_range(
 # ---- cameras --------------------------------------------------------------------------------------------------------
 
 
-def _default_camera(e: Embodiment, samples: int = 64) -> dict[str, Any]:
+_CAMERA_POSES = 64
+"""Random poses whose link origins the default camera keeps in view."""
+
+
+def _default_camera(e: Embodiment) -> dict[str, Any]:
     """A look-at camera from the front and above that keeps the link origins of random poses in view.
 
-    Link origins, not shapes, are what is framed, so a quarter more room is left all around.
+    A margin of a quarter is left all around, because link origins, not shapes, are framed.
     """
     rng = np.random.default_rng(0)
     low, high = (
         np.clip(x, e.home - 2 * e.exploration_range, e.home + 2 * e.exploration_range) for x in (e.lower, e.upper)
     )
-    q = np.vstack([e.home, rng.uniform(low, high, size=(samples, e.n))])
+    q = np.vstack([e.home, rng.uniform(low, high, size=(_CAMERA_POSES, e.n))])
     points = _link_origins(e, q).reshape(-1, 3)
     center = (points.min(axis=0) + points.max(axis=0)) / 2
     radius = max(1.25 * float(np.linalg.norm(points - center, axis=1).max()), 0.05)
@@ -216,7 +232,7 @@ def _default_camera(e: Embodiment, samples: int = 64) -> dict[str, Any]:
 def _link_origins(e: Embodiment, q: NDArray[np.float64]) -> NDArray[np.float64]:
     """(poses, links, 3) link origins in the base frame [m] at q (poses, n).
 
-    Not by `Kinematics`: describing a robot must not import torch.
+    In numpy, not by `Kinematics`, because loading an embodiment must not import torch.
     """
     q_full = q @ e.coupling_matrix.T + e.coupling_offset
     value = {j.name: q_full[:, k] for k, j in enumerate(e.model.movable_joints)}
@@ -226,8 +242,7 @@ def _link_origins(e: Embodiment, q: NDArray[np.float64]) -> NDArray[np.float64]:
         if joint.type == "prismatic":
             motion[:, :3, 3] = joint.axis * value[joint.name][:, None]
         elif joint.movable:
-            x, y, z = joint.axis
-            K = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+            K = skew(joint.axis)
             s, c = (f(value[joint.name])[:, None, None] for f in (np.sin, np.cos))
             motion[:, :3, :3] += s * K + (1 - c) * K @ K
         pose[joint.child] = pose[joint.parent] @ joint.T_parent_joint @ motion
@@ -238,20 +253,20 @@ def _link_origins(e: Embodiment, q: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def urdf_fingerprint(path: Path, model: RobotModel) -> list[Any]:
-    """Digests of the URDF's bytes and of every mesh it refers to, by the reference as written: no path of this machine."""
+    """Digests of the URDF and of every mesh, under the reference as written so that no path of this machine counts."""
     meshes: dict[str, str] = {}
     for link in model.links:
         for shape in (*link.visuals, *link.collisions):
             reference, file = shape.geometry.filename, shape.geometry.path
             if reference is not None and reference not in meshes:
                 meshes[reference] = "absent" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-    # Line endings are the checkout's business, not the robot's.
+    # Line endings depend on the checkout, not on the robot.
     text = path.read_bytes().replace(b"\r\n", b"\n")
     return [hashlib.sha256(text).hexdigest(), sorted(meshes.items())]
 
 
 def digest(fingerprint: Any) -> str:
-    """sha256 of plain data, the same whatever the order of mapping keys; arrays count as lists."""
+    """sha256 of plain data, independent of the order of mapping keys; arrays count as lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, (np.ndarray, np.generic)):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.robot.model import RobotModel
+from jidm.robot.transforms import skew
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
@@ -232,8 +233,7 @@ class _Tree:
         """(4, m, 16) coefficients of T_parent_child in (1, sin q, 1 - cos q, q)."""
         features = np.zeros((4, len(self.joints), 4, 4))
         for k, (joint, T) in enumerate(zip(self.joints, self.local, strict=True)):
-            a = joint.axis
-            K = np.array([[0, -a[2], a[1]], [a[2], 0, -a[0]], [-a[1], a[0], 0]])
+            a, K = joint.axis, skew(joint.axis)
             features[0, k] = T
             if joint.type == "prismatic":
                 features[3, k, :3, 3] = T[:3, :3] @ a

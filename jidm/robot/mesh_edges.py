@@ -1,13 +1,11 @@
-"""Points on the edges of the robot's meshes, and which of them draw a line in the picture.
+"""Points on the edges of the robot's meshes, and which of them are image edges: silhouettes and creases.
 
-An edge of a mesh shows as a line where it is a crease (its two faces differ in shading) or where it is on the outline
-(one face looks to the camera, the other away). Both are known from the geometry alone, whatever the robot's texture:
-white arms have no texture, but they have outlines.
+A mesh edge is a silhouette where one of its faces is turned to the camera and the other away, and a crease where its
+faces differ visibly in shading. Both follow from geometry alone, so they exist on arms without texture too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -16,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jidm.robot.surface import check_links, shape_mesh
+from jidm.robot.surface import shape_mesh
 
 if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
 
-_COPLANAR_ANGLE = np.deg2rad(0.5)  # faces this parallel are one face
-_CREASE_ANGLE = np.deg2rad(25.0)  # below this, shading changes too little to draw a line
-_MIN_FACING_COSINE = 0.05  # cosine under which a face counts as seen edge-on
+_COPLANAR_ANGLE = np.deg2rad(0.5)  # below it, faces count as one plane
+_CREASE_ANGLE = np.deg2rad(25.0)  # below it, shading changes too little for an image edge
+_MIN_FACING_COSINE = 0.05  # cosine below which a face counts as edge-on
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +32,9 @@ class MeshEdges:
         link: (N,) index into `model.links`.
         p_link: (N, 3) position [m].
         tangent_link: (N, 3) unit direction of the edge.
-        normal_a, normal_b: (N, 3) outward unit normals of the two faces that meet there.
-        crease: (N,) whether the faces meet at an angle that shading shows.
-        convex: (N,) whether the edge is convex (only convex edges can be on the outline).
+        normal_a, normal_b: (N, 3) outward unit normals of the two adjacent faces.
+        crease: (N,) whether the angle between the faces is visible in the shading.
+        convex: (N,) whether the edge is convex (only convex edges can be silhouettes).
     """
 
     link: Int[Tensor, " N"]
@@ -59,22 +57,19 @@ class MeshEdges:
         return MeshEdges(*(v.to(like) if v.is_floating_point() else v.to(like.device) for v in values))
 
 
-def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None) -> MeshEdges:
-    """Points on the edges of the links' visual shapes, by the square root of each link's edge length.
+def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0) -> MeshEdges:
+    """Points on the edges of the links' visual shapes, distributed by the square root of each link's edge length.
 
     Args:
-        count: number of points; an empty contour if no shape has an edge.
-        links: names of the links to sample; all if not given.
+        count: number of points; none are returned if no shape has an edge.
+        seed: of the sampling.
     """
-    check_links(model, links)
     rng = np.random.default_rng(seed)
     parts: list[tuple[np.ndarray, ...]] = []
     for index, link in enumerate(model.links):
-        if links is not None and link.name not in links:
-            continue
         for shape in link.visuals:
             mesh = shape_mesh(shape, model.name)
-            mesh.merge_vertices(merge_tex=True, merge_norm=True)  # else every face is an island without neighbours
+            mesh.merge_vertices(merge_tex=True, merge_norm=True)  # else no face has neighbors
             if len(mesh.face_adjacency):
                 parts.append(_mesh_edges(mesh, index))
     if not parts:
@@ -103,7 +98,7 @@ def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0, links: Se
 def feature_edges(
     edges: MeshEdges, rotation: Float[Tensor, "*batch N 3 3"], to_camera: Float[Tensor, "*batch N 3"]
 ) -> Bool[Tensor, "*batch N"]:
-    """Which edge points draw a line, occlusion left aside: outlines, and creases with a face towards the camera.
+    """Which edge points are image edges, apart from occlusion: silhouettes, and creases with a face turned to the camera.
 
     Args:
         rotation: (*batch, N, 3, 3) rotation of each point's link in the base frame.

@@ -1,8 +1,8 @@
 """Files of robots: where installed packages keep them, and which mesh references may be followed.
 
-A URDF is text from strangers. A mesh reference in it may name a file inside the robot's own folders and nothing else,
-in whatever spelling: `..`, absolute paths, `file://`, `package://x/../..`, percent-encoding, backslashes and symbolic
-links are all judged by where they end.
+A URDF is untrusted text. A mesh reference in it may only name a file inside the robot's own folders. Every spelling
+(`..`, absolute paths, `file://`, `package://x/../..`, percent-encoding, backslashes, symbolic links) is judged by the
+path it resolves to.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from jidm.errors import MissingExtraError, UrdfError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _MAX_PARENT_LEVELS = 4
-"""A package folder is looked for this many levels above the file that names it."""
+"""Levels above a URDF that are searched for a package folder."""
 _URDF_FOLDER_NAMES = frozenset({"urdf", "urdfs", "robots", "xacro", "xml"})
-"""Folders that by custom hold URDFs beside `meshes/`; from these alone may `../meshes` be followed unasked."""
+"""Customary names of folders that hold URDFs beside `meshes/`; only from these is `../meshes` allowed by default."""
 
 
 class MeshResolver:
-    """Finds the files that mesh references name.
+    """Finds the files of mesh references.
 
-    Allowed without asking: the URDF's own folder; the folder of its ROS package (the nearest of four folders above
-    that holds a `package.xml`, or that has the name a `package://` reference asks for); for a URDF in a folder with a
-    customary name such as `urdf/` also that folder's parent, because meshes lie beside it as a rule. Never a home
-    folder, what lies above it, or the root of a file system: a URDF downloaded to `~/urdf` may not read `~`.
+    Allowed by default: the URDF's own folder; the folder of its ROS package (the nearest of four folders above that
+    holds a `package.xml` or has the name in a `package://` reference); for a URDF in a folder with a customary name
+    such as `urdf/` also that folder's parent, because meshes usually lie beside it. Never a home folder, a folder above
+    it, or the root of a file system: a URDF downloaded to `~/urdf` may not read `~`.
 
     Args:
-        roots: folders meshes may lie in as well. A package is looked for in each (`root/package/rest`), and a root
-            that has the package's name is taken for it (`root/rest`).
+        roots: further folders meshes may lie in. A package is searched in each (`root/package/rest`), and a root with
+            the package's name is taken as the package (`root/rest`).
     """
 
     def __init__(self, roots: Sequence[str | Path] = ()) -> None:
         self.roots = tuple(_realpath(Path(root)) for root in roots)
-        # A robot has hundreds of meshes in a few folders; looking at those once is enough.
+        # A robot has hundreds of meshes in a few folders, each of which is inspected once.
         self._allowed_cache: dict[Path, tuple[Path, ...]] = {}
         self._packages: dict[tuple[str, Path | None], list[tuple[Path, tuple[Path, ...]]]] = {}
 
     def resolve(self, reference: str, urdf_dir: str | Path | None) -> Path | None:
-        """The file a reference names, symbolic links resolved; None if there is no such file where one may be.
+        """The file of a reference, symbolic links resolved; None if no allowed place holds it.
 
         Args:
             reference: as written: `package://name/rest`, a path relative to the URDF (or, after that, to a root), or
@@ -57,7 +57,7 @@ class MeshResolver:
             UrdfError: the reference leads outside the allowed folders, or to the network.
         """
         base_dir = None if urdf_dir is None else _realpath(Path(urdf_dir))
-        # Some tools decode %20, some do not: both readings must stay inside, and the one that exists is taken.
+        # Some tools decode %20, some do not: both readings must stay inside, and the existing one is used.
         candidates = dict.fromkeys(spelling.strip().replace("\\", "/") for spelling in (reference, unquote(reference)))
         found = [self._resolve(candidate, reference, base_dir) for candidate in candidates]
         return next((path for path in found if path is not None), None)
@@ -81,7 +81,7 @@ class MeshResolver:
         if candidate.startswith("/"):
             return _first_inside([(Path(candidate), allowed)], reference)
         starts = [*([base_dir] if base_dir else []), *self.roots]
-        if not starts:  # nowhere to look, but what leads out of any usual layout is refused all the same
+        if not starts:  # nothing to search, but a path that leads out of any usual layout is refused as well
             starts, allowed = [Path("/robot/urdf")], (Path("/robot"),)
         return _first_inside([(start / candidate, allowed) for start in starts], reference)
 
@@ -92,7 +92,7 @@ class MeshResolver:
         if ".." in os.path.normpath(inside).split("/") or inside.startswith("/"):
             raise UrdfError(f"mesh {reference!r} leads outside its package; write package://<its package>/<path>")
         if (package, base_dir) not in self._packages:
-            # A package folder that is a link elsewhere holds no resolved path, and so brings in nothing.
+            # A package folder that is a link to another place contains no resolved path, so it allows nothing.
             self._packages[package, base_dir] = [
                 (f, (*self.roots, f)) for f in self._package_folders(package, base_dir)
             ]
@@ -100,7 +100,7 @@ class MeshResolver:
         return _first_inside([(folder / inside, allowed) for folder, allowed in folders], reference)
 
     def _package_folders(self, package: str, base_dir: Path | None) -> Iterator[Path]:
-        """Where the folder of a package may be, best first; most of them do not exist."""
+        """Candidates for the folder of a package, best first; most of them do not exist."""
         yield from (root / package for root in self.roots)
         yield from (root for root in self.roots if root.name == package)
         yield from (folder / package for folder in self._allowed_folders(base_dir))
@@ -129,7 +129,7 @@ def _local_path(rest: str, reference: str) -> str:
 
 
 def _default_folders(base_dir: Path) -> Iterator[Path]:
-    """Folders a URDF in `base_dir` may refer into without being asked."""
+    """Folders that a URDF in `base_dir` may refer to by default."""
     yield base_dir
     ancestors = list(_ancestors(base_dir))
     package = next((folder for folder in (base_dir, *ancestors) if (folder / "package.xml").is_file()), None)
@@ -140,7 +140,7 @@ def _default_folders(base_dir: Path) -> Iterator[Path]:
 
 
 def _ancestors(folder: Path) -> Iterator[Path]:
-    """The folder (if it has a name) and a few above it, short of home folders and the root of the file system."""
+    """The folder and a few above it, up to but without home folders and the root of the file system."""
     try:
         user_home = _realpath(Path.home())
     except RuntimeError:  # a user without a home
@@ -153,9 +153,9 @@ def _ancestors(folder: Path) -> Iterator[Path]:
 
 
 def _first_inside(candidates: Sequence[tuple[Path, Sequence[Path]]], reference: str) -> Path | None:
-    """The first candidate that is a file inside its allowed folders; None if there is none where one may be.
+    """The first candidate that is a file inside its allowed folders; None if there is none.
 
-    A candidate outside counts against the reference if it exists, or if no other leads inside.
+    A candidate outside its folders is an error if it exists, or if no other candidate lies inside.
     """
     some_inside = some_outside = False
     for path, allowed in candidates:
@@ -180,7 +180,7 @@ def _outside_error(reference: str) -> UrdfError:
 
 
 def _realpath(path: Path) -> Path:
-    # Unlike Path.resolve, never raises on loops of links; such a path is no file then.
+    # Unlike Path.resolve, it does not raise on loops of links; such a path is then no file.
     return Path(os.path.realpath(path))
 
 
@@ -193,7 +193,7 @@ def package_file(spec: str) -> Path:
 
     Raises:
         MissingExtraError: a package of the extra `sim` is not installed.
-        UrdfError: another one is not, or the package has no such file.
+        UrdfError: another package is not installed, or the package has no such file.
     """
     package, _, inside = spec.partition(":")
     folder = _package_folder(package)
@@ -204,7 +204,7 @@ def package_file(spec: str) -> Path:
 
 
 def package_roots(spec: str) -> tuple[Path, ...]:
-    """Folders in which meshes of a `package_file` may lie; `MeshLocator` takes them as its roots."""
+    """Folders in which meshes of a `package_file` may lie: the roots of its `MeshResolver`."""
     package = spec.partition(":")[0]
     folder = _package_folder(package)
     # example-robot-data names its meshes package://example-robot-data/robots/..., so the root lies two folders up.
@@ -225,7 +225,7 @@ def _package_folder(package: str) -> Path:
 
 
 def _example_robot_data_folder() -> Path | None:
-    """<site-packages>/cmeel.prefix/share/example-robot-data/robots of the wheel, or where conda and ROS put it."""
+    """<site-packages>/cmeel.prefix/share/example-robot-data/robots of the wheel, or its place under conda and ROS."""
     inside = Path("share", "example-robot-data", "robots")
     places = [Path(sys.prefix) / inside, *(Path(entry) / "cmeel.prefix" / inside for entry in sys.path if entry)]
     with contextlib.suppress(PackageNotFoundError):

@@ -1,7 +1,4 @@
-"""The robot as a tree of links and joints: plain data, no parsing, no mathematics.
-
-`urdf.py` makes it from a file, `kinematics.py` moves it, `surface.py` samples its shapes.
-"""
+"""The robot as a tree of links and joints: plain data, without parsing and kinematics."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ MOVABLE: tuple[JointType, ...] = ("revolute", "continuous", "prismatic")
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """One shape in its own frame, in metres.
+    """One shape in its own frame [m].
 
     kind and size: box (x, y, z edge lengths); cylinder and capsule (radius, length along z);
     sphere (radius,); mesh (scale x, y, z).
@@ -33,7 +30,7 @@ class Geometry:
     filename: str | None = None
     """Mesh reference as written in the file."""
     path: Path | None = None
-    """Mesh file on disk, inside the allowed roots; None when the reference was not found."""
+    """Mesh file on disk, inside the allowed roots; None if the reference was not found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +45,8 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Link:
+    """A rigid body with the shapes that are drawn and those that collide."""
+
     name: str
     visuals: tuple[Shape, ...] = ()
     collisions: tuple[Shape, ...] = ()
@@ -65,7 +64,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Mimic:
-    """This joint = multiplier * other joint + offset, as written (a chain is composed by `RobotModel.coupling`)."""
+    """This joint = multiplier * other joint + offset, as written; `RobotModel.coupling` resolves chains of mimics."""
 
     joint: str
     multiplier: float = 1.0
@@ -74,6 +73,8 @@ class Mimic:
 
 @dataclass(frozen=True, eq=False)
 class Joint:
+    """A joint from a parent link to a child link, whose frame is the joint frame after its motion."""
+
     name: str
     type: JointType
     parent: str
@@ -109,6 +110,7 @@ class RobotModel:
 
     @property
     def root(self) -> str:
+        """Name of the root link, whose frame is the base frame."""
         return self.links[0].name
 
     @property
@@ -117,6 +119,11 @@ class RobotModel:
         return tuple(j for j in self.joints if j.movable)
 
     def link_index(self, name: str) -> int:
+        """Index of a link in `links`.
+
+        Raises:
+            UrdfError: the robot has no such link; the message suggests the nearest name.
+        """
         for k, link in enumerate(self.links):
             if link.name == name:
                 return k
@@ -146,14 +153,13 @@ class RobotModel:
         rows: dict[str, tuple[NDArray[np.float64], float]] = {}
 
         for name in by_name:
-            chain: dict[
-                str, Mimic
-            ] = {}  # the mimics on the way to a joint that is known; a loop, as chains may be long
+            # The mimics on the way to a joint that is known. A loop, not a recursion: chains may be long.
+            chain: dict[str, Mimic] = {}
             while name not in rows:
                 unit, mimic = np.zeros(len(actuated)), by_name[name].mimic
                 if name in chain:
                     cycle = " -> ".join((*chain, name))
-                    raise UrdfError(f"robot '{self.name}': joints mimic each other in a circle: {cycle}")
+                    raise UrdfError(f"robot '{self.name}': joints mimic each other in a cycle: {cycle}")
                 if name in column:
                     unit[column[name]] = 1.0
                     rows[name] = (unit, 0.0)
@@ -176,8 +182,10 @@ class RobotModel:
         return A, np.array([b for _, b in pairs])
 
 
-def compose(name: str, parts: Mapping[str, tuple[RobotModel, NDArray[np.float64]]], root: str = "base") -> RobotModel:
-    """Mount several robots on one new root link.
+def join_models(
+    name: str, parts: Mapping[str, tuple[RobotModel, NDArray[np.float64]]], root: str = "base"
+) -> RobotModel:
+    """Several robots as one tree: each is mounted on one new root link by a fixed joint.
 
     Args:
         name: name of the new robot.

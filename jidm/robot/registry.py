@@ -39,8 +39,8 @@ def load_embodiment(source: str | Path | Embodiment) -> Embodiment:
     """An embodiment by its registered name or from a file.
 
     Args:
-        source: a registered name, a URDF file (`.urdf` or `.xml`), a folder with an `embodiment.toml` or that file; an
-            Embodiment is returned as it is. A text is a registered name first.
+        source: a registered name, a URDF file (`.urdf` or `.xml`), or a folder with an `embodiment.toml` or that file. A
+            text that is both a registered name and a path counts as the name. An Embodiment is returned unchanged.
 
     Raises:
         EmbodimentError: no such name (the message suggests the nearest), or the descriptor is wrong.

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from jidm.errors import InputError, MissingExtraError
-from jidm.robot.urdf.reader import write_urdf
+from jidm.robot.urdf.writer import write_urdf
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment

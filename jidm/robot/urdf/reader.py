@@ -1,8 +1,9 @@
 """A strict, safe URDF reader.
 
-Strict: what other readers repair in silence (truncated files, cycles, zero axes, lower > upper, NaN) is refused with
-file, element and remedy. Safe: no entities, no files outside the robot's folders, no network, a size cap, no recursion.
-Only direct children of <robot> are links and joints; <transmission> and <gazebo> hold namesakes that are not.
+Strict: what other readers repair silently (truncated files, cycles, zero axes, lower > upper, NaN) is refused, and the
+message names file, element and remedy. Safe: no entities, no files outside the robot's folders, no network, a size
+limit, no recursion. Only direct children of <robot> are links and joints; elements of the same names inside
+<transmission> and <gazebo> are not.
 """
 
 from __future__ import annotations
@@ -21,10 +22,8 @@ from numpy.typing import NDArray
 from jidm.errors import UrdfError, did_you_mean
 from jidm.robot.mesh_resolver import MeshResolver
 from jidm.robot.model import Geometry, Joint, JointType, Limit, Link, Mimic, RobotModel, Shape
-from jidm.robot.urdf.writer import write_urdf
+from jidm.robot.transforms import rigid_transform
 from jidm.robot.urdf.xml import MAX_BYTES, check_size, one_line, parse_xml
-
-__all__ = ["MAX_BYTES", "parse_urdf", "read_urdf", "write_urdf"]
 
 _JOINT_TYPES: tuple[str, ...] = get_args(JointType)
 _LIMITED_TYPES = ("revolute", "prismatic")
@@ -36,16 +35,16 @@ Color = tuple[float, float, float, float]
 def read_urdf(path: str | Path, *, mesh_roots: Sequence[str | Path] = ()) -> RobotModel:
     """Robot model from a URDF file.
 
-    Values: lengths in metres, angles in radians. Axes are normalised. Of a revolute or prismatic joint's bounds one may
-    be left out and is then 0, as the format defines; both missing are refused. Bounds of other joint types mean
-    nothing and are dropped. A velocity or effort limit of 0 counts as not stated: exporters write 0 where nobody
-    filled in the field. Inertias, transmissions, sensors and whatever else the model has no place for are not read,
-    but a NaN or infinity anywhere in a link or joint is refused.
+    Values: lengths in meters, angles in radians. Axes are normalized. One bound of a revolute or prismatic joint may be
+    left out and is then 0, as the format defines; a joint without both is refused. Bounds of other joint types have no
+    meaning and are dropped. A velocity or effort limit of 0 counts as not stated, because exporters write 0 for an empty
+    field. Inertias, transmissions, sensors and other elements without a place in the model are not read, but a NaN or
+    infinity anywhere in a link or joint is refused.
 
     Args:
         path: the file.
-        mesh_roots: folders that meshes may lie in, besides the file's own package (see `MeshLocator`). A mesh that is
-            not on disk leaves `Geometry.path` empty; one that leads outside these folders is refused.
+        mesh_roots: folders that meshes may lie in, besides the file's own package (see `MeshResolver`). A mesh that is
+            not on disk leaves `Geometry.path` None; one that leads outside these folders is refused.
 
     Raises:
         UrdfError: the file is unreadable, malformed, unsafe or ambiguous; the message names file, element, remedy.
@@ -53,7 +52,7 @@ def read_urdf(path: str | Path, *, mesh_roots: Sequence[str | Path] = ()) -> Rob
     path = Path(path)
     where = one_line(str(path))
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe or a device could wait for ever
+        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe or a device could wait forever
         data = b""
         if regular:
             with path.open("rb") as file:
@@ -78,8 +77,10 @@ def parse_urdf(
     """Robot model from URDF text, as `read_urdf`.
 
     Args:
-        where: names the text in messages.
-        directory: folder that relative meshes start from; without one only `mesh_roots` are looked in.
+        text: the URDF.
+        where: name of the text in messages.
+        directory: folder of relative mesh references; without one only `mesh_roots` are searched.
+        mesh_roots: as for `read_urdf`.
     """
     return _Reader(where, directory, MeshResolver(mesh_roots)).model(parse_xml(text, where))
 
@@ -139,8 +140,8 @@ class _Reader:
         if e.tag == "mesh":
             return self._mesh(e, place)
         if ":" in e.tag or e.tag in ("plane", "ellipsoid", "convex"):
-            return None  # another tool's extension: it draws nothing here
-        raise self._error(place, "is no shape a URDF knows; use box, sphere, cylinder, capsule or mesh")
+            return None  # an extension of another tool, which draws nothing here
+        raise self._error(place, "is no shape of the URDF format; use box, sphere, cylinder, capsule or mesh")
 
     def _mesh(self, e: Element, place: str) -> Geometry:
         filename = e.get("filename")
@@ -175,7 +176,7 @@ class _Reader:
 
     def _axis(self, e: Element | None, place: str, *, moves: bool) -> NDArray[np.float64]:
         if e is None or not moves:
-            return np.array([1.0, 0.0, 0.0])  # the format's default; a fixed joint's axis means nothing
+            return np.array([1.0, 0.0, 0.0])  # the format's default; a fixed joint's axis has no meaning
         v = np.array(self._numbers(e, "xyz", 3, f"{place} <axis>"))
         largest = float(np.abs(v).max())
         if largest < 1e-9:
@@ -198,7 +199,7 @@ class _Reader:
         if kind not in _LIMITED_TYPES:
             lower = upper = None
         elif lower is None and upper is None:
-            # The format's default is 0 for each; both omitted would lock the joint without a word.
+            # The format's default is 0 for each; both omitted would lock the joint silently.
             raise self._error(place, f"has a <limit> without lower and upper; {remedy}")
         else:
             lower, upper = lower or 0.0, upper or 0.0
@@ -208,7 +209,7 @@ class _Reader:
             value = values[k]
             if value is not None and value < 0:
                 raise self._error(place, f"has a negative {k} limit {value:g}; write its magnitude")
-        # Exporters write 0 where nobody filled in the field; a joint that may not move is a fixed one.
+        # Exporters write 0 for an empty field; a joint that may not move would be a fixed one.
         return Limit(lower, upper, values["velocity"] or None, values["effort"] or None)
 
     def _mimic(self, e: Element | None, place: str) -> Mimic | None:
@@ -221,19 +222,17 @@ class _Reader:
         return Mimic(joint, 1.0 if multiplier is None else multiplier, offset or 0.0)
 
     def _origin(self, e: Element, place: str) -> NDArray[np.float64]:
-        T = np.eye(4)
         origin = self._optional_child(e, "origin", place)
-        if origin is not None:
-            place = f"{place} <origin>"
-            T[:3, 3] = self._numbers(origin, "xyz", 3, place, default="0 0 0")
-            T[:3, :3] = _rotation(*self._numbers(origin, "rpy", 3, place, default="0 0 0"))
-        return T
+        if origin is None:
+            return np.eye(4)
+        xyz, rpy = (self._numbers(origin, k, 3, f"{place} <origin>", default="0 0 0") for k in ("xyz", "rpy"))
+        return rigid_transform(xyz, rpy)
 
-    # ---- the whole ---------------------------------------------------------------------------------------------------
+    # ---- the tree ----------------------------------------------------------------------------------------------------
 
     def _refuse_xacro(self, root: Element) -> None:
-        # A macro call that a generator left behind is ignored like any other tool's element; definitions say that
-        # this is the source of a URDF, of which only a part would be read.
+        # A macro call that a generator left behind is ignored like the element of any other tool. Definitions show that
+        # the file is the source of a URDF, of which only a part would be read.
         for e in root:
             if e.tag in ("xacro:include", "xacro:macro", "xacro:property", "xacro:arg", "xacro:if", "xacro:unless"):
                 raise self._error(
@@ -241,14 +240,14 @@ class _Reader:
                 )
 
     def _colors(self, root: Element) -> dict[str, Color]:
-        """Colours by material name: definitions below <robot> first, then those inside visuals in file order."""
+        """Colors by material name: definitions below <robot> first, then those inside visuals in file order."""
         colors: dict[str, Color] = {}
         for material in root.findall("material"):
             place = f"material '{material.get('name', '')}'"
             self._refuse_non_finite(material, place)
             rgba = self._color(material, place)
             if rgba and colors.setdefault(material.get("name", ""), rgba) != rgba:
-                raise self._error(place, "is defined twice with different colours; keep one")
+                raise self._error(place, "is defined twice with different colors; keep one")
         for material in root.iterfind("link/visual/material"):
             rgba = self._color(material, "<visual>") if material.get("name") not in colors else None
             if rgba:
@@ -266,7 +265,7 @@ class _Reader:
                     raise self._error(f"joint '{name}'", what)
                 if mimic.joint in chain:
                     cycle = [*list(chain)[list(chain).index(mimic.joint) :], mimic.joint]
-                    what = "itself" if len(cycle) == 2 else "in a circle: " + " -> ".join(cycle)
+                    what = "itself" if len(cycle) == 2 else "in a cycle: " + " -> ".join(cycle)
                     raise self._error(f"joint '{name}'", f"mimics {what}; one joint must be free")
                 name = mimic.joint
             good.update(chain)
@@ -396,18 +395,6 @@ def _is_finite_or_text(token: str) -> bool:
 
 
 def _suggest(name: str, known: Collection[str]) -> str:
-    # Looking for the nearest of many long names takes time that a hostile file should not be given.
+    # The search for the nearest of many long names takes time that a hostile file could exploit.
     short = [x for x in known if len(x) <= 200]
     return did_you_mean(name[:200], short) if len(short) <= 300 else f"there are {len(known)}"
-
-
-def _rotation(roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
-    """URDF's fixed-axis convention: Rz(yaw) Ry(pitch) Rx(roll)."""
-    cr, sr, cp, sp, cy, sy = (f(x) for x in (roll, pitch, yaw) for f in (math.cos, math.sin))
-    return np.array(
-        [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    )

@@ -1,8 +1,7 @@
-"""A robot model as URDF text, for simulators and for other people's readers."""
+"""A robot model as URDF text, for simulators and other URDF readers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -12,16 +11,17 @@ from numpy.typing import NDArray
 
 from jidm.atomic_io import atomic_write
 from jidm.robot.model import Joint, RobotModel, Shape
+from jidm.robot.transforms import roll_pitch_yaw
 
 
 def write_urdf(model: RobotModel, path: str | Path | None = None) -> str:
     """URDF text of a model; reading it again gives the model back (poses to about 1e-15).
 
-    Meshes that were found are named by their absolute path, so read it with their folders as `mesh_roots`; others are
-    named as they were. Inertias are placeholders (1 kg, 0.01 kg m^2): the model holds none.
+    Meshes that were found are named by their absolute path, so read it with their folders as `mesh_roots`; the references
+    of other meshes are kept. Inertias are placeholders (1 kg, 0.01 kg m^2): the model holds none.
 
     Args:
-        path: file to write the text to as well, whole or not at all.
+        path: file to which the text is written as well, atomically.
 
     Raises:
         InputError: the folder of `path` does not exist.
@@ -85,13 +85,7 @@ def _write_shape(link: Element, tag: str, shape: Shape, material: str) -> None:
 
 
 def _write_origin(element: Element, T: NDArray[np.float64]) -> None:
-    """R = Rz(yaw) Ry(pitch) Rx(roll). Roll is taken from what yaw leaves over, which is exact at pitch = 90 deg too."""
-    R = T[:3, :3]
-    yaw = math.atan2(R[1, 0], R[0, 0])
-    pitch = math.atan2(-R[2, 0], math.hypot(R[0, 0], R[1, 0]))
-    c, s = math.cos(yaw), math.sin(yaw)
-    roll = math.atan2(s * R[0, 2] - c * R[1, 2], c * R[1, 1] - s * R[0, 1])
-    SubElement(element, "origin", xyz=_format_floats(T[:3, 3]), rpy=_format_floats((roll, pitch, yaw)))
+    SubElement(element, "origin", xyz=_format_floats(T[:3, 3]), rpy=_format_floats(roll_pitch_yaw(T[:3, :3])))
 
 
 def _format_floats(values: Iterable[float]) -> str:

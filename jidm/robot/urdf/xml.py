@@ -1,7 +1,7 @@
-"""URDF bytes into a tree of elements, safely: no DTD, no entities, no network, bounded size, depth and time.
+"""Safe XML parsing of URDF bytes: no DTD, no entities, no network, bounded size, depth and time.
 
-Namespaces are left alone: a URDF defines none, and real files use prefixes that they never declare (`sensor:camera`
-in old Gazebo blocks). A prefixed element keeps its prefix in its tag and so is never mistaken for a URDF element.
+Namespaces are not resolved: a URDF defines none, and real files use prefixes without declaring them (`sensor:camera` in
+old Gazebo blocks). A prefixed element keeps its prefix in its tag and is therefore never mistaken for a URDF element.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def parse_xml(text: str | bytes, where: str) -> Element:
     source = InputSource()
     try:
         if isinstance(text, str):
-            source.setEncoding("utf-8")  # whatever its declaration says, it is decoded already
+            source.setEncoding("utf-8")  # the text is decoded already, whatever its declaration states
             text = text.encode("utf-8")
         check_size(len(text), where)
         if not text.strip():
@@ -80,7 +80,7 @@ def one_line(message: str) -> str:
 
 
 class _TreeHandler(ContentHandler):
-    """Builds the tree, counting; text between tags means nothing in a URDF and is not kept."""
+    """Builds the tree and counts its elements; text between tags has no meaning in a URDF and is not kept."""
 
     def __init__(self, where: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Joint conventions: an invertible map whose laws hold for every convention, batch shape, array kind and dtype."""
+"""Joint conventions: an invertible affine map, for every convention, batch shape, array type and dtype."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ batches = st.sampled_from([(), (1,), (3,), (2, 3), (0,)])
 
 @settings(max_examples=60, deadline=None)
 @given(conventions(), batches, st.sampled_from(["numpy", "torch"]), st.integers(0, 2**31 - 1))
-def test_in_and_out_again_is_where_it_began(c: JointConvention, batch: tuple[int, ...], kind: str, seed: int) -> None:
+def test_the_inverse_undoes_the_map(c: JointConvention, batch: tuple[int, ...], kind: str, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(*batch, c.n))
     vector: Any = torch.as_tensor(x) if kind == "torch" else x
     for there, back in (
@@ -51,7 +51,7 @@ def test_in_and_out_again_is_where_it_began(c: JointConvention, batch: tuple[int
     ):
         q = there(vector)
         assert type(q) is type(vector) and q.dtype == vector.dtype and q.shape == vector.shape
-        # one rounding of the largest intermediate value on each way
+        # one rounding of the largest intermediate value in each direction
         size = 1 + np.abs(np.asarray(q)).max(initial=0.0) / min(1.0, np.abs(c.gain).min())
         np.testing.assert_allclose(np.asarray(back(q)), x, rtol=1e-12, atol=1e-14 * size)
 
@@ -67,12 +67,12 @@ def test_a_step_is_the_difference_of_positions(c: JointConvention, seed: int) ->
 
 @settings(max_examples=40, deadline=None)
 @given(conventions(), st.integers(0, 2**31 - 1))
-def test_the_matrix_is_the_map(c: JointConvention, seed: int) -> None:
+def test_the_matrix_is_the_linear_part(c: JointConvention, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(5, c.n))
     np.testing.assert_allclose(x @ c.matrix.T + c.offset, c.to_embodiment(x), rtol=1e-12, atol=1e-12)
 
 
-def test_each_part_of_a_convention_by_hand() -> None:
+def test_each_field_of_a_convention_by_hand() -> None:
     c = JointConvention.make(
         NAMES,
         joint_types=("revolute", "revolute", "prismatic", "prismatic"),
@@ -82,14 +82,14 @@ def test_each_part_of_a_convention_by_hand() -> None:
         unit={"a": "deg", "c": "mm"},
         normalized={"d": (0.01, 0.05)},
     )
-    #                  c = 20 mm, a = 90 deg, d = a quarter open, b = 0.3 rad the other way round
+    #                  c = 20 mm, a = 90 deg, d = a quarter open, b = 0.3 rad in the opposite direction
     outside = np.array([20.0, 90.0, 0.25, 0.3])
     np.testing.assert_allclose(c.to_embodiment(outside), [math.pi / 2 + 0.5, -0.3, 0.02, 0.02], rtol=1e-14)
     np.testing.assert_allclose(c.delta_to_embodiment(outside), [math.pi / 2, -0.3, 0.02, 0.01], rtol=1e-14)
     assert c.unit == ("deg", "rad", "mm", "normalized") and c.order == (1, 3, 0, 2)
 
 
-def test_a_normalized_range_may_run_downwards() -> None:
+def test_a_normalized_range_may_be_descending() -> None:
     c = JointConvention.make(("g",), joint_types=("prismatic",), normalized={"g": (0.04, 0.0)})
     np.testing.assert_allclose(c.to_embodiment(np.array([[0.0], [0.25], [1.0]]))[:, 0], [0.04, 0.03, 0.0], atol=1e-16)
 
@@ -102,7 +102,7 @@ def test_gradients_and_devices_pass_through() -> None:
     np.testing.assert_allclose(x.grad.numpy(), np.array([[math.pi / 180, -1, 1, 1]] * 2), rtol=1e-6)
 
 
-def test_whole_numbers_are_not_rounded() -> None:
+def test_integers_are_converted_to_float() -> None:
     c = JointConvention.make(("a",), unit={"a": "deg"})
     for vector in (np.array([90]), torch.tensor([90]), [90]):
         assert float(np.asarray(c.to_embodiment(vector))[0]) == pytest.approx(math.pi / 2)
@@ -120,7 +120,7 @@ def test_covariances_map_by_the_matrix() -> None:
     [
         ({"sign": {"a": 2}}, "sign of 'a' must be 1 or -1"),
         ({"scale": {"a": 0.0}}, "scale of 'a' must be positive"),
-        ({"scale": {"a": -1.0}}, "use sign to turn it"),
+        ({"scale": {"a": -1.0}}, "reverse a joint by its sign"),
         ({"offset": {"a": math.nan}}, "offset of 'a' must be finite"),
         ({"unit": {"a": "degree"}}, "did you mean 'deg'"),
         ({"unit": {"x": "deg"}}, "unit names 'x'"),
@@ -140,7 +140,7 @@ def test_a_vector_of_the_wrong_length_is_refused() -> None:
         JointConvention.make(NAMES).to_embodiment(np.zeros((2, 3)))
 
 
-def test_shipped_conventions_keep_home_inside_the_robot() -> None:
+def test_bundled_conventions_round_trip_the_home_pose() -> None:
     degrees = load_embodiment("so100").convention("degrees")
     np.testing.assert_allclose(degrees.to_embodiment(np.full(6, 180.0)), np.pi)
     piper = load_embodiment("piper")

@@ -1,4 +1,4 @@
-"""Mesh references may name files in the robot's own folders, in any spelling, and no others; packages are found unimported."""
+"""Mesh references may only name files in the robot's own folders, in any spelling; packages are found without import."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def arm(tmp_path: Path) -> Path:
     return tmp_path / "ws" / "arm"
 
 
-# ---- what is found ---------------------------------------------------------------------------------------------------
+# ---- allowed references ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -91,32 +91,32 @@ def test_explicit_roots_add_to_the_robots_folders(arm: Path) -> None:
     assert MeshResolver([workspace / "other"]).resolve("package://other/meshes/o.stl", None) == other
     assert MeshResolver([workspace / "other"]).resolve("meshes/o.stl", arm / "urdf") == other
     assert MeshResolver([workspace]).resolve("../../other/meshes/o.stl", arm / "urdf") == other
-    # The file's own folder comes first, and looking below a root as well makes no escape of a good reference.
+    # The file's own folder comes first, and the search below a root does not turn a valid reference into an escape.
     assert MeshResolver([arm]).resolve("../meshes/link.stl", arm / "urdf") == arm / "meshes" / "link.stl"
     assert MeshResolver([arm]).resolve("../meshes/gone.stl", arm / "urdf") is None
 
 
-def test_a_ros_package_is_known_by_its_package_xml(arm: Path) -> None:
-    """From urdf/deep the package's meshes are two folders up: refused, unless the package says that it is one."""
+def test_a_ros_package_is_recognized_by_its_package_xml(arm: Path) -> None:
+    """From urdf/deep the package's meshes are two folders up: refused, unless a package.xml marks the package."""
     with pytest.raises(UrdfError, match="outside the robot's folders"):
         MeshResolver().resolve("../../meshes/link.stl", arm / "urdf" / "deep")
     (arm / "package.xml").write_text("<package/>")
     assert MeshResolver().resolve("../../meshes/link.stl", arm / "urdf" / "deep") == arm / "meshes" / "link.stl"
-    # A neighbour is looked at only if it is a package as well.
+    # A sibling folder is searched only if it is a package as well.
     assert MeshResolver().resolve("package://other/meshes/o.stl", arm / "urdf") is None
     (arm.parent / "other" / "package.xml").write_text("<package/>")
     found = MeshResolver().resolve("package://other/meshes/o.stl", arm / "urdf")
     assert found == arm.parent / "other" / "meshes" / "o.stl"
 
 
-def test_the_folder_above_is_open_only_to_a_folder_of_urdfs(arm: Path) -> None:
+def test_the_parent_folder_is_allowed_only_for_a_folder_of_urdfs(arm: Path) -> None:
     (arm / "urdf").rename(arm / "downloads")
     with pytest.raises(UrdfError, match="pass mesh_roots="):
         MeshResolver().resolve("../meshes/link.stl", arm / "downloads")
     assert MeshResolver([arm]).resolve("../meshes/link.stl", arm / "downloads") == arm / "meshes" / "link.stl"
 
 
-def test_home_folders_are_never_opened(arm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folders_are_never_allowed(arm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(arm))
     for reference in ("../meshes/link.stl", "package://arm/meshes/link.stl", f"{arm}/meshes/link.stl"):
         try:
@@ -130,7 +130,7 @@ def test_home_folders_are_never_opened(arm: Path, monkeypatch: pytest.MonkeyPatc
     assert MeshResolver().resolve("near.stl", arm / "urdf") == arm / "urdf" / "near.stl"
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- refused references ----------------------------------------------------------------------------------------------
 
 ESCAPES = [
     "../../secret.stl",
@@ -220,14 +220,14 @@ def test_links_out_of_the_robots_folders_are_refused(arm: Path) -> None:
                 locator.resolve(reference, urdf)
         assert locator.resolve("../meshes/fine.stl", urdf) == arm / "meshes" / "link.stl"
         assert locator.resolve("../meshes/loop.stl", urdf) is None
-    # A package folder that is a link leads out of the root just the same.
+    # A package folder that is a link leads out of the root as well.
     with pytest.raises(UrdfError, match="outside"):
         MeshResolver([arm.parent]).resolve("package://alias/secret.stl", urdf)
     assert MeshResolver([arm.parent, root]).resolve("package://alias/secret.stl", urdf) == root / "secret.stl"
 
 
-def test_what_lies_around_a_urdf_is_no_package(tmp_path: Path) -> None:
-    """`package://keys/...` beside the robot's folder, and the root of the file system beside /tmp, stay closed."""
+def test_folders_around_a_urdf_are_no_packages(tmp_path: Path) -> None:
+    """`package://keys/...` beside the robot's folder, and the root of the file system beside /tmp, are refused."""
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "id").write_text("secret")
     (tmp_path / "robot").mkdir()
@@ -237,12 +237,12 @@ def test_what_lies_around_a_urdf_is_no_package(tmp_path: Path) -> None:
         MeshResolver().resolve("/etc/passwd", Path("/urdf"))
 
 
-def test_a_urdf_through_a_link_is_at_home_where_it_lies(arm: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_linked_urdf_is_that_of_its_target(arm: Path, tmp_path: Path) -> None:
     (tmp_path / "shortcut").symlink_to(arm / "urdf")
     assert MeshResolver().resolve("../meshes/link.stl", tmp_path / "shortcut") == arm / "meshes" / "link.stl"
 
 
-def test_text_without_a_folder_refuses_what_leads_out_of_any_layout(arm: Path) -> None:
+def test_text_without_a_folder_refuses_references_out_of_any_layout(arm: Path) -> None:
     assert MeshResolver().resolve("../meshes/link.stl", None) is None
     assert MeshResolver().resolve("package://arm/meshes/link.stl", None) is None
     for reference in ("../../x.stl", "/etc/passwd", "package://arm/../x.stl"):
@@ -261,7 +261,7 @@ HEADS = ["", "/", "//", "package://", "package:", "file://", "file:", "file:///"
 @given(
     head=st.sampled_from(HEADS), pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=7), roots=st.booleans()
 )
-def test_whatever_is_found_lies_inside(arm: Path, head: str, pieces: list[str], roots: bool) -> None:
+def test_every_found_file_lies_inside_the_allowed_folders(arm: Path, head: str, pieces: list[str], roots: bool) -> None:
     if not (arm / "meshes" / "out").is_symlink():
         (arm / "meshes" / "out").symlink_to(arm.parent.parent)
     reference = head.format(root=arm.parent.parent) + "/".join(pieces)
@@ -274,7 +274,7 @@ def test_whatever_is_found_lies_inside(arm: Path, head: str, pieces: list[str], 
         assert found.resolve().is_relative_to(arm)
 
 
-# ---- whole robots ----------------------------------------------------------------------------------------------------
+# ---- complete robots -------------------------------------------------------------------------------------------------
 
 
 def _installed(*specs: str) -> None:
@@ -285,7 +285,7 @@ def _installed(*specs: str) -> None:
         pytest.skip(str(missing))
 
 
-def test_every_mesh_of_the_makers_piper_is_found() -> None:
+def test_every_mesh_of_the_manufacturers_piper_is_found() -> None:
     folder = material("piper_ros")
     for path in sorted(folder.rglob("*.urdf")):
         model = read_urdf(path)

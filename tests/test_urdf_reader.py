@@ -1,4 +1,4 @@
-"""The URDF reader, item by item: what is right is read rightly."""
+"""The URDF reader, element by element: valid files are read correctly."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_vi
 from jidm.errors import UrdfError
 from jidm.robot.factory import embodiment_from_model
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.writer import write_urdf
 
-# ---- what is read ----------------------------------------------------------------------------------------------------
+# ---- elements --------------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_robot() -> None:
@@ -103,7 +104,9 @@ def test_a_link_may_be_called_nan() -> None:
         lambda text: b"\xef\xbb\xbf" + text.encode(),
         lambda text: "\ufeff" + text,
         lambda text: text.encode("utf-16"),
-        lambda text: "<?xml version='1.0' encoding='latin-1'?>" + text,  # text is decoded already, whatever it says
+        lambda text: (
+            "<?xml version='1.0' encoding='latin-1'?>" + text
+        ),  # text is decoded already, whatever its declaration states
         lambda text: b"<?xml version='1.0' encoding='latin-1'?>" + text.encode("latin-1"),
     ],
 )
@@ -121,7 +124,7 @@ def test_axes_are_normalized() -> None:
         axis = parse_urdf(one_joint(f"<axis xyz='{xyz}'/>" + LIMIT)).joints[0].axis
         np.testing.assert_allclose(axis, expected, atol=1e-15)
     np.testing.assert_array_equal(parse_urdf(one_joint()).joints[0].axis, [1, 0, 0])
-    # What does not move has no use for an axis; files give such joints anything.
+    # A joint that does not move has no use for an axis; files contain arbitrary values there.
     for kind in ("fixed", "floating"):
         assert parse_urdf(one_joint("<axis xyz='0 0 0'/>", kind)).joints[0].type == kind
 
@@ -132,18 +135,18 @@ def test_limits_by_joint_type() -> None:
         return x.lower, x.upper, x.velocity, x.effort
 
     assert limit("<limit lower='-1' upper='2' velocity='3' effort='4'/>", "prismatic") == (-1, 2, 3, 4)
-    # One bound may be left out and is zero then, as the format says; the others are "not stated".
+    # One bound may be left out and is then zero, as the format defines; the others are "not stated".
     assert limit("<limit upper='2'/>") == (0, 2, None, None)
     assert limit("<limit lower='-2'/>") == (-2, 0, None, None)
     assert limit("<limit lower='0' upper='0'/>") == (0, 0, None, None)
-    # Zero speed or force is a field nobody filled in.
+    # Zero speed or force is an empty field.
     assert limit("<limit lower='0' upper='1' velocity='0' effort='0.0'/>") == (0, 1, None, None)
     assert limit("<limit lower='5' upper='-5' velocity='3' effort='4'/>", "continuous") == (None, None, 3, 4)
     assert limit("", "continuous") == limit("", "fixed") == limit("", "planar") == (None, None, None, None)
 
 
-def test_velocity_of_zero_in_the_makers_piper() -> None:
-    """The file that made this rule: joint1 of AgileX's PiPER states a velocity limit of 0."""
+def test_velocity_of_zero_in_the_manufacturers_piper() -> None:
+    """The reason for this rule: joint1 of AgileX's PiPER states a velocity limit of 0."""
     path = material("piper_ros") / "piper_description" / "urdf"
     found = [
         j for file in sorted(path.glob("*.urdf")) for j in read_urdf(file).movable_joints if j.limit.velocity is None
@@ -151,7 +154,7 @@ def test_velocity_of_zero_in_the_makers_piper() -> None:
     assert "joint1" in [j.name for j in found]
 
 
-def test_colours_by_name() -> None:
+def test_colors_by_name() -> None:
     """A material may be defined below <robot>, before or after the links, or inside an earlier or later visual."""
 
     def visual(material: str) -> str:
@@ -197,8 +200,8 @@ def test_a_chain_of_mimics_is_composed_in_any_order() -> None:
     np.testing.assert_allclose(b, [full[j.name] for j in model.movable_joints])
 
 
-def test_a_mimic_of_no_slope_stands_still() -> None:
-    """A multiplier of 0 is a number somebody wrote, not one left out."""
+def test_a_mimic_with_multiplier_zero_does_not_move() -> None:
+    """A multiplier of 0 is a value, not a missing one."""
     model = parse_urdf(robot(links("abc"), joint("k", "a", "b"), joint("m", "b", "c", mimic_joint("k", 0, 0.5))))
     A, b = model.coupling(("k",))
     np.testing.assert_array_equal(A[:, 0], [1, 0])

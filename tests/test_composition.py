@@ -1,4 +1,4 @@
-"""Robots mounted together, robots from any URDF, and the two-armed ALOHA robot of third parties."""
+"""Composed robots, robots from any URDF, and the third-party bimanual ALOHA robot."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from aloha_scene import aloha_embodiment
 from conftest import material
 
 from jidm.errors import EmbodimentError, UrdfError
-from jidm.robot.composition import compose, rigid_transform
+from jidm.robot.composition import compose
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.factory import embodiment_from_urdf
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.registry import load_embodiment
+from jidm.robot.transforms import rigid_transform
 
 
 def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
@@ -26,8 +27,8 @@ def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
 # ---- compose --------------------------------------------------------------------------------------------------------
 
 
-def test_each_part_moves_as_it_does_alone() -> None:
-    """T_base_part @ (pose of the link in the part alone) = pose of the link in the whole, mimics included."""
+def test_each_part_moves_as_on_its_own() -> None:
+    """T_base_part @ (pose of the link in the part) = pose of the link in the composed robot, mimics included."""
     arm, finger = load_embodiment("piper"), load_embodiment("planar_finger_3")
     T_left, T_right = (
         rigid_transform((0.1, 0.4, 0.02), (0.3, -0.2, 1.0)),
@@ -59,7 +60,7 @@ def test_numbers_names_and_conventions_are_joined() -> None:
     )
 
 
-def test_a_parts_camera_sees_the_same_picture() -> None:
+def test_a_parts_camera_sees_the_same_image() -> None:
     finger = load_embodiment("planar_finger_2")
     T = rigid_transform((0.5, -0.2, 0.3), (0.1, 0.2, 0.3))
     whole = compose(a=finger, b=(finger, T))
@@ -83,7 +84,7 @@ def test_a_matrix_camera_of_a_part_moves_along(tmp_path: Path) -> None:
     np.testing.assert_allclose(seen, expected, atol=1e-6)
 
 
-def test_composing_depends_on_every_part_and_place() -> None:
+def test_hash_of_a_composition_depends_on_every_part_and_transform() -> None:
     a, b = load_embodiment("planar_finger_1"), load_embodiment("planar_finger_2")
     T = rigid_transform((1.0, 0, 0))
     hashes = {compose("x", left=a, right=(b, T)).content_hash for _ in range(2)}
@@ -143,13 +144,13 @@ def test_any_urdf_becomes_a_usable_embodiment(tmp_path: Path) -> None:
     np.testing.assert_array_equal(e.home, [0, 1, 0])
     np.testing.assert_allclose(e.exploration_range, [0.5, 0.25, 0.1])
     assert np.isinf(e.acceleration).all() and e.gripper_joints == () and e.control_dt == 0.02
-    assert "wheel, far" in e.notes["velocity"] and "control_dt" in e.notes  # every default is said
+    assert "wheel, far" in e.notes["velocity"] and "control_dt" in e.notes  # every default has a note
     origins = torch.as_tensor(np.stack([T[:3, 3] for T in poses(e, e.home).values()]))
     uv, depth = e.camera().project(origins)
     assert ((uv > 0) & (uv < torch.tensor([319, 239]))).all() and (depth > 0).all()
 
 
-def test_what_is_given_replaces_the_defaults(tmp_path: Path) -> None:
+def test_arguments_replace_the_defaults(tmp_path: Path) -> None:
     e = from_text(
         tmp_path, name="mine", joints=("slide", "wheel"), locked={"far": 1.0}, control_dt=0.1, velocity=[1.0, 2.0]
     )
@@ -173,19 +174,19 @@ def test_what_is_given_replaces_the_defaults(tmp_path: Path) -> None:
         ({"gripper_joints": ("jaw",)}, "no joint 'jaw'"),
     ],
 )
-def test_what_contradicts_the_urdf_is_refused(tmp_path: Path, options: dict, message: str) -> None:
+def test_arguments_that_contradict_the_urdf_are_refused(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(EmbodimentError, match=message):
         from_text(tmp_path, **options)
 
 
-def test_urdfs_written_by_others_become_embodiments() -> None:
-    """Whatever the reader accepts is usable at once, unless nothing in it moves."""
+def test_third_party_urdfs_become_embodiments() -> None:
+    """Every file that the reader accepts is usable at once, unless nothing in it moves."""
     made = 0
     for path in sorted((material("urdf_conformance") / "real").rglob("*.[uU][rR][dD][fF]")):
         try:
             e = embodiment_from_urdf(path)
         except UrdfError:
-            continue  # the reader's business
+            continue  # refused by the reader, which has its own tests
         except EmbodimentError as error:
             assert "no joint moves" in str(error), path
             continue
@@ -199,7 +200,7 @@ def test_urdfs_written_by_others_become_embodiments() -> None:
 
 START = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)
 GRIPPER_LINK_AT_START = {"left": (-0.31718881, 0.5, 0.29525084), "right": (0.31718881, 0.49999888, 0.29525084)}
-"""Where the simulator's own authors print the gripper links at their start pose [m] (tonyzhaozh/act, ee_sim_env.py)."""
+"""Positions of the gripper links at the start pose [m], printed by the simulator's authors (tonyzhaozh/act, ee_sim_env.py)."""
 
 
 def test_aloha_link_origins_are_the_simulators() -> None:
@@ -209,12 +210,12 @@ def test_aloha_link_origins_are_the_simulators() -> None:
     links = poses(e, convention.to_embodiment(qpos))
     for side, expected in GRIPPER_LINK_AT_START.items():
         np.testing.assert_allclose(links[f"{side}_/gripper_link"][:3, 3], expected, atol=2e-6)
-    # Without the two sign flips it is another pose by a hand's breadth: the check can fail.
+    # Without the two sign flips the pose differs by 10 cm: the check can fail.
     unflipped = poses(e, np.array([*START, 0.02, *START, 0.02]))
     assert np.linalg.norm(unflipped["left_/gripper_link"][:3, 3] - GRIPPER_LINK_AT_START["left"]) > 0.1
 
 
-def test_aloha_fingers_open_as_normalized() -> None:
+def test_aloha_normalized_gripper_values_open_the_fingers() -> None:
     e, convention, _ = aloha_embodiment(material("aloha_sim"))
     for x, apart in ((0.0, 2 * 0.01844), (1.0, 2 * 0.058)):
         links = poses(e, convention.to_embodiment(np.array([*START, x] * 2)))
@@ -223,7 +224,7 @@ def test_aloha_fingers_open_as_normalized() -> None:
             assert np.linalg.norm(between) == pytest.approx(apart, abs=1e-9)
 
 
-def test_aloha_episodes_stay_inside_the_limits_and_come_back_exactly() -> None:
+def test_aloha_episodes_are_within_limits_and_the_convention_inverts_exactly() -> None:
     folder = material("aloha_sim")
     e, convention, _ = aloha_embodiment(folder)
     for file in sorted(folder.glob("*_state.npz")):

@@ -1,4 +1,4 @@
-"""The tree of links as data: the linear map of mimics and locked joints, mounting, and what is refused."""
+"""The tree of links: the linear map of mimics and locked joints, joining models, and errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jidm.errors import UrdfError
-from jidm.robot.model import Joint, Link, Mimic, RobotModel, compose
+from jidm.robot.model import Joint, Link, Mimic, RobotModel, join_models
 
 X = np.array([1.0, 0.0, 0.0])
 
@@ -24,7 +24,7 @@ def chain(*mimics: Mimic | None) -> RobotModel:
     return RobotModel("chain", tuple(Link(f"l{k}") for k in range(len(mimics) + 1)), tuple(joints))
 
 
-def test_chains_of_mimics_are_composed_whatever_their_order() -> None:
+def test_chains_of_mimics_are_composed_in_any_order() -> None:
     """a = 2 b + 1, b = -3 d + 0.5, so a = -6 d + 2; c is locked."""
     model = chain(Mimic("b", 2, 1), Mimic("d", -3, 0.5), None, None)
     A, b = model.coupling(("d",), {"c": 0.7})
@@ -32,16 +32,16 @@ def test_chains_of_mimics_are_composed_whatever_their_order() -> None:
     np.testing.assert_allclose(b, [2, 0.5, 0.7, 0])
 
 
-def test_columns_follow_the_order_asked_for_and_an_actuated_mimic_is_free() -> None:
+def test_columns_follow_the_given_order_and_an_actuated_mimic_is_free() -> None:
     A, b = chain(None, Mimic("a", 5, 5), None).coupling(("c", "b", "a"))
     np.testing.assert_allclose(A, np.eye(3)[::-1])
     assert not b.any()
 
 
-def test_what_cannot_be_coupled_is_named() -> None:
+def test_joints_that_cannot_be_coupled_are_named() -> None:
     with pytest.raises(UrdfError, match="joint 'b' is neither actuated, locked nor a mimic"):
         chain(None, None).coupling(("a",))
-    with pytest.raises(UrdfError, match="in a circle: a -> b -> a"):
+    with pytest.raises(UrdfError, match="in a cycle: a -> b -> a"):
         chain(Mimic("b"), Mimic("a")).coupling(())
     with pytest.raises(UrdfError, match=r"no movable joint 'z'.*a, b"):
         chain(None, None).coupling(("a", "z"))
@@ -57,11 +57,11 @@ def test_a_tree_out_of_order_is_refused() -> None:
         model.link_index("l9")
 
 
-def test_mounted_robots_keep_to_themselves() -> None:
+def test_joined_models_stay_independent() -> None:
     part = chain(None, Mimic("a", -1, 0.1))
     T = np.eye(4)
     T[:3, 3] = 1, 2, 3
-    whole = compose("pair", {"left": (part, T), "right": (part, np.eye(4))}, root="table")
+    whole = join_models("pair", {"left": (part, T), "right": (part, np.eye(4))}, root="table")
     assert whole.root == "table" and [x.name for x in whole.links[:2]] == ["table", "left_l0"]
     np.testing.assert_array_equal(whole.joints[0].T_parent_joint, T)
     A, b = whole.coupling(("left_a", "right_a"))

@@ -1,4 +1,4 @@
-"""What is written reads back as the same model; whatever is read, however mutilated, is a model or one clear refusal."""
+"""Written URDF reads back as the same model; any input, however mutated, gives a valid model or one clear refusal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from urdf_oracle import assert_same, link_poses_scipy, random_joints
 from jidm.errors import InputError, MissingExtraError, UrdfError
 from jidm.robot.mesh_resolver import package_file, package_roots
 from jidm.robot.model import Geometry, Joint, Limit, Link, Mimic, RobotModel, Shape
-from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.writer import write_urdf
 
-# The annotation checker of the tests samples items at random, which Hypothesis notices where robots are made.
+# The annotation checker of the tests samples items at random, which Hypothesis reports in the strategies of robots.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 # ---- random robots ---------------------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ angles = st.one_of(
 
 @st.composite
 def poses(draw: st.DrawFn) -> np.ndarray:
-    """A rigid pose made by scipy, often with a pitch of nearly a right angle."""
+    """A rigid pose made by scipy, often with a pitch near 90 degrees."""
     T = np.eye(4)
     T[:3, :3] = Rotation.from_euler("ZYX", [draw(angles) for _ in range(3)]).as_matrix()
     T[:3, 3] = [draw(numbers) for _ in range(3)]
@@ -65,7 +66,7 @@ def robots(draw: st.DrawFn) -> RobotModel:
     joint_names = draw(st.lists(names, min_size=count - 1, max_size=count - 1, unique=True))
     trail, joints = [link_names[0]], []
     for k, name in enumerate(joint_names):
-        del trail[draw(st.integers(1, len(trail))) :]  # hang the next link on any link of the current branch
+        del trail[draw(st.integers(1, len(trail))) :]  # the parent of the next link is any link of the current branch
         kind = draw(st.sampled_from(["revolute", "continuous", "prismatic", "fixed", "floating", "planar"]))
         axis = np.array([1.0, 0, 0])
         if kind not in ("fixed", "floating"):
@@ -103,7 +104,7 @@ def test_what_is_written_reads_back_the_same(model: RobotModel) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(robots(), st.integers(0, 2**31))
-def test_the_order_of_elements_moves_nothing(model: RobotModel, seed: int) -> None:
+def test_the_order_of_elements_does_not_matter(model: RobotModel, seed: int) -> None:
     """Shuffled links and joints are the same robot: a tree in depth-first order with the same poses."""
     from xml.etree import ElementTree as ET
 
@@ -120,8 +121,8 @@ def test_the_order_of_elements_moves_nothing(model: RobotModel, seed: int) -> No
         np.testing.assert_allclose(theirs[name], ours[name], atol=1e-9)
 
 
-def test_every_pitch_near_a_right_angle_survives() -> None:
-    """Where roll and yaw melt into one angle, a careless writer loses half of its digits."""
+def test_rotations_near_gimbal_lock_are_exact() -> None:
+    """At a pitch of 90 degrees roll and yaw are one angle; a naive formula loses half of the digits there."""
     worst = 0.0
     for sign in (1, -1):
         for off in [0.0, *(10.0**k for k in range(-17, 0))]:
@@ -134,7 +135,7 @@ def test_every_pitch_near_a_right_angle_survives() -> None:
     assert worst < 2e-15
 
 
-def test_written_files_are_whole_and_the_same_every_time(tmp_path: Path) -> None:
+def test_written_files_are_complete_and_deterministic(tmp_path: Path) -> None:
     box = Shape(Geometry("box", (1.0, 2.0, 3.0)), np.eye(4), (0.1, 0.2, 0.3, 1.0))
     model = RobotModel("r", (Link("a", (box, box)),), ())
     text = write_urdf(model, tmp_path / "r.urdf")
@@ -171,11 +172,11 @@ def test_robots_with_meshes_read_back_the_same(spec: str) -> None:
         pytest.skip(str(missing))
     model = read_urdf(package_file(spec), mesh_roots=roots)
     back = parse_urdf(write_urdf(model), mesh_roots=roots)
-    assert_same(model, back, filenames=False)  # found meshes are named by absolute path now
+    assert_same(model, back, filenames=False)  # the references of found meshes are absolute paths now
     assert_same(back, parse_urdf(write_urdf(back), mesh_roots=roots))
 
 
-# ---- mutilated files -------------------------------------------------------------------------------------------------
+# ---- mutated files ---------------------------------------------------------------------------------------------------
 
 SEED = """<?xml version="1.0"?>
 <robot name="arm"><material name="red"><color rgba="1 0 0 1"/></material>
@@ -200,7 +201,7 @@ SNIPPETS = [
 
 
 @st.composite
-def mutilated(draw: st.DrawFn) -> str:
+def mutated(draw: st.DrawFn) -> str:
     text = SEED
     for _ in range(draw(st.integers(1, 6))):
         a = draw(st.integers(0, len(text)))
@@ -215,7 +216,7 @@ def mutilated(draw: st.DrawFn) -> str:
             text = text[:at] + text[a:b] + text[at:]
         elif how == "swap":
             text = text[b:] + text[:b]
-        else:  # replace one attribute's value, which leaves the XML whole
+        else:  # replace one attribute's value, which leaves the XML well-formed
             parts = text.split('"')
             k = 2 * draw(st.integers(0, max(0, len(parts) // 2 - 1))) + 1
             if k < len(parts):
@@ -224,7 +225,7 @@ def mutilated(draw: st.DrawFn) -> str:
     return text
 
 
-def check_refused_or_sound(text: str | bytes) -> RobotModel | None:
+def check_refused_or_valid(text: str | bytes) -> RobotModel | None:
     try:
         model = parse_urdf(text, where="fuzz")
     except UrdfError as error:
@@ -247,15 +248,15 @@ def _reach(model: RobotModel) -> float:
 
 
 @settings(max_examples=600, deadline=2000)
-@given(mutilated())
-def test_mutilated_files_are_refused_or_sound(text: str) -> None:
-    check_refused_or_sound(text)
+@given(mutated())
+def test_mutated_files_are_refused_or_valid(text: str) -> None:
+    check_refused_or_valid(text)
 
 
 @settings(max_examples=200, deadline=2000)
 @given(st.binary(max_size=300) | st.text(max_size=300))
-def test_anything_at_all_is_refused_or_sound(text: str | bytes) -> None:
-    check_refused_or_sound(text)
+def test_arbitrary_text_is_refused_or_valid(text: str | bytes) -> None:
+    check_refused_or_valid(text)
 
 
 @settings(max_examples=200, deadline=2000)
@@ -263,10 +264,10 @@ def test_anything_at_all_is_refused_or_sound(text: str | bytes) -> None:
 def test_one_wrong_byte(at: int, byte: int) -> None:
     data = bytearray(SEED.encode())
     data[at] = byte
-    check_refused_or_sound(bytes(data))
+    check_refused_or_valid(bytes(data))
 
 
-def test_the_seed_of_the_mutilation_is_whole() -> None:
-    model = check_refused_or_sound(SEED)
+def test_the_seed_of_the_mutations_is_valid() -> None:
+    model = check_refused_or_valid(SEED)
     assert model is not None
     assert len(model.links) == 4
