@@ -26,10 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     camera = robot.camera().resized(70, 100)
     camera.save(folder / "camera.json")
     poses = {}
-    with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
+    with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
         for k in range(VIDEOS):
             q = smooth_motion(robot, FRAMES, 1 / FPS, k)
-            video = torch.from_numpy(world.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255
+            video = torch.from_numpy(renderer.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255
             write_video(folder / f"good{k}.mp4", video, fps=FPS)
             poses[f"good{k}.mp4"] = poses[f"bad{k}.mp4"] = q[0].tolist()
             video[3:] = video[3:].roll(20, -1)

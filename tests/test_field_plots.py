@@ -91,4 +91,6 @@ def test_wrong_names_and_wrong_suffix_are_refused(prediction: FieldPrediction, t
     with pytest.raises(InputError, match="1 pairs of 2 joints and 1 names"):
         field_sheet(torch.rand(3, 64, 64), prediction, ("one",))
     write_field_sheet(tmp_path / "sheet.png", torch.rand(3, 64, 64), prediction, NAMES)
+    with pytest.raises(InputError, match=r"use \.png or \.jpg"):
+        write_field_sheet(tmp_path / "sheet.xyz", torch.rand(3, 64, 64), prediction, NAMES)
     assert [x.name for x in tmp_path.iterdir()] == ["sheet.png"]

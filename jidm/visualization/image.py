@@ -45,7 +45,11 @@ def write_image(image: RgbImage, path: str | Path) -> None:
     import cv2
 
     with atomic_write(path) as temporary:
-        if not cv2.imwrite(str(temporary), np.ascontiguousarray(image[..., ::-1])):
+        try:
+            written = cv2.imwrite(str(temporary), np.ascontiguousarray(image[..., ::-1]))
+        except cv2.error:  # no encoder for this suffix
+            written = False
+        if not written:
             raise InputError(f"{path}: cannot be written as an image; use .png or .jpg")
 
 
