@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from aloha_scene import aloha_embodiment
 
 from jidm import Camera, JacobianIDM, read_video
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.fields.analytic import AnalyticField
 
 EPISODES = ("transfer_cube_scripted", "insertion_human")
@@ -38,12 +38,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=None, help="only so many frames of each episode")
     parser.add_argument("--stride", type=int, default=1, help="decode every so many-th step at the true pose")
     parser.add_argument("--skip", nargs="*", default=(), choices=("pair", "through", "tracked"))
-    parser.add_argument("--no-anchor", action="store_true")
+    parser.add_argument("--no-contours", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     robot, convention, camera = aloha_embodiment(args.material)
     idm = JacobianIDM.from_embodiment(
-        robot, camera=Camera.from_dict(camera), options=AnalyticTrackerOptions(use_contours=not args.no_anchor)
+        robot, camera=Camera.from_dict(camera), options=AnalyticOptions(use_contours=not args.no_contours)
     )
     arm = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     for episode in args.episodes:

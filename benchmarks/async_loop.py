@@ -1,6 +1,6 @@
 """A robot led by a planner that needs a whole chunk to dream the next one: sync, naive and grounded.
 
-    python benchmarks/async_loop.py panda-sim --seed 6200 --takes 5
+    python benchmarks/async_loop.py panda-sim --seed 6200 --episodes 5
 
 The world is PyBullet's, the robot does 95 % of every step it is told, and the planner is a video model as good as can be: it
 reads the pose off the frame it is handed, by the exact field and what the robot measured in its last real frame, and films the
@@ -144,14 +144,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--takes", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=5)
     parser.add_argument("--chunks", type=int, default=25)
-    parser.add_argument("--amplitude", type=float, default=0.12, help="share of the joints' range that motions cover")
+    parser.add_argument(
+        "--range-fraction", type=float, default=0.12, help="share of the joints' range that motions cover"
+    )
     args = parser.parse_args()
     idm = JacobianIDM.from_pretrained(args.checkpoint)
     assert idm.embodiment is not None
     generator = EpisodeGenerator(
-        idm.embodiment.name, args.seed, side=SIDE, frames=args.chunks * CHUNK + 1, range_fraction=args.amplitude
+        idm.embodiment.name, args.seed, side=SIDE, frames=args.chunks * CHUNK + 1, range_fraction=args.range_fraction
     )
     field = AnalyticField(idm.embodiment, generator.camera, points=1500, occluders=8000, contour_points=30000)
     pose_decoder = JacobianIDM(idm.embodiment, field, as_flow_estimator("dis"))
@@ -164,15 +166,15 @@ if __name__ == "__main__":
     methods["async_grounded, by URDF and camera"] = ("async_grounded", by_geometry)
     errors: dict[str, list[float]] = {way: [] for way in methods}
     rates: dict[str, list[float]] = {way: [] for way in methods}
-    episodes = islice(filter(tips_in_view, map(generator.episode, count())), args.takes)
+    episodes = islice(filter(tips_in_view, map(generator.episode, count())), args.episodes)
     speeds: list[float] = []
-    for take in episodes:
-        speeds.append(tip_speed(take))
+    for episode in episodes:
+        speeds.append(tip_speed(episode))
         for way, (mode, forward) in methods.items():
-            off, done, report = run(take, idm, pose_decoder, mode, args.chunks, forward)
-            errors[way] += off
-            rates[way].append(done)
-            print(f"{way}: {1000 * np.mean(off):.1f} mm", flush=True)
+            tip_errors, rate, report = run(episode, idm, pose_decoder, mode, args.chunks, forward)
+            errors[way] += tip_errors
+            rates[way].append(rate)
+            print(f"{way}: {1000 * np.mean(tip_errors):.1f} mm", flush=True)
     print(report)
     mean = {mode: float(np.mean(values)) for mode, values in errors.items()}
     results = {

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from jidm import AnalyticField, Camera, Embodiment
+from jidm import AnalyticField, Camera, Embodiment, load_embodiment
 from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.flow import DisFlow, Flow
 from jidm.sim import Appearance, Background, Scene, Texture, exact_flow, smooth_motion
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--first-seed", type=int, default=3000)
     args = parser.parse_args()
-    robot = Embodiment.load(args.embodiment)
+    robot = load_embodiment(args.embodiment)
     camera = robot.camera()
     field = AnalyticField(robot, camera)
     errors: dict[str, dict[str, list[float]]] = {}
@@ -68,10 +68,10 @@ def cases(robot: Embodiment, camera: Camera, frames: int, seed: int) -> list[tup
     """Name, flow of every step, and true joint positions."""
     q = smooth_motion(robot, frames, 1 / FPS, seed)
     appearance = Appearance(texture=Texture("noise"))
-    with Scene(robot, seed=seed, appearance=appearance) as world:
-        still = world.render_video(q, camera)
-        world.appearance = replace(appearance, background=Background("moving", contrast=0.15, velocity=(0.012, 0.004)))
-        moving = world.render_video(q, camera)
+    with Scene(robot, seed=seed, appearance=appearance) as scene:
+        still = scene.render_video(q, camera)
+        scene.appearance = replace(appearance, background=Background("moving", contrast=0.15, velocity=(0.012, 0.004)))
+        moving = scene.render_video(q, camera)
     random = torch.Generator().manual_seed(seed)
     exact, moving_background, dragged_boundary = [], [], []
     for t in range(frames - 1):
@@ -97,7 +97,7 @@ def cases(robot: Embodiment, camera: Camera, frames: int, seed: int) -> list[tup
         ("exact, clean", exact, q),
         ("exact, 30 % random", [with_outliers(f, random) for f in exact], q),
         ("exact, moving background", moving_background, q),
-        ("exact, rim dragged along", dragged_boundary, q),
+        ("exact, silhouette boundary dragged", dragged_boundary, q),
         ("DIS, clean", dis_flows, q),
         ("DIS, 30 % random", [with_outliers(f, random) for f in dis_flows], q),
         ("DIS, moving background", estimated(moving.rgb), q),

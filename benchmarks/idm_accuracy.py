@@ -1,13 +1,13 @@
 """Train ours and every baseline on the same recordings for the same time, decode held-out ones, print table and JSON.
 
-    python benchmarks/idm_accuracy.py --embodiment planar_finger_5 --work work/finger --minutes 10 --seeds 0 1 2 --shares 1 0.5 \
+    python benchmarks/idm_accuracy.py --embodiment planar_finger_5 --work work/finger --minutes 10 --seeds 0 1 2 --data-fractions 1 0.5 \
         --width 224 --height 320 --train width=112 height=160
-    python benchmarks/idm_accuracy.py --embodiment panda --work work/panda --minutes 60 --conditions --speed
+    python benchmarks/idm_accuracy.py --embodiment panda --work work/panda --minutes 60 --corruptions --speed
     python benchmarks/idm_accuracy.py --embodiment panda --work work/analytic --kinds analytic
     python benchmarks/idm_accuracy.py --recording g1_inspire_real --work work/g1 --minutes 30
 
 Self-play is recorded into the work folder where it is not there yet: training data of seed 0, held-out of seed 1000, and,
-for --conditions, held-out motions a third wider. A recording of a real robot is split by whole episodes instead. What is
+for --corruptions, held-out motions a third wider. A recording of a real robot is split by whole episodes instead. What is
 finished (one result per model, seed and share of the data) stays in the work folder; a run that was cut off goes on.
 
 Every model decodes the same videos from the true first pose; `nve` and `action_mse` are of that. `*_pairs` are of single
@@ -48,7 +48,7 @@ from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
 
 OURS = "jacobian_field"
 ANALYTIC = "analytic"  # nothing learned: the exact field of the robot as each episode's own camera saw it
-ANALYTIC_PREDICTED_START = "analytic, start read"  # the same from the pose that ours reads off the first frame
+ANALYTIC_PREDICTED_START = "analytic, predicted start"  # the same from the pose that ours reads off the first frame
 HELD_OUT_FRAMES = 64
 TABLE_COLUMNS = (
     ("nve", "NVE", ".3f"),
@@ -74,7 +74,7 @@ def main() -> int:
     (work / "results").mkdir(parents=True, exist_ok=True)
     data = prepare_data(args, work)
     results: dict[str, list[dict[str, Any]]] = {}
-    for share in args.shares:
+    for share in args.data_fractions:
         for kind in args.kinds if share == 1 else [OURS]:
             if kind == ANALYTIC:
                 results[kind] = [one_result(args, work, data, kind, 0, share, decoder_name=kind)]
@@ -94,8 +94,8 @@ def main() -> int:
         "threads": torch.get_num_threads(),
     }
     document["models"] = {label: summary(rows) for label, rows in results.items()}
-    if args.conditions:
-        document["conditions"] = median_corruptions(
+    if args.corruptions:
+        document["corruptions"] = median_corruptions(
             {k: v for k, v in results.items() if k in (*args.kinds, ANALYTIC_PREDICTED_START)}
         )
     if args.speed:
@@ -125,23 +125,30 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=256, help="of the recorded pictures [px]")
     parser.add_argument("--height", type=int, default=256, help="likewise; the models see them as --train says")
     parser.add_argument(
-        "--cropped", type=float, default=0.02, help="share of poses that reach out of each border, see `jidm babble`"
+        "--crop-fraction",
+        type=float,
+        default=0.02,
+        help="share of poses that reach out of each border, see `jidm babble`",
     )
     parser.add_argument(
-        "--amplitude", type=float, default=0.75, help="share of the joint range; --wide is a third more"
+        "--range-fraction", type=float, default=0.75, help="share of the joint range; --wide is a third more"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that record")
     parser.add_argument("--test", default="last-digit:1,6", help="episodes of --recording that are held out")
     parser.add_argument("--flow", help="what measures motion for ours when decoding; its own matching if not given")
     parser.add_argument("--stride", type=int, default=3, help="recorded frames per step, for --recording")
     parser.add_argument(
-        "--judged", default="Shoulder|Elbow|Wrist", help="joints that count, for --recording (regular expression)"
+        "--joints", default="Shoulder|Elbow|Wrist", help="joints that count, for --recording (regular expression)"
     )
     every = [*KINDS, ANALYTIC]
     parser.add_argument("--kinds", nargs="+", default=every, choices=every, help=f"'{ANALYTIC}' for self-play only")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
-        "--shares", nargs="+", type=float, default=[1.0], help="shares of the training episodes; below 1 for ours only"
+        "--data-fractions",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        help="shares of the training episodes; below 1 for ours only",
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each model")
     parser.add_argument("--steps", type=int, help="training steps of each model, in place of --minutes")
@@ -152,7 +159,7 @@ def arguments() -> argparse.Namespace:
         metavar="KEY=JSON",
         help="further entries of TrainConfig; kind:KEY=JSON for one model",
     )
-    parser.add_argument("--conditions", action="store_true", help="also on worse pictures and wider poses")
+    parser.add_argument("--corruptions", action="store_true", help="also on worse pictures and wider poses")
     parser.add_argument("--speed", action="store_true", help="also decoding speed beside EVA's trunk at 512 x 512")
     args = parser.parse_args()
     args.kinds = sorted((k for k in args.kinds if args.embodiment or k != ANALYTIC), key=lambda kind: kind != OURS)
@@ -166,23 +173,23 @@ def prepare_data(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Folders of training, held-out and wider data, and how the held-out are judged."""
     if args.recording:
         dataset = open_dataset(args.recording)
-        scored_joints = tuple(name for name in dataset.joint_names if re.search(args.judged, name))
+        scored_joints = tuple(name for name in dataset.joint_names if re.search(args.joints, name))
         test = select_episodes(args.test, dataset.episode_indices)
         eval_config = EvalConfig(episodes=test, stride=args.stride, joints=scored_joints)
-        return {"train": args.recording, "held_out": args.recording, "wide": None, "protocol": eval_config}
+        return {"train": args.recording, "held_out": args.recording, "wide": None, "eval_config": eval_config}
     datasets = {
         "train": (args.data, args.episodes, args.frames, 0, 1.0),
         "held_out": (args.held_out, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 1.0),
     }
-    if args.conditions:
+    if args.corruptions:
         datasets["wide"] = (args.wide, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 4 / 3)
-    folders: dict[str, Any] = {"wide": None, "protocol": EvalConfig()}
+    folders: dict[str, Any] = {"wide": None, "eval_config": EvalConfig()}
     if args.kinds == [ANALYTIC]:
         datasets["train"] = ("", 0, 0, 0, 0.0)  # it learns nothing
     for name, (given, episodes, frames, seed, wider) in datasets.items():
         folders[name] = str(work / name) if given is None else given
         if given is None:
-            record(args, work / name, episodes, frames, seed, args.amplitude * wider)
+            record(args, work / name, episodes, frames, seed, args.range_fraction * wider)
     return folders
 
 
@@ -191,11 +198,11 @@ def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed
 
     if range_fraction > 1:
         raise SystemExit(
-            f"amplitude {range_fraction:g} is more than the robot's range; train with --amplitude 0.75 or less"
+            f"range fraction {range_fraction:g} is more than the robot's range; train with --range-fraction 0.75 or less"
         )
     config = BabbleConfig(
         embodiment=args.embodiment, episodes=episodes, frames=frames, width=args.width, height=args.height,
-        seed=seed, crop_fraction=args.cropped, range_fraction=range_fraction,
+        seed=seed, crop_fraction=args.crop_fraction, range_fraction=range_fraction,
     )  # fmt: skip
     babble(config, out, workers=args.workers)
 
@@ -212,17 +219,28 @@ def one_result(
     data_fraction: float,
     decoder_name: str = "",
 ) -> dict[str, Any]:
-    """Train and evaluate, or what an earlier run found; `decoder_name` READ or TRACKED decodes with the robot's exact field."""
+    """Train and evaluate, or what an earlier run found; `decoder_name` ANALYTIC or ANALYTIC_PREDICTED_START decodes with the robot's exact field."""
     folder = result_folder(work, kind, seed, data_fraction)
     # Whatever a figure depends on; kinds, seeds and shares are in the folder's name.
-    ignored = ("work", "kinds", "seeds", "shares", "workers", "conditions", "speed", "data", "held_out", "wide")
+    ignored = (
+        "work",
+        "kinds",
+        "seeds",
+        "data_fractions",
+        "workers",
+        "corruptions",
+        "speed",
+        "data",
+        "held_out",
+        "wide",
+    )
     settings = {key: value for key, value in vars(args).items() if key not in ignored}
     settings |= {"data": data["train"], "held_out": data["held_out"]}
-    file = folder / ("start_read.json" if decoder_name == ANALYTIC_PREDICTED_START else "result.json")
+    file = folder / ("predicted_start.json" if decoder_name == ANALYTIC_PREDICTED_START else "result.json")
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings}
     if result["settings"] != settings:
         raise SystemExit(f"{file} was made with other settings: {result['settings']}; use another --work, or remove it")
-    if "scores" in result and ("conditions" in result or not args.conditions):
+    if "scores" in result and ("corruptions" in result or not args.corruptions):
         return result
     folder.mkdir(parents=True, exist_ok=True)
     model = str(folder / "model")
@@ -232,7 +250,7 @@ def one_result(
         )
         write(file, result)
     decode: Callable[..., Evaluation]
-    eval_config = replace(data["protocol"], told_start=decoder_name != ANALYTIC_PREDICTED_START)
+    eval_config = replace(data["eval_config"], given_initial_pose=decoder_name != ANALYTIC_PREDICTED_START)
     if decoder_name == ANALYTIC_PREDICTED_START:
         decode = partial(evaluate_exact, lambda camera: load_idm(model, camera=camera))
     elif decoder_name == ANALYTIC:
@@ -242,8 +260,8 @@ def one_result(
     held_out = HeldOut(open_dataset(data["held_out"]), eval_config)
     evaluation = decode(held_out, name=decoder_name or kind)
     result["scores"] = summarize(evaluation)
-    if args.conditions:
-        result["conditions"] = evaluate_corruptions(decode, held_out, evaluation, data["wide"])
+    if args.corruptions:
+        result["corruptions"] = evaluate_corruptions(decode, held_out, evaluation, data["wide"])
     write(file, result)
     return result
 
@@ -267,7 +285,7 @@ def train_config(
     if args.recording:
         values |= {"test_episodes": args.test, "strides": (max(1, args.stride - 1), args.stride, args.stride + 1)}
     if data_fraction < 1:
-        test = data["protocol"].episodes or ()
+        test = data["eval_config"].episodes or ()
         listed = [k for k in sorted(open_dataset(data["train"]).episode_indices) if not (args.recording and k in test)]
         values["train_episodes"] = ",".join(map(str, listed[: max(1, round(data_fraction * len(listed)))]))
     for entry in args.train:
@@ -280,9 +298,9 @@ def train_config(
 
 
 def evaluate_exact(
-    make_idm: Callable[..., Any], held_out: HeldOut, *, name: str, change: Corruption | None = None
+    make_idm: Callable[..., Any], held_out: HeldOut, *, name: str, corruption: Corruption | None = None
 ) -> Evaluation:
-    """As `evaluate`, by what is `made(camera=...)` for every episode's own camera: self-play moves it between episodes."""
+    """As `evaluate`, by `make_idm(camera=...)` for every episode's own camera: self-play moves it between episodes."""
     parts = []
     for index in held_out.episodes:
         cameras = recorded_cameras(held_out.dataset, held_out.dataset.episode(index), held_out.camera)
@@ -291,7 +309,7 @@ def evaluate_exact(
         one = HeldOut(
             held_out.dataset, replace(held_out.config, episodes=(index,)), embodiment=held_out.embodiment
         )  # fmt: skip
-        parts.append(evaluate(make_idm(camera=cameras[0]), one, name=name, corruption=change))
+        parts.append(evaluate(make_idm(camera=cameras[0]), one, name=name, corruption=corruption))
     failed = {index: why for part in parts for index, why in part.failed.items()}
     return replace(parts[0], episodes=tuple(e for part in parts for e in part.episodes), failed=failed)
 
@@ -300,10 +318,10 @@ def evaluate_corruptions(
     decode: Callable[..., Evaluation], held_out: HeldOut, clean: Evaluation, wide: str | None
 ) -> dict[str, Any]:
     """Every condition's figures; one that cannot be made of these recordings is left out."""
-    held_out = HeldOut(held_out.dataset, replace(held_out.config, looks=0), embodiment=held_out.embodiment)
+    held_out = HeldOut(held_out.dataset, replace(held_out.config, field_samples=0), embodiment=held_out.embodiment)
     out: dict[str, Any] = {}
-    for name, change in CORRUPTIONS.items():
-        comparison = compare_corrupted(clean, decode(held_out, name=name, change=change))
+    for name, corruption in CORRUPTIONS.items():
+        comparison = compare_corrupted(clean, decode(held_out, name=name, corruption=corruption))
         out |= {name: comparison} if comparison["episodes"] else {}
     if wide is not None:
         out["wider poses"] = compare_corrupted(clean, decode(HeldOut(open_dataset(wide), held_out.config), name="wide"))
@@ -341,8 +359,8 @@ def median_corruptions(results: dict[str, list[dict[str, Any]]]) -> dict[str, di
     """condition -> model -> median figures over seeds."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for label, rows in results.items():
-        for corruption in rows[0]["conditions"]:
-            medians = over_seeds([r["conditions"].get(corruption, {}) for r in rows])
+        for corruption in rows[0]["corruptions"]:
+            medians = over_seeds([r["corruptions"].get(corruption, {}) for r in rows])
             out.setdefault(corruption, {})[label] = {
                 k: v["median"] if isinstance(v, dict) and "median" in v else v for k, v in medians.items()
             }
@@ -400,7 +418,7 @@ def check_requirements(document: dict[str, Any]) -> list[dict[str, Any]]:
             if rival in KINDS and rival != OURS and correlation is not None and theirs is not None:
                 require(f"correlation above that of {rival}", correlation - theirs, low=0.0)
                 require(f"NVE where they move over that of {rival}", ratio("nve_moving", rival), high=1.0)
-    for corruption, models in document.get("conditions", {}).items():
+    for corruption, models in document.get("corruptions", {}).items():
         rows += [
             check_error_rise(corruption + f", {x}" * (x != OURS), models[x])
             for x in (OURS, ANALYTIC_PREDICTED_START, ANALYTIC)
@@ -434,8 +452,8 @@ def check_error_rise(corruption: str, medians: dict[str, Any]) -> dict[str, Any]
 
 def write_figures(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
     """The learned fields of one held-out episode, and every model's curves."""
-    first = data["protocol"].episodes or tuple(open_dataset(data["held_out"]).episode_indices)
-    held_out = HeldOut(open_dataset(data["held_out"]), replace(data["protocol"], episodes=first[:1]))
+    first = data["eval_config"].episodes or tuple(open_dataset(data["held_out"]).episode_indices)
+    held_out = HeldOut(open_dataset(data["held_out"]), replace(data["eval_config"], episodes=first[:1]))
     motions: dict[str, JointMotion] = {}
     truth: np.ndarray | None = None
     for kind in (k for k in args.kinds if k != ANALYTIC):
@@ -449,7 +467,7 @@ def write_figures(args: argparse.Namespace, work: Path, data: dict[str, Any]) ->
                     exact_flow=probe.flow, title=f"{kind}, episode {episode.index}, frame {probe.frame}",
                 )  # fmt: skip
     if truth is not None:
-        scored_joints = data["protocol"].joints
+        scored_joints = data["eval_config"].joints
         plot_decoded(work / "curves.png", motions, truth, joints=scored_joints, title=f"episode {first[0]}")
 
 
@@ -476,8 +494,8 @@ def report(document: dict[str, Any]) -> str:
         found = [(m["nve_per_joint"].get(name), m["correlation"].get(name)) for m in document["models"].values()]
         joints.append((name, *(f"{cell(a, '.2f')} / {cell(b, '.2f')}" for a, b in found)))
     parts.append(columns(joints))
-    if "conditions" in document:
-        parts.append(columns(corruption_table(document["conditions"])))
+    if "corruptions" in document:
+        parts.append(columns(corruption_table(document["corruptions"])))
     if "speed" in document:
         parts.append("\n".join(f"{key}: {value}" for key, value in document["speed"].items()))
     required: list[tuple[str, ...]] = [("MUST", "FIGURE", "BOUNDS", "HOLDS")]

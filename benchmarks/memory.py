@@ -24,14 +24,14 @@ LOOP = 60  # rendered frames, shown forwards and backwards again and again
 
 def write_loop(path: Path, frames: int) -> list[float]:
     """A video of that many frames; returns the first pose."""
-    from jidm import Embodiment
+    from jidm import load_embodiment
     from jidm.sim import Scene, smooth_motion
     from jidm.video.io import write_video
 
-    robot = Embodiment.load(ROBOT)
+    robot = load_embodiment(ROBOT)
     q = smooth_motion(robot, LOOP, 1 / FPS, 0)
-    with Scene(robot) as world:
-        rgb = world.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
+    with Scene(robot) as scene:
+        rgb = scene.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
     there_and_back = [*range(LOOP), *range(LOOP - 2, 0, -1)]
     write_video(path, (rgb[there_and_back[k % len(there_and_back)]] for k in range(frames)), FPS)
     return [float(x) for x in q[0]]
@@ -48,12 +48,12 @@ def peak_mib() -> float:
 
 def decode(path: str, q0: list[float], refine: str) -> None:
     """What the child process does."""
-    from jidm import Embodiment, JacobianIDM
-    from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+    from jidm import JacobianIDM, load_embodiment
+    from jidm.estimation.analytic_measurement import AnalyticOptions
 
-    robot = Embodiment.load(ROBOT)
+    robot = load_embodiment(ROBOT)
     camera = robot.camera().resized(WIDTH, HEIGHT)
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticTrackerOptions(refine=refine))  # type: ignore[arg-type]
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticOptions(refine=refine))  # type: ignore[arg-type]
     began = time.perf_counter()
     motion = idm.decode(path, q0=q0)
     print(

@@ -15,8 +15,8 @@ import json
 import numpy as np
 import torch
 
-from jidm import AnalyticField, Embodiment, JacobianIDM
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm import AnalyticField, JacobianIDM, load_embodiment
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.flow import Flow
 from jidm.sim import Scene, exact_flow, smooth_motion
@@ -34,18 +34,16 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=4000, help="surface points in use")
     parser.add_argument("--first-seed", type=int, default=2000)
     args = parser.parse_args()
-    robot = Embodiment.load(args.embodiment)
+    robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
-    idm = JacobianIDM.from_embodiment(
-        robot, camera=camera, points=args.points, options=AnalyticTrackerOptions(refine="none")
-    )
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, points=args.points, options=AnalyticOptions(refine="none"))
     reference_field = AnalyticField(robot, camera, points=40000, occluders=40000, seed=99)
     joint_scale = torch.tensor([0.1 if t == "prismatic" else 1.0 for t in robot.joint_types], dtype=torch.float64)
     totals = []
     for k in range(args.videos):
         q = smooth_motion(robot, args.frames, 1 / args.fps, args.first_seed + k)
-        with Scene(robot, seed=args.first_seed + k) as world:
-            video = world.render_video(q, camera)
+        with Scene(robot, seed=args.first_seed + k) as scene:
+            video = scene.render_video(q, camera)
         flows = [
             exact_flow(robot, camera, video.depth[t], video.link[t], q[t], q[t + 1]) for t in range(args.frames - 1)
         ]

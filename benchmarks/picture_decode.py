@@ -15,8 +15,8 @@ import time
 import numpy as np
 import torch
 
-from jidm import Embodiment, JacobianIDM, Kinematics
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm import Embodiment, JacobianIDM, Kinematics, load_embodiment
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.fields.analytic import AnalyticField
 from jidm.sim import Appearance, Scene, smooth_motion
 
@@ -29,24 +29,22 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--fps", type=float, default=16.0)
-    parser.add_argument("--look", default="plain", choices=("plain", "random"))
+    parser.add_argument("--appearance", default="plain", choices=("plain", "random"))
     parser.add_argument("--true-pose-steps", type=int, default=8, help="steps per video decoded from the true pose")
-    parser.add_argument("--no-anchor", action="store_true", help="without outlines, to see what they bring")
+    parser.add_argument("--no-contours", action="store_true", help="without outlines, to see what they bring")
     args = parser.parse_args()
 
-    robot = Embodiment.load(args.embodiment)
+    robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
-    idm = JacobianIDM.from_embodiment(
-        robot, camera=camera, options=AnalyticTrackerOptions(use_contours=not args.no_anchor)
-    )
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticOptions(use_contours=not args.no_contours))
     arm_joints = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     rows = []
     for k in range(args.videos):
         seed = args.first_seed + k
         q = smooth_motion(robot, args.frames, 1 / args.fps, seed)
-        appearance = Appearance.plain() if args.look == "plain" else Appearance.random(seed)
-        with Scene(robot, seed=seed, appearance=appearance) as world:
-            video = torch.from_numpy(world.render_video(q, camera).rgb.copy())
+        appearance = Appearance.plain() if args.appearance == "plain" else Appearance.random(seed)
+        with Scene(robot, seed=seed, appearance=appearance) as scene:
+            video = torch.from_numpy(scene.render_video(q, camera).rgb.copy())
         rows.append(one_video(idm, video, q, args, arm_joints) | {"seed": seed})
         print(json.dumps({k: v for k, v in rows[-1].items() if not isinstance(v, list)}), file=sys.stderr, flush=True)
     print(json.dumps(summary(rows, robot, args), indent=2))

@@ -144,7 +144,7 @@ def run(
     """Append a line per video and judge that is not there yet; the takes before `calibration_count` calibrate."""
     idm = JacobianIDM.from_pretrained(learned, limits="none")
     limits = EvaLimits.from_embodiment(generator.robot)
-    done = {(x["take"], x["judge"]) for x in read_lines(out)}
+    done = {(x["episode"], x["scorer"]) for x in read_lines(out)}
 
     def video(k: int) -> tuple[Tensor, np.ndarray]:
         episode = generator.episode(k)
@@ -172,14 +172,14 @@ def run(
             def tracked(v: Tensor, q: np.ndarray = q) -> float:
                 return float(tracked_reward(v, q0=q[0], fps=FPS, layout="TCHW"))
 
-            for name, rewarded, check in (
+            for name, reward_function, check in (
                 ("ours", executability_function(pairwise_reward, q[0]), tracked),
                 ("EVA on ours", executability_function(eva_only_reward, q[0]), None),
                 ("EVA on its IDM", eva_function(eva_idm, limits, q[0]), None),
             ):
                 if (k, name) not in done:
-                    found = vars(attack_video(rewarded, clean, error, k, check))
-                    file.write(json.dumps({"take": k, "judge": name, **found}) + "\n")
+                    found = vars(attack_video(reward_function, clean, error, k, check))
+                    file.write(json.dumps({"episode": k, "scorer": name, **found}) + "\n")
                     file.flush()
 
 
@@ -191,14 +191,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Means over the videos, Markdown."""
     rows = [
-        f"{len({x['take'] for x in lines})} videos",
+        f"{len({x['episode'] for x in lines})} videos",
         "",
-        "| judge | clean | gained by gradient | by random search | executed error, mm: clean / gradient / random |",
+        "| scorer | clean | gained by gradient | by random search | executed error, mm: clean / gradient / random |",
         "|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(x["judge"] for x in lines):
-        videos = [x for x in lines if x["judge"] == name]
-        for key, label in (("reward", name), ("followed", f"{name}, as used")):
+    for name in dict.fromkeys(x["scorer"] for x in lines):
+        videos = [x for x in lines if x["scorer"] == name]
+        for key, label in (("reward", name), ("tracked_reward", f"{name}, as used")):
             if videos[0][key] is None:
                 continue
             clean, gradient, random = np.mean([v[key] for v in videos], 0)
@@ -212,12 +212,12 @@ if __name__ == "__main__":
     parser.add_argument("--robot", required=True)
     parser.add_argument("--seed", type=int, default=4700)
     parser.add_argument("--videos", type=int, default=4)
-    parser.add_argument("--calibrating", type=int, default=20)
+    parser.add_argument("--calibration-episodes", type=int, default=20)
     parser.add_argument("--learned", required=True, help="checkpoint of a learned field")
     parser.add_argument("--eva", required=True, help="checkpoint of EVA's kind of IDM")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
     args = parser.parse_args()
-    episodes = range(args.calibrating, args.calibrating + args.videos)
+    episodes = range(args.calibration_episodes, args.calibration_episodes + args.videos)
     generator = EpisodeGenerator(args.robot, args.seed, side=SIDE, frames=FRAMES)
-    run(generator, episodes, args.calibrating, args.learned, args.eva, args.out)
+    run(generator, episodes, args.calibration_episodes, args.learned, args.eva, args.out)
     print(table(read_lines(args.out)))

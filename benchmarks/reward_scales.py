@@ -26,7 +26,7 @@ def measure_scales(checkpoint: str) -> TermScales:
     with torch.no_grad():
         # The first pose is not told: users do not know it either.
         calibrated = ExecutabilityReward(idm).fit_scales(
-            [take.rendering.rgb for take in episodes], fps=FPS, layout="THWC"
+            [episode.rendering.rgb for episode in episodes], fps=FPS, layout="THWC"
         )
     assert calibrated.scales is not None
     return calibrated.scales

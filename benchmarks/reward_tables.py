@@ -45,7 +45,7 @@ def rewards(lines: Sequence[dict[str, Any]], scorer: str, *, terms: bool) -> np.
     if terms:
         for name in lines[0][scorer]["raw"]:
             raw = np.array([line[scorer]["raw"][name] for line in lines])
-            clean = [line[scorer]["raw"][name] for line in lines if line["calibrates"]]
+            clean = [line[scorer]["raw"][name] for line in lines if line["calibration"]]
             scale = TermScale.from_tail_means(clean, TERMS[name].min_spread)
             penalty = penalty + TERMS[name].weight * scale.penalty(torch.from_numpy(raw)).numpy()
     return np.asarray(10 * (1 + penalty) ** -DECAY)
@@ -56,7 +56,7 @@ def scorer_results(lines: Sequence[dict[str, Any]]) -> list[ScorerResults]:
     found = []
     for name in ("exact", "learned", "eva"):
         if name in lines[0]:
-            ends = [np.array([line[name][key] for line in lines]) for key in ("executed_m", "unlike")]
+            ends = [np.array([line[name][key] for line in lines]) for key in ("executed_m", "image_difference")]
             if name != "eva":
                 found.append(ScorerResults(f"ours ({name})", rewards(lines, name, terms=True), *ends))
             label = "EVA on its IDM" if name == "eva" else f"EVA on ours ({name})"
@@ -75,7 +75,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
     """Of one robot."""
     skipped = sum("problem" in line for line in lines)
     lines = [line for line in lines if "problem" not in line]
-    test = np.array([not line["calibrates"] for line in lines])
+    test = np.array([not line["calibration"] for line in lines])
     kind, strength = np.array([line["kind"] for line in lines]), np.array([line["strength"] for line in lines])
     clean = test & (kind == "clean")
     found = scorer_results(lines)
@@ -119,9 +119,9 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
         per_scorer("the same, all kinds", lambda j: _spearman(j.reward, j.executed, test)),
         per_scorer(
             "Spearman with how unlike the video it looks",
-            lambda j: _spearman(j.reward, j.unlike, clean | robot_failures),
+            lambda j: _spearman(j.reward, j.image_difference, clean | robot_failures),
         ),
-        per_scorer("the same, all kinds", lambda j: _spearman(j.reward, j.unlike, test)),
+        per_scorer("the same, all kinds", lambda j: _spearman(j.reward, j.image_difference, test)),
         per_scorer("executed error, clean [mm]", lambda j: f"{1000 * j.executed[clean].mean():.0f}"),
     ]
     episode = np.array([line["video"].split("/")[0] for line in lines])

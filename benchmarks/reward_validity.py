@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jidm import Embodiment, JacobianIDM
+from jidm import Embodiment, JacobianIDM, load_embodiment
 from jidm.errors import InputError
 from jidm.fields.analytic import AnalyticField
 from jidm.flow import as_flow_estimator
@@ -60,7 +60,7 @@ class EpisodeGenerator:
             embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, range_fraction=range_fraction, width=side,
             height=side, crop_fraction=_CROP_FRACTION.get(robot, 0.15),
         )  # fmt: skip
-        self.robot, self.seed, self._recorder = Embodiment.load(robot), seed, Recorder(config)
+        self.robot, self.seed, self._recorder = load_embodiment(robot), seed, Recorder(config)
         self.camera = self._recorder.cameras["front"]
         self._scene = Scene(self.robot, supersample=2, exact=False, mesh_tolerance=0.003)
 
@@ -80,7 +80,7 @@ class EpisodeGenerator:
             q = self._recorder.motion(_MAX_ATTEMPTS * k + i)
             if np.abs(np.diff(q, axis=0)).mean(0)[~self.robot.gripper_mask].max() * FPS >= _MIN_SPEED:
                 return q
-        raise InputError(f"take {k}: no motion is fast enough")
+        raise InputError(f"episode {k}: no motion is fast enough")
 
 
 Scorer = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, dict[str, float]]]
@@ -157,7 +157,7 @@ def videos(
     for i, name in enumerate(names):
         if name in done:
             continue
-        label = {"video": name, "kind": "clean", "strength": 0.0, "calibrates": for_calibration}
+        label = {"video": name, "kind": "clean", "strength": 0.0, "calibration": for_calibration}
         if i == 0:
             yield label, episode, episode.rendering.rgb
             continue
@@ -173,7 +173,7 @@ def videos(
 def run(
     generator: EpisodeGenerator, episodes: range, calibration_count: int, scorers: dict[str, Scorer], out: Path
 ) -> None:
-    """Append the lines that are missing; take k calibrates if k < calibrating."""
+    """Append the lines that are missing; episode k calibrates if k < calibration_count."""
     finished = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
     limits = EvaLimits.from_embodiment(generator.robot)
     with (
@@ -191,7 +191,7 @@ def run(
                     replayed = execution.execute(q)
                     line[name] = {
                         "penalty": float(eva_reward(decoded.double(), limits, 1 / FPS).penalty), "raw": raw,
-                        "executed_m": execution.tip_error(replayed, episode.q), "unlike": image_difference(replayed, episode, video),
+                        "executed_m": execution.tip_error(replayed, episode.q), "image_difference": image_difference(replayed, episode, video),
                         "off": float(np.abs(q - episode.q).mean()), "q": q.round(4).tolist(),
                     }  # fmt: skip
                 file.write(json.dumps(line) + "\n")
@@ -202,8 +202,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--robot", required=True)
     parser.add_argument("--seed", type=int, required=True, help="of motions, looks and failures")
-    parser.add_argument("--takes", type=int, nargs=2, default=(0, 142), metavar=("FIRST", "END"))
-    parser.add_argument("--calibrating", type=int, default=40, help="the first so many takes are for calibrating")
+    parser.add_argument("--episodes", type=int, nargs=2, default=(0, 142), metavar=("FIRST", "END"))
+    parser.add_argument(
+        "--calibration-episodes", type=int, default=40, help="the first so many episodes are for calibrating"
+    )
     parser.add_argument("--exact", action="store_true", help="judge by URDF and camera")
     parser.add_argument("--learned", help="checkpoint of a learned field")
     parser.add_argument("--eva", help="checkpoint of EVA's kind of IDM")
@@ -217,5 +219,5 @@ if __name__ == "__main__":
     if args.eva is not None:
         scorers["eva"] = eva_scorer(args.eva)
     if not scorers:
-        parser.error("name a judge: --exact, --learned or --eva")
-    run(generator, range(*args.takes), args.calibrating, scorers, args.out)
+        parser.error("name a scorer: --exact, --learned or --eva")
+    run(generator, range(*args.episodes), args.calibration_episodes, scorers, args.out)

@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jidm import AnalyticField, Embodiment
+from jidm import AnalyticField, Embodiment, load_embodiment
 from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.robot.kinematics import Kinematics
 from jidm.sim import Scene, smooth_motion
+from jidm.sim.renderer import rasterize
 
 WIDTH, HEIGHT = 320, 240
 BATCH = 32
@@ -50,11 +51,11 @@ def field_flow(field: AnalyticField, a: torch.Tensor, b: torch.Tensor) -> tuple[
     return pose.surface(b - a).points - pose.surface().points, pose.visible.float()
 
 
-def rendered_field(field: AnalyticField, world: Scene, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rendered_field(field: AnalyticField, scene: Scene, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The dense field the usual way: distance and link of every pixel from a renderer, then J of each."""
     camera = field.camera
-    world.set_configuration(q)
-    _, depth, link, _ = world._rasterize(camera)
+    scene.set_configuration(q)
+    _, depth, link, _ = rasterize(scene, camera, scene.appearance.light)
     ids = torch.from_numpy(link).long()
     v, u = (ids >= 0).nonzero().unbind(-1)
     p = camera.unproject(torch.stack([u, v], dim=-1).float(), torch.from_numpy(depth)[v, u])
@@ -66,7 +67,7 @@ def rendered_field(field: AnalyticField, world: Scene, q: torch.Tensor) -> tuple
 
 def field_and_solve(runs: int) -> dict[str, object]:
     """Field at a pose, at its points and solved from a given flow, against rendering depth and links and making J."""
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     camera = robot.camera().resized(WIDTH, HEIGHT)
     field = AnalyticField(robot, camera)
     q = torch.from_numpy(smooth_motion(robot, 200, 1 / 16, 0)).float()
@@ -89,14 +90,14 @@ def field_and_solve(runs: int) -> dict[str, object]:
         gauss_newton_step(any_field.at(q[:BATCH]), flow, weight, iterations=iterations)
 
     unseen = torch.zeros(2, HEIGHT, WIDTH)
-    world = Scene(robot, supersample=1)
+    scene = Scene(robot, supersample=1)
 
     def dense() -> None:
         jacobian, mask = field.dense(q[next(counter) % len(flows)], HEIGHT, WIDTH)
         solve_normal_equations(normal_equations(jacobian, unseen, mask))
 
     def rendered() -> None:
-        jacobian, mask = rendered_field(field, world, q[next(counter) % len(flows)])
+        jacobian, mask = rendered_field(field, scene, q[next(counter) % len(flows)])
         solve_normal_equations(normal_equations(jacobian, unseen, mask))
 
     took = medians(
@@ -112,7 +113,7 @@ def field_and_solve(runs: int) -> dict[str, object]:
         },
         runs,
     )
-    world.close()
+    scene.close()
     took = {name: t / BATCH if name.startswith("batched") else t for name, t in took.items()}
     return {
         "frames_per_second": {name: round(1 / t, 1) for name, t in took.items()},
@@ -167,7 +168,7 @@ def kinematics(runs: int) -> dict[str, object]:
     """Pose and Jacobian of the Panda's hand for batches of joint positions, against pytorch_kinematics."""
     import pytorch_kinematics as pk
 
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     tip = "panda_hand"
     chain = pk.build_serial_chain_from_urdf(_urdf_without_meshes(robot), tip).to(dtype=torch.float32)
     ours = Kinematics.from_embodiment(robot)

@@ -82,7 +82,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "movable_joints": sum(row["joints"] for row in rows if "joints" in row),
         "joint_disagreements": {file: x["joints"] for file, x in compared.items() if x["joints"]},
         "limit_disagreements": {file: x["limits"] for file, x in compared.items() if x["limits"]},
-        "largest_difference_m": max((x["metres"] for x in compared.values()), default=None),
+        "largest_difference_m": max((x["meters"] for x in compared.values()), default=None),
         "largest_difference_rad": max((x["radians"] for x in compared.values()), default=None),
         "refused": [
             {

@@ -113,7 +113,7 @@ class Checkpoint:
             CheckpointError: it states none, as a real robot's recording does not.
         """
         data = self.training.get("data") or {}
-        stated = ((data.get("data_recipe") or {}).get("cameras") or {}).get(data.get("camera"))
+        stated = ((data.get("data_recipe") or {}).get("cameras") or {}).get(data.get("image_key"))
         if stated is None:
             raise CheckpointError(f"{self.source}: its training data states no camera; pass camera= yourself")
         described: Mapping[str, Any] = stated

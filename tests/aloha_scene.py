@@ -15,13 +15,13 @@ import numpy as np
 from jidm.robot.composition import compose, rigid_transform
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
-from jidm.robot.factory import from_model
+from jidm.robot.factory import embodiment_from_model
 from jidm.robot.urdf.reader import parse_urdf
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 FINGER = "left_finger"
 FINGER_CLOSED, FINGER_OPEN = 0.01844, 0.058
-"""Finger position at normalised gripper 0 and 1 [m]."""
+"""Finger position at normalized gripper 0 and 1 [m]."""
 
 
 def viperx(material_path: Path) -> Embodiment:
@@ -36,7 +36,7 @@ def viperx(material_path: Path) -> Embodiment:
         mesh_roots=[folder],
     )
     arm = (math.pi, 1.86, 1.77, math.pi, 2.27, math.pi)
-    return from_model(
+    return embodiment_from_model(
         model,
         name="viperx",
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
@@ -51,7 +51,7 @@ def viperx(material_path: Path) -> Embodiment:
         control_dt=0.02,
         tip_links=("/ee_gripper_link",),
         gripper_joints=(FINGER,),
-        licence="BSD-3",
+        license="BSD-3",
         source="Interbotix vx300s URDF; see SOURCE.md of the material",
     )
 

@@ -1,4 +1,4 @@
-"""Small recordings in memory that look like data sets, for tests of training that need no files."""
+"""Small in-memory recordings with the interface of data sets, for tests of training without files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FakeEpisode:
 
 
 class FakeDataset:
-    """What training asks of a `RecordedDataset`, and how often each episode's video was decoded."""
+    """What training uses of a `RecordedDataset`, and a count of the episodes that were opened."""
 
     def __init__(
         self, root: Path, episodes: list[FakeEpisode], joint_names: tuple[str, ...], *, recipe: Mapping[str, Any] = {}
@@ -59,27 +59,27 @@ class FakeDataset:
 def numbered_dataset(
     root: Path, lengths: Mapping[int, int], *, joints: int = 2, size: tuple[int, int] = (16, 16)
 ) -> FakeDataset:
-    """Every picture of episode e, frame t is uniformly grey e (red), t (green); joint j is e + t / 100 + j."""
+    """Every image of episode e, frame t has red e and green t; joint j is e + t / 100 + j."""
     episodes = []
     for index, length in lengths.items():
-        pictures = np.zeros((length, *size, 3), dtype=np.uint8)
-        pictures[..., 0] = index
-        pictures[..., 1] = np.arange(length)[:, None, None]
+        frames = np.zeros((length, *size, 3), dtype=np.uint8)
+        frames[..., 0] = index
+        frames[..., 1] = np.arange(length)[:, None, None]
         state = index + np.arange(length)[:, None] / 100 + np.arange(joints)[None]
-        episodes.append(FakeEpisode(index, pictures, state))
+        episodes.append(FakeEpisode(index, frames, state))
     return FakeDataset(root, episodes, tuple(f"joint_{j}" for j in range(joints)))
 
 
 def rendered_dataset(root: Path, clips: Mapping[int, Clip], *, stride: int = 4) -> FakeDataset:
-    """Rendered clips with depth, links and camera as self-play writes them."""
+    """Rendered clips with depth, links and camera as motor babbling records them."""
     from jidm.sim import Scene
 
     episodes = []
     for index, clip in clips.items():
         camera = clip.camera
         coarse = camera.resized(camera.width // stride, camera.height // stride)
-        with Scene(clip.robot) as world:
-            video = world.render_video(clip.q, coarse)
+        with Scene(clip.robot) as scene:
+            video = scene.render_video(clip.q, coarse)
         pose = np.concatenate(
             [camera.K[[0, 1, 0, 1], [0, 1, 2, 2]].numpy(), camera.T_camera_base[:3].numpy().reshape(-1)]
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jidm import Camera, Embodiment
+from jidm import Camera, Embodiment, load_embodiment
 from jidm.flow import Flow
 from jidm.sim import Appearance, Scene, exact_flow, smooth_motion
 
@@ -39,12 +39,12 @@ class Clip:
 
 @lru_cache(maxsize=8)
 def clip(name: str, frames: int = 8, seed: int = 0, textured: bool = False) -> Clip:
-    """A clip of smooth random motion about home, the robot in its own colours or covered with noise."""
-    robot = Embodiment.load(name)
+    """A clip of smooth random motion about home, the robot in its own colors or covered with noise."""
+    robot = load_embodiment(name)
     camera = robot.camera().resized(WIDTH, HEIGHT)
     q = smooth_motion(robot, frames, 1 / FPS, seed)
-    with Scene(robot, seed=seed, appearance=Appearance.textured() if textured else Appearance.plain()) as world:
-        video = world.render_video(q, camera)
+    with Scene(robot, seed=seed, appearance=Appearance.textured() if textured else Appearance.plain()) as scene:
+        video = scene.render_video(q, camera)
     flows = [exact_flow(robot, camera, video.depth[t], video.link[t], q[t], q[t + 1]) for t in range(frames - 1)]
     flow = Flow(torch.stack([f.flow for f in flows]), torch.stack([f.on_robot for f in flows]).double())
     return Clip(robot, camera, video.rgb, q, flow)

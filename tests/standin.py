@@ -1,4 +1,4 @@
-"""A model too small to be of use, with everything training asks of one; and pictures it can learn from in seconds."""
+"""A minimal trainable model for tests of training, and images that it can learn from in seconds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from recorded import FakeDataset, FakeEpisode
 from torch import Tensor, nn
 
 from jidm.training.data.batch import JointStats, PairBatch
+from jidm.training.model import TrainableModel
 
 KIND = {"stand_in": ("standin", "StandIn")}
 
@@ -30,11 +31,10 @@ class StandInConfig:
     dropout: float = 0.0
 
 
-class StandIn(nn.Module):
-    """Steps from the difference of the means of position-weighted brightness: linear in what `blob_dataset` shows."""
+class StandIn(TrainableModel):
+    """Regresses steps from the difference of two images by a tiny MLP."""
 
     kind: ClassVar[str] = "stand_in"
-    extra_frames: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: StandInConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class StandIn(nn.Module):
 
 
 def blob_dataset(root: Path, episodes: int = 6, length: int = 12, size: int = 16) -> FakeDataset:
-    """A bright spot whose place is the two joints' positions."""
+    """A bright spot whose position is given by the two joints."""
     v, u = np.mgrid[:size, :size] / (size - 1) * 2 - 1
     found = []
     for index in range(episodes):
@@ -77,6 +77,6 @@ def blob_dataset(root: Path, episodes: int = 6, length: int = 12, size: int = 16
         t = np.linspace(0, 1, length)[:, None]
         q = 0.6 * np.sin(2 * np.pi * (t * random.uniform(0.5, 1.5, 2) + random.uniform(0, 1, 2)))
         spot = np.exp(-((u - q[:, 0, None, None]) ** 2 + (v - q[:, 1, None, None]) ** 2) / 0.1)
-        pictures = np.repeat((spot * 255).astype(np.uint8)[..., None], 3, axis=-1)
-        found.append(FakeEpisode(index, pictures, q))
+        frames = np.repeat((spot * 255).astype(np.uint8)[..., None], 3, axis=-1)
+        found.append(FakeEpisode(index, frames, q))
     return FakeDataset(root, found, ("across", "down"))

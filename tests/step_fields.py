@@ -1,7 +1,7 @@
-"""Fields whose answers are known by formula: what the solver and the follower must make of right and wrong pixels.
+"""Fields given by formula, to test solver and tracker with exact and with wrong measurements.
 
-Most of their pictures carry the joint positions themselves (channel k holds joint k everywhere), so a pair of pictures tells
-the exact motion; no network and no simulator is involved.
+Most of their images encode the joint positions (channel k is joint k everywhere), so a pair of images determines the
+exact motion; neither a network nor a simulator is involved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def config(
     delta_std: float = 0.05,
     **overrides: object,
 ) -> LearnedFieldConfig:
-    """Of a tiny network for revolute joints that turn up to 1.2 rad."""
+    """Config of a tiny network for revolute joints in +-1.2 rad."""
     n = len(joints)
     return LearnedFieldConfig(
         tuple(joints), ("revolute",) * n, height, width, (0.0,) * n, (0.6,) * n, (delta_std,) * n,
@@ -38,31 +38,31 @@ def config(
 
 
 def untrained(seed: int = 0, **options: object) -> LearnedField:
-    """A network with weights of a seed; its field is scaled so that steps move pixels."""
+    """A network with random weights."""
     torch.manual_seed(seed)
     return LearnedField(config(**options)).eval()  # type: ignore[arg-type]
 
 
 def random_images(count: int, seed: int = 0, height: int = SIDE, width: int = SIDE) -> Tensor:
-    """Smooth random pictures (count, 3, H, W) in [0, 1]."""
+    """Smooth random images (count, 3, H, W) in [0, 1]."""
     rough = torch.rand(count, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(rough, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def encode_configuration(q: Tensor) -> Tensor:
-    """Pictures (*, 3, SIDE, SIDE) that carry joint positions (*, n), n <= 3."""
+    """Images (*, 3, SIDE, SIDE) that encode joint positions (*, n), n <= 3."""
     padded = torch.nn.functional.pad(q, (0, 3 - q.shape[-1]))
     return padded[..., None, None].expand(*padded.shape, SIDE, SIDE)
 
 
 def cell_centers(grid: int = GRID) -> Tensor:
-    """(2, grid, grid) where a grid's cells lie in the picture [px]."""
+    """(2, grid, grid) image coordinates of a grid's cells [px]."""
     c = (torch.arange(grid, dtype=torch.float64) + 0.5) * SIDE / grid - 0.5
     return torch.stack(torch.meshgrid(c, c, indexing="ij")[::-1])
 
 
 class LinearMotion:
-    """The picture moves as a whole by a fixed matrix times the step, whatever the pose: linearising errs nowhere."""
+    """The whole image moves by a constant matrix times the step, so that linearization is exact."""
 
     def __init__(self, n: int = 2) -> None:
         matrix = torch.tensor([[40.0, 15.0], [-10.0, 30.0]], dtype=torch.float64)[:, :n]
@@ -79,7 +79,7 @@ class LinearMotion:
 
 
 class TwoPivots:
-    """A soft-edged disc that turns about a pivot which itself turns about another: paths are curved.
+    """A soft-edged disc on two serial revolute joints: paths are curved.
 
     `x = a + R(q1) (b + R(q2) p)` for the disc's points p [px].
     """
@@ -90,13 +90,13 @@ class TwoPivots:
     radius = 6.0
 
     def image_point(self, p: Tensor, q: Tensor) -> Tensor:
-        """(2, ...) picture coordinates of points p at pose q (2,)."""
+        """(2, ...) image coordinates of points p of the disc at pose q (2,)."""
         shape = p.shape
         inner = self.b[:, None] + _rotation(q[1]) @ p.flatten(1)
         return (self.a[:, None] + _rotation(q[0]) @ inner).reshape(shape)
 
     def body_point(self, x: Tensor, q: Tensor) -> Tensor:
-        """The inverse of `place`."""
+        """The inverse of `image_point`."""
         inner = _rotation(-q[0]) @ (x.flatten(1) - self.a[:, None])
         return (_rotation(-q[1]) @ (inner - self.b[:, None])).reshape(x.shape)
 
@@ -104,7 +104,7 @@ class TwoPivots:
         x, out = cell_centers(), []
         for one in q.double():
             pivot = self.image_point(torch.zeros(2, 1, dtype=torch.float64), one)[:, 0]
-            lever_arms = [x - centre[:, None, None] for centre in (self.a, pivot)]
+            lever_arms = [x - center[:, None, None] for center in (self.a, pivot)]
             out.append(torch.stack([torch.stack([-t[1], t[0]]) for t in lever_arms], 1))
         return torch.stack(out)
 
@@ -114,12 +114,12 @@ class TwoPivots:
         return torch.stack([self.image_point(self.body_point(x, a), b) - x for a, b in pairs])
 
     def robot_probability(self, q: Tensor, grid: int = GRID) -> Tensor:
-        """How much of the robot is in each cell: a bell that rides on the disc, so sums over cells are integrals."""
+        """Robot probability of each cell: a Gaussian fixed to the disc, smooth so that sums over cells approximate integrals."""
         offsets = [self.body_point(cell_centers(grid), one) - self.center[:, None, None] for one in q.double()]
         return torch.stack([(-d.square().sum(0) / (2 * self.radius**2)).exp() for d in offsets])
 
     def render(self, q: Tensor, scale: int = 1) -> Tensor:
-        """(3, detail SIDE, detail SIDE) the disc with a pattern that moves with it, on black."""
+        """(3, scale SIDE, scale SIDE) image of the disc with a pattern that moves with it, on black."""
         c = (torch.arange(SIDE * scale, dtype=torch.float64) + 0.5) / scale - 0.5
         offset = self.body_point(torch.stack(torch.meshgrid(c, c, indexing="ij")[::-1]), q.double())
         waves = [torch.sin(offset[0] / a + offset[1] / b) for a, b in ((1.5, 4), (-3, 2), (6, -5))]
@@ -133,16 +133,16 @@ def _rotation(angle: Tensor) -> Tensor:
 
 
 class ExactCorrelationHead(CorrelationHead):
-    """Reads both poses off the pictures and says the world's exact flow, or that of a step that drifts."""
+    """Decodes both poses from the images and returns the exact flow between them, with errors on request."""
 
     def __init__(self, motion_model: LinearMotion | TwoPivots, n: int) -> None:
         super().__init__(8, 1, (FLOW_GRID // 2, FLOW_GRID // 2))
         self.motion_model, self.n = motion_model, n
         self.bidirectional = True
         self.drift = 0.0
-        """Added to every joint of every step that the flow tells [rad]."""
+        """Error of every joint of every step from which the flow is computed [rad]."""
         self.noise = 0.0
-        """Motion that no joint can make, to and fro from cell to cell [px]."""
+        """Flow that no joint explains, of alternating sign from cell to cell [px]."""
 
     def correlate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat([first, second, 0 * first], 1), torch.cat([second, first, 0 * first + 1], 1)
@@ -162,7 +162,7 @@ class ExactCorrelationHead(CorrelationHead):
 
 
 class ZeroFlowHead(CorrelationHead):
-    """Sees no motion anywhere."""
+    """Measures zero flow everywhere."""
 
     def __init__(self) -> None:
         super().__init__(8, 1, (FLOW_GRID // 2, FLOW_GRID // 2))
@@ -176,7 +176,8 @@ class ZeroFlowHead(CorrelationHead):
 
 
 class ExactStepField:
-    """A `StepField` over a world; the third channel of the later picture must be the larger one (see `in_order`)."""
+    """A `JacobianPredictor` given by a motion model; the third channel of the later image must be the larger one (see
+    `numbered_frames`)."""
 
     def __init__(self, motion_model: LinearMotion | TwoPivots, n: int = 2) -> None:
         self.config = config(FINGER[:n])
@@ -190,12 +191,12 @@ class ExactStepField:
         self.use_refinement = torch.tensor(True)
         self.use_step_regression = torch.tensor(False)
         self.regressed_step = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
-        """Step and standard deviation [rad] that it guesses, whatever it sees."""
+        """Step and standard deviation [rad] that it regresses from any images."""
         self.pose_bias = torch.zeros(n, dtype=torch.float64)
-        """Error of the pose read off pictures [rad]."""
+        """Error of the predicted pose [rad]."""
         self.pose_std = 0.05
         self.queried: list[Tensor] = []
-        """Poses at which the field was read, in order."""
+        """Poses at which the field was evaluated, in order."""
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -223,7 +224,7 @@ class ExactStepField:
 
 
 def numbered_frames(q: Tensor) -> Tensor:
-    """`telling` pictures of a film (T, n), n <= 2: channel 2 counts the frames."""
+    """`encode_configuration` of a trajectory (T, n), n <= 2, with channel 2 counting the frames."""
     frames = encode_configuration(q).clone()
     frames[:, 2] = torch.arange(len(q), dtype=q.dtype)[:, None, None] / 1000
     return frames

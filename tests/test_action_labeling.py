@@ -18,7 +18,7 @@ import pytest
 import torch
 from lerobot_files import make_episode, make_v30, read_reference
 
-from jidm import Embodiment, JacobianIDM, write_video
+from jidm import JacobianIDM, load_embodiment, write_video
 from jidm.control.action_labeling import (
     COVARIANCE,
     VALID,
@@ -31,7 +31,7 @@ from jidm.control.action_labeling import (
 from jidm.datasets import DatasetWriter, Feature, open_dataset
 from jidm.errors import DatasetError, InputError
 
-ROBOT = Embodiment.load("planar_finger_5")
+ROBOT = load_embodiment("planar_finger_5")
 FPS = 10.0
 
 
@@ -81,7 +81,7 @@ def test_an_independent_reader_finds_the_decoded_motion(tmp_path: Path, version:
     assert sorted(found) == [0, 1, 2]
     for k, episode in found.items():
         recording = open_dataset(source).episode(k)
-        motion = idm().decode_whole(recording.video("top"), q0=recording.state[0], fps=FPS)[1]
+        motion = idm().decode(recording.video("top"), q0=recording.state[0], fps=FPS, smooth=True)
         ahead = torch.cat([motion.position[1:], motion.position[-1:]])
         np.testing.assert_allclose(episode["action"], ahead, atol=1e-12)
         np.testing.assert_allclose(episode[COVARIANCE][:-1], motion.covariance, rtol=1e-6)

@@ -102,7 +102,7 @@ def test_steps_and_losses_of_any_number_of_pairs(variant: str, count: int) -> No
 def test_wide_pictures(variant: str) -> None:
     kind, options = VARIANTS[variant]
     model = model_class(kind).from_data(JOINTS, TYPES, 32, 64, STATS, **options)
-    assert model.step_pairs(torch.rand(2, 3, 32, 64), torch.rand(2, 3, 32, 64)).shape == (2, 2)
+    assert model.predict_steps(torch.rand(2, 3, 32, 64), torch.rand(2, 3, 32, 64)).shape == (2, 2)
 
 
 @every_variant
@@ -111,7 +111,7 @@ def test_every_parameter_learns(variant: str) -> None:
     model.losses(arm_batch(3))["loss"].backward()
     still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
     # In half the difference of both orders of the frames this one cancels, up to rounding.
-    assert still <= ({"regressor.perceptron.2.bias"} if variant.startswith("direct") else set())
+    assert still <= ({"regressor.mlp.2.bias"} if variant.startswith("direct") else set())
 
 
 @every_variant
@@ -239,9 +239,9 @@ def _resized(batch: PairBatch, side: int) -> PairBatch:
     pictures = {
         name: torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear")
         for name, x in batch.tensors()
-        if name in ("first", "second", "before", "third")
+        if name in ("first", "second", "before")
     }
-    return PairBatch(**pictures, q=batch.q, q_next=batch.q_next, q_third=batch.q_third)
+    return PairBatch(**pictures, q=batch.q, q_next=batch.q_next)
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_learned_flow_approaches_the_exact_one(variant: str) -> None:
     assert isinstance(model, FlowBaseline) and HEART.flow is not None and HEART.mask is not None
     with torch.no_grad():
         told = model.estimate_flow(HEART.first, HEART.second).flow
-        guessed = make(variant).motion(HEART.first, HEART.second).flow  # type: ignore[operator]
+        guessed = make(variant).estimate_flow(HEART.first, HEART.second).flow  # type: ignore[operator]
     robot = torch.nn.functional.max_pool2d(HEART.mask, 2)
     missed, guess, moved = (
         float((x.norm(dim=1) * robot).sum()) for x in (told - HEART.flow, guessed - HEART.flow, HEART.flow)
@@ -387,7 +387,7 @@ def test_veras_field_lies_on_the_grid_at_any_resolution(size: str) -> None:
         ("eva", {"norm": "layer"}, "norm"),
         ("vera", {"ridge": 0.0}, "ridge"),
         ("vera", {"ridge": float("nan")}, "ridge"),
-        ("direct_on_flow", {"reach": 0}, "reach"),
+        ("direct_on_flow", {"search_radius": 0}, "search_radius"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(variant: str, options: dict[str, Any], message: str) -> None:

@@ -37,7 +37,8 @@ def test_is_small_and_says_how_it_was_made(name: str) -> None:
 def test_decodes_what_it_never_saw(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pybullet", reason="renders the robot: extra sim")
     from jidm.datasets import open_dataset
-    from jidm.evaluation.evaluate import HeldOut, evaluate
+    from jidm.evaluation.evaluate import evaluate
+    from jidm.evaluation.held_out import HeldOut
     from jidm.sim.babble import BabbleConfig, babble
 
     idm, recipe = JacobianIDM.from_pretrained(name), load_checkpoint(name).training["data"]["data_recipe"]

@@ -20,6 +20,7 @@ from jidm.camera.model import Camera
 from jidm.cli import doctor, inputs
 from jidm.errors import CameraError, InputError, JidmError
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import embodiment_names, load_embodiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,7 +32,7 @@ def jidm(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finger() -> Embodiment:
-    return Embodiment.load("planar_finger_2")
+    return load_embodiment("planar_finger_2")
 
 
 # ---- imports ----------------------------------------------------------------------------------------------------------
@@ -224,24 +225,17 @@ def test_camera_is_resized_only_to_the_same_aspect_ratio():
         inputs.resize_camera(camera, 320, 180)
 
 
-def test_robot_by_name_urdf_and_folder():
-    folder = REPOSITORY / "embodiments" / "planar_finger_2"
-    named = inputs.find_robot("planar_finger_2")
-    assert inputs.find_robot(str(folder)) == inputs.find_robot(str(folder / "embodiment.toml")) == named
-    assert inputs.find_robot(str(folder / "robot.urdf")).joint_names == named.joint_names
-
-
 # ---- embodiments and doctor -------------------------------------------------------------------------------------------
 
 
 def test_table_lists_every_robot(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["embodiments"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(Embodiment.names())
+    assert [line.split()[0] for line in lines[1:]] == list(embodiment_names())
 
 
 def test_show_prints_the_whole_descriptor(capsys: pytest.CaptureFixture[str]):
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     assert cli.main(["embodiments", "show", "panda"]) == 0
     text = capsys.readouterr().out
     for word in (
@@ -350,7 +344,7 @@ def test_decode_of_the_same_file_gives_the_same_motion(demo: Path, tmp_path: Pat
     from jidm.estimation.result import JointMotion
 
     camera = tmp_path / "camera.json"
-    Embodiment.load("planar_finger_2").camera().save(camera)
+    load_embodiment("planar_finger_2").camera().save(camera)
     line = f"decode {demo}/input.mp4 --embodiment planar_finger_2 --camera {camera} --q0 {demo}/truth.npy --out {tmp_path}/d"
     assert cli.main(line.split()) == 0
     assert "frames in" in capsys.readouterr().out

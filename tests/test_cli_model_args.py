@@ -12,14 +12,14 @@ from jidm.cli.model_args import ModelArgs
 from jidm.errors import InputError
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.free import LearnedField
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 
 NAME = "planar_finger_2"
-EXACT = {"embodiment": NAME, "camera": next(iter(Embodiment.load(NAME).cameras))}
+EXACT = {"embodiment": NAME, "camera": next(iter(load_embodiment(NAME).cameras))}
 
 
 def size() -> tuple[int, int]:
-    camera = Embodiment.load(NAME).camera(EXACT["camera"])
+    camera = load_embodiment(NAME).camera(EXACT["camera"])
     return camera.width // 2, camera.height // 2
 
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_alone_and_with_its_camera() -> None:
 
 
 def test_initial_poses_of_a_reward_in_every_form(tmp_path: Path) -> None:
-    robot = Embodiment.load(NAME)
+    robot = load_embodiment(NAME)
     first, second = robot.joint_names
     by_file = {"a.mp4": [0.1, -0.2], "b.mp4": [0.3, 0.4]}
     for name, content in (

@@ -10,12 +10,13 @@ import pytest
 import torch
 from test_control_spline import limit_usage
 
-from jidm import Embodiment, JacobianIDM
+from jidm import JacobianIDM
 from jidm.control import ActionDecoder, Commands, ControlConfig, MotionLimits
 from jidm.errors import InputError, VideoError
+from jidm.robot.registry import load_embodiment
 
 RATE = 12.5
-ROBOT = Embodiment.load("panda")
+ROBOT = load_embodiment("panda")
 POSE_RANGE = 4.0  # [rad] pixel values from 0 to 1 encode -POSE_RANGE to POSE_RANGE
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from jidm.errors import EmbodimentError, JidmError
-from jidm.robot.descriptor import read_descriptor
-from jidm.robot.registry import bundled_folder
+from jidm.robot.registry import bundled_folder, load_embodiment
 
 URDF = """<robot name="two"><link name="base"/><link name="a"/><link name="b"/><link name="c"/>
 <joint name="j1" type="revolute"><parent link="base"/><child link="a"/><axis xyz="0 0 1"/>
@@ -23,7 +22,7 @@ URDF = """<robot name="two"><link name="base"/><link name="a"/><link name="b"/><
 
 TOML = """name = "two"
 title = "Two joints"
-licence = "none"
+license = "none"
 source = "this test"
 urdf = "robot.urdf"
 control_dt = 0.02
@@ -32,7 +31,7 @@ gripper_joints = ["j2"]
 [joints]
 names = ["j1", "j2"]
 home = [0.1, 0.2]
-amplitude = [0.5, 0.1]
+exploration_range = [0.5, 0.1]
 acceleration = [10.0, 1.0]
 jerk = [100.0, 10.0]
 [notes]
@@ -55,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_right_descriptor_is_read_as_written(folder: Path) -> None:
-    e = read_descriptor(folder)
+    e = load_embodiment(folder)
     assert e.name == "two" and e.joint_names == ("j1", "j2") and e.joint_types == ("revolute", "prismatic")
     np.testing.assert_array_equal(e.lower, [-1, 0])
     np.testing.assert_array_equal(e.velocity, [2, 0.2])
@@ -69,7 +68,7 @@ def test_a_right_descriptor_is_read_as_written(folder: Path) -> None:
     ("old", "new", "message"),
     [
         ('title = "Two joints"', 'titel = "Two joints"', "unknown key 'titel': did you mean 'title'"),
-        ('licence = "none"\n', "", "key 'licence' is missing"),
+        ('license = "none"\n', "", "key 'license' is missing"),
         ('urdf = "robot.urdf"\n', "", "key 'urdf' is missing"),
         ('urdf = "robot.urdf"', 'urdf = "other.urdf"', "'other.urdf' is not there"),
         ('urdf = "robot.urdf"', 'urdf = "../robot.urdf"', "'../robot.urdf'.*beside the descriptor"),
@@ -87,7 +86,11 @@ def test_a_right_descriptor_is_read_as_written(folder: Path) -> None:
         ("home = [0.1, 0.2]", "home = [nan, 0.2]", "home holds a value that is not a number"),
         ("home = [0.1, 0.2]", 'home = ["0.1", "0.2"]', "joints.home must be a list of"),
         ("home = [0.1, 0.2]", "home = [true, false]", "joints.home must be a list of"),
-        ("amplitude = [0.5, 0.1]", "amplitude = [-0.5, 0.1]", "amplitude of 'j1' must not be negative"),
+        (
+            "exploration_range = [0.5, 0.1]",
+            "exploration_range = [-0.5, 0.1]",
+            "exploration_range of 'j1' must not be negative",
+        ),
         ("acceleration = [10.0, 1.0]", "acceleration = [0.0, 1.0]", "acceleration of 'j1' must be positive"),
         ("jerk = [100.0, 10.0]", "jerks = [100.0, 10.0]", "unknown key 'jerks': did you mean 'jerk'"),
         ("jerk = [100.0, 10.0]", "lower = [2.0, 0.0]", "joint 'j1' has lower 2 > upper 1"),
@@ -114,7 +117,7 @@ def test_a_wrong_descriptor_names_file_key_and_remedy(folder: Path, old: str, ne
     assert old in TOML
     file.write_text(TOML.replace(old, new, 1))
     with pytest.raises(EmbodimentError) as caught:
-        read_descriptor(folder)
+        load_embodiment(folder)
     text = str(caught.value)
     assert re.search(message, text), text
     assert str(file) in text and "\n" not in text
@@ -123,7 +126,7 @@ def test_a_wrong_descriptor_names_file_key_and_remedy(folder: Path, old: str, ne
 def test_another_order_must_be_meant(folder: Path) -> None:
     text = TOML.replace('names = ["j1", "j2"]', 'reordered = true\nnames = ["j2", "j1"]')
     (folder / "embodiment.toml").write_text(text.replace("home = [0.1, 0.2]", "home = [0.2, 0.1]"))
-    e = read_descriptor(folder)
+    e = load_embodiment(folder)
     assert e.joint_names == ("j2", "j1")
     np.testing.assert_array_equal(e.coupling_matrix, [[0, 1], [1, 0], [2, 0]])
     np.testing.assert_array_equal(e.upper, [0.5, 1])
@@ -131,12 +134,12 @@ def test_another_order_must_be_meant(folder: Path) -> None:
 
 def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
     one = TOML.replace('names = ["j1", "j2"]', 'names = ["j1"]').replace('gripper_joints = ["j2"]\n', "")
-    one = re.sub(r"^(home|amplitude|acceleration|jerk) = \[([\d.]+), [\d.]+\]", r"\1 = [\2]", one, flags=re.M)
+    one = re.sub(r"^(home|exploration_range|acceleration|jerk) = \[([\d.]+), [\d.]+\]", r"\1 = [\2]", one, flags=re.M)
     (folder / "embodiment.toml").write_text(one)
     with pytest.raises(EmbodimentError, match=r"'j2' of the URDF is neither in joints.names nor in \[locked\]"):
-        read_descriptor(folder)
+        load_embodiment(folder)
     (folder / "embodiment.toml").write_text(one.replace("[notes]", "[locked]\nj2 = 0.3\n[notes]"))
-    e = read_descriptor(folder)
+    e = load_embodiment(folder)
     np.testing.assert_array_equal(e.coupling_matrix, [[1], [0], [0]])
     np.testing.assert_allclose(e.coupling_offset, [0, 0.3, 0.7])
 
@@ -153,10 +156,10 @@ def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
     ],
 )
 def test_a_wrong_part_is_named(folder: Path, part: str, message: str) -> None:
-    text = f'name = "x"\ntitle = "x"\nlicence = "x"\nsource = "x"\n[compose.left]\n{part}\n'
+    text = f'name = "x"\ntitle = "x"\nlicense = "x"\nsource = "x"\n[compose.left]\n{part}\n'
     (folder / "embodiment.toml").write_text(text)
     with pytest.raises(EmbodimentError, match=message) as caught:
-        read_descriptor(folder)
+        load_embodiment(folder)
     assert str(folder / "embodiment.toml") in str(caught.value)
 
 
@@ -165,10 +168,10 @@ def test_a_robot_made_of_itself_is_refused(folder: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(registry, "_registered", {"ouroboros": folder})
     (folder / "embodiment.toml").write_text(
-        'name = "ouroboros"\ntitle = "x"\nlicence = "x"\nsource = "x"\n[compose.left]\nembodiment = "ouroboros"\n'
+        'name = "ouroboros"\ntitle = "x"\nlicense = "x"\nsource = "x"\n[compose.left]\nembodiment = "ouroboros"\n'
     )
     with pytest.raises(EmbodimentError, match="made of itself"):
-        read_descriptor(folder)
+        load_embodiment(folder)
 
 
 def test_the_urdf_lies_beside_the_descriptor(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -179,15 +182,15 @@ def test_the_urdf_lies_beside_the_descriptor(folder: Path, tmp_path_factory: pyt
     for reference in (outside, f"../{outside.parent.name}/robot.urdf", "link.urdf"):
         (folder / "embodiment.toml").write_text(TOML.replace("robot.urdf", str(reference)))
         with pytest.raises(EmbodimentError, match="put the file beside the descriptor"):
-            read_descriptor(folder)
+            load_embodiment(folder)
 
 
 def test_missing_folder_and_missing_package(folder: Path) -> None:
     with pytest.raises(EmbodimentError, match=r"cannot read .*give a folder with an embodiment.toml"):
-        read_descriptor(folder / "nowhere")
+        load_embodiment(folder / "nowhere")
     (folder / "embodiment.toml").write_text(TOML.replace("robot.urdf", "no_such_package:robot.urdf"))
     with pytest.raises(JidmError, match="no_such_package"):
-        read_descriptor(folder)
+        load_embodiment(folder)
 
 
 def test_shipped_descriptors_carry_their_folders_name() -> None:

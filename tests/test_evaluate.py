@@ -18,15 +18,19 @@ from jidm.cli import main
 from jidm.errors import DatasetError, InputError
 from jidm.estimation.result import JointMotion
 from jidm.evaluation import metrics
-from jidm.evaluation.evaluate import EvalConfig, HeldOut, evaluate, input_size
+from jidm.evaluation.config import EvalConfig
+from jidm.evaluation.evaluate import evaluate, input_size
 from jidm.evaluation.field_metrics import FieldPrediction, predict_field
 from jidm.evaluation.ground_truth import GroundTruthView, letterbox_camera, make_surface_field
-from jidm.evaluation.summary import compare_models, summarize, summary_table
+from jidm.evaluation.held_out import HeldOut
+from jidm.evaluation.summary import compare_models, summarize
+from jidm.evaluation.tables import summary_table
 from jidm.fields.analytic import AnalyticField
 from jidm.idm import JacobianIDM
 from jidm.model_registry import model_class
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import load_embodiment
 from jidm.training.data.batch import JointStats
 from jidm.video.letterbox import Letterbox
 
@@ -173,8 +177,8 @@ def test_joints_are_found_by_name_in_any_order(recording: InMemoryDataset):
 def test_wrong_choices_are_refused_by_name(recording: InMemoryDataset):
     with pytest.raises(DatasetError, match=r"no episodes \[7\]; it has 4 episodes"):
         HeldOut(recording, EvalConfig(episodes=(0, 7)))
-    with pytest.raises(DatasetError, match=r"no camera 'fronl'.*did you mean 'front'"):
-        HeldOut(recording, EvalConfig(camera="fronl"))
+    with pytest.raises(DatasetError, match=r"no image key 'fronl'.*did you mean 'front'"):
+        HeldOut(recording, EvalConfig(image_key="fronl"))
     with pytest.raises(InputError, match="stride"):
         EvalConfig(stride=0)
     foreign = replace(recording, recipe={"embodiment": "planar_finger_2", "embodiment_hash": "f" * 64})
@@ -207,7 +211,7 @@ def test_a_change_of_the_pictures_reaches_the_model(recording: InMemoryDataset):
 
 @pytest.fixture(scope="module")
 def finger() -> Embodiment:
-    return Embodiment.load("planar_finger_2")
+    return load_embodiment("planar_finger_2")
 
 
 @pytest.fixture(scope="module")
@@ -373,17 +377,17 @@ def shelf(monkeypatch: pytest.MonkeyPatch, seen: InMemoryDataset) -> dict[str, P
 
 
 def test_command_line_prints_writes_and_draws(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
-    code = main(["evaluate", "good", "poor", "--data", "d", "--out", str(tmp_path / "out"), "--conditions"])
+    code = main(["evaluate", "good", "poor", "--data", "d", "--out", str(tmp_path / "out"), "--corruptions"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     document = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert [m["name"] for m in document["models"]] == ["good", "poor"]
     assert document["models"][0]["nve"] == pytest.approx(0.1, abs=1e-3)
-    assert document["compared"]["good"]["poor"]["action_mse_ratio"] == pytest.approx(0.04, rel=0.01)
-    assert set(document["conditions"]) == {"background", "blur", "jpeg", "occlusion"}
+    assert document["comparison"]["good"]["poor"]["action_mse_ratio"] == pytest.approx(0.04, rel=0.01)
+    assert set(document["corruptions"]) == {"background", "blur", "jpeg", "occlusion"}
     assert (tmp_path / "out" / "curves_000000.png").exists()
     assert printed.err == "jidm: poor was trained on 1 episode (0) of these; choose others\n"
-    for word in ("NVE", "good", "poor", "RIVAL", "0.040", "background"):
+    for word in ("NVE", "good", "poor", "OTHER", "0.040", "background"):
         assert word in printed.out
 
 

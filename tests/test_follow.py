@@ -18,13 +18,13 @@ from jidm.flow import Flow
 DT = 1 / 16
 MATCHING = LearnedTrackerOptions(refinement_stages=())
 """Known fields tell motion by matching; their pictures have nothing to compare."""
-ALONE = replace(MATCHING, anchor=False)
+ALONE = replace(MATCHING, use_pose_readings=False)
 
 
 @pytest.fixture(autouse=True)
 def no_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold every step back a little; how much, the tests of the step say."""
-    monkeypatch.setattr("jidm.estimation.factors.learned.RIDGE", 1e-12)
+    monkeypatch.setattr("jidm.estimation.step_estimation.RIDGE", 1e-12)
 
 
 def limits(upper: float = 1.2, velocity: float = 100.0, dtype: torch.dtype = torch.float64) -> JointLimits:
@@ -68,7 +68,7 @@ def moves(steps: list[TrackedStep]) -> Tensor:
 @pytest.mark.parametrize("anchor", [True, False])
 def test_exact_steps_add_up_exactly(anchor: bool) -> None:
     q = film()
-    _, steps = followed(ExactStepField(LinearMotion()), q, replace(MATCHING, anchor=anchor))
+    _, steps = followed(ExactStepField(LinearMotion()), q, replace(MATCHING, use_pose_readings=anchor))
     torch.testing.assert_close(positions(steps), q[1:], rtol=0, atol=1e-8)
     torch.testing.assert_close(moves(steps), q.diff(dim=0), rtol=0, atol=1e-8)
     assert all(s.valid and s.accepted and s.observable.all() for s in steps)
@@ -84,7 +84,7 @@ def test_curved_paths_are_followed() -> None:
 
 def test_expected_pose_bends_the_second_picture() -> None:
     q, field = film(4), ExactStepField(LinearMotion())
-    lasting = replace(ALONE, persistence=DT / math.log(2))
+    lasting = replace(ALONE, velocity_time_constant=DT / math.log(2))
     followed(field, q, lasting)
     # Asked at the start, then for each frame at the expected pose, then where it was found.
     torch.testing.assert_close(field.queried[0][0], q[0])
@@ -102,11 +102,11 @@ def test_readings_hold_what_steps_let_drift() -> None:
     field.step_std_scale *= 10
     free = positions(followed(field, q)[1]) - q[1:]
     torch.testing.assert_close(free[-1], torch.full((2,), 0.29).double(), rtol=0.05, atol=0)
-    held = positions(followed(field, q, replace(MATCHING, repeats=1.0))[1]) - q[1:]
+    held = positions(followed(field, q, replace(MATCHING, correlation_length=1.0))[1]) - q[1:]
     assert held[-1].abs().max() < 0.1
     assert held[-1].abs().max() < 1.2 * held[20].abs().max()  # it has settled
     # Readings that are said to be alike over many frames count less.
-    loose = positions(followed(field, q, replace(MATCHING, repeats=16.0))[1]) - q[1:]
+    loose = positions(followed(field, q, replace(MATCHING, correlation_length=16.0))[1]) - q[1:]
     assert held[-1].abs().max() < loose[-1].abs().max() < free[-1].abs().max()
 
 
@@ -116,13 +116,13 @@ def test_readings_that_cannot_be_are_not_believed() -> None:
     field.step_std_scale *= 10
     expected = positions(followed(field, q)[1])
     field.pose_bias += torch.tensor([0.9, 0.0]).double()
-    steps = followed(field, q, replace(MATCHING, repeats=1.0))[1]
+    steps = followed(field, q, replace(MATCHING, correlation_length=1.0))[1]
     torch.testing.assert_close(
         positions(steps)[:, 0], expected[:, 0], rtol=0, atol=1e-3
     )  # the other joint's tell a little
     std = [s.position_covariance.diagonal().sqrt() for s in steps]
     assert std[-1][0] > 1.2 * std[-1][1]  # only the other joint is held
-    open_gate = followed(field, q, replace(MATCHING, repeats=1.0, gate=1e6))[1]
+    open_gate = followed(field, q, replace(MATCHING, correlation_length=1.0, gate=1e6))[1]
     assert positions(open_gate)[-1, 0] - q[-1, 0] > 0.1
 
 
@@ -180,7 +180,7 @@ def test_motion_that_is_not_the_robots_is_called_so() -> None:
     _, steps = followed(field, still)
     assert not any(s.valid for s in steps) and all(s.accepted for s in steps)
     assert not moves(steps).any()
-    believing = followed(field, still, replace(ALONE, least_motion=50.0))[1]
+    believing = followed(field, still, replace(ALONE, min_image_motion=50.0))[1]
     assert all(s.valid for s in believing)
 
 
@@ -209,7 +209,7 @@ def test_later_frames_correct_earlier_steps() -> None:
         field = ExactStepField(LinearMotion())
         field.correlation.noise = 0.5
         field.pose_std = 0.003  # poses read off the pictures are right
-        follower = LearnedTracker(field, limits(), replace(MATCHING, repeats=1.0), keep_history=remembers)
+        follower = LearnedTracker(field, limits(), replace(MATCHING, correlation_length=1.0), keep_history=remembers)
         follower.start(numbered_frames(q)[0], q[0] + 0.05)
         steps = [follower.step(frame, DT) for frame in numbered_frames(q)[1:]]
         later = follower.smooth(steps)
@@ -248,7 +248,7 @@ def test_limits_are_never_left(drift: float, anchor: bool) -> None:
     field.correlation.drift, field.correlation.noise = drift, 1.0
     field.step_std_scale *= 1e3
     field.pose_bias += drift / 3
-    _, steps = followed(field, film(8), replace(MATCHING, anchor=anchor, gate=1e9), bounds)
+    _, steps = followed(field, film(8), replace(MATCHING, use_pose_readings=anchor, gate=1e9), bounds)
     assert positions(steps).abs().max() <= 0.8 + 1e-12
     assert moves(steps).abs().max() <= 2.0 * DT + 1e-12
     assert moves(steps).isfinite().all()

@@ -97,7 +97,7 @@ def read(field: LearnedField, image: torch.Tensor, q: torch.Tensor) -> tuple[tor
 
 def test_detail_changes_nothing_that_does_not_look_closer() -> None:
     field, image, q = untrained(height=64, width=96), random_images(2, width=96), torch.randn(2, 2)
-    close = LearnedField(replace(field.config, detail=2))
+    close = LearnedField(replace(field.config, input_scale=2))
     close.load_state_dict(field.state_dict())
     larger = image.repeat_interleave(2, -1).repeat_interleave(2, -2)
     assert close.config.input_size == (128, 192) and close.config.grid == field.config.grid
@@ -178,9 +178,9 @@ def test_guesses_learn_without_bending_what_the_field_sees() -> None:
 
 
 def test_a_field_without_that_head_says_so() -> None:
-    field = untrained(guess=False)
+    field = untrained(step_regression=False)
     assert field.step_head is None
-    with pytest.raises(InputError, match="guess=True"):
+    with pytest.raises(InputError, match="step_regression=True"):
         field.regress_step(field.encode(random_images(1)), field.encode(random_images(1)), flows_between(1))
 
 
@@ -239,7 +239,7 @@ def test_modulation_adds_a_plane() -> None:
 
 
 def test_config_survives_json() -> None:
-    made = config(height=96, width=160, size="small", reach=6, delta_correlation=((1.0, 0.5), (0.5, 1.0)))
+    made = config(height=96, width=160, size="small", search_radius=6, delta_correlation=((1.0, 0.5), (0.5, 1.0)))
     again = LearnedFieldConfig.from_dict(json.loads(json.dumps(asdict(made))))
     assert again == made and again.grid == (48, 80) and again.n == 2
     field = LearnedField.from_config(json.loads(json.dumps(asdict(config()))))
@@ -252,8 +252,8 @@ def test_config_survives_json() -> None:
     [
         ({"height": 60}, "multiples of 16.*resize"),
         ({"width": 16}, "at least 32"),
-        ({"size": "huge"}, "unknown size 'huge'; known: tiny"),
-        ({"reach": 0}, "reach must be at least 1"),
+        ({"size": "huge"}, "unknown size 'huge'; known: base, small, tiny"),
+        ({"search_radius": 0}, "search_radius must be at least 1"),
         ({"q_mean": (0.0,)}, "q_mean has 1 entries for 2 joints"),
         ({"joint_types": ("revolute",) * 3}, "joint_types has 3 entries"),
         ({"q_std": (0.1, 0.0)}, "positive q_std"),
@@ -275,8 +275,8 @@ def test_no_joints_are_refused() -> None:
 
 def test_config_of_another_version_is_refused_by_name() -> None:
     values = asdict(config())
-    with pytest.raises(CheckpointError, match="unknown entries: colour, depth"):
-        LearnedFieldConfig.from_dict({**values, "depth": 3, "colour": 1})
+    with pytest.raises(CheckpointError, match="unknown entries: color, depth"):
+        LearnedFieldConfig.from_dict({**values, "depth": 3, "color": 1})
     del values["q_mean"]
     with pytest.raises(CheckpointError, match=r"incomplete.*q_mean"):
         LearnedFieldConfig.from_dict(values)

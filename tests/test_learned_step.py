@@ -22,13 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.estimation.dense_photometric import symmetric_flow
-from jidm.estimation.factors.learned import (
-    StepEstimate,
-    _with_photometric_residual,
-    estimate_step,
-    predict_steps,
-    step_prior,
-)
 from jidm.estimation.kalman import Gaussian
 from jidm.estimation.refinement import (
     REFINEMENT_STAGES,
@@ -37,6 +30,13 @@ from jidm.estimation.refinement import (
     JacobianPredictor,
     RefinementStage,
     measured_flow,
+)
+from jidm.estimation.step_estimation import (
+    StepEstimate,
+    _with_photometric_residual,
+    estimate_step,
+    predict_steps,
+    step_prior,
 )
 from jidm.fields.free import LearnedField
 from jidm.fields.free.blocks import downsample, luma
@@ -51,7 +51,7 @@ def likely(mean: Tensor, std: float = 10.0) -> Gaussian:
 def known_step(field: ExactStepField, q: Tensor, q_next: Tensor, **options: object) -> StepEstimate:
     seen = field.encode(numbered_frames(torch.stack([q, q_next])))
     at = FieldEvaluation.of(field, seen, torch.stack([q, q_next]))
-    return estimate_step(field, at[:1], at[1:], **{"closer": (), **options})  # type: ignore[arg-type]
+    return estimate_step(field, at[:1], at[1:], **{"refinement_stages": (), **options})  # type: ignore[arg-type]
 
 
 def step_between(field: LearnedField, first: Tensor, second: Tensor, q: Tensor, q_next: Tensor, **more) -> StepEstimate:
@@ -88,7 +88,7 @@ def errors_of_halved_steps(both_ways: bool) -> list[float]:
 
 
 def test_both_ways_together_err_by_the_third_power_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jidm.estimation.factors.learned.RIDGE", 1e-9)  # whose pull is of first order
+    monkeypatch.setattr("jidm.estimation.step_estimation.RIDGE", 1e-9)  # whose pull is of first order
     one, half, quarter = errors_of_halved_steps(True)
     assert 7 < one / half < 9 and 7 < half / quarter < 9
     alone = errors_of_halved_steps(False)
@@ -101,13 +101,13 @@ class Rendered(ExactStepField):
 
     def __init__(self, detail: int = 1) -> None:
         super().__init__(TwoPivots())
-        self.pair = ZeroFlowHead()
+        self.correlation = ZeroFlowHead()
         self.detail = detail
 
     def between(self, q: Tensor, q_next: Tensor, **options: object) -> StepEstimate:
         poses = torch.stack([q, q_next]).double()
         image = torch.stack([self.motion_model.render(one, self.detail) for one in poses])
-        seen = replace(self.encode(image), small=downsample(luma(image), self.detail))
+        seen = replace(self.encode(image), gray_downsampled=downsample(luma(image), self.detail))
         at = FieldEvaluation.of(self, seen, poses)
         return estimate_step(self, at[:1], at[1:], **options)
 
@@ -173,7 +173,9 @@ def test_an_expected_step_helps_where_it_fits_and_harms_nowhere() -> None:
     fits, misleads = ((way * far + torch.tensor([0.02, -0.03]).double())[None] for way in (1, -1))
     fine = (RefinementStage(None, 0.05),) * 3  # which alone do not reach that far
     lost, found, misled = (
-        Rendered(2).between(Q, Q + far, prior=None if step is None else likely(step), closer=fine).steps[-1][0]
+        Rendered(2)
+        .between(Q, Q + far, prior=None if step is None else likely(step), refinement_stages=fine)
+        .steps[-1][0]
         for step in (None, fits, misleads)
     )
     assert (lost - far).norm() > 0.3 * far.norm()
@@ -185,7 +187,7 @@ def test_an_expected_step_helps_where_it_fits_and_harms_nowhere() -> None:
 def test_seen_motion_is_that_of_the_robots_pixels(detail: int) -> None:
     field = Rendered(detail)
     found = field.between(Q, Q + STEP)
-    off = field.between(Q, Q + STEP, prior=likely(0.9 * STEP[None]), closer=(RefinementStage(None, 0.05),))
+    off = field.between(Q, Q + STEP, prior=likely(0.9 * STEP[None]), refinement_stages=(RefinementStage(None, 0.05),))
     flow, shown = field.motion_model.flow(Q[None], Q[None] + STEP), field.motion_model.robot_probability(Q[None])
     for look in (
         found.photometric_measurements[-1][0],
@@ -206,7 +208,7 @@ def test_only_what_may_show_the_robot_is_compared_and_nothing_else_changes(monke
     part = some.photometric_measurements[-1][0].crop
     assert part is not None and 12 <= part.bottom - part.top < GRID and 12 <= part.right - part.left < GRID
     whole = Crop(0, GRID, 0, GRID)
-    monkeypatch.setattr(Crop, "showing", lambda mask: whole)
+    monkeypatch.setattr(Crop, "around_robot", lambda mask: whole)
     every = Rendered(2).between(Q, Q + STEP)
     for one, other in zip(some.steps, every.steps, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
@@ -230,16 +232,16 @@ def test_what_hides_the_robot_does_not_count() -> None:
 def test_background_that_the_mask_takes_in_does_not_hold_the_step_back() -> None:
     field, poses = Rendered(2), torch.stack([Q, Q + STEP])
     image = torch.stack([field.motion_model.render(one, 2) for one in poses])
-    at = FieldEvaluation.of(field, replace(field.encode(image), small=downsample(luma(image), 2)), poses)
+    at = FieldEvaluation.of(field, replace(field.encode(image), gray_downsampled=downsample(luma(image), 2)), poses)
     grown = F.max_pool2d(at.mask[:, None], 3, 1, 1)[:, 0].clamp(max=1.0)  # a cell too much on every side, and unsure
     shown = torch.stack([field.motion_model.robot_probability(one[None])[0] > 0.5 for one in poses])
     texture = 0.3 * torch.rand(3, *image.shape[-2:], generator=torch.Generator().manual_seed(0)).double()
     behind = ~F.interpolate(shown[:, None].double(), size=image.shape[-2:]).bool()
     image = torch.where(behind, image + texture, image)
-    at = FieldEvaluation(replace(field.encode(image), small=downsample(luma(image), 2)), at.jacobian, grown)
+    at = FieldEvaluation(replace(field.encode(image), gray_downsampled=downsample(luma(image), 2)), at.jacobian, grown)
     errors = []
     for settled in (False, True):
-        looks = (*REFINEMENT_STAGES[:-2], *(replace(x, settled=settled) for x in REFINEMENT_STAGES[-2:]))
+        looks = (*REFINEMENT_STAGES[:-2], *(replace(x, reject_static=settled) for x in REFINEMENT_STAGES[-2:]))
         found = estimate_step(field, at[:1], at[1:], refinement_stages=looks).steps[-1][0]
         errors.append(float((found - STEP).norm() / STEP.norm()))
     assert errors[1] < 0.7 * errors[0], errors
@@ -316,7 +318,8 @@ def test_a_field_that_does_not_look_closer_only_matches() -> None:
     matched = step_between(field, image[:1], image[1:], q[:1], q[1:])
     assert not matched.photometric_measurements
     torch.testing.assert_close(
-        matched.solution.delta_q, step_between(field, image[:1], image[1:], q[:1], q[1:], closer=()).solution.delta_q
+        matched.solution.delta_q,
+        step_between(field, image[:1], image[1:], q[:1], q[1:], refinement_stages=()).solution.delta_q,
     )
 
 
@@ -354,10 +357,12 @@ def test_flow_given_there_and_back_is_solved_together() -> None:
              torch.ones(1, SIDE, SIDE).double())
         for x in (one, -other)
     )  # fmt: skip
-    found = known_step(field, q, q + one, flow=ahead, back=back)
+    found = known_step(field, q, q + one, flow=ahead, backward_flow=back)
     torch.testing.assert_close(found.solution.delta_q[0], (one + other) / 2, rtol=1e-3, atol=1e-6)
     assert len(found.flow_measurements) == 2
-    sure = [known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"back": back})]
+    sure = [
+        known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"backward_flow": back})
+    ]
     assert (sure[1].diagonal(dim1=-2, dim2=-1) != sure[0].diagonal(dim1=-2, dim2=-1)).all()
 
 
@@ -493,7 +498,7 @@ def test_gradients_reach_every_parameter() -> None:
 def test_the_step_alone_teaches_field_and_mask_and_the_first_one_matching(closer: tuple[RefinementStage, ...]) -> None:
     field = untrained()
     image, q = random_images(4), 0.1 * torch.randn(4, 2)
-    found = step_between(field, image[:2], image[2:], q[:2], q[2:], closer=closer)
+    found = step_between(field, image[:2], image[2:], q[:2], q[2:], refinement_stages=closer)
     (found.steps[-1] - 0.1).square().sum().backward()
     matching = (field.coarse_in, field.correlation.coarse_out)
     for layer in (field.field_out, field.mask_out, *(() if closer else matching)):

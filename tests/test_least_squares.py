@@ -88,11 +88,11 @@ def test_pixels_have_no_order_no_number_and_no_unit_of_weight(robust) -> None:
     order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
     same(solve_flow(J[:, order], f[:, order], w[:, order], robust=robust), whole)
     scaled = solve_flow(J, f, 7e-5 * w, robust=robust)
-    for key in ("delta_q", "residual", "explained", "motion", "observable"):
+    for key in ("delta_q", "residual", "explained_fraction", "motion", "observable"):
         torch.testing.assert_close(getattr(scaled, key), getattr(whole, key), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(scaled.covariance, whole.covariance, rtol=1e-9, atol=0)
     twice = solve_flow(J.repeat(1, 2, 1, 1), f.repeat(1, 2, 1), w.repeat(1, 2), robust=robust)
-    for key in ("delta_q", "residual", "explained", "motion", "observable"):
+    for key in ("delta_q", "residual", "explained_fraction", "motion", "observable"):
         torch.testing.assert_close(getattr(twice, key), getattr(whole, key), rtol=1e-9, atol=1e-12)
     # Twice the data, half the variance (but for the n degrees of freedom).
     torch.testing.assert_close(twice.covariance * 2, whole.covariance, rtol=0.02, atol=0)
@@ -587,7 +587,7 @@ def test_wrong_input_is_refused_by_name() -> None:
         unchecked(solve_flow)(J, f, robust="huber")
     with pytest.raises(InputError, match="above its upper"):
         solve_flow(J, f, bounds=(d, d - 1))
-    with pytest.raises(InputError, match="unit"):
+    with pytest.raises(InputError, match="joint_scale"):
         solve_flow(J, f, joint_scale=torch.zeros(N).double())
     with pytest.raises(InputError, match="standard deviation"):
         solve_flow(J, f, prior=Prior(d, torch.zeros_like(d)))

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jidm import Embodiment, JacobianIDM
+from jidm import JacobianIDM, load_embodiment
 from jidm.errors import InputError, VideoError
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.rewards import TERMS, ExecutabilityReward, TermScales, eva_reward
 from jidm.rewards.integrations import VideoAlignReward, flow_grpo, trl
 from jidm.rewards.terms import TermScale
@@ -33,13 +33,13 @@ GOOD = 5
 @pytest.fixture(scope="module")
 def scene():
     """Videos (N, T, 3, H, W), their true positions (N, T, n), and a reward without scales."""
-    robot = Embodiment.load(NAME)
+    robot = load_embodiment(NAME)
     camera = robot.camera().resized(SIZE, SIZE * 10 // 7)
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
     with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
         videos = [renderer.render_video(q, camera).rgb for q in motions]
     idm = JacobianIDM.from_embodiment(
-        robot, camera=camera, limits="none", points=800, options=AnalyticTrackerOptions(refine="none")
+        robot, camera=camera, limits="none", points=800, options=AnalyticOptions(refine="none")
     )
     frames = torch.from_numpy(np.stack(videos)).permute(0, 1, 4, 2, 3).float() / 255
     return frames, np.stack(motions), ExecutabilityReward(idm)

@@ -127,7 +127,7 @@ def test_a_pose_is_led_only_where_much_is_won_by_it(
     off: float, led: bool, finger: Clip, field: AnalyticField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the robot holds is seen before the background as well."""
-    monkeypatch.setattr("jidm.estimation.factors.photometric.BrightnessTerm.cost", lambda self, q, level: 0.0)
+    monkeypatch.setattr("jidm.estimation.factors.photometric.PhotometricFactor.cost", lambda self, q, level: 0.0)
     q = truth(finger, 2)
     seen = q + torch.tensor([off, 0.0, 0.0]).double()
     pyramid = BrightnessPyramid.from_frame(torch.full_like(finger.frames[2], 0.5))  # brightness says nothing

@@ -1,4 +1,4 @@
-"""Self-play as a data set: the same bytes by every way, after any interruption, and right in what it says."""
+"""Motor babbling as a data set: the same bytes however the work is shared or interrupted, and correct labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from jidm.camera.model import Camera
 from jidm.cli import main
 from jidm.datasets import open_dataset, validate_dataset
 from jidm.errors import DatasetError, InputError
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.sim.appearance import Appearance
-from jidm.sim.babble import BabbleConfig, Recorder, babble, episode_arrays, jitter_camera
+from jidm.sim.babble import BabbleConfig, Recorder, babble
 from jidm.sim.babble_motion import usable_range
 from jidm.sim.scene import Scene
 
@@ -28,8 +29,14 @@ SMALL = BabbleConfig(embodiment="planar_finger_2", episodes=6, frames=5, width=3
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file by its path: what "the same data set" means."""
+    """Every file by its path. Data sets are the same if their trees are equal."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def recorded(config: BabbleConfig, index: int) -> dict[str, Any]:
+    """Episode `index` from a recorder of its own."""
+    with Recorder(config) as recorder:
+        return recorder.episode(index)
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +46,23 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-# ---- the same by every way --------------------------------------------------------------------------------------
+# ---- sharing the work -------------------------------------------------------------------------------------------
 
 
 def test_an_episode_is_a_function_of_configuration_and_number():
-    with Recorder(SMALL) as stage:
-        in_order = [stage.episode(k) for k in (4, 0, 2)]
-    alone = episode_arrays(SMALL, 2)
+    with Recorder(SMALL) as recorder:
+        in_order = [recorder.episode(k) for k in (4, 0, 2)]
+    alone = recorded(SMALL, 2)
     for key in ("state", "action"):
         assert (alone[key] == in_order[2][key]).all()
     for key in ("frames", "extras"):
         assert alone[key].keys() == in_order[2][key].keys()
         assert all((alone[key][name] == in_order[2][key][name]).all() for name in alone[key])
     assert not (alone["frames"]["front"] == in_order[0]["frames"]["front"]).all()
-    other = episode_arrays(replace(SMALL, seed=4), 2)
+    other = recorded(replace(SMALL, seed=4), 2)
     assert not np.allclose(other["state"], alone["state"])
-    # More episodes leave those that are there as they are.
-    assert (episode_arrays(replace(SMALL, episodes=60), 2)["state"] == alone["state"]).all()
+    # More episodes do not change the first ones.
+    assert (recorded(replace(SMALL, episodes=60), 2)["state"] == alone["state"]).all()
 
 
 def test_shards_in_any_order_write_the_same(plain: Path, tmp_path: Path):
@@ -63,7 +70,7 @@ def test_shards_in_any_order_write_the_same(plain: Path, tmp_path: Path):
         assert not (tmp_path / "meta" / "info.json").exists()
         babble(SMALL, tmp_path, shard=(i, 3))
     assert tree(tmp_path) == tree(plain)
-    babble(SMALL, tmp_path)  # all there: nothing changes
+    babble(SMALL, tmp_path)  # all episodes are there: nothing changes
     assert tree(tmp_path) == tree(plain)
 
 
@@ -81,33 +88,33 @@ def test_ray_writes_the_same(plain: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert tree(tmp_path) == tree(plain)
 
 
-# ---- killed -----------------------------------------------------------------------------------------------------
+# ---- interruptions ----------------------------------------------------------------------------------------------
 
 
-def killed_again_and_again(out: Path, times: int, config: BabbleConfig) -> int:
-    """Start recording, kill it at a random moment, `times` over; how many kills struck a process at work."""
+def kill_repeatedly(out: Path, times: int, config: BabbleConfig) -> int:
+    """Start recording and kill it at a random moment, `times` times; the number of kills that hit a running process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jidm.sim.babble"])
-    rng, there, struck = np.random.default_rng(0), set(), 0
+    rng, finished, hits = np.random.default_rng(0), set(), 0
     for _ in range(times):
         process = context.Process(target=babble, args=(config, out))
         process.start()
         time.sleep(float(rng.uniform(0.3, 1.5)))
-        struck += process.is_alive()
-        process.kill()  # nothing where it has ended by itself
+        hits += process.is_alive()
+        process.kill()  # no effect if it has ended by itself
         process.join()
         whole = {p.name for p in (out / "data").rglob("*.parquet")} if (out / "data").is_dir() else set()
-        assert whole >= there  # nothing finished is lost
-        there = whole
+        assert whole >= finished  # no finished episode is lost
+        finished = whole
         for table in (out / "data").rglob("*.parquet") if whole else ():
-            film = out / "videos" / "observation.images.front" / "chunk-000" / table.with_suffix(".mp4").name
-            assert film.stat().st_size > 0  # an episode that is there is whole
-    return struck
+            video = out / "videos" / "observation.images.front" / "chunk-000" / table.with_suffix(".mp4").name
+            assert video.stat().st_size > 0  # a finished episode is complete
+    return hits
 
 
-def test_kills_leave_whole_episodes_and_the_end_is_the_same(tmp_path: Path):
+def test_kills_leave_complete_episodes_and_recording_resumes(tmp_path: Path):
     config = replace(SMALL, episodes=20)
-    assert killed_again_and_again(tmp_path / "killed", 3, config) >= 1
+    assert kill_repeatedly(tmp_path / "killed", 3, config) >= 1
     babble(config, tmp_path / "killed")
     babble(config, tmp_path / "whole")
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
@@ -131,7 +138,7 @@ def test_workers_end_with_their_parent(tmp_path: Path):
 
 
 def runs(process: str) -> bool:
-    """Whether there is such a process, and not only its entry, which whoever adopted it has yet to read."""
+    """Whether there is such a process that is no zombie."""
     try:
         return ") Z " not in Path("/proc", process, "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -148,72 +155,72 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path):
     config = replace(SMALL, episodes=200)  # more than fast machines finish between the kills
-    assert killed_again_and_again(tmp_path / "killed", 20, config) >= 10
+    assert kill_repeatedly(tmp_path / "killed", 20, config) >= 10
     babble(config, tmp_path / "killed")
     babble(config, tmp_path / "whole")
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
-def test_another_plan_in_the_same_folder_is_refused(plain: Path):
+def test_another_configuration_in_the_same_folder_is_rejected(plain: Path):
     with pytest.raises(DatasetError):
         babble(replace(SMALL, seed=9), plain)
 
 
-# ---- what it says is so -----------------------------------------------------------------------------------------
+# ---- labels -----------------------------------------------------------------------------------------------------
 
 
 def test_the_data_set_reads_back(plain: Path):
     assert validate_dataset(plain) == []
     data = open_dataset(plain)
-    robot = Embodiment.load(SMALL.embodiment)
+    robot = load_embodiment(SMALL.embodiment)
     assert len(data) == SMALL.episodes and data.joint_names == robot.joint_names and data.fps == SMALL.fps
     recipe = data.recipe
     assert recipe["embodiment_hash"] == robot.content_hash and recipe["action"] == "delta_q"
     assert recipe["seed"] == SMALL.seed and recipe["embodiment"] == robot.name
     assert Camera.from_dict(recipe["cameras"]["front"]).width == SMALL.width
-    with Recorder(SMALL) as stage:
-        all_made = [stage.episode(k) for k in range(SMALL.episodes)]
+    with Recorder(SMALL) as recorder:
+        all_made = [recorder.episode(k) for k in range(SMALL.episodes)]
     for episode in data:
         made = all_made[episode.index]
         assert (episode.state == made["state"]).all() and (episode.action == made["action"]).all()
         assert np.allclose(episode.action[:-1], np.diff(episode.state, axis=0)) and (episode.action[-1] == 0).all()
         for key, values in made["extras"].items():
             assert (episode.column(key) == values).all()
-        # The film is compressed, the rest is not.
+        # The video is compressed lossily, the rest is not.
         assert np.abs(episode.video().astype(int) - made["frames"]["front"]).mean() < 8
 
 
 def test_depth_links_and_camera_agree_with_an_exact_rendering():
-    """Drawn anew from the recorded pose by the recorded camera, sampled at the grid's own pixel centres."""
-    config = replace(SMALL, width=96, height=96, objects=0, look="plain", frames=3)
-    robot = Embodiment.load(config.embodiment)
-    with Scene(robot, supersample=1) as sim:
+    """Rendered again at the recorded pose with the recorded camera, sampled at the centers of the grid's cells."""
+    config = replace(SMALL, width=96, height=96, max_objects=0, appearance="plain", frames=3)
+    robot = load_embodiment(config.embodiment)
+    with Scene(robot, supersample=1) as scene:
         for index in range(3):
-            made = episode_arrays(config, index)
+            made = recorded(config, index)
             for t in range(config.frames):
                 fx, fy, cx, cy, *T = made["extras"]["observation.camera.front"][t]
                 K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
                 pose = torch.eye(4, dtype=torch.float64)
                 pose[:3] = torch.tensor(T).reshape(3, 4)
                 camera = Camera(K=K, width=96, height=96, T_camera_base=pose)
-                exact = sim.render(made["state"][t], camera.resized(24, 24))
+                exact = scene.render(made["state"][t], camera.resized(24, 24))
                 link = made["extras"]["observation.links.front"][t]
                 depth = made["extras"]["observation.depth.front"][t]
                 assert exact.on_robot.sum() > 10
-                outline = sum((np.diff(exact.link, axis=k) != 0).sum() for k in (0, 1))
-                assert (link != exact.link).sum() < 0.25 * outline
+                silhouette = sum((np.diff(exact.link, axis=k) != 0).sum() for k in (0, 1))
+                assert (link != exact.link).sum() < 0.25 * silhouette
                 same = (link == exact.link) & (link >= 0)
                 assert np.median(np.abs(depth - exact.depth)[same]) < 2e-3 and (depth[link < 0] == 0).all()
 
 
-def test_a_thing_in_front_is_no_robot():
-    """With and without things, the same motion: links differ only where a thing covers the robot."""
+def test_objects_in_front_hide_the_robot():
+    """The same motion with and without objects: links differ only where an object covers the robot."""
     full, empty = (
-        replace(SMALL, width=96, height=96, objects=30, frames=2),
+        replace(SMALL, width=96, height=96, max_objects=30, frames=2),
         replace(SMALL, width=96, height=96, frames=2),
     )
     covered = 0
-    with Recorder(full) as crowded, Recorder(replace(empty, objects=0)) as alone:
+    with Recorder(full) as crowded, Recorder(replace(empty, max_objects=0)) as alone:
         for index in range(8):
             a, b = (s.episode(index)["extras"]["observation.links.front"] for s in (crowded, alone))
             differs = a != b
@@ -225,43 +232,27 @@ def test_a_thing_in_front_is_no_robot():
 def test_episodes_vary_in_everything():
     config = replace(SMALL, frames=2, episodes=16)
     made, seeds = [], set()
-    with Recorder(config) as stage:
+    with Recorder(config) as recorder:
         for k in range(16):
-            made.append(stage.episode(k))
-            assert stage._scene is not None
-            seeds.add(stage._scene.seed)
+            made.append(recorder.episode(k))
+            seeds.add(recorder.scene.seed)
     assert len(seeds) == 16  # of textures and backgrounds
     rows = np.stack([m["extras"]["observation.camera.front"][0] for m in made])
-    assert (rows[:, [0, 1, 7, 11, 15]].std(axis=0) > 0).all()  # focal lengths and places
+    assert (rows[:, [0, 1, 7, 11, 15]].std(axis=0) > 0).all()  # focal lengths and positions
     corners = np.stack([m["frames"]["front"][0, 0, 0] for m in made]).astype(int)
     assert len({tuple(c // 16) for c in corners}) > 8
     starts = np.stack([m["state"][0] for m in made])
-    low, high = usable_range(stage.embodiment)
+    low, high = usable_range(recorder.embodiment)
     assert (starts.std(axis=0) > 0.15 * (high - low)).all()
 
 
-def test_camera_jitter_is_as_large_as_asked():
-    camera = Embodiment.load("planar_finger_2").camera("front")
-    assert jitter_camera(camera, (0.0, 0.0, 0.0), np.random.default_rng(0)).to_dict() == camera.to_dict()
-    rng = np.random.default_rng(1)
-    made = [jitter_camera(camera, (0.02, 1.0, 0.05), rng) for _ in range(400)]
-    T = camera.T_camera_base.double()
-    focal = torch.stack([m.K[0, 0] / camera.K[0, 0] for m in made]).log()
-    turns = torch.stack([m.T_camera_base[:3, :3] @ T[:3, :3].T for m in made])
-    angle = ((torch.einsum("tii->t", turns) - 1) / 2).clamp(-1, 1).acos().rad2deg()
-    assert float(focal.std()) == pytest.approx(0.05, rel=0.15)
-    assert float((angle**2).mean().sqrt()) == pytest.approx(3**0.5, rel=0.15)
-    moved = torch.stack([m.T_camera_base[:3, 3] - r @ T[:3, 3] for m, r in zip(made, turns, strict=True)])
-    assert float(moved.std()) == pytest.approx(0.02 * float(T[:3, 3].norm()), rel=0.15)
+def test_a_plain_appearance_has_no_objects():
+    with Recorder(replace(SMALL, appearance="plain")) as recorder:
+        recorder.episode(0)
+        assert recorder.scene.appearance == Appearance.plain() and recorder.scene.objects == ()
 
 
-def test_looks_are_as_asked():
-    with Recorder(replace(SMALL, look="plain")) as stage:
-        stage.episode(0)
-        assert stage._scene is not None and stage._scene.appearance == Appearance.plain() and stage._scene.objects == ()
-
-
-# ---- refusals and the command line ------------------------------------------------------------------------------
+# ---- invalid input and the command line -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -270,21 +261,21 @@ def test_looks_are_as_asked():
         ({"frames": 1}, "frames >= 2"),
         ({"fps": 0.0}, "fps > 0"),
         ({"width": 30}, "multiples of 4"),
-        ({"look": "pretty"}, "unknown look 'pretty'"),
+        ({"appearance": "pretty"}, "unknown appearance 'pretty'"),
         ({"cameras": ()}, "needs a camera"),
-        ({"objects": -1}, "objects >= 0"),
-        ({"amplitude": 1.2}, "amplitude in"),
+        ({"max_objects": -1}, "max_objects >= 0"),
+        ({"range_fraction": 1.2}, "range_fraction in"),
     ],
 )
-def test_senseless_configurations_are_refused(wrong: dict, words: str):
+def test_invalid_configurations_are_rejected(wrong: dict, words: str):
     with pytest.raises(InputError, match=words):
         replace(SMALL, **wrong)
 
 
-@pytest.mark.parametrize("shares", [{"shard": (3, 3)}, {"shard": (-1, 2)}, {"workers": 0}])
-def test_senseless_shares_are_refused(shares: dict, tmp_path: Path):
+@pytest.mark.parametrize("sharing", [{"shard": (3, 3)}, {"shard": (-1, 2)}, {"workers": 0}])
+def test_invalid_shards_are_rejected(sharing: dict, tmp_path: Path):
     with pytest.raises(InputError, match=r"shard must be i/N"):
-        babble(SMALL, tmp_path, **shares)
+        babble(SMALL, tmp_path, **sharing)
 
 
 def test_the_command_line_records(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]):

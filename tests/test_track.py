@@ -10,7 +10,7 @@ import pytest
 import torch
 from rendered import FPS, HEIGHT, WIDTH, Clip, clip
 
-from jidm import AnalyticField, Embodiment
+from jidm import AnalyticField, load_embodiment
 from jidm.estimation.alignment import Alignment, AlignOptions, align
 from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits
 from jidm.estimation.factors.contour import ContourFactor
@@ -137,7 +137,11 @@ def test_nothing_seen_is_not_valid_and_as_wide_as_the_speed_allows(finger: Clip,
 
 def test_uncertainty_grows_with_flow_and_is_held_by_outlines(finger: Clip, field: AnalyticField) -> None:
     ends = {}
-    for name, options in {"flow": {"refine": "none"}, "free": {"anchor": False}, "anchored": {"anchor": True}}.items():
+    for name, options in {
+        "flow": {"refine": "none"},
+        "free": {"use_contours": False},
+        "anchored": {"use_contours": True},
+    }.items():
         made = tracker(finger, field, **options)
         spread = [
             float(made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t]).position_covariance.trace())
@@ -155,7 +159,7 @@ def test_what_was_seen_first_holds_back_drift(finger: Clip, field: AnalyticField
     flow = DisFlow()
 
     def end(lasting: bool) -> float:
-        made = tracker(finger, field, anchor=False, lasting=lasting)
+        made = tracker(finger, field, use_contours=False, use_reference_appearance=lasting)
         for a, b in pairwise(order):
             made.step(finger.frames[b], 3 / FPS, flow(finger.frames[a], finger.frames[b]))
         return float((made.q - torch.from_numpy(finger.q[0])).abs().mean())
@@ -168,7 +172,7 @@ def test_a_lost_pose_is_found_by_the_silhouette(finger: Clip, field: AnalyticFie
     """Lost means that what brightness compares with was taken from the wrong places."""
 
     def error(anchor: bool) -> float:
-        made = tracker(finger, field, anchor=anchor)
+        made = tracker(finger, field, use_contours=anchor)
         for t in range(3):  # uncovers some of the background
             made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t])
         made.q = made.q + torch.tensor([0.16, -0.2, 0.0]).double()
@@ -194,7 +198,7 @@ def test_a_joint_without_speed_limit_reaches_a_quarter_of_its_unit() -> None:
 def test_a_joint_goes_on_as_it_moved_and_one_that_rests_is_expected_to_rest(
     finger: Clip, field: AnalyticField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, dt = tracker(finger, field, memory=2.0), 1 / FPS
+    made, dt = tracker(finger, field, process_noise_window=2.0), 1 / FPS
     step = torch.tensor([0.06, 0.0, 0.0]).double()
     start, priors = made.q, []
 
@@ -216,7 +220,7 @@ def test_a_joint_goes_on_as_it_moved_and_one_that_rests_is_expected_to_rest(
 @pytest.mark.parametrize(("name", "size"), [("planar_finger_3", 0.2), ("planar_finger_5", 0.1)])
 def test_one_link_that_moves_alone_is_followed(name: str, size: float) -> None:
     """Everything else fits perfectly, and on that scale all of the moving link's points are outliers."""
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     camera = robot.camera().resized(WIDTH, HEIGHT)
     q = np.stack([robot.home, robot.home])
     q[1, -1] += size

@@ -13,7 +13,7 @@ from urdf_oracle import assert_same, link_poses_scipy
 from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_visual, robot
 
 from jidm.errors import UrdfError
-from jidm.robot.factory import from_model
+from jidm.robot.factory import embodiment_from_model
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
 
@@ -112,7 +112,7 @@ def test_encodings(encode: object) -> None:
     assert parse_urdf(encode(text)).root == "Gerät"  # type: ignore[operator]
 
 
-def test_axes_are_normalised() -> None:
+def test_axes_are_normalized() -> None:
     for xyz, expected in [
         ("0 0 2", (0, 0, 1)),
         ("3e-5 0 -4e-5", (0.6, 0, -0.8)),
@@ -208,7 +208,7 @@ def test_a_mimic_of_no_slope_stands_still() -> None:
 def test_a_chain_of_1200_links_loads_and_runs() -> None:
     model = parse_urdf(chain(1200))
     assert len(model.links) == 1200
-    arm = from_model(model, name="chain", fingerprint="")
+    arm = embodiment_from_model(model, name="chain", fingerprint="")
     q = np.random.default_rng(0).uniform(-0.5, 0.5, arm.n)
     poses = Kinematics.from_embodiment(arm).link_poses(torch.from_numpy(q)).numpy()
     expected = link_poses_scipy(model, dict(zip(arm.joint_names, q, strict=True)))

@@ -12,7 +12,7 @@ from conftest import REPOSITORY, material
 from urdf_oracle import PinocchioModel, assert_same, disagreements, link_poses_scipy, random_joints
 
 from jidm.errors import EmbodimentError, MissingExtraError, UrdfError
-from jidm.robot.factory import from_model
+from jidm.robot.factory import embodiment_from_model
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.mesh_resolver import package_roots
 from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
@@ -96,7 +96,7 @@ def test_joints_limits_and_poses_agree_with_pinocchio(path: Path, capfd: pytest.
     found = disagreements(model, peer)
     assert found["joints"] == []
     assert found["limits"] == []
-    assert found["metres"] <= 1e-6
+    assert found["meters"] <= 1e-6
     assert found["radians"] <= 1e-6
 
 
@@ -105,7 +105,7 @@ def test_every_file_moves(path: Path) -> None:
     """Kinematics of what was read, mimics included, against scipy's rotations one joint at a time."""
     model = read_urdf(path)
     try:
-        robot = from_model(model, name="robot", fingerprint="")
+        robot = embodiment_from_model(model, name="robot", fingerprint="")
     except EmbodimentError as error:
         assert "no joint moves" in str(error)
         assert not model.movable_joints
@@ -170,7 +170,7 @@ def test_the_oracle_can_fail(tmp_path: Path) -> None:
     peer = PinocchioModel(path)
     assert disagreements(parse_urdf(text), peer)["limits"] == []
     assert disagreements(parse_urdf(text.replace("upper='1'", "upper='1.001'")), peer)["limits"]
-    assert disagreements(parse_urdf(text.replace("1 0 0", "1.00001 0 0")), peer)["metres"] > 1e-6
+    assert disagreements(parse_urdf(text.replace("1 0 0", "1.00001 0 0")), peer)["meters"] > 1e-6
     assert disagreements(parse_urdf(text.replace("0 0 1", "0 1e-4 1")), peer)["radians"] > 1e-6
 
 
@@ -191,7 +191,7 @@ def test_robots_of_installed_packages_agree_with_pinocchio(package: str, capfd: 
             continue
         found = disagreements(model, peer, poses=2, seed=loaded)
         assert (found["joints"], found["limits"]) == ([], []), path
-        assert max(found["metres"], found["radians"]) <= 1e-6, path
+        assert max(found["meters"], found["radians"]) <= 1e-6, path
         loaded += 1
     assert loaded >= (25 if package == "pybullet_data" else 60)
 

@@ -11,7 +11,9 @@ import pytest
 from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_visual, parse_error, robot
 
 from jidm.errors import UrdfError
-from jidm.robot.urdf.reader import MAX_BYTES, parse_urdf, read_urdf, xml
+from jidm.robot.urdf import xml
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.xml import MAX_BYTES
 
 ENTITIES = "<!ENTITY a 'ha'><!ENTITY b '&a;&a;&a;&a;'>"
 XML = {
@@ -318,6 +320,6 @@ def test_a_long_chain_of_mimics_is_checked_soon() -> None:
     )
     text = robot(body, *joints)
     started = time.perf_counter()
-    model: RobotModel = parse_urdf(text)
+    model = parse_urdf(text)
     assert time.perf_counter() - started < 20
     assert len(model.movable_joints) == count

@@ -85,7 +85,7 @@ def disagreements(model: RobotModel, reference: PinocchioModel, *, poses: int = 
             meters = max(meters, float(np.abs(ours[name][:3, 3] - pose[:3, 3]).max()))
             # For small angles the difference of two rotation matrices is the sine of the angle between them.
             radians = max(radians, float(np.linalg.norm(ours[name][:3, :3] - pose[:3, :3])) / np.sqrt(2))
-    return found | {"metres": meters, "radians": radians}
+    return found | {"meters": meters, "radians": radians}
 
 
 def _limits(model: RobotModel, reference: PinocchioModel) -> list[str]:

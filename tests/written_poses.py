@@ -1,4 +1,4 @@
-"""Stand-ins for recordings and models: poses are written into the pixels, so a model can read them back exactly."""
+"""Stand-ins for recordings and models: poses are encoded in the pixels, so a model can decode them exactly."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 from jidm.estimation.result import JointMotion
 
 POSE_RANGE = 8.0
-"""Poses in (-4, 4) are written, to about 5e-7."""
+"""Poses in (-4, 4) are encoded, to about 5e-7."""
 
 
 def encode_poses(q: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(T, H, W, 3) uint8 pictures whose first pixels hold q (T, n) in 24 bits each."""
-    pictures = np.full((len(q), height, width, 3), 90, np.uint8)
+    """(T, H, W, 3) uint8 images whose first pixels hold q (T, n) in 24 bits each."""
+    images = np.full((len(q), height, width, 3), 90, np.uint8)
     level = np.rint((q / POSE_RANGE + 0.5) * (2**24 - 1)).astype(np.int64)
     for byte in range(3):
-        pictures[:, 0, : q.shape[1], byte] = (level >> (8 * byte)) & 255
-    return pictures
+        images[:, 0, : q.shape[1], byte] = (level >> (8 * byte)) & 255
+    return images
 
 
 def decode_poses(video: torch.Tensor, n: int) -> torch.Tensor:
-    """The inverse of `write_poses`, from (T, 3, H, W) pictures in [0, 1]."""
+    """The inverse of `encode_poses`, from (T, 3, H, W) images in [0, 1]."""
     bytes_ = (video[:, :, 0, :n] * 255).round().double()
     level = (bytes_ * torch.tensor([1.0, 256.0, 65536.0], dtype=torch.float64)[:, None]).sum(1)
     return (level / (2**24 - 1) - 0.5) * POSE_RANGE
@@ -33,7 +33,7 @@ def decode_poses(video: torch.Tensor, n: int) -> torch.Tensor:
 
 @dataclass
 class InMemoryDataset:
-    """What a `RecordedDataset` offers, out of memory."""
+    """The interface of a `RecordedDataset`, in memory."""
 
     q: dict[int, np.ndarray]
     joint_names: tuple[str, ...]
@@ -60,7 +60,7 @@ class InMemoryDataset:
 
 
 class PixelPoseModel:
-    """Reads the poses off the pictures and then errs as told: steps are scaled, and one step in a video is not valid."""
+    """Decodes the poses from the pixels with given errors: steps are scaled, and one step in a video is not valid."""
 
     def __init__(
         self, joint_names: tuple[str, ...], *, scale: float = 1.0, std: float = 0.01, invalid: int | None = None

@@ -1,9 +1,9 @@
-"""Other people's inverse dynamics models, trained, saved and decoded like ours, so that users can compare and choose.
+"""Inverse dynamics models by others, trained, saved and decoded like a Jacobian field, for comparison.
 
-Written from the papers' descriptions; where one differs from its original, its docstring says so.
+They are written from the papers' descriptions; where one differs from its original, its docstring says so.
 """
 
-from jidm.baselines.base import Baseline, BaselineConfig
+from jidm.baselines.base import Baseline
 from jidm.baselines.direct import DirectConfig, DirectIDM
 from jidm.baselines.direct_on_flow import DirectOnFlowConfig, DirectOnFlowIDM
 from jidm.baselines.eva import EvaAveragePoolIDM, EvaConfig, EvaIDM
@@ -12,7 +12,6 @@ from jidm.baselines.vera import VeraConfig, VeraField
 
 __all__ = [
     "Baseline",
-    "BaselineConfig",
     "BaselineIDM",
     "DirectConfig",
     "DirectIDM",

@@ -1,4 +1,4 @@
-"""Direct regression: two frames in, joint step out."""
+"""Direct regression of the joint step from two frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jidm.baselines.base import Baseline, BaselineConfig, BidirectionalFlow, Prediction, check_choice
+from jidm.baselines.base import Baseline, BidirectionalFlow, Prediction
 from jidm.baselines.trunk import (
     LEVELS,
     LOSSES,
@@ -20,15 +20,17 @@ from jidm.baselines.trunk import (
     regression_loss,
 )
 from jidm.fields.free.blocks import ConvBlock
+from jidm.fields.free.config import ModelConfig, check_choice
 from jidm.training.data.batch import PairBatch
 
 
 @dataclass(frozen=True)
-class DirectConfig(BaselineConfig):
-    """As `BaselineConfig`, and
+class DirectConfig(ModelConfig):
+    """As `ModelConfig`, and
 
     Attributes:
-        pool: "grid" (4 x 4 cells) or "average" (over the whole picture, as UniPi does).
+        pool: "grid" (4 x 4 cells) or "average" (over the whole image, as UniPi does).
+        loss: "mse" or "smooth_l1", see `regression_loss`.
     """
 
     pool: str = "average"
@@ -41,11 +43,11 @@ class DirectConfig(BaselineConfig):
 
 
 class DirectIDM(Baseline):
-    """UniPi's inverse dynamics (Du et al. 2023): convolutions over both frames, pooling, a small perceptron, MSE.
+    """UniPi's inverse dynamics model (Du et al. 2023): convolutions over both frames, pooling, a small MLP, MSE loss.
 
-    Different from the original, each in its favour: strided convolutions with group norm; the difference of the frames
-    and the pixels' coordinates are channels; pooling to 4 x 4 cells (`pool="average"` is UniPi's); and the answer is
-    half the difference of both orders of the frames, so that swapping them flips its sign exactly.
+    Differences from the original, each in its favor: strided convolutions with group normalization; the difference of the
+    frames and the pixel coordinates are input channels; optional pooling to 4 x 4 cells (`pool="average"` is UniPi's);
+    and the prediction is half the difference of both orders of the frames, so that swapping them flips its sign exactly.
     """
 
     kind: ClassVar[str] = "direct"
@@ -59,7 +61,7 @@ class DirectIDM(Baseline):
         self.regressor = PooledRegressor(levels, config.n, config.pool)
 
     def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
-        """Mean squared error of the step, in standard deviations of the training steps; needs no flow."""
+        """Loss of the step in standard deviations of the training steps; needs no flow."""
         prediction, target = self._scaled_step(batch.first, batch.second), batch.delta_q / self.delta_std
         step = regression_loss(self.config.loss, prediction, target)
         return {"step": step, "loss": step}
@@ -68,7 +70,7 @@ class DirectIDM(Baseline):
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
         before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
     ) -> Prediction:  # fmt: skip
-        """See `Baseline.measure`; `before` and `motion` are not looked at."""
+        """See `Baseline.predict`; `before` and `motion` are not used."""
         return Prediction(self._scaled_step(first, second) * self.delta_std)
 
     def _scaled_step(self, first: Tensor, second: Tensor) -> Float[Tensor, "B n"]:

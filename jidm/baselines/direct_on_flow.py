@@ -1,4 +1,4 @@
-"""Direct regression on flow: what moved, and the frame it moved in, to the joint step."""
+"""Direct regression of the joint step from flow and the first frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jidm.baselines.base import BidirectionalFlow, Prediction, check_choice
+from jidm.baselines.base import BidirectionalFlow, Prediction
 from jidm.baselines.flow_source import FlowBaseline, FlowConfig
 from jidm.baselines.trunk import (
     LEVELS,
@@ -21,10 +21,10 @@ from jidm.baselines.trunk import (
     regression_loss,
 )
 from jidm.fields.free.blocks import ConvBlock
+from jidm.fields.free.config import FLOW_SCALE, check_choice
 from jidm.training.data.batch import PairBatch
 
-_FLOW_SCALE = 2.0  # [px] of a typical motion: the scale on which the network reads flow
-_FLOW_WEIGHT = 0.15  # what the matching network's loss counts beside the step's, as in our own objective
+_FLOW_WEIGHT = 0.15  # of the matching network's loss beside the step's, as in `LossWeights`
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class DirectOnFlowConfig(FlowConfig):
     """As `FlowConfig`, and
 
     Attributes:
-        pool: "grid" (4 x 4 cells) or "average" (over the whole picture).
+        pool: "grid" (4 x 4 cells) or "average" (over the whole image).
+        loss: "mse" or "smooth_l1", see `regression_loss`.
     """
 
     pool: str = "grid"
@@ -45,10 +46,10 @@ class DirectOnFlowConfig(FlowConfig):
 
 
 class DirectOnFlowIDM(FlowBaseline):
-    """VERA's rival "direct IDM on flow" (Li et al. 2026): flow and first frame to joint step, MSE.
+    """The "direct IDM on flow" to which Li et al. (2026, VERA) compare theirs: flow and first frame to joint step, MSE loss.
 
-    The trunk is that of `DirectIDM`. Where flow is known both ways, the answer is half the difference of the two
-    directions' answers, so that swapping the frames flips its sign exactly. With `flow="learned"` the step's error
+    The trunk is that of `DirectIDM`. Where flow is known in both directions, the prediction is half the difference of those
+    of the two directions, so that swapping the frames flips its sign exactly. With `flow="learned"` the loss of the step
     also trains the matching network.
     """
 
@@ -60,15 +61,15 @@ class DirectOnFlowIDM(FlowBaseline):
         super().__init__(config)
         half, quarter, *_ = levels = LEVELS[config.size]
         self.from_image = nn.Sequential(ConvBlock(3, half, 2), nn.Conv2d(half, quarter, 3, 2, 1))
-        # Not normalised before it meets the picture: how far things moved is the very thing asked for.
+        # Flow is not normalized before it is added to the features: its magnitude is what the step depends on.
         self.from_flow = nn.Sequential(nn.Conv2d(5, quarter, 3, 1, 1), nn.GELU(), nn.Conv2d(quarter, quarter, 3, 1, 1))
         self.regressor = PooledRegressor(levels, config.n, config.pool)
 
     def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
-        """Mean squared error of the step, in standard deviations of the training steps, and of the flow where learned.
+        """Loss of the step in standard deviations of the training steps, plus that of the flow where it is learned.
 
         Raises:
-            InputError: the batch has no flow and the model no way to measure it.
+            InputError: the batch has no flow, and the model no matching network or estimator.
         """
         motion, flow = self.training_flow(batch)
         prediction, target = self._scaled_step(batch.first, batch.second, motion), batch.delta_q / self.delta_std
@@ -81,7 +82,7 @@ class DirectOnFlowIDM(FlowBaseline):
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
         before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
     ) -> Prediction:  # fmt: skip
-        """See `Baseline.measure`; `before` is not looked at."""
+        """See `Baseline.predict`; `before` is not used."""
         motion = motion or self.estimate_flow(first, second)
         return Prediction(self._scaled_step(first, second, motion) * self.delta_std)
 
@@ -93,8 +94,8 @@ class DirectOnFlowIDM(FlowBaseline):
         return (there - back) / 2
 
     def _one_way(self, image: Tensor, flow: Tensor, weight: Tensor) -> Float[Tensor, "B n"]:
-        # An estimator's weights are another measure than the exact flow's, so only whether there is one is told.
+        # An estimator's weights have another scale than those of exact flow, so only whether a weight is positive is used.
         known = (weight > 0).to(flow) if self.head is None else weight.clamp(min=1e-6).log() / 4
-        moved = append_coordinates(torch.cat([flow / _FLOW_SCALE, known[:, None]], 1))
+        moved = append_coordinates(torch.cat([flow / FLOW_SCALE, known[:, None]], 1))
         out: Tensor = self.regressor(self.from_image(normalize_image(image)) + self.from_flow(moved))
         return out

@@ -1,4 +1,4 @@
-"""Where the baselines that read flow get it from: the batch, an estimator, or a small matching network of their own."""
+"""Flow for the baselines that need it: from the batch, from an estimator, or by a small matching network of their own."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.baselines.base import Baseline, BaselineConfig, BidirectionalFlow
+from jidm.baselines.base import Baseline, BidirectionalFlow
 from jidm.baselines.matching import Match, MatchingNetwork, flow_loss
 from jidm.errors import InputError
+from jidm.fields.free.config import ModelConfig
 from jidm.flow import FlowEstimator, as_flow_estimator, bidirectional_flow
 from jidm.training.data.batch import PairBatch
 from jidm.training.data.flow_cache import letterbox_flow
 from jidm.video.letterbox import Letterbox
 
 LEARNED = "learned"
+"""The value of `FlowConfig.flow` for a matching network."""
 
 
 @dataclass(frozen=True)
-class FlowConfig(BaselineConfig):
-    """As `BaselineConfig`, and
+class FlowConfig(ModelConfig):
+    """As `ModelConfig`, and
 
     Attributes:
         flow: "learned": a matching network of the model's own, trained on the batch's flow; or the name of an
-            estimator ("dis", "raft"), asked when decoding, and in training where the batch has no flow.
+            estimator ("dis", "raft"), used when decoding, and in training where the batch has no flow.
         search_radius: of the matching network [cells of the grid].
     """
 
@@ -36,13 +38,13 @@ class FlowConfig(BaselineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.search_radius < 1:
-            raise InputError(f"reach must be at least 1 cell, got {self.search_radius}")
+            raise InputError(f"search_radius must be at least 1 cell, got {self.search_radius}")
         if self.flow != LEARNED:
-            as_flow_estimator(self.flow)  # refuses unknown names
+            as_flow_estimator(self.flow)  # raises for unknown names
 
 
 class FlowBaseline(Baseline):
-    """A baseline that reads flow."""
+    """A baseline whose input is flow."""
 
     config: FlowConfig
 
@@ -52,24 +54,24 @@ class FlowBaseline(Baseline):
 
     @property
     def flow_estimator(self) -> str | None:
-        """Name of the flow estimator that decoding asks; None where the model measures flow itself."""
+        """Name of the flow estimator that decoding uses; None where the model has a matching network."""
         return None if self.config.flow == LEARNED else self.config.flow
 
     def estimate_flow(self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]) -> BidirectionalFlow:
-        """What moved between frames at the config's size, by the model's own head or its estimator."""
+        """Flow between frames of the config's size, by the model's matching network or its estimator."""
         if self.head is not None:
             return _as_bidirectional_flow(self.head(first, second)[1])
         return estimate_bidirectional_flow(as_flow_estimator(self.config.flow), first, second)
 
     def training_flow(self, batch: PairBatch) -> tuple[BidirectionalFlow, Float[Tensor, ""] | None]:
-        """The flow that the inverse is trained on, and the loss of the head that measured it (None without a head)."""
+        """The flow that the inverse is trained on, and the matching network's loss (None without one)."""
         if self.head is not None:
             matches = self.head(batch.first, batch.second)
             return _as_bidirectional_flow(matches[1]), flow_loss(matches, batch)
         return self.batch_flow(batch), None
 
     def batch_flow(self, batch: PairBatch) -> BidirectionalFlow:
-        """The batch's own flow, or the estimator's.
+        """The batch's flow, or the estimator's if it has none.
 
         Raises:
             InputError: there is neither.
@@ -94,10 +96,10 @@ def estimate_bidirectional_flow(
     second: Float[Tensor, "B 3 H W"],
     letterbox: Letterbox | None = None,
 ) -> BidirectionalFlow:
-    """An estimator's flow of recorded pictures, both ways, on the grid of the model's picture.
+    """An estimator's flow between recorded images in both directions, on the grid of the model's image.
 
     Args:
-        letterbox: how the recorded picture lies in the model's; the same size if not given.
+        letterbox: from the recorded to the model's image; identity if not given.
     """
     height, width = first.shape[-2:]
     letterbox = letterbox or Letterbox(height, width, height, width)

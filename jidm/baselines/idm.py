@@ -1,78 +1,54 @@
-"""BaselineIDM: any baseline behind the same `decode` as ours."""
+"""BaselineIDM: any baseline behind the same `decode` as JacobianIDM."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.baselines.base import Baseline, BidirectionalFlow
-from jidm.baselines.eva import EvaIDM
+from jidm.baselines.base import Baseline, BidirectionalFlow, Prediction
 from jidm.baselines.flow_source import estimate_bidirectional_flow
-from jidm.checkpoint import Checkpoint, RobotDescription, load_checkpoint
 from jidm.errors import InputError, VideoError
-from jidm.estimation.result import JointMotion, stack
+from jidm.estimation.result import JointMotion
 from jidm.flow import FlowEstimator, as_flow_estimator
-from jidm.video.layouts import as_video
+from jidm.idm.decoding import FrameStream, check_q0, open_streams
 from jidm.video.letterbox import Letterbox
 
-_CHUNK_SIZE = 16  # pairs or windows the network is given at once
+_CHUNK_SIZE = 16  # pairs or windows that the network gets at once
+
+T = TypeVar("T")
 
 
 class BaselineIDM:
-    """A trained baseline as something that decodes video.
+    """A trained baseline that decodes video.
 
-    A regression says nothing of its errors, so `covariance` and `position_std` of its motions are the spread of the
-    training data, and `residual` and `explained` are 0, unless the model measures them (VERA's does); the provenance
-    names what was not measured.
+    A regression does not estimate its errors. So `covariance` and `position_std` of its motions are the variance of the
+    training data, and `residual` and `explained_fraction` are 0 unless the model measures them (VERA does); the provenance lists
+    what was not measured.
 
     Args:
         model: a baseline; it is put into evaluation mode.
         flow: in place of the estimator that the model's config names.
         source: where the model was read from, for the provenance.
+
+    Raises:
+        InputError: a flow estimator for a model that uses none.
     """
 
     def __init__(self, model: Baseline, *, flow: str | FlowEstimator | None = None, source: str = "") -> None:
         if flow is not None and model.flow_estimator is None:
-            raise InputError(f"this {model.kind} asks no flow estimator; leave flow= out")
+            raise InputError(f"this {model.kind} uses no flow estimator; leave flow= out")
         self.model = model.eval()
         estimator = flow if flow is not None else model.flow_estimator
         self.flow: FlowEstimator | None = None if estimator is None else as_flow_estimator(estimator)
         self.source = source
-
-    @classmethod
-    def from_pretrained(
-        cls, where: str | Path | Checkpoint, *, embodiment: RobotDescription | None = None,
-        flow: str | FlowEstimator | None = None, device: str | torch.device = "cpu",
-    ) -> BaselineIDM:  # fmt: skip
-        """What `save_pretrained` wrote.
-
-        Args:
-            where: a folder, a bundled name, a hub id, or a checkpoint already read.
-            embodiment: the robot it shall decode; refused if it was trained for another.
-            flow: in place of the estimator that the model's config names.
-
-        Raises:
-            CheckpointError: there is none, it is damaged, not a baseline, or for another robot.
-        """
-        from jidm.model_registry import load_model
-
-        checkpoint = where if isinstance(where, Checkpoint) else load_checkpoint(where)
-        if embodiment is not None:
-            checkpoint.check_embodiment(embodiment)
-        model = load_model(checkpoint)
-        if not isinstance(model, Baseline):
-            raise InputError(f"{checkpoint.source}: a {checkpoint.kind} is not a baseline; use JacobianIDM")
-        source = f"{checkpoint.source} ({checkpoint.content_hash[:12]})"
-        return cls(model.to(device), flow=flow, source=source)
 
     def save_pretrained(self, folder: str | Path, **record: Any) -> Path:
         """As `Baseline.save_pretrained`."""
@@ -91,10 +67,10 @@ class BaselineIDM:
 
         Args:
             first, second: RGB in [0, 1], finite.
-            before: the frames one step before `first`, for models that look at three.
+            before: the frames one step before `first`, for models that read three.
         """
         with torch.no_grad():
-            return self._predict(list(first), list(second), None if before is None else list(before)).delta_q
+            return self._predict(first, second, before).delta_q
 
     def decode(
         self,
@@ -109,8 +85,8 @@ class BaselineIDM:
         """Joint motion of a video; arguments as for `JacobianIDM.decode`.
 
         Args:
-            q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. Without it, positions are the
-                model's own where it sees absolute ones (EVA), else they start at zero; the provenance says which.
+            q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. Without it, positions are those that
+                the model regresses (EVA), else they start at zero; the provenance says which.
 
         Returns:
             `JointMotion` with the video's batch shape. A frame that is not finite makes the steps to and from it
@@ -120,130 +96,75 @@ class BaselineIDM:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
             InputError: q0 does not fit.
         """
-        start = None if q0 is None else self._check_q0(q0)
-        if isinstance(video, (str, Path)):
-            if start is not None and start.dim() != 1:
-                raise InputError(f"q0 must be ({self.model.config.n},) for one file, got shape {tuple(start.shape)}")
-            frames, times, length = _open_frames(video, fps)
-            return self._decode_one(_with_progress(frames, length if progress else None), times, start)
-        tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
-        times = _timestamps(video, fps, tensor.shape[-4])
-        batch = tensor.shape[:-4]
-        clips = tensor.reshape(-1, *tensor.shape[-4:])
-        starts: list[Tensor | None] = [None] * len(clips)
-        if start is not None:
-            try:
-                starts = list(start.expand(*batch, start.shape[-1]).reshape(-1, start.shape[-1]))
-            except RuntimeError:
-                raise InputError(
-                    f"q0 of shape {tuple(start.shape)} does not fit a video with batch shape {tuple(batch)}"
-                ) from None
-        motions = [
-            self._decode_one(_with_progress(iter(clip), len(clip) if progress else None), list(times), q)
-            for clip, q in zip(clips, starts, strict=True)
-        ]
-        return stack(motions, batch) if batch else motions[0]
+        start = check_q0(q0, self.joint_names)
+        videos = open_streams(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
+        return videos.stack([self._decode_one(stream) for stream in videos.streams])
 
     # ---- pieces ------------------------------------------------------------------------------------------------------
 
-    def _decode_one(self, frames: Iterator[Tensor], times: list[float], q0: Tensor | None) -> JointMotion:
-        buffer = _StepBuffer(self.model.config.n)
-        with torch.no_grad():
-            if isinstance(self.model, EvaIDM):
-                self._decode_positions(self.model, frames, buffer)
-            else:
-                self._decode_steps(frames, buffer)
-        if buffer.frames < 2:
+    @torch.no_grad()
+    def _decode_one(self, stream: FrameStream) -> JointMotion:
+        predictions = _VideoPredictions(self.model.config.n)
+        frames = predictions.finite_frames(stream)
+        if self.model.predicts_positions:
+            self._predict_positions(frames, predictions)
+        else:
+            self._predict_video_steps(frames, predictions)
+        if predictions.frames < 2:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        return self._joint_motion(buffer, times, q0)
+        return self._joint_motion(predictions, None if stream.q0 is None else stream.q0.double().cpu())
 
-    def _decode_steps(self, frames: Iterator[Tensor], buffer: _StepBuffer) -> None:
-        """Steps from each good frame to the next good one; across a gap they move the position, but are not valid."""
-        pending: list[tuple[int, int, Tensor, Tensor]] = []
+    def _predict_video_steps(self, frames: Iterator[Tensor | None], predictions: _VideoPredictions) -> None:
+        """Steps from each finite frame to the next finite one; across a gap they move the position, but are not valid."""
+        for chunk in _chunks(_successive_pairs(frames)):
+            prediction = self._predict(torch.stack([p[2] for p in chunk]), torch.stack([p[3] for p in chunk]))
+            zero = prediction.delta_q.new_zeros(len(chunk))
+            residual = zero if prediction.residual is None else prediction.residual
+            explained = zero if prediction.explained_fraction is None else prediction.explained_fraction
+            values = (x.cpu().double() for x in (prediction.delta_q, residual, explained))
+            for (start, stop, *_), step, left, share in zip(chunk, *values, strict=True):
+                if all(x.isfinite().all() for x in (step, left, share)):
+                    predictions.steps[start, stop] = (step, float(left), float(share))
 
-        def flush() -> None:
-            found = self._predict([p[2] for p in pending], [p[3] for p in pending])
-            zero = found.delta_q.new_zeros(len(pending))
-            numbers = (found.delta_q, zero if found.residual is None else found.residual,
-                       zero if found.explained is None else found.explained)  # fmt: skip
-            for (start, stop, *_), *values in zip(pending, *(x.cpu().double() for x in numbers), strict=True):
-                if all(x.isfinite().all() for x in values):
-                    buffer.steps[start, stop] = (values[0], float(values[1]), float(values[2]))
-            pending.clear()
+    def _predict_positions(self, frames: Iterator[Tensor | None], predictions: _VideoPredictions) -> None:
+        """Position in each finite frame; a neighbor that is missing or not finite is replaced by the frame itself."""
+        for chunk in _chunks(_windows(frames)):
+            index, *windows = zip(*chunk, strict=True)
+            before, current, after = (self._letterbox(torch.stack(frames)) for frames in windows)
+            positions = self.model.positions(before, current, after).cpu().double()
+            for t, q in zip(index, positions, strict=True):
+                if q.isfinite().all():
+                    predictions.positions[t] = q
 
-        last: tuple[int, Tensor] | None = None
-        for t, frame in enumerate(buffer.finite_frames(frames)):
-            if frame is None:
-                continue
-            if last is not None:
-                pending.append((last[0], t, last[1], frame))
-            last = (t, frame)
-            if len(pending) == _CHUNK_SIZE:
-                flush()
-        if pending:
-            flush()
-
-    def _decode_positions(self, model: EvaIDM, frames: Iterator[Tensor], buffer: _StepBuffer) -> None:
-        """Position of each good frame; a neighbour that is missing or broken is replaced by the frame itself."""
-        at_frame: list[int] = []
-        pending: list[tuple[Tensor, Tensor, Tensor]] = []
-
-        def flush() -> None:
-            before, at, after = (self._letterbox(list(frames)) for frames in zip(*pending, strict=True))
-            found = model.positions(before, at, after).cpu().double()
-            buffer.positions.update((t, q) for t, q in zip(at_frame, found, strict=True) if q.isfinite().all())
-            at_frame.clear()
-            pending.clear()
-
-        before: Tensor | None = None
-        at: Tensor | None = None
-        for t, after in enumerate(chain(buffer.finite_frames(frames), [None])):
-            if at is not None:
-                at_frame.append(t - 1)
-                pending.append((at if before is None else before, at, at if after is None else after))
-            before, at = at, after
-            if len(pending) == _CHUNK_SIZE:
-                flush()
-        if pending:
-            flush()
-
-    def _predict(self, first: list[Tensor], second: list[Tensor], before: list[Tensor] | None = None) -> Any:
-        motion = None if self.flow is None else self._estimate_flow(torch.stack(first), torch.stack(second))
+    def _predict(self, first: Tensor, second: Tensor, before: Tensor | None = None) -> Prediction:
+        motion = None if self.flow is None else self._estimate_flow(self.flow, first, second)
         earlier = None if before is None else self._letterbox(before)
         return self.model.predict(self._letterbox(first), self._letterbox(second), earlier, motion)
 
-    def _estimate_flow(self, first: Tensor, second: Tensor) -> BidirectionalFlow:
-        """Flow of the frames at their own size, where it is sharpest, brought to the model's."""
-        assert self.flow is not None
-        found = estimate_bidirectional_flow(self.flow, first.float(), second.float(), self._make_letterbox(first))
+    def _estimate_flow(self, estimator: FlowEstimator, first: Tensor, second: Tensor) -> BidirectionalFlow:
+        """Flow of the frames at their own size, where it is most accurate, converted to the model's."""
+        found = estimate_bidirectional_flow(estimator, first.float(), second.float(), self._make_letterbox(first))
         like = self.model.delta_std
         return BidirectionalFlow(*(x.to(like) for x in (found.flow, found.weight, found.flow_back, found.weight_back)))  # type: ignore[union-attr]
 
-    def _letterbox(self, frames: list[Tensor]) -> Tensor:
-        images = torch.stack(frames).to(self.model.delta_std)
+    def _letterbox(self, frames: Tensor) -> Tensor:
+        images = frames.to(self.model.delta_std)
         return self._make_letterbox(images).apply(images)
 
     def _make_letterbox(self, images: Tensor) -> Letterbox:
-        config = self.model.config
-        return Letterbox(images.shape[-2], images.shape[-1], config.height, config.width)
+        return Letterbox(images.shape[-2], images.shape[-1], *self.model.config.input_size)
 
-    def _check_q0(self, q0: Any) -> Tensor:
-        start = torch.as_tensor(np.asarray(q0, dtype=np.float64) if not isinstance(q0, Tensor) else q0).double().cpu()
-        names = self.joint_names
-        if start.shape[-1:] != (len(names),):
-            raise InputError(f"q0 must hold {len(names)} joints ({', '.join(names)}), got shape {tuple(start.shape)}")
-        if not start.isfinite().all():
-            raise InputError("q0 holds NaN or infinity; give the joint positions of the first frame")
-        return start
-
-    def _joint_motion(self, buffer: _StepBuffer, times: list[float], q0: Tensor | None) -> JointMotion:
-        config, steps, like = self.model.config, buffer.frames - 1, torch.zeros((), dtype=buffer.dtype)
-        time = torch.tensor(times[: buffer.frames], dtype=torch.float64)
-        absolute = isinstance(self.model, EvaIDM)
-        trajectory = buffer.from_positions(q0) if absolute else buffer.integrate(q0)
+    def _joint_motion(self, predictions: _VideoPredictions, q0: Tensor | None) -> JointMotion:
+        config, frames = self.model.config, predictions.frames
+        like = torch.zeros((), dtype=predictions.dtype)
+        time = torch.tensor(predictions.times, dtype=torch.float64)
         step_variance = torch.tensor(config.delta_std, dtype=torch.float64).square()
-        ages = torch.arange(buffer.frames, dtype=torch.float64)[:, None]
-        position_std = (ages * step_variance).sqrt() if not absolute else torch.tensor([config.q_std] * buffer.frames)
+        if self.model.predicts_positions:
+            trajectory = predictions.from_positions(q0)
+            position_std = torch.tensor([config.q_std] * frames)
+        else:
+            trajectory = predictions.integrate(q0)
+            position_std = (torch.arange(frames, dtype=torch.float64)[:, None] * step_variance).sqrt()
         return JointMotion(
             joint_names=config.joint_names,
             joint_types=config.joint_types,
@@ -252,7 +173,7 @@ class BaselineIDM:
             velocity=(trajectory.delta_q / time.diff()[:, None]).to(like),
             position=trajectory.position.to(like),
             position_std=position_std.to(like),
-            covariance=torch.diag(step_variance).expand(steps, -1, -1).to(like).clone(),
+            covariance=torch.diag(step_variance).expand(frames - 1, -1, -1).to(like).clone(),
             residual=trajectory.residual.to(like),
             explained_fraction=trajectory.explained_fraction.to(like),
             observable=trajectory.valid[:, None].expand(-1, config.n).clone(),
@@ -263,20 +184,16 @@ class BaselineIDM:
     def _provenance(self, q0_given: bool) -> dict[str, Any]:
         from jidm import __version__
 
-        absolute = isinstance(self.model, EvaIDM)
-        start = "given" if q0_given else "absolute, by the model" if absolute else "zero, no q0 was given"
-        measured = ("residual", "explained") if self.model.kind == "vera" else ()
-        unmeasured = [
-            x for x in ("position_std", "covariance", "residual", "explained", "observable") if x not in measured
-        ]
+        start = "absolute, by the model" if self.model.predicts_positions else "zero, no q0 was given"
+        fields = ("position_std", "covariance", "residual", "explained_fraction", "observable")
         return {
             "jidm": __version__,
             "model": self.model.kind,
             "source": self.source,
             "config": asdict(self.model.config),
             "flow": repr(self.flow) if self.flow is not None else None,
-            "start": start,
-            "not_measured": unmeasured,
+            "start": "given" if q0_given else start,
+            "not_measured": [x for x in fields if x not in self.model.measured],
         }
 
 
@@ -291,38 +208,49 @@ class _Trajectory:
     valid: Tensor
 
 
-class _StepBuffer:
-    """What was measured of one video, by frame numbers."""
+class _VideoPredictions:
+    """What was predicted for one video, by frame numbers."""
 
     def __init__(self, n: int) -> None:
-        self.n, self.frames, self.dtype = n, 0, torch.float32
+        self.n, self.dtype = n, torch.float32
+        self.times: list[float] = []
         self.steps: dict[tuple[int, int], tuple[Tensor, float, float]] = {}
         self.positions: dict[int, Tensor] = {}
 
-    def finite_frames(self, frames: Iterator[Tensor]) -> Iterator[Tensor | None]:
-        """The frames, None in place of one that is not finite; refuses a change of size."""
+    @property
+    def frames(self) -> int:
+        """How many frames were read."""
+        return len(self.times)
+
+    def finite_frames(self, stream: FrameStream) -> Iterator[Tensor | None]:
+        """The frames, None in place of one that is not finite.
+
+        Raises:
+            VideoError: the size changes.
+        """
         shape: torch.Size | None = None
-        for t, frame in enumerate(frames):
+        for t, frame in enumerate(stream.frames):
             if shape is not None and frame.shape != shape:
                 raise VideoError(f"frame {t} is {tuple(frame.shape)}, the first is {tuple(shape)}")
-            shape, self.dtype, self.frames = frame.shape, frame.dtype, t + 1
+            shape, self.dtype = frame.shape, frame.dtype
+            self.times.append(next(stream.times))
             yield frame if frame.isfinite().all() else None
 
     def integrate(self, q0: Tensor | None) -> _Trajectory:
-        """Steps added up from q0, from zero without it."""
+        """Steps summed from q0, or from zero."""
         position = torch.zeros(self.frames, self.n, dtype=torch.float64)
         if q0 is not None:
             position[0] = q0
-        by_stop = {stop: (start, *values) for (start, stop), values in self.steps.items()}
+        by_stop = {stop: (start, step) for (start, stop), (step, *_) in self.steps.items()}
         for t in range(1, self.frames):
             position[t] = position[t - 1]
             if t in by_stop:
-                start, step, *_ = by_stop[t]
+                start, step = by_stop[t]
                 position[t] = position[start] + step
         return self._trajectory(position)
 
     def from_positions(self, q0: Tensor | None) -> _Trajectory:
-        """Positions as seen, shifted as a whole so that the first one seen is q0; held where not seen."""
+        """Predicted positions, held where there is none; with q0 shifted as a whole so that the first one is q0."""
         observed = sorted(self.positions)
         position = torch.zeros(self.frames, self.n, dtype=torch.float64)
         if not observed:
@@ -347,38 +275,27 @@ class _StepBuffer:
         return _Trajectory(position, delta_q, residual, explained, valid)
 
 
-def _open_frames(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], list[float], int | None]:
-    """Frames of a file as they are decoded; the clock fills up as they are taken."""
-    from jidm.video.io import open_video
-
-    source = open_video(path, fps=fps if Path(path).is_dir() else None)
-    if fps is None and source.fps is None:
-        raise VideoError(f"{path} states no frame rate; pass fps=")
-    rate = fps if fps is not None else source.fps
-    timestamps: list[float] = []
-
-    def frames() -> Iterator[Tensor]:
-        for k, (time, pixels) in enumerate(source.pixels()):
-            timestamps.append(float(time) if fps is None and time is not None else k / rate)  # type: ignore[operator]
-            yield pixels.to(torch.float32) / 255.0
-
-    return frames(), timestamps, source.length
+def _successive_pairs(frames: Iterator[Tensor | None]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Each finite frame and the next finite one, as (start, stop, first, second)."""
+    last: tuple[int, Tensor] | None = None
+    for t, frame in enumerate(frames):
+        if frame is None:
+            continue
+        if last is not None:
+            yield last[0], t, last[1], frame
+        last = (t, frame)
 
 
-def _timestamps(video: Any, fps: float | None, length: int) -> list[float]:
-    if fps is not None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise InputError(f"fps must be positive, got {fps}")
-        return [k / fps for k in range(length)]
-    time = getattr(video, "time", None)
-    if time is None:
-        raise VideoError("frames without a clock: pass fps= (frames a second), velocities need it")
-    return [float(t) for t in time]
+def _windows(frames: Iterator[Tensor | None]) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Each finite frame between its neighbors, as (t, before, current, after)."""
+    before: Tensor | None = None
+    current: Tensor | None = None
+    for t, after in enumerate(chain(frames, [None])):
+        if current is not None:
+            yield t - 1, current if before is None else before, current, current if after is None else after
+        before, current = current, after
 
 
-def _with_progress(frames: Iterator[Tensor], total: int | None) -> Iterator[Tensor]:
-    if total is None:
-        return frames
-    from tqdm import tqdm
-
-    return iter(tqdm(frames, total=total, desc="decode", unit="frame"))
+def _chunks(items: Iterator[T]) -> Iterator[list[T]]:
+    while chunk := list(islice(items, _CHUNK_SIZE)):
+        yield chunk

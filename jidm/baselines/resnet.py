@@ -1,4 +1,4 @@
-"""Residual trunks of EVA's model: a small one of our own, and torchvision's where it is installed."""
+"""Residual trunks of EVA's model: small ones of our own, and torchvision's where it is installed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OWN: dict[str, tuple[int, int, int, int]] = {
     "small": (24, 48, 96, 128),
     "base": (32, 64, 128, 256),
 }
-"""Channels at 1/2, 1/4 and 1/8 of the picture, and of the features handed on (at 1/8)."""
+"""Channels at 1/2, 1/4 and 1/8 of the image, and of the output (at 1/8)."""
 
 RESNETS: dict[str, int] = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}
-"""torchvision's trunks and the channels of their features."""
+"""torchvision's trunks, and the channels of their output."""
 
 
 def make_trunk(size: str, channels_in: int, side: int, norm: str) -> tuple[nn.Module, int]:
@@ -27,7 +27,7 @@ def make_trunk(size: str, channels_in: int, side: int, norm: str) -> tuple[nn.Mo
     Args:
         size: a key of `OWN` or `RESNETS`.
         channels_in: of the stacked frames.
-        side: the picture's shorter side [px]; decides how far a torchvision trunk reduces it.
+        side: the image's shorter side [px]; a torchvision trunk reduces small images less.
         norm: of a torchvision trunk, "group" or "batch".
 
     Raises:
@@ -44,10 +44,10 @@ def make_trunk(size: str, channels_in: int, side: int, norm: str) -> tuple[nn.Mo
 
 
 def load_pretrained(trunk: nn.Module, size: str) -> None:
-    """Fill a torchvision trunk with batch norm with its ImageNet weights; the first layer's are spread over the frames.
+    """Load the ImageNet weights of a torchvision trunk with batch norm; the first layer's are divided among the frames.
 
     Raises:
-        InputError: our own trunk has none.
+        InputError: the trunk is not torchvision's.
     """
     if size not in RESNETS:
         raise InputError(f"size '{size}' has no pretrained weights; choose one of {', '.join(RESNETS)}")
@@ -73,7 +73,7 @@ def _torchvision_trunk(size: str, channels_in: int, side: int, norm: str) -> nn.
     net.conv1 = nn.Conv2d(channels_in, 64, 7, 2, 3, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.avgpool, net.fc = nn.Identity(), nn.Identity()
-    # Softmax over 3 x 3 cells locates nothing: smaller pictures are reduced less.
+    # Softmax over 3 x 3 cells cannot locate anything, so small images are reduced less.
     if side < 256:
         _undo_stride(net.layer4)
     if side < 128:

@@ -1,4 +1,4 @@
-"""The convolutional trunk under the regressing baselines: features of a coarse grid, pooled, then a perceptron."""
+"""The convolutional trunk of the regression baselines: features on a coarse grid, pooled, then an MLP."""
 
 from __future__ import annotations
 
@@ -10,31 +10,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jidm.fields.free.blocks import ConvBlock, ResidualBlock
-from jidm.training.data.batch import GRID_STRIDE
+from jidm.fields.free.config import FLOW_STRIDE, SIZES
 
-LEVELS: dict[str, tuple[int, int, int, int]] = {
-    "tiny": (16, 32, 48, 64),
-    "small": (24, 48, 72, 96),
-    "base": (32, 64, 96, 160),
-}
-"""Channels at 1/2, 1/4, 1/8 and 1/16 of the picture, per size; those of the learned field's encoder."""
+LEVELS = {name: size.levels for name, size in SIZES.items()}
+"""Channels at 1/2, 1/4, 1/8 and 1/16 of the image, per size: those of the learned field's encoder."""
 
-_POOL_SIZE = 4  # per side, of the grid pooled to
+_POOL_SIZE = 4  # cells per side after pooling
 _BOTTLENECK = 32
 _HIDDEN = 256
-_BETA = 0.05
+_BETA = 0.05  # of the smooth L1 loss
 
 POOLS = ("grid", "average")
 LOSSES = ("mse", "smooth_l1")
 
 
 class PooledRegressor(nn.Module):
-    """From features at 1/4 of the picture to n numbers.
+    """From features at 1/4 of the image to n numbers.
 
     Args:
         levels: see `LEVELS`; the input has `levels[1]` channels.
         outputs: n.
-        pool: "grid" pools to 4 x 4 cells, which keeps where things are; "average" over the whole picture, as UniPi.
+        pool: "grid" pools to 4 x 4 cells, which keeps positions; "average" over the whole image, as UniPi does.
     """
 
     def __init__(self, levels: tuple[int, int, int, int], outputs: int, pool: str) -> None:
@@ -53,7 +49,7 @@ class PooledRegressor(nn.Module):
 
 
 def make_mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    """Linear layers with GELU between them; the last starts small, so that the first answers are near the mean."""
+    """Linear layers with GELU between them; the last has small initial weights, so that outputs start near the mean."""
     widths = (inputs, *hidden)
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
@@ -65,17 +61,17 @@ def make_mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequentia
 
 
 def regression_loss(name: str, prediction: Float[Tensor, "b n"], target: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """ "mse", or "smooth_l1": the absolute error beyond a twentieth of a standard deviation, as our own objective."""
+    """Mean squared error for "mse", smooth L1 loss for "smooth_l1" (beta of a twentieth, as the learned field's)."""
     return F.mse_loss(prediction, target) if name == "mse" else F.smooth_l1_loss(prediction, target, beta=_BETA)
 
 
 def normalize_image(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """RGB in [0, 1] with about zero mean and unit spread."""
+    """RGB in [0, 1] to about zero mean and unit standard deviation."""
     return (image - 0.5) * 4
 
 
 def cell_centers(like: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 h w"]:
-    """(u, v) of the cells of these maps in [-1, 1], edges of the picture at -1 and 1."""
+    """(u, v) of the cells of these maps in [-1, 1], edges of the image at -1 and 1."""
     height, width = like.shape[-2:]
     v = (2 * torch.arange(height, dtype=like.dtype, device=like.device) + 1) / height - 1
     u = (2 * torch.arange(width, dtype=like.dtype, device=like.device) + 1) / width - 1
@@ -83,11 +79,11 @@ def cell_centers(like: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 h w"]:
 
 
 def append_coordinates(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
-    """Two more channels that say where each cell is (Liu et al. 2018)."""
+    """The maps with two more channels, the coordinates of each cell (CoordConv; Liu et al. 2018)."""
     grid = cell_centers(x)
     return torch.cat([x, grid.expand(len(x), -1, -1, -1)], 1)
 
 
 def unshuffle_pixels(image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-    """The picture on the grid, the pixels of a cell as its channels."""
-    return F.pixel_unshuffle(image, GRID_STRIDE)
+    """The image on the grid of flow, the pixels of each cell as its channels."""
+    return F.pixel_unshuffle(image, FLOW_STRIDE)

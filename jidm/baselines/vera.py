@@ -1,4 +1,4 @@
-"""VERA's configuration: a small UNet paints the Jacobian field, a ridge inverts it."""
+"""VERA: a small UNet predicts the Jacobian field, ridge regression inverts it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jidm.baselines.base import BidirectionalFlow, Prediction
 from jidm.baselines.flow_source import FlowBaseline, FlowConfig
 from jidm.baselines.trunk import normalize_image
 from jidm.errors import InputError
-from jidm.estimation.solver import normal_equations
+from jidm.estimation.factors.flow import normal_equations
 from jidm.fields.free.blocks import ConvBlock, upsample2x
-from jidm.training.data.batch import GRID_STRIDE, PairBatch
+from jidm.fields.free.config import FLOW_SCALE, FLOW_STRIDE
+from jidm.training.data.batch import PairBatch
 from jidm.training.distributed import weighted_mean
 
 WORKING_STRIDE = {"tiny": 4, "small": 2, "base": 1}
-"""Pixels of the picture per cell of the UNet's finest level, per size; "base" is the published one."""
+"""Pixels of the image per cell of the UNet's finest level, per size; "base" is the published one."""
 
 FILTERS = (32, 64, 128)
-_FLOW_SCALE = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class VeraConfig(FlowConfig):
     """As `FlowConfig`, with an estimator by default, and
 
     Attributes:
-        ridge: damping of the solve, added to the diagonal of J'WJ as it is [px^2 per squared standard step].
+        ridge: added to the diagonal of J'WJ in absolute terms [px^2 per squared standard step].
     """
 
     flow: str = "dis"
@@ -46,15 +46,16 @@ class VeraConfig(FlowConfig):
 
 class VeraField(FlowBaseline):
     """VERA's Jacobian IDM (Li et al. 2026) in its small configuration: a UNet of 3 levels and 32 filters from one
-    picture to the field (2 n channels), mean squared error of the predicted flow, absolute ridge when decoding.
+    image to the field (2 n channels), MSE loss of the predicted flow, ridge regression with an absolute ridge when decoding.
 
-    Different from the original: group norm; both directions of each pair; outputs are scaled by each joint's typical
-    step, and the ridge acts on steps in that unit, so that rad and m compare; the UNet works at 1/4 ("tiny"), 1/2
-    ("small") or all ("base", the published one) of the picture's resolution, so that its cost can match the others'.
-    The field is read on the grid of the flow.
+    Differences from the original: group normalization; both directions of each pair; outputs are scaled by each joint's
+    typical step, and the ridge acts on steps in that unit, so that rad and m are comparable; the UNet works at 1/4
+    ("tiny"), 1/2 ("small") or all ("base", the published one) of the image's resolution, so that its cost can match the
+    other models'. The field is averaged to the grid of flow.
     """
 
     kind: ClassVar[str] = "vera"
+    measured: ClassVar[tuple[str, ...]] = ("residual", "explained_fraction")
     Config = VeraConfig
     config: VeraConfig
 
@@ -68,11 +69,11 @@ class VeraField(FlowBaseline):
         self.out = nn.Conv2d(a, 2 * config.n, 1)
 
     def jacobian(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2 n h w"]:
-        """The field of pictures, on the grid [px of the picture per rad or m]."""
+        """The field at images, on the grid of flow [px of the image per rad or m]."""
         return self._scaled_jacobian(image) / self.delta_std[:, None, None]
 
     def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
-        """Mean squared error of `jacobian @ delta_q` against the flow [px^2], both directions where both are known.
+        """Mean squared error of `jacobian @ delta_q` against the flow [px^2], in both directions where both are known.
 
         Raises:
             InputError: the batch has no flow and the model no estimator.
@@ -94,12 +95,12 @@ class VeraField(FlowBaseline):
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
         before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
     ) -> Prediction:  # fmt: skip
-        """See `Baseline.measure`; `before` is not looked at, and of the motion only the forward half."""
+        """See `Baseline.predict`; `before` and the backward flow are not used."""
         motion = motion or self.estimate_flow(first, second)
         return self.invert(self._scaled_jacobian(first), motion)
 
     def invert(self, scaled: Float[Tensor, "B 2 n h w"], motion: BidirectionalFlow) -> Prediction:
-        """`argmin sum w |J d - flow|^2 + ridge |d|^2` for a field in px per standard step."""
+        """Ridge regression `argmin sum w |J d - flow|^2 + ridge |d|^2` for a field in px per standard step."""
         sums = normal_equations(scaled, motion.flow, motion.weight, layout="dense")
         matrix, vector, energy = sums.H.double(), sums.g.double(), sums.cost.double()
         damped = matrix + self.config.ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
@@ -117,8 +118,8 @@ class VeraField(FlowBaseline):
         x = self.down[2](F.max_pool2d(middle, 2))
         x = self.up[0](torch.cat([upsample2x(self.narrow[0](x)), middle], 1))
         x = self.up[1](torch.cat([upsample2x(self.narrow[1](x)), fine], 1))
-        field = F.avg_pool2d(self.out(x), GRID_STRIDE // self.stride)
-        return field.unflatten(1, (2, self.config.n)) * _FLOW_SCALE
+        field = F.avg_pool2d(self.out(x), FLOW_STRIDE // self.stride)
+        return field.unflatten(1, (2, self.config.n)) * FLOW_SCALE
 
 
 def _double_conv(inputs: int, outputs: int) -> nn.Sequential:

@@ -94,13 +94,13 @@ class Dataset:
 
 def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
     """The named robot, or the recipe's if it can be loaded."""
-    from jidm.cli.inputs import find_robot
+    from jidm.robot.registry import load_embodiment
 
     if name is not None:
-        return find_robot(name)
+        return load_embodiment(name)
     recorded = dataset.recipe.get("embodiment")
     try:
-        return find_robot(recorded) if isinstance(recorded, str) else None
+        return load_embodiment(recorded) if isinstance(recorded, str) else None
     except JidmError:
         return None
 

@@ -101,11 +101,7 @@ def decode_file(
     stream = open_video(video, fps=fps if video.is_dir() else None)
     rate = choose_frame_rate(fps, stream.fps, video)
     start = time.perf_counter()
-    motion = (
-        idm.decode_whole(video, q0=q0, fps=fps, progress=True)[1]
-        if smooth
-        else idm.decode(video, q0=q0, fps=fps, progress=True)
-    )
+    motion = idm.decode(video, q0=q0, fps=fps, smooth=smooth, progress=True)
     seconds = time.perf_counter() - start
     method = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
     camera = getattr(idm.field, "camera", None)  # a learned field has none

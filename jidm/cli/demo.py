@@ -45,14 +45,14 @@ class Demo:
         import numpy as np
 
         from jidm.cli.decode import decode_file
-        from jidm.cli.inputs import find_robot
         from jidm.cli.outputs import make_folder, summary_text, write_results
         from jidm.idm import JacobianIDM
+        from jidm.robot.registry import load_embodiment
         from jidm.sim import Scene, smooth_motion
 
         if self.frames < 2:
             raise InputError(f"--frames {self.frames}: at least 2 are needed")
-        robot = find_robot(self.embodiment)
+        robot = load_embodiment(self.embodiment)
         camera = robot.camera(self.camera)
         make_folder(self.out)
         truth = smooth_motion(robot, self.frames, 1.0 / self.fps, self.seed)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 if TYPE_CHECKING:
-    from jidm.evaluation.evaluate import EvalConfig, Evaluation, HeldOut
+    from jidm.evaluation.config import EvalConfig
+    from jidm.evaluation.evaluate import Evaluation
+    from jidm.evaluation.held_out import HeldOut
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Evaluate:
     limit: int | None = None
     """Use only this many of the chosen episodes."""
 
-    camera: str | None = None
-    """Which camera; the data set's first if not given."""
+    image_key: str | None = None
+    """Which of the data set's videos; the first if not given."""
 
     joints: tuple[str, ...] = ()
     """Joints to evaluate; all but grippers if not given."""
@@ -53,8 +55,9 @@ class Evaluate:
         from jidm.cli.outputs import make_folder, write_json
         from jidm.cli.text import columns
         from jidm.datasets import open_dataset
-        from jidm.evaluation.evaluate import HeldOut
-        from jidm.evaluation.summary import compare_models, summarize, summary_table
+        from jidm.evaluation.held_out import HeldOut
+        from jidm.evaluation.summary import compare_models, summarize
+        from jidm.evaluation.tables import summary_table
 
         dataset = open_dataset(self.data)
         config = self._eval_config(dataset)
@@ -65,7 +68,7 @@ class Evaluate:
         first = next(iter(evaluations))
         document: dict[str, Any] = {"models": [summarize(e) for e in evaluations.values()]}
         if len(evaluations) > 1:
-            document["compared"] = {first: compare_models(evaluations, first)}
+            document["comparison"] = {first: compare_models(evaluations, first)}
         if self.corruptions:
             document["corruptions"] = self._corruptions(models, held_out, evaluations)
         write_json(self.out / "evaluation.json", document)
@@ -104,11 +107,15 @@ class Evaluate:
 
     def _eval_config(self, dataset: Any) -> EvalConfig:
         from jidm.datasets.episode_selection import select_episodes
-        from jidm.evaluation.evaluate import EvalConfig
+        from jidm.evaluation.config import EvalConfig
 
         episodes = select_episodes(self.episodes, dataset.episode_indices)[: self.limit]
         return EvalConfig(
-            episodes=episodes, camera=self.camera, stride=self.stride, frames=self.frames, joints=self.joints or None
+            episodes=episodes,
+            image_key=self.image_key,
+            stride=self.stride,
+            frames=self.frames,
+            joints=self.joints or None,
         )
 
     def _evaluate(self, models: dict[str, Any], held_out: HeldOut, corruption: Any = None) -> dict[str, Evaluation]:
@@ -124,7 +131,8 @@ class Evaluate:
         return out
 
     def _corruptions(self, models: dict[str, Any], held_out: HeldOut, clean: dict[str, Evaluation]) -> dict[str, Any]:
-        from jidm.evaluation.corruptions import CORRUPTIONS, compare_corrupted
+        from jidm.evaluation.corruptions import CORRUPTIONS
+        from jidm.evaluation.summary import compare_corrupted
 
         out: dict[str, Any] = {}
         for name, corruption in CORRUPTIONS.items():
@@ -162,9 +170,9 @@ class Evaluate:
 
     def _print_rest(self, document: dict[str, Any]) -> None:
         from jidm.cli.text import columns
-        from jidm.evaluation.summary import comparison_table, corruption_table
+        from jidm.evaluation.tables import comparison_table, corruption_table
 
-        if "compared" in document:
-            print("\n" + columns(comparison_table(document["compared"])))
+        if "comparison" in document:
+            print("\n" + columns(comparison_table(document["comparison"])))
         if "corruptions" in document:
             print("\n" + columns(corruption_table(document["corruptions"])))

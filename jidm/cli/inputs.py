@@ -16,24 +16,6 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 
-def find_robot(given: str) -> Embodiment:
-    """A robot by registered name, URDF file or descriptor folder.
-
-    Raises:
-        EmbodimentError: no such name, or the descriptor is wrong.
-        UrdfError: the URDF is malformed.
-    """
-    from jidm.robot import registry
-    from jidm.robot.embodiment import Embodiment
-
-    path = Path(given)
-    if path.suffix.lower() in (".urdf", ".xml"):
-        return Embodiment.from_urdf(path)
-    if path.name == "embodiment.toml" or (path / "embodiment.toml").is_file():
-        return registry.resolve(path, given)
-    return Embodiment.load(given)
-
-
 def resize_camera(camera: Camera, width: int, height: int) -> Camera:
     """The camera for the video's resolution, if the aspect ratio is the same.
 

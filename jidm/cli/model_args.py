@@ -128,9 +128,10 @@ class ModelArgs:
         """Robot, checkpoint and camera, as far as they are given."""
         from jidm.camera.model import Camera
         from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import find_robot, resize_camera
+        from jidm.cli.inputs import resize_camera
+        from jidm.robot.registry import load_embodiment
 
-        robot = None if self.embodiment is None else find_robot(self.embodiment)
+        robot = None if self.embodiment is None else load_embodiment(self.embodiment)
         if self.checkpoint is None:
             needed = {"embodiment": robot, "camera": self.camera, **({"q0": self.q0} if q0_required else {})}
             for name, value in needed.items():

@@ -101,11 +101,7 @@ def label_video(
     for start, stop in windows(len(video), settings.window, settings.overlap):
         initial = q0 if not motions else motions[-1][1].position[start - motions[-1][0]].double().numpy()
         clip = video[start:stop]
-        if settings.smooth:
-            motion = idm.decode_whole(clip, q0=initial, fps=fps, layout="THWC")[1]
-        else:
-            motion = idm.decode(clip, q0=initial, fps=fps, layout="THWC")
-        motions.append((start, motion))
+        motions.append((start, idm.decode(clip, q0=initial, fps=fps, layout="THWC", smooth=settings.smooth)))
     return average_windows(motions, len(video), fps, as_action_space(settings.action_space))
 
 

@@ -1,7 +1,8 @@
-"""A large joint step from flow: solve, carry the points by the step, solve for what is left, until nothing is."""
+"""Gauss-Newton: linearize all factors, add a prior and damping, take one bounded step; and a joint step from large flow."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,52 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jidm.estimation.box_qp import solve_box_qp
+from jidm.estimation.factors.flow import FlowFactor
+from jidm.estimation.factors.prior import StudentTPrior
+from jidm.estimation.problem import POSITION, NormalEquations, State, add_up
 from jidm.estimation.solver import Solution, solve_flow
 from jidm.fields.base import FieldAtPose
+
+
+def bounded_step(
+    state: State,
+    equations: Sequence[NormalEquations],
+    prior: StudentTPrior,
+    *,
+    bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
+    damping: float,
+    max_step: float,
+) -> tuple[dict[str, Tensor], float]:
+    """One damped Gauss-Newton step of the joint positions inside their bounds; other variables are marginalized.
+
+    Args:
+        state: the linearization point.
+        equations: of the factors, over the positions and variables of their own, on one common scale.
+        prior: of the positions.
+        bounds: lower and upper joint positions [rad or m].
+        damping: relative to the mean diagonal of H (Levenberg).
+        max_step: largest motion of a joint [rad or m].
+
+    Returns:
+        The next state, and the largest motion of a joint [rad or m].
+    """
+    q = state[POSITION]
+    reduced, recover = zip(
+        *(x.eliminate(name for name, _ in x.variables if name != POSITION) for x in equations), strict=True
+    )
+    total = add_up(reduced)
+    damped = total + prior.linearize(state)
+    H = damped.H + damping * total.H.diagonal().mean() * torch.eye(len(q)).to(q)
+    lower = torch.maximum(bounds[0] - q, torch.full_like(q, -max_step))
+    upper = torch.minimum(bounds[1] - q, torch.full_like(q, max_step))
+    step, _ = solve_box_qp(H.double(), damped.g.double(), lower.double(), torch.maximum(lower, upper).double())
+    step = step.to(q)
+    following = {**state, POSITION: q + step}
+    for back in recover:
+        for name, change in back(step).items():
+            following[name] = state[name] + change if name in state else change
+    return following, float(step.abs().max())
 
 
 def gauss_newton_step(
@@ -23,29 +68,28 @@ def gauss_newton_step(
     tolerance: float = 1e-6,
     **options: Any,
 ) -> Solution:
-    """Joint step that carries the pose's points to where the flow says they went.
+    """Joint step that moves the pose's points to where the flow says they went, linearized again after each step.
 
     Args:
         pose: field at the first frame's joint positions.
         flow: motion of each of its points [px].
         weight: confidence of each; 0 for points that are hidden.
         bounds: of the whole step.
-        iterations: of re-linearisation; stops when no joint moves by more than `tolerance` [rad or m].
+        iterations: of re-linearization; stops when no joint moves by more than `tolerance` [rad or m].
         options: passed to `solve_flow`.
 
     Returns:
-        Solution of the whole step: residual and covariance at the last linearisation, explained relative to `flow`.
+        Solution of the whole step: residual and covariance at the last linearization, explained fraction relative to `flow`.
     """
-    if weight.dim() == 1:  # one problem: hidden points, most of a robot, need not be carried along
+    if weight.dim() == 1:  # one problem: hidden points, most of a robot, need not be moved along
         index = (weight > 0).nonzero()[:, 0]
         pose, flow, weight = pose.keep(index), flow[index], weight[index]
-    start = pose.surface()
+    factor = FlowFactor(pose, flow, weight)
     total = torch.zeros_like(pose.q)
     for _ in range(iterations):
-        surface = pose.surface(total)
-        residual_flow = flow - (surface.points - start.points)
+        jacobian, residual_flow = factor.residual(total)
         remaining_bounds = None if bounds is None else (bounds[0] - total, bounds[1] - total)
-        solution = solve_flow(surface.jacobian, residual_flow, weight, bounds=remaining_bounds, **options)
+        solution = solve_flow(jacobian, residual_flow, weight, bounds=remaining_bounds, layout="points", **options)
         total = total + solution.delta_q
         if float(solution.delta_q.detach().abs().max()) < tolerance:
             break

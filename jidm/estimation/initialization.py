@@ -1,52 +1,54 @@
-"""The first pose of a video where nobody states it: as a network reads it, then fitted to the picture's outlines."""
+"""The first pose of a video when it is not given: predicted by a network, then aligned to the frame's contours."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.estimation.alignment import AlignOptions
-from jidm.estimation.factors.contour import ContourFactor
+from jidm.estimation.alignment import CORRELATED_CONTOUR_POINTS, MAX_STEP, AlignOptions
+from jidm.estimation.box_qp import solve_box_qp
+from jidm.estimation.factors.contour import ContourMemory
 from jidm.estimation.kalman import Gaussian
-from jidm.estimation.solver import solve_box_qp
+from jidm.estimation.problem import POSITION
 from jidm.video.pyramid import BrightnessPyramid
 
-_INITIAL_SEARCH_RADIUS = 8.0  # [px] before those of the options: a reading is off by more than a step is
-_ITERATIONS = 4  # a reach
+_INITIAL_SEARCH_RADIUS = 8.0  # [px] before those of the options: a prediction is off by more than a step is
+_ITERATIONS = 4  # for each search radius
 
 
 def initialize_pose(
     prior: Gaussian,
     frame: Float[Tensor, "3 H W"],
-    contour: ContourFactor,
+    contours: ContourMemory,
     bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     options: AlignOptions,
 ) -> Gaussian:
-    """The pose near a reading at which the robot's lines lie on the frame's edges.
+    """The maximum a posteriori pose given a predicted one and the frame's edges, by Gauss-Newton.
 
     Args:
-        prior: (n,) the pose, inside the bounds, and how well it is known [rad or m]; joints that the outlines do not
-            show stay there.
+        prior: (n,) the predicted pose, inside the bounds [rad or m]; joints that no contour constrains stay there.
         frame: RGB in [0, 1].
-        contour: of the robot in this camera.
+        contours: of the robot in this camera.
         bounds: lowest and highest positions.
-        options: how outlines are followed.
+        options: search radii.
     """
     low, high = (b.to(prior.mean) for b in bounds)
     prior_information = torch.linalg.inv(prior.covariance)
     pyramid = BrightnessPyramid.from_frame(frame)
     q, information = prior.mean, prior_information
     for search_radius in (_INITIAL_SEARCH_RADIUS, *options.search_radii):
-        index = contour.field.visible_contour(q)
+        # A prediction is off a little everywhere; a part that is off by more is more often mismatched than left behind.
+        factor = replace(contours.factor(q, pyramid, search_radius), part_scale=0.0)
         for _ in range(_ITERATIONS):
-            # A reading is off a little everywhere; a part that is off by more is more often misled than left behind.
-            equations = contour.linearize(q, pyramid, index, search_radius, part_scale=0.0)
+            equations = factor.linearize({POSITION: q})
             if equations is None:
                 break
-            information = prior_information + equations.H / options.correlated_contour_points
-            vector = prior_information @ (prior.mean - q) + equations.g / options.correlated_contour_points
-            lower, upper = (low - q).clamp(min=-options.max_step), (high - q).clamp(max=options.max_step)
-            step, _ = solve_box_qp(information, vector, lower, torch.maximum(lower, upper))
+            information = prior_information + equations.H / CORRELATED_CONTOUR_POINTS
+            g = prior_information @ (prior.mean - q) + equations.g / CORRELATED_CONTOUR_POINTS
+            lower, upper = (low - q).clamp(min=-MAX_STEP), (high - q).clamp(max=MAX_STEP)
+            step, _ = solve_box_qp(information, g, lower, torch.maximum(lower, upper))
             q = q + step
     return Gaussian(q, torch.linalg.inv(information))

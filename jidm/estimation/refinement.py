@@ -16,18 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jidm.estimation.dense_photometric import (
-    CellEquations,
-    cell_equations,
-    gradients,
-    reweight_by_motion,
-    symmetric_flow,
-    warp,
-)
+from jidm.estimation.factors.dense_photometric import CellEquations, cell_equations, reweight_by_motion
 from jidm.fields.free.blocks import downsample, upsample2x
 from jidm.fields.free.config import FLOW_STRIDE, STRIDE, LearnedFieldConfig
 from jidm.fields.free.correlation import CorrelationHead
 from jidm.fields.free.network import Features
+from jidm.video.warping import gradients, symmetric_flow, warp
 
 _MIN_ROBOT_PROBABILITY = 0.01  # cells that show the robot with less than this probability are not compared
 _MOTION_PRIOR_STD = 0.5  # [px] how far a cell's motion may be off before anything is seen

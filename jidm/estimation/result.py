@@ -25,7 +25,7 @@ _STEP_FIELDS = {  # fields with T - 1 entries
     "velocity": -2,
     "covariance": -3,
     "residual": -1,
-    "explained": -1,
+    "explained_fraction": -1,
     "observable": -2,
     "valid": -1,
 }

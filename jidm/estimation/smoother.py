@@ -1,9 +1,8 @@
-"""Steps of a whole video told better by their neighbours: robots move smoothly, errors of single steps do not.
+"""Smoothing the velocities of a decoded video: robots move smoothly, errors of single steps do not.
 
-Each joint's velocity is taken to drift by a white jerk, integrated twice; a Kalman filter forwards and a smoother
-backwards (Rauch, Tung and Striebel 1965) give the best velocity of every step under that. How lively the joint is and
-how noisy its steps are is read off the video itself, by maximum likelihood within what their covariance allows: a robot
-that jerks stays as it was decoded.
+Per joint a white-jerk model: a Kalman filter over velocity and its rate, and a Rauch-Tung-Striebel smoother. The intensity
+of the jerk and the noise of the steps are estimated from the video itself, by maximum likelihood within what the steps'
+covariance allows: a robot that jerks stays as it was decoded.
 """
 
 from __future__ import annotations
@@ -14,20 +13,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jidm.estimation.kalman import Gaussian, rts_smooth
 from jidm.estimation.result import JointMotion
 
 _PROCESS_NOISE_GRID = torch.logspace(-5, 3, 25, dtype=torch.float64)
 """Variance that the jerk adds to the velocity within a step, in variances of a measured step."""
 
 _MIN_STEPS = 5  # fewer tell noise and motion not apart
-_INITIAL_VARIANCE = 1e8  # variance of what nothing is known of yet, in variances of a measured step
+_INITIAL_VARIANCE = 1e8  # of velocity and rate before anything was measured, in variances of a measured step
+_UNUSABLE_VARIANCE = 1e16  # of a step that is left out, likewise
 
 
 def smooth_motion(motion: JointMotion) -> JointMotion:
-    """The motion with every step told by its neighbours as well; for whole videos, after decoding.
+    """Smooth the steps of a whole video, after decoding.
 
-    Steps that are not valid say nothing and stay not valid. Positions move by what the steps before them changed, so
-    that what anchors them stays. The covariance keeps what of it is not noise from step to step.
+    Steps that are not valid are not used and stay not valid. Positions move by the changes of the steps before them, so that
+    absolute corrections stay. The part of the covariance that is not white noise from step to step stays.
 
     Returns:
         A motion of the same shape; the same one where it has fewer than 5 steps.
@@ -83,65 +84,55 @@ def _smooth_velocity(
     best = _VelocityFilter(measurements, noise, usable, interval, _PROCESS_NOISE_GRID.to(dt)[log_likelihood.argmax(1)])
     mean, smoothed_variance = best.smooth()
     noise_scale = best.noise_scale[:, None]
-    # The stated variance covers errors of all kinds; what of it is not noise from step to step smoothing cannot take away.
+    # Of the stated variance, smoothing cannot remove what is not noise from step to step.
     systematic = torch.where(usable, noise * (1 - noise_scale).clamp(min=0), torch.zeros_like(noise))
     return mean * scale.sqrt(), (smoothed_variance * noise_scale + systematic) * scale
 
 
 class _VelocityFilter:
-    """Forward pass over R rows of S steps; state: velocity and its rate per mean step.
+    """Kalman filter over R rows of S steps; the state of a row is a velocity and its rate per mean step.
 
     Attributes:
-        likelihood: (R,) log-likelihood at the best noise scale. noise_scale: (R,) that scale, at most 1, on the stated
-            variances.
+        log_likelihood: (R,) at the best noise scale. noise_scale: (R,) that scale of the stated variances, at most 1.
     """
 
     def __init__(
         self, measurements: Tensor, noise: Tensor, usable: Tensor, interval: Tensor, process_noise: Tensor
     ) -> None:
         rows = len(measurements)
-        mean = measurements.new_zeros(rows, 2)
-        covariance = torch.eye(2).to(measurements).expand(rows, 2, 2) * _INITIAL_VARIANCE
-        self.F = [torch.tensor([[1.0, float(h)], [0.0, 1.0]]).to(measurements) for h in interval]
-        self.predicted, self.filtered = [], []
-        square = log_size = measurements.new_zeros(rows)
-        count = measurements.new_zeros(rows)
-        num_seen = measurements.new_zeros(rows)
+        state = Gaussian(
+            measurements.new_zeros(rows, 2), torch.eye(2).to(measurements).expand(rows, 2, 2) * _INITIAL_VARIANCE
+        )
+        observation = measurements.new_tensor([[1.0, 0.0]])
+        self.transitions = [measurements.new_tensor([[1.0, h], [0.0, 1.0]]) for h in interval.tolist()]
+        self.predicted: list[Gaussian] = []
+        self.filtered: list[Gaussian] = []
+        square, log_size, count, num_seen = measurements.new_zeros(4, rows)
         for t, h in enumerate(interval.tolist()):
             if t:
-                noise_matrix = measurements.new_tensor(
-                    [[h**3, 1.5 * h**2], [1.5 * h**2, 3 * h]]
-                )  # unit: 3 / the jerk's intensity
-                mean = mean @ self.F[t].T
-                covariance = self.F[t] @ covariance @ self.F[t].T + process_noise[:, None, None] * noise_matrix
-            self.predicted.append((mean, covariance))
-            innovation_variance = covariance[:, 0, 0] + noise[:, t]
-            gain = covariance[:, :, 0] / innovation_variance[:, None]  # nothing where the noise is infinite
-            innovation = measurements[:, t] - mean[:, 0]
-            mean = mean + gain * torch.where(usable[:, t], innovation, torch.zeros_like(innovation))[:, None]
-            covariance = covariance - gain[:, :, None] * covariance[:, None, 0, :]
-            self.filtered.append((mean, covariance))
-            # The first two measurements of a row only start it.
+                F = self.transitions[t]
+                # Integrated white noise; the unit of the process noise is 3 / the jerk's intensity.
+                noise_matrix = measurements.new_tensor([[h**3, 1.5 * h**2], [1.5 * h**2, 3 * h]])
+                covariance = F @ state.covariance @ F.T + process_noise[:, None, None] * noise_matrix
+                state = Gaussian(state.mean @ F.T, covariance)
+            self.predicted.append(state)
+            # A step that is not usable is measured with a variance that makes its gain zero.
+            value = torch.where(usable[:, t], measurements[:, t], state.mean[:, 0])[:, None]
+            measurement = Gaussian(value, noise[:, t, None, None].clamp(max=_UNUSABLE_VARIANCE))
+            innovation, variance = (x.reshape(rows) for x in state.innovation(measurement, observation))
+            state = state.condition(measurement, observation)
+            self.filtered.append(state)
+            # The first two measurements of a row only initialize it.
             counts = usable[:, t] & (num_seen >= 2)
-            square = square + torch.where(
-                counts, innovation.square() / innovation_variance, torch.zeros_like(innovation)
-            )
-            log_size = log_size + torch.where(counts, innovation_variance.log(), torch.zeros_like(innovation))
+            square = square + torch.where(counts, innovation.square() / variance, torch.zeros_like(variance))
+            log_size = log_size + torch.where(counts, variance.log(), torch.zeros_like(variance))
             count, num_seen = count + counts, num_seen + usable[:, t]
-        # Noise may be less than the steps' stated variance, which covers more than noise, but not more: what goes beyond it
-        # is motion.
+        # The stated variance covers errors of all kinds: noise may be less than that, not more. What exceeds it is motion.
         self.noise_scale = (square / count.clamp(min=1)).clamp(1e-12, 1.0)
         self.log_likelihood = -0.5 * (log_size + count * self.noise_scale.log() + square / self.noise_scale)
 
     def smooth(self) -> tuple[Float[Tensor, "R S"], Float[Tensor, "R S"]]:
         """Velocity of every step given all of them, and its variance before the noise scale."""
-        mean, covariance = self.filtered[-1]
-        out = [(mean[:, 0], covariance[:, 0, 0])]
-        for t in range(len(self.filtered) - 2, -1, -1):
-            (filtered, P), (predicted, P_ahead) = self.filtered[t], self.predicted[t + 1]
-            gain = P @ self.F[t + 1].T @ torch.linalg.pinv(P_ahead, hermitian=True)
-            mean = filtered + (gain @ (mean - predicted)[:, :, None])[:, :, 0]
-            covariance = P + gain @ (covariance - P_ahead) @ gain.mT
-            out.append((mean[:, 0], covariance[:, 0, 0].clamp(min=0)))
-        values, variances = zip(*reversed(out))
-        return torch.stack(values, 1), torch.stack(variances, 1)
+        states = rts_smooth(self.predicted[1:], self.filtered, self.transitions[1:])
+        velocity = torch.stack([x.mean[:, 0] for x in states], 1)
+        return velocity, torch.stack([x.covariance[:, 0, 0].clamp(min=0) for x in states], 1)

@@ -1,19 +1,16 @@
-"""Weighted, robust, damped, bounded least squares from optical flow to a joint step, batched and differentiable.
+"""Robust, damped, bounded least squares from normal equations or optical flow to a joint step, batched and differentiable.
 
-    argmin_d  sum_i w_i rho(|J_i d - f_i|)  +  ridge * mean(diag(J'WJ)) * |d / unit|^2   subject to  lower <= d <= upper
+    argmin_d  sum_i w_i rho(|J_i d - f_i|)  +  ridge * mean(diag(J'WJ)) * |d / joint_scale|^2   with  lower <= d <= upper
 
-`normal_equations` builds the problem in one pass over the Jacobian field, `solve_normal_equations` solves it, and
-`solve_flow` does both with robust re-weighting. Problems of several cameras add up: `equations_a + equations_b`.
-
-Normal equations square the condition number of J. They are formed in the input's dtype and solved in float64; at
-cond(J) above 1e3 in float32 give float64 input.
+`solve_normal_equations` solves a problem that was built; `solve_flow` builds and solves one by iteratively reweighted
+least squares. Problems of several cameras add up: `equations_a + equations_b`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,11 +18,11 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.estimation.box_qp import solve_box_qp
+from jidm.estimation.factors.flow import accumulate, unflatten, zero_nonfinite_items
 from jidm.estimation.field_layout import FieldLayout, flatten_field
+from jidm.estimation.problem import NormalEquations
 from jidm.estimation.robust import TUKEY
 
-# Numbers a pass: small enough that its copies stay in the processor's cache (J is then read from memory once).
-_BLOCK = 2**19
 # The residual scale (a median) is taken over all pixels that have weight, or over at least this many of them.
 _MEDIAN_SAMPLES = 4096
 _RAYLEIGH_MEDIAN = 1.17741  # median length of a 2-vector with unit normal components
@@ -42,48 +39,9 @@ class Status(IntEnum):
     UNOBSERVABLE = 1
     """Solved; at least one joint cannot be seen, see `Solution.observable`."""
     NO_DATA = 2
-    """All weights are zero; the step is the prior's mean or zero."""
+    """All weights are zero; the step is zero."""
     NOT_FINITE = 3
     """A Jacobian, flow or weight is NaN or infinite; the step is zero and must not be used."""
-
-
-@dataclass(frozen=True, eq=False)
-class NormalEquations:
-    """`matrix @ delta_q = vector`, before damping.
-
-    Attributes:
-        H: (*batch, n, n) sum of w J'J [px^2 per unit^2].
-        g: (*batch, n) sum of w J'f [px^2 per unit].
-        cost: (*batch,) sum of w |f|^2 [px^2].
-        total_weight: (*batch,) sum of w.
-        num_observations: (*batch,) number of pixels with w > 0; after robust re-weighting, what they are worth.
-    """
-
-    H: Float[Tensor, "*batch n n"]
-    g: Float[Tensor, "*batch n"]
-    cost: Float[Tensor, "*batch"]
-    total_weight: Float[Tensor, "*batch"]
-    num_observations: Float[Tensor, "*batch"]
-
-    def __add__(self, other: NormalEquations) -> NormalEquations:
-        """Two problems about the same joints solved as one, for instance two cameras."""
-        return NormalEquations(
-            self.H + other.H,
-            self.g + other.g,
-            self.cost + other.cost,
-            self.total_weight + other.total_weight,
-            self.num_observations + other.num_observations,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Prior:
-    """Gaussian knowledge about the step: mean (*batch, n) [rad or m] and standard deviation (*batch, n), with the
-    standard deviation of one pixel's flow error [px] that puts it on the scale of the data."""
-
-    mean: Float[Tensor, "*#batch n"]
-    std: Float[Tensor, "*#batch n"]
-    flow_std: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,139 +75,95 @@ class Solution:
         return self.status <= Status.UNOBSERVABLE
 
 
-def normal_equations(
-    jacobian: Tensor, flow: Tensor, weight: Tensor | None = None, *, layout: FieldLayout | None = None
-) -> NormalEquations:
-    """Build the least-squares problem in one pass over the field.
-
-    Args:
-        jacobian: dense (*batch, 2, n, H, W) or at points (*batch, N, 2, n) [px per rad or m].
-        flow: (*batch, 2, H, W) or (*batch, N, 2) [px].
-        weight: (*batch, H, W) or (*batch, N), non-negative; 0 = ignore, also a NaN flow there (but not a NaN
-            Jacobian). All 1 if not given.
-        layout: "dense" or "points"; read off the shapes if not given. Only 2x2 pixels of a 2-joint robot fit both.
-
-    Returns:
-        The sums; NaN for items of the batch that hold a NaN or an infinity, which spoil nothing else.
-
-    Raises:
-        InputError: shapes do not fit together or fit both layouts, or a weight is negative.
-    """
-    batch, J, f, w = flatten_field(jacobian, flow, weight, layout)
-    *_, bad, equations = _zero_nonfinite_items(J, f, w)
-    if bad.any():
-        nan = torch.full_like(equations.cost, torch.nan)
-        equations = replace(
-            equations,
-            H=torch.where(bad[:, None, None], nan[:, None, None], equations.H),
-            g=torch.where(bad[:, None], nan[:, None], equations.g),
-            cost=torch.where(bad, nan, equations.cost),
-        )
-    return _unflatten(equations, batch)
-
-
 def solve_normal_equations(
     equations: NormalEquations,
     *,
     ridge: float = 1e-6,
     joint_scale: Float[Tensor, " n"] | None = None,
     bounds: tuple[Float[Tensor, "*#batch n"], Float[Tensor, "*#batch n"]] | None = None,
-    prior: Prior | None = None,
     min_motion: float = 2.0,
-    correlated_pixels: float = 1.0,
 ) -> Solution:
-    """Solve `equations` with damping, prior and bounds.
+    """Solve normal equations of a joint step with damping and bounds.
 
     Args:
-        ridge: damping relative to the mean diagonal of J'WJ (in `joint_scale`s), so the answer does not depend on how many
-            pixels there are or how weights are scaled. Pulls to the prior's mean, or to zero without a prior.
+        equations: of one variable, the joint step.
+        ridge: damping relative to the mean diagonal of J'WJ (in `joint_scale`s), so the answer depends neither on how many
+            pixels there are nor on how weights are scaled.
         joint_scale: (n,) a typical motion of each joint, to compare rad with m; 1 if not given.
-        bounds: lower and upper bound of delta_q, applied inside the solve (`joint_bounds` makes them). They do not
-            narrow the covariance.
-        prior: Gaussian prior on the step.
+        bounds: lower and upper bound of delta_q, applied inside the solve. They do not narrow the covariance.
         min_motion: a joint is observable if moving it by its `joint_scale` moves the image by this much [px rms over the
             weighted pixels] in a way the other joints cannot imitate.
-        correlated_pixels: how many neighbouring pixels share one flow error; scales the covariance.
 
     Raises:
-        InputError: a lower bound is above its upper bound, or a unit or the prior's deviation is not positive.
+        InputError: a lower bound is above its upper bound, or a scale is not positive.
     """
     out, shape = equations.g.dtype, equations.g.shape
-    best = _minimize(equations, ridge, joint_scale, bounds, prior)
-    x, joint_scale, A, g, floor, stiffness = best.x, best.joint_scale, best.A, best.g, best.floor, best.stiffness
-    energy, total, count, finite = best.cost, best.total, best.num_observations, best.finite
-    usable = finite & (total > 0)
+    best = _minimize(equations, ridge, joint_scale, bounds)
+    x, joint_scale, A, g, floor = best.x, best.joint_scale, best.A, best.g, best.floor
+    usable = best.finite & (best.total_weight > 0)
     eye = torch.eye(shape[-1], dtype=A.dtype, device=A.device)
 
-    residual_cost = (energy - 2 * (x * g).sum(-1) + torch.einsum("...i,...ij,...j->...", x, A, x)).clamp(min=0)
-    variance = residual_cost / (2 * count - shape[-1]).clamp(min=1) * correlated_pixels
+    residual_cost = best.cost - 2 * (x * g).sum(-1) + torch.einsum("...i,...ij,...j->...", x, A, x)
+    residual_cost = residual_cost.clamp(min=0)
+    variance = residual_cost / (2 * best.num_observations - shape[-1]).clamp(min=1)
     inverse = torch.linalg.inv(A + floor[..., None] * eye)
-    observability = _observability(inverse, total)
-    if prior is None:
-        covariance = variance[..., None, None] * inverse
-    else:
-        inverse = torch.linalg.inv(A + torch.diag_embed(floor + stiffness))
-        noise = variance[..., None, None] * A + prior.flow_std**2 * torch.diag_embed(stiffness)
-        covariance = inverse @ noise @ inverse
+    observability = _observability(inverse, best.total_weight)
     # A joint that only the floor holds in place may be anywhere.
     variance_factor = inverse.diagonal(dim1=-2, dim2=-1)
+    covariance = variance[..., None, None] * inverse
     covariance = _mark_unknown((variance_factor <= 0) | (variance_factor > 0.1 / floor), covariance)
     observable = (observability >= min_motion) & usable[..., None]
     status = torch.where(observable.all(-1), Status.OK, Status.UNOBSERVABLE)
-    status = torch.where(finite & (total <= 0), int(Status.NO_DATA), status)
+    status = torch.where(best.finite & (best.total_weight <= 0), int(Status.NO_DATA), status)
+    mean_square = (residual_cost / best.total_weight.clamp(min=1e-30)).clamp(min=1e-30)
     solution = Solution(
         delta_q=(x * joint_scale).to(out),
         covariance=(covariance * joint_scale[:, None] * joint_scale).to(out),
-        residual=(residual_cost / total.clamp(min=1e-30)).clamp(min=1e-30).sqrt().to(out) * (total > 0),
-        explained_fraction=(1 - residual_cost / energy.clamp(min=1e-30)).clamp(0, 1).to(out) * usable,
+        residual=mean_square.sqrt().to(out) * (best.total_weight > 0),
+        explained_fraction=(1 - residual_cost / best.cost.clamp(min=1e-30)).clamp(0, 1).to(out) * usable,
         observability=(observability / joint_scale).to(out),
         observable=observable,
         at_bound=best.at_bound & usable[..., None],
         status=status,
     )
-    return _mark_not_finite(solution, ~finite)
+    return _mark_not_finite(solution, ~best.finite)
 
 
 @dataclass(frozen=True, eq=False)
 class _Minimizer:
-    """The minimiser x of a problem in units, and the pieces of the problem."""
+    """The minimizer x of a problem in units of `joint_scale`, and the pieces of the problem in float64."""
 
     x: Tensor
     at_bound: Tensor
     joint_scale: Tensor
     A: Tensor
     g: Tensor
-    stiffness: Tensor
     floor: Tensor
     cost: Tensor
-    total: Tensor
+    total_weight: Tensor
     num_observations: Tensor
     finite: Tensor
 
 
 def _minimize(
-    equations: NormalEquations,
-    ridge: float,
-    joint_scale: Tensor | None,
-    bounds: tuple[Tensor, Tensor] | None,
-    prior: Prior | None,
+    equations: NormalEquations, ridge: float, joint_scale: Tensor | None, bounds: tuple[Tensor, Tensor] | None
 ) -> _Minimizer:
-    """The step alone, without what is known about its errors: all that a re-weighting needs."""
+    """The step alone, without its covariance: all that a re-weighting needs."""
     out, n = equations.g.dtype, equations.g.shape[-1]
-    A, g, energy, total, count, finite = _to_float64(equations)
+    A, g, cost, total, count, finite = _to_float64(equations)
     joint_scale = torch.ones(n, dtype=A.dtype, device=A.device) if joint_scale is None else joint_scale.to(A)
-    _check_problem(joint_scale, bounds, prior)
+    if not ((joint_scale > 0) & joint_scale.isfinite()).all():
+        raise InputError("every joint_scale must be a positive number")
     A, g = A * joint_scale[:, None] * joint_scale, g * joint_scale  # from here on joints are counted in units
-    mean, stiffness, lower, upper, problem_finite = _scale_problem(g, joint_scale, bounds, prior)
+    lower, upper, bounded = _scale_bounds(g, joint_scale, bounds)
     mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
-    # Without any motion in J the answer is zero (or the prior's mean); the 1 only keeps that problem regular, and its
-    # gradients finite.
+    # Without any motion in J the answer is zero; the 1 only keeps that problem regular, and its gradients finite.
     scale = torch.where(mean_diagonal > 0, mean_diagonal, torch.ones_like(mean_diagonal))
     # Sums of squares are rounded, so duplicate columns need this much damping in any case to stay a regular problem.
     floor = max(1e-12, 4 * torch.finfo(out).eps) * scale
-    damping = torch.maximum(ridge * scale, floor) + stiffness
-    x, at_bound = solve_box_qp(A + torch.diag_embed(damping.expand_as(g)), g + damping * mean, lower, upper)
-    return _Minimizer(x, at_bound, joint_scale, A, g, stiffness, floor, energy, total, count, finite & problem_finite)
+    damping = torch.maximum(ridge * scale, floor)
+    x, at_bound = solve_box_qp(A + torch.diag_embed(damping.expand_as(g)), g, lower, upper)
+    return _Minimizer(x, at_bound, joint_scale, A, g, floor, cost, total, count, finite & bounded)
 
 
 def solve_flow(
@@ -262,16 +176,14 @@ def solve_flow(
     ridge: float = 1e-6,
     joint_scale: Float[Tensor, " n"] | None = None,
     bounds: tuple[Tensor, Tensor] | None = None,
-    prior: Prior | None = None,
     min_motion: float = 2.0,
-    correlated_pixels: float = 1.0,
     layout: FieldLayout | None = None,
 ) -> Solution:
-    """Joint step that best explains a flow field.
+    """Joint step that best explains a flow field, by iteratively reweighted least squares.
 
     Args:
-        jacobian, flow, weight, layout: as for `normal_equations`. Give weight 0 off the robot: those pixels say nothing about
-            the joints but would drag the residual scale to zero.
+        jacobian, flow, weight, layout: as for `normal_equations`. Give weight 0 off the robot: those pixels hold no
+            information about the joints but would drag the residual scale to zero.
         robust: re-weighting by the residual against its scale (MAD); "tukey" starts with Cauchy steps, which converge
             from anywhere, and ends with Tukey's biweight, which ignores outliers altogether. None = plain.
         iterations: number of re-weightings (ignored for robust=None).
@@ -285,85 +197,26 @@ def solve_flow(
     if robust not in (None, "tukey", "cauchy"):
         raise InputError(f"robust must be 'tukey', 'cauchy' or None, got {robust!r}")
     batch, J, f, w = flatten_field(jacobian, flow, weight, layout)
-    flat_bounds = None if bounds is None else tuple(_flat(b, batch, J.shape[-2]) for b in bounds)
-    flat_prior = prior and Prior(
-        _flat(prior.mean, batch, J.shape[-2]), _flat(prior.std, batch, J.shape[-2]), prior.flow_std
-    )
+    n = J.shape[-2]
+    flat_bounds = None
+    if bounds is not None:
+        flat_bounds = bounds[0].expand(*batch, n).reshape(-1, n), bounds[1].expand(*batch, n).reshape(-1, n)
 
-    J, f, w, bad, equations = _zero_nonfinite_items(J, f, w)
+    J, f, w, bad, equations = zero_nonfinite_items(J, f, w)
     for k in range(iterations if robust else 0):
-        best = _minimize(equations, ridge, joint_scale, flat_bounds, flat_prior)  # type: ignore[arg-type]
+        best = _minimize(equations, ridge, joint_scale, flat_bounds)
         step = torch.where(best.finite[:, None], best.x * best.joint_scale, torch.zeros_like(best.x)).to(J)
         kind: Literal["tukey", "cauchy"] = "tukey" if robust == "tukey" and k >= iterations // 2 else "cauchy"
         w_robust = _robust_weight(_residual(J, f, step), w, kind)
         num_observations = torch.where(w > 0, w_robust, torch.zeros_like(w)).sum(-1) / _VARIANCE_FACTOR[kind]
-        equations = replace(_accumulate(J, f, w * w_robust), num_observations=num_observations)
+        equations = replace(accumulate(J, f, w * w_robust), num_observations=num_observations)
     solution = solve_normal_equations(
-        equations,
-        ridge=ridge,
-        joint_scale=joint_scale,
-        bounds=flat_bounds,  # type: ignore[arg-type]
-        prior=flat_prior,
-        min_motion=min_motion,
-        correlated_pixels=correlated_pixels,
+        equations, ridge=ridge, joint_scale=joint_scale, bounds=flat_bounds, min_motion=min_motion
     )
-    return _unflatten(_mark_not_finite(solution, bad), batch)
-
-
-def joint_bounds(
-    q: Float[Tensor, "*batch n"],
-    lower: Float[Tensor, " n"],
-    upper: Float[Tensor, " n"],
-    velocity: Float[Tensor, " n"],
-    dt: float,
-) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
-    """Bounds of a step of dt seconds from q that keep position and velocity limits.
-
-    A q outside its limits may stay where it is and move back, never further out.
-    """
-    reach = velocity.to(q) * dt
-    low = torch.maximum(lower.to(q) - q, -reach).clamp(max=0.0)
-    high = torch.minimum(upper.to(q) - q, reach).clamp(min=0.0)
-    return low, high
+    return unflatten(_mark_not_finite(solution, bad), batch)
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
-
-
-def _zero_nonfinite_items(
-    J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]
-) -> tuple[Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"], Bool[Tensor, " B"], NormalEquations]:
-    """The rows with items emptied that hold a NaN or infinity, which items those are, and the sums over the rest.
-
-    Emptied before anything is derived from them, so that a NaN reaches nobody's gradient, not even its own.
-    """
-    equations = _accumulate(J, f, w)
-    sums = torch.cat([equations.H.flatten(-2), equations.g, equations.cost[:, None]], dim=-1)
-    bad = ~(sums.isfinite().all(-1) & equations.total_weight.isfinite())
-    if bad.any():
-        J = torch.where(bad[:, None, None, None], torch.zeros_like(J), J)
-        f = torch.where(bad[:, None, None], torch.zeros_like(f), f)
-        w = torch.where(bad[:, None], torch.zeros_like(w), w)
-        equations = _accumulate(J, f, w)
-    return J, f, w, bad, equations
-
-
-def _accumulate(J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]) -> NormalEquations:
-    B, _, n, P = J.shape
-    items = max(1, _BLOCK // max(1, 2 * (n + 1) * P))
-    pixels = max(1, _BLOCK // (2 * (n + 1)))
-    sums = []
-    for first in range(0, max(B, 1), items):
-        rows = slice(first, first + items)
-        total: Tensor | float = 0.0
-        for start in range(0, max(P, 1), pixels):
-            part = slice(start, start + pixels)
-            # The flow as one more row: one product then gives matrix, vector and energy.
-            x = torch.cat([J[rows, :, :, part], f[rows, :, None, part]], dim=2)
-            total = total + ((x * w[rows, None, None, part]) @ x.mT).sum(1)
-        sums.append(total)
-    S = torch.cat(sums)  # type: ignore[arg-type]
-    return NormalEquations(S[:, :n, :n], S[:, :n, n], S[:, n, n], w.sum(-1), (w > 0).sum(-1).to(w.dtype))
 
 
 def _residual(J: Tensor, f: Tensor, delta_q: Float[Tensor, "B n"]) -> Float[Tensor, "B P"]:
@@ -402,32 +255,18 @@ def _to_float64(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Ten
     return A, g, energy, total, count, finite
 
 
-def _check_problem(joint_scale: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None) -> None:
-    if not ((joint_scale > 0) & joint_scale.isfinite()).all():
-        raise InputError("every unit must be a positive number")
-    if bounds is not None and (bounds[0] > bounds[1]).any():
-        raise InputError("a lower bound is above its upper bound; joint_bounds makes bounds that fit together")
-    if prior is not None and (prior.std <= 0).any():
-        raise InputError("the prior's standard deviation must be positive; to hold a joint give equal bounds")
-
-
-def _scale_problem(
-    g: Tensor, joint_scale: Tensor, bounds: tuple[Tensor, Tensor] | None, prior: Prior | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Bool[Tensor, "*batch"]]:
-    """Prior mean and stiffness, lower and upper bound, each (*batch, n) in units; which items are free of NaN."""
-    mean, stiffness, lower, upper = torch.zeros_like(g), torch.zeros_like(g), None, None
-    finite = torch.ones_like(g, dtype=torch.bool)
-    if prior is not None:
-        mean = (prior.mean.to(g) / joint_scale).expand_as(g)
-        stiffness = ((prior.flow_std * joint_scale / prior.std.to(g)) ** 2).expand_as(g)
-        finite = mean.isfinite() & stiffness.isfinite()
-        mean, stiffness = (torch.where(finite, x, torch.zeros_like(x)) for x in (mean, stiffness))
-    if bounds is not None:
-        lower, upper = ((b.to(g) / joint_scale).expand_as(g) for b in bounds)
-        bounded = ~(lower.isnan() | upper.isnan())
-        lower, upper = (torch.where(bounded, x, torch.zeros_like(x)) for x in (lower, upper))
-        finite = finite & bounded
-    return mean, stiffness, lower, upper, finite.all(-1)
+def _scale_bounds(
+    g: Tensor, joint_scale: Tensor, bounds: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor | None, Tensor | None, Bool[Tensor, "*batch"]]:
+    """Lower and upper bound, each (*batch, n) in units; which items have bounds free of NaN."""
+    if bounds is None:
+        return None, None, torch.ones_like(g[..., 0], dtype=torch.bool)
+    if (bounds[0] > bounds[1]).any():
+        raise InputError("a lower bound is above its upper bound; clamp them so that lower <= upper for every joint")
+    lower, upper = ((b.to(g) / joint_scale).expand_as(g) for b in bounds)
+    finite = ~(lower.isnan() | upper.isnan())
+    lower, upper = (torch.where(finite, x, torch.zeros_like(x)) for x in (lower, upper))
+    return lower, upper, finite.all(-1)
 
 
 def _mark_unknown(unknown: Bool[Tensor, "*batch n"], covariance: Tensor) -> Tensor:
@@ -444,18 +283,6 @@ def _observability(inverse: Tensor, total: Tensor) -> Tensor:
     # Rounding can leave a singular matrix with a negative eigenvalue: nothing is known of such a joint either.
     information = torch.where(diagonal > 0, 1 / diagonal.clamp(min=1e-300), torch.zeros_like(diagonal))
     return (information / total[..., None].clamp(min=1e-30)).clamp(min=1e-30).sqrt()
-
-
-def _flat(x: Tensor, batch: torch.Size, n: int) -> Tensor:
-    return x.expand(*batch, n).reshape(-1, n)
-
-
-_Record = TypeVar("_Record", bound="NormalEquations | Solution")
-
-
-def _unflatten(record: _Record, batch: torch.Size) -> _Record:
-    """The same record with the flat batch axis of every field unfolded again."""
-    return type(record)(**{name: x.reshape((*batch, *x.shape[1:])) for name, x in vars(record).items()})
 
 
 def _mark_not_finite(solution: Solution, where: Bool[Tensor, "*batch"]) -> Solution:

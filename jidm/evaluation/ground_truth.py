@@ -1,7 +1,7 @@
-"""What a recording knows exactly about its pictures: camera, depth and links, hence the true field and the true flow.
+"""Exact camera, depth and links of a simulated recording, and from them the exact field and flow.
 
-Self-play writes these beside the video (`observation.camera.<name>`, `.depth.`, `.links.`); a real robot's recording has
-none of them, and then there is nothing to compare a field with.
+Motor babbling in simulation records them beside the video (`observation.camera.<key>`, `.depth.`, `.links.`); a recording of
+a real robot has none of them, and then a field cannot be compared.
 """
 
 from __future__ import annotations
@@ -13,31 +13,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.camera.model import Camera
 from jidm.errors import CameraError, DatasetError
 from jidm.fields.analytic import AnalyticField
-from jidm.training.data.frame_store import letterbox_geometry
+from jidm.training.data.frame_store import image_size
 from jidm.training.data.geometric_flow import DepthView, downsample_flow, geometric_flow, grid_intrinsics, link_poses
+from jidm.training.data.recorded_geometry import letterbox_geometry, unpack_cameras
 from jidm.video.letterbox import Letterbox
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
-_SURFACE_POINTS = 30000  # a 32 x 32 grid that the robot half fills then has tens of points in each of its cells
+_SURFACE_POINTS = 30000  # tens of points per cell of a 32 x 32 grid that the robot half fills
 
 
 @dataclass(frozen=True, eq=False)
 class GroundTruthView:
-    """The robot as one camera saw it over an episode of T frames.
+    """The robot in one camera over an episode of T frames.
 
     Attributes:
-        field: the exact field of that camera; its pixels are the full (H, W) picture's.
+        field: the exact field of that camera, in pixels of the full (H, W) image.
         cameras: one for all frames, or T of them.
-        links: (T, h, w) link under each cell of the grid, -1 off the robot; None where not recorded.
-        depth: (T, h, w) distance of it along the optical axis [m]; None where not recorded.
+        links: (T, h, w) link in each cell of the grid, -1 off the robot; None where not recorded.
+        depth: (T, h, w) its distance along the optical axis [m]; None where not recorded.
     """
 
     field: AnalyticField
@@ -46,17 +48,18 @@ class GroundTruthView:
     depth: Float[Tensor, "T h w"] | None
 
     @classmethod
-    def from_episode(cls, surface: AnalyticField, dataset: Any, episode: Any, camera: str) -> GroundTruthView | None:
-        """The view of an episode, or None where the recording does not know its camera.
+    def from_episode(cls, surface: AnalyticField, dataset: Any, episode: Any, image_key: str) -> GroundTruthView | None:
+        """The view of an episode; None where its camera is not recorded.
 
         Args:
             surface: any exact field of the robot; its sampled surface is shared.
-            camera: which of the data set's cameras.
+            dataset, episode: where it is recorded.
+            image_key: which of the data set's videos.
         """
-        cameras = recorded_cameras(dataset, episode, camera)
+        cameras = recorded_cameras(dataset, episode, image_key)
         if cameras is None:
             return None
-        links, depth = (_column(dataset, episode, f"observation.{kind}.{camera}") for kind in ("links", "depth"))
+        links, depth = (_column(dataset, episode, f"observation.{kind}.{image_key}") for kind in ("links", "depth"))
         return cls(
             with_camera(surface, cameras[0]),
             cameras,
@@ -71,21 +74,21 @@ class GroundTruthView:
     def jacobian(
         self, frame: int, q: Float[Tensor, " n"], height: int, width: int
     ) -> tuple[Float[Tensor, "2 n {height} {width}"], Float[Tensor, "{height} {width}"]]:
-        """The true field on a grid [px of the full picture per unit], and 1 where the picture shows the robot there."""
+        """The exact field on a grid [px of the full image per unit], and 1 where the image shows the robot."""
         camera = self.camera(frame)
         jacobian, mask = with_camera(self.field, camera).dense(q.double(), height, width)
         scale = jacobian.new_tensor([camera.width / width, camera.height / height])
         if self.links is not None and (factor := self._grid_ratio(height, width)):
             shown = F.avg_pool2d((self.links[frame] >= 0).to(mask)[None], factor)[0]
-            mask = mask * (shown >= 0.5)  # something may stand in front of the robot
+            mask = mask * (shown >= 0.5)  # an object may be in front of the robot
         return jacobian * scale[:, None, None, None], mask
 
     def flow(
         self, frame: int, q: Float[Tensor, " n"], q_next: Float[Tensor, " n"], height: int, width: int
     ) -> tuple[Float[Tensor, "2 {height} {width}"], Float[Tensor, "{height} {width}"]] | None:
-        """True motion of every robot cell's surface points from q to q_next [px of the full picture], and their mask.
+        """Exact flow of the robot's cells from q to q_next [px of the full image], and their mask.
 
-        None where depth and links were not recorded, or not on a multiple of that grid. The camera is taken as still
+        None where depth and links were not recorded, or not on a multiple of that grid. The camera is assumed not to move
         between the two.
         """
         factor = self._grid_ratio(height, width)
@@ -104,7 +107,7 @@ class GroundTruthView:
         return flow[0], (share[0] >= 0.5).double()
 
     def letterbox(self, letterbox: Letterbox) -> GroundTruthView:
-        """The same view in pictures of another size; depth and links on a grid of half of it."""
+        """The same view in letterboxed images; depth and links on a grid of half their size."""
         cameras = tuple(letterbox_camera(camera, letterbox) for camera in self.cameras)
         if self.links is None or self.depth is None:
             return replace(self, cameras=cameras, links=None, depth=None)
@@ -115,34 +118,34 @@ class GroundTruthView:
         return replace(self, cameras=cameras, links=links, depth=depth)
 
     def _grid_ratio(self, height: int, width: int) -> int:
-        """How many times as fine as a grid the recorded one is; 0 where it is no multiple of it."""
+        """Factor by which the recorded grid is finer; 0 where it is not a multiple."""
         if self.links is None:
             return 0
         (rows, down), (columns, across) = (divmod(a, b) for a, b in zip(self.links.shape[1:], (height, width)))
         return rows if rows == columns and down == across == 0 else 0
 
     def robot_mask(self, frame: int, q: Float[Tensor, " n"]) -> Float[Tensor, "H W"]:
-        """1 where the robot, or something in front of it, is in the full picture; its outline is good to a pixel."""
+        """1 on the robot and on objects in front of it in the full image; its contour is accurate to a pixel."""
         camera = self.camera(frame)
         _, mask = with_camera(self.field, camera).dense(q.double(), camera.height, camera.width)
         return mask
 
 
 def make_surface_field(embodiment: Embodiment) -> AnalyticField:
-    """A densely sampled exact field of the robot, to be looked at by any camera."""
+    """A densely sampled exact field of the robot, for any camera (see `with_camera`)."""
     camera = Camera.look_at((1.0, 0.0, 0.5), (0.0, 0.0, 0.0))  # replaced by the recording's own
     return AnalyticField(embodiment, camera, points=1000, occluders=_SURFACE_POINTS)
 
 
 def with_camera(surface: AnalyticField, camera: Camera) -> AnalyticField:
-    """The same robot, sampled once, in another camera."""
+    """The same sampled surface in another camera."""
     field = copy.copy(surface)
     field.camera = camera
     return field
 
 
 def letterbox_camera(camera: Camera, letterbox: Letterbox) -> Camera:
-    """The camera of pictures that were put into another size by `letterbox`."""
+    """The camera of letterboxed images."""
     K = camera.K.clone()
     K[0], K[1] = K[0] * letterbox.scale_u, K[1] * letterbox.scale_v
     K[0, 2] += (letterbox.scale_u - 1) / 2 + letterbox.left
@@ -150,24 +153,27 @@ def letterbox_camera(camera: Camera, letterbox: Letterbox) -> Camera:
     return replace(camera, width=letterbox.width, height=letterbox.height, K=K)
 
 
-def recorded_cameras(dataset: Any, episode: Any, camera: str) -> tuple[Camera, ...] | None:
-    """The cameras of an episode's frames: as recorded frame by frame, else the recipe's; None if neither is there."""
-    rows = _column(dataset, episode, f"observation.camera.{camera}")
-    stated = dict(dataset.recipe.get("cameras") or {}).get(camera)
+def recorded_cameras(dataset: Any, episode: Any, image_key: str) -> tuple[Camera, ...] | None:
+    """The cameras of an episode's frames, one if it does not move: as recorded, else the recipe's; None if neither exists.
+
+    Raises:
+        DatasetError: the recorded numbers are no camera.
+    """
+    rows = _column(dataset, episode, f"observation.camera.{image_key}")
+    stated = dict(dataset.recipe.get("cameras") or {}).get(image_key)
     if rows is None:
         return None if stated is None else (Camera.from_dict(stated),)
-    height, width = dataset.features[f"observation.images.{camera}"].shape[:2]
-    still = bool((rows == rows[0]).all())
-    return tuple(_camera_from_row(row, int(width), int(height)) for row in (rows[:1] if still else rows))
+    height, width = image_size(dataset, image_key)
+    static = bool((rows == rows[0]).all())
+    intrinsics, poses = unpack_cameras((rows[:1] if static else rows).numpy())
+    return tuple(_make_camera(width, height, k, T) for k, T in zip(intrinsics, poses))
 
 
-def _camera_from_row(row: Tensor, width: int, height: int) -> Camera:
-    """From fx, fy, cx, cy and the upper three rows of T_camera_base."""
-    fx, fy, cx, cy = row[:4].tolist()
+def _make_camera(width: int, height: int, intrinsics: NDArray[Any], T: NDArray[Any]) -> Camera:
+    fx, fy, cx, cy = intrinsics.tolist()
     K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
-    T = torch.cat([row[4:].reshape(3, 4), torch.tensor([[0, 0, 0, 1.0]])])
     try:
-        return Camera(width, height, K, T)
+        return Camera(width, height, K, torch.from_numpy(T)).validated()
     except CameraError as error:
         raise DatasetError(
             f"observation.camera holds no camera: {error}; write fx, fy, cx, cy and the 3x4 pose"

@@ -1,7 +1,7 @@
-"""Figures of merit of decoded joint motion, as plain functions of tensors: no model, no file, no hidden setting.
+"""Metrics of decoded joint motion, as plain functions of tensors.
 
-Steps and positions are `(*batch, n)` over any leading axes (videos, frames); a figure pools all of them. Nothing is
-masked silently: what a figure leaves out, its arguments say.
+Steps and positions are `(*batch, n)` with any leading axes (videos, frames), over which a metric pools. Nothing is masked
+silently: what a metric leaves out is given by its arguments.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def nve(error: Float[Tensor, "*batch n"], delta_q: Float[Tensor, "*batch n"]) -> Float[Tensor, ""]:
-    """Normalised velocity error: mean |error| / mean |true step|. 0 is perfect, 1 is what "nothing moved" scores.
+    """Normalized velocity error: mean |error| / mean |true step|. 0 is perfect; predicting no motion scores 1.
 
-    NaN where the truth never moves: there is no scale to compare with.
+    NaN where the truth never moves.
     """
     return error.abs().mean() / _nan_unless_positive(delta_q.abs().mean())
 
@@ -39,7 +39,7 @@ def action_mse(error: Float[Tensor, "*batch n"]) -> Float[Tensor, ""]:
 
 
 def mse_ratio(error: Float[Tensor, "*batch n"], baseline: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Action MSE over a rival's on the same steps; below 1 is better than the rival.
+    """Action MSE divided by a baseline's on the same steps; below 1 is better than the baseline.
 
     Raises:
         InputError: the two were not measured on the same steps.
@@ -52,12 +52,12 @@ def mse_ratio(error: Float[Tensor, "*batch n"], baseline: Float[Tensor, "..."]) 
 def fraction_within(
     position: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"], tolerance: float = 0.05
 ) -> Float[Tensor, ""]:
-    """Share of joint positions within `tolerance` [rad or m] of the truth, the bound included."""
+    """Fraction of joint positions within `tolerance` [rad or m] of the truth, the bound included."""
     return ((position - q).abs() <= tolerance).to(q.dtype).mean()
 
 
 def integrate_steps(q0: Float[Tensor, "*batch n"], delta_q: Float[Tensor, "*batch S n"]) -> Float[Tensor, "*batch T n"]:
-    """Positions reached by adding the steps to a known start: T = S + 1 rows, the first is q0."""
+    """Positions by cumulative summation of steps from a known start: T = S + 1 rows, the first is q0."""
     start = q0[..., None, :]
     return torch.cat([start, start + delta_q.cumsum(-2)], dim=-2)
 
@@ -79,7 +79,7 @@ def tip_error(
 
 
 def moving_joints(velocity: Float[Tensor, "*batch n"], speed: float) -> Bool[Tensor, " n"]:
-    """Joints whose mean true speed is above `speed` [rad/s or m/s]: the others have no motion to be right about."""
+    """Joints whose mean true speed is above `speed` [rad/s or m/s]."""
     return _flatten(velocity).abs().mean(0) > speed
 
 
@@ -92,7 +92,7 @@ def correlation(decoded: Float[Tensor, "*batch n"], truth: Float[Tensor, "*batch
 def endpoint_error(
     flow: Float[Tensor, "*batch 2 h w"], truth: Float[Tensor, "*batch 2 h w"], on_robot: Float[Tensor, "*batch h w"]
 ) -> Float[Tensor, ""]:
-    """Mean length of the flow's error over the robot's pixels [px]; NaN without any.
+    """Endpoint error of flow: mean length of its error over the robot's pixels [px]; NaN without any.
 
     Args:
         on_robot: weight of each pixel, 1 on the robot and 0 off it.
@@ -108,8 +108,8 @@ def field_error(
 ) -> Float[Tensor, " n"]:
     """Relative error of every joint's field over the robot's pixels: sum w |J - J*| / sum w |J*|.
 
-    |.| is the length of a pixel's motion per unit of the joint, so 1 is what a field of zeros scores. NaN for a joint
-    that moves no pixel.
+    |.| is the length of a pixel's motion per unit of the joint; a field of zeros scores 1. NaN for a joint that moves no
+    pixel.
     """
     weight = on_robot.unsqueeze(-3)
     distance = ((jacobian - exact).norm(dim=-4) * weight).flatten(-2).sum(-1)
@@ -123,7 +123,7 @@ def coverage(
     level: float,
     where: Bool[Tensor, "*batch n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Share of errors inside the two-sided Gaussian interval of that level (0.68, 0.95): honest is `level` itself.
+    """Fraction of errors inside the two-sided Gaussian interval of that level (0.68, 0.95); calibrated if it equals `level`.
 
     Args:
         std: the claimed standard deviation of each error [rad or m].
@@ -148,9 +148,10 @@ def ratio_interval(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap interval of `sum numerator / sum denominator` over whole episodes (Efron's percentile method).
+    """Bootstrap percentile interval (Efron) of `sum numerator / sum denominator` over whole episodes.
 
-    Steps of one video share its light and its poses, so episodes are drawn, never steps. (NaN, NaN) without episodes.
+    Steps of one video are correlated by its light and poses, so episodes are resampled, not steps. (NaN, NaN) without
+    episodes.
     """
     count = len(numerator)
     if count == 0:

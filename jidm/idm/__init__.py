@@ -1,7 +1,8 @@
 """Inverse dynamics by a Jacobian field: whole videos, or frames as they come."""
 
 from jidm.estimation.result import JointMotion
+from jidm.idm.base import InverseDynamicsModel
 from jidm.idm.jacobian import JacobianIDM
 from jidm.idm.stream import MotionStream
 
-__all__ = ["JacobianIDM", "JointMotion", "MotionStream"]
+__all__ = ["InverseDynamicsModel", "JacobianIDM", "JointMotion", "MotionStream"]

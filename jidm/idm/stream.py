@@ -1,9 +1,9 @@
-"""One robot followed through frames as they come."""
+"""Frames as they come: one step per frame, measured from the last one that could be measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,24 +11,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError, VideoError
-from jidm.estimation.analytic_tracker import AnalyticTracker, TrackedStep
-from jidm.estimation.learned_tracker import LearnedTracker
-from jidm.flow import Flow, FlowSource
+from jidm.estimation.analytic_measurement import AnalyticMeasurement
+from jidm.estimation.learned_measurement import LearnedMeasurement
+from jidm.estimation.tracker import TrackedStep, Tracker
+from jidm.flow import FlowSource
 
 
 class MotionStream:
-    """Follows a robot from frame to frame; memory does not grow, unless it remembers. Made by `JacobianIDM.stream`.
+    """Tracks a robot from frame to frame; its memory does not grow, unless it keeps history. Made by `JacobianIDM.stream`.
 
     Attributes:
         time: of the last frame [s].
     """
 
     def __init__(
-        self, tracker: AnalyticTracker | LearnedTracker, first: Float[Tensor, "3 H W"], time: float,
-        letterbox: Callable[[Tensor], Tensor], letterbox_flow: Callable[[Flow], Flow], flow: FlowSource,
+        self, tracker: Tracker, model: AnalyticMeasurement | LearnedMeasurement, first: Float[Tensor, "3 H W"],
+        time: float, flow: FlowSource,
     ) -> None:  # fmt: skip
         self.time = time
-        self._tracker, self._letterbox, self._letterbox_flow, self._flow = tracker, letterbox, letterbox_flow, flow
+        self._tracker, self._model, self._flow = tracker, model, flow
         self._last_accepted, self._last_accepted_index, self._count = first, 0, 1
 
     @property
@@ -52,9 +53,8 @@ class MotionStream:
             VideoError: the frame has another size than the first, or does not come after the last. Nothing is changed.
         """
         if frame.shape != self._last_accepted.shape:
-            raise VideoError(
-                f"frame {self._count} is {tuple(frame.shape)}, the first is {tuple(self._last_accepted.shape)}"
-            )
+            first = tuple(self._last_accepted.shape)
+            raise VideoError(f"frame {self._count} is {tuple(frame.shape)}, the first is {first}")
         dt = time - self.time
         if not (math.isfinite(dt) and dt >= 0):
             raise VideoError(f"frame {self._count} is of {time} s, the one before of {self.time} s; time must go on")
@@ -62,7 +62,7 @@ class MotionStream:
             step = self._tracker.skip(dt)
         else:
             flows = self._flow.between(self._last_accepted, frame, self._last_accepted_index, self._count)
-            step = self._tracker.step(self._letterbox(frame), dt, *map(self._letterbox_flow, flows))
+            step = self._tracker.step(self._model.letterbox(frame), dt, *map(self._model.letterbox_flow, flows))
         if step.accepted:
             self._last_accepted, self._last_accepted_index = frame, self._count
         self.time = time
@@ -70,19 +70,19 @@ class MotionStream:
         return step
 
     def correct(self, q: Sequence[float] | np.ndarray | Tensor, *, std: float = 1e-3) -> None:
-        """Anchor to what the robot measured.
+        """Update with joint positions that the robot measured.
 
         Args:
-            q: (n,) joint positions in the last frame [rad or m]. std: how well they are known [rad or m].
+            q: (n,) joint positions in the last frame [rad or m]. std: their standard deviation [rad or m].
 
         Raises:
             InputError: they are not n finite numbers.
         """
-        measurement = q if isinstance(q, Tensor) else torch.from_numpy(np.array(q, dtype=np.float64))
-        if measurement.shape != self.q.shape or not measurement.isfinite().all():
-            raise InputError(f"q must be {len(self.q)} finite joint positions, got {measurement.tolist()}")
-        self._tracker.correct(measurement, std)
+        measured = q if isinstance(q, Tensor) else torch.from_numpy(np.array(q, dtype=np.float64))
+        if measured.shape != self.q.shape or not measured.isfinite().all():
+            raise InputError(f"q must be {len(self.q)} finite joint positions, got {measured.tolist()}")
+        self._tracker.correct(measured, std)
 
-    def smooth(self, steps: Sequence[TrackedStep]) -> list[TrackedStep] | None:
-        """All steps since the start, told by the frames after them as well; None where the field is not learned."""
-        return self._tracker.smooth(steps) if isinstance(self._tracker, LearnedTracker) else None
+    def smooth(self, steps: Sequence[TrackedStep]) -> list[TrackedStep]:
+        """All steps since the start, given the frames after them as well (Rauch-Tung-Striebel); needs `keep_history`."""
+        return self._tracker.smooth(steps)

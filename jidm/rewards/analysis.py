@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.estimation.factors.learned import FieldEvaluation, estimate_pair_steps
+from jidm.estimation.refinement import FieldEvaluation
 from jidm.estimation.result import JointMotion
+from jidm.estimation.step_estimation import estimate_pair_steps
 from jidm.fields.free import LearnedField
 from jidm.idm import JacobianIDM
 from jidm.rewards.video_residuals import VideoResiduals, video_residuals

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 
 VELOCITY_FRACTION = 0.85
 """Allowed fraction of a joint's velocity limit."""
@@ -62,7 +63,7 @@ class EvaLimits:
         Args:
             robot: descriptor or registered name.
         """
-        robot = Embodiment.load(robot) if isinstance(robot, str) else robot
+        robot = load_embodiment(robot)
         gripper, span = robot.gripper_mask, robot.upper - robot.lower
         has_range = gripper & np.isfinite(span) & (span > 0)
 

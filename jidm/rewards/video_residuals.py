@@ -16,9 +16,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from jidm.estimation.dense_photometric import gradients, symmetric_flow, warp
 from jidm.fields.base import JacobianField
 from jidm.fields.free import LearnedField
+from jidm.video.warping import gradients, symmetric_flow, warp
 
 _GRID_SIZE = 96
 """Cells along the longer side of the comparison grid: fine enough for a gripper, and fast."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from jidm.robot.model import RobotModel
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
 
-JOINT_VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
+JOINT_VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "exploration_range")
 """The per-joint numbers of an embodiment, each of shape (n,)."""
 
 
@@ -26,7 +26,7 @@ class Embodiment:
     """One robot: its links, its n actuated joints in a fixed order, their limits, and default cameras.
 
     The base frame is the frame of the root link. Every array is read-only; two embodiments are equal when their
-    content hashes are. Make one with `load`, `from_urdf` or `compose` rather than by hand.
+    content hashes are. Make one with `load_embodiment`, `embodiment_from_urdf` or `compose` rather than by hand.
 
     Attributes:
         name: registry name.
@@ -44,7 +44,7 @@ class Embodiment:
         exploration_range: (n,) how far self-play moves each joint to either side of home [rad or m], limits permitting.
         cameras: name -> look-at or matrix form of `Camera.from_dict`, in the base frame.
         conventions: name -> how outside data count these joints.
-        title, license, source: the robot's full name, the licence of its files, where they come from.
+        title, license, source: the robot's full name, the license of its files, where they come from.
         notes: key -> where that number comes from, or why it was chosen.
         content_hash: sha256 over URDF, meshes and descriptor; the same on every machine.
     """
@@ -78,53 +78,6 @@ class Embodiment:
         self._freeze()
         self._validate()
 
-    # ---- where embodiments come from ----------------------------------------------------------------------------
-
-    @classmethod
-    def load(cls, name: str) -> Embodiment:
-        """The registered embodiment of that name.
-
-        Raises:
-            EmbodimentError: no such name (the message suggests the nearest), or its descriptor is wrong.
-            MissingExtraError: its URDF is in a package that is not installed.
-        """
-        from jidm.robot import registry
-
-        return registry.load(name)
-
-    @staticmethod
-    def names() -> tuple[str, ...]:
-        """All registered names, sorted; nothing is loaded."""
-        from jidm.robot import registry
-
-        return registry.names()
-
-    @staticmethod
-    def register(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> None:
-        """Add a robot of your own for this process; others find theirs by the entry-point group `jidm.embodiments`.
-
-        Args:
-            source: folder with an `embodiment.toml` (or that file), an Embodiment, or a callable that returns either.
-
-        Raises:
-            EmbodimentError: the name is taken or not a plain word.
-        """
-        from jidm.robot import registry
-
-        registry.register(name, source)
-
-    @classmethod
-    def from_urdf(
-        cls, path: str | Path, *, mesh_roots: Sequence[str | Path] = (), name: str | None = None,
-        joints: Sequence[str] | None = None, locked: Mapping[str, float] | None = None, **overrides: Any,
-    ) -> Embodiment:  # fmt: skip
-        """A usable embodiment from any URDF file; see `jidm.robot.factory.from_urdf` for defaults and arguments."""
-        from jidm.robot import factory
-
-        return factory.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **overrides)
-
-    # ---- what is asked of it ------------------------------------------------------------------------------------
-
     @property
     def n(self) -> int:
         """Number of actuated joints."""
@@ -151,15 +104,15 @@ class Embodiment:
         return self.joint_names.index(name)
 
     def camera(self, source: str | Path | Camera = "front") -> Camera:
-        """A camera: one of the robot's own by name, a JSON file, or one that is there already.
+        """A camera of the robot by name, of a JSON file, or a `Camera`, whose values are checked.
 
         Raises:
-            CameraError: it is none of these, or the file is not a camera.
+            CameraError: it is none of these, or not a pinhole camera.
         """
         from jidm.camera.model import Camera
 
         if isinstance(source, Camera):
-            return source
+            return source.validated()
         if source in self.cameras:
             return Camera.from_dict(self.cameras[str(source)])
         if str(source).lower().endswith(".json") or Path(source).exists():
@@ -230,7 +183,7 @@ class Embodiment:
             value = getattr(self, name)
             if value.shape != (n,):
                 raise EmbodimentError(f"{where}: {name} has {value.size} values, the robot has {n} joints")
-            if np.isnan(value).any() or (name in ("home", "amplitude") and not np.isfinite(value).all()):
+            if np.isnan(value).any() or (name in ("home", "exploration_range") and not np.isfinite(value).all()):
                 raise EmbodimentError(f"{where}: {name} holds a value that is not a number")
         m = len(self.model.movable_joints)
         if self.coupling_matrix.shape != (m, n) or self.coupling_offset.shape != (m,):
@@ -247,7 +200,7 @@ class Embodiment:
                     raise EmbodimentError(
                         f"{where}: {name} of '{joint}' must be positive, got {getattr(self, name)[k]:g}"
                     )
-            for name in ("effort", "amplitude"):
+            for name in ("effort", "exploration_range"):
                 if getattr(self, name)[k] < 0:
                     raise EmbodimentError(f"{where}: {name} of '{joint}' must not be negative")
         if not (np.isfinite(self.control_dt) and self.control_dt > 0):
@@ -261,13 +214,6 @@ class Embodiment:
         for name, convention in self.conventions.items():
             if convention.joint_names != self.joint_names:
                 raise EmbodimentError(f"{where}: convention '{name}' is for other joints: {convention.joint_names}")
-
-
-def compose(name: str | None = None, **parts: Any) -> Embodiment:
-    """Mount several robots on one new base link as one robot; see `jidm.robot.composition.compose`."""
-    from jidm.robot import composition
-
-    return composition.compose(name, **parts)
 
 
 class _FrozenDict(dict[str, Any]):

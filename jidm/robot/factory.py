@@ -23,7 +23,7 @@ DEFAULT_CONTROL_DT = 0.02
 """Control period of a robot whose descriptor states none [s]."""
 
 
-def from_urdf(
+def embodiment_from_urdf(
     path: str | Path,
     *,
     mesh_roots: Sequence[str | Path] = (),
@@ -39,7 +39,7 @@ def from_urdf(
     continuous joints; velocity and effort: the file's, infinite where it states none or zero; acceleration and jerk:
     infinite (a URDF has no place for them); control period: 0.02 s; tip links: the leaves of the tree; gripper
     joints: none (they are never guessed); home: zero where the limits allow it, else the middle of the range;
-    amplitude: a quarter of the range, at most 0.5 rad, 0.05 m for unlimited prismatic joints; camera `front`: placed
+    exploration_range: a quarter of the range, at most 0.5 rad, 0.05 m for unlimited prismatic joints; camera `front`: placed
     so that the robot's links stay in view over its range.
 
     Args:
@@ -48,8 +48,8 @@ def from_urdf(
         name: name of the embodiment; the URDF's robot name if not given.
         joints: the actuated joints in the order wanted for `q`.
         locked: joints held at a value [rad or m] instead of being actuated.
-        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, amplitude ((n,) each), control_dt [s],
-            tip_links, gripper_joints, cameras, conventions, title, licence, source, notes.
+        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, exploration_range ((n,) each), control_dt [s],
+            tip_links, gripper_joints, cameras, conventions, title, license, source, notes.
 
     Raises:
         UrdfError: the file is malformed.
@@ -58,7 +58,7 @@ def from_urdf(
     path = Path(path)
     model = read_urdf(path, mesh_roots=[Path(root) for root in mesh_roots])
     arguments = {"name": name, "joints": joints, "locked": locked, **overrides}
-    return from_model(
+    return embodiment_from_model(
         model,
         name=name or model.name,
         joints=joints,
@@ -68,7 +68,7 @@ def from_urdf(
     )
 
 
-def from_model(
+def embodiment_from_model(
     model: RobotModel,
     *,
     name: str,
@@ -78,7 +78,7 @@ def from_model(
     coupling: tuple[ArrayLike, ArrayLike] | None = None,
     **overrides: Any,
 ) -> Embodiment:
-    """An embodiment from a model that has been read; defaults as in `from_urdf`.
+    """An embodiment from a model that has been read; defaults as in `embodiment_from_urdf`.
 
     Args:
         fingerprint: plain data (numbers, texts, lists, mappings) that stands for everything the content hash covers.
@@ -121,7 +121,7 @@ def from_model(
 
 
 _METADATA_KEYS = (
-    "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "licence", "source", "notes",
+    "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "license", "source", "notes",
 )  # fmt: skip
 
 
@@ -148,9 +148,9 @@ def _vectors(
             out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
     if "home" not in out:
         out["home"], notes["home"] = _default_home(out["lower"], out["upper"]), "not stated; worked out from the limits"
-    if "amplitude" not in out:
-        out["amplitude"] = _default_exploration_range(joints, out["lower"], out["upper"])
-        notes["amplitude"] = "not stated; worked out from the limits"
+    if "exploration_range" not in out:
+        out["exploration_range"] = _default_exploration_range(joints, out["lower"], out["upper"])
+        notes["exploration_range"] = "not stated; worked out from the limits"
     return out, notes
 
 

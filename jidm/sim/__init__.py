@@ -1,9 +1,10 @@
-"""Simulation: a robot drawn by PyBullet from any camera, exact flow, smooth random motion. Needs the extra `sim`."""
+"""Simulation by PyBullet: images of a robot from any camera, exact optical flow, random motion. Needs the extra `sim`."""
 
 from jidm.sim.appearance import Appearance, Background, Light, Texture
 from jidm.sim.ground_truth import ExactFlow, exact_flow, stays_visible
 from jidm.sim.motion import smooth_motion
-from jidm.sim.scene import Rendering, Scene
+from jidm.sim.renderer import Rendering
+from jidm.sim.scene import Scene
 
 __all__ = [
     "Appearance",

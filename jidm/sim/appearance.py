@@ -1,4 +1,4 @@
-"""What the picture looks like besides the robot's pose: textures, light, background. Everything follows from seeds."""
+"""Domain randomization of a scene: textures, light and background. Everything follows from seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from jidm.errors import InputError
 from jidm.sim.textures import patches
 
-RGB = tuple[float, float, float]
+Vector3 = tuple[float, float, float]
+"""A direction, a position [m], or a color RGB in [0, 1]."""
 
 _NOISE_CELLS = 64
 """Cells per side of the periodic noise block."""
@@ -22,18 +23,16 @@ class Light:
     """One directional light plus ambient light.
 
     Attributes:
-        direction: towards the light, in the base frame (any length).
+        direction: from the robot to the light, in the base frame (any length).
         color: RGB in [0, 1].
         ambient, diffuse, specular: weights of the three terms of the reflected light.
-        shadows: draw the robot's shadows on itself. TinyRenderer darkens by 20 % at most and needs twice the time.
     """
 
-    direction: RGB = (1.0, 0.6, 2.0)
-    color: RGB = (1.0, 1.0, 1.0)
+    direction: Vector3 = (1.0, 0.6, 2.0)
+    color: Vector3 = (1.0, 1.0, 1.0)
     ambient: float = 0.45
     diffuse: float = 0.45
     specular: float = 0.05
-    shadows: bool = False
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.direction).all() or np.linalg.norm(self.direction) < 1e-9:
@@ -42,13 +41,13 @@ class Light:
 
 @dataclass(frozen=True)
 class Texture:
-    """How the robot's skin is painted.
+    """Texture of the robot's surface.
 
     Attributes:
-        kind: 'plain' keeps the colours of URDF and meshes; 'noise' paints every link with solid noise fixed to the link.
+        kind: 'plain' keeps the colors of URDF and meshes; 'noise' covers every link with solid noise fixed to the link.
         contrast: standard deviation of the noise as a share of the brightness.
         grain: size of the noise's smallest features [m].
-        saturation: 0 for grey noise, 1 for three independent channels.
+        saturation: 0 for gray noise, 1 for three independent channels.
     """
 
     kind: str = "plain"
@@ -65,19 +64,19 @@ class Texture:
 
 @dataclass(frozen=True)
 class Background:
-    """What is seen behind the robot.
+    """The image behind the robot.
 
     Attributes:
-        kind: 'plain' one colour; 'picture' a still picture of soft noise; 'moving' such a picture that slides;
-            'patches' overlapping shapes with sharp edges, which slide where `velocity` is not zero.
-        color: RGB in [0, 1] of the plain one and mean of the others.
-        contrast: standard deviation of the picture in [0, 1] units.
-        grain: size of the picture's smallest features, as a share of the image height.
-        velocity: (u, v) of those that slide, in image heights per frame.
+        kind: 'plain' one color; 'picture' a still image of smooth noise; 'moving' the same, translating; 'patches'
+            overlapping shapes with sharp edges, translating unless `velocity` is zero.
+        color: RGB in [0, 1] of a plain background, mean of the others.
+        contrast: standard deviation of the image in [0, 1] units.
+        grain: size of the image's smallest features, as a share of the image height.
+        velocity: (u, v) of a translating background, in image heights per frame.
     """
 
     kind: str = "plain"
-    color: RGB = (0.36, 0.40, 0.44)
+    color: Vector3 = (0.36, 0.40, 0.44)
     contrast: float = 0.1
     grain: float = 0.025
     velocity: tuple[float, float] = (0.008, 0.003)
@@ -90,11 +89,11 @@ class Background:
 
     @property
     def is_moving(self) -> bool:
-        """Whether frames differ."""
+        """Whether frames of a video differ."""
         return self.kind in ("moving", "patches") and any(self.velocity)
 
     def image(self, width: int, height: int, *, seed: int = 0, frame: float = 0.0) -> NDArray[np.float32]:
-        """The background in [0, 1], (height, width, 3), at a frame number (matters only when it moves)."""
+        """The background in [0, 1], (height, width, 3), at a frame number, which matters only if it moves."""
         base = np.broadcast_to(np.asarray(self.color, np.float32), (height, width, 3))
         if self.kind == "plain":
             return base.copy()
@@ -104,19 +103,19 @@ class Background:
             shapes = patches((u - width / 2) / height, (v - height / 2) / height, seed, 1 / height)
             return np.clip(base + 2 * self.contrast * shapes, 0.0, 1.0).astype(np.float32)
         cell = self.grain * height
-        picture = np.zeros((height, width, 3), np.float32)
-        # Three scales: small features to measure motion by, large ones so that it resembles a room.
+        image = np.zeros((height, width, 3), np.float32)
+        # Three scales: small features that optical flow can track, large ones so that it resembles a room.
         for octave, (size, weight) in enumerate(((1.0, 0.5), (4.0, 0.6), (12.0, 0.6))):
             p = np.stack([u, v], axis=-1) / (cell * size)
-            # Mostly grey, as rooms are; the first channel is shared.
+            # Mostly gray, as rooms are: the first channel is shared.
             noise = solid_noise(p, seed=seed + 31 * octave, channels=3)
-            picture += weight * (0.75 * noise[..., :1] + 0.25 * noise)
-        return np.clip(base + self.contrast * picture, 0.0, 1.0).astype(np.float32)
+            image += weight * (0.75 * noise[..., :1] + 0.25 * noise)
+        return np.clip(base + self.contrast * image, 0.0, 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """Textures, light and background of a world."""
+    """Textures, light and background of a scene."""
 
     texture: Texture = field(default_factory=Texture)
     light: Light = field(default_factory=Light)
@@ -124,23 +123,23 @@ class Appearance:
 
     @classmethod
     def plain(cls) -> Appearance:
-        """The robot in its own colours before one colour: real robots are white and textureless. The default."""
+        """The robot in its own colors, like most real robots white and textureless, on a plain background. The default."""
         return cls()
 
     @classmethod
     def textured(cls, background: str = "plain") -> Appearance:
-        """Every link covered with trackable noise."""
+        """Every link covered with noise that optical flow can track."""
         return cls(texture=Texture("noise"), background=Background(background))
 
     @classmethod
     def random(cls, seed: int) -> Appearance:
-        """A look drawn at random: half of them textured, light from anywhere above, any background."""
+        """A random appearance: textured in half of all cases, light from anywhere above, any background."""
         rng = np.random.default_rng([seed, 0x100C])
         direction = rng.normal(size=3)
         direction[2] = abs(direction[2]) + 0.3
         light = Light(
-            direction=_rgb(direction),
-            color=_rgb(rng.uniform(0.85, 1.0, 3)),
+            direction=to_vector3(direction),
+            color=to_vector3(rng.uniform(0.85, 1.0, 3)),
             ambient=float(rng.uniform(0.35, 0.6)),
             diffuse=float(rng.uniform(0.35, 0.6)),
             specular=float(rng.uniform(0.0, 0.15)),
@@ -153,7 +152,7 @@ class Appearance:
         )
         background = Background(
             str(rng.choice(["plain", "picture", "moving", "patches", "patches"])),
-            color=_rgb(rng.uniform(0.15, 0.85, 3)),
+            color=to_vector3(rng.uniform(0.15, 0.85, 3)),
             contrast=float(rng.uniform(0.05, 0.2)),
             grain=float(rng.uniform(0.015, 0.06)),
             velocity=(float(rng.normal(0, 0.006)), float(rng.normal(0, 0.006))),
@@ -164,7 +163,7 @@ class Appearance:
 
 
 def solid_noise(p: NDArray[np.float64], *, seed: int, channels: int = 1) -> NDArray[np.float32]:
-    """Smooth random numbers in space, mean 0, standard deviation 1, features about one unit of `p` in size.
+    """Solid noise: a smooth random function of space, mean 0, standard deviation 1, features about one unit of `p` in size.
 
     Args:
         p: (*batch, 3) points, or (*batch, 2) for a plane through the noise, which repeats every 64 / 3 units.
@@ -194,5 +193,6 @@ def _noise_block(seed: int, channel: int) -> NDArray[np.float32]:
     return (block / block.std()).astype(np.float32)
 
 
-def _rgb(values: NDArray[np.float64]) -> RGB:
+def to_vector3(values: NDArray[np.float64]) -> Vector3:
+    """Three numbers of an array as a tuple."""
     return float(values[0]), float(values[1]), float(values[2])

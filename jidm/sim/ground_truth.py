@@ -1,4 +1,4 @@
-"""Exact optical flow from known geometry: every robot pixel's surface point carried rigidly by its link."""
+"""Exact optical flow from depth and kinematics: every robot pixel's surface point moves rigidly with its link."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from jidm.camera.model import Camera
     from jidm.robot.embodiment import Embodiment
 
-# A surface point counts as seen when the next frame's depth around it agrees to this share of the distance.
+# A surface point counts as visible when the next frame's depth around it agrees to this share of the distance.
 _DEPTH_SLACK = 0.004
 
 
 class ExactFlow(NamedTuple):
     """flow: (2, H, W) float64 [px], (u right, v down), on the first frame's grid, 0 off the robot;
-    on_robot: (H, W) where the pixel's centre shows the robot."""
+    on_robot: (H, W) True where the pixel's center shows the robot."""
 
     flow: Float[Tensor, "2 H W"]
     on_robot: Bool[Tensor, "H W"]
@@ -36,10 +36,10 @@ def exact_flow(
     q: ArrayLike | Tensor,
     q_next: ArrayLike | Tensor,
 ) -> ExactFlow:
-    """Where every robot pixel's surface point goes when the joints move from q to q_next.
+    """The optical flow of every robot pixel when the joints move from q to q_next.
 
     Args:
-        camera: the camera that saw `depth` and `link`; it does not move.
+        camera: the camera of `depth` and `link`; it does not move.
         depth: (H, W) distance along the optical axis [m], as in `Rendering`.
         link: (H, W) link ids, -1 off the robot.
         q, q_next: (n,) actuated joint positions of the two frames [rad or m].
@@ -62,11 +62,14 @@ def stays_visible(
     q_next: ArrayLike | Tensor,
     depth_next: ArrayLike | Tensor,
 ) -> Bool[Tensor, "H W"]:
-    """Which robot pixels of the first frame are still seen in the next: in the picture and not hidden by something.
+    """Visibility mask (H, W) of `exact_flow`: robot pixels whose surface point is inside the next frame and not occluded.
 
-    Arguments as for `exact_flow`, and `depth_next` (H, W), the depth rendered at q_next. A point is seen when its own
-    distance lies between the smallest and the largest robot depth of the four pixels around it, with a slack of
-    0.4 % of the distance.
+    Args as for `exact_flow`, and `depth_next` (H, W) [m], rendered at q_next. A point is visible if its distance lies
+    between the smallest and the largest robot depth of the four pixels around it, with a slack of 0.4 % of the
+    distance.
+
+    Raises:
+        InputError: a shape does not fit camera or robot.
     """
     ids, on_robot, _, uv_next, z_next = _transported_pixels(embodiment, camera, depth, link, q, q_next)
     height, width = ids.shape

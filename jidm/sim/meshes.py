@@ -1,8 +1,8 @@
-"""The robot's visuals as files the renderer draws rightly: one OBJ per link and colour, geometry in the link frame.
+"""The robot's visual shapes as OBJ files for PyBullet: one per link and color, geometry in the link frame.
 
-PyBullet reads COLLADA files, but paints all their parts in one colour, shades STL files flat and leaves out formats it
-does not know. Reading every shape with trimesh instead means that the picture shows the very triangles that the
-analytic field samples, in the colours the file states.
+PyBullet reads COLLADA files in one color, shades STL files flat and leaves out formats that it does not know. Here every
+shape is read by trimesh instead, so that images show the triangles that the analytic field samples, in the colors that
+the file states.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 RGBA = tuple[float, float, float, float]
 
 DEFAULT_COLOR: RGBA = (0.82, 0.82, 0.82, 1.0)
-"""What a shape is painted in when neither its file nor the URDF names a colour."""
+"""Color of a shape when neither its file nor the URDF names one."""
 
 # Names that exporters give to the absence of a material.
 _PLACEHOLDER_MATERIALS = {"none", "", "default", "defaultmaterial"}
 
 _CREASE_ANGLE = 0.5
-"""Neighbouring triangles that meet at a sharper angle than this [rad] keep a visible edge; others are shaded smooth."""
+"""Neighboring triangles that meet at a sharper angle than this [rad] keep a visible edge; others are shaded smooth."""
 
 
 def export_visuals(model: RobotModel, folder: Path, *, mesh_tolerance: float = 0.0) -> RobotModel:
     """A copy of the model without collisions, its visuals written as OBJ files into `folder`.
 
-    A colour inside a mesh file counts before the URDF's (as in RViz), and the URDF's before `DEFAULT_COLOUR`.
-    `mesh_tolerance` [m] is the size of features that need not be drawn, see `coarser`.
+    A color inside a mesh file takes precedence over the URDF's (as in RViz), and the URDF's over `DEFAULT_COLOR`.
+    `mesh_tolerance` [m] is the size of features that need not be drawn, see `cluster_vertices`.
 
     Raises:
         EmbodimentError: a mesh is missing or unreadable, or the robot has no visual shapes.
@@ -66,12 +66,12 @@ def _parts_by_color(link: Link, robot: str, mesh_tolerance: float = 0.0) -> dict
 def _concatenated(meshes: list[trimesh.Trimesh]) -> trimesh.Trimesh:
     import trimesh
 
-    joined: Any = trimesh.util.concatenate(meshes)  # of meshes alone it makes a mesh, whatever its annotation says
+    joined: Any = trimesh.util.concatenate(meshes)  # a mesh, as all parts are meshes; its annotation is wider
     return joined
 
 
 def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, RGBA | None]]:
-    """The shape's parts in its own frame [m], each with the colour its file gives it."""
+    """The shape's parts in its own frame [m], each with the color its file states."""
     import trimesh
 
     size = geometry.size
@@ -105,7 +105,7 @@ def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, 
 
 
 def _file_color(mesh: trimesh.Trimesh) -> RGBA | None:
-    """The colour a mesh file names for this part, if it names one; a picture counts with its mean colour."""
+    """The color that a mesh file states for this part, if any; for a texture image its mean color."""
     visual: Any = mesh.visual
     material = getattr(visual, "material", None)
     if material is not None:
@@ -129,7 +129,7 @@ def _mean_color(texture: Any) -> NDArray[np.float64]:
 def _smooth_shaded(mesh: trimesh.Trimesh, mesh_tolerance: float = 0.0) -> list[trimesh.Trimesh]:
     """The same triangles with smooth normals, and a second time inside out where both sides can be seen.
 
-    TinyRenderer leaves out triangles that turn their back to the camera, so open or inverted parts would have holes.
+    TinyRenderer culls back faces, so open or inverted parts would have holes.
     """
     import trimesh
 
@@ -138,7 +138,7 @@ def _smooth_shaded(mesh: trimesh.Trimesh, mesh_tolerance: float = 0.0) -> list[t
     is_closed = _faces_of_closed_bodies(merged)
     parts = []
     for faces, two_sided in ((merged.faces[is_closed], False), (merged.faces[~is_closed], True)):
-        # Coarsened after the split, as it breaks the watertightness that tells inside from outside.
+        # Clustered after the split, as clustering breaks the watertightness that defines inside and outside.
         vertices, faces = cluster_vertices(merged.vertices, faces, mesh_tolerance)
         if len(faces):
             part = trimesh.graph.smooth_shade(
@@ -155,10 +155,10 @@ def _smooth_shaded(mesh: trimesh.Trimesh, mesh_tolerance: float = 0.0) -> list[t
 def cluster_vertices(
     vertices: NDArray[np.float64], faces: NDArray[np.int64], cell_size: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Vertices (V, 3) [m] and faces (F, 3) with all vertices inside a cell of side `cell_size` merged into their mean.
+    """Mesh simplification by vertex clustering: all vertices inside a cube of side `cell_size` become their mean.
 
-    No vertex moves farther than the cell's diagonal; faces that shrink to a line or a point, or that repeat another
-    with the same sense of rotation, are left out.
+    Takes and returns vertices (V, 3) [m] and faces (F, 3). No vertex moves farther than the cube's diagonal. Faces that
+    shrink to a line or a point, or that repeat another with the same orientation, are left out.
     """
     if not cell_size > 0 or not len(faces):
         return vertices, faces
@@ -175,7 +175,7 @@ def cluster_vertices(
 
 
 def _faces_of_closed_bodies(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
-    """Which faces (F,) belong to a closed body whose triangles all face outwards."""
+    """Which faces (F,) belong to a closed body whose triangles all face outward."""
     import trimesh
 
     body = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(mesh.faces))

@@ -1,4 +1,4 @@
-"""Things that are not the robot: boxes, balls and cylinders in its surroundings, at rest or drifting."""
+"""Objects around the robot: boxes, spheres and cylinders, at rest or moving at constant velocity."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import InputError
+from jidm.sim.appearance import Vector3, to_vector3
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
 
 SHAPES = ("box", "sphere", "cylinder")
-Vector3 = tuple[float, float, float]
 
 _REGIONS = ("behind", "beside", "front")
 _REGION_PROBABILITIES = (0.5, 0.3, 0.2)
@@ -22,15 +22,15 @@ _REGION_PROBABILITIES = (0.5, 0.3, 0.2)
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A solid of one colour.
+    """A solid of one color.
 
     Attributes:
         shape: "box", "sphere" or "cylinder".
-        size: of a box its three sides; of a sphere its diameter, first; of a cylinder diameter, first, and height,
-            last [m].
+        size: the three sides of a box; the diameter of a sphere as the first number; the diameter of a cylinder as the
+            first number and its height as the last [m].
         color: RGB in [0, 1].
-        position: of its middle, in the base frame [m].
-        rotation_vector: its orientation in the base frame, a rotation vector [rad].
+        position: of the center, in the base frame [m].
+        rotation_vector: orientation in the base frame, axis times angle [rad].
         velocity: in the base frame [m per frame].
     """
 
@@ -43,26 +43,26 @@ class SceneObject:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise InputError(f"unknown thing '{self.shape}'; known: {', '.join(SHAPES)}")
+            raise InputError(f"unknown shape '{self.shape}'; known: {', '.join(SHAPES)}")
         if not min(self.size) > 0:
             raise InputError(f"the sides of a {self.shape} must be positive lengths in m, got {self.size}")
 
     def position_at(self, frame: float) -> NDArray[np.float64]:
-        """Position (3,) of its middle at a frame number [m]."""
+        """Position (3,) of the center at a frame number, in the base frame [m]."""
         return np.add(self.position, np.multiply(frame, self.velocity))
 
 
 def random_objects(
     camera: Camera, center: NDArray[np.float64], radius: float, seed: int, max_objects: int
 ) -> tuple[SceneObject, ...]:
-    """Up to `max_objects` things around a robot, seen by a camera: behind it, beside it, and sometimes in front of it.
+    """Zero to `max_objects` random objects around a robot: behind it, beside it, and sometimes in front of it.
 
     Args:
-        camera: sees them all, at least in part.
-        center: (3,) of the space that the robot moves in, base frame [m].
-        radius: of that space [m].
-        seed: same seed, same things.
-        max_objects: largest number; none is possible.
+        camera: all objects are in its view, at least in part.
+        center: (3,) of the robot's workspace, base frame [m].
+        radius: of the robot's workspace [m].
+        seed: same seed, same objects.
+        max_objects: largest number.
     """
     rng = np.random.default_rng([abs(seed), 0x0B1])
     T, K = camera.T_camera_base.double().cpu().numpy(), camera.K.double().cpu().numpy()
@@ -76,7 +76,7 @@ def random_objects(
             z, relative_size = (distance + radius) * rng.uniform(1.05, 1.8), rng.uniform(0.1, 0.5)
         elif region == "beside":
             z, relative_size = distance * rng.uniform(0.8, 1.2), rng.uniform(0.06, 0.22)
-            # Along one of the borders, where the robot seldom is.
+            # Along one of the image borders, where the robot seldom is.
             if rng.random() < 0.5:
                 u = rng.choice([rng.uniform(0, 0.12), rng.uniform(0.88, 1)])
             else:
@@ -92,23 +92,19 @@ def random_objects(
         objects.append(
             SceneObject(
                 SHAPES[int(rng.integers(3))],
-                _to_vector(size),
-                _to_vector(_random_color(rng)),
-                _to_vector(T[:3, :3].T @ (p_camera - T[:3, 3])),
-                _to_vector(axis / np.linalg.norm(axis) * rng.uniform(0, np.pi)),
-                _to_vector(speed),
+                to_vector3(size),
+                to_vector3(_random_color(rng)),
+                to_vector3(T[:3, :3].T @ (p_camera - T[:3, 3])),
+                to_vector3(axis / np.linalg.norm(axis) * rng.uniform(0, np.pi)),
+                to_vector3(speed),
             )
         )
     return tuple(objects)
 
 
 def _random_color(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Any brightness, any hue; half of them greyish, as most things are."""
+    """RGB of any brightness and hue; half of the colors have low saturation, as most objects do."""
     gray, tint = rng.uniform(0.05, 0.95), rng.uniform(0, 1, 3)
     saturation = rng.uniform(0, 0.25) if rng.random() < 0.5 else rng.uniform(0.25, 1.0)
     color: NDArray[np.float64] = (1 - saturation) * gray + saturation * tint
     return color
-
-
-def _to_vector(values: NDArray[np.float64]) -> Vector3:
-    return float(values[0]), float(values[1]), float(values[2])

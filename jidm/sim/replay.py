@@ -1,7 +1,7 @@
-"""What a robot does when it is sent joint positions: follow them as far as its limits let it, and stop where it collides.
+"""Kinematic replay of joint position commands: joints track them within their limits, and the robot stops at a collision.
 
-The joints' own controllers are taken as good: they weigh nothing out and nothing gives. So what is left of commands that
-jump, tremble or lead through the robot itself is told apart from how well some simulated motor is tuned.
+Motors are ideal and there are no dynamics: no gravity and no compliance. The result therefore depends on the commands
+alone (jumps, jitter, paths through the robot itself) and not on the gains of a simulated controller.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from jidm.errors import InputError
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
-    from jidm.sim.collision import FreeSpace
+    from jidm.sim.babble_motion import IsFree
 
-_CONTROL_RATE = 240.0  # [1/s] at which the joints are controlled, PyBullet's usual one
+_CONTROL_RATE = 240.0  # rate of the joints' controllers [1/s], PyBullet's default
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What was executed.
+    """The executed motion.
 
     Attributes:
         q: (T, n) joint positions reached at the time of each command [rad or m].
-        stop_frame: the frame at which the robot met itself or the floor and stayed; None if it did not.
+        stop_frame: frame of the first collision, at which the robot stops; None if there is none.
     """
 
     q: NDArray[np.float64]
     stop_frame: int | None
 
 
-def replay(embodiment: Embodiment, commands: ArrayLike, dt: float, *, is_free: FreeSpace | None = None) -> Replay:
-    """Send joint positions to a robot that is at the first of them and on its way to the second.
+def replay(embodiment: Embodiment, commands: ArrayLike, dt: float, *, is_free: IsFree | None = None) -> Replay:
+    """Send joint positions to a robot that is at the first of them and moves toward the second.
 
-    Between commands the target moves evenly; every joint keeps up with it as far as its speed and acceleration let it,
-    within its range.
+    The target is interpolated linearly between commands. Every joint tracks it as fast as its velocity and acceleration
+    limits allow, inside its position limits.
 
     Args:
-        commands: (T, n) [rad or m].
-        dt: time between them [s].
-        is_free: says where the robot may be; everywhere if not given.
+        commands: (T, n) joint positions [rad or m].
+        dt: time between commands [s].
+        is_free: whether the robot is free of collisions at joint positions (n,), e.g. a `FreeSpace`; not checked if
+            not given.
 
     Raises:
         InputError: fewer than two commands, of another shape, not finite, or dt not positive.
@@ -86,7 +87,11 @@ def _tracking_velocity(
     robot: Embodiment,
     substep_dt: float,
 ) -> NDArray[np.float64]:
-    """Speed (n,) for the next tick, by which a joint is with its target, or can still brake to the target's pace there."""
+    """Velocity (n,) for the next substep: time-optimal tracking.
+
+    A joint reaches its target within the substep, or moves as fast as it can while it is still able to brake to the
+    target's velocity when it gets there.
+    """
     tracking_error = position_error - target_velocity * substep_dt
     braking_velocity = np.sqrt(2 * robot.acceleration * np.abs(tracking_error))
     desired_velocity = target_velocity + np.sign(tracking_error) * np.minimum(

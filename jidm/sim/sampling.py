@@ -1,4 +1,4 @@
-"""Depth and link of a coarse picture from the samples of a finer one."""
+"""Downsampling of depth and link images, which must not be averaged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BACKGROUND = -1
 def sample_at_centers(
     depth: NDArray[np.float32], link: NDArray[np.int32], cell: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Depth and link at the centres of cells of `cell` x `cell` samples.
+    """Depth and link at the centers of cells of `cell` x `cell` samples.
 
-    For an odd `cell` they are those of the sample there. For an even one a cell shows the link that most of the four
-    samples around its centre show (of equally many the nearest), at their mean depth; where all four agree that is
-    exact to first order.
+    For an odd `cell` these are the values of the sample at the center. For an even one they come from the four samples
+    around it: the link by majority vote (of tied links the nearest), the depth as the mean over the samples of that
+    link. Where all four agree that is exact to first order.
 
     Args:
         depth: (*batch, h cell, w cell) [m], anything off the robot.
@@ -35,7 +35,7 @@ def sample_at_centers(
     ids, z = np.stack([link[at] for at in near]), np.stack([depth[at] for at in near])
     best, mean = ids[0].copy(), z.mean(axis=0)
     mixed = (ids != ids[0]).any(axis=0)
-    if mixed.any():  # along outlines only: counting everywhere would take longer than drawing
+    if mixed.any():  # along silhouettes only: counting everywhere would take longer than rendering
         some, far = ids[:, mixed], np.where(ids[:, mixed] == BACKGROUND, np.float32(1e6), z[:, mixed])
         votes = (some[:, None] == some[None]).sum(axis=1) - far * np.float32(1e-7)
         winner = np.take_along_axis(some, votes.argmax(axis=0)[None], 0)[0]

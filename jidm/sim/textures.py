@@ -1,4 +1,4 @@
-"""Pictures to stand behind a robot, made of numbers alone: what rooms have that noise has not, edges and even areas."""
+"""Procedural background images of sharp edges and even areas, which rooms have and smooth noise lacks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from numpy.typing import NDArray
 
 _PATCH_COUNT = (6, 24)
 _STRIPED_FRACTION = 0.25  # share of patches with stripes or checks
-_EXTENT = 1.6  # patches lie in a square of this many image heights about the middle, as the picture may slide
+_EXTENT = 1.6  # patches lie in a square of this many image heights about the middle, as the image may translate
 
 
 def patches(u: NDArray[np.float64], v: NDArray[np.float64], seed: int, edge_width: float) -> NDArray[np.float32]:
-    """A picture of overlapping rectangles and ellipses, plain, shaded or striped.
+    """An image of overlapping rectangles and ellipses: plain, shaded or striped.
 
     Args:
-        u, v: (*batch) places in the picture, in image heights from its middle, right and down.
-        seed: same seed, same picture.
-        edge_width: width of the edges, in image heights; a pixel's size smooths them just enough.
+        u, v: (*batch) image coordinates, in image heights from the center, right and down.
+        seed: same seed, same image.
+        edge_width: width of the edges, in image heights; a pixel's size is enough for anti-aliasing.
 
     Returns:
         (*batch, 3) float32 of mean about 0 and a standard deviation about 1.
@@ -26,7 +26,7 @@ def patches(u: NDArray[np.float64], v: NDArray[np.float64], seed: int, edge_widt
     image: NDArray[np.float64] = base + (slope[0] * u + slope[1] * v)[..., None]
     for _ in range(int(rng.integers(*_PATCH_COUNT))):
         center = rng.uniform(-_EXTENT / 2, _EXTENT / 2, 2)
-        # Shapes get smaller as they come nearer, or the last would hide the rest.
+        # Sizes are drawn log-uniformly: many small shapes, or the last ones would hide the rest.
         half = np.exp(rng.uniform(np.log(0.03), np.log(0.45), 2))
         angle = rng.choice([0.0, rng.uniform(0, np.pi)])
         c, s = np.cos(angle), np.sin(angle)

@@ -1,4 +1,4 @@
-"""Where a robot reaches, from points of its surface carried by its kinematics."""
+"""The space that a robot's surface reaches, sampled by forward kinematics."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
 
 _NUM_POINTS = 4000
-_BASE_TOLERANCE = (
-    0.02  # of the robot's size: the base's lowest point may be this far from z = 0 on a robot that stands there
-)
+# A robot stands on the floor if its base's lowest point is as close to z = 0 as this share of the robot's size.
+_BASE_TOLERANCE = 0.02
 
 
 def surface_points(embodiment: Embodiment, q: ArrayLike, count: int) -> tuple[Float[Tensor, "T N 3"], NDArray[np.intp]]:
-    """`count` points of the surface at joint positions q (T, n): in the base frame [m], and the link of each (N,)."""
+    """`count` points of the surface at joint positions q (T, n) [rad or m]: (T, N, 3) in the base frame [m], and the link
+    (N,) of each."""
     surface = _shuffled_surface(embodiment.model)
     sample = Surface(surface.link[:count], surface.p_link[:count].double(), surface.normal_link[:count].double())
     kinematics = Kinematics.from_embodiment(embodiment)
@@ -36,26 +36,26 @@ def surface_points(embodiment: Embodiment, q: ArrayLike, count: int) -> tuple[Fl
 
 @lru_cache(maxsize=4)
 def _shuffled_surface(model: RobotModel) -> Surface:
-    """In random order, so that the first few are a sample too."""
+    """Points in random order, so that the first ones are a uniform sample too."""
     surface = sample_surface(model, _NUM_POINTS, seed=0)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(surface)))
     return Surface(surface.link[order], surface.p_link[order], surface.normal_link[order])
 
 
 def random_configurations(embodiment: Embodiment, count: int, seed: int) -> NDArray[np.float64]:
-    """(count, n) joint positions drawn evenly from the usable range."""
+    """(count, n) joint positions [rad or m], uniform in `usable_range`."""
     rng = np.random.default_rng([seed, 0xF7A])
     return rng.uniform(*usable_range(embodiment), (count, embodiment.n))
 
 
 def size_at_home(embodiment: Embodiment) -> float:
-    """Diagonal of the box that holds the robot at home [m]."""
+    """Diagonal of the robot's bounding box at home [m]."""
     points, _ = surface_points(embodiment, np.asarray(embodiment.home)[None], 1000)
     return float((points.amax(dim=1) - points.amin(dim=1)).norm())
 
 
 def workspace_sphere(embodiment: Embodiment, *, seed: int = 0) -> tuple[NDArray[np.float64], float]:
-    """Middle (3,) and radius of the space that the robot's surface moves in [m], base frame, less its fringe."""
+    """Center (3,) and radius [m] of a sphere that holds 95 % of the surface points above the floor, base frame."""
     points, _ = surface_points(embodiment, random_configurations(embodiment, 100, seed), 200)
     p_base = points.reshape(-1, 3).numpy()
     p_base = p_base[p_base[:, 2] >= floor_height(embodiment) - 0.02]
@@ -64,9 +64,12 @@ def workspace_sphere(embodiment: Embodiment, *, seed: int = 0) -> tuple[NDArray[
 
 
 def floor_height(embodiment: Embodiment) -> float:
-    """Height of the floor that the robot stands on [m]: 0 if its base's lowest point is there, at home all the rest of
-    it is above, and it rises by more than a quarter of what it spreads (else it lies on a table, like a planar finger);
-    -inf if it stands nowhere, like a hand."""
+    """Height of the floor that the robot stands on [m]: 0 or, without a floor, -inf.
+
+    There is a floor if at home the base's lowest point is at z = 0, no other link is below, and the robot is higher
+    than a quarter of its horizontal extent. A hand has no floor, and neither has a planar finger, which lies on a
+    table.
+    """
     points, link = surface_points(embodiment, np.asarray(embodiment.home)[None], _NUM_POINTS)
     p_base = points[0].numpy()
     body = rigid_bodies(embodiment.model)
@@ -80,7 +83,7 @@ def floor_height(embodiment: Embodiment) -> float:
 
 
 def rigid_bodies(model: RobotModel) -> dict[str, int]:
-    """Link name -> number of the rigid body it belongs to: links joined by fixed joints are one."""
+    """Link name -> number of its rigid body. Links joined by fixed joints are one body."""
     parent = {joint.child: joint for joint in model.joints if joint.type == "fixed"}
     names = [link.name for link in model.links]
 

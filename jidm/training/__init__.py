@@ -1,1 +1,1 @@
-"""Training: pairs of frames out of recordings, losses, the training loop, baselines and their measures."""
+"""Training: pairs of frames from recordings, losses, the training loop, calibrated uncertainty."""

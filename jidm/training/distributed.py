@@ -1,7 +1,7 @@
-"""Means over a batch that several processes share: each holds its part, and all must divide by the same number.
+"""Means over a batch that is split over several processes: each holds a part, and all divide by the same number.
 
-Frameworks average gradients over processes. A loss `sum(w x) / sum(w)` with a sum of each process's own in the
-denominator would then be another loss than that of the whole batch in one process; these make it the same one.
+Frameworks average gradients over processes. With a weighted mean `sum(w x) / sum(w)` whose denominator is each process's
+own, that is not the loss of the whole batch; with the functions here it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _EPS = 1e-6
 
 
 def all_reduce_mean(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Mean of a number over all processes; carries no gradient. All must ask for it, in the same order."""
+    """Mean over all processes, without gradient. All processes must call it, in the same order."""
     x = x.detach().clone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(x)
@@ -23,7 +23,7 @@ def all_reduce_mean(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 
 
 def weighted_mean(x: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """This process's share of the weighted mean over all processes' batches; their mean is the mean of the whole.
+    """This process's part of the weighted mean over all processes' batches; the mean of the parts is the whole.
 
     Gradients flow to x, and to the weight in the numerator only: weights are data.
     """

@@ -1,7 +1,7 @@
-"""The training loop: a Lightning module around any model that knows its losses. Loaded on demand, for Lightning is heavy.
+"""The training loop: a Lightning module around a `TrainableModel`. Imported on demand, because Lightning is heavy.
 
-Everything random of step s comes from (seed, s), and everything else is in the saved state; so a run that was cut off
-and goes on ends with the same weights, bit for bit, as one that was not (on one kind of machine, given a number of steps).
+Everything random in step s depends on (seed, s), and everything else is in the saved state. So a resumed run ends with the
+same weights, bit for bit, as an uninterrupted one (on one kind of machine, for a budget of steps).
 """
 
 from __future__ import annotations
@@ -22,28 +22,31 @@ from torch.utils.data import DataLoader, IterableDataset
 from jidm.errors import JidmError
 from jidm.training.config import TrainConfig
 from jidm.training.data.batch import PairBatch
-from jidm.training.data.datamodule import Batches, TrainingSetup
+from jidm.training.data.batches import Batches
+from jidm.training.data.datamodule import TrainingSetup
+from jidm.training.distributed import all_reduce_mean
 from jidm.training.logger import RunLogger
+from jidm.training.model import Calibratable, TrainableModel
 from jidm.training.optimizer import MuonAdamW
 from jidm.training.schedule import learning_rate
 
 Visualizer = Callable[[nn.Module, PairBatch, Path], None]
-"""Draws what a model makes of a few pairs into a file that ends in .png."""
+"""Draws what a model predicts for a few pairs into a .png file."""
 
 LAST_CHECKPOINT = "last.ckpt"
 
-_PLOTTED_PAIRS = 2  # pairs that are drawn
+_PLOTTED_PAIRS = 2
 
 
 class TrainingModule(lightning.LightningModule):
     """One run.
 
     Args:
-        prepared: model and batches.
-        config: the run's.
-        save: called with (weights by name, facts) whenever the weights to keep are new.
-        journal: where numbers go; None in all processes but the first.
-        pictures: draws the first validation pairs.
+        setup: model and batches.
+        config: of the run.
+        save: called with (weights by name, facts) whenever there are new weights to keep.
+        run_logger: of losses and metrics; None in all processes but the first.
+        visualizer: draws the first validation pairs.
     """
 
     def __init__(
@@ -57,16 +60,16 @@ class TrainingModule(lightning.LightningModule):
         self._validation_batches: list[PairBatch] | None = None
         self._calibration_batches: list[PairBatch] | None = None
         self.ema_weights = {name: x.detach().clone() for name, x in self._float_tensors()} if config.ema else {}
-        self.elapsed = 0.0  # seconds of the budget, over all sittings
+        self.elapsed = 0.0  # [s] of the budget, used in earlier sessions
         self.bad_in_row = self.bad_total = 0
         self.best, self.best_step, self.worse_in_row = math.inf, -1, 0
         self._started_at = self._saved_at = time.monotonic()
         self._step_is_bad = False
 
-    # ---- what Lightning asks for ---------------------------------------------------------------------------------
+    # ---- Lightning hooks -----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """What the configuration names; biases, scales and the like do not decay."""
+        """The configured optimizer; vectors (biases, scales) do not decay."""
         rate, decay = self.config.learning_rate, self.config.weight_decay
         if self.config.optimizer == "muon":
             return MuonAdamW(self.model, rate, decay)
@@ -88,30 +91,29 @@ class TrainingModule(lightning.LightningModule):
         self.ema_weights = {name: x.to(self.device) for name, x in self.ema_weights.items()}
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        # Whatever a model draws (dropout, noise) is the step's own, so that it is the same after a resume.
+        # Random numbers that the model draws (dropout) depend on the step alone, so that they are the same after a resume.
         torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
         progress = self.progress()
-        if hasattr(self.model, "progress"):
-            self.model.progress = progress  # type: ignore[assignment]  # some models learn their parts one after the other
+        self.model.progress = progress
         rate = learning_rate(self.config, self.global_step, progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        parts = self.model.losses(batch)  # type: ignore[operator]
-        self._parts = {name: x.detach() for name, x in parts.items()}
-        return parts["loss"]
+        terms = self.model.losses(batch)
+        self._loss_terms = {name: x.detach() for name, x in terms.items()}
+        return terms["loss"]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the norm; without a finite one the step is not taken, in all processes alike, for gradients are shared."""
+        """Clip the gradient's norm; if it is not finite, skip the step. Gradients are shared, so all processes decide alike."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         self._step_is_bad = not bool(norm.isfinite())
         if self._step_is_bad:
             for p in parameters:
-                p.grad = None  # AdamW leaves such parameters and their moments alone
+                p.grad = None  # AdamW skips such parameters and their moments
 
     def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
         self._count_bad_steps()
@@ -120,7 +122,7 @@ class TrainingModule(lightning.LightningModule):
         step, progress = self.global_step, self.progress()
         finished = progress >= 1
         if step % self.config.log_every == 0 or finished:
-            values = self._reduce_mean(self._parts)
+            values = self._reduce_mean(self._loss_terms)
             if self.run_logger:
                 self.run_logger.log(
                     "train", step, self._elapsed_now(), values | {"progress": progress, "bad_steps": self.bad_total}
@@ -135,7 +137,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["jidm"] = {
-            "mean": self.ema_weights, "elapsed": self._elapsed_now(), "bad_in_row": self.bad_in_row, "bad_total": self.bad_total,
+            "ema_weights": self.ema_weights, "elapsed": self._elapsed_now(), "bad_in_row": self.bad_in_row, "bad_total": self.bad_total,
             "best": self.best, "best_step": self.best_step, "worse_in_row": self.worse_in_row,
         }  # fmt: skip
 
@@ -146,7 +148,7 @@ class TrainingModule(lightning.LightningModule):
     # ---- the budget ----------------------------------------------------------------------------------------------
 
     def progress(self) -> float:
-        """Share of the budget that is used up, the same in all processes."""
+        """Fraction of the budget that is used up, the same in all processes."""
         if self.config.steps is not None:
             return self.global_step / self.config.steps
         assert self.config.minutes is not None
@@ -166,13 +168,10 @@ class TrainingModule(lightning.LightningModule):
         torch.distributed.broadcast(number, 0)
         return float(number)
 
-    def _reduce_mean(self, parts: dict[str, Tensor]) -> dict[str, float]:
-        """Means over all processes' shares of the batch."""
-        values = torch.stack([x.detach().double() for x in parts.values()])
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(values)
-            values /= self.trainer.world_size
-        return dict(zip(parts, values.tolist()))
+    def _reduce_mean(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """Means over all processes' parts of the batch."""
+        values = all_reduce_mean(torch.stack([x.detach().double() for x in terms.values()]))
+        return dict(zip(terms, values.tolist()))
 
     # ---- weights -------------------------------------------------------------------------------------------------
 
@@ -182,13 +181,13 @@ class TrainingModule(lightning.LightningModule):
                 yield name, x
 
     def _update_ema(self) -> None:
-        # Short at first, so that the mean does not remember the random start.
+        # The decay is smaller at first, so that the random start is soon forgotten.
         decay = min(self.config.ema, (1 + self.global_step) / (10 + self.global_step))
         names, values = zip(*self._float_tensors())
         torch._foreach_lerp_([self.ema_weights[name] for name in names], list(values), 1 - decay)
 
     def save_state(self) -> None:
-        """Everything needed to go on, under its name at once."""
+        """Save everything needed to resume; the file is replaced atomically."""
         folder = self.config.run_folder
         temporary = folder / f".{LAST_CHECKPOINT}.tmp"
         self.trainer.save_checkpoint(temporary)
@@ -210,15 +209,17 @@ class TrainingModule(lightning.LightningModule):
     # ---- validation ----------------------------------------------------------------------------------------------
 
     def _validate(self, last: bool) -> None:
-        """Measure the weights to keep, on pairs that are always the same, and keep them if they are to be kept."""
+        """Evaluate the averaged weights on fixed pairs, and save them if the policy says so."""
         values: dict[str, float] = {}
         with self._using_ema_weights() as model:
             if (batches := self._get_validation_batches()) is not None:
-                if hasattr(model, "calibrate"):
+                if isinstance(model, Calibratable):
                     final = last or self.config.save_policy == "best"
-                    model.calibrate(self._get_calibration_batches(), rounds=2 if final else 1)
+                    model.calibrate_uncertainty(self._get_calibration_batches(), rounds=2 if final else 1)
                     if final and self._training_setup.validation is not None:
-                        model.calibrate_videos(x.to(self.device) for x in self._training_setup.validation.clips())
+                        model.calibrate_video_uncertainty(
+                            x.to(self.device) for x in self._training_setup.validation.clips()
+                        )
                 values = {name: self._broadcast(x) for name, x in self._validation_metrics(model, batches).items()}
             monitored = values.get("nve", values.get("loss", math.nan))
             better = monitored < self.best
@@ -250,8 +251,8 @@ class TrainingModule(lightning.LightningModule):
         return self._calibration_batches
 
     @contextmanager
-    def _using_ema_weights(self) -> Iterator[Any]:
-        """The model with the weights to keep, in evaluation; afterwards it is as it was."""
+    def _using_ema_weights(self) -> Iterator[TrainableModel]:
+        """The model with the averaged weights, in evaluation mode; afterwards it is as before."""
         current = {name: x.clone() for name, x in self.model.state_dict().items()}
         self.model.load_state_dict({**current, **self.ema_weights})
         self.model.eval()
@@ -262,31 +263,30 @@ class TrainingModule(lightning.LightningModule):
             self.model.load_state_dict(current)
             self.model.train()
 
-    def _validation_metrics(self, model: Any, batches: list[PairBatch]) -> dict[str, float]:
-        """Losses, and NVE = mean |error| / mean |delta_q| of the steps, if the model gives steps of single pairs."""
+    def _validation_metrics(self, model: TrainableModel, batches: list[PairBatch]) -> dict[str, float]:
+        """Losses, and the normalized velocity error mean |error| / mean |delta_q| of the steps of single pairs."""
         sums: dict[str, float] = {}
         error = size = 0.0
         for batch in batches:
             torch.manual_seed(self.config.seed)
             for name, x in model.losses(batch).items():
                 sums[name] = sums.get(name, 0.0) + float(x) * len(batch)
-            if hasattr(model, "step_pairs"):
-                steps = model.step_pairs(batch.first, batch.second, batch.before)
-                error += float((steps - batch.delta_q).abs().sum())
-                size += float(batch.delta_q.abs().sum())
+            steps = model.predict_steps(batch.first, batch.second, batch.before)
+            error += float((steps - batch.delta_q).abs().sum())
+            size += float(batch.delta_q.abs().sum())
         count = sum(len(b) for b in batches)
         return {name: x / count for name, x in sums.items()} | ({"nve": error / size} if size else {})
 
-    def _plot(self, model: Any, batches: list[PairBatch] | None) -> None:
+    def _plot(self, model: TrainableModel, batches: list[PairBatch] | None) -> None:
         if self.visualizer is None or not batches or self.run_logger is None:
             return
-        file = self.config.run_folder / f"pictures_{self.global_step:07d}.png"
+        file = self.config.run_folder / f"images_{self.global_step:07d}.png"
         self.visualizer(model, batches[0][:_PLOTTED_PAIRS], file)
         self.run_logger.log_image(file, self.global_step)
 
 
 class _StepDataset(IterableDataset[PairBatch]):
-    """The batches from the step on where training stands, without end."""
+    """The batches from the current step on, without end."""
 
     def __init__(self, module: TrainingModule, batches: Batches) -> None:
         self.module, self.batches = module, batches
@@ -299,13 +299,13 @@ class _StepDataset(IterableDataset[PairBatch]):
 
 
 def make_trainer(config: TrainConfig) -> lightning.Trainer:
-    """A Trainer that leaves files, screens and stopping to the module."""
+    """A Trainer that leaves saving, logging and stopping to the module."""
     strategy: Any = "auto"
     if config.devices > 1 or config.strategy == "ddp":
         from lightning.pytorch.strategies import DDPStrategy
 
         backend = "nccl" if config.accelerator != "cpu" and torch.cuda.is_available() else "gloo"
-        # A model may leave parts unused, its flow head where nothing measured flow.
+        # A model may leave parameters unused, those of its flow head where there is no flow.
         strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=True)
     return lightning.Trainer(
         accelerator=config.accelerator, devices=config.devices, strategy=strategy, max_epochs=-1,

@@ -1,4 +1,4 @@
-"""The numbers of a run: lines on the screen, JSON lines in its folder, and tensorboard where that is installed."""
+"""Logs a run: lines on the screen, JSON lines in its folder, and TensorBoard where that is installed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class RunLogger:
     """Writes `log.jsonl` into a run's folder.
 
     Args:
-        folder: the run's.
-        step: the step the run goes on from; lines of later steps, of a sitting that was cut off, are dropped.
-        report: gets a short line for people.
+        folder: of the run.
+        step: that the run continues from; lines of later steps, left by an interrupted session, are dropped.
+        report: gets a readable line for each logged one.
     """
 
     def __init__(self, folder: Path, step: int, report: Callable[[str], None]) -> None:
@@ -24,7 +24,7 @@ class RunLogger:
         self._writer = _tensorboard(folder / "tensorboard", step)
 
     def log(self, part: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """One line: which part ("train" or "validation"), the step, time used up so far [s], its numbers."""
+        """Log one line: part ("train" or "validation"), step, time used up so far [s], values by name."""
         with open(self.file, "a", encoding="utf-8") as stream:
             stream.write(
                 json.dumps({"part": part, "step": step, "seconds": round(seconds, 3), "values": dict(values)}) + "\n"
@@ -38,21 +38,22 @@ class RunLogger:
             self.report(f"step {step}{share} {part}: {shown}")
 
     def log_image(self, file: Path, step: int) -> None:
-        """Show a picture file on the board."""
+        """Add an image file to TensorBoard."""
         if self._writer is None or not file.exists():
             return
         import cv2
 
         if (pixels := cv2.imread(str(file))) is not None:
-            self._writer.add_image("pictures", pixels[..., ::-1].copy(), step, dataformats="HWC")
+            self._writer.add_image("images", pixels[..., ::-1].copy(), step, dataformats="HWC")
 
     def close(self) -> None:
+        """Flush and close the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of an earlier sitting; a line that was cut off is none."""
+    """The lines of earlier sessions; an incomplete line is ignored."""
     found = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:

@@ -1,8 +1,8 @@
-"""AdamW for vectors and maps, Muon for convolutions: on a small budget half the steps reach the same loss.
+"""Muon for convolutions and AdamW for the rest: half the steps reach the same loss on a small budget.
 
 Muon (K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") replaces the averaged gradient
-of a weight matrix by the nearest matrix with orthonormal rows, found by a Newton-Schulz iteration. torch offers it for
-matrices only; here convolutions count as matrices of (outputs, inputs x kernel).
+of a weight matrix by the nearest matrix with orthonormal rows, found by a Newton-Schulz iteration. torch has it for
+matrices only; here convolutions are matrices of (outputs, inputs x kernel).
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _MOMENTUM = 0.95
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # the iteration's polynomial: the slope at zero as steep as convergence allows
+_QUINTIC = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # coefficients of the iteration, with the steepest slope at zero that still converges
 _ITERATIONS = 5
 _ADAM_BETAS = (0.9, 0.98)
+_MUON_RATE = 10.0  # learning rate of Muon over that of AdamW
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW with a group of convolutions that goes by Muon instead.
+    """AdamW with a parameter group of convolutions that is updated by Muon instead.
 
     Args:
-        model: its convolutions between feature maps go by Muon, everything else by AdamW.
-        learning_rate: of AdamW; Muon's is `muon` times that.
-        weight_decay: of both; biases, scales and the like do not decay.
+        model: its convolutions between feature maps are updated by Muon, everything else by AdamW.
+        learning_rate: of AdamW; Muon's is ten times that.
+        weight_decay: of both; vectors (biases, scales) do not decay.
     """
 
-    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, *, muon: float = 10.0) -> None:
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float) -> None:
         kernels: list[Tensor] = []
         matrices: list[Tensor] = []
         others: list[Tensor] = []
@@ -39,7 +44,7 @@ class MuonAdamW(torch.optim.AdamW):
             else:
                 (matrices if p.ndim > 1 else others).append(p)
         groups = [
-            {"params": kernels, "weight_decay": weight_decay / muon, "muon": muon},
+            {"params": kernels, "weight_decay": weight_decay / _MUON_RATE, "muon": _MUON_RATE},
             {"params": matrices, "weight_decay": weight_decay, "muon": 0.0},
             {"params": others, "weight_decay": 0.0, "muon": 0.0},
         ]
@@ -47,7 +52,7 @@ class MuonAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -58,7 +63,7 @@ class MuonAdamW(torch.optim.AdamW):
                 if p.grad is not None:
                     self._muon(p, p.grad, group["lr"] * group["muon"], group["weight_decay"])
                     hidden.append((p, p.grad))
-                    p.grad = None  # AdamW leaves it alone
+                    p.grad = None  # so that AdamW skips it
         super().step()
         for p, gradient in hidden:
             p.grad = gradient
@@ -68,16 +73,16 @@ class MuonAdamW(torch.optim.AdamW):
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-            state["step"] = torch.zeros(())  # Adam's own reading of saved states asks for it
+            state["step"] = torch.zeros(())  # Adam expects it when a saved state is loaded
         state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-        nesterov = gradient.lerp(state["momentum"], _MOMENTUM)  # Nesterov's
+        nesterov = gradient.lerp(state["momentum"], _MOMENTUM)
         step = orthogonalize(nesterov.flatten(1))
         p.mul_(1 - rate * decay)
         p.add_(step.reshape(p.shape), alpha=-rate * max(1.0, step.shape[0] / step.shape[1]) ** 0.5)
 
 
 def orthogonalize(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
-    """About the nearest matrix whose singular values are all one (0.7 to 1.2), by Newton-Schulz."""
+    """Approximately the nearest matrix with singular values of one (0.7 to 1.2), by a Newton-Schulz iteration."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
     a, b, c = _QUINTIC

@@ -1,4 +1,4 @@
-"""Training a model on a recording: one function, for the command line and for benchmarks alike."""
+"""Training a model on a recording; `jidm.model_registry.train` does it for a kind of model by name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jidm import model_registry
 from jidm.atomic_io import atomic_write
 from jidm.checkpoint import load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError, InputError, MissingExtraError
 from jidm.training.config import TrainConfig
-from jidm.training.data.datamodule import Report, TrainingSetup, prepare_training, provenance
+from jidm.training.data.datamodule import Report, TrainingSetup, prepare_training
+from jidm.training.model import TrainableModel
+from jidm.training.provenance import provenance
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
@@ -29,30 +30,30 @@ _RECORD = "run.json"
 
 
 def quiet(line: str) -> None:
-    """A report that nobody reads."""
+    """A report that discards the line."""
 
 
 def train(
-    config: TrainConfig, *, dataset: Any = None, robot: Embodiment | None = None, report: Report = quiet,
-    visualizer: Visualizer | None = None,
+    config: TrainConfig, model_class: type[TrainableModel], *, dataset: Any = None, robot: Embodiment | None = None,
+    report: Report = quiet, visualizer: Visualizer | None = None,
 ) -> Path:  # fmt: skip
-    """Train a model; its checkpoint is at `config.out` from the first validation on and replaced by better ones.
+    """Train a model; its checkpoint is at `config.out` from the first validation on, and is replaced by better ones.
 
-    The run's state goes to `config.run_folder`; with `config.resume` it goes on from there.
+    The run's state goes to `config.run_folder`; with `config.resume` the run is continued from there.
 
     Args:
+        model_class: what is trained, of the kind `config.kind`.
         dataset: the data set, if it is open already; else `config.data` is opened.
-        robot: the robot `config.embodiment` names, if it is loaded already.
-        report: called with lines that tell how it goes.
-        visualizer: draws what the model sees, at every validation; see `jidm.training.lightning_module.Pictures`. With several
-            processes it must be a plain function of a module.
+        robot: the robot that `config.embodiment` names, if it is loaded already.
+        report: called with lines about the progress. With several processes it must be a plain function of a module.
+        visualizer: draws predictions at every validation; see `jidm.training.lightning_module.Visualizer`. Likewise.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
         DatasetError, InputError: data, robot and configuration do not fit; or there is an earlier run.
-        JidmError: the loss stayed not finite.
+        JidmError: the loss was not finite for too many steps in a row.
         MissingExtraError: Lightning is not installed.
     """
     try:
@@ -64,29 +65,32 @@ def train(
 
         dataset = open_dataset(config.data)
     if robot is None and config.embodiment is not None:
-        from jidm.robot import registry
+        from jidm.robot.registry import load_embodiment
 
-        robot = registry.load(config.embodiment)
+        robot = load_embodiment(config.embodiment)
     _prepare_run_folder(config, dataset)
     if config.devices > 1 and "LOCAL_RANK" not in os.environ:
-        prepare_training(config, dataset, robot, report)  # decodes once, for all processes
-        _launch(config, dataset, robot, report, visualizer)
+        prepare_training(config, model_class, dataset, robot, report)  # decodes once, for all processes
+        _launch(config, model_class, dataset, robot, report, visualizer)
     else:
-        run(config, dataset, robot, report, visualizer)
+        _run(config, model_class, dataset, robot, report, visualizer)
     return Path(config.out)
 
 
-def run(
-    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None
+def _run(
+    config: TrainConfig, model_class: type[TrainableModel], dataset: Any, robot: Embodiment | None, report: Report,
+    visualizer: Visualizer | None,
 ) -> None:  # fmt: skip
-    """This process's part of a run whose folder is open."""
+    """This process's part of a run whose folder is prepared."""
     from jidm.training.lightning_module import LAST_CHECKPOINT, TrainingModule, make_trainer
     from jidm.training.logger import RunLogger
 
     _quiet_lightning()
     is_rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
     trainer = make_trainer(config)
-    setup = prepare_training(config, dataset, robot, report if is_rank_zero else quiet, _batch_device(trainer))
+    setup = prepare_training(
+        config, model_class, dataset, robot, report if is_rank_zero else quiet, _batch_device(trainer)
+    )
     state = config.run_folder / LAST_CHECKPOINT
     resuming = config.resume and state.exists()
     run_logger = None
@@ -95,7 +99,7 @@ def run(
         step = int(torch.load(state, map_location="cpu", weights_only=True)["global_step"]) if resuming else 0
         run_logger = RunLogger(config.run_folder, step, report)
         if resuming:
-            report(f"going on from step {step}")
+            report(f"resuming from step {step}")
     module = TrainingModule(setup, config, _make_saver(config, setup), run_logger, visualizer if is_rank_zero else None)
     try:
         trainer.fit(module, ckpt_path=str(state) if resuming else None)
@@ -108,21 +112,19 @@ def run(
 
 
 def _prepare_run_folder(config: TrainConfig, dataset: Any) -> None:
-    """Nothing, if the run may begin or go on; an earlier one is thrown away if that was asked for.
+    """Check that the run may start or be resumed, and delete an earlier one if that was asked for.
 
     Raises:
-        InputError: an earlier run is in the way, or is another one than this.
+        InputError: there is an earlier run, or the one to resume is not this one.
     """
     out, folder = Path(config.out), config.run_folder
     if config.overwrite and not config.resume:
         if out.exists():
-            load_checkpoint(out)  # whatever else is there is not ours to remove
+            load_checkpoint(out)  # refuses to delete anything that is not a checkpoint
             shutil.rmtree(out)
         shutil.rmtree(folder, ignore_errors=True)
     if not config.resume and (out.exists() or folder.exists()):
-        raise InputError(
-            f"{out}: there is an earlier run of that name; --resume goes on with it, --overwrite throws it away"
-        )
+        raise InputError(f"{out}: there is an earlier run of that name; --resume continues it, --overwrite deletes it")
     record = folder / _RECORD
     if record.exists():
         earlier = json.loads(record.read_text(encoding="utf-8"))
@@ -134,7 +136,7 @@ def _prepare_run_folder(config: TrainConfig, dataset: Any) -> None:
 
 
 def _create_run_folder(config: TrainConfig, setup: TrainingSetup) -> None:
-    """Make the run's folder, now that nothing speaks against the run."""
+    """Make the run's folder, after everything was checked."""
     config.run_folder.mkdir(parents=True, exist_ok=True)
     if not (config.run_folder / _RECORD).exists():
         record = {"recipe": config.recipe(), "data_hash": setup.record["data_hash"]}
@@ -155,7 +157,7 @@ def _make_saver(config: TrainConfig, setup: TrainingSetup) -> Callable[[dict[str
         except CheckpointError as error:
             if "finite" not in str(error):
                 raise
-            # A bad mean must not end a run that may recover; the earlier checkpoint stays.
+            # Averaged weights that are not finite must not end a run that may recover; the earlier checkpoint stays.
 
     return save
 
@@ -163,40 +165,25 @@ def _make_saver(config: TrainConfig, setup: TrainingSetup) -> Callable[[dict[str
 # ---- several processes -----------------------------------------------------------------------------------------------
 
 
-def _launch(
-    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None
-) -> None:  # fmt: skip
+def _launch(config: TrainConfig, *arguments: Any) -> None:
+    """Run `config.devices` processes; arguments as of `_run`."""
     from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
-    arguments = (
-        config,
-        dataset,
-        robot,
-        report,
-        visualizer,
-        _free_port(),
-        dict(model_registry.KINDS),
-        torch.get_num_threads(),
-    )
     try:
-        spawn(_worker, args=arguments, nprocs=config.devices)
+        spawn(_worker, args=(_free_port(), torch.get_num_threads(), config, *arguments), nprocs=config.devices)
     except ProcessRaisedException as error:
         last = str(error).strip().splitlines()[-1]
         raise InputError(f"a training process failed: {last}") from error
 
 
-def _worker(
-    rank: int, config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None,
-    port: int, kinds: dict[str, tuple[str, str]], threads: int,
-) -> None:  # fmt: skip
-    # With these set, Lightning takes this process as one that others have started, and starts none itself.
+def _worker(rank: int, port: int, threads: int, config: TrainConfig, *arguments: Any) -> None:
+    # With these variables set, Lightning takes this process for one that was launched by others and launches none itself.
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0",
         "WORLD_SIZE": str(config.devices),
     }  # fmt: skip
     torch.set_num_threads(max(1, threads // config.devices))
-    model_registry.KINDS.update(kinds)
-    run(config, dataset, robot, report, visualizer)
+    _run(config, *arguments)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -208,13 +195,13 @@ def _free_port() -> int:
 
 
 def _batch_device(trainer: Any) -> torch.device:
-    """The GPU, which has memory for all pictures and is not to wait for the CPU; else the CPU."""
+    """The GPU if there is one, so that batches are assembled where they are used; else the CPU."""
     root: torch.device = trainer.strategy.root_device
     return root if root.type == "cuda" else torch.device("cpu")
 
 
 def _quiet_lightning() -> None:
-    """Lightning's advice (more workers, a logger) is not for this loop."""
+    """Silence Lightning's advice (more workers, a logger), which does not apply to this loop."""
     import logging
     import warnings
 

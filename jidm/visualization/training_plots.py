@@ -22,7 +22,7 @@ def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:
         batch: of frame pairs.
         path: of the PNG.
     """
-    estimator = getattr(model, "estimator", None)
+    estimator = getattr(model, "flow_estimator", None)
     decoder = SimpleNamespace(
         field=model, model=model, flow=None if estimator is None else as_flow_estimator(estimator)
     )

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from jidm.estimation.background_model import BackgroundModel
-from jidm.estimation.factors.photometric import Quadratic
+from jidm.estimation.problem import POSITION, NormalEquations, State
 from jidm.estimation.robust import tukey_weight
 from jidm.fields.base import ContourField, ContourJacobian, FieldAtPose
 from jidm.video.pyramid import BrightnessPyramid
@@ -25,6 +25,9 @@ _SAMPLES_PER_PIXEL = 2  # samples a pixel
 _MIN_STRENGTH = 0.012  # brightness per px; a fainter edge is noise
 _DISTANCE_SIGMA = 0.6  # nearer edges win: weight exp(-(distance / (focus * reach))^2 / 2)
 _MIN_SCALE = 0.05  # [px]
+_UPDATE_RADIUS = 2.5  # [px] search radius when offsets are learned
+_LEARNING_RATE = 0.05  # of offsets and contrasts at poses that are tracked, not known
+_UNKNOWN_WEIGHT = 0.3  # of points that were never seen at a known pose
 _MIN_POINTS = 20  # points; fewer are no measurement
 
 
@@ -80,58 +83,87 @@ def match_edges(
     return EdgeMatch(offset, top, found)
 
 
-class ContourFactor:
-    """Contour matching over a whole video, with the memory of each point's own offset and of the background."""
+class ContourMemory:
+    """What contour matching remembers of a video: each point's own offset and contrast, and the background.
 
-    def __init__(self, field: ContourField, *, learning_rate: float = 0.05, unknown_weight: float = 0.3) -> None:
+    Args:
+        field: the robot seen by its camera.
+    """
+
+    def __init__(self, field: ContourField) -> None:
         self.field = field
-        self._learning_rate = learning_rate
-        self._unknown_weight = unknown_weight
         self.background = BackgroundModel()
         self._offset = torch.zeros(field.contour_points, dtype=torch.float64)
         # Contrast of each point's edge at the last known pose; 0 = never seen at one.
         self._strength = torch.zeros(field.contour_points, dtype=torch.float64)
 
     def update(self, pose: FieldAtPose, pyramid: BrightnessPyramid, *, known_pose: bool = False) -> None:
-        """Update the background and the points' offsets from a frame: offsets fully where its pose is known, else slowly.
+        """Update background, offsets and contrasts from a frame: fully where its pose is known, else slowly.
 
-        A point never seen at a known pose starts without offset: its edge is taken at its word.
+        A point that was never seen at a known pose starts without an offset.
         """
         self.background.update(pose.surface().points, pyramid)
         contour = self.field.contour(pose.q, self.field.visible_contour(pose.q))
-        match = match_edges(contour, pyramid, 2.5, self.background)
+        match = match_edges(contour, pyramid, _UPDATE_RADIUS, self.background)
         index = contour.index[match.found].cpu()
         offset, strength = (x[match.found].double().cpu() for x in (match.offset, match.strength))
         if known_pose:
             self._offset[index], self._strength[index] = offset, strength
             return
-        self._offset[index] += self._learning_rate * (offset - self._offset[index])
-        rate = torch.where(self._strength[index] > 0, self._learning_rate, 0.0)
+        self._offset[index] += _LEARNING_RATE * (offset - self._offset[index])
+        rate = torch.where(self._strength[index] > 0, _LEARNING_RATE, 0.0)
         self._strength[index] += rate * (strength - self._strength[index])
 
-    def linearize(
-        self,
-        q: Float[Tensor, " n"],
-        pyramid: BrightnessPyramid,
-        index: Int[Tensor, " K"],
-        search_radius: float,
-        part_scale: float = 1.0,
-    ) -> Quadratic | None:
-        """Point-to-line model at pose q over the contour points `index`; None where too few find an edge.
-
-        `part_scale` as of `tukey_weight`.
-        """
-        contour = self.field.contour(q, index)
-        match = match_edges(contour, pyramid, search_radius, self.background)
+    def factor(
+        self, q: Float[Tensor, " n"], pyramid: BrightnessPyramid, search_radius: float, part_scale: float = 1.0
+    ) -> ContourFactor:
+        """The factor of a frame over the contour points that a pose near q shows."""
+        index = self.field.visible_contour(q)
         offset, strength = (x[index.cpu()].to(q) for x in (self._offset, self._strength))
-        residual = match.offset - offset
-        known = strength > 0
+        return ContourFactor(self.field, pyramid, self.background, index, offset, strength, search_radius, part_scale)
+
+
+@dataclass(frozen=True, eq=False)
+class ContourFactor:
+    """Contour points matched to the edges of one frame.
+
+    Attributes:
+        field: the robot seen by its camera. pyramid: the frame. background: as seen so far.
+        index: (K,) identities of the points. offset: (K,) distance at which each one finds its edge when the pose is
+            right [px]. strength: (K,) contrast it has had, 0 where none is known.
+        search_radius: along the normal [px].
+        part_scale: see `tukey_weight`.
+    """
+
+    field: ContourField
+    pyramid: BrightnessPyramid
+    background: BackgroundModel
+    index: Int[Tensor, " K"]
+    offset: Float[Tensor, " K"]
+    strength: Float[Tensor, " K"]
+    search_radius: float
+    part_scale: float = 1.0
+
+    def linearize(self, state: State) -> NormalEquations | None:
+        """Point-to-line equations around `state["position"]` [rad or m], by Tukey's biweight; None where too few points
+        find an edge."""
+        contour = self.field.contour(state[POSITION], self.index)
+        match = match_edges(contour, self.pyramid, self.search_radius, self.background)
+        residual = match.offset - self.offset
+        known = self.strength > 0
         # The same edge cannot double its contrast from one frame to the next; another edge can.
-        similar_contrast = (match.strength < 2 * strength) & (2 * match.strength > strength)
+        similar_contrast = (match.strength < 2 * self.strength) & (2 * match.strength > self.strength)
         inliers = match.found & (similar_contrast | ~known)
         if int(inliers.sum()) < _MIN_POINTS:
             return None
-        weight = inliers * tukey_weight(residual, inliers, _MIN_SCALE, contour.part, part_scale)
-        weight = weight * torch.where(known, 1.0, self._unknown_weight)
+        weight = inliers * tukey_weight(residual, inliers, _MIN_SCALE, contour.part, self.part_scale)
+        weight = weight * torch.where(known, 1.0, _UNKNOWN_WEIGHT)
         weighted = contour.jacobian * weight[:, None]
-        return Quadratic(weighted.T @ contour.jacobian, weighted.T @ residual, float(inliers.sum()))
+        return NormalEquations(
+            weighted.T @ contour.jacobian,
+            weighted.T @ residual,
+            (weight * residual.square()).sum(),
+            weight.sum(),
+            inliers.sum().to(weight),
+            ((POSITION, contour.jacobian.shape[-1]),),
+        )

@@ -1,8 +1,9 @@
-"""Brightness Gauss-Newton on the joint step itself, the field as motion model.
+"""Direct image alignment: brightness constancy of surface points as a measurement of the joint positions.
 
-Flow has 2HW unknowns and textureless robots cannot pay for them; the field leaves n. A point keeps the brightness it
-had when it was last seen, up to shading: for a matt surface under distant light, brightness is linear in the normal,
-so its change is `light . (normal_now - normal_then)` with three unknowns per picture, eliminated on the way.
+Flow has two unknowns per pixel, and textureless robots do not determine them; the Jacobian field leaves n unknowns. A
+point keeps the brightness it had in a reference frame, up to shading: for a Lambertian surface under distant light,
+brightness is linear in the normal, so its change is `light . (normal_now - normal_then)`. The light has three unknowns
+per reference; it is a variable of its own and is eliminated from the normal equations.
 """
 
 from __future__ import annotations
@@ -13,37 +14,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from jidm.estimation.problem import POSITION, NormalEquations, State
 from jidm.estimation.robust import tukey_weight
 from jidm.fields.base import FieldAtPose
 from jidm.video.pyramid import BrightnessPyramid
 
-_NOISE = 0.002  # brightness; half a grey level of 8 bits: no residual scale is finer
+_NOISE = 0.002  # brightness; half a gray level of 8 bits: no residual scale is finer
 _MAX_EXPOSURE_CHANGE = 0.1  # brightness by which exposure may change between frames
-_LIGHT_PRIOR = 1e-3  # share of the points' weight that pulls the light towards none
-
-
-@dataclass(frozen=True, eq=False)
-class Quadratic:
-    """`x'matrix x / 2 - vector'x` around the current pose, in units of the residuals' variance.
-
-    Attributes:
-        H: (n, n); g: (n,).
-        num_observations: number of points that took part.
-    """
-
-    H: Float[Tensor, "n n"]
-    g: Float[Tensor, " n"]
-    num_observations: float
+_LIGHT_PRIOR = 1e-3  # fraction of the points' weight that regularizes the light towards none
+_COST_SCALE = 0.03  # brightness error that costs 1, see `PhotometricFactor.error`
+_MAX_COST = 9.0
 
 
 @dataclass(frozen=True, eq=False)
 class SurfaceAppearance:
-    """What the visible points of a pose looked like: a reference to align later frames to.
+    """Brightness of the visible points of a pose: a reference to align later frames to.
 
     Attributes:
         pose: the field at the pose, restricted to its visible points (N of them).
         index: (N,) which of the field's points these are.
-        brightness: per level (N,). gradient: per level (N, 2) [1/px], or None where the points were not seen from here.
+        brightness: per pyramid level (N,). gradient: per level (N, 2) [1/px], or None where the points were seen in
+            several frames.
         normals: (N, 3) in the base frame, or None.
     """
 
@@ -55,7 +46,7 @@ class SurfaceAppearance:
 
     @classmethod
     def of(cls, pose: FieldAtPose, pyramid: BrightnessPyramid) -> SurfaceAppearance:
-        """Remember the brightness of the points a pose shows in a frame."""
+        """Sample a frame at the points that a pose shows."""
         surface = pose.surface()
         visible = (surface.visible & pyramid.inside(surface.points)).nonzero()[:, 0]
         samples = [pyramid.sample(k, surface.points[visible]) for k in range(len(pyramid))]
@@ -69,79 +60,77 @@ class SurfaceAppearance:
         """At most that many of the points, evenly (a field's points are in random order)."""
         if len(self) <= max_points:
             return self
-        indices = torch.arange(max_points, device=self.index.device)
+        kept = torch.arange(max_points, device=self.index.device)
         return SurfaceAppearance(
-            self.pose.keep(indices),
-            self.index[indices],
-            tuple(b[indices] for b in self.brightness),
-            None if self.gradient is None else tuple(g[indices] for g in self.gradient),
-            None if self.normals is None else self.normals[indices],
+            self.pose.keep(kept),
+            self.index[kept],
+            tuple(b[kept] for b in self.brightness),
+            None if self.gradient is None else tuple(g[kept] for g in self.gradient),
+            None if self.normals is None else self.normals[kept],
         )
 
 
+@dataclass(frozen=True, eq=False)
 class PhotometricFactor:
-    """Brightness of one reference in one frame, linearised again and again as the pose moves."""
+    """Brightness of one reference in one frame, on one level of the pyramid.
 
-    def __init__(self, reference: SurfaceAppearance, pyramid: BrightnessPyramid) -> None:
-        self.reference = reference
-        self.pyramid = pyramid
-        self._light: Tensor | None = None
-        self._light_solution: tuple[Tensor, Tensor] | None = None
+    Attributes:
+        reference: what the points looked like.
+        pyramid: the frame.
+        level: of the pyramid; 0 is the finest.
+        part_scale: see `tukey_weight`.
+        light: name of the light's variable; several references need several names.
+    """
 
-    def linearize(self, q: Float[Tensor, " n"], level: int, part_scale: float = 1.0) -> Quadratic:
-        """Gauss-Newton model at pose q on one blur level, light eliminated, robust (`part_scale` as of `tukey_weight`)."""
-        reference = self.reference
+    reference: SurfaceAppearance
+    pyramid: BrightnessPyramid
+    level: int = 0
+    part_scale: float = 1.0
+    light: str = "light"
+
+    def linearize(self, state: State) -> NormalEquations:
+        """Gauss-Newton equations around `state["position"]` [rad or m] and the light, by Tukey's biweight.
+
+        The light is taken to be zero where the state has none; it is no variable where the field has no normals.
+        """
+        reference, q = self.reference, state[POSITION]
         surface = reference.pose.surface(q - reference.pose.q)
-        brightness, gradient = self.pyramid.sample(level, surface.points)
-        residual = brightness - reference.brightness[level]
+        brightness, gradient = self.pyramid.sample(self.level, surface.points)
+        residual = brightness - reference.brightness[self.level]
         if reference.gradient is not None:
-            # The mean of both pictures' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
-            gradient = (gradient + reference.gradient[level]) / 2
-        J = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
+            # The mean of both images' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
+            gradient = (gradient + reference.gradient[self.level]) / 2
+        A = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
         inside = self.pyramid.inside(surface.points)
-        normal_change = None
+        variables, light = [(POSITION, A.shape[-1])], None
         if reference.normals is not None and surface.normals is not None:
             normal_change = surface.normals - reference.normals
-        compensated = (
-            residual if normal_change is None or self._light is None else residual - normal_change @ self._light
-        )
-        weight = inside * tukey_weight(compensated, inside, _NOISE, surface.part, part_scale)
-        if normal_change is None:
-            weighted = J * weight[:, None]
-            return Quadratic(weighted.T @ J, -(weighted.T @ residual), float(inside.sum()))
-        return self._eliminate_light(J, normal_change, residual, weight, float(inside.sum()))
+            light = state.get(self.light, torch.zeros_like(normal_change[0] if len(normal_change) else A.new_zeros(3)))
+            residual = residual - normal_change @ light
+            A = torch.cat([A, -normal_change], dim=-1)
+            variables.append((self.light, 3))
+        weight = inside * tukey_weight(residual, inside, _NOISE, surface.part, self.part_scale)
+        weighted = A * weight[:, None]
+        H, g, total = weighted.mT @ A, -(weighted.mT @ residual), weight.sum()
+        cost = (weight * residual.square()).sum()
+        if light is not None:
+            stiffness = _LIGHT_PRIOR * total.clamp(min=1e-6)
+            n = H.shape[-1] - 3
+            H = H + torch.nn.functional.pad(stiffness * torch.eye(3).to(H), (n, 0, n, 0))
+            g = g - torch.nn.functional.pad(stiffness * light, (n, 0))
+        return NormalEquations(H, g, cost, total, inside.sum().to(total), tuple(variables))
 
-    def update_light(self, step: Float[Tensor, " n"]) -> None:
-        """Tell the term which step was taken, so that its light follows."""
-        if self._light_solution is not None:
-            slope, offset = self._light_solution
-            self._light = offset - slope @ step
+    def error(self, q: Float[Tensor, " n"]) -> float:
+        """Truncated mean square brightness error at joint positions q, in units of .03; 9 = nothing fits.
 
-    def cost(self, q: Float[Tensor, " n"], level: int, scale: float = 0.03) -> float:
-        """Truncated mean squared brightness error in units of `scale`, for comparing poses; 9 = nothing fits.
-
-        A modest brightening of the whole picture (exposure, flicker) costs nothing.
+        For the comparison of poses. A uniform change of brightness (exposure, flicker) costs nothing.
         """
         surface = self.reference.pose.surface(q - self.reference.pose.q)
-        brightness, _ = self.pyramid.sample(level, surface.points)
-        difference = brightness - self.reference.brightness[level]
-        exposure_change = (
-            difference.median().clamp(-_MAX_EXPOSURE_CHANGE, _MAX_EXPOSURE_CHANGE) if len(difference) else 0.0
-        )
-        error = ((difference - exposure_change) / scale) ** 2
-        error = torch.where(self.pyramid.inside(surface.points), error, torch.full_like(error, 9.0))
-        return float(error.clamp(max=9.0).mean()) if len(error) else 9.0
-
-    def _eliminate_light(
-        self, J: Tensor, normal_change: Tensor, residual: Tensor, weight: Tensor, num_observations: float
-    ) -> Quadratic:
-        """Schur complement: the light takes what it can explain, the joints get the rest."""
-        n = J.shape[-1]
-        J_augmented = torch.cat([J, -normal_change], dim=-1)
-        weighted = J_augmented * weight[:, None]
-        A, b = weighted.T @ J_augmented, -(weighted.T @ residual)
-        light = A[n:, n:] + _LIGHT_PRIOR * weight.sum().clamp(min=1e-6) * torch.eye(3, dtype=A.dtype, device=A.device)
-        solved = torch.linalg.solve(light, torch.cat([A[n:, :n], b[n:, None]], dim=-1))
-        slope, offset = solved[:, :n], solved[:, n]
-        self._light_solution = slope, offset
-        return Quadratic(A[:n, :n] - A[:n, n:] @ slope, b[:n] - A[:n, n:] @ offset, num_observations)
+        brightness, _ = self.pyramid.sample(self.level, surface.points)
+        difference = brightness - self.reference.brightness[self.level]
+        if not len(difference):
+            return _MAX_COST
+        exposure_change = difference.median().clamp(-_MAX_EXPOSURE_CHANGE, _MAX_EXPOSURE_CHANGE)
+        error = ((difference - exposure_change) / _COST_SCALE) ** 2
+        error = torch.where(self.pyramid.inside(surface.points), error, torch.full_like(error, _MAX_COST))
+        return float(error.clamp(max=_MAX_COST).mean())

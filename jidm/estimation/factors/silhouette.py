@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from jidm.estimation.factors.photometric import Quadratic
+from jidm.estimation.problem import POSITION, NormalEquations, State
 from jidm.estimation.robust import MAD
 from jidm.fields.base import FieldAtPose, JacobianField
 from jidm.video.pyramid import bilinear_sample
@@ -34,14 +34,14 @@ class SilhouetteBoundary:
     Attributes:
         points: (K, 2) pixels (u, v). normals: (K, 2) unit vectors that lead off the robot.
         jacobian: (K, n) motion along the normal per unit of each joint [px/rad or px/m].
-        mask: (h, w) 1 in cells that show the robot. cell: their edge [px].
+        mask: (h, w) 1 in cells that show the robot. cell_size: edge of a cell [px].
     """
 
     points: Float[Tensor, "K 2"]
     normals: Float[Tensor, "K 2"]
     jacobian: Float[Tensor, "K n"]
     mask: Float[Tensor, "h w"]
-    cell: float
+    cell_size: float
 
     @classmethod
     def of(cls, pose: FieldAtPose, height: int, width: int) -> SilhouetteBoundary:
@@ -75,36 +75,46 @@ def robot_mask(points: Float[Tensor, "N 2"], height: int, width: int, cell: floa
     return -F.max_pool2d(-F.max_pool2d(mask[None, None], 3, 1, 1), 3, 1, 1)[0, 0]
 
 
+@dataclass(frozen=True, eq=False)
 class SilhouetteFactor:
-    """A robot's silhouette in one frame.
+    """The robot's silhouette in one frame.
 
-    Args:
-        field: the robot and its camera.
-        evidence: (H, W) 1 where the frame surely shows something in front of the background, -1 where it surely shows the
-            background, 0 where neither is known (`Background.evidence`).
+    Attributes:
+        field: the robot seen by its camera.
+        foreground_score: (H, W) 1 where the frame surely shows something in front of the background, -1 where it surely
+            shows the background, 0 where neither is known (`BackgroundModel.foreground_score`).
+        search_radius: along the normal [px].
     """
 
-    def __init__(self, field: JacobianField, foreground_score: Float[Tensor, "H W"]) -> None:
-        self.field = field
-        self.foreground_score = foreground_score
+    field: JacobianField
+    foreground_score: Float[Tensor, "H W"]
+    search_radius: float = 12.0
 
-    def linearize(self, q: Float[Tensor, " n"], search_radius: float) -> Quadratic | None:
-        """Point-to-line model at pose q, ends searched up to `search_radius` px either way; None where too few are found."""
-        offset, contrast, jacobian = self._boundary_offsets(q, search_radius)
+    def linearize(self, state: State) -> NormalEquations | None:
+        """Point-to-line equations around `state["position"]` [rad or m], by Cauchy's weights; None where too few points
+        of the boundary are found."""
+        offset, contrast, jacobian = self._boundary_offsets(state[POSITION])
         weight = ((contrast - _MIN_CONTRAST) / (1 - _MIN_CONTRAST)).clamp(min=0)
         used = weight > 0
         if int(used.sum()) < _MIN_POINTS:
             return None
-        # Cauchy's weight: far ends pull, but a few of them do not outvote the others.
+        # Cauchy's weight: far points pull, but a few of them do not outvote the others.
         scale = _MIN_SCALE + MAD * offset[used].abs().median()
         weight = weight / (1 + (offset / (2 * scale)) ** 2) / scale**2
         weighted = jacobian * weight[:, None]
-        return Quadratic(weighted.T @ jacobian, weighted.T @ offset, float(used.sum()))
+        return NormalEquations(
+            weighted.T @ jacobian,
+            weighted.T @ offset,
+            (weight * offset.square()).sum(),
+            weight.sum(),
+            used.sum().to(weight),
+            ((POSITION, jacobian.shape[-1]),),
+        )
 
     def mismatch(self, q: Float[Tensor, " n"]) -> float:
-        """Size of what is seen of the robot at pose q where it is not, and not seen where it is, over the robot's size.
+        """Area in which the frame and the silhouette at pose q disagree, over the robot's area.
 
-        What else moves in the picture counts as well, so only differences between poses mean something.
+        Anything else that moves counts as well, so only differences between poses are meaningful.
         """
         height, width = self.foreground_score.shape
         points = self.field.at(q).surface().points
@@ -114,20 +124,19 @@ class SilhouetteFactor:
         return float(wrong.sum() / mask.sum().clamp(min=1))
 
     def _boundary_offsets(
-        self, q: Float[Tensor, " n"], search_radius: float
+        self, q: Float[Tensor, " n"]
     ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K n"]]:
-        """How far off its expected end the robot ends along each normal [px], how clearly (0 to 1), and the Jacobian."""
+        """Distance from the expected to the observed boundary along each normal [px], its contrast (0 to 1), the Jacobian."""
         boundary = SilhouetteBoundary.of(self.field.at(q), *self.foreground_score.shape)
-        step = max(0.5, search_radius / 12)
-        window = round(search_radius / step)
-        s = torch.arange(-2 * window, 2 * window + 1).to(boundary.points) * step
+        spacing = max(0.5, self.search_radius / 12)
+        window = round(self.search_radius / spacing)
+        s = torch.arange(-2 * window, 2 * window + 1).to(boundary.points) * spacing
         positions = boundary.points[:, None] + s[:, None] * boundary.normals[:, None]
-        measured, contrast = _locate_boundary(bilinear_sample(self.foreground_score[None], positions)[0], s, window)
-        # Sought in the mask alike, so that what the search is off by cancels.
-        expected, _ = _locate_boundary(
-            bilinear_sample(2 * boundary.mask[None] - 1, positions, boundary.cell)[0], s, window
-        )
-        return measured - expected, contrast, boundary.jacobian
+        observed, contrast = _locate_boundary(bilinear_sample(self.foreground_score[None], positions)[0], s, window)
+        # Located in the mask in the same way, so that the bias of the search cancels.
+        profile = bilinear_sample(2 * boundary.mask[None] - 1, positions, boundary.cell_size)[0]
+        expected, _ = _locate_boundary(profile, s, window)
+        return observed - expected, contrast, boundary.jacobian
 
 
 def _locate_boundary(

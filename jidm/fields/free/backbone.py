@@ -1,4 +1,4 @@
-"""What encodes a picture: our own small network, a torchvision classifier's convolutions, or a module of the user's."""
+"""Image encoders: the built-in small network, the convolutions of a torchvision classifier, or a registered module."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from jidm.errors import InputError, MissingExtraError, did_you_mean
 from jidm.fields.free.blocks import ConvBlock, Encoder
 
 Levels = tuple[int, int, int, int]
-"""Channels at 1/2, 1/4, 1/8 and 1/16 of the picture."""
+"""Channels at 1/2, 1/4, 1/8 and 1/16 of the image."""
 
 OWN = "own"
 
 _REGISTERED: dict[str, Callable[[], nn.Module]] = {}
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its pixels, RGB
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of ImageNet's pixels, RGB
 
 
 def register_backbone(name: str, make: Callable[[], nn.Module]) -> None:
-    """Make a backbone known by a name, under which checkpoints then find it.
+    """Register a backbone under a name, by which configurations and checkpoints refer to it.
 
     Args:
-        make: gives a module that turns pictures (B, 3, H, W), RGB in [0, 1], into four maps of any channels, at 1/2,
-            1/4, 1/8 and 1/16 of their size.
+        name: not yet taken.
+        make: returns a module that maps images (B, 3, H, W), RGB in [0, 1], to four feature maps of any channels, at
+            1/2, 1/4, 1/8 and 1/16 of their size.
 
     Raises:
         InputError: the name is taken.
@@ -39,10 +40,11 @@ def make_encoder(name: str, levels: Levels, *, pretrained: bool = False) -> nn.M
 
     Args:
         name: "own", a registered name, or one of torchvision's classifiers ("resnet18", "mobilenet_v3_small", ...).
-        pretrained: with torchvision's default weights, which it fetches from its hub; else random ones.
+        levels: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
+        pretrained: start from torchvision's default weights, which it downloads; else random ones.
 
     Raises:
-        InputError: no such backbone, or its convolutions do not halve the picture step by step.
+        InputError: no such backbone, or its convolutions do not halve the image step by step.
         MissingExtraError: torchvision is needed and absent.
     """
     if name == OWN:
@@ -53,7 +55,7 @@ def make_encoder(name: str, levels: Levels, *, pretrained: bool = False) -> nn.M
 
 
 class _Projected(nn.Module):
-    """A backbone with its maps brought to the channels that the field's decoder takes."""
+    """A backbone with 1x1 convolutions to the channels that the field's decoder takes."""
 
     def __init__(self, backbone: nn.Module, levels: Levels) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class _Projected(nn.Module):
 
 
 class _TorchvisionStages(nn.Module):
-    """A classifier cut where its maps are at 1/2, 1/4, 1/8 and 1/16 of the picture."""
+    """A classifier cut into four stages that end at 1/2, 1/4, 1/8 and 1/16 of the image."""
 
     mean: Tensor
     std: Tensor
@@ -89,7 +91,7 @@ class _TorchvisionStages(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         x, maps = (image - self.mean) / self.std, []
         for stage in self.stages:
-            # Those that begin with a quarter have no map at half the size; a light one of our own stands in.
+            # A classifier whose first layer reduces by 4 has no map at half the size; a small one of our own replaces it.
             if isinstance(stage, ConvBlock):
                 maps.append(stage(x))
             else:
@@ -111,7 +113,7 @@ def _classifier(name: str, pretrained: bool) -> nn.Module:
 
 
 def _stages(model: nn.Module, name: str) -> list[nn.Module]:
-    """The model's layers in four groups, each ending at half the size of the one before."""
+    """The model's layers in four groups, each of which ends at half the resolution of the one before."""
     groups: dict[int, list[nn.Module]] = {2: [], 4: [], 8: [], 16: []}
     x = torch.zeros(1, 3, 64, 64)
     features = getattr(model, "features", None)
@@ -132,12 +134,12 @@ def _stages(model: nn.Module, name: str) -> list[nn.Module]:
     if not groups[2]:
         groups[2] = [ConvBlock(3, 16, 2)]
     if not all(groups.values()):
-        raise InputError(f"'{name}' has no maps at 1/4, 1/8 and 1/16 of the picture; choose another backbone")
+        raise InputError(f"'{name}' has no maps at 1/4, 1/8 and 1/16 of the image; choose another backbone")
     return [group[0] if isinstance(group[0], ConvBlock) else nn.Sequential(*group) for group in groups.values()]
 
 
 def _layers(body: nn.Module, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Layers in their order, each with what it makes of x; those that shrink the picture twice are opened."""
+    """Layers in order, each with its output; a container that reduces the resolution more than once is opened."""
     for layer in body.children():
         y = layer(x)
         if y.dim() == 4 and y.shape[-1] * 2 < x.shape[-1] and isinstance(layer, nn.Sequential) and len(layer) > 1:

@@ -1,4 +1,4 @@
-"""The few pieces of which the network is made."""
+"""Building blocks of the networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, group norm, GELU."""
+    """3x3 convolution, group normalization, GELU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity."""
+    """Residual block (He et al. 2016) of two 3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class ResidualBlock(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Scale of every channel and a plane added to it, both decided by a vector.
+    """Feature-wise linear modulation (FiLM; Perez et al. 2018) by a vector, with a shift that varies over the image.
 
-    Feature-wise modulation (FiLM; Perez et al. 2018) whose shift is an affine function of the position in the picture:
-    half-planes that the joint positions put in place, of which the next layers build links.
+    The shift is an affine function of the pixel position, so that joint positions can place half-planes, of which the
+    next layers build links.
     """
 
     def __init__(self, inputs: int, channels: int) -> None:
@@ -52,7 +52,7 @@ class Modulation(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A picture at 1/2, 1/4, 1/8 and 1/16."""
+    """Convolutional encoder: an image to features at 1/2, 1/4, 1/8 and 1/16 of its size."""
 
     def __init__(self, levels: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
 
 def pixel_grid(height: int, width: int, stride: int) -> Float[Tensor, "2 h w"]:
-    """Centres of the cells of a grid over a `height x width` picture, in units of half its longer side, 0 = middle."""
+    """Centers (u, v) of the cells of a grid over a `height x width` image, in units of half its longer side, 0 = middle."""
     half = max(height, width) / 2
     v = (torch.arange(height // stride) * stride + (stride - 1) / 2 - (height - 1) / 2) / half
     u = (torch.arange(width // stride) * stride + (stride - 1) / 2 - (width - 1) / 2) / half
@@ -78,21 +78,21 @@ def pixel_grid(height: int, width: int, stride: int) -> Float[Tensor, "2 h w"]:
 
 
 def spatial_softmax(maps: Float[Tensor, "b c h w"], grid: Float[Tensor, "2 h w"]) -> Float[Tensor, "b c 2"]:
-    """Expected position on the grid under the softmax of every map (Levine et al. 2016)."""
+    """Spatial softmax (Levine et al. 2016): expected grid position under the softmax of every map."""
     return maps.flatten(2).softmax(-1) @ grid.flatten(1).T
 
 
 def luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Brightness of RGB pictures (ITU-R BT.601)."""
+    """Luma of RGB images (ITU-R BT.601)."""
     red, green, blue = image.unbind(1)
     return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def upsample2x(x: Tensor) -> Tensor:
-    """Twice the height and width."""
+    """Bilinear upsampling to twice the height and width."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def downsample(x: Tensor, factor: int) -> Tensor:
-    """So many times lower and narrower, by averaging."""
+    """Average pooling by a factor in both directions."""
     return F.avg_pool2d(x, factor) if factor > 1 else x

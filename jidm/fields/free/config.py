@@ -1,24 +1,30 @@
-"""What a learned field is made for and how large it is: everything needed to rebuild it from a file."""
+"""Configurations of models that read images of a robot: everything needed to rebuild one from a file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from jidm.errors import CheckpointError, InputError
+from jidm.errors import CheckpointError, InputError, did_you_mean
 
 STRIDE = 2
-"""Pixels of the picture per cell of the field's grid."""
+"""Pixels of the image per cell of the field's grid."""
 
 FLOW_STRIDE = 4
-"""Pixels per cell of the grid on which motion is told, matched or measured elsewhere."""
+"""Pixels per cell of the grid of flow, matched by the network or measured elsewhere."""
 
 COARSE_STRIDE = 8
-"""Pixels per cell of the grid on which pictures are first matched."""
+"""Pixels per cell of the grid on which the correlation volume is computed."""
 
-_ENCODER_STRIDE = 16  # pixels per cell of the encoder's coarsest level
+ENCODER_STRIDE = 16
+"""Pixels per cell of the encoders' coarsest level; both sides of an image are multiples of it."""
+
+FLOW_SCALE = 2.0
+"""[px] Image motion of a typical joint step. Networks read and write flow in this unit, so that weights start near 1."""
+
+ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,9 @@ class NetworkSize:
     """Channels of the network.
 
     Attributes:
-        levels: at 1/2, 1/4, 1/8 and 1/16 of the picture.
-        decoder: of the field's decoder, and of its last level, on the field's own grid.
-        match: of the matching features and of the pair head.
+        levels: of the encoder, at 1/2, 1/4, 1/8 and 1/16 of the image.
+        decoder: of the field's decoder, and of its last level, which is on the field's own grid.
+        match: of the matching features and of the correlation head.
     """
 
     levels: tuple[int, int, int, int]
@@ -44,23 +50,16 @@ SIZES: Mapping[str, NetworkSize] = {
 
 
 @dataclass(frozen=True)
-class LearnedFieldConfig:
-    """What a `LearnedField` is made for.
+class ModelConfig:
+    """What every trainable model is made for: joints, image size and the scales of the training data.
 
     Attributes:
-        joint_names, joint_types: of the n joints, the order of every Jacobian's columns.
-        height, width: of the pictures in which the field is told [px], multiples of 16.
+        joint_names, joint_types: of the n joints, the order of every joint axis.
+        height, width: of the images [px], multiples of 16.
         q_mean, q_std: mean and standard deviation of the training poses, per joint [rad or m].
-        delta_std: standard deviation of the training steps, per joint [rad or m]; the scale of its column of the
-            field, so that the network's own numbers are pixels.
+        delta_std: standard deviation of the training steps, per joint [rad or m].
         q_lower, q_upper: range of the training poses, per joint [rad or m].
-        size: "tiny", "small" or "base".
-        search_radius: largest motion between two frames that the matching sees at once [cells of 8 px].
-        backbone: "own", or what else encodes the picture, see `make_encoder`.
-        delta_correlation: n rows of n: how the training steps of any two joints go together; empty = not at all.
-        input_scale: the pictures it reads are this many times as high and as wide. Encoder and field see them reduced to
-            height x width, which costs little; closer looks compare every pixel, which measures small motions.
-        step_regression: whether it also has a head that guesses steps by regression.
+        size: of the network, one of `size_names`.
     """
 
     joint_names: tuple[str, ...]
@@ -73,39 +72,26 @@ class LearnedFieldConfig:
     q_lower: tuple[float, ...]
     q_upper: tuple[float, ...]
     size: str = "tiny"
-    search_radius: int = 2
-    backbone: str = "own"
-    input_scale: int = 1
-    delta_correlation: tuple[tuple[float, ...], ...] = ()
-    step_regression: bool = True
+
+    size_names: ClassVar[tuple[str, ...]] = tuple(SIZES)
 
     def __post_init__(self) -> None:
         n = len(self.joint_names)
-        for name in ("joint_types", "q_mean", "q_std", "delta_std", "q_lower", "q_upper"):
+        scales = ("q_mean", "q_std", "delta_std", "q_lower", "q_upper")
+        for name in ("joint_types", *scales):
             if len(getattr(self, name)) != n:
-                raise InputError(f"{name} has {len(getattr(self, name))} entries for {n} joints")
-        for name in ("q_mean", "q_std", "delta_std", "q_lower", "q_upper"):
-            if not all(math.isfinite(x) for x in getattr(self, name)):
-                raise InputError(f"{name} must be finite, got {getattr(self, name)}")
+                raise InputError(f"{name} has {len(getattr(self, name))} entries for {n} joints; give one per joint")
+        if bad := [name for name in scales if not all(math.isfinite(x) for x in getattr(self, name))]:
+            raise InputError(f"{', '.join(bad)} must be finite; check the recorded joint positions")
         if n == 0 or min(*self.q_std, *self.delta_std) <= 0:
-            raise InputError("a learned field needs joints, each with a positive q_std and delta_std")
-        if self.delta_correlation and {n} != {len(self.delta_correlation), *map(len, self.delta_correlation)}:
-            raise InputError(f"delta_correlation must be {n} rows of {n} numbers")
-        if (
-            self.height % _ENCODER_STRIDE
-            or self.width % _ENCODER_STRIDE
-            or min(self.height, self.width) < 2 * _ENCODER_STRIDE
-        ):
+            raise InputError("a model needs joints, each with a positive q_std and delta_std")
+        sides = self.height, self.width
+        if any(side % ENCODER_STRIDE for side in sides) or min(sides) < 2 * ENCODER_STRIDE:
             raise InputError(
-                f"height and width must be multiples of {_ENCODER_STRIDE} and at least {2 * _ENCODER_STRIDE}, "
-                f"got {self.height} x {self.width}; resize the pictures"
+                f"height and width must be multiples of {ENCODER_STRIDE} and at least {2 * ENCODER_STRIDE}, "
+                f"got {self.height} x {self.width}; resize the images"
             )
-        if self.size not in SIZES:
-            raise InputError(f"unknown size '{self.size}'; known: {', '.join(SIZES)}")
-        if self.search_radius < 1:
-            raise InputError(f"reach must be at least 1 cell, got {self.search_radius}")
-        if self.input_scale < 1:
-            raise InputError(f"detail must be a whole number from 1, got {self.input_scale}")
+        check_choice("size", self.size, self.size_names)
 
     @property
     def n(self) -> int:
@@ -114,7 +100,63 @@ class LearnedFieldConfig:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures it reads [px]."""
+        """(height, width) of the images that the model reads [px]."""
+        return self.height, self.width
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """The inverse of `dataclasses.asdict`, from JSON.
+
+        Raises:
+            CheckpointError: an entry is unknown or missing.
+        """
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise CheckpointError(
+                f"{cls.__name__} has unknown entries: {', '.join(unknown)}; another version wrote them"
+            )
+        entries: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
+        try:
+            return cls(**entries)
+        except TypeError as error:
+            raise CheckpointError(f"{cls.__name__} is incomplete: {error}; train the model again") from None
+
+
+@dataclass(frozen=True)
+class LearnedFieldConfig(ModelConfig):
+    """What a `LearnedField` is made for; as `ModelConfig`, and
+
+    Attributes:
+        search_radius: largest motion between two frames inside the correlation window [cells of 8 px].
+        backbone: "own", or the name of another image encoder, see `make_encoder`.
+        input_scale: the images it reads are so many times as high and as wide as height x width. Encoder and field see
+            them reduced to height x width, which costs little; photometric refinement compares every pixel, which
+            measures small motions.
+        delta_correlation: n rows of n: correlation of the training steps of any two joints; empty = independent.
+        step_regression: whether it also has a head that regresses joint steps.
+
+    `height` and `width` are those of the image in whose pixels the field is given; `delta_std` scales each joint's column
+    of the field, so that the network's own numbers are pixels.
+    """
+
+    search_radius: int = 2
+    backbone: str = "own"
+    input_scale: int = 1
+    delta_correlation: tuple[tuple[float, ...], ...] = ()
+    step_regression: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        n = self.n
+        if self.delta_correlation and {n} != {len(self.delta_correlation), *map(len, self.delta_correlation)}:
+            raise InputError(f"delta_correlation must be {n} rows of {n} numbers")
+        if self.search_radius < 1:
+            raise InputError(f"search_radius must be at least 1 cell, got {self.search_radius}")
+        if self.input_scale < 1:
+            raise InputError(f"input_scale must be a whole number from 1, got {self.input_scale}")
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the images that the field reads [px]."""
         return self.height * self.input_scale, self.width * self.input_scale
 
     @property
@@ -122,23 +164,17 @@ class LearnedFieldConfig:
         """(h, w) of the field."""
         return self.height // STRIDE, self.width // STRIDE
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LearnedFieldConfig:
-        """The inverse of `dataclasses.asdict`, from JSON.
 
-        Raises:
-            CheckpointError: an entry is unknown or missing.
-        """
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise CheckpointError(f"the field's configuration has unknown entries: {', '.join(unknown)}")
-        entries: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
-        try:
-            return cls(**entries)
-        except TypeError as error:
-            raise CheckpointError(f"the field's configuration is incomplete: {error}") from None
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is not among the known ones.
+
+    Raises:
+        InputError: naming the alternatives.
+    """
+    if value not in known:
+        raise InputError(f"unknown {option} '{value}'; {did_you_mean(value, known)}")
 
 
 def _tuples(value: Any) -> Any:
-    """Lists of lists as JSON gives them back, as tuples."""
-    return tuple(_tuples(x) for x in value) if isinstance(value, list) else value
+    """Lists of lists, as JSON gives them back, as tuples."""
+    return tuple(_tuples(x) for x in value) if isinstance(value, (list, tuple)) else value

@@ -1,10 +1,10 @@
-"""The learned Jacobian field: one picture in, how every cell of it moves per unit of each joint out."""
+"""The learned Jacobian field: a network from one image to the image motion of every cell per unit of each joint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,32 +14,33 @@ from torch.nn import functional as F
 from jidm.errors import InputError
 from jidm.fields.free.backbone import make_encoder
 from jidm.fields.free.blocks import ConvBlock, Modulation, downsample, luma, pixel_grid, spatial_softmax, upsample2x
-from jidm.fields.free.config import COARSE_STRIDE, SIZES, LearnedFieldConfig
+from jidm.fields.free.config import COARSE_STRIDE, FLOW_SCALE, SIZES, LearnedFieldConfig
 from jidm.fields.free.correlation import CorrelationHead
 from jidm.fields.free.step_regression import StepRegressionHead
 from jidm.video.letterbox import Letterbox
 
-_CHUNK_SIZE = 16  # pictures
+FieldT = TypeVar("FieldT", bound="LearnedField")
+
+_CHUNK_SIZE = 16  # images
 _KEYPOINTS = 32
-_INITIAL_LOGIT_SCALE = 1.5  # logarithm of how sharp keypoints begin
-_KEYPOINT_GAIN = (
-    4.0  # keypoints are found in the middle half of the picture at first; times this they vary about by one
-)
+_INITIAL_LOGIT_SCALE = 1.5  # logarithm of the inverse softmax temperature of keypoints
+_KEYPOINT_GAIN = 4.0
+"""At first keypoints lie in the middle half of the image; times this they vary by about one."""
 _POSE_WIDTH = 96
 _POSE_HEAD_WIDTH = 256
-_POSE_LOG_STD_RANGE = 3.0  # standard deviations of a pose lie between e^-5 and e^1 of the training poses' spread
+_POSE_LOG_STD_RANGE = 3.0  # standard deviations lie between e^-5 and e^1 of the training poses'
 _INITIAL_MASK_LOGIT = -2.0  # most cells do not show the robot
-_FLOW_SCALE = 2.0  # [px] what a typical step of one joint moves: the field's own scale, so that weights start near 1
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A batch of pictures as the network sees them; computed once per frame, used for both of its steps.
+    """Features of a batch of images; computed once per frame and used for the steps to and from it.
 
     Attributes:
-        gray: (B, 1, H', W') luma of the pictures as given, detail H x detail W or H x W; gray_downsampled: (B, 1, H, W) reduced.
-        half, quarter, eighth, sixteenth: features at those scales.
-        coarse: (B, C, H/8, W/8) features to recognise a place of the robot by.
+        gray: (B, 1, H', W') luma of the images as given, of `config.input_size` or H x W.
+        gray_downsampled: (B, 1, H, W) luma reduced to height x width.
+        half, quarter, eighth, sixteenth: encoder features at those scales.
+        coarse: (B, C, H/8, W/8) matching features, of unit mean square.
     """
 
     gray: Tensor
@@ -56,10 +57,10 @@ class Features:
 
 
 class LearnedField(nn.Module):
-    """Jacobian field, motion and joint state from pictures, trained on a robot's own motion.
+    """A network that predicts Jacobian field, flow, joint positions and joint steps from images of one robot.
 
-    The field is decoded from the picture and from joint positions q: where a tracked or stated q is known, it bends
-    the field more precisely than the picture alone could; where none is, the network's own estimate serves.
+    The field is decoded from the image and from joint positions q. A known q, tracked or given, makes the field more
+    accurate than the image alone does; without one the network's own pose estimate is used.
     """
 
     kind: ClassVar[str] = "jacobian_field"
@@ -89,18 +90,18 @@ class LearnedField(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(config, name)), persistent=False)
         correlation = torch.tensor(config.delta_correlation) if config.delta_correlation else torch.eye(n)
         self.register_buffer("delta_correlation", correlation, persistent=False)
-        # Set by `calibrate` after training: how much larger errors are than the least squares think, of steps by the
-        # network's own looks, by flow measured elsewhere, and by regression.
-        self.register_buffer("step_spread", torch.ones(n))
-        self.register_buffer("flow_spread", torch.ones(n))
-        self.register_buffer("guess_spread", torch.ones(n))
-        self.register_buffer("state_spread", torch.ones(n))
-        # How much larger errors of steps of a video are than the filter thinks, which takes them for independent.
-        self.register_buffer("video_spread", torch.ones(n))
-        # Whether steps get better by comparing pictures closely; a rough field's do not.
-        self.register_buffer("looks_closer", torch.tensor(True))
-        # Whether they get better by a guess.
-        self.register_buffer("guesses", torch.tensor(False))
+        # Set by `calibrate_uncertainty` after training: factors on the standard deviations of steps solved from the
+        # network's own matches, of steps solved from flow measured elsewhere, of regressed steps, and of poses.
+        self.register_buffer("step_std_scale", torch.ones(n))
+        self.register_buffer("flow_std_scale", torch.ones(n))
+        self.register_buffer("regression_std_scale", torch.ones(n))
+        self.register_buffer("pose_std_scale", torch.ones(n))
+        # The same for steps in a video: the filter assumes that their errors are independent, which they are not.
+        self.register_buffer("video_std_scale", torch.ones(n))
+        # Whether photometric refinement makes steps more accurate; with an inaccurate field it does not.
+        self.register_buffer("use_refinement", torch.tensor(True))
+        # Whether fusing the regressed step makes steps more accurate.
+        self.register_buffer("use_step_regression", torch.tensor(False))
         for stride in (2, 4, 8, 16):
             self.register_buffer(f"grid{stride}", pixel_grid(config.height, config.width, stride), persistent=False)
         self.encoder = make_encoder(config.backbone, size.levels, pretrained=pretrained)
@@ -124,7 +125,7 @@ class LearnedField(nn.Module):
         assert self.mask_out.bias is not None
         nn.init.constant_(self.mask_out.bias, _INITIAL_MASK_LOGIT)
         self.keypoints = nn.Conv2d(eighth + width, _KEYPOINTS, 1)
-        # Maps that begin flat say "the middle" of every picture, and learn slowly to say something else.
+        # With flat maps every keypoint starts at the middle of the image and learns slowly, so the softmax starts sharper.
         self.keypoint_logit_scale = nn.Parameter(torch.full((_KEYPOINTS, 1, 1), _INITIAL_LOGIT_SCALE))
         self.pose_out = nn.Sequential(
             nn.Linear(2 * _KEYPOINTS, _POSE_HEAD_WIDTH), nn.GELU(), nn.Linear(_POSE_HEAD_WIDTH, 2 * n)
@@ -134,7 +135,7 @@ class LearnedField(nn.Module):
         )
 
     @classmethod
-    def from_config(cls, config: LearnedFieldConfig | Mapping[str, Any]) -> LearnedField:
+    def from_config(cls: type[FieldT], config: LearnedFieldConfig | Mapping[str, Any]) -> FieldT:
         """An untrained field from its config or the config's JSON form."""
         return cls(config if isinstance(config, LearnedFieldConfig) else LearnedFieldConfig.from_dict(config))
 
@@ -144,18 +145,18 @@ class LearnedField(nn.Module):
         return self.config.joint_names
 
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Features:
-        """Everything the heads need to know of a batch of pictures, RGB in [0, 1], of the size `config.picture`.
+        """Features of a batch of images, RGB in [0, 1], of `config.input_size`, for all heads.
 
-        Pictures already reduced to height x width give the same but for closer looks, which then see no more than that.
+        Images already reduced to height x width give the same features; photometric refinement then sees no more detail.
         """
         downsampled = downsample(image, image.shape[-1] // self.config.width)
         half, quarter, eighth, sixteenth = self.encoder(downsampled)
-        # Field and state alone teach the encoder: what matching asks of it is louder, and would spoil the field.
+        # Only field and pose train the encoder: gradients of matching are larger and would degrade the field.
         coarse = _rms_normalize(self.coarse_in(eighth.detach() if self.training else eighth))
         return Features(luma(image), luma(downsampled), half, quarter, eighth, sixteenth, coarse)
 
     def predict_pose(self, features: Features) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
-        """Joint positions read off the picture alone, and their standard deviation [rad or m]."""
+        """Joint positions regressed from the image alone, and their standard deviation [rad or m]."""
         maps = self.keypoints(torch.cat([features.eighth, upsample2x(self._coarse(features))], 1))
         keypoints = spatial_softmax(maps * self.keypoint_logit_scale.exp(), self.grid8)
         out = self.pose_out(_KEYPOINT_GAIN * keypoints.flatten(1))
@@ -170,17 +171,20 @@ class LearnedField(nn.Module):
     def regress_step(
         self, first: Features, second: Features, flows: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
-        """Joint step between two pictures by regression, and its standard deviation [rad or m].
+        """Joint step between two images by regression, and its standard deviation [rad or m].
 
         Args:
-            flows: what moved, with log-confidence, on the grid of flow [px]: from first to second and, if known, back.
+            first, second: features of the two images.
+            flows: flow with log-confidence, on the grid of flow [px], from first to second and, if known, back.
 
         Raises:
-            InputError: the network has no such head, see `LearnedFieldConfig.guess`.
+            InputError: the network has no such head, see `LearnedFieldConfig.step_regression`.
         """
         if self.step_head is None:
-            raise InputError("this field was made without a head that guesses steps; train one with guess=True")
-        # It learns from features that are made for the field and does not bend them.
+            raise InputError(
+                "this field was made without a head that regresses steps; train one with step_regression=True"
+            )
+        # The head is trained on the features learned for the field and does not change them.
         features = [x.quarter.detach() if self.training else x.quarter for x in (first, second)]
         step, log_std = self.step_head((features[0], features[1]), flows, self.grid4)
         return step * self.delta_std, log_std.exp() * self.delta_std * self.regression_std_scale
@@ -188,19 +192,19 @@ class LearnedField(nn.Module):
     def jacobian(
         self, features: Features, q: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b 2 n h w"], Float[Tensor, "b h w"]]:
-        """The field at joint positions q [px of the picture per rad or m], and the logit of each cell's showing the robot."""
+        """The field at joint positions q [px of the image per rad or m], and the logit of each cell showing the robot."""
         pose = self.pose_embedding(torch.cat([(q - self.q_mean) / self.q_std, q.sin(), q.cos()], -1))
         x = self.decoder[0](self.modulate[0](self._coarse(features), pose, self.grid16))
         x = self.decoder[1](self.modulate[1](upsample2x(x) + self.from_eighth(features.eighth), pose, self.grid8))
         x = self.decoder[2](self.modulate[2](upsample2x(x) + self.from_quarter(features.quarter), pose, self.grid4))
         fine = upsample2x(self.to_fine(x)) + self.from_half(features.half)
         fine = self.decoder[3](self.modulate[3](fine, pose, self.grid2))
-        # The last level has few channels: it draws the links' borders into a field that the one before tells.
+        # The last level has few channels: it sharpens the links' borders in the field of the level before.
         field = (upsample2x(self.field_out(x)) + self.field_fine(fine)).unflatten(1, (2, self.config.n))
-        return field * (_FLOW_SCALE / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
+        return field * (FLOW_SCALE / self.delta_std)[:, None, None], self.mask_out(fine)[:, 0]
 
     def letterbox(self, frames: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
-        """Frames of any size in the size it reads, `config.picture`, on its device and in its precision."""
+        """Frames of any size letterboxed to `config.input_size`, on the network's device and in its precision."""
         return Letterbox(frames.shape[-2], frames.shape[-1], *self.config.input_size).apply(frames).to(self.delta_std)
 
     def dense(
@@ -210,14 +214,16 @@ class LearnedField(nn.Module):
         robot's mask in [0, 1].
 
         Args:
-            image: RGB in [0, 1], of the size `config.picture`; see `fitted` for others.
+            image: RGB in [0, 1], of `config.input_size`; see `letterbox` for other sizes.
 
         Raises:
             InputError: no image, or of another size.
         """
         if image is None or tuple(image.shape[-2:]) != self.config.input_size:
             given = "none" if image is None else "{} x {}".format(*image.shape[-2:])
-            raise InputError("this field reads pictures of {} x {} px, got {}".format(*self.config.input_size, given))
+            raise InputError(
+                "this field reads images of {} x {} px, got {}; see letterbox".format(*self.config.input_size, given)
+            )
         batch, pieces = q.shape[:-1], []
         flat = zip(
             image.reshape(-1, *image.shape[-3:]).split(_CHUNK_SIZE),
@@ -239,5 +245,5 @@ class LearnedField(nn.Module):
 
 
 def _rms_normalize(features: Tensor) -> Tensor:
-    """Features of unit mean square at every place."""
+    """Features of unit mean square at every position."""
     return features / features.square().mean(1, keepdim=True).add(1e-4).sqrt()

@@ -1,4 +1,4 @@
-"""A joint step guessed from how the picture moved, by regression: right about what the robot usually does."""
+"""Joint step by direct regression from flow and image features: a learned prior on what the robot usually does."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jidm.fields.free.blocks import ConvBlock, ResidualBlock
+from jidm.fields.free.config import FLOW_SCALE
 
-_POOL_SIZE = 4  # per side, of the grid pooled to: keeps where things are
+_POOL_SIZE = 4  # cells per side after pooling, which keeps positions
 _BOTTLENECK = 32
 _HIDDEN = 256
-_FLOW_SCALE = 2.0  # [px] of a typical motion
-_MIN_LOG_WEIGHT = -8.0  # of flow that nobody knows
-_LOG_STD_RANGE = 3.0  # standard deviations lie between e^-4 and e^2 of a typical step's
+_MIN_LOG_WEIGHT = -8.0  # of unknown flow, whose weight is 0
+_LOG_STD_RANGE = 3.0  # standard deviations lie between e^-4 and e^2 typical steps
 
 
 class StepRegressionHead(nn.Module):
-    """Joint steps by regression from flow and the features of the picture it starts from, both ways.
+    """Joint step by regression from flow and the features of the image it starts from, in both directions.
 
-    Flow and frame to step, as the rival of Li et al. 2026 ("direct IDM on flow") does it. A field measures what joints do;
-    this knows what they usually do, which helps where a field is rough or a joint hardly seen.
+    The "direct IDM on flow" to which Li et al. (2026) compare theirs, used here as a second measurement. The field
+    measures what the joints do; this head knows what they usually do, which helps where the field is inaccurate or a joint is
+    hardly visible.
 
     Args:
-        features: channels of the picture's features at 1/4. levels: channels of the head at 1/4, 1/8 and 1/16.
+        features: channels of the image's features at 1/4.
+        levels: channels of the head at 1/4, 1/8 and 1/16.
         n: number of joints.
     """
 
@@ -34,7 +36,7 @@ class StepRegressionHead(nn.Module):
         super().__init__()
         quarter, eighth, sixteenth = levels
         self.from_image = nn.Conv2d(features, quarter, 1)
-        # Not normalised before it meets the picture: how far things moved is the very thing asked for.
+        # Flow is not normalized before it is added to the features: its magnitude is what the step depends on.
         self.from_flow = nn.Sequential(nn.Conv2d(5, quarter, 3, 1, 1), nn.GELU(), nn.Conv2d(quarter, quarter, 3, 1, 1))
         self.trunk = nn.Sequential(
             ConvBlock(quarter, eighth, 2), ResidualBlock(eighth), ConvBlock(eighth, sixteenth, 2), ResidualBlock(sixteenth),
@@ -45,18 +47,18 @@ class StepRegressionHead(nn.Module):
     def forward(
         self, features: Sequence[Float[Tensor, "b c h w"]], flows: Sequence[tuple[Tensor, Tensor]], grid: Tensor
     ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
-        """Step and its log standard deviation, both in typical steps.
+        """Step and its log standard deviation, both in units of the training steps' standard deviation.
 
         Args:
-            features: features of the first and of the second picture.
-            flows: (b, 2, h, w) [px] with (b, h, w) log-confidence; from first to second and, if known, back. With both, the
-                answer is half the difference of two, so that swapping the pictures flips its sign exactly.
+            features: of the first and of the second image.
+            flows: (b, 2, h, w) [px] with (b, h, w) log-confidence, from first to second and, if known, back. With both, the
+                result is half the difference of the two directions, so that swapping the images flips its sign exactly.
             grid: (2, h, w) coordinates of the cells.
         """
         count = len(flows)
         flow_channels = torch.cat(
             [
-                torch.cat([flow / _FLOW_SCALE, _normalize_log_weight(log_weight)[:, None]], 1)
+                torch.cat([flow / FLOW_SCALE, _normalize_log_weight(log_weight)[:, None]], 1)
                 for flow, log_weight in flows
             ]
         )

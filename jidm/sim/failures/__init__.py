@@ -1,4 +1,4 @@
-"""Videos gone wrong as video models get them wrong, made from rendered ones whose truth is known."""
+"""Corrupted robot videos, failing as video models fail, made from rendered episodes whose truth is known."""
 
 from jidm.sim.failures.corrupt import FAILURE_KINDS, CorruptedVideo, corrupt
 from jidm.sim.failures.episode import RenderedEpisode

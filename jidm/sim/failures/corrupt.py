@@ -3,52 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import InputError, did_you_mean
-from jidm.sim.failures.episode import ImageArray, RenderedEpisode
+from jidm.sim.appearance import to_vector3
+from jidm.sim.failures.episode import Label, RenderedEpisode
+from jidm.sim.failures.images import IMAGE_FAILURES
+from jidm.sim.failures.layers import ImageArray
 from jidm.sim.failures.motions import MOTION_FAILURES
-from jidm.sim.failures.pictures import IMAGE_FAILURES
 from jidm.sim.objects import SceneObject
 
 PENETRATION = "penetration"
+# The order seeds the generator of each kind; changing it changes every corrupted video.
 FAILURE_KINDS = (*IMAGE_FAILURES, *MOTION_FAILURES, PENETRATION)
-"""Everything that can go wrong."""
+"""Names of all kinds of failure."""
 
-_OBSTACLE_SIZE = 0.12, 0.3  # [of the robot's reach] size of the thing the tip goes through, weak and strong
+_OBSTACLE_SIZE = 0.06, 0.15  # side of the box [share of the tip's largest distance from the base], at strength 0 and 1
 
 
 @dataclass(frozen=True, eq=False)
 class CorruptedVideo:
-    """A video gone wrong.
+    """A video with a failure.
 
     Attributes:
         video: (T, H, W, 3) uint8.
-        q: (T, n) joint positions that it shows [rad or m]; where the pictures themselves are wrong, those before they were.
-        label: kind, strength, seed, the frame it begins at, and what else was drawn; plain JSON.
+        q: (T, n) joint positions that it shows [rad or m]; if the images themselves are corrupted, those of the clean
+            video.
+        label: kind, strength, seed, `start_frame` and further numbers of the failure; plain JSON.
     """
 
     video: ImageArray
     q: NDArray[np.float64]
-    label: dict[str, Any]
+    label: Label
 
 
 def corrupt(episode: RenderedEpisode, kind: str, strength: float, seed: int) -> CorruptedVideo:
-    """Let something go wrong in a take; the same arguments give the same video.
+    """The episode with a failure; the same arguments give the same video.
 
     Args:
-        kind: one of `KINDS`. "late", "wrong_goal" and "penetration" show a robot that moves as robots do: only who knows
-            the task or the scene can call them wrong.
+        kind: one of `FAILURE_KINDS`. In "late", "wrong_goal" and "penetration" the robot moves as robots do: they are
+            failures only with respect to a task or a scene.
         strength: in (0, 1].
 
     Raises:
-        InputError: no such kind, or a strength outside (0, 1].
+        InputError: no such kind, a strength outside (0, 1], or no limb is visible well enough.
     """
     if kind not in FAILURE_KINDS:
-        raise InputError(f"unknown artifact '{kind}': {did_you_mean(kind, FAILURE_KINDS)}")
+        raise InputError(f"unknown failure '{kind}': {did_you_mean(kind, FAILURE_KINDS)}")
     if not 0 < strength <= 1:
         raise InputError(f"strength must lie in (0, 1], got {strength}")
     rng = np.random.default_rng([seed, FAILURE_KINDS.index(kind)])
@@ -64,17 +67,15 @@ def corrupt(episode: RenderedEpisode, kind: str, strength: float, seed: int) -> 
     return CorruptedVideo(video, q, {"kind": kind, "strength": strength, "seed": seed, **label})
 
 
-def _obstacle_on_path(
-    episode: RenderedEpisode, strength: float, rng: np.random.Generator
-) -> tuple[SceneObject, dict[str, Any]]:
-    """A box where a tip passes."""
+def _obstacle_on_path(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[SceneObject, Label]:
+    """A box on the path of one of the robot's tips."""
     robot = episode.robot
     tip = robot.model.link_index(robot.tip_links[int(rng.integers(len(robot.tip_links)))])
-    poses = [episode.scene.link_poses(q)[tip, :3, 3] for q in episode.q]
-    at = poses[int(rng.integers(len(episode) // 2, len(episode)))]
-    max_reach = float(np.linalg.norm(poses, axis=-1).max())
+    positions = [episode.scene.link_poses(q)[tip, :3, 3] for q in episode.q]
+    center = positions[int(rng.integers(len(episode) // 2, len(episode)))]
+    max_distance = float(np.linalg.norm(positions, axis=-1).max())
     weak, strong = _OBSTACLE_SIZE
-    side = max_reach * (weak + (strong - weak) * strength)
-    color = tuple(float(c) for c in rng.uniform(0.1, 0.9, 3))
-    obstacle = SceneObject("box", size=(side / 2, side / 2, side / 2), position=tuple(map(float, at)), color=color)  # type: ignore[arg-type]
-    return obstacle, {"begins": 0, "side_m": side / 2, "position": [float(x) for x in at]}
+    side = max_distance * (weak + (strong - weak) * strength)
+    color = to_vector3(rng.uniform(0.1, 0.9, 3))
+    obstacle = SceneObject("box", size=(side, side, side), position=to_vector3(center), color=color)
+    return obstacle, {"start_frame": 0, "side_m": side, "position": list(obstacle.position)}

@@ -1,30 +1,31 @@
-"""What cameras, light and passers-by do to pictures: colour, tone, blur, noise, JPEG, things in front.
+"""Image augmentation: color, tone curve, blur, noise, JPEG, other backgrounds, occluders.
 
-All frames of a pair get the same change, give or take a flicker, so the motion between them stays what it was. Nothing
-is shifted, turned or stretched: flow, field and joint positions keep their meaning. The changes of step s depend on (seed, s)
-alone and are drawn for the whole common batch, so that a process can take its part of them.
+All frames of a pair get the same change, apart from a small flicker, so the motion between them is unchanged. Nothing is
+shifted, rotated or scaled: flow, field and joint positions stay valid. The changes of step s depend on (seed, s) alone and are
+drawn for the whole common batch, so that each process can take its part of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import InputError, did_you_mean
-from jidm.training.data.batch import GRID_STRIDE, PairBatch
+from jidm.fields.free.config import FLOW_STRIDE
+from jidm.training.data.batch import PairBatch
 
-_FRAMES = ("before", "first", "second", "third")
-_NOISE_BANK_SIZE = (
-    1 << 20
-)  # normal numbers drawn once; noise is cut out of them, for drawing costs more than everything else
-_BLUR_SIZE = 7  # px, of the kernel
+_FRAMES = ("before", "first", "second")
+_DRAWN_FRAMES = 4
+"""Numbers are drawn for a fourth frame that no model uses: with fewer, a seed would no longer reproduce earlier trainings."""
+_NOISE_BANK_SIZE = 1 << 20
+"""Normal numbers drawn once; noise is cut out of them, because drawing costs more than everything else here."""
+_BLUR_SIZE = 7  # [px] of the kernel
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class AugmentOptions:
     """How strong and how often.
 
     Attributes:
-        color: spread of brightness, contrast and saturation (0.2 = a fifth up or down), and of hue [turns / 4].
-        flicker: spread of brightness from one frame to the next.
-        tone: strongest bend of the tone curve, x + tone x (1 - x).
+        color: range of brightness, contrast and saturation (0.2 = a fifth up or down), and of hue [turns / 4].
+        flicker: range of brightness from one frame to the next.
+        tone: largest bend of the tone curve, x + tone x (1 - x).
         noise: largest standard deviation of the noise, of the range 0..1.
-        blur: share of pairs blurred; blur_sigma: largest standard deviation [px].
-        jpeg: share of pairs compressed; jpeg_quality: lowest and highest quality.
-        background: share of pairs that get the background of another frame of the recording, where it tells the robot apart and
-            flow was not measured in the pictures.
-        erase: share of pairs with something in front; erase_size: largest side as a share of the picture's.
+        blur: fraction of pairs that are blurred; blur_sigma: largest standard deviation [px].
+        jpeg: fraction of pairs that are compressed; jpeg_quality: lowest and highest quality.
+        background: fraction of pairs that get the background of another frame of the recording, where the recording has
+            the robot's mask and flow was not estimated from the images.
+        erase: fraction of pairs with an occluder; erase_size: its largest side as a fraction of the image's.
     """
 
     color: float = 0.0
@@ -63,19 +64,21 @@ PRESETS: Mapping[str, AugmentOptions | None] = {
         color=0.3, flicker=0.02, tone=0.3, noise=0.04, blur=0.2, jpeg=0.2, background=0.5, erase=0.3,
     ),
 }  # fmt: skip
-"""Ready mixtures by name."""
+"""The values of `TrainConfig.augment`."""
 
 
 @dataclass(frozen=True, eq=False)
 class AugmentParams:
-    """What happens to each of B pairs, over F = 4 frames (before, first, second, third).
+    """What happens to each of B pairs, over F frames (before, first, second, and one that is not used).
 
     Attributes:
-        matrix: (B, 3, 3) and offset (B, F, 3): colour x -> matrix x + offset.
-        tone: (B,). noise: (B,) standard deviation; noise_at: (B, F) where in the bank.
-        blur: (B,) standard deviation [px], 0 = none. jpeg: (B,) quality, 0 = none.
-        box: (B, F, 4) left, top, right, bottom of the thing in front, as shares of the picture; empty = none.
-        box_color: (B, 3); box_at: (B,) where in the bank its texture is.
+        matrix, offset: (B, 3, 3) and (B, F, 3), color x -> matrix x + offset.
+        tone: (B,) bend of the tone curve.
+        noise: (B,) standard deviation; noise_at: (B, F) where it starts in the bank.
+        blur: (B,) standard deviation [px], 0 = none.
+        jpeg: (B,) quality, 0 = none.
+        box: (B, F, 4) left, top, right, bottom of the occluder, as fractions of the image; empty = none.
+        box_color: (B, 3); box_at: (B,) where its texture starts in the bank.
     """
 
     matrix: Float[Tensor, "B 3 3"]
@@ -90,15 +93,15 @@ class AugmentParams:
     box_at: NDArray[np.int64]
 
     def shard(self, rank: int, world: int) -> AugmentParams:
-        """Every world-th pair's, from the rank-th on."""
+        """Those of every world-th pair, starting with the rank-th."""
         return replace(self, **{field.name: getattr(self, field.name)[rank::world] for field in fields(self)})
 
 
 def make_augmentation(preset: str, seed: int) -> Augment | None:
-    """The ready mixture of that name; None for "none".
+    """The preset of that name; None for "none".
 
     Raises:
-        InputError: no such name.
+        InputError: no such preset.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown augmentation '{preset}': {did_you_mean(preset, PRESETS)}")
@@ -107,7 +110,7 @@ def make_augmentation(preset: str, seed: int) -> Augment | None:
 
 
 class Augment:
-    """Changes pictures of pairs."""
+    """Changes the images of pairs."""
 
     def __init__(self, options: AugmentOptions, seed: int) -> None:
         self.options, self.seed = options, seed
@@ -120,40 +123,40 @@ class Augment:
         def uniform(scale: float, *shape: int) -> NDArray[np.float64]:
             return random.uniform(-scale, scale, size=(size, *shape))
 
-        def some(share: float, values: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.where(random.random(size) < share, values, 0.0)
+        def some(fraction: float, values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.where(random.random(size) < fraction, values, 0.0)
 
         brightness, contrast, saturation = uniform(o.color), 1 + uniform(o.color), 1 + uniform(o.color)
         matrix = contrast[:, None, None] * _color_matrix(saturation, uniform(o.color / 4))
-        # Contrast turns about mid grey, so that it does not move brightness.
-        offset = (brightness + 0.5 * (1 - contrast))[:, None, None] + uniform(o.flicker, len(_FRAMES), 1)
+        # Contrast is changed about mid gray, so that it does not change brightness.
+        offset = (brightness + 0.5 * (1 - contrast))[:, None, None] + uniform(o.flicker, _DRAWN_FRAMES, 1)
         low, high = o.jpeg_quality
         half_bank = _NOISE_BANK_SIZE // 2  # noise of one frame starts in the first half and must end within the bank
         numbers = {
             "matrix": matrix,
-            "offset": np.broadcast_to(offset, (size, len(_FRAMES), 3)),
+            "offset": np.broadcast_to(offset, (size, _DRAWN_FRAMES, 3)),
             "tone": uniform(o.tone),
             "noise": random.uniform(0, o.noise, size),
             "blur": some(o.blur, random.uniform(0.3, o.blur_sigma, size)),
             "box": _boxes(random, size, o.erase, o.erase_size),
-            "box_colour": random.uniform(0, 1, (size, 3)),
+            "box_color": random.uniform(0, 1, (size, 3)),
         }
         return AugmentParams(
             **{name: torch.from_numpy(np.ascontiguousarray(x)).float() for name, x in numbers.items()},
-            noise_at=random.integers(half_bank, size=(size, len(_FRAMES))),
+            noise_at=random.integers(half_bank, size=(size, _DRAWN_FRAMES)),
             jpeg=some(o.jpeg, random.integers(low, high + 1, size).astype(float)).astype(np.int64),
             box_at=random.integers(half_bank, size=size),
         )
 
     def apply(self, batch: PairBatch, params: AugmentParams) -> PairBatch:
-        """The changed pairs; flow has no weight, and there is no robot, where something stands in front of it."""
+        """The changed pairs; where an occluder hides the robot, flow and field get weight 0 and the mask is 0."""
         if (params.box[..., 2] > params.box[..., 0]).any():
             batch = _mask_occluded(batch, params.box)
-        pictures = {}
+        frames = {}
         for f, name in enumerate(_FRAMES):
-            if (picture := getattr(batch, name)) is not None:
-                pictures[name] = self._augment_frame(picture.clone(), params, f)
-        return replace(batch, **pictures)
+            if (image := getattr(batch, name)) is not None:
+                frames[name] = self._augment_frame(image.clone(), params, f)
+        return replace(batch, **frames)
 
     def _augment_frame(self, x: Float[Tensor, "B 3 H W"], params: AugmentParams, f: int) -> Float[Tensor, "B 3 H W"]:
         device, (height, width) = x.device, x.shape[-2:]
@@ -188,7 +191,7 @@ class Augment:
 
 
 def _color_matrix(saturation: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B, 3, 3): colours turned by `hue` [turns] and stretched by `saturation` about the grey axis; grey stays grey."""
+    """(B, 3, 3): colors rotated by `hue` [turns] and scaled by `saturation` about the gray axis; gray stays gray."""
     gray = np.full((3, 3), 1 / 3)
     cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3)
     angle = 2 * np.pi * hue
@@ -196,12 +199,12 @@ def _color_matrix(saturation: NDArray[np.float64], hue: NDArray[np.float64]) -> 
     return gray + saturation[:, None, None] * rotation
 
 
-def _boxes(random: np.random.Generator, size: int, share: float, largest: float) -> NDArray[np.float64]:
-    """(B, F, 4) things in front, which drift from frame to frame; empty where there is none."""
-    side = random.uniform(0.25 * largest, largest, (size, 2)) * (random.random(size) < share)[:, None]
-    drift = random.uniform(-0.1, 0.1, (size, 2))[:, None] * np.arange(len(_FRAMES))[None, :, None]
+def _boxes(random: np.random.Generator, size: int, fraction: float, largest: float) -> NDArray[np.float64]:
+    """(B, F, 4) occluders, which drift from frame to frame; empty where there is none."""
+    side = random.uniform(0.25 * largest, largest, (size, 2)) * (random.random(size) < fraction)[:, None]
+    drift = random.uniform(-0.1, 0.1, (size, 2))[:, None] * np.arange(_DRAWN_FRAMES)[None, :, None]
     corner = random.uniform(-0.1, 1.0, (size, 2))[:, None] + drift
-    # Clipped, so that a thing beyond the picture's edge is small or nothing.
+    # Clipped, so that a box beyond the image's edge is small or empty.
     return np.clip(np.concatenate([corner, corner + side[:, None]], axis=-1), 0.0, 1.0)
 
 
@@ -226,15 +229,20 @@ def _jpeg(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Float[Tens
         chosen = torch.as_tensor(quality[some], device=x.device, dtype=x.dtype)
         x[some] = jpeg_codec_differentiable(x[some], chosen).clamp(0, 1)
         return x
+    # On the CPU the real codec is many times faster than one made of tensor operations.
+    for i in some:
+        x[i] = through_jpeg((x[i] * 255).round().to(torch.uint8), int(quality[i])).float() / 255
+    return x
+
+
+def through_jpeg(image: UInt8[Tensor, "3 H W"], quality: int) -> UInt8[Tensor, "3 H W"]:
+    """An RGB image on the CPU, compressed as JPEG and decoded again."""
     import cv2
 
-    # The real codec is many times faster on the CPU than one written in tensors.
-    for i in some:
-        pixels = (x[i].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        _, stream = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(quality[i])])
-        decoded: Any = cv2.imdecode(stream, cv2.IMREAD_COLOR)
-        x[i] = torch.from_numpy(decoded[..., ::-1].copy()).permute(2, 0, 1).float() / 255
-    return x
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
+    _, stream = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = np.asarray(cv2.imdecode(stream, cv2.IMREAD_COLOR))
+    return torch.from_numpy(decoded[..., ::-1].copy()).permute(2, 0, 1)
 
 
 def _mask_occluded(batch: PairBatch, box: Float[Tensor, "B F 4"]) -> PairBatch:
@@ -265,6 +273,6 @@ def _covered(box: Float[Tensor, "B 4"], h: int, w: int) -> Bool[Tensor, "B h w"]
 def _lands_in(flow: Float[Tensor, "B 2 h w"], hidden: Bool[Tensor, "B h w"]) -> Bool[Tensor, "B h w"]:
     """Cells whose flow leads to a hidden cell."""
     _, _, h, w = flow.shape
-    u = (torch.arange(w, device=flow.device) + flow[:, 0] / GRID_STRIDE).round().clamp(0, w - 1).long()
-    v = (torch.arange(h, device=flow.device)[:, None] + flow[:, 1] / GRID_STRIDE).round().clamp(0, h - 1).long()
+    u = (torch.arange(w, device=flow.device) + flow[:, 0] / FLOW_STRIDE).round().clamp(0, w - 1).long()
+    v = (torch.arange(h, device=flow.device)[:, None] + flow[:, 1] / FLOW_STRIDE).round().clamp(0, h - 1).long()
     return hidden.flatten(1).gather(1, (v * w + u).flatten(1)).view(-1, h, w)

@@ -1,7 +1,7 @@
-"""The cache of tables: folders that are made once, appear whole, and go when they were long unused and room is short.
+"""The cache of decoded recordings: folders that are made once, appear whole, and are evicted, least recently used first.
 
-Every choice of episodes, size and detail is a folder of its own, gigabytes for a large recording; without a limit a month
-of experiments fills a disk.
+Every choice of episodes, image size and input scale is a folder of its own, gigabytes for a large recording; without a limit a
+month of experiments would fill a disk.
 """
 
 from __future__ import annotations
@@ -19,25 +19,29 @@ from jidm.errors import InputError
 
 _LIMIT_GB = 30.0
 _CACHE_NAME = re.compile(r".+-[0-9a-f]{16}")
-_RECENT_SECONDS = 3600.0  # [s] what was asked for this lately may be read by a training that is running
+_RECENT_SECONDS = 3600.0
+"""[s] A folder used within this time may be read by a training that is running, and is kept."""
 
 
 def default_cache() -> Path:
-    """Where tables go: the folder in the environment variable JIDM_CACHE, else `~/.cache/jidm`."""
+    """The cache folder: the environment variable JIDM_CACHE, else `~/.cache/jidm`."""
     return Path(
         os.environ.get("JIDM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jidm"
     ).expanduser()
 
 
 def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made now if it is not there yet.
+    """A folder of the cache, made now if it does not exist.
 
-    After making one, the folders beside it that were not asked for longest are removed until all together hold no more
-    than JIDM_CACHE_GB (an environment variable; 30 by default). Those of the last hour stay.
+    After making one, the least recently used folders beside it are removed until all together hold no more than
+    JIDM_CACHE_GB (an environment variable; 30 by default). Those used within the last hour stay.
 
     Args:
         folder: its path; the cache is its parent.
         make: fills the empty folder it is given. If it raises, no folder is left.
+
+    Raises:
+        InputError: JIDM_CACHE_GB is not a number.
     """
     if not folder.is_dir():
         limit = _limit_bytes()
@@ -48,7 +52,6 @@ def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _limit_bytes() -> float:
-    """Bytes."""
     text = os.environ.get("JIDM_CACHE_GB") or str(_LIMIT_GB)
     try:
         limit = float(text) * 1e9
@@ -60,7 +63,7 @@ def _limit_bytes() -> float:
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
-    """Under a temporary name until it is whole; if another process was first, theirs stays."""
+    """Fill the folder under a temporary name and rename it; if another process was first, its folder stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -78,7 +81,7 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _evict(newest: Path, limit: float) -> None:
-    """Only folders that a cache made go: a user may have pointed JIDM_CACHE at a folder that holds other things."""
+    """Remove old folders, only ones that a cache made: JIDM_CACHE may name a folder that also holds other things."""
     for leftover in newest.parent.glob(".*.tmp"):
         remove_stale_temporaries(newest.with_name(leftover.name[1:].rsplit(".", 2)[0]))
     others = [x for x in newest.parent.iterdir() if x != newest and x.is_dir() and _CACHE_NAME.fullmatch(x.name)]

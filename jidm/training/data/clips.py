@@ -1,4 +1,4 @@
-"""Episodes as they are decoded: frame after frame, with what was measured between them."""
+"""Clips: successive frames of an episode, as they are decoded, with the flow estimated between them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jidm.fields.free.config import FLOW_STRIDE
 from jidm.flow.base import Flow
-from jidm.training.data.batch import GRID_STRIDE
 from jidm.training.data.pairs import PairSource
 
-_MIN_FRAMES = 8  # frames of a film: fewer say little of how errors last
+_MIN_FRAMES = 8  # of a clip; fewer say little about how long errors last
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,11 @@ class Clip:
     """T successive frames of one episode.
 
     Attributes:
-        frames: (T, 3, detail H, detail W) RGB in [0, 1].
+        frames: (T, 3, H, W) RGB in [0, 1], of the model's `input_size`.
         q: (T, n) joint positions [rad or m].
         dt: time between two frames [s].
-        flows: measured between them, there and back, T - 1 each on the grid of flow [cells]; empty where nobody measured.
+        flows: estimated between them, forward and backward, T - 1 each on the grid of flow [cells]; empty where the
+            recording has none.
     """
 
     frames: Float[Tensor, "T 3 H W"]
@@ -33,7 +34,7 @@ class Clip:
     flows: tuple[Flow, ...] = ()
 
     def to(self, device: str | torch.device) -> Clip:
-        """The same film on another device."""
+        """The same clip on another device."""
         return Clip(self.frames.to(device), self.q.to(device), self.dt, tuple(x.to(device) for x in self.flows))
 
 
@@ -52,7 +53,8 @@ def _make_clip(source: PairSource, rows: Tensor, stride: int) -> Clip:
     if source.estimated_flow is not None:
         found = source.estimated_flow.for_pairs(rows[:-1], torch.full((len(rows) - 1,), stride))
         flows = tuple(
-            Flow(found["flow" + tail] / GRID_STRIDE, found["weight" + tail]).to(source.device) for tail in ("", "_back")
+            Flow(found["flow" + suffix] / FLOW_STRIDE, found["weight" + suffix]).to(source.device)
+            for suffix in ("", "_back")
         )
     frames, q = source.frames_at(rows)
     return Clip(frames, q, stride / source.store.fps, flows)

@@ -1,7 +1,7 @@
-"""Exact flow of many pairs at once: every robot pixel's surface point carried by its link from one pose to another.
+"""Exact optical flow of many pairs at once, by moving the surface point under every cell with its link.
 
-The recordings of self-play hold, on a coarse grid, the distance and the link every cell shows; with the camera and
-forward kinematics that gives the flow to any other frame, so it need not be stored for each pair.
+Simulated recordings hold, on a coarse grid, depth and link of every cell; with the camera and forward kinematics these
+give the flow to any other frame, so it need not be stored for each pair.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.nn import functional as F
 
 from jidm.robot.kinematics import Kinematics
 
-_EPS = 1e-6  # share of a cell
+_EPS = 1e-6  # fraction of a cell
 
-# A carried point counts as seen when one of the four cells around it shows the same link at about its distance:
-# within this share of the distance ...
+# A moved point counts as visible when one of the four cells around it shows the same link at about its depth: within
+# this fraction of the depth ...
 _DEPTH_RTOL = 0.005
-# ... plus this many times the width of a cell there: between two cells a tilted surface changes depth by about as much.
+# ... plus this many widths of a cell at that depth, by about which a tilted surface changes depth between two cells.
 _DEPTH_CELL_TOL = 2.0
 
 
 @dataclass(frozen=True, eq=False)
 class DepthView:
-    """What a coarse grid knows of B frames.
+    """Depth, links, cameras and link poses of B frames on a coarse grid.
 
     Attributes:
-        depth: (B, h, w) distance along the optical axis at the cells' centres [m]; means nothing off the robot.
+        depth: (B, h, w) distance along the optical axis at the cells' centers [m]; undefined off the robot.
         link: (B, h, w) index of the link each cell shows, -1 = not the robot.
         intrinsics: (B, 4) fx, fy, cx, cy of the grid itself [cells].
         T_camera_base: (B, 4, 4).
@@ -44,10 +44,10 @@ class DepthView:
     poses: Float[Tensor, "B links 4 4"]
 
     def dilated(self) -> DepthView:
-        """The same view with every link reaching one cell further over what is not the robot, at the depth of its border.
+        """The same view with every link dilated by one cell over the background, at the depth of its border.
 
-        The nearest of the neighbouring links where there are several. A cell's centre decides what the grid shows, but
-        some of the pixels around a centre beside the robot still show it.
+        Where several links meet, the nearest is taken. A cell shows what is at its center, but some of the pixels around
+        a center beside the robot still show the robot.
         """
         robot = self.link >= 0
         far = torch.full_like(self.depth, torch.inf)
@@ -66,7 +66,7 @@ class DepthView:
 
     @cached_property
     def points(self) -> _SurfacePoints:
-        """What the cells on the robot show."""
+        """The surface points at the centers of the cells on the robot."""
         w = self.depth.shape[2]
         frame, cell = (self.link.flatten(1) >= 0).nonzero().unbind(-1)
         z = self.depth.flatten(1)[frame, cell]
@@ -77,13 +77,13 @@ class DepthView:
 
 
 def grid_intrinsics(full: Float[Tensor, "B 4"], height: int, width: int, h: int, w: int) -> Float[Tensor, "B 4"]:
-    """(fx, fy, cx, cy) of a (height, width) picture as those of its (h, w) grid; pixel edges stay in place."""
+    """(fx, fy, cx, cy) of a (height, width) image converted to its (h, w) grid; pixel edges stay in place."""
     s = full.new_tensor([w / width, h / height])
     return torch.cat([full[:, :2] * s, (full[:, 2:] + 0.5) * s - 0.5], dim=-1)
 
 
 def link_poses(kinematics: Kinematics, q: Float[Tensor, "B n"]) -> Float[Tensor, "B links 4 4"]:
-    """Poses in float64: differences of poses lose what float32 would round."""
+    """`T_base_link` in float64: float32 rounding would be too large in differences of poses."""
     return kinematics.link_poses(q.double())
 
 
@@ -92,8 +92,10 @@ class _SurfacePoints:
     """The P cells of B grids that show the robot.
 
     Attributes:
-        frame, cell: (P,) which grid, and which of its h w cells. link: (P,) what it shows.
-        p_camera: (P, 3) the point at its centre [m]. uv: (P, 2) the centre [cells].
+        frame, cell: (P,) which grid, and which of its h w cells.
+        link: (P,) the link it shows.
+        p_camera: (P, 3) the surface point at its center, in the camera's frame [m].
+        uv: (P, 2) the center [cells].
     """
 
     frame: Int[Tensor, " P"]
@@ -103,7 +105,7 @@ class _SurfacePoints:
     uv: Float[Tensor, "P 2"]
 
     def transformed(self, T: Float[Tensor, "B links 4 4"]) -> Float[Tensor, "P 3"]:
-        """Each point by its link's rigid motion, which is kept in float64 until here."""
+        """Each point moved by the transform of its link, which stays in float64 until here."""
         T = T[..., :3, :].to(self.p_camera.dtype)[self.frame, self.link]
         return (T[..., :3] * self.p_camera[:, None, :]).sum(-1) + T[..., 3]
 
@@ -116,13 +118,13 @@ class _SurfacePoints:
 
 
 def geometric_flow(first: DepthView, second: DepthView) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
-    """Flow from the first to the second frames [cells of the grid], and 1 where the point is seen in both, else 0.
+    """Flow from the first to the second frames [cells of the grid], and 1 where the point is visible in both, else 0.
 
-    Off the robot both are 0. A point is lost where it leaves the picture or something else is in front of it.
+    Off the robot both are 0. A point is not visible where it leaves the image or something else is in front of it.
     """
     points = first.points
     before = torch.linalg.inv(first.T_camera_base.double()[:, None] @ first.poses)
-    # T_second_first of every link: camera coordinates before -> camera coordinates after.
+    # T_second_first of every link: from camera coordinates in the first frame to those in the second.
     p_second = points.transformed(second.T_camera_base.double()[:, None] @ second.poses @ before)
     uv = _project(p_second, second.intrinsics[points.frame])
     visible = _is_visible(second, points, uv, p_second[:, 2])
@@ -132,7 +134,7 @@ def geometric_flow(first: DepthView, second: DepthView) -> tuple[Float[Tensor, "
 def downsample_flow(
     flow: Float[Tensor, "B 2 y x"], weight: Float[Tensor, "B y x"], factor: int
 ) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
-    """Flow on a grid so many times as coarse, in the same pixels: in every cell the mean of what counts, and how much did."""
+    """Flow on a grid coarser by `factor`, in the same pixels: weighted mean and mean weight of every cell."""
     share = F.avg_pool2d(weight[:, None], factor)
     return F.avg_pool2d(flow * weight[:, None], factor) / share.clamp(min=_EPS), share[:, 0]
 
@@ -140,11 +142,11 @@ def downsample_flow(
 def exact_field(
     view: DepthView, kinematics: Kinematics
 ) -> tuple[Float[Tensor, "B 2 n h w"], Float[Tensor, "B h w"]]:  # fmt: skip
-    """The exact field of every cell's point [cells of the grid per rad or m], and 1 on the robot; 0 off it."""
+    """The exact Jacobian field at every cell [cells of the grid per rad or m], 0 off the robot, and 1 on the robot."""
     points, poses = view.points, view.poses.double()
     T = view.T_camera_base.double()[points.frame]
     p = points.p_camera.double()
-    # Twists are in the base frame: the point goes there, the projection's rows come back.
+    # Twists are in the base frame, so the point and the rows of the projection's Jacobian are brought there.
     p_base = ((p - T[:, :3, 3])[:, None, :] @ T[:, :3, :3])[:, 0]
     focal, z = view.intrinsics[points.frame, :2].double(), p[:, 2:]
     rows = torch.diag_embed(focal / z)
@@ -163,7 +165,7 @@ def _project(p_camera: Float[Tensor, "P 3"], intrinsics: Float[Tensor, "P 4"]) -
 def _is_visible(
     view: DepthView, points: _SurfacePoints, uv: Float[Tensor, "P 2"], z: Float[Tensor, " P"]
 ) -> Bool[Tensor, " P"]:
-    """Whether a cell around uv shows the point's link at about distance z."""
+    """Whether one of the four cells around uv shows the point's link at about depth z."""
     _, h, w = view.depth.shape
     u, v = uv.unbind(-1)
     inside = (u > -0.5) & (v > -0.5) & (u < w - 0.5) & (v < h - 0.5) & (z > 0)

@@ -1,7 +1,7 @@
-"""Pairs of frames for training: which ones a step takes, and their tensors.
+"""Pairs of frames for training: which ones each step takes, and their tensors.
 
-The pairs of step s depend on (seed, s) alone. So a run that was cut off goes on with exactly the pairs it would have
-seen, and several processes take disjoint parts of one common batch without talking to each other.
+The pairs of step s depend on (seed, s) alone. So a resumed run continues with exactly the pairs it would have seen, and several
+processes take disjoint parts of one common batch without communicating.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.errors import DatasetError, InputError
+from jidm.fields.free.config import FLOW_STRIDE
 from jidm.robot.kinematics import Kinematics
-from jidm.training.data.batch import FIELD_STRIDE, GRID_STRIDE, PairBatch
+from jidm.training.data.batch import FIELD_STRIDE, PairBatch
 from jidm.training.data.flow_cache import EstimatedFlow
 from jidm.training.data.frame_store import FrameStore
 from jidm.training.data.geometric_flow import (
@@ -31,24 +32,23 @@ from jidm.training.data.geometric_flow import (
 )
 
 _BORDER_WEIGHT = 0.5
-"""What the field counts in cells beside the robot, some of whose pixels still show it."""
+"""Weight of the exact field in cells beside the robot, some of whose pixels still show it."""
 
 
 @dataclass(frozen=True, eq=False)
 class SampledPairs:
-    """B triples of frames: rows of the recording's tables.
+    """B pairs of frames as rows of a frame store.
 
     Attributes:
-        before, first, second, third: (B,) rows at t - k, t, t + k and t + k + k'; `before` stops at the episode's start.
+        before, first, second: (B,) rows at t - k, t and t + k; `before` is clamped to the episode's start.
         stride: (B,) k.
-        episode: (B,) place of the episode in the recording.
+        episode: (B,) position of the episode in the store.
         background: (B,) row of the frame whose background the pair gets, -1 = keeps its own; None = all keep theirs.
     """
 
     before: Int[Tensor, " B"]
     first: Int[Tensor, " B"]
     second: Int[Tensor, " B"]
-    third: Int[Tensor, " B"]
     stride: Int[Tensor, " B"]
     episode: Int[Tensor, " B"]
     background: Int[Tensor, " B"] | None = None
@@ -57,90 +57,89 @@ class SampledPairs:
         return len(self.first)
 
     def __getitem__(self, index: slice | Tensor) -> SampledPairs:
-        """Some of the triples."""
-        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "backdrop"}
+        """Some of the pairs."""
+        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "background"}
         return SampledPairs(**chosen, background=None if self.background is None else self.background[index])
 
     def shard(self, rank: int, world: int) -> SampledPairs:
-        """Every world-th triple, from the rank-th on."""
+        """Every world-th pair, starting with the rank-th."""
         return self[rank::world]
 
 
 class PairSampler:
-    """Draws triples evenly over strides and, for a pair of strides, over all places where it fits into an episode.
+    """Draws pairs uniformly over strides and, for each stride, over all positions where it fits into an episode.
 
     Args:
-        strides: the k to draw from [frames]; both steps of a triple are drawn independently.
-        third: whether a frame t + k + k' is needed; without it `third` repeats `second`.
+        store: the recording.
+        strides: the k to draw from [frames].
+        seed: of the draws.
 
     Raises:
+        InputError: a stride is not positive.
         DatasetError: no episode is long enough for a pair.
     """
 
-    def __init__(self, store: FrameStore, strides: Sequence[int], *, seed: int, third: bool = True) -> None:
+    def __init__(self, store: FrameStore, strides: Sequence[int], *, seed: int) -> None:
         if not strides or min(strides) < 1:
             raise InputError(f"strides must be whole numbers from 1, got {tuple(strides)}")
-        self.seed, self.third, self.min_stride = seed, third, min(strides)
+        self.seed, self.min_stride = seed, min(strides)
         self._first, self._length = store.first.numpy(), store.length.numpy()
         longest = int(self._length.max())
-        steps = [(k, j) for k in strides for j in (strides if third else (0,)) if k + j < longest]
-        if not steps:
-            needed = min(strides) * (2 if third else 1) + 1
+        if longest <= self.min_stride:
             raise DatasetError(
-                f"{store.source}: the longest episode has {longest} frames, {needed} are needed for strides "
+                f"{store.source}: the longest episode has {longest} frames, {self.min_stride + 1} are needed for strides "
                 f"{', '.join(map(str, strides))}; use smaller --strides"
             )
-        self._steps = np.array(steps)
-        # How many starts there are in all episodes up to each, per pair of strides.
-        free = np.maximum(self._length[None] - self._steps.sum(1)[:, None], 0)
-        self._cumulative = free.cumsum(1)
+        self._strides = np.array([k for k in strides if k < longest])
+        # For each stride, how many pairs start in all episodes up to each.
+        self._cumulative = np.maximum(self._length[None] - self._strides[:, None], 0).cumsum(1)
 
     def sample(self, step: int, size: int) -> SampledPairs:
         """The common batch of training step `step`."""
         return self._sample(np.random.default_rng((self.seed, step)), size)
 
-    def sample_backgrounds(self, step: int, size: int, share: float) -> Int[Tensor, " B"]:
-        """For that share of the pairs of a step a frame of the recording, any one; -1 for the others."""
+    def sample_backgrounds(self, step: int, size: int, fraction: float) -> Int[Tensor, " B"]:
+        """For that fraction of the pairs of a step a random frame of the recording; -1 for the others."""
         random = np.random.default_rng((self.seed, step, 4))
         rows = random.integers(self._length.sum(), size=size)
-        return torch.from_numpy(np.where(random.random(size) < share, rows, -1))
+        return torch.from_numpy(np.where(random.random(size) < fraction, rows, -1))
 
     def fixed_sample(self, size: int) -> SampledPairs:
-        """A batch to measure by, the same every time and for every seed."""
+        """A batch for validation, the same every time and for every seed."""
         return self._sample(np.random.default_rng((0, 0, 1)), size)
 
     def _sample(self, random: np.random.Generator, size: int) -> SampledPairs:
-        which = random.integers(len(self._steps), size=size)
+        which = random.integers(len(self._strides), size=size)
         place = (random.random(size) * self._cumulative[which, -1]).astype(np.int64)
         episode = (self._cumulative[which] <= place[:, None]).sum(1)
         earlier = np.where(episode > 0, self._cumulative[which, np.maximum(episode - 1, 0)], 0)
-        start = self._first[episode]
+        start, k = self._first[episode], self._strides[which]
         first = start + place - earlier
-        k, j = self._steps[which].T
-        rows = {"before": np.maximum(first - k, start), "first": first, "second": first + k, "third": first + k + j}
-        return SampledPairs(
-            **{n: torch.from_numpy(x) for n, x in {**rows, "stride": k.copy(), "episode": episode}.items()}
-        )
+        rows = {"before": np.maximum(first - k, start), "first": first, "second": first + k}
+        return SampledPairs(**{n: torch.from_numpy(x) for n, x in {**rows, "stride": k, "episode": episode}.items()})
 
 
 class PairSource:
-    """Makes batches out of a recording.
+    """Assembles batches from a frame store.
 
     Args:
-        recording: the tables.
-        kinematics: moves the robot's links, in the order of `recording.state_names`; needed for exact flow.
-        estimated: flow measured in the pictures, where there is no exact one.
-        static_background: whether everything but the robot stays where it is, so that zero flow there is a fact.
-        before, third: whether those frames are handed out.
-        device: where batches are put together; the tables are copied there once.
+        store: the recording.
+        kinematics: of the robot whose joints are `store.state_names`; needed for exact flow.
+        estimated_flow: flow estimated from the images, where there is no exact one.
+        static_background: whether everything but the robot is known to stand still, which makes zero flow there exact.
+        before: whether the frames before the pairs are included.
+        device: where batches are assembled; the tables are copied there once.
+
+    Raises:
+        DatasetError: exact flow is asked for and the recording has no geometry.
     """
 
     def __init__(
         self, store: FrameStore, *, kinematics: Kinematics | None = None, estimated_flow: EstimatedFlow | None = None,
-        static_background: bool = False, before: bool = True, third: bool = True, device: str | torch.device = "cpu",
+        static_background: bool = False, before: bool = False, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         self.store, self.kinematics, self.estimated_flow = store, kinematics, estimated_flow
-        self.static_background, self.before, self.third = static_background, before, third
+        self.static_background, self.before = static_background, before
         self.device, self._q = torch.device(device), store.q
         if kinematics is not None and store.geometry is None:
             raise DatasetError(f"{store.source}: exact flow needs recorded depth, links and cameras; use --flow dis")
@@ -153,7 +152,7 @@ class PairSource:
             self._tables = {name: x.to(self.device) for name, x in self._tables.items()}
 
     def batch(self, pairs: SampledPairs) -> PairBatch:
-        """The drawn pairs, float32, with the best flow there is."""
+        """The tensors of the sampled pairs, float32: exact flow and field if possible, else estimated flow, else none."""
         state = {name: self._take("state", getattr(pairs, name)) for name in ("first", "second")}
         fields: dict[str, Any] = {
             "first": self._images_with_background(pairs, pairs.first),
@@ -165,9 +164,6 @@ class PairSource:
         }
         if self.before:
             fields["before"] = self._images_with_background(pairs, pairs.before)
-        if self.third:
-            fields["third"] = self._images_with_background(pairs, pairs.third)
-            fields["q_third"] = self._learned_joints(self._take("state", pairs.third))
         if self.kinematics is not None:
             fields |= self._exact_targets(self.kinematics, pairs, state["first"], state["second"])
         elif self.estimated_flow is not None:
@@ -178,7 +174,7 @@ class PairSource:
         return PairBatch(**fields)
 
     def frames_at(self, rows: Int[Tensor, " T"]) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T n"]]:
-        """Single frames of the recording, and their joint positions [rad or m]."""
+        """Single frames of the recording, RGB in [0, 1], and their joint positions [rad or m]."""
         return self._images(rows), self._learned_joints(self._take("state", rows))
 
     def _exact_targets(
@@ -193,7 +189,7 @@ class PairSource:
             field, beside = exact_field(a.dilated(), kinematics)
             fields["field" + suffix] = self._learned_joints(field, 2) * FIELD_STRIDE
             fields["field_weight" + suffix] = beside * torch.where(a.link >= 0, 1.0, _BORDER_WEIGHT).to(beside)
-            factor = GRID_STRIDE // FIELD_STRIDE
+            factor = FLOW_STRIDE // FIELD_STRIDE
             flow, weight = downsample_flow(flow * FIELD_STRIDE, weight, factor)
             if self.static_background:
                 weight = weight + _static_background_mask(a, b, factor) * still[:, None, None]
@@ -202,10 +198,10 @@ class PairSource:
         return fields
 
     def _central_difference(self, estimated_flow: EstimatedFlow, pairs: SampledPairs) -> dict[str, Tensor]:
-        """First-order motion out of measured flow: half the way ahead less half the way back from the same frame.
+        """First-order motion by a central difference: half of (flow to t + k minus flow to t - k), both from frame t.
 
-        The paths' curvature is the same in both and cancels. At an episode's end, where one of them is missing, the
-        other one stands alone.
+        The curvature of the paths is the same in both and cancels. At an episode's ends, where one of the two frames does
+        not exist, the one-sided difference is used.
         """
         k, fields = pairs.stride, {}
         start = self.store.first[pairs.episode]
@@ -226,10 +222,10 @@ class PairSource:
         return fields
 
     def _images_with_background(self, pairs: SampledPairs, rows: Tensor) -> Tensor:
-        """Pictures of the drawn pairs, before the background that was drawn for them.
+        """Images of the sampled pairs in front of the background that was sampled for them.
 
-        Where the other frame shows a robot of its own, theirs stays: one robot is enough. Flow measured in the pictures is
-        that of their own backgrounds, so with it they keep them.
+        Where the other frame shows the robot, the own background is kept. Flow that was estimated from the images belongs to
+        their own backgrounds, so with estimated flow they are kept as well.
         """
         own = self._images(rows)
         if pairs.background is None or self.estimated_flow is not None or "link" not in self._tables:
@@ -240,7 +236,7 @@ class PairSource:
         return torch.lerp(self._images(other), own, kept)
 
     def _robot_mask(self, rows: Tensor, like: Tensor) -> Tensor:
-        """(B, 1, H, W) how much of each pixel the robot covers, as fine as is known."""
+        """(B, 1, H, W) fraction of each pixel that the robot covers, interpolated from the recorded grid."""
         robot = (self._take("link", rows) >= 0).to(like)[:, None]
         return F.interpolate(robot, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -261,6 +257,6 @@ class PairSource:
 
 
 def _static_background_mask(one: DepthView, two: DepthView, factor: int) -> Tensor:
-    """(B, h, w) on a grid so many times as coarse: 1 where neither frame shows the robot in the cell or next to it."""
+    """(B, h, w) on a grid coarser by `factor`: 1 where neither frame shows the robot in the cell or next to it."""
     robot = F.max_pool2d(((one.link >= 0) | (two.link >= 0)).float()[:, None], factor)
     return 1 - F.max_pool2d(robot, 3, stride=1, padding=1)[:, 0]

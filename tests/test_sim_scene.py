@@ -1,4 +1,4 @@
-"""The simulator's pictures against geometry known by other means."""
+"""Rendered images against geometry that is known by other means."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 import trimesh
 from scipy.spatial import cKDTree
+from sim_robots import LIT_EVENLY, single_link, visual
 
 from jidm.camera.model import Camera
 from jidm.errors import EmbodimentError, InputError
@@ -18,54 +19,36 @@ from jidm.robot.composition import compose
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.model import Shape
+from jidm.robot.registry import embodiment_names, load_embodiment
 from jidm.robot.surface import shape_mesh
 
 pytest.importorskip("pybullet")
 
-from jidm.sim import Appearance, Background, Light, Scene, Texture, appearance, scene
+from jidm.sim import Appearance, Background, Light, Scene, Texture, appearance, renderer
 
 BOX = (0.4, 0.6, 0.2)
-LIT_EVENLY = Appearance(
-    light=Light(ambient=1.0, diffuse=0.0, specular=0.0), background=Background(color=(0.0, 0.0, 0.0))
-)
-
-
-def single_link(tmp_path: Path, visual: str, name: str = "thing") -> Embodiment:
-    """A robot with one moving link that carries the given visuals; its joint is far from where the tests look."""
-    path = tmp_path / f"{name}.urdf"
-    path.write_text(
-        f"""<robot name="{name}"><link name="base"/>
-        <link name="body">{visual}</link>
-        <joint name="slide" type="prismatic"><parent link="base"/><child link="body"/><axis xyz="0 1 0"/>
-        <limit lower="-1" upper="1" velocity="1" effort="1"/></joint></robot>"""
-    )
-    return Embodiment.from_urdf(path)
-
-
-def visual(geometry: str, extra: str = "") -> str:
-    return f"<visual>{extra}<geometry>{geometry}</geometry></visual>"
 
 
 @pytest.fixture(scope="module")
 def panda() -> Embodiment:
-    return Embodiment.load("panda")
+    return load_embodiment("panda")
 
 
 @pytest.fixture(scope="module")
-def panda_world(panda: Embodiment):
+def panda_scene(panda: Embodiment):
     with Scene(panda) as made:
         yield made
 
 
 def surface_points(rendering, camera: Camera) -> np.ndarray:
-    """(N, 3) every robot pixel carried back to the base frame."""
+    """(N, 3) every robot pixel unprojected to the base frame."""
     v, u = np.nonzero(rendering.on_robot)
     return camera.unproject(
         torch.from_numpy(np.stack([u, v], -1).astype(float)), torch.from_numpy(rendering.depth[v, u].astype(float))
     ).numpy()
 
 
-# ---- where a pixel looks ----------------------------------------------------------------------------------------
+# ---- pixel positions --------------------------------------------------------------------------------------------
 
 
 def distance_to_box(p: np.ndarray, size=BOX) -> np.ndarray:
@@ -73,37 +56,37 @@ def distance_to_box(p: np.ndarray, size=BOX) -> np.ndarray:
 
 
 @pytest.mark.parametrize("supersample", [1, 2, 3])
-@pytest.mark.parametrize("off_centre", [(0.0, 0.0), (13.3, -7.7)])
-def test_depth_lies_on_a_box(tmp_path: Path, supersample: int, off_centre: tuple[float, float]):
+@pytest.mark.parametrize("off_center", [(0.0, 0.0), (13.3, -7.7)])
+def test_depth_lies_on_a_box(tmp_path: Path, supersample: int, off_center: tuple[float, float]):
     camera = Camera.look_at((1.2, 0.3, 0.9), (0, 0, 0), width=160, height=120)
     K = camera.K.clone()
-    K[0, 2] += off_centre[0]
-    K[1, 2] += off_centre[1]
+    K[0, 2] += off_center[0]
+    K[1, 2] += off_center[1]
     camera = replace(camera, K=K)
     box = single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))
-    with Scene(box, supersample=supersample) as sim:
-        seen = sim.render([0.0], camera)
+    with Scene(box, supersample=supersample) as scene:
+        seen = scene.render([0.0], camera)
     assert seen.on_robot.sum() > 2000
     assert np.isinf(seen.depth[~seen.on_robot]).all() and (seen.link[seen.on_robot] == 1).all()
     assert np.abs(distance_to_box(surface_points(seen, camera))).max() < 5e-6
 
 
-def test_the_box_test_would_see_half_a_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scene, "_SAMPLE_SHIFT", (0.0, 0.0))
+def test_the_box_test_detects_an_offset_of_half_a_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(renderer, "_SAMPLE_SHIFT", (0.0, 0.0))
     camera = Camera.look_at((1.2, 0.3, 0.9), (0, 0, 0), width=160, height=120)
-    with Scene(single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))) as sim:
-        seen = sim.render([0.0], camera)
+    with Scene(single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))) as scene:
+        seen = scene.render([0.0], camera)
     assert np.abs(distance_to_box(surface_points(seen, camera))).max() > 5e-4
 
 
 @pytest.mark.parametrize("supersample", [1, 2, 3])
 def test_a_small_sphere_appears_where_it_is(tmp_path: Path, supersample: int):
-    """The centre of gravity of the picture of a ball, against rays through a fine grid of the same image."""
+    """The centroid of a sphere's image, against rays through a fine grid of the same image."""
     rng = np.random.default_rng(3)
     radius, fine, shifts = 0.05, 6, []
     ball = single_link(tmp_path, visual(f'<sphere radius="{radius}"/>'))
     u, v = np.meshgrid((np.arange(80 * fine) + 0.5) / fine - 0.5, (np.arange(60 * fine) + 0.5) / fine - 0.5)
-    with Scene(ball, appearance=LIT_EVENLY, supersample=supersample) as sim:
+    with Scene(ball, appearance=LIT_EVENLY, supersample=supersample) as scene:
         for _ in range(24):
             camera = Camera.look_at(
                 np.add([1, 0.2, 0.3], rng.normal(size=3) * 0.1).tolist(), (rng.normal(size=3) * 0.02).tolist(),
@@ -111,9 +94,9 @@ def test_a_small_sphere_appears_where_it_is(tmp_path: Path, supersample: int):
             )  # fmt: skip
             rays = np.stack([u.ravel(), v.ravel(), np.ones(u.size)], -1) @ np.linalg.inv(camera.K.numpy()).T
             rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-            centre = camera.T_camera_base[:3, 3].numpy()
-            hit = (centre @ centre - (rays @ centre) ** 2 < radius**2).reshape(u.shape)
-            alpha = sim.render([0.0], camera).rgb[..., 0].astype(float)
+            center = camera.T_camera_base[:3, 3].numpy()
+            hit = (center @ center - (rays @ center) ** 2 < radius**2).reshape(u.shape)
+            alpha = scene.render([0.0], camera).rgb[..., 0].astype(float)
             rows, columns = np.mgrid[:60, :80]
             mean = (alpha * columns).sum() / alpha.sum(), (alpha * rows).sum() / alpha.sum()
             shifts.append([mean[0] - u[hit].mean(), mean[1] - v[hit].mean()])
@@ -123,15 +106,15 @@ def test_a_small_sphere_appears_where_it_is(tmp_path: Path, supersample: int):
 
 
 def test_edges_are_smoothed(tmp_path: Path):
-    """A finer sampling gives edge pixels the share of the box that covers them."""
+    """Supersampling gives edge pixels the share that the box covers."""
     camera = Camera.look_at((1.2, 0.3, 0.9), (0, 0, 0), width=160, height=120)
     box = single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))
-    pictures = {}
+    images = {}
     for k in (1, 3, 9):
-        with Scene(box, appearance=LIT_EVENLY, supersample=k) as sim:
-            pictures[k] = sim.render([0.0], camera).rgb[..., 0].astype(float)
-    assert len(np.unique(pictures[1])) == 2
-    assert np.abs(pictures[3] - pictures[9]).mean() < 0.4 * np.abs(pictures[1] - pictures[9]).mean()
+        with Scene(box, appearance=LIT_EVENLY, supersample=k) as scene:
+            images[k] = scene.render([0.0], camera).rgb[..., 0].astype(float)
+    assert len(np.unique(images[1])) == 2
+    assert np.abs(images[3] - images[9]).mean() < 0.4 * np.abs(images[1] - images[9]).mean()
 
 
 # ---- robots -----------------------------------------------------------------------------------------------------
@@ -139,12 +122,12 @@ def test_edges_are_smoothed(tmp_path: Path):
 
 def distance_to_mesh(p: np.ndarray, mesh: trimesh.Trimesh) -> np.ndarray:
     """(N,) distance [m] to a mesh: exact to the nearest of a few candidates among its triangles, cut small."""
-    millimetres = 1000.0  # trimesh's tolerances are absolute and too coarse for small triangles in metres
-    p = p * millimetres
-    triangles = mesh.subdivide_to_size(0.04 * mesh.scale).triangles * millimetres
+    millimeters = 1000.0  # trimesh's tolerances are absolute and too coarse for small triangles in meters
+    p = p * millimeters
+    triangles = mesh.subdivide_to_size(0.04 * mesh.scale).triangles * millimeters
     _, near = cKDTree(triangles.mean(axis=1)).query(p, k=24)
     nearest = trimesh.triangles.closest_point(triangles[near.ravel()], np.repeat(p, 24, axis=0))
-    distance = np.linalg.norm(nearest.reshape(len(p), 24, 3) - p[:, None], axis=-1) / millimetres
+    distance = np.linalg.norm(nearest.reshape(len(p), 24, 3) - p[:, None], axis=-1) / millimeters
     return np.nanmin(distance, axis=1)  # triangles of no area give NaN
 
 
@@ -164,25 +147,25 @@ def distance_to_shape(p_link: np.ndarray, shape: Shape, robot: str) -> np.ndarra
     return np.abs(np.sqrt(x**2 + y**2 + np.maximum(np.abs(z) - size[1] / 2, 0) ** 2) - size[0])
 
 
-@pytest.mark.parametrize("name", Embodiment.names())
+@pytest.mark.parametrize("name", embodiment_names())
 def test_every_robot_is_drawn_where_its_meshes_are(name: str):
     """Every pixel's depth lies on the meshes of the link it names, placed by our own kinematics at a random pose."""
-    embodiment = Embodiment.load(name)
+    embodiment = load_embodiment(name)
     rng = np.random.default_rng(11)
     q = np.clip(embodiment.home + rng.uniform(-0.3, 0.3, embodiment.n), embodiment.lower, embodiment.upper)
     camera = embodiment.camera()
     poses = Kinematics.from_embodiment(embodiment).link_poses(torch.from_numpy(q)).numpy()
-    with Scene(embodiment) as sim:
-        seen = sim.render(q, camera)
-    assert seen.on_robot.sum() > 300, f"{name} is hardly in the picture"
+    with Scene(embodiment) as scene:
+        seen = scene.render(q, camera)
+    assert seen.on_robot.sum() > 300, f"{name} is hardly in view"
     p_base, labels = surface_points(seen, camera), seen.link[seen.on_robot]
     distance = np.zeros(len(labels))
     for k in np.unique(labels):
         p_link = (p_base[labels == k] - poses[k, :3, 3]) @ poses[k, :3, :3]
         visuals = embodiment.model.links[k].visuals
         distance[labels == k] = np.min([distance_to_shape(p_link, shape, name) for shape in visuals], axis=0)
-        round_ones = [shape.geometry.size[0] for shape in visuals if shape.geometry.kind in ("cylinder", "sphere")]
-        slack = 1e-5 + 0.002 * max(round_ones, default=0.0)  # round shapes are drawn as many flat pieces
+        radii = [shape.geometry.size[0] for shape in visuals if shape.geometry.kind in ("cylinder", "sphere")]
+        slack = 1e-5 + 0.002 * max(radii, default=0.0)  # round shapes are drawn as many flat pieces
         assert np.median(distance[labels == k]) < slack, f"{embodiment.model.links[k].name} is displaced"
     # The nearest triangle is not always among the candidates, hence a quantile.
     assert np.quantile(distance, 0.95) < 6e-5 and distance.max() < 5e-3
@@ -190,24 +173,24 @@ def test_every_robot_is_drawn_where_its_meshes_are(name: str):
 
 @pytest.mark.parametrize("name", ["panda", "allegro_right", "so100"])
 def test_two_oracles_agree_on_link_poses(name: str):
-    embodiment = Embodiment.load(name)
+    embodiment = load_embodiment(name)
     rng = np.random.default_rng(5)
     kinematics = Kinematics.from_embodiment(embodiment)
-    with Scene(embodiment) as sim:
+    with Scene(embodiment) as scene:
         for _ in range(10):
             q = rng.uniform(embodiment.lower, embodiment.upper)
-            theirs, ours = sim.link_poses(q), kinematics.link_poses(torch.from_numpy(q)).numpy()
+            theirs, ours = scene.link_poses(q), kinematics.link_poses(torch.from_numpy(q)).numpy()
             assert np.abs(theirs[:, :3, 3] - ours[:, :3, 3]).max() < 1e-6
             assert np.abs(theirs[:, :3, :3] - ours[:, :3, :3]).max() < 2e-6
 
 
-def test_mimic_joints_follow(panda: Embodiment, panda_world: Scene):
+def test_mimic_joints_follow(panda: Embodiment, panda_scene: Scene):
     gap = []
     left, right = (panda.model.link_index(f"panda_{side}finger") for side in ("left", "right"))
     for opening in (0.0, 0.03):
         q = panda.home.copy()
         q[panda.joint_index("panda_finger_joint1")] = opening
-        poses = panda_world.link_poses(q)
+        poses = panda_scene.link_poses(q)
         gap.append(np.linalg.norm(poses[left, :3, 3] - poses[right, :3, 3]))
     assert gap[1] - gap[0] == pytest.approx(0.06, abs=1e-6)
 
@@ -217,8 +200,8 @@ def test_composed_robots_are_drawn_as_one(panda: Embodiment):
     shift[1, 3] = 0.8
     pair = compose("pair", left=(panda, np.eye(4)), right=(panda, shift))
     camera = Camera.look_at((2.4, 0.4, 0.9), (0.2, 0.4, 0.4), width=160, height=120)
-    with Scene(pair) as sim:
-        seen = sim.render(pair.home, camera)
+    with Scene(pair) as scene:
+        seen = scene.render(pair.home, camera)
     names = {pair.model.links[k].name.split("_")[0] for k in np.unique(seen.link) if k >= 0}
     assert names == {"left", "right"}
     p = surface_points(seen, camera)
@@ -226,87 +209,91 @@ def test_composed_robots_are_drawn_as_one(panda: Embodiment):
     assert p[mount, 1].mean() - p[~mount, 1].mean() == pytest.approx(0.8, abs=0.1)
 
 
-# ---- looks ------------------------------------------------------------------------------------------------------
+# ---- appearance -------------------------------------------------------------------------------------------------
 
 
 def test_same_seed_same_pixels(panda: Embodiment):
     camera = panda.camera().resized(160, 120)
-    pictures = []
+    images = []
     for seed in (4, 4, 5):
         appearance._noise_block.cache_clear()
-        with Scene(panda, seed=seed, appearance=Appearance.textured("moving")) as sim:
-            pictures.append(sim.render(panda.home, camera, frame=3))
-    same, again, other = pictures
+        with Scene(panda, seed=seed, appearance=Appearance.textured("moving")) as scene:
+            images.append(scene.render(panda.home, camera, frame=3))
+    same, again, other = images
     assert (same.rgb == again.rgb).all() and (same.depth == again.depth).all()
     assert (same.rgb[same.on_robot] != other.rgb[same.on_robot]).mean() > 0.5
     assert (same.rgb[~same.on_robot] != other.rgb[~same.on_robot]).mean() > 0.5
     assert (same.link == other.link).all()
 
 
-def test_the_look_changes_colours_only(panda: Embodiment, panda_world: Scene):
+def test_the_appearance_changes_colors_only(panda: Embodiment, panda_scene: Scene):
     camera = panda.camera().resized(160, 120)
-    plain = panda_world.render(panda.home, camera)
+    plain = panda_scene.render(panda.home, camera)
     try:
         for seed in range(4):
-            panda_world.appearance = Appearance.random(seed)
+            panda_scene.appearance = Appearance.random(seed)
             assert Appearance.random(seed) == Appearance.random(seed)
-            other = panda_world.render(panda.home, camera)
+            other = panda_scene.render(panda.home, camera)
             assert (other.link == plain.link).all() and (other.depth == plain.depth).all()
             assert (other.rgb != plain.rgb).any()
     finally:
-        panda_world.appearance = Appearance.plain()
-    assert (panda_world.render(panda.home, camera).rgb == plain.rgb).all()
+        panda_scene.appearance = Appearance.plain()
+    assert (panda_scene.render(panda.home, camera).rgb == plain.rgb).all()
 
 
 def test_texture_is_fixed_to_the_link(tmp_path: Path):
-    """A box that slides three pixels to the side takes its pattern along."""
+    """The pattern of a box that slides by three pixels moves with it."""
     box = single_link(tmp_path, visual('<box size="0.02 0.6 0.4"/>'))
     camera = Camera.look_at((2, 0, 0), (0, 0, 0), width=160, height=120)
-    look = replace(Appearance.textured(), light=Light(ambient=1.0, diffuse=0.0, specular=0.0))
+    even = replace(Appearance.textured(), light=Light(ambient=1.0, diffuse=0.0, specular=0.0))
     step = 3 * (2 - 0.01) / float(camera.K[0, 0])
-    with Scene(box, appearance=look) as sim:
-        first, second = sim.render([0.0], camera), sim.render([step], camera)
+    with Scene(box, appearance=even) as scene:
+        first, second = scene.render([0.0], camera), scene.render([step], camera)
     a, b = first.rgb[40:80, 60:90].astype(int), second.rgb[40:80, 63:93].astype(int)
     assert a.std() > 15 and np.abs(a - b).max() <= 2
     assert np.abs(a - second.rgb[40:80, 60:90]).mean() > 10
 
 
-def test_colours_come_from_mesh_and_urdf(tmp_path: Path, panda: Embodiment, panda_world: Scene):
-    panda_world.appearance = LIT_EVENLY
-    rgb = panda_world.render(panda.home, panda.camera()).rgb
-    panda_world.appearance = Appearance.plain()
-    grey = rgb.max(axis=-1).astype(int)
-    assert (grey > 230).sum() > 1000 and ((grey > 40) & (grey < 90)).sum() > 50  # white arm, dark rings
+def test_colors_come_from_mesh_and_urdf(tmp_path: Path, panda: Embodiment, panda_scene: Scene):
+    panda_scene.appearance = LIT_EVENLY
+    rgb = panda_scene.render(panda.home, panda.camera()).rgb
+    panda_scene.appearance = Appearance.plain()
+    brightness = rgb.max(axis=-1).astype(int)
+    assert (brightness > 230).sum() > 1000 and (
+        (brightness > 40) & (brightness < 90)
+    ).sum() > 50  # white arm, dark rings
     material = '<material name="m"><color rgba="0.9 0.2 0.1 1"/></material>'
     red = single_link(tmp_path, f'<visual><geometry><sphere radius="0.2"/></geometry>{material}</visual>')
-    with Scene(red, appearance=LIT_EVENLY) as sim:
-        centre = sim.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)).rgb[24, 32]
-    assert np.abs(centre.astype(int) - [229, 51, 25]).max() <= 3
+    with Scene(red, appearance=LIT_EVENLY) as scene:
+        center = scene.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)).rgb[24, 32]
+    assert np.abs(center.astype(int) - [229, 51, 25]).max() <= 3
 
 
 @pytest.mark.parametrize(("name", "expected"), [("paint", (25, 76, 204)), ("None", (229, 51, 25))])
-def test_a_material_in_the_mesh_counts_before_the_urdfs(tmp_path: Path, name: str, expected: tuple[int, int, int]):
-    """Blender calls the absence of a material 'None'; that is no colour."""
+def test_a_material_in_the_mesh_takes_precedence_over_the_urdfs(
+    tmp_path: Path, name: str, expected: tuple[int, int, int]
+):
+    """Blender calls the absence of a material 'None'; that is no color."""
     (tmp_path / "sheet.mtl").write_text(f"newmtl {name}\nKd 0.1 0.3 0.8\n")
     (tmp_path / "sheet.obj").write_text(
         f"mtllib sheet.mtl\nv 0 -.2 -.2\nv 0 .2 -.2\nv 0 .2 .2\nv 0 -.2 .2\nusemtl {name}\nf 1 2 3\nf 1 3 4\n"
     )
     material = '<material name="m"><color rgba="0.9 0.2 0.1 1"/></material>'
     sheet = single_link(tmp_path, f'<visual><geometry><mesh filename="sheet.obj"/></geometry>{material}</visual>')
-    with Scene(sheet, appearance=LIT_EVENLY) as sim:
-        centre = sim.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)).rgb[24, 32]
-    assert np.abs(centre.astype(int) - expected).max() <= 3
+    with Scene(sheet, appearance=LIT_EVENLY) as scene:
+        center = scene.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)).rgb[24, 32]
+    assert np.abs(center.astype(int) - expected).max() <= 3
 
 
 def test_light_comes_from_its_direction(tmp_path: Path):
     ball = single_link(tmp_path, visual('<sphere radius="0.2"/>'))
     camera = Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)
     brightness = {}
-    with Scene(ball) as sim:
+    with Scene(ball) as scene:
         for side in (-1.0, 1.0):
-            sim.appearance = Appearance(light=Light(direction=(0.2, side, 0.0), color=(1.0, 1.0, 0.5)))
-            brightness[side] = sim.render([0.0], camera).rgb[24].astype(float)
-    # +y of the base is to the right of a camera that looks along -x.
+            scene.appearance = Appearance(light=Light(direction=(0.2, side, 0.0), color=(1.0, 1.0, 0.5)))
+            brightness[side] = scene.render([0.0], camera).rgb[24].astype(float)
+    # +y of the base is to the right for a camera that looks along -x.
     assert brightness[1.0][38, 0] > brightness[1.0][26, 0] + 30
     assert brightness[-1.0][26, 0] > brightness[-1.0][38, 0] + 30
     assert brightness[1.0][38, 2] < brightness[1.0][38, 0] - 20
@@ -315,24 +302,27 @@ def test_light_comes_from_its_direction(tmp_path: Path):
 def test_both_sides_of_an_open_mesh_are_drawn(tmp_path: Path):
     (tmp_path / "sheet.obj").write_text("v 0 -.2 -.2\nv 0 .2 -.2\nv 0 .2 .2\nv 0 -.2 .2\nf 1 2 3\nf 1 3 4\n")
     sheet = single_link(tmp_path, visual('<mesh filename="sheet.obj"/>'))
-    with Scene(sheet) as sim:
+    with Scene(sheet) as scene:
         counts = [
-            sim.render([0.0], Camera.look_at((x, 0, 0), (0, 0, 0), width=64, height=48)).on_robot.sum() for x in (1, -1)
+            scene.render([0.0], Camera.look_at((x, 0, 0), (0, 0, 0), width=64, height=48)).on_robot.sum()
+            for x in (1, -1)
         ]
     assert counts[0] == counts[1] > 300
 
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0, 1.0), (0.5, 2.0, 1.5), (1.0, -1.0, 1.0)])
 def test_meshes_are_scaled_and_mirrored(tmp_path: Path, scale: tuple[float, float, float]):
-    """A corner of a cube, open to no side: what is seen spans the scaled edges, and a mirror leaves no hole."""
+    """A closed corner of a cube: the visible face spans the scaled edges, and mirroring leaves no hole."""
     (tmp_path / "corner.obj").write_text("v 0 0 0\nv .2 0 0\nv 0 .2 0\nv 0 0 .2\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
     text = " ".join(map(str, scale))
     corner = single_link(tmp_path, visual(f'<mesh filename="corner.obj" scale="{text}"/>'))
     camera = Camera.look_at((1, 0.3 * scale[1], 0.8), (0, 0, 0), width=160, height=120)
-    with Scene(corner) as sim:
-        seen = sim.render([0.0], camera)
+    with Scene(corner) as scene:
+        seen = scene.render([0.0], camera)
     p = surface_points(seen, camera) / scale
-    assert len(p) > 100 and np.abs(p.sum(axis=-1) - 0.2).max() < 1e-5  # all on the slanted face: none looks inside
+    assert (
+        len(p) > 100 and np.abs(p.sum(axis=-1) - 0.2).max() < 1e-5
+    )  # all on the slanted face: no pixel shows the inside
     assert p.min() > -1e-6 and np.abs(p.max(axis=0) - 0.2).max() < 0.02
 
 
@@ -343,8 +333,8 @@ def test_a_mesh_inside_out_has_no_holes(tmp_path: Path):
     (tmp_path / "mixed.obj").write_text(corner + "f 1 3 2\nf 1 2 4\nf 1 3 4\nf 2 4 3\n")
     camera, depth = Camera.look_at((1, 0.3, 0.8), (0, 0, 0), width=160, height=120), {}
     for name in ("right", "wrong", "mixed"):
-        with Scene(single_link(tmp_path, visual(f'<mesh filename="{name}.obj"/>'))) as sim:
-            depth[name] = sim.render([0.0], camera).depth
+        with Scene(single_link(tmp_path, visual(f'<mesh filename="{name}.obj"/>'))) as scene:
+            depth[name] = scene.render([0.0], camera).depth
     assert (depth["right"] == depth["wrong"]).all() and (depth["right"] == depth["mixed"]).all()
 
 
@@ -357,52 +347,52 @@ def test_backgrounds(panda: Embodiment):
     assert (still.image(160, 120, seed=1) != still.image(160, 120, seed=2)).any()
 
 
-# ---- conduct ----------------------------------------------------------------------------------------------------
+# ---- use --------------------------------------------------------------------------------------------------------
 
 
-def test_a_video_is_its_frames(panda: Embodiment, panda_world: Scene):
+def test_a_video_is_its_frames(panda: Embodiment, panda_scene: Scene):
     camera = panda.camera().resized(80, 60)
     q = np.stack([panda.home, panda.home + 0.05])
-    video = panda_world.render_video(q, camera)
+    video = panda_scene.render_video(q, camera)
     assert video.rgb.shape == (2, 60, 80, 3) and video.depth.dtype == np.float32 and video.link.dtype == np.int32
-    assert (video[1].rgb == panda_world.render(torch.from_numpy(q[1]), camera, frame=1).rgb).all()
-    assert len(list(panda_world.frames(q, camera))) == len(video) == 2
+    assert (video[1].rgb == panda_scene.render(torch.from_numpy(q[1]), camera, frame=1).rgb).all()
+    assert len(list(panda_scene.frames(q, camera))) == len(video) == 2
 
 
-def test_worlds_do_not_disturb_each_other(panda: Embodiment, panda_world: Scene):
+def test_scenes_are_independent(panda: Embodiment, panda_scene: Scene):
     camera = panda.camera().resized(80, 60)
-    before = panda_world.render(panda.home, camera)
+    before = panda_scene.render(panda.home, camera)
     with Scene(panda, appearance=Appearance.textured()) as other:
         other.render(panda.home + 0.2, camera)
-        assert (panda_world.render(panda.home, camera).rgb == before.rgb).all()
-    assert (panda_world.render(panda.home, camera).rgb == before.rgb).all()
+        assert (panda_scene.render(panda.home, camera).rgb == before.rgb).all()
+    assert (panda_scene.render(panda.home, camera).rgb == before.rgb).all()
 
 
-def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_no_files_or_output_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     ball = single_link(tmp_path, visual('<sphere radius="0.2"/>'))
     empty = tmp_path / "scratch"
     empty.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(empty))
-    with Scene(ball) as sim:
+    with Scene(ball) as scene:
         assert list(empty.iterdir()) == []
-    sim.close()
+    scene.close()
     assert capfd.readouterr() == ("", "")
     with pytest.raises(InputError, match="closed"):
-        sim.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0)))
+        scene.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0)))
 
 
-def test_wrong_input_is_named(panda: Embodiment, panda_world: Scene, tmp_path: Path):
+def test_invalid_input_is_rejected(panda: Embodiment, panda_scene: Scene, tmp_path: Path):
     camera = panda.camera()
     with pytest.raises(InputError, match=r"'panda' has n = 8 joints, got shape \(3,\)"):
-        panda_world.render([0.0, 0.0, 0.0], camera)
+        panda_scene.render([0.0, 0.0, 0.0], camera)
     with pytest.raises(InputError, match="finite"):
-        panda_world.render(np.full(8, np.nan), camera)
+        panda_scene.render(np.full(8, np.nan), camera)
     with pytest.raises(InputError, match="at least one row"):
-        panda_world.render_video(np.zeros((0, 8)), camera)
+        panda_scene.render_video(np.zeros((0, 8)), camera)
     with pytest.raises(InputError, match="supersample"):
         Scene(panda, supersample=0)
-    with pytest.raises(InputError, match="near"):
-        Scene(panda, near=1.0, far=0.5)
     with pytest.raises(InputError, match="known: plain, noise"):
         Texture("tartan")
     with pytest.raises(InputError, match="known: plain, picture, moving"):

@@ -1,4 +1,4 @@
-"""Laws of the cache of tables: whole folders only, and no more room than allowed."""
+"""The cache of decoded recordings: folders appear whole, and the total size stays below the limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _filled(size: int):
     return make
 
 
-def _unused(folder: Path, hours: float) -> None:
+def _make_unused(folder: Path, hours: float) -> None:
     then = folder.stat().st_mtime - 3600 * hours
     os.utime(folder, (then, then))
 
@@ -39,7 +39,7 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     assert len(made) == 1 and folder.is_dir() and not list(tmp_path.glob(".*"))
 
 
-def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_folder_is_removed(tmp_path: Path) -> None:
     def fail(new: Path) -> None:
         (new / "half.npy").write_bytes(b"1")
         raise RuntimeError
@@ -49,32 +49,32 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_longest_unused_folders_go_until_the_rest_fits(tmp_path: Path) -> None:
+def test_least_recently_used_folders_are_evicted_until_the_rest_fits(tmp_path: Path) -> None:
     for k, hours in enumerate([5, 9, 7, 3]):
-        _unused(cached_folder(tmp_path / _name(k), _filled(700)), hours)
+        _make_unused(cached_folder(tmp_path / _name(k), _filled(700)), hours)
     cached_folder(tmp_path / _name(9), _filled(1400))
     assert {x.name for x in tmp_path.iterdir()} == {_name(k) for k in (0, 3, 9)}
 
 
-def test_use_counts_as_such_and_what_was_used_lately_stays(tmp_path: Path) -> None:
+def test_access_counts_as_use_and_recently_used_folders_stay(tmp_path: Path) -> None:
     for k in range(4):
-        _unused(cached_folder(tmp_path / _name(k), _filled(700)), 5 + k)
+        _make_unused(cached_folder(tmp_path / _name(k), _filled(700)), 5 + k)
     cached_folder(tmp_path / _name(3), _filled(0))
     cached_folder(tmp_path / _name(9), _filled(5000))
     assert {x.name for x in tmp_path.iterdir()} == {_name(3), _name(9)}
 
 
-def test_other_peoples_folders_stay(tmp_path: Path) -> None:
+def test_folders_that_the_cache_did_not_make_stay(tmp_path: Path) -> None:
     for name in ("holiday", "set-128x128"):
         (tmp_path / name).mkdir()
         _filled(9000)(tmp_path / name)
-        _unused(tmp_path / name, 100)
+        _make_unused(tmp_path / name, 100)
     cached_folder(tmp_path / _name(1), _filled(700))
     assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("text", ["lots", "-1", "nan"])
-def test_a_limit_that_is_no_number_is_told_before_any_work(
+def test_a_limit_that_is_not_a_number_is_refused_before_any_work(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JIDM_CACHE_GB", text)

@@ -1,4 +1,4 @@
-"""Every kind of model goes through the same training, comes back from its checkpoint, and decodes."""
+"""Every kind of model is trained by the same loop, restored from its checkpoint, and decodes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import torch
 from recorded import FakeDataset, rendered_dataset
 from rendered import Clip, clip
 
-from jidm import Embodiment
+from jidm import load_embodiment
 from jidm.errors import CheckpointError
-from jidm.model_registry import KINDS, load_idm, load_model
+from jidm.model_registry import KINDS, load_idm, load_model, train
 from jidm.training.config import TrainConfig
-from jidm.training.train import train
 from jidm.visualization.training_pictures import draw_pairs
 
 pytest.importorskip("lightning")
@@ -44,19 +43,19 @@ def test_trains_saves_loads_and_decodes(kind: str, recorded: tuple[Clip, FakeDat
     motion = load_idm(out, embodiment=truth.robot).decode(truth.frames.float(), q0=truth.q[0], fps=16.0)
     assert motion.position.shape == (6, 3) and torch.as_tensor(motion.delta_q).isfinite().all()
     with pytest.raises(CheckpointError, match="joints added: "):
-        load_idm(out, embodiment=Embodiment.load("planar_finger_4"))
+        load_idm(out, embodiment=load_embodiment("planar_finger_4"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jacobian_field", "vera", "eva"])
-def test_two_processes_follow_one(kind: str, recorded: tuple[Clip, FakeDataset], tmp_path: Path) -> None:
-    """Weighted losses, draws and all: the loss of the whole batch does not depend on who holds which part of it."""
+def test_two_processes_have_the_losses_of_one(kind: str, recorded: tuple[Clip, FakeDataset], tmp_path: Path) -> None:
+    """The loss of the whole batch, weights and random numbers included, does not depend on how it is split."""
     _, dataset = recorded
     one = TrainConfig(
         data="recorded", out=str(tmp_path / "one"), kind=kind, steps=50, batch_size=4, height=64, width=80,
         embodiment="planar_finger_3", validate_every=100, log_every=1, cache=str(tmp_path / "cache"), warmup_steps=0,
         augment="full", accelerator="cpu", validation=0.25, strides=(1, 2), optimizer="adamw",
-        learning_rate=1e-4,  # two ways to add up float32 drift apart with the steps' length: at 3e-4 by up to 3e-5
+        learning_rate=1e-4,  # float32 sums in another order diverge with larger steps: at 3e-4 by up to 3e-5
     )  # fmt: skip
     two = replace(one, out=str(tmp_path / "two"), devices=2, strategy="ddp")
     found = []

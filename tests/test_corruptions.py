@@ -12,9 +12,11 @@ from written_poses import InMemoryDataset, PixelPoseModel
 
 from jidm.errors import InputError
 from jidm.evaluation import corruptions
-from jidm.evaluation.evaluate import EvalClip, HeldOut, evaluate
+from jidm.evaluation.evaluate import evaluate
 from jidm.evaluation.ground_truth import GroundTruthView, make_surface_field
-from jidm.robot.embodiment import Embodiment
+from jidm.evaluation.held_out import EvalClip, HeldOut
+from jidm.evaluation.summary import compare_corrupted
+from jidm.robot.registry import load_embodiment
 
 NAMES = ("joint_1", "joint_2")
 
@@ -22,7 +24,7 @@ NAMES = ("joint_1", "joint_2")
 @pytest.fixture(scope="module")
 def clip() -> EvalClip:
     """Noise as pictures, three frames of a finger that moves."""
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     view = GroundTruthView(make_surface_field(robot), (robot.camera().resized(64, 64),), None, None)
     q = torch.tensor([[0.0, 0.0], [0.3, 0.3], [0.6, 0.6]], dtype=torch.float64)
     video = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -53,7 +55,7 @@ def test_background_keeps_the_robot_and_nothing_else(clip: EvalClip):
     off = torch.nn.functional.max_pool2d((~off)[None, None].float(), 5, 1, 2)[0, 0] == 0
     assert torch.equal(out[0][:, off], out[2][:, off])  # the picture behind stands still
     with pytest.raises(InputError, match="robot and camera are known"):
-        corruptions.replace_background(clip.video, replace(clip, view=None))
+        corruptions.replace_background(clip.video, replace(clip, ground_truth=None))
 
 
 def test_occlusion_hides_a_fifth_at_the_same_place(clip: EvalClip):
@@ -106,16 +108,16 @@ def held_out() -> HeldOut:
 def test_rise_is_the_ratio_of_errors(held_out: HeldOut):
     clean = evaluate(PixelPoseModel(NAMES, scale=0.9), held_out)
     worse = evaluate(PixelPoseModel(NAMES, scale=0.8), held_out)
-    told = corruptions.compare_corrupted(clean, worse)
+    told = compare_corrupted(clean, worse)
     assert told["nve_rise"] == pytest.approx(2.0, rel=1e-3) and told["nve_trusted_rise"] == pytest.approx(2.0, rel=1e-3)
     assert told["invalid_share"] == told["widened_share"] == told["unobservable_share"] == 0.0
 
 
 def test_a_model_that_says_so_is_seen_to_say_so(held_out: HeldOut):
     clean = evaluate(PixelPoseModel(NAMES, scale=0.9), held_out)
-    wider = corruptions.compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.5, std=0.1), held_out))
+    wider = compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.5, std=0.1), held_out))
     assert wider["widened_share"] == 1.0 and wider["nve_trusted"] is None and wider["coverage_95"] == 1.0
-    gap = corruptions.compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.9, invalid=7), held_out))
+    gap = compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.9, invalid=7), held_out))
     assert gap["invalid_share"] == pytest.approx(1 / 39) and gap["nve_rise"] > 1
     assert gap["nve_trusted_rise"] == pytest.approx(1.0, rel=1e-2)
 
@@ -125,5 +127,5 @@ def test_rise_against_nothing_is_no_figure(held_out: HeldOut):
         def decode(self, video, **how):
             raise ValueError("no")
 
-    told = corruptions.compare_corrupted(evaluate(PixelPoseModel(NAMES), held_out), evaluate(Broken(NAMES), held_out))
+    told = compare_corrupted(evaluate(PixelPoseModel(NAMES), held_out), evaluate(Broken(NAMES), held_out))
     assert told["episodes"] == 0 and len(told["failed"]) == 3 and "nve_rise" not in told

@@ -1,8 +1,10 @@
-"""`jidm train` as it is typed: from files on disk to a checkpoint that decodes."""
+"""`jidm train` on the command line: from files on disk to a checkpoint."""
 
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,16 @@ from standin import KIND, blob_dataset
 from jidm import model_registry
 from jidm.checkpoint import load_checkpoint
 from jidm.cli import main
+from jidm.cli.train import Train
 from jidm.datasets import DatasetWriter
+from jidm.errors import InputError
 from jidm.training.config import TrainConfig
 
 pytest.importorskip("lightning")
 
 
 @pytest.fixture(autouse=True)
-def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_in_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, where in KIND.items():
         monkeypatch.setitem(model_registry.KINDS, kind, where)
 
@@ -36,15 +40,28 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(files: Path, out: Path, *more: str) -> int:
-    given = ("--data", files, "--out", out, "--kind", "stand_in", "--flow", "none", "--steps", 30, "--batch-size", 8)
-    return main(["train", *map(str, given), "--cache", str(out.parent / "cache"), "--accelerator", "cpu", *more])
+    arguments = (
+        "--data",
+        files,
+        "--out",
+        out,
+        "--kind",
+        "stand_in",
+        "--flow",
+        "none",
+        "--steps",
+        30,
+        "--batch-size",
+        8,
+    )
+    return main(["train", *map(str, arguments), "--cache", str(out.parent / "cache"), "--accelerator", "cpu", *more])
 
 
-def test_a_checkpoint_out_of_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trains_a_checkpoint_from_files(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(files, tmp_path / "c", "--test-episodes", "5", "--seed", "3", "--validate-every", "10") == 0
-    told = capsys.readouterr().out
-    assert "from 4 episodes (0, 1, 3, 4), 48 frames of 32x32, flow: none" in told
-    assert "step 30 (100 %) train: loss" in told and f"checkpoint in {tmp_path}/c/" in told
+    out = capsys.readouterr().out
+    assert "from 4 episodes (0, 1, 3, 4), 48 frames of 32x32, flow: none" in out
+    assert "step 30 (100 %) train: loss" in out and f"checkpoint in {tmp_path}/c/" in out
     training = load_checkpoint(tmp_path / "c").training
     assert training["seed"] == 3 and training["data"]["test_episodes"] == [5]
     lines = [json.loads(x) for x in (tmp_path / "c.run" / "log.jsonl").read_text().splitlines()]
@@ -52,7 +69,7 @@ def test_a_checkpoint_out_of_files(files: Path, tmp_path: Path, capsys: pytest.C
     assert (
         train(files, tmp_path / "c", "--test-episodes", "5", "--seed", "3", "--validate-every", "10", "--resume") == 0
     )
-    assert "going on from step 30" in capsys.readouterr().out
+    assert "resuming from step 30" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -60,9 +77,9 @@ def test_a_checkpoint_out_of_files(files: Path, tmp_path: Path, capsys: pytest.C
     [
         (["--joints", "acros"], "no joint 'acros' is recorded: did you mean 'across'?"),
         (["--kind", "jacobian"], "unknown kind of model 'jacobian': did you mean 'jacobian_field'?"),
-        (["--camera", "side"], "has no camera 'side'"),
+        (["--image-key", "side"], "has no image key 'side'"),
         (["--embodiment", "panda"], "records 2 joints, 'panda' has"),
-        (["--flow", "exact"], "exact flow is not to be had, it holds no depth"),
+        (["--flow", "exact"], "exact flow is not available, it holds no depth"),
         (["--test-episodes", "9"], "there is no episode 9; the data set has 6 episodes (0, 1, 2, 3, 4, 5)"),
         (["--train-episodes", "some"], "episodes 'some' are not understood"),
         (["--minutes", "1"], "give either steps or minutes"),
@@ -70,18 +87,26 @@ def test_a_checkpoint_out_of_files(files: Path, tmp_path: Path, capsys: pytest.C
         (["--strides", "12"], "the longest episode has 12 frames, 13 are needed for strides 12"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_wrong_arguments_are_refused_in_one_line(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], complaint: str
 ) -> None:
     assert train(files, tmp_path / "c", *more) == 1
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
-    assert not (tmp_path / "c").exists() and not (tmp_path / "c.run").exists()  # nothing is in the way of the next try
+    assert not (tmp_path / "c").exists() and not (tmp_path / "c.run").exists()  # so that the next try can start
 
 
-def test_the_command_line_and_the_record_have_the_same_defaults() -> None:
-    from jidm.cli.train import Train
+def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    names = {f.name for f in fields(TrainConfig)} - {"options"} | {"backbone", "pretrained", "help"}
+    assert flags == {"--" + name.replace("_", "-") for name in names}
 
-    typed = Train(data=Path("d"), out=Path("o"), steps=3).config()
-    assert typed == TrainConfig(data="d", out="o", steps=3)
-    assert Train(data=Path("d"), out=Path("o")).config().minutes == 10
+
+def test_an_encoder_goes_into_the_options_of_a_field() -> None:
+    config = TrainConfig(data="d", out="o")
+    assert Train(config=config).with_encoder() == config and config.minutes == 10
+    chosen = Train(config=config, backbone="resnet18").with_encoder()
+    assert chosen.options == {"backbone": "resnet18", "pretrained": False}
+    with pytest.raises(InputError, match="for --kind jacobian_field"):
+        Train(config=TrainConfig(data="d", out="o", kind="eva"), pretrained=True).with_encoder()

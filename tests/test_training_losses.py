@@ -11,10 +11,10 @@ from recorded import numbered_dataset
 from step_fields import FINGER, FLOW_GRID, GRID, SIDE, TwoPivots, random_images
 from torch import Tensor
 
-from jidm import Embodiment
+from jidm import Embodiment, load_embodiment
 from jidm.errors import InputError
-from jidm.estimation.factors.learned import StepEstimate, estimate_step, step_prior
 from jidm.estimation.refinement import FieldEvaluation, FlowMeasurement
+from jidm.estimation.step_estimation import StepEstimate, estimate_step, step_prior
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.free.blocks import downsample
 from jidm.robot.kinematics import Kinematics
@@ -27,15 +27,15 @@ from jidm.training.data.geometric_flow import DepthView, exact_field, geometric_
 from jidm.training.data.pairs import PairSource, SampledPairs
 from jidm.training.losses import (
     LossWeights,
-    TrainableField,
     charbonnier,
     columns_loss,
     field_loss,
     flow_loss,
-    make_loss_weights,
+    mask_loss,
     photometric_loss,
     smoothness,
 )
+from jidm.training.trainable_field import TrainableField
 
 STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
 
@@ -50,7 +50,7 @@ def batch(count: int = 2, *, flow: bool = True, seed: int = 0) -> PairBatch:
     world, draws = TwoPivots(), torch.Generator().manual_seed(seed)
     q = torch.rand(count, 2, generator=draws) - 0.5
     q_next = q + 0.1 * torch.randn(count, 2, generator=draws)
-    image = random_images(3 * count, seed)
+    image = random_images(3 * count, seed)[: 2 * count]
     more: dict[str, Tensor] = {}
     for tail, a, b in (("", q, q_next), ("_back", q_next, q)) if flow else ():
         more["flow" + tail] = world.flow(a, b, FLOW_GRID).float()
@@ -59,8 +59,7 @@ def batch(count: int = 2, *, flow: bool = True, seed: int = 0) -> PairBatch:
         tangent = torch.einsum("bcnhw,bn->bchw", world.jacobian(a), (b - a).double()).float()
         more["tangent" + tail] = downsample(tangent, 2)
         more["tangent_weight" + tail], more["tangent_step" + tail] = more["weight" + tail], b - a
-    third = {"third": image[2 * count :], "q_third": q_next + 0.05}
-    return PairBatch(image[:count], image[count : 2 * count], q, q_next, **third, **more)
+    return PairBatch(image[:count], image[count:], q, q_next, **more)
 
 
 # ---- single losses ---------------------------------------------------------------------------------------------------
@@ -170,14 +169,14 @@ def test_mask_loss() -> None:
     moves = BidirectionalMotion.from_batch(pairs)
     assert moves is not None and moves.mask is not None
     right = (2 * moves.mask - 1) * 20
-    assert moves.mask_loss(right) < 1e-6 < moves.mask_loss(-right)
+    assert mask_loss(right, moves) < 1e-6 < mask_loss(-right, moves)
     unknown = BidirectionalMotion.from_batch(replace(pairs, mask=None, mask_back=None))
     assert unknown is not None
     moving = (moves.flow.norm(dim=1) > 0.5).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert moving.shape == moves.mask.shape and unknown.mask_loss(20 * (2 * moving - 1)) < 1e-6
+    assert moving.shape == moves.mask.shape and mask_loss(20 * (2 * moving - 1), unknown) < 1e-6
     # What rests may be the robot: to call it so costs a tenth of missing what moves.
     weight = moves.weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    every, nothing = (float(unknown.mask_loss(torch.full_like(moving, x))) for x in (20.0, -20.0))
+    every, nothing = (float(mask_loss(torch.full_like(moving, x), unknown)) for x in (20.0, -20.0))
     resting, restless = (float((weight * x).sum()) for x in (1 - moving, moving))
     assert every / nothing == pytest.approx(0.1 * resting / restless, rel=1e-4)
 
@@ -225,17 +224,11 @@ def test_flow_one_way_alone_is_refused() -> None:
         model().losses(replace(batch(), flow_back=None, weight_back=None))
 
 
-def test_weights_by_name() -> None:
-    assert make_loss_weights({"step": 2.0}) == LossWeights(step=2.0)
-    with pytest.raises(InputError, match="unknown part of the loss"):
-        make_loss_weights({"steps": 2.0})
-
-
 # ---- the whole loss --------------------------------------------------------------------------------------------------
 
 
 def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainableField, "_asked_at", lambda self, *given: given[-2])
+    monkeypatch.setattr(TrainableField, "_sample_poses", lambda self, *given: given[-2])
 
 
 def test_the_field_is_asked_at_nearly_right_poses_and_at_those_the_picture_is_not_quite_misread_to() -> None:
@@ -252,21 +245,36 @@ def test_the_field_is_asked_at_nearly_right_poses_and_at_those_the_picture_is_no
     torch.testing.assert_close(wrong[~read].std(0), 0.05 * field.q_std, rtol=0.25, atol=0)
 
 
+def time_reversed(pairs: PairBatch) -> PairBatch:
+    """The same pairs with first and second frame, and all that belongs to them, exchanged."""
+    swapped = {name: getattr(pairs, name + "_back") for name, _ in pairs.tensors() if hasattr(pairs, name + "_back")}
+    swapped |= {name + "_back": getattr(pairs, name) for name in swapped}
+    return replace(
+        pairs,
+        first=pairs.second,
+        second=pairs.first,
+        q=pairs.q_next,
+        q_next=pairs.q,
+        random=pairs.random.flip(1),
+        **swapped,
+    )
+
+
 def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     deterministic(monkeypatch)
     field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
     field.progress = 1.0
-    one, other = field.losses(pairs), field.losses(pairs.time_reversed())
-    assert set(one) == {"loss", "state", "smooth", "step", "measured", "field", "flow", "mask", "guess"}
+    one, other = field.losses(pairs), field.losses(time_reversed(pairs))
+    assert set(one) == {"loss", "pose", "smooth", "step", "step_from_flow", "field", "flow", "mask", "step_regression"}
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_the_loss_is_the_weighted_sum_and_reaches_everything() -> None:
     field, pairs = model(), batch()
-    field.weights = LossWeights(compose=0.1, step=0.7)
+    field.weights = LossWeights(step=0.7)
     parts = field.losses(pairs)
-    assert "compose" in parts and all(x.isfinite() and x.dim() == 0 for x in parts.values())
+    assert all(x.isfinite() and x.dim() == 0 for x in parts.values())
     total = sum(getattr(field.weights, name) * value for name, value in parts.items() if name != "loss")
     torch.testing.assert_close(parts["loss"], total)
     parts["loss"].backward()
@@ -276,7 +284,7 @@ def test_the_loss_is_the_weighted_sum_and_reaches_everything() -> None:
 
 def test_measured_flow_solved_by_the_field_teaches_field_and_mask_alone() -> None:
     field, pairs = model(), batch()
-    before = field.losses(pairs)["measured"]
+    before = field.losses(pairs)["step_from_flow"]
     before.backward(retain_graph=True)
     for layer in (field.field_out, field.field_fine, field.mask_out):
         assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
@@ -299,8 +307,8 @@ def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool
         field = model()
         field.progress = progress
         parts = field.losses(pairs)
-        assert set(parts) == {"loss", "state", "smooth", "step", "guess"} | (
-            {"field", "mask", "flow", "measured"} if flow else {"photometric"}
+        assert set(parts) == {"loss", "pose", "smooth", "step", "step_regression"} | (
+            {"field", "mask", "flow", "step_from_flow"} if flow else {"photometric"}
         )
         parts["step"].backward(retain_graph=True)
         assert (
@@ -356,7 +364,7 @@ def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch)
     losses = []
     for _ in range(8):
         parts = field.losses(pairs)
-        losses.append((float(parts["loss"].detach()), float(parts["state"].detach())))
+        losses.append((float(parts["loss"].detach()), float(parts["pose"].detach())))
         optimiser.zero_grad()
         parts["loss"].backward()
         optimiser.step()
@@ -406,7 +414,7 @@ def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
         seen = field.encode(torch.cat([pairs.first, pairs.second]))
         q, std = field.predict_pose(seen)
         q = q + 4 * std * torch.randn(q.shape, generator=generator)
-        pairs = replace(pairs, q=q[:16], q_next=q[16:], third=None, q_third=None)
+        pairs = replace(pairs, q=q[:16], q_next=q[16:])
     field.pose_std_scale.fill_(7.0)  # whatever was there before does not count
     field.calibrate_uncertainty([pairs[:8], pairs[8:]])
     torch.testing.assert_close(field.pose_std_scale, torch.full((2,), 4.0), rtol=0.5, atol=0)
@@ -449,7 +457,7 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
     def regress_step(self: TrainableField, *_: object) -> tuple[Tensor, Tensor]:
         return pairs.delta_q + off, (0.7 * field.delta_std * self.regression_std_scale).expand(32, 2)
 
-    monkeypatch.setattr(TrainableField, "guess", regress_step)
+    monkeypatch.setattr(TrainableField, "regress_step", regress_step)
     field.use_step_regression.fill_(not helps)
     field.calibrate_uncertainty([pairs])
     assert bool(field.use_step_regression) == helps
@@ -475,7 +483,7 @@ def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.Mon
         off = 0.0 if bool(field.use_refinement) == helps else 10.0
         return replace(found, steps=(*found.steps[:-1], pairs.delta_q + off + 0 * found.steps[-1]))
 
-    monkeypatch.setattr(uncertainty_calibration, "solve_pairs", spoiled)
+    monkeypatch.setattr(uncertainty_calibration, "estimate_pair_steps", spoiled)
     field.use_refinement.fill_(not helps)
     field.calibrate_uncertainty([pairs])
     assert bool(field.use_refinement) == helps
@@ -486,7 +494,7 @@ def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.Mon
 
 def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, AnalyticField, DepthView, Kinematics]:
     """The coarse view of a robot that its own analytic field would have recorded."""
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     camera = robot.camera()
     camera = camera.resized(64, 64 * camera.height // camera.width)
     field = AnalyticField(robot, camera, points=4000, occluders=8000, seed=0)
@@ -513,8 +521,8 @@ def depth_and_link(field: AnalyticField, q: Tensor, h: int, w: int) -> tuple[Ten
 
 @pytest.mark.parametrize("name", ["planar_finger_2", "panda"])
 def test_the_exact_field_of_a_recording_is_the_analytic_one_and_the_motion_of_short_steps(name: str) -> None:
-    n = Embodiment.load(name).n
-    q = torch.tensor(Embodiment.load(name).home)[None].expand(2, n).double() + torch.tensor([[0.0], [0.2]]).double()
+    n = load_embodiment(name).n
+    q = torch.tensor(load_embodiment(name).home)[None].expand(2, n).double() + torch.tensor([[0.0], [0.2]]).double()
     _, field, view, kinematics = finger_view(q, name)
     h, w = view.depth.shape[1:]
     found, on_robot = exact_field(view, kinematics)
@@ -572,12 +580,12 @@ def measured(tmp_path: Path):
 
 def drawn(first: list[int], stride: list[int], episode: list[int]) -> SampledPairs:
     t, k = torch.tensor(first), torch.tensor(stride)
-    return SampledPairs(before=t, first=t, second=t + k, third=t + k, stride=k, episode=torch.tensor(episode))
+    return SampledPairs(before=t, first=t, second=t + k, stride=k, episode=torch.tensor(episode))
 
 
 def test_the_curvature_of_measured_paths_cancels(measured) -> None:
     recording, estimated, _ = measured
-    source = PairSource(recording, estimated_flow=estimated, before=False, third=False)
+    source = PairSource(recording, estimated_flow=estimated)
     # Frames 1, 6 and 2 have neighbours on both sides, and so have their partners 2, 7 (stride 1).
     pairs = source.batch(drawn([1, 6, 2], [1, 1, 1], [0, 1, 0]))
     for tail in ("", "_back"):
@@ -598,7 +606,7 @@ def test_the_curvature_of_measured_paths_cancels(measured) -> None:
 
 def test_at_an_episodes_end_one_side_stands_alone(measured) -> None:
     recording, estimated, bend = measured
-    source = PairSource(recording, estimated_flow=estimated, before=False, third=False)
+    source = PairSource(recording, estimated_flow=estimated)
     pairs = source.batch(drawn([0, 5, 3, 7], [1, 1, 1, 1], [0, 1, 0, 1]))
     q = recording.q
     # At the first frames only the way ahead is known; its curvature stays in.

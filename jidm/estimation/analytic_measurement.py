@@ -1,0 +1,291 @@
+"""Measuring frames with an exact field: flow to start from, then direct alignment to earlier frames and to contours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jidm.errors import InputError, VideoError
+from jidm.estimation.alignment import AlignOptions, align
+from jidm.estimation.factors.contour import ContourMemory
+from jidm.estimation.factors.photometric import SurfaceAppearance
+from jidm.estimation.factors.silhouette import SilhouetteFactor
+from jidm.estimation.gauss_newton import gauss_newton_step
+from jidm.estimation.initialization import initialize_pose
+from jidm.estimation.kalman import FilterOptions, Gaussian
+from jidm.estimation.reference_appearance import ReferenceAppearance
+from jidm.estimation.solver import Solution
+from jidm.estimation.tracker import JointLimits, Measurement, Prediction
+from jidm.fields.base import ContourField, JacobianField, PosePredictor
+from jidm.flow import Flow, FlowEstimator, FlowSource
+from jidm.video.pyramid import BrightnessPyramid
+
+_MIN_REFERENCE_POINTS = 50  # fewer points that were seen before are no reference
+_INITIAL_SPEED = 0.4  # root mean square speed before anything was measured, as a fraction of the largest
+_FLOW_VARIANCE_LIMIT = 1e6  # [rad^2 or m^2] what flow says nothing about
+
+
+@dataclass(frozen=True)
+class AnalyticOptions:
+    """How frames are measured with an exact field.
+
+    Attributes:
+        refine: "photometric" aligns brightness and contours; "none" uses the flow alone.
+        use_contours: match contours and silhouette (where the field has them), which keeps steps from adding up to drift.
+        use_reference_appearance: align to the robot's surface as it was first seen, besides the previous frame.
+        min_motion: image motion [px rms over the robot, per radian or 0.1 m] that a joint must cause on its own to be
+            called observable.
+        correlation_length: number of frames over which errors of contours are alike, so that each counts that much less.
+        lost_error, lost_explained_fraction: where the brightness error is above the first (0 to 9, see
+            `PhotometricFactor.error`) and the step explains less than the second of the flow, the frame shows nothing that
+            was there before, a cut for instance: the pose is held and later frames are measured from the last good one.
+        align: of one frame.
+        filter: of the tracker. Steps are never gated: alignment has its own robust weights.
+    """
+
+    refine: Literal["none", "photometric"] = "photometric"
+    use_contours: bool = True
+    use_reference_appearance: bool = True
+    min_motion: float = 2.5
+    correlation_length: float = 16.0
+    lost_error: float = 5.0
+    lost_explained_fraction: float = 0.3
+    align: AlignOptions = field(default_factory=AlignOptions)
+    filter: FilterOptions = field(default_factory=lambda: FilterOptions(process_noise_floor=0.05, gate=None))
+
+
+class AnalyticMeasurement:
+    """Measures one video's frames with an exact field of one robot seen by one camera.
+
+    Args:
+        field: positions, contours and Jacobians of surface points at any joint positions.
+        options: how.
+    """
+
+    def __init__(self, field: JacobianField, options: AnalyticOptions) -> None:
+        self.field, self.options, self.filter = field, options, options.filter
+        self._photometric = options.refine == "photometric"
+        self._contours: ContourMemory | None = None
+
+    requires_embodiment = True
+    requires_flow = True
+
+    @property
+    def predicts_pose(self) -> bool:
+        """Whether the field predicts the first pose where it is not given."""
+        return isinstance(self.field, PosePredictor)
+
+    @property
+    def joint_types(self) -> tuple[str, ...]:
+        """Not known.
+
+        Raises:
+            InputError: always; the embodiment says them.
+        """
+        raise InputError("an exact field does not know joint types; give the embodiment")
+
+    def training_limits(self, like: Tensor) -> JointLimits:
+        """Not known.
+
+        Raises:
+            InputError: always; the embodiment says them.
+        """
+        raise InputError("an exact field does not know joint limits; give the embodiment")
+
+    def predict_steps(self, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n"]:
+        """Not possible.
+
+        Raises:
+            InputError: an exact field has to be given the pose.
+        """
+        raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
+
+    # ---- the video's frames in the form the field needs --------------------------------------------------------------
+
+    def dtype_of(self, frame: Tensor) -> Tensor:
+        """A tensor with the dtype and device of the computation: the frame's own."""
+        return frame
+
+    def letterbox(self, frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
+        """The frame itself; its pixels must be the camera's.
+
+        Raises:
+            VideoError: the camera's size is another one.
+        """
+        height, width = frame.shape[-2:]
+        camera = getattr(self.field, "camera", None)
+        if camera is None or (camera.width, camera.height) == (width, height):
+            return frame
+        raise VideoError(
+            f"the video is {width}x{height}, the camera {camera.width}x{camera.height}: "
+            f"pass camera=camera.resized({width}, {height}) if the camera saw the whole picture"
+        )
+
+    def letterbox_flow(self, flow: Flow) -> Flow:
+        """The flow itself."""
+        return flow
+
+    def flow_source(
+        self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int
+    ) -> FlowSource:
+        """Where flow comes from; at reduced resolution where it only starts the alignment."""
+        return FlowSource(estimator, precomputed, resolution=resolution if self._photometric else None)
+
+    # ---- measuring ----------------------------------------------------------------------------------------------------
+
+    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
+        """Begin at a frame: at q0 [rad or m], which is exact, or at the pose that the field predicts."""
+        self._contours = None
+        if self._photometric and self.options.use_contours and isinstance(self.field, ContourField):
+            self._contours = ContourMemory(self.field)
+        initial = self._predict_pose(frame, limits) if q0 is None else Gaussian(q0, torch.diag(torch.zeros_like(q0)))
+        self._frame, self._pose = frame, self.field.at(initial.mean, frame)
+        if self._photometric:
+            self._pyramid = BrightnessPyramid.from_frame(frame)
+            self._previous = SurfaceAppearance.of(self._pose, self._pyramid)
+            self._reference = ReferenceAppearance(self._previous, self._pose.visible.shape[-1])
+            if self._contours is not None:
+                self._contours.update(self._pose, self._pyramid, known_pose=q0 is not None)
+        return initial
+
+    def initial_velocity(self, dt: float, limits: JointLimits) -> tuple[Float[Tensor, " n"], None]:
+        """Standard deviation of the velocities before anything was measured [rad/s or m/s]; independent joints."""
+        return _INITIAL_SPEED * limits.max_step(1.0), None
+
+    def measure(
+        self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
+    ) -> Measurement | None:
+        """Measure a frame; None if it shows nothing that was there before.
+
+        Args:
+            frame: finite, same size as the first.
+            flows: from the last accepted frame to this one.
+
+        Raises:
+            InputError: there is no flow.
+        """
+        if not flows:
+            raise InputError("an exact field starts from optical flow; give a flow estimator or flow=")
+        q, (low, high) = self._pose.q, prediction.bounds
+        point_flow, weight = self._flow_at_points(flows[0])
+        solution = gauss_newton_step(
+            self._pose,
+            point_flow,
+            weight,
+            bounds=(low - q, high - q),
+            joint_scale=limits.joint_scale,
+            min_motion=self.options.min_motion,
+        )
+        step, position, error = self._refine(frame, solution, prediction, limits)
+        explained_fraction, residual = self._explained_fraction(point_flow, weight, step.mean)
+        if error > self.options.lost_error and float(explained_fraction) < self.options.lost_explained_fraction:
+            return None
+        self._next_frame = frame
+        return Measurement(step, position, residual, explained_fraction, solution.observable, bool(solution.valid))
+
+    def accept(self, q: Float[Tensor, " n"]) -> None:
+        """The frame that was measured last becomes the one to compare with."""
+        self._frame, self._pose = self._next_frame, self.field.at(q, self._next_frame)
+        if not self._photometric:
+            return
+        self._pyramid = self._next_pyramid
+        self._previous = SurfaceAppearance.of(self._pose, self._pyramid)
+        self._reference.add(self._previous)
+        if self._contours is not None:
+            self._contours.update(self._pose, self._pyramid)
+
+    def correct(self, q: Float[Tensor, " n"]) -> None:
+        """The last accepted frame shows q; what was seen of the surface before stays with the pose it was seen at."""
+        self._pose = self.field.at(q, self._frame)
+        if self._photometric:
+            self._previous = SurfaceAppearance.of(self._pose, self._pyramid)
+
+    def inflate(self, covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+        """The covariance itself."""
+        return covariance
+
+    # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def _predict_pose(self, frame: Tensor, limits: JointLimits) -> Gaussian:
+        assert isinstance(self.field, PosePredictor), "without q0 the field must predict the pose"
+        q, std = self.field.predict_pose(frame)
+        lower, upper = limits.lower.to(q), limits.upper.to(q)
+        estimate = Gaussian(q.clamp(lower, upper), torch.diag(std**2))
+        if self._contours is not None:
+            estimate = initialize_pose(estimate, frame, self._contours, (lower, upper), self.options.align)
+        return Gaussian(estimate.mean.to(frame), estimate.covariance.to(frame))
+
+    def _refine(
+        self, frame: Tensor, solution: Solution, prediction: Prediction, limits: JointLimits
+    ) -> tuple[Gaussian, Gaussian | None, float]:
+        """Step and position as measured, and the brightness error that is left (0 without alignment)."""
+        q = self._pose.q
+        # Joints that the frame does not constrain are known only to within their largest step.
+        least = torch.diag(limits.max_step(prediction.dt) ** -2)
+        if not self._photometric:
+            limit = _FLOW_VARIANCE_LIMIT
+            covariance = solution.covariance.nan_to_num(posinf=limit).clamp(-limit, limit)
+            return Gaussian(solution.delta_q, _inverse(_inverse(covariance) + least)), None, 0.0
+        pyramid = self._next_pyramid = BrightnessPyramid.from_frame(frame)
+        expected = (q + prediction.step.mean).clamp(*prediction.bounds)
+        starts = [q, q + solution.delta_q]
+        if float(prediction.step.mean.abs().max()) > 0:
+            starts.append(expected)
+        found = align(
+            pyramid,
+            self._references(),
+            starts,
+            contours=self._contours,
+            silhouette=self._silhouette(pyramid),
+            bounds=prediction.bounds,
+            prior=(expected, prediction.step.covariance.diagonal().sqrt()),
+            options=self.options.align,
+        )
+        step = Gaussian(found.data_only - q, _inverse(found.relative_information + least))
+        if not bool(found.absolute_information.any()):
+            return step, None, found.error
+        absolute = found.absolute_information / self.options.correlation_length
+        position = Gaussian(found.q, _inverse(absolute + torch.diag(limits.joint_scale**-2)))
+        return step, position, found.error
+
+    def _references(self) -> list[SurfaceAppearance]:
+        reference = self._reference.appearance_at(self._pose)
+        if self.options.use_reference_appearance and len(reference) > _MIN_REFERENCE_POINTS:
+            return [self._previous, reference]
+        return [self._previous]
+
+    def _silhouette(self, pyramid: BrightnessPyramid) -> SilhouetteFactor | None:
+        score = None if self._contours is None else self._contours.background.foreground_score(pyramid)
+        return None if score is None else SilhouetteFactor(self.field, score)
+
+    def _flow_at_points(self, flow: Flow) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
+        """Flow and its confidence at the pose's points; weight 0 where a point is hidden or outside the image."""
+        surface = self._pose.surface()
+        height, width = flow.flow.shape[-2:]
+        scale = torch.tensor([width, height]).to(surface.points)
+        grid = ((surface.points + 0.5) * 2 / scale - 1)[None, None]
+        stacked = torch.cat([flow.flow, flow.weight[None]]).to(grid)[None]
+        values = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0]
+        u, v = surface.points.unbind(-1)
+        inside: Bool[Tensor, " N"] = (u > -0.5) & (v > -0.5) & (u < width - 0.5) & (v < height - 0.5)
+        return values[:2].T, values[2] * (surface.visible & inside)
+
+    def _explained_fraction(self, flow: Tensor, weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Fraction of the robot's image motion that the step explains, and what is left [px rms]."""
+        moved = self._pose.surface(step).points - self._pose.surface().points
+        total = weight.sum().clamp(min=1e-12)
+        residual_square = (weight * (flow - moved).square().sum(-1)).sum() / total
+        motion = (weight * flow.square().sum(-1)).sum() / total
+        return (1 - residual_square / motion.clamp(min=1e-12)).clamp(0, 1), residual_square.sqrt()
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a positive semi-definite matrix, in float64, slightly damped."""
+    x = matrix.double()
+    floor = 1e-12 * x.diagonal().mean().clamp(min=1e-12)
+    return torch.linalg.inv(x + floor * torch.eye(len(x), dtype=x.dtype, device=x.device)).to(matrix)

@@ -1,0 +1,91 @@
+"""Direct alignment of two images, pixel by pixel: Gauss-Newton equations of the motion left between them, cell by cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from jidm.video.warping import gradients
+
+_PIXEL_NOISE = 0.03  # brightness noise between frames
+_MIN_PROBABILITY = 1e-3  # and 1 minus it bound the prior
+
+
+@dataclass(frozen=True, eq=False)
+class CellEquations:
+    """Quadratic cost of each cell's motion d [px of the image]: `weight |g . d + error|^2` summed over its pixels.
+
+    Links are a few pixels wide, and their edges hold most of the information; so pixels are weighted one by one before they
+    are summed.
+
+    Attributes:
+        hessian: (B, 2, 2, h, w) sum of weight g g' [1/px^2]; gradient: (B, 2, h, w) sum of weight g error [1/px].
+        cost: (B, h, w) sum of weight error^2.
+    """
+
+    hessian: Float[Tensor, "b 2 2 h w"]
+    gradient: Float[Tensor, "b 2 h w"]
+    cost: Float[Tensor, "b h w"]
+
+
+def cell_equations(
+    first: Float[Tensor, "b c H W"], warped: Float[Tensor, "b c H W"], weight: Float[Tensor, "b 1 H W"],
+    *, noise: float, cell_size: int, scale: float = 1.0,
+) -> CellEquations:  # fmt: skip
+    """Linearize the difference of two images by the motion left between them, with Cauchy's robust weights.
+
+    Args:
+        first: an image.
+        warped: the second one, warped to the first one's grid by the motion estimated so far.
+        weight: of each pixel.
+        noise: scale of Cauchy's weight [brightness]. The further off the motion may be, the larger it must be: differences
+            that motion causes must not be taken for occlusion.
+        cell_size: pixels per side of a cell.
+        scale: how many times larger these images are than the one in whose pixels motion is given.
+    """
+    error = warped - first
+    # The mean of both images' gradients makes a step second-order exact (ESM; Benhimane and Malis 2004).
+    along_u, along_v = gradients((first + warped) / 2)
+    pairs = (
+        (along_u, along_u),
+        (along_u, along_v),
+        (along_v, along_v),
+        (along_u, error),
+        (along_v, error),
+        (error, error),
+    )
+    products = torch.stack([(a * b).mean(1) for a, b in pairs], 1)
+    # Cauchy's weight: what is occluded or lit otherwise counts little.
+    weighted = products * (weight / (noise**2 + products[:, 5:]))
+    summed = F.avg_pool2d(weighted, cell_size, divisor_override=1) if cell_size > 1 else weighted
+    uu, uv, vv, gradient, cost = summed[:, 0], summed[:, 1], summed[:, 2], summed[:, 3:5], summed[:, 5]
+    hessian = torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2))
+    return CellEquations(hessian * scale**2, gradient * scale, cost)
+
+
+def reweight_by_motion(
+    robot: Float[Tensor, "b 1 H W"], first: Float[Tensor, "b c H W"], second: Float[Tensor, "b c H W"],
+    warped: Float[Tensor, "b c H W"],
+) -> Float[Tensor, "b 1 H W"]:  # fmt: skip
+    """Probability that a pixel shows the robot, given whether it moved with the robot or stayed in place.
+
+    A mask is coarser than links: beside them, and where something occludes them, it includes static pixels, which bias every
+    step towards zero. The likelihoods of both hypotheses follow from the brightness errors with and without the motion. No
+    pixel gets more weight than the mask gives it, or pixels that happen to fit a wrong motion would outvote the others.
+
+    Args:
+        robot: prior probability of each pixel, from the mask; 0 stays 0.
+        first, second: the images. warped: the second one on the first one's grid, by a motion that is nearly right.
+    """
+    warped_error, static_error = (_local_mean((x - first).square().mean(1, keepdim=True)) for x in (warped, second))
+    odds = torch.logit(robot, eps=_MIN_PROBABILITY) + (static_error - warped_error).clamp(max=0) / (2 * _PIXEL_NOISE**2)
+    return torch.where(robot > 0, odds.sigmoid(), robot)
+
+
+def _local_mean(x: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 1 H W"]:
+    """Mean over 3 x 3 pixels: a single one is too ambiguous."""
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)

@@ -1,0 +1,179 @@
+"""Measuring frames with a learned field: matching and direct alignment between frames, and a predicted pose per frame.
+
+Steps are precise but add up to drift; the pose predicted from one frame is coarse but does not drift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.estimation.kalman import FilterOptions, Gaussian
+from jidm.estimation.refinement import REFINEMENT_STAGES, FieldEvaluation, JacobianPredictor, RefinementStage
+from jidm.estimation.step_estimation import StepEstimate, estimate_step, finite_covariance, predict_steps
+from jidm.estimation.tracker import JointLimits, Measurement, Prediction
+from jidm.fields.free.config import LearnedFieldConfig
+from jidm.flow import Flow, FlowEstimator, FlowSource
+from jidm.video.letterbox import Letterbox
+
+_RANGE_MARGIN = 0.25  # of the training's range, by which a joint without known limits may leave it
+_STEP_SCALE = 40.0
+"""A joint of unknown type has a scale of this many typical steps; a quarter of it is the largest step accepted."""
+
+
+@dataclass(frozen=True)
+class LearnedOptions:
+    """How frames are measured with a learned field.
+
+    Attributes:
+        use_pose_readings: update with the pose predicted from each frame.
+        correlation_length: number of frames over which errors of predicted poses are alike, so that each counts that much
+            less.
+        max_unexplained: a step is not valid if it leaves more than this fraction of the image motion unexplained ...
+        min_image_motion: ... of at least this much motion [px rms].
+        refinement_stages: of the alignment after matching, if alignment helps this field; fewer are faster and less precise.
+            Frames of a video begin nearer than unrelated pairs do, so one coarse stage is enough.
+        filter: of the tracker.
+    """
+
+    use_pose_readings: bool = True
+    correlation_length: float = 16.0
+    max_unexplained: float = 0.9
+    min_image_motion: float = 0.5
+    refinement_stages: tuple[RefinementStage, ...] = REFINEMENT_STAGES[2:]
+    filter: FilterOptions = field(default_factory=FilterOptions)
+
+
+class LearnedMeasurement:
+    """Measures one video's frames with a learned field.
+
+    Args:
+        field: the network.
+        options: how.
+    """
+
+    def __init__(self, field: JacobianPredictor, options: LearnedOptions) -> None:
+        self.field, self.options, self.filter = field, options, options.filter
+
+    requires_embodiment = False
+    requires_flow = False
+    predicts_pose = True
+
+    @property
+    def joint_types(self) -> tuple[str, ...]:
+        """Joint types as recorded in training."""
+        return self.field.config.joint_types
+
+    def training_limits(self, like: Tensor) -> JointLimits:
+        """Limits of a robot of which only a recording is known."""
+        return training_limits(self.field.config, like)
+
+    def predict_steps(self, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n"]:
+        """Joint steps of unrelated pairs of frames [rad or m]."""
+        return predict_steps(self.field, self.letterbox(first), self.letterbox(second))
+
+    # ---- the video's frames in the form the field needs --------------------------------------------------------------
+
+    def dtype_of(self, frame: Tensor) -> Tensor:
+        """A tensor with the dtype and device of the computation: the network's."""
+        return self.field.delta_std
+
+    def letterbox(self, frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
+        """The frame in the size, precision and place of the network's input."""
+        height, width = frame.shape[-2:]
+        return Letterbox(height, width, *self.field.config.input_size).apply(frame).to(self.field.delta_std)
+
+    def letterbox_flow(self, flow: Flow) -> Flow:
+        """Flow of the video as flow of the network's images."""
+        height, width = flow.weight.shape[-2:]
+        return Letterbox(height, width, self.field.config.height, self.field.config.width).apply_to_flow(flow)
+
+    def flow_source(
+        self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int
+    ) -> FlowSource:
+        """Where flow comes from; in both directions if it can, nowhere if no estimator is given."""
+        return FlowSource(estimator, precomputed, bidirectional=True)
+
+    # ---- measuring ----------------------------------------------------------------------------------------------------
+
+    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
+        """Begin at a frame: at q0 [rad or m], which is exact, or at the pose that the network predicts."""
+        features = self.field.encode(frame[None])
+        if q0 is None:
+            pose, std = (x[0] for x in self.field.predict_pose(features))
+            initial = Gaussian(torch.minimum(torch.maximum(pose, limits.lower), limits.upper), torch.diag(std**2))
+        else:
+            initial = Gaussian(q0, torch.diag(torch.zeros_like(q0)))
+        self._previous = FieldEvaluation.of(self.field, features, initial.mean[None])
+        return initial
+
+    def initial_velocity(self, dt: float, limits: JointLimits) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+        """Standard deviation [rad/s or m/s] and correlation of the velocities in training."""
+        return torch.minimum(self.field.delta_std / dt, limits.velocity), self.field.delta_correlation
+
+    def measure(
+        self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
+    ) -> Measurement | None:
+        """Measure a frame; None if it cannot be solved.
+
+        Args:
+            frame: finite, same size as the first.
+            flows: measured elsewhere, from the last accepted frame to this one and perhaps back; the network matches the
+                frames itself if there are none.
+        """
+        features = self.field.encode(frame[None])
+        current = FieldEvaluation.of(self.field, features, prediction.q[None])
+        prior = Gaussian(prediction.step.mean[None], prediction.step.covariance[None])
+        estimate = estimate_step(
+            self.field, self._previous, current, *flows, prior=prior, refinement_stages=self.options.refinement_stages
+        )
+        solution = estimate.solution
+        if not bool(solution.valid[0]):
+            return None
+        self._features, position = features, None
+        if self.options.use_pose_readings:
+            pose, std = (x[0] for x in self.field.predict_pose(features))
+            position = Gaussian(pose, torch.diag(std**2 * self.options.correlation_length))
+        return Measurement(
+            step=Gaussian(solution.delta_q[0], finite_covariance(solution.covariance[0])),
+            position=position,
+            residual=solution.residual[0],
+            explained_fraction=solution.explained_fraction[0],
+            observable=solution.observable[0],
+            valid=not self._is_lost(estimate),
+        )
+
+    def accept(self, q: Float[Tensor, " n"]) -> None:
+        """The frame that was measured last becomes the one to compare with."""
+        self._previous = FieldEvaluation.of(self.field, self._features, q[None])
+
+    def correct(self, q: Float[Tensor, " n"]) -> None:
+        """The last accepted frame shows q."""
+        self._previous = FieldEvaluation.of(self.field, self._previous.features, q[None])
+
+    def inflate(self, covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+        """Covariance of a step by the factors that were calibrated on videos, whose errors last over frames."""
+        std_scale = self.field.video_std_scale.to(covariance)
+        return covariance * std_scale[:, None] * std_scale
+
+    def _is_lost(self, estimate: StepEstimate) -> bool:
+        """Whether there was motion and hardly any of it was the robot's."""
+        residual = float(estimate.solution.residual[0])
+        explained_fraction = float(estimate.solution.explained_fraction[0])
+        motion = residual / max(1e-6, 1 - explained_fraction) ** 0.5
+        return motion > self.options.min_image_motion and explained_fraction < 1 - self.options.max_unexplained
+
+
+def training_limits(config: LearnedFieldConfig, like: Tensor) -> JointLimits:
+    """Limits of joints of which only a recording is known: its range, a little widened, and any speed."""
+    lower, upper = (torch.tensor(x).to(like) for x in (config.q_lower, config.q_upper))
+    margin = _RANGE_MARGIN * (upper - lower)
+    return JointLimits(
+        lower - margin,
+        upper + margin,
+        torch.full_like(lower, torch.inf),
+        _STEP_SCALE * torch.tensor(config.delta_std).to(like),
+    )

@@ -1,0 +1,298 @@
+"""Tracking a robot's joint positions through a video: predict, measure, update; and smoothing afterwards.
+
+One constant-velocity Kalman filter for every kind of field. What differs is the measurement model: how a frame is compared
+with the previous one, and what it says about the pose itself. The tracker is streaming; its memory does not grow unless
+`keep_history` asks for smoothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jidm.estimation.kalman import FilterOptions, Gaussian, KalmanState, rts_smooth
+from jidm.flow.base import Flow
+
+_MIN_DT = 1e-3  # frames are never closer in time than this [s]
+
+
+@dataclass(frozen=True, eq=False)
+class JointLimits:
+    """What the joints can do.
+
+    Attributes:
+        lower, upper: positions [rad or m].
+        velocity: speed [rad/s or m/s], may be infinite.
+        joint_scale: a typical motion, by which rad and m are compared [rad or m].
+    """
+
+    lower: Float[Tensor, " n"]
+    upper: Float[Tensor, " n"]
+    velocity: Float[Tensor, " n"]
+    joint_scale: Float[Tensor, " n"]
+
+    def max_step(self, dt: float) -> Float[Tensor, " n"]:
+        """Largest step within dt seconds [rad or m]; a quarter of the scale for joints without a speed limit."""
+        return torch.where(self.velocity.isfinite(), self.velocity * dt, self.joint_scale * 0.25)
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedStep:
+    """One step: everything (n,) or (n, n) or scalar; see `JointMotion` for the meaning of each."""
+
+    delta_q: Tensor
+    position: Tensor
+    position_covariance: Tensor
+    covariance: Tensor
+    residual: Tensor
+    explained_fraction: Tensor
+    observable: Tensor
+    valid: bool
+    accepted: bool = True
+    """Whether the frame was measured: the next step starts from it. False for a frame that shows nothing known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What one frame says.
+
+    Attributes:
+        step: joint step since the last accepted frame [rad or m].
+        position: joint positions in the frame [rad or m]; None where it says nothing about them.
+        residual: image motion of the robot that the step does not explain [px rms].
+        explained_fraction: fraction of the image motion's energy that it explains.
+        observable: (n,) joints that the camera can tell apart.
+        valid: whether the step may be used.
+    """
+
+    step: Gaussian
+    position: Gaussian | None
+    residual: Float[Tensor, ""]
+    explained_fraction: Float[Tensor, ""]
+    observable: Bool[Tensor, " n"]
+    valid: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What is expected of a frame before it is measured.
+
+    Attributes:
+        q: (n,) joint positions [rad or m]. step: since the last accepted frame.
+        bounds: lower and upper joint positions that can be reached.
+        dt: time since the last accepted frame [s].
+    """
+
+    q: Float[Tensor, " n"]
+    step: Gaussian
+    bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]]
+    dt: float
+
+
+class MeasurementModel(Protocol):
+    """How frames are measured with one kind of Jacobian field; holds what it needs of the last accepted frame."""
+
+    @property
+    def filter(self) -> FilterOptions:
+        """Options of the filter that suit its measurements."""
+        ...
+
+    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
+        """Begin at a frame: at q0, which is exact, or at the pose that the frame shows."""
+        ...
+
+    def initial_velocity(
+        self, dt: float, limits: JointLimits
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"] | None]:
+        """Standard deviation [rad/s or m/s] and correlation of the velocities before anything was measured."""
+        ...
+
+    def measure(
+        self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
+    ) -> Measurement | None:
+        """Measure a frame; None if it shows nothing that was there before."""
+        ...
+
+    def accept(self, q: Float[Tensor, " n"]) -> None:
+        """The frame that was measured last becomes the one to compare with, its joint positions being q."""
+        ...
+
+    def correct(self, q: Float[Tensor, " n"]) -> None:
+        """The joint positions in the last accepted frame are q after all."""
+        ...
+
+    def inflate(self, covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+        """Covariance of a step with errors that last over frames counted in."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _FilterStep:
+    """An accepted frame: the state (positions and velocities) before and after its update, the transition to it from the
+    frame before, and the time since that [s]."""
+
+    predicted: Gaussian
+    filtered: Gaussian
+    transition: Float[Tensor, "m m"]
+    dt: float
+
+
+class Tracker:
+    """Tracks one robot in one video.
+
+    Args:
+        model: how frames are measured.
+        limits: of the joints; positions and speeds stay inside.
+        keep_history: keep what `smooth` needs, (2n)^2 numbers a frame.
+    """
+
+    def __init__(self, model: MeasurementModel, limits: JointLimits, *, keep_history: bool = False) -> None:
+        self.model, self.limits, self.keep_history = model, limits, keep_history
+
+    def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None) -> None:
+        """Begin at a frame; without q0 [rad or m] at the pose that the frame shows."""
+        # A stated pose outside the limits is accepted; from there the joints may only move back.
+        self._lower = self.limits.lower if q0 is None else torch.minimum(self.limits.lower, q0)
+        self._upper = self.limits.upper if q0 is None else torch.maximum(self.limits.upper, q0)
+        initial = self.model.start(frame, q0, self.limits)
+        self.q, self.position_covariance = initial.mean, initial.covariance
+        self._state: KalmanState | None = None
+        self._initial_state: Gaussian | None = None
+        self._elapsed = 0.0
+        self._history: list[_FilterStep] = []
+
+    def skip(self, dt: float) -> TrackedStep:
+        """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
+        self._elapsed += dt
+        zero = torch.zeros_like(self.q)
+        inflated = self.position_covariance + torch.diag(self.limits.max_step(self._elapsed) ** 2)
+        return TrackedStep(
+            delta_q=zero,
+            position=self.q,
+            position_covariance=inflated,
+            covariance=torch.diag(self.limits.max_step(dt) ** 2),
+            residual=zero.new_zeros(()),
+            explained_fraction=zero.new_zeros(()),
+            observable=torch.zeros_like(zero, dtype=torch.bool),
+            valid=False,
+            accepted=False,
+        )
+
+    def step(self, frame: Float[Tensor, "3 H W"], dt: float, *flows: Flow) -> TrackedStep:
+        """Track the robot into the next frame.
+
+        Args:
+            frame: finite, same size as the first.
+            dt: time since the previous frame, skipped ones included [s].
+            flows: from the last accepted frame to this one, perhaps also back; measured elsewhere.
+        """
+        gap, interval = self._elapsed, max(self._elapsed + dt, _MIN_DT)
+        options = self.model.filter
+        if self._state is None:
+            std, correlation = self.model.initial_velocity(max(dt, _MIN_DT), self.limits)
+            self._state = KalmanState.initialize(self.q, self.position_covariance, std, correlation)
+            self._initial_state = self._state.gaussian
+        max_step = self.limits.max_step(interval)
+        floor = options.process_noise_floor * max_step if options.process_noise_floor else None
+        transition = self._state.transition(interval, options.velocity_time_constant)
+        state = predicted = self._state.predict(interval, options.velocity_time_constant, floor)
+        measurement = self.model.measure(frame, self._prediction(state, interval, max_step), self.limits, *flows)
+        if measurement is None:
+            return self.skip(dt)
+        measured_step = Gaussian(self._limit_speed(measurement.step.mean, interval), measurement.step.covariance)
+        state = state.update_step(measured_step, interval, options.gate)
+        if measurement.position is not None:
+            state = state.update_position(measurement.position, options.gate)
+        step = self._feasible_step(state, interval)
+        self.q = self._clamp_to_limits(state.q.to(self.q))
+        self._state = replace(state, q=self.q.double()).adapt_process_noise(options.process_noise_window)
+        self.position_covariance = state.position_covariance.to(self.q)
+        if self.keep_history:
+            self._history.append(_FilterStep(predicted.gaussian, self._state.gaussian, transition, interval))
+        self._widen_limits()
+        self._elapsed = 0.0
+        self.model.accept(self.q)
+        valid = gap == 0.0 and measurement.valid
+        return TrackedStep(
+            delta_q=step if valid else torch.zeros_like(step),
+            position=self.q,
+            position_covariance=self.position_covariance,
+            covariance=self.model.inflate(state.step_marginal(interval).covariance.to(self.q)),
+            residual=measurement.residual,
+            explained_fraction=measurement.explained_fraction,
+            observable=measurement.observable,
+            valid=valid,
+        )
+
+    def correct(self, q: Float[Tensor, " n"], std: float) -> None:
+        """Joint positions in the last accepted frame as the robot itself measured them [rad or m], and how exactly."""
+        measured = Gaussian(q.to(self.q), torch.diag(torch.full_like(self.q, std**2)))
+        if self._state is None:
+            self.q, self.position_covariance = measured.mean, measured.covariance
+        else:
+            self._state = self._state.update_position(measured)
+            self.q = self._state.q.to(self.q)
+            self.position_covariance = self._state.position_covariance.to(self.q)
+        self._widen_limits()
+        self.model.correct(self.q)
+
+    def smooth(self, steps: Sequence[TrackedStep]) -> list[TrackedStep]:
+        """All steps since `start`, given the frames after them as well (Rauch-Tung-Striebel); needs `keep_history`.
+
+        Steps that are not valid stay so; the pose at a frame that was not accepted is held as before it.
+        """
+        if self._initial_state is None or not self._history:
+            return list(steps)
+        n, smoothed, position = len(self.q), [], steps[0].position
+        states = rts_smooth(
+            [x.predicted for x in self._history],
+            [self._initial_state, *(x.filtered for x in self._history)],
+            [x.transition for x in self._history],
+        )
+        remaining = zip(states[1:], self._history, strict=True)
+        for step in steps:
+            if not step.accepted:
+                smoothed.append(replace(step, position=position))
+                continue
+            state, record = next(remaining)
+            q, velocity = (x.to(self.q) for x in (state.mean[:n], state.mean[n:]))
+            position = self._clamp_to_limits(q)
+            smoothed.append(
+                replace(
+                    step,
+                    delta_q=self._limit_speed(velocity * record.dt, record.dt) if step.valid else step.delta_q,
+                    position=position,
+                    position_covariance=state.covariance[:n, :n].to(self.q),
+                    covariance=self.model.inflate((state.covariance[n:, n:] * record.dt**2).to(self.q)),
+                )
+            )
+        return smoothed
+
+    # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def _prediction(self, state: KalmanState, interval: float, max_step: Float[Tensor, " n"]) -> Prediction:
+        step = state.step_marginal(interval)
+        bounds = torch.maximum(self._lower, self.q - max_step), torch.minimum(self._upper, self.q + max_step)
+        q = self._clamp_to_limits(state.q.to(self.q))
+        return Prediction(q, Gaussian(step.mean.to(self.q), step.covariance.to(self.q)), bounds, interval)
+
+    def _feasible_step(self, state: KalmanState, interval: float) -> Float[Tensor, " n"]:
+        """The filtered step, no faster than the joints move and no further than their limits."""
+        step = self._limit_speed(state.step_marginal(interval).mean.to(self.q), interval)
+        return self._clamp_to_limits(self.q + step) - self.q
+
+    def _limit_speed(self, step: Float[Tensor, " n"], interval: float) -> Float[Tensor, " n"]:
+        max_step = self.limits.velocity * interval
+        return step.clamp(-max_step, max_step)
+
+    def _clamp_to_limits(self, q: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return torch.minimum(torch.maximum(q, self._lower), self._upper)
+
+    def _widen_limits(self) -> None:
+        self._lower = torch.minimum(self.limits.lower, self.q)
+        self._upper = torch.maximum(self.limits.upper, self.q)

@@ -1,0 +1,79 @@
+"""Evaluations as tables of text, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("nve", "NVE", ".3f"),
+    ("nve_pairs", "NVE PAIRS", ".3f"),
+    ("nve_smoothed", "SMOOTHED", ".3f"),
+    ("action_mse", "ACTION MSE", ".2e"),
+    ("position_share", "WITHIN {tolerance}", ".1%"),
+    ("tip_error_mm", "TIP [mm]", ".1f"),
+    ("correlation_mean", "CORR", ".3f"),
+    ("flow_epe_px", "FLOW [px]", ".2f"),
+    ("field_error_mean", "FIELD", ".2f"),
+    ("coverage_68", "IN 68%", ".0%"),
+    ("coverage_95", "IN 95%", ".0%"),
+    ("valid_share", "VALID", ".0%"),
+    ("frames_per_second", "FRAMES/S", ".1f"),
+)
+
+
+def summary_table(
+    summaries: Sequence[Mapping[str, Any]], *, extra_columns: Sequence[tuple[str, str, str]] = ()
+) -> list[tuple[str, ...]]:
+    """Rows of text: a header, then one row per model; "-" where a metric does not exist.
+
+    Args:
+        summaries: from `jidm.evaluation.summary.summarize`, one per model.
+        extra_columns: (key, heading, format) each.
+    """
+    tolerance = next((f["tolerance"] for f in summaries if f.get("tolerance")), 0.05)
+    columns = [*_COLUMNS, *extra_columns]
+    rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in columns), "EPISODES")]
+    for f in summaries:
+        cells = ["-" if f.get(key) is None else format(f[key], form) for key, _, form in columns]
+        count = f"{f['episodes']}/{f['episodes'] + len(f['failed'])}"
+        rows.append((str(f["name"]), *cells, count))
+    return rows
+
+
+def comparison_table(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
+    """Rows of text: action MSE of one model divided by that of each other one.
+
+    Args:
+        comparisons: model -> result of `jidm.evaluation.summary.compare_models`.
+    """
+    rows: list[tuple[str, ...]] = [("MODEL", "OTHER", "MSE RATIO", "PAIRS", "SMOOTHED")]
+    for model, others in comparisons.items():
+        for other, ratios in others.items():
+            cells = [ratios[f"action_mse{kind}_ratio"] for kind in ("", "_pairs", "_smoothed")]
+            rows.append((model, other, *("-" if x is None else f"{x:.3f}" for x in cells)))
+    return rows
+
+
+def corruption_table(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
+    """Rows of text: how much the error rises under corruptions.
+
+    Args:
+        comparisons: corruption -> model -> result of `jidm.evaluation.summary.compare_corrupted`.
+    """
+    columns = (
+        ("nve_clean", "NVE CLEAN", ".3f"),
+        ("nve", "NVE", ".3f"),
+        ("nve_rise", "RISE", ".2f"),
+        ("nve_trusted_rise", "RISE TRUSTED", ".2f"),
+        ("invalid_share", "INVALID", ".0%"),
+        ("unobservable_share", "UNOBSERVABLE", ".0%"),
+        ("widened_share", "WIDENED", ".0%"),
+        ("coverage_95", "IN 95%", ".0%"),
+    )
+    rows = [("CORRUPTION", "MODEL", *(heading for _, heading, _ in columns))]
+    for corruption, models in comparisons.items():
+        for model, values in models.items():
+            cells = ("-" if values.get(key) is None else format(values[key], form) for key, _, form in columns)
+            rows.append((corruption, model, *cells))
+    return rows

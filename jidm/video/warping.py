@@ -1,0 +1,50 @@
+"""Warping images by flow, and their gradients."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def warp(
+    image: Float[Tensor, "b c H W"], flow: Float[Tensor, "b 2 h w"], corner: tuple[int, int] = (0, 0)
+) -> Float[Tensor, "b c h w"]:
+    """Backward warping: `image` at `x + flow(x)` [px of the same grid], bilinear, clamped at the border.
+
+    The second of two images is thus seen from the first one's grid. The flow may be that of a crop of the grid, whose first
+    row and column are the `corner`.
+    """
+    h, w = image.shape[-2:]
+    v = torch.arange(flow.shape[-2], dtype=flow.dtype, device=flow.device)[:, None] + corner[0]
+    u = torch.arange(flow.shape[-1], dtype=flow.dtype, device=flow.device) + corner[1]
+    grid = torch.stack([(2 * (u + flow[:, 0]) + 1) / w - 1, (2 * (v + flow[:, 1]) + 1) / h - 1], -1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def gradients(image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Central differences along u and v [1/px]."""
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    return (
+        (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2,
+        (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2,
+    )
+
+
+def symmetric_flow(
+    forward: Float[Tensor, "b 2 h w"], backward: Float[Tensor, "b 2 H W"], stride: int, corner: tuple[int, int] = (0, 0)
+) -> Float[Tensor, "b 2 h w"]:
+    """Flow from the first-order motion of both images, by the trapezoidal rule.
+
+    Args:
+        forward: the first image's motion to first order, on the first grid or a crop of it [px of the image].
+        backward: the second image's, in the same direction of time, on the second grid [px of the image].
+        stride: pixels of the image per cell.
+        corner: first row and column of the crop.
+
+    Returns:
+        Flow [px] whose error is of third order in the motion: the mean of the motion where a point leaves and where it
+        arrives.
+    """
+    return (forward + warp(backward, forward / stride, corner)) / 2
