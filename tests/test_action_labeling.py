@@ -81,7 +81,7 @@ def test_an_independent_reader_finds_the_decoded_motion(tmp_path: Path, version:
     assert sorted(found) == [0, 1, 2]
     for k, episode in found.items():
         recording = open_dataset(source).episode(k)
-        motion = idm().decode_whole(recording.video("top"), q0=recording.state[0], fps=FPS)[1]
+        motion = idm().decode(recording.video("top"), q0=recording.state[0], fps=FPS, smooth=True)
         ahead = torch.cat([motion.position[1:], motion.position[-1:]])
         np.testing.assert_allclose(episode["action"], ahead, atol=1e-12)
         np.testing.assert_allclose(episode[COVARIANCE][:-1], motion.covariance, rtol=1e-6)

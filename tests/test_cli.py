@@ -1,4 +1,4 @@
-"""The command line: what it loads, how it fails, what it leaves behind."""
+"""The command line: imports, errors, and output files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def finger() -> Embodiment:
     return load_embodiment("planar_finger_2")
 
 
-# ---- what it loads ----------------------------------------------------------------------------------------------------
+# ---- imports ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_verb_is_listed_and_light():
         assert jidm(verb, "--help").returncode == 0
 
 
-# ---- how it fails -----------------------------------------------------------------------------------------------------
+# ---- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_failure_is_one_line(line: str, code: int, words: str, tmp_path: Path, c
 
 @dataclass(frozen=True)
 class Failing:
-    """A verb that fails as it is told."""
+    """A verb that fails in the requested way."""
 
     how: str = "fault"
 
@@ -118,7 +118,7 @@ class Failing:
         ("interrupt", 130, "jidm: interrupted"),
         ("disk", 1, "jidm: plot.png: No space left on device"),
         ("own", 1, "jidm: a long story"),
-        ("fault", 1, "jidm: unexpected ZeroDivisionError: division by zero (a fault of jidm; --traceback shows where)"),
+        ("fault", 1, "jidm: unexpected ZeroDivisionError: division by zero (a bug in jidm; --traceback shows where)"),
     ],
 )
 def test_any_exception_is_one_line(
@@ -142,7 +142,7 @@ def test_ctrl_c_ends_at_once_and_in_one_line():
         "import jidm.cli as c; c.VERBS['fail'] = 'test_cli:Failing'\n"
         "sys.exit(c.main(['fail', '--how', 'sleep']))"
     )
-    # Whoever starts the tests in the background has them ignore Ctrl-C.
+    # Tests started in the background ignore Ctrl-C.
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -153,7 +153,7 @@ def test_ctrl_c_ends_at_once_and_in_one_line():
     assert (process.returncode, error) == (130, "jidm: interrupted\n")
 
 
-def test_reader_that_goes_away_is_no_error():
+def test_a_closed_output_pipe_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -167,10 +167,10 @@ def test_reader_that_goes_away_is_no_error():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-# ---- what it is told --------------------------------------------------------------------------------------------------
+# ---- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def test_start_pose_in_every_form(finger: Embodiment, tmp_path: Path):
+def test_initial_pose_in_every_form(finger: Embodiment, tmp_path: Path):
     first, second = finger.joint_names
     np.save(tmp_path / "q.npy", [0.1, -0.2])
     np.save(tmp_path / "trajectory.npy", [[0.1, -0.2], [0.3, 0.4]])
@@ -196,7 +196,7 @@ def test_start_pose_in_every_form(finger: Embodiment, tmp_path: Path):
         ("q.npy", "x", "not a .npy file"),
     ],
 )
-def test_wrong_start_pose_is_refused(name: str, content: str, words: str, finger: Embodiment, tmp_path: Path):
+def test_wrong_initial_pose_is_refused(name: str, content: str, words: str, finger: Embodiment, tmp_path: Path):
     (tmp_path / name).write_text(content)
     with pytest.raises(JidmError) as refused:
         inputs.read_q0((str(tmp_path / name),), finger)
@@ -217,20 +217,12 @@ def test_camera_by_name_and_by_file(finger: Embodiment, tmp_path: Path):
         assert finger.camera(given).to_dict() == camera.to_dict()
 
 
-def test_camera_follows_the_video_only_if_the_view_is_the_same():
+def test_camera_is_resized_only_to_the_same_aspect_ratio():
     camera = Camera.look_at((1, 1, 1), (0, 0, 0), width=320, height=240)
-    video = Path("v.mp4")
-    assert inputs.resize_camera(camera, 320, 240, video) is camera
-    assert (half := inputs.resize_camera(camera, 160, 120, video)).width == 160 and half.height == 120
-    with pytest.raises(CameraError, match=r"320x240, v\.mp4 is 320x180"):
-        inputs.resize_camera(camera, 320, 180, video)
-
-
-def test_robot_by_name_urdf_and_folder():
-    folder = REPOSITORY / "embodiments" / "planar_finger_2"
-    named = inputs.find_robot("planar_finger_2")
-    assert inputs.find_robot(str(folder)) == inputs.find_robot(str(folder / "embodiment.toml")) == named
-    assert inputs.find_robot(str(folder / "robot.urdf")).joint_names == named.joint_names
+    assert inputs.resize_camera(camera, 320, 240) is camera
+    assert (half := inputs.resize_camera(camera, 160, 120)).width == 160 and half.height == 120
+    with pytest.raises(CameraError, match=r"320x240, the video is 320x180"):
+        inputs.resize_camera(camera, 320, 180)
 
 
 # ---- embodiments and doctor -------------------------------------------------------------------------------------------
@@ -242,7 +234,7 @@ def test_table_lists_every_robot(capsys: pytest.CaptureFixture[str]):
     assert [line.split()[0] for line in lines[1:]] == list(embodiment_names())
 
 
-def test_show_says_everything(capsys: pytest.CaptureFixture[str]):
+def test_show_prints_the_whole_descriptor(capsys: pytest.CaptureFixture[str]):
     robot = load_embodiment("panda")
     assert cli.main(["embodiments", "show", "panda"]) == 0
     text = capsys.readouterr().out
@@ -260,7 +252,7 @@ def test_show_says_everything(capsys: pytest.CaptureFixture[str]):
     np.testing.assert_array_equal(data["upper"], robot.upper)
 
 
-def test_doctor_tells_ok_from_broken_from_crashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_doctor_distinguishes_ok_broken_and_crashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text(
         "import jidm.cli.probes as p, os\n"
         "p.fine = lambda: 'fine'\n"
@@ -288,7 +280,7 @@ def test_doctor_names_what_to_install():
         ("msgpack", "missing"),
         ("pytorch3d", "missing"),
     ]
-    assert "pip install 'jidm[serve]'" in found[1].detail and "build it from its source" in found[2].detail
+    assert "pip install 'jidm[serve]'" in found[1].detail and "build it from source" in found[2].detail
 
 
 def test_doctor_knows_the_declared_dependencies():
@@ -318,7 +310,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_demo_leaves_numbers_and_pictures(demo: Path):
+def test_demo_writes_numbers_and_plots(demo: Path):
     from jidm.estimation.result import JointMotion
     from jidm.video.io import read_video
 
@@ -340,7 +332,7 @@ def test_demo_leaves_numbers_and_pictures(demo: Path):
     assert summary["frames"] == 5 and summary["embodiment"] == "planar_finger_2"
     with (demo / "errors.csv").open() as file:
         rows = {row["joint"]: row for row in csv.DictReader(file)}
-    # The error table is recomputed here from the files, in another way than the program does.
+    # The error table is recomputed from the files, in another way than the program does.
     error = np.diff(motion.position.double().numpy() - truth, axis=0)
     for k, joint in enumerate(motion.joint_names):
         expected = np.abs(error[:, k]).sum() / np.abs(np.diff(truth[:, k])).sum()

@@ -1,4 +1,4 @@
-"""`jidm fit-scales`, `score`, `rank` and `report`, as a user meets them."""
+"""`jidm fit-scales`, `score`, `rank` and `report` from the command line."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ NAME, FRAMES, FPS, VIDEOS = "planar_finger_2", 6, 16.0, 5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos, one of them broken, their first poses, a camera and scales."""
+    """Videos, some with a jump and one too short, their initial poses, a camera and scales."""
     folder = tmp_path_factory.mktemp("reward")
     robot = load_embodiment(NAME)
     camera = robot.camera().resized(70, 100)
     camera.save(folder / "camera.json")
     poses = {}
-    with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
+    with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
         for k in range(VIDEOS):
             q = smooth_motion(robot, FRAMES, 1 / FPS, k)
-            video = torch.from_numpy(world.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255
+            video = torch.from_numpy(renderer.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255
             write_video(folder / f"good{k}.mp4", video, fps=FPS)
             poses[f"good{k}.mp4"] = poses[f"bad{k}.mp4"] = q[0].tolist()
             video[3:] = video[3:].roll(20, -1)
@@ -37,23 +37,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "short.mp4", video[:2], fps=FPS)
     poses["short.mp4"] = poses["bad0.mp4"]
     (folder / "q0.json").write_text(json.dumps(poses))
-    judge = f"--embodiment {NAME} --camera {folder}/camera.json --q0 {folder}/q0.json"
-    (folder / "judge").write_text(judge)
+    model = f"--embodiment {NAME} --camera {folder}/camera.json --q0 {folder}/q0.json"
+    (folder / "model").write_text(model)
     good = " ".join(str(folder / f"good{k}.mp4") for k in range(VIDEOS))
-    assert cli.main(f"fit-scales {good} {judge} --out {folder}/scales.json".split()) == 0
+    assert cli.main(f"fit-scales {good} {model} --out {folder}/scales.json".split()) == 0
     return folder
 
 
 def run(folder: Path, line: str) -> int:
-    return cli.main(line.format(f=folder, judge=(folder / "judge").read_text()).split())
+    return cli.main(line.format(f=folder, model=(folder / "model").read_text()).split())
 
 
 def test_scored_ranked_and_resumed(folder: Path, capsys: pytest.CaptureFixture[str]):
     videos = "{f}/good0.mp4 {f}/bad0.mp4 {f}/good1.mp4 {f}/short.mp4"
-    line = f"score {videos} {{judge}} --scales {{f}}/scales.json --out {{f}}/scores.jsonl"
+    line = f"score {videos} {{model}} --scales {{f}}/scales.json --out {{f}}/scores.jsonl"
     assert run(folder, line) == 0
-    said = capsys.readouterr().out
-    assert "4 videos, 4 of them new" in said and "1 could not be judged" in said and "2 frames" in said
+    out = capsys.readouterr().out
+    assert "4 videos, 4 of them new" in out and "1 could not be scored" in out and "2 frames" in out
     assert run(folder, line) == 0
     assert "0 of them new" in capsys.readouterr().out
     assert run(folder, "rank {f}/scores.jsonl --best 3 --out {f}/ranking.png") == 0
@@ -62,8 +62,8 @@ def test_scored_ranked_and_resumed(folder: Path, capsys: pytest.CaptureFixture[s
     assert (folder / "ranking.png").stat().st_size > 1000
 
 
-def test_a_report_needs_nothing_beside_it(folder: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(folder, "report {f}/bad1.mp4 {judge} --scales {f}/scales.json --out {f}/report.html") == 0
+def test_a_report_is_self_contained(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(folder, "report {f}/bad1.mp4 {model} --scales {f}/scales.json --out {f}/report.html") == 0
     assert "frame 3" in capsys.readouterr().out
     page = (folder / "report.html").read_text()
     assert page.count("data:image/") == 3 and "http" not in page and "frame 3" in page
@@ -73,16 +73,16 @@ def test_a_report_needs_nothing_beside_it(folder: Path, capsys: pytest.CaptureFi
     ("line", "says"),
     [
         ("score {f}/good0.mp4", "--checkpoint"),
-        ("score {f}/good0.mp4 {judge} --out {f}/x.jsonl", "jidm fit-scales"),
-        ("score {f}/nothing {judge} --scales {f}/scales.json", "nothing"),
-        ("score {f}/good0.mp4 {judge} --scales {f}/q0.json --out {f}/x.jsonl", "no calibration"),
-        ("score {f}/good0.mp4 {judge} --scales {f}/scales.json --shard 2/2 --out {f}/x.jsonl", "i/N"),
-        ("fit-scales {f}/good0.mp4 {judge} --out {f}/few.json", "at least 5 good videos"),
+        ("score {f}/good0.mp4 {model} --out {f}/x.jsonl", "jidm fit-scales"),
+        ("score {f}/nothing {model} --scales {f}/scales.json", "nothing"),
+        ("score {f}/good0.mp4 {model} --scales {f}/q0.json --out {f}/x.jsonl", "no scales"),
+        ("score {f}/good0.mp4 {model} --scales {f}/scales.json --shard 2/2 --out {f}/x.jsonl", "i/N"),
+        ("fit-scales {f}/good0.mp4 {model} --out {f}/few.json", "at least 5 good videos"),
         ("rank {f}/absent.jsonl", "jidm score"),
-        ("report {f}/short.mp4 {judge} --scales {f}/scales.json", "2 frames"),
+        ("report {f}/short.mp4 {model} --scales {f}/scales.json", "2 frames"),
     ],
 )
 def test_errors_are_one_line_with_the_remedy(folder: Path, capsys: pytest.CaptureFixture[str], line: str, says: str):
     assert run(folder, line) == 1
-    told = capsys.readouterr().err.strip()
-    assert says in told and len(told.splitlines()) == 1
+    error = capsys.readouterr().err.strip()
+    assert says in error and len(error.splitlines()) == 1

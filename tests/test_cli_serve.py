@@ -1,4 +1,4 @@
-"""`jidm serve` as a process: it says where it listens, answers, stops when told to, and refuses in one line."""
+"""`jidm serve` as a process: prints its address, answers, stops on SIGTERM, and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def test_a_server_starts_answers_and_stops(tmp_path: Path) -> None:
         (["--host", "192.0.2.1"], "cannot listen"),
     ],
 )
-def test_wrong_settings_are_told_in_one_line(wrong: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_settings_are_errors_of_one_line(
+    wrong: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = wrong if "--checkpoint" in wrong else ["--checkpoint", "finger-5", *wrong]
     assert main(["serve", *given]) == 1
-    told = capsys.readouterr().err
-    assert words in told and len([line for line in told.splitlines() if line.startswith("jidm:")]) == 1
+    error = capsys.readouterr().err
+    assert words in error and len([line for line in error.splitlines() if line.startswith("jidm:")]) == 1

@@ -36,8 +36,8 @@ def scene():
     robot = load_embodiment(NAME)
     camera = robot.camera().resized(SIZE, SIZE * 10 // 7)
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
-    with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
-        videos = [world.render_video(q, camera).rgb for q in motions]
+    with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
+        videos = [renderer.render_video(q, camera).rgb for q in motions]
     idm = JacobianIDM.from_embodiment(
         robot, camera=camera, limits="none", points=800, options=AnalyticOptions(refine="none")
     )

@@ -28,8 +28,8 @@ NAME, FRAMES, FPS, GOOD = "finger-5", 6, 16.0, 5
 def render_videos(robot: Embodiment, camera: Camera, count: int) -> Tensor:
     """(count, T, 3, H, W) of random motions."""
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(count)]
-    with Scene(robot, appearance=Appearance.textured("picture"), exact=False) as world:
-        videos = np.stack([world.render_video(q, camera).rgb for q in motions])
+    with Scene(robot, appearance=Appearance.textured("picture"), exact=False) as renderer:
+        videos = np.stack([renderer.render_video(q, camera).rgb for q in motions])
     return torch.from_numpy(videos).permute(0, 1, 4, 2, 3).double() / 255
 
 

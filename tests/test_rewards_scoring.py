@@ -38,10 +38,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory):
     robot = load_embodiment(NAME)
     camera = robot.camera().resized(70, 100)
     paths, poses, videos = [], {}, []
-    with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
+    with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
         for k in range(VIDEOS):
             q = smooth_motion(robot, FRAMES, 1 / FPS, k)
-            videos.append(torch.from_numpy(world.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255)
+            videos.append(torch.from_numpy(renderer.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255)
             paths.append(str(folder / f"{k}.mp4"))
             write_video(paths[-1], videos[-1], fps=FPS)
             poses[f"{k}.mp4"] = q[0].tolist()

@@ -1,7 +1,7 @@
 """The command line, `jidm <verb>`: each verb is a typed dataclass with `run()`, found in the table below.
 
-Nothing heavy is loaded before a verb runs, so `jidm --help` answers at once. Every failure is one line on standard
-error and a non-zero exit code: 2 for a wrong command line, 1 for anything else, 130 for Ctrl-C.
+Heavy packages are loaded only when a verb runs, so that `jidm --help` is fast. Every failure is one line on standard error
+and a non-zero exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for anything else.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ VERBS = {
     "dataset": "jidm.cli.dataset:Dataset",
     "doctor": "jidm.cli.doctor:Doctor",
 }
-"""Verb -> where its dataclass lives. A new verb is one file and one line here."""
+"""Verb -> its dataclass. A new verb is one file and one line here."""
 
 _DESCRIPTION = """Joint velocities out of robot video, for any robot.
 
-Failures are one line; --traceback anywhere on the line shows where they come from. --version prints the version."""
+Failures are one line; --traceback anywhere on the line shows the full traceback. --version prints the version."""
 
 
-@runtime_checkable
+@runtime_checkable  # so that annotations can be checked in tests
 class Verb(Protocol):
-    """What a verb's dataclass offers once its fields are filled from the command line."""
+    """A verb's dataclass; its fields are filled from the command line."""
 
     def run(self) -> int | None:
-        """Do it; the exit code, 0 if None."""
+        """Run the verb; returns the exit code, None means 0."""
         ...
 
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # Whoever read our output is gone (`jidm ... | head`); without this Python complains once more at exit.
+        # The reader of the output is gone (`jidm ... | head`); without this Python prints another error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> Verb | int:
-    """The filled dataclass of the chosen verb, or the exit code when there is nothing to run."""
+    """The filled dataclass of the chosen verb, or an exit code if there is nothing to run."""
     import tyro
 
     verbs = {name: _load(where) for name, where in VERBS.items()}
@@ -111,12 +111,12 @@ def _one_line(error: Exception) -> str:
         return text
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"unexpected {type(error).__name__}: {text or 'no message'} (a fault of jidm; --traceback shows where)"
+    return f"unexpected {type(error).__name__}: {text or 'no message'} (a bug in jidm; --traceback shows where)"
 
 
 def _flatten(boxed: str) -> str:
-    """Tyro's framed complaint as one line."""
-    # The frame's top repeats what follows; deep lines explain arguments, which --help does better.
+    """Tyro's framed error message as one line."""
+    # The top of the frame repeats what follows; deeply indented lines explain arguments, as --help does.
     body = (line for line in boxed.splitlines() if not line.startswith("╭") and not re.match(r"│ {9}", line))
     lines = [re.sub(r"[│╰╯─]+", " ", line).strip() for line in body]
     text = " ".join(" ".join(line for line in lines if line).split())

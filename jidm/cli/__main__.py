@@ -1,4 +1,4 @@
-"""`python -m jidm.cli`, for where the script is not on the path."""
+"""`python -m jidm.cli`, if the script is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`jidm babble`: record a robot's self-play in simulation as a LeRobot data set."""
+"""`jidm babble`: record motor babbling of a robot in simulation as a LeRobot data set."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import tyro
 
 @dataclass(kw_only=True)
 class Babble:
-    """Record a robot's self-play in simulation as a LeRobot data set.
+    """Record motor babbling of a robot in simulation as a LeRobot data set.
 
-    Started again after an interruption it records what is missing; several machines share the work with --shard.
+    An interrupted run resumes with the missing episodes; several machines share the work with --shard.
 
     Args:
         embodiment: name of the robot.
         out: folder of the data set.
-        episodes: how many.
-        frames: of each episode.
-        fps: frames a second.
-        camera: names of the robot's cameras whose direction of view is used.
-        width: of the pictures, pixels.
-        height: of the pictures, pixels.
-        seed: of everything.
+        episodes: number of episodes.
+        frames: frames per episode.
+        fps: frame rate [1/s].
+        camera: names of the robot's cameras whose viewing directions are used.
+        width: of the images [px].
+        height: of the images [px].
+        seed: of all random numbers.
         appearance: random, plain or textured.
-        crop_fraction: share of all poses in which the robot may reach out of the picture; more shows it larger.
-        range_fraction: share of the usable joint range that motions cover.
+        crop_fraction: fraction of all poses in which the robot may leave the image; larger values show it larger.
+        range_fraction: fraction of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
-        workers: processes at work.
-        shard: i/N records only every N-th episode from the i-th on.
-        ray: let a Ray cluster do it: its address, "auto" for the one that runs here, "local" for one of its own.
-        max_objects: most things standing around, when the look is random.
+        workers: parallel processes.
+        shard: i/N records every N-th episode starting at the i-th.
+        ray: address of a Ray cluster to run on, "auto" for the one on this machine, "local" to start one.
+        max_objects: largest number of objects in the scene, if the appearance is random.
     """
 
     embodiment: Annotated[str, tyro.conf.Positional]
@@ -54,7 +54,7 @@ class Babble:
     max_objects: int = 5
 
     def run(self) -> None:
-        """Record."""
+        """Record the data set."""
         from jidm.cli.text import parse_shard
         from jidm.sim.babble import BabbleConfig, babble
 
@@ -65,5 +65,5 @@ class Babble:
         )  # fmt: skip
         babble(config, self.out, workers=self.workers, shard=parse_shard(self.shard), ray=self.ray, progress=True)
         print(
-            f"{self.out}: {self.episodes} episodes of {self.frames} frames asked for; see `jidm dataset show {self.out}`"
+            f"{self.out}: {self.episodes} episodes of {self.frames} frames requested; see `jidm dataset show {self.out}`"
         )

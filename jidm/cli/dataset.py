@@ -1,4 +1,4 @@
-"""`jidm dataset`: what a recording holds, and what is wrong with it."""
+"""`jidm dataset`: summarize a recorded data set, or validate it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Show:
-    """Counts, joint space, steps, actions, cameras and recipe; with --out also pictures."""
+    """Counts, joint space, steps, actions, cameras and recipe; with --out also plots."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
@@ -30,13 +30,13 @@ class Show:
     """Folder for frames_<camera>.png, flow_<camera>.png and coverage.png."""
 
     embodiment: str | None = None
-    """Robot whose limits coverage is measured in; the recipe's if it names one jidm knows."""
+    """Robot whose joint limits define coverage; the recipe's robot if it is registered."""
 
     episodes: int = 6
-    """Episodes per camera whose pictures are looked at; 0 = none."""
+    """Episodes per camera whose images are sampled; 0 = none."""
 
     flow: bool = True
-    """Measure the motion of the picture in them."""
+    """Measure optical flow in them."""
 
     def run(self) -> int:
         from jidm.datasets import open_dataset
@@ -55,17 +55,17 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Check:
-    """Every problem on a line of its own; exit code 1 if there is one."""
+class Validate:
+    """Every problem on its own line; exit code 1 if there is one."""
 
     folder: tyro.conf.Positional[Path]
     """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
 
     embodiment: str | None = None
-    """Robot to hold joints and limits against; the recipe's if it names one jidm knows."""
+    """Robot to compare joints and limits with; the recipe's robot if it is registered."""
 
     decode: bool = False
-    """Also decode every picture; slow, finds damage inside the videos."""
+    """Also decode every frame; slow, finds damage inside the videos."""
 
     def run(self) -> int:
         from jidm.datasets import open_dataset, validate_dataset
@@ -74,7 +74,7 @@ class Check:
         try:
             robot = _robot(open_dataset(self.folder), self.embodiment)
         except DatasetError:
-            robot = None  # the check says what is wrong
+            robot = None  # the validation below reports the problem
         problems = validate_dataset(self.folder, embodiment=robot, decode=self.decode)
         for problem in problems:
             print(problem)
@@ -84,23 +84,23 @@ class Check:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Look at a recorded data set, or check it."""
+    """Summarize a recorded data set, or validate it."""
 
-    action: Annotated[Show, tyro.conf.subcommand("show")] | Annotated[Check, tyro.conf.subcommand("check")]
+    action: Annotated[Show, tyro.conf.subcommand("show")] | Annotated[Validate, tyro.conf.subcommand("validate")]
 
     def run(self) -> int:
         return self.action.run()
 
 
 def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
-    """The named robot, or the recipe's where it can be loaded here."""
-    from jidm.cli.inputs import find_robot
+    """The named robot, or the recipe's if it can be loaded."""
+    from jidm.robot.registry import load_embodiment
 
     if name is not None:
-        return find_robot(name)
+        return load_embodiment(name)
     recorded = dataset.recipe.get("embodiment")
     try:
-        return find_robot(recorded) if isinstance(recorded, str) else None
+        return load_embodiment(recorded) if isinstance(recorded, str) else None
     except JidmError:
         return None
 
@@ -130,19 +130,19 @@ def _text(
     yield ""
     yield columns([("JOINT", "LOW", "HIGH", "COVERED", "STEP RMS", "STEP MAX", "MOVING"), *_joint_rows(stats)])
     within = "limits" if stats.uses_limits else "recorded range"
-    yield f"covered: share of 20 parts of the {within}; of the 10 x 10 parts of two joints' plane {stats.pair_coverage:.0%} on average"
-    yield "positions in rad or m as recorded, steps per frame; moving: share of steps above 1e-4"
+    yield f"covered: fraction of 20 bins of the {within}; of 10 x 10 bins of two joints {stats.pair_coverage:.0%} on average"
+    yield "positions in rad or m as recorded, steps per frame; moving: fraction of steps above 1e-4"
     if stats.actions:
         yield ""
         yield columns([("ACTION", "LOW", "HIGH"), *_action_rows(stats)])
     for camera, samples in camera_samples.items():
         yield ""
         head = ("EPISODE", "REPEATED", "FLOW AT", "MOVING", "MEDIAN px", "95 % px", "WEIGHT")
-        yield f"pictures of {camera}"
+        yield f"images of {camera}"
         yield columns([head, *_image_rows(samples)])
     if camera_samples:
-        yield "repeated: share of the faster half of the steps over which the picture stays the same"
-        yield "flow over one brisk step; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
+        yield "repeated: fraction of the faster half of the steps over which the image stays the same"
+        yield "flow over one fast step; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
 
 
 _COMMON = {"observation.state", "action", "timestamp", "frame_index", "episode_index", "index", "task_index"}
@@ -185,7 +185,8 @@ def _draw(
     dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]], out: Path
 ) -> Iterator[str]:
     from jidm.cli.outputs import make_folder
-    from jidm.visualization.dataset_plots import flow_sheet, frame_sheet, plot_coverage, write_image
+    from jidm.visualization.dataset_plots import flow_sheet, frame_sheet, plot_coverage
+    from jidm.visualization.image import write_image
 
     make_folder(out)
     for camera, samples in camera_samples.items():

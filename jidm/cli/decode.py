@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from jidm.errors import InputError
+from jidm.cli.model_args import ModelArgs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jidm.camera.model import Camera
+    from jidm.estimation.result import JointMotion
     from jidm.idm import JacobianIDM
+    from jidm.robot.embodiment import Embodiment
 
 
 @dataclass(frozen=True)
@@ -24,106 +27,82 @@ class Decode:
     video: tyro.conf.Positional[Path]
     """Video file, or folder of images (give --fps then)."""
 
-    checkpoint: str | None = None
-    """Trained field: a checkpoint folder, a bundled name (panda-sim, ...) or a hub id. It needs neither --camera nor --q0."""
-
-    embodiment: str | None = None
-    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. The checkpoint's own if not
-    given."""
-
-    camera: str | None = None
-    """Camera: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or a named camera of the robot. With a
-    checkpoint, the exact field of URDF and camera takes the place of the learned one; `trained` is that of its self-play."""
-
-    q0: tuple[str, ...] = ()
-    """Joint positions in the first frame [rad or m]: one number per joint, `home`, or a .npy or .json file."""
+    model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
+    """The decoder."""
 
     out: Path = Path("jidm_decode")
     """Folder for motion.npz, motion.csv, plot.png, overlay.mp4 and summary.json."""
 
     fps: float | None = None
-    """Frame rate [1/s], where the file does not know it or is wrong about it."""
+    """Frame rate [1/s], if the file states none or a wrong one."""
 
     smooth: bool = False
-    """Let neighbouring steps correct each other: robots move smoothly, errors of single steps do not."""
-
-    flow: Literal["dis", "raft"] = "dis"
-    """How motion is measured first, without a checkpoint; raft fetches its weights unless --raft-weights names them."""
-
-    raft_weights: Path | None = None
-    """Local file of RAFT (large) weights, .pth or .safetensors; means --flow raft."""
-
-    limits: Literal["all", "position", "none"] = "all"
-    """Which joint limits hold: a sped-up or dreamt video may break speed limits, then say position."""
+    """Estimate each frame from later frames too (Rauch-Tung-Striebel smoothing)."""
 
     overlay: bool = True
     """Write overlay.mp4."""
 
     def run(self) -> int:
-        from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
+        from jidm.cli.inputs import video_size
+        from jidm.cli.outputs import make_folder, summary_text, write_results
 
         make_folder(self.out)
-        idm, camera = self._idm()
-        q0 = self._q0(idm)
-        decoded = decode_file(self.video, idm, camera=camera, q0=q0, fps=self.fps, smooth=self.smooth)
+        idm = self.model.build_idm(lambda: video_size(self.video, self.fps), q0_required=True)
+        q0 = self.model.initial_pose(idm.embodiment)
+        decoded = decode_file(self.video, idm, q0=q0, fps=self.fps, smooth=self.smooth)
         write_results(decoded, self.out, overlay=self.overlay)
         print(summary_text(decoded))
         drawn = self.overlay and decoded.camera is not None
         print(f"written to {self.out}/: motion.npz, motion.csv, plot.png, summary.json{', overlay.mp4' * drawn}")
         return 0
 
-    def _idm(self) -> tuple[JacobianIDM, Camera | None]:
-        """What decodes; a camera of the robot is brought to the size of the video.
 
-        Raises:
-            InputError: without a checkpoint, robot, camera and first pose must be known.
-        """
-        from jidm.camera.model import Camera
-        from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import find_robot, read_q0, resize_camera
-        from jidm.idm import JacobianIDM
+@dataclass(frozen=True)
+class DecodeResult:
+    """A decoded video and its decoder.
 
-        robot = None if self.embodiment is None else find_robot(self.embodiment)
-        if self.checkpoint is not None and self.camera not in (None, "trained") and robot is None:
-            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
-        checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
-        if checkpoint is None:
-            for name, value in (("embodiment", robot), ("camera", self.camera), ("q0", self.q0)):
-                if not value:
-                    raise InputError(f"--{name} is missing: without --checkpoint, robot, camera and q0 must be known")
-        elif self.camera is None:
-            return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, limits=self.limits), None
-        assert self.camera is not None
-        if checkpoint is not None and self.camera == "trained":
-            camera = Camera.from_dict(checkpoint.training_camera())
-        else:
-            assert robot is not None
-            camera = robot.camera(self.camera)
-        if checkpoint is None:
-            assert robot is not None
-            read_q0(self.q0, robot)  # before the video, so that a wrong pose is told first
-        camera = resize_camera(camera, *self._size(), self.video)
-        options: dict[str, Any] = {"camera": camera, "flow": self.flow, "limits": self.limits}
-        if self.raft_weights is not None:
-            from jidm.flow import RaftFlow
+    Attributes:
+        motion: the joint motion.
+        robot: None if a trained field needed none.
+        camera: of an exact field; None for a learned one.
+        video: the file.
+        fps: its frame rate [1/s].
+        method: the checkpoint, or the flow estimator.
+        seconds: decoding time, reading the file included [s].
+    """
 
-            options["flow"] = RaftFlow(weights=self.raft_weights)
-        if checkpoint is None:
-            assert robot is not None
-            return JacobianIDM.from_embodiment(robot, **options), camera
-        return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, **options), camera
+    motion: JointMotion
+    robot: Embodiment | None
+    camera: Camera | None
+    video: Path
+    fps: float
+    method: str
+    seconds: float
 
-    def _size(self) -> tuple[int, int]:
-        from jidm.video.io import open_video
 
-        stream = open_video(self.video, fps=self.fps if self.video.is_dir() else None)
-        return stream.width, stream.height
+def decode_file(
+    video: Path, idm: JacobianIDM, *, q0: NDArray[Any] | None = None, fps: float | None = None, smooth: bool = False
+) -> DecodeResult:
+    """Decode a video file frame by frame, with a progress bar.
 
-    def _q0(self, idm: JacobianIDM) -> NDArray[Any] | None:
-        from jidm.cli.inputs import read_q0
+    Args:
+        video: file, or folder of images.
+        idm: the decoder.
+        q0: (n,) joint positions in the first frame, if they are known [rad or m].
+        fps: frame rate [1/s], if the file states none or a wrong one.
+        smooth: estimate each frame from later frames too.
 
-        if not self.q0:
-            return None
-        if idm.embodiment is None:
-            raise InputError("--q0 needs --embodiment: nobody says what joints the numbers belong to")
-        return read_q0(self.q0, idm.embodiment)
+    Raises:
+        VideoError: the file cannot be read, or its frame rate is unknown and not given.
+    """
+    from jidm.cli.inputs import choose_frame_rate
+    from jidm.video.io import open_video
+
+    stream = open_video(video, fps=fps if video.is_dir() else None)
+    rate = choose_frame_rate(fps, stream.fps, video)
+    start = time.perf_counter()
+    motion = idm.decode(video, q0=q0, fps=fps, smooth=smooth, progress=True)
+    seconds = time.perf_counter() - start
+    method = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
+    camera = getattr(idm.field, "camera", None)  # a learned field has none
+    return DecodeResult(motion, idm.embodiment, camera, video, rate, method, seconds)

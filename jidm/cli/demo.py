@@ -1,4 +1,4 @@
-"""`jidm demo`: render a robot video, decode it back from its pixels, and compare with the truth."""
+"""`jidm demo`: render a robot video, decode it, and compare with the true motion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demo:
-    """Render a robot video, decode it, show how right it is."""
+    """Render a robot video, decode it, and report the errors."""
 
     out: Path = Path("jidm_demo")
     """Folder for input.mp4, overlay.mp4, plot.png, errors.csv, motion.npz, motion.csv, truth.npy and summary.json."""
@@ -39,65 +39,67 @@ class Demo:
     """Frame rate [1/s]."""
 
     seed: int = 0
-    """Of the motion; another seed, another video."""
+    """Seed of the motion."""
 
     def run(self) -> int:
         import numpy as np
 
-        from jidm.cli.inputs import find_robot
-        from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
+        from jidm.cli.decode import decode_file
+        from jidm.cli.outputs import make_folder, summary_text, write_results
         from jidm.idm import JacobianIDM
+        from jidm.robot.registry import load_embodiment
         from jidm.sim import Scene, smooth_motion
 
         if self.frames < 2:
-            raise InputError(f"--frames {self.frames}: at least 2 are needed, motion lies between frames")
-        robot = find_robot(self.embodiment)
+            raise InputError(f"--frames {self.frames}: at least 2 are needed")
+        robot = load_embodiment(self.embodiment)
         camera = robot.camera(self.camera)
         make_folder(self.out)
         truth = smooth_motion(robot, self.frames, 1.0 / self.fps, self.seed)
         np.save(self.out / "truth.npy", truth)
         video = self.out / "input.mp4"
-        with Scene(robot, seed=self.seed) as world:
-            self._render(world, truth, camera, video)
+        with Scene(robot, seed=self.seed) as scene:
+            self._render(scene, truth, camera, video)
             idm = JacobianIDM.from_embodiment(robot, camera=camera, flow="dis")
-            decoded = decode_file(video, idm, camera=camera, q0=truth[0], fps=self.fps)
+            decoded = decode_file(video, idm, q0=truth[0], fps=self.fps)
             errors = joint_errors(decoded.motion, truth)
             position = decoded.motion.position
 
             def render(t: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-                picture = world.render(position[t], camera)
-                return picture.rgb, picture.on_robot
+                image = scene.render(position[t], camera)
+                return image.rgb, image.on_robot
 
             tip = tip_errors(robot, position, truth)
             extra = {"errors": errors, "tip_error_mm": tip}
             write_results(decoded, self.out, truth=truth, render=render, extra=extra)
         write_errors(self.out / "errors.csv", errors)
         print(summary_text(decoded), error_text(errors, tip), sep="\n\n")
-        print(f"\nwritten to {self.out}/: look at overlay.mp4 and plot.png")
+        print(f"\nwritten to {self.out}/: see overlay.mp4 and plot.png")
         arguments = f"--embodiment {self.embodiment} --camera {self.camera} --q0 {self.out}/truth.npy --out jidm_decode"
-        print(f"the same by hand: jidm decode {video} {arguments}")
+        print(f"the same with jidm decode: jidm decode {video} {arguments}")
         return 0
 
-    def _render(self, world: Scene, truth: NDArray[Any], camera: Camera, video: Path) -> None:
+    def _render(self, scene: Scene, truth: NDArray[Any], camera: Camera, video: Path) -> None:
         from tqdm import tqdm
 
         from jidm.video.io import write_video
 
-        def pictures() -> Iterator[NDArray[Any]]:
+        def frames() -> Iterator[NDArray[Any]]:
             for q in tqdm(truth, desc="rendering", unit="frame", delay=2, leave=False):
-                yield world.render(q, camera).rgb
+                yield scene.render(q, camera).rgb
 
-        write_video(video, pictures(), self.fps)
+        write_video(video, frames(), self.fps)
 
 
 def joint_errors(motion: JointMotion, truth: NDArray[Any]) -> list[dict[str, Any]]:
-    """One row per joint, the last row over all revolute joints; over valid steps.
+    """Error table over the valid steps: one row per joint, the last row over all revolute joints.
 
-    Columns: `joint`; `unit`; `moved` mean |delta_q| and `error` mean |error of delta_q| [unit per frame]; `nve` their
-    ratio (0 is perfect, 1 is as good as answering zero); `end_error` |error| of the last position [unit];
-    `within_2std` share of steps whose error is within two of its standard deviations; `observable` share of steps.
+    Columns: `joint`; `unit`; `moved` mean |true delta_q| and `error` mean |error of delta_q| [unit per frame]; `nve` their
+    ratio (0 is perfect, 1 is a constant answer of zero); `end_error` |error| of the last position [unit]; `within_2std`
+    fraction of steps whose error is within two standard deviations; `observable` fraction of steps.
 
     Args:
+        motion: the decoded motion.
         truth: (T, n) true positions [rad or m].
     """
     import numpy as np
@@ -131,17 +133,22 @@ def joint_errors(motion: JointMotion, truth: NDArray[Any]) -> list[dict[str, Any
 
 
 def tip_errors(robot: Embodiment, position: Any, truth: NDArray[Any]) -> dict[str, float]:
-    """Distance between decoded and true position of the first tip link [mm]: mean over the video, and at its end."""
+    """Distance between decoded and true position of the first tip link [mm]: mean over the video, and in the last frame.
+
+    Args:
+        robot: whose joints these are.
+        position, truth: (T, n) decoded and true joint positions [rad or m].
+    """
     import torch
 
+    from jidm.evaluation.metrics import tip_error
     from jidm.robot.kinematics import Kinematics
 
     if not robot.tip_links:
         return {}
-    kinematics = Kinematics.from_embodiment(robot)
-    tip = [link.name for link in robot.model.links].index(robot.tip_links[0])
-    decoded, true = (kinematics.link_poses(torch.as_tensor(q).double().cpu())[:, tip, :3, 3] for q in (position, truth))
-    distance = (decoded - true).norm(dim=-1) * 1000
+    tip = robot.model.link_index(robot.tip_links[0])
+    decoded, true = (torch.as_tensor(q).double().cpu() for q in (position, truth))
+    distance = tip_error(Kinematics.from_embodiment(robot), [tip], decoded, true)[:, 0] * 1000
     return {"mean": float(distance.mean()), "end": float(distance[-1])}
 
 
@@ -157,7 +164,7 @@ def write_errors(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def error_text(rows: list[dict[str, Any]], tip: dict[str, float]) -> str:
-    """The error table for a reader."""
+    """The error table as text."""
     from jidm.cli.text import columns
 
     if not rows:
@@ -175,5 +182,5 @@ def error_text(rows: list[dict[str, Any]], tip: dict[str, float]) -> str:
         )
         for r in rows
     ]
-    tail = f"\ntip of the arm: {tip['mean']:.2f} mm off on average, {tip['end']:.2f} mm at the end" if tip else ""
-    return "against the truth\n" + columns([head, *body]) + tail
+    tail = f"\nerror of the tip: {tip['mean']:.2f} mm on average, {tip['end']:.2f} mm at the end" if tip else ""
+    return "errors\n" + columns([head, *body]) + tail

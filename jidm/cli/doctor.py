@@ -1,4 +1,4 @@
-"""`jidm doctor`: what is installed, what works, what to install."""
+"""`jidm doctor`: check which packages are installed and work, and what to install."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ EXTRAS = {
     "pytorch3d": ("pytorch3d",),
 }
 _REMEDY = {
-    "pytorch3d": "no Linux wheel exists; build it from its source beside your torch: "
+    "pytorch3d": "no Linux wheel exists; build it from source for your torch: "
     "pip install --no-build-isolation 'git+https://github.com/facebookresearch/pytorch3d.git'",
-    "torchvision": "torchvision must be made for the torch that is installed; install both together from one index: "
+    "torchvision": "torchvision must match the installed torch; install both together from one index: "
     "pip install -c constraints.txt torch torchvision",
     "opencv-python-headless": "opencv-python and opencv-python-headless overwrite each other: "
     "uninstall both, then pip install opencv-python-headless",
@@ -35,13 +35,13 @@ _REMEDY = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Something to try out.
+    """A functional check of a package.
 
     Attributes:
         name: function in `jidm.cli.probes`.
-        label: what it means when it works.
-        package: the package to look for first; the probe is skipped without it.
-        extra: the extra the package belongs to; None for core, whose failure makes the doctor's exit code 1.
+        label: the function that is checked.
+        package: required package; the probe is skipped if it is not installed.
+        extra: the extra that the package belongs to; None for a core package.
     """
 
     name: str
@@ -63,7 +63,7 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; status is ok, missing, none (nothing to try) or broken."""
+    """One line of the report; status is ok, missing, none (nothing to check) or broken."""
 
     label: str
     status: str
@@ -72,7 +72,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Doctor:
-    """What is installed, what works, what to install."""
+    """Check which packages are installed and work, and what to install."""
 
     json: bool = False
     """Print JSON instead of text."""
@@ -90,7 +90,7 @@ class Doctor:
 
 
 def installed_version(package: str) -> str | None:
-    """Version of an installed package, None if it is absent; the package is not imported."""
+    """Version of an installed package, None if it is not installed; the package is not imported."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -98,7 +98,7 @@ def installed_version(package: str) -> str | None:
 
 
 def missing(packages: dict[str, dict[str, str | None]]) -> list[Finding]:
-    """A finding for every package that is not there: broken if it is core, missing if it belongs to an extra."""
+    """A finding for every package that is not installed: broken for a core package, missing for one of an extra."""
     found = []
     for group, versions in packages.items():
         for name in (name for name, number in versions.items() if number is None):
@@ -111,10 +111,15 @@ def missing(packages: dict[str, dict[str, str | None]]) -> list[Finding]:
 
 
 def run_probes(probes: tuple[Probe, ...] = PROBES, *, limit: float = 120.0) -> list[Finding]:
-    """Run every probe whose package is there, each in its own process of at most `limit` seconds."""
+    """Run every probe whose package is installed, each in its own process.
+
+    Args:
+        probes: to run.
+        limit: timeout of each [s].
+    """
     from tqdm import tqdm
 
-    bar = tqdm(probes, desc="trying out", unit="probe", delay=2, leave=False)
+    bar = tqdm(probes, desc="checking", unit="probe", delay=2, leave=False)
     return [_run_probe(probe, limit) for probe in bar if installed_version(probe.package) is not None]
 
 
@@ -126,7 +131,7 @@ def _run_probe(probe: Probe, limit: float) -> Finding:
     except subprocess.TimeoutExpired:
         return Finding(probe.label, "broken", f"no answer after {limit:g} s")
     lines = process.stdout.strip().splitlines() or process.stderr.strip().splitlines()
-    message = lines[-1] if lines else "it says nothing"
+    message = lines[-1] if lines else "no output"
     if process.returncode == 0:
         return Finding(probe.label, "ok", message)
     if process.returncode == 3:
@@ -156,6 +161,6 @@ def _text(packages: dict[str, dict[str, str | None]], findings: list[Finding]) -
     lines += ["", *(f"{f.label:<{width}}  {f.status:<7}  {f.detail}" for f in findings if f.status != "missing")]
     absent = [f for f in findings if f.status == "missing"]
     if absent:
-        lines += ["", "not installed, needed only for what its extra names"]
+        lines += ["", "not installed; needed only for the extra named"]
         lines += [f"{f.label:<{width}}  {f.detail}" for f in absent]
     return lines

@@ -1,4 +1,4 @@
-"""`jidm embodiments`: the robots jidm knows, and everything it knows about one of them."""
+"""`jidm embodiments`: list the registered robots, or show the descriptor of one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ListRobots:
-    """One line per robot (what `jidm embodiments` alone does)."""
+    """One line per robot (the default action)."""
 
     def run(self) -> int:
         rows = [("NAME", "JOINTS", "ROBOT", "LICENSE"), *((r.name, r.joints, r.title, r.license) for r in table())]
@@ -27,7 +27,7 @@ class ListRobots:
 
 @dataclass(frozen=True)
 class ShowRobot:
-    """The whole descriptor of one robot."""
+    """The full descriptor of one robot."""
 
     name: tyro.conf.Positional[str]
     """Name of the robot, as listed."""
@@ -45,7 +45,7 @@ class ShowRobot:
 
 @dataclass(frozen=True)
 class Embodiments:
-    """Robots jidm knows by name."""
+    """The registered robots."""
 
     action: Annotated[ListRobots, tyro.conf.subcommand("list")] | Annotated[ShowRobot, tyro.conf.subcommand("show")] = (
         field(default_factory=ListRobots)
@@ -57,7 +57,7 @@ class Embodiments:
 
 @dataclass(frozen=True)
 class RobotRow:
-    """One line of the table of robots; plain text in every field."""
+    """One line of the table of robots, as text."""
 
     name: str
     joints: str
@@ -67,7 +67,7 @@ class RobotRow:
 
 
 def table() -> list[RobotRow]:
-    """All registered robots, sorted by name; one that cannot be loaded says why in place of its title."""
+    """All registered robots, sorted by name; the title of one that cannot be loaded is its error."""
     from tqdm import tqdm
 
     from jidm.robot.registry import embodiment_names, load_embodiment
@@ -86,7 +86,7 @@ def table() -> list[RobotRow]:
 
 
 def as_dict(robot: Embodiment) -> dict[str, object]:
-    """The descriptor as plain data, ready for JSON; unlimited values are null."""
+    """The descriptor as JSON values; infinite limits are null."""
 
     def numbers(x: object) -> list[float | None]:
         return [float(v) if abs(float(v)) != float("inf") else None for v in x]  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def as_dict(robot: Embodiment) -> dict[str, object]:
 
 
 def describe(robot: Embodiment) -> str:
-    """The descriptor as text, one joint a line; every number has its unit."""
+    """The descriptor as text, one joint per line; every number has its unit."""
     vectors = (robot.lower, robot.upper, robot.velocity, robot.acceleration, robot.jerk, robot.effort, robot.home)
     head = ("JOINT", "TYPE", "LOWER", "UPPER", "VELOCITY", "ACCEL", "JERK", "EFFORT", "HOME")
     rows = [
@@ -138,12 +138,12 @@ def describe(robot: Embodiment) -> str:
         "revolute: rad, rad/s, rad/s^2, rad/s^3, N m; prismatic: m, m/s, m/s^2, m/s^3, N; inf: no limit known",
     ]
     if robot.notes:
-        lines += ["", "where the numbers come from", *(f"  {key}: {note}" for key, note in robot.notes.items())]
+        lines += ["", "sources of the numbers", *(f"  {key}: {note}" for key, note in robot.notes.items())]
     return "\n".join(lines)
 
 
 def mimic_lines(robot: Embodiment) -> list[str]:
-    """`follower = factor * joint + offset` for every movable joint that is not actuated itself."""
+    """`joint = factor * actuated + offset` for every movable joint that is not actuated itself."""
     lines = []
     for m, joint in enumerate(robot.model.movable_joints):
         if joint.name in robot.joint_names:

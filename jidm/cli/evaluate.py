@@ -1,4 +1,4 @@
-"""`jidm evaluate`: trained models over held-out recordings; a table, a JSON file, and pictures to judge them by."""
+"""`jidm evaluate`: trained models on held-out recordings; a table, a JSON file and plots."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ class Evaluate:
     """Measure trained models on held-out recordings."""
 
     checkpoints: tyro.conf.Positional[tuple[str, ...]]
-    """Checkpoints: folders, bundled names or hub ids; the first is the one that others are compared with."""
+    """Checkpoints: folders, bundled names or hub ids; the others are compared with the first."""
 
     data: Path
     """Data set (LeRobot v3.0, v2.1 or v2.0) with videos and joint positions, not used in training."""
 
     out: Path = Path("jidm_evaluate")
-    """Folder for evaluation.json and pictures."""
+    """Folder for evaluation.json and plots."""
 
     episodes: str = "all"
     """Episodes to use: 'all', numbers and ranges like '0-79,90', 'last-digit:1,6', 'every:10', 'not ...'."""
 
     limit: int | None = None
-    """Use the first so many of the chosen episodes only."""
+    """Use only this many of the chosen episodes."""
 
     image_key: str | None = None
     """Which of the data set's videos; the first if not given."""
 
     joints: tuple[str, ...] = ()
-    """Joints that count; all but grippers if not given."""
+    """Joints to evaluate; all but grippers if not given."""
 
     stride: int = 1
     """Recorded frames per step."""
 
     frames: int | None = None
-    """At most so many frames of each episode."""
+    """Largest number of frames of each episode."""
 
     corruptions: bool = False
-    """Also with other backgrounds, hidden parts, JPEG and blur."""
+    """Also evaluate with changed backgrounds, occlusion, JPEG and blur."""
 
-    pictures: int = 2
-    """Episodes to draw: fields, and decoded against true curves."""
+    plots: int = 2
+    """Episodes to plot: fields, and decoded and true curves."""
 
     def run(self) -> int:
         from jidm.cli.outputs import make_folder, write_json
@@ -79,7 +79,7 @@ class Evaluate:
         return 0 if all(e.episodes for e in evaluations.values()) else 1
 
     def _models(self, dataset: Any, config: EvalConfig) -> dict[str, Any]:
-        """Label -> what decodes; where names repeat, the whole path is the label."""
+        """Label -> IDM; checkpoints with equal names are labeled by their whole path."""
         import sys
 
         from jidm.checkpoint import load_checkpoint
@@ -141,11 +141,12 @@ class Evaluate:
         return out
 
     def _draw(self, held_out: HeldOut, evaluations: dict[str, Evaluation]) -> list[str]:
-        """Draw the first episodes; the names of what was written."""
-        from jidm.visualization.field_plots import plot_decoded, write_field_sheet
+        """Plot the first episodes; returns the names of the files."""
+        from jidm.visualization.field_plots import write_field_sheet
+        from jidm.visualization.plot import plot_motion
 
         written = []
-        for index in held_out.episodes[: self.pictures]:
+        for index in held_out.episodes[: self.plots]:
             motions: dict[tuple[str, ...], dict[str, Any]] = {}
             for label, evaluation in evaluations.items():
                 episode = next((e for e in evaluation.episodes if e.index == index), None)
@@ -160,11 +161,11 @@ class Evaluate:
                     write_field_sheet(
                         self.out / written[-1], sample.image, sample.prediction, names, **exact, title=title
                     )
-            # Models of other joints cannot share axes.
+            # Models with different joints cannot share axes.
             for k, same in enumerate(motions.values()):
                 written.append(f"curves_{index:06d}{f'_{k}' if k else ''}.png")
                 truth = same.pop("truth")
-                plot_decoded(self.out / written[-1], same, truth, title=f"episode {index}")
+                plot_motion(same, self.out / written[-1], truth=truth, title=f"episode {index}")
         return written
 
     def _print_rest(self, document: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""What the command line is told, turned into a robot, a camera and a start pose; every refusal names the remedy."""
+"""Command line values turned into robots, cameras, poses and videos. Every error names the remedy."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,44 +16,37 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 
-def find_robot(given: str) -> Embodiment:
-    """A robot by registered name, URDF file or descriptor folder.
+def resize_camera(camera: Camera, width: int, height: int) -> Camera:
+    """The camera for the video's resolution, if the aspect ratio is the same.
+
+    Args:
+        camera: calibrated at any resolution.
+        width, height: of the video [px].
 
     Raises:
-        EmbodimentError: no such name, or the descriptor is wrong.
-        UrdfError: the URDF is malformed.
-    """
-    from jidm.robot.registry import load_embodiment
-
-    return load_embodiment(given)
-
-
-def resize_camera(camera: Camera, width: int, height: int, video: Path) -> Camera:
-    """The camera at the video's size, if the video shows the same view at another resolution.
-
-    Raises:
-        CameraError: the shapes differ, so the video was cropped or belongs to another camera.
+        CameraError: the aspect ratios differ, so the video was cropped or is from another camera.
     """
     if (camera.width, camera.height) == (width, height):
         return camera
     if abs(camera.width * height - camera.height * width) > 0.01 * camera.width * height:
         raise CameraError(
-            f"the camera is {camera.width}x{camera.height}, {video} is {width}x{height}: another shape of picture; "
+            f"the camera is {camera.width}x{camera.height}, the video is {width}x{height}: the aspect ratios differ; "
             "give the camera of this video, cropping included"
         )
     return camera.resized(width, height)
 
 
-def read_q0(given: tuple[str, ...], robot: Embodiment) -> NDArray[Any]:
-    """Start positions (n,) [rad or m] from the command line.
+def read_q0(given: Sequence[str], robot: Embodiment) -> NDArray[Any]:
+    """Initial joint positions (n,) [rad or m] from the command line.
 
     Args:
-        given: n numbers (commas or spaces between them), `home`, or the path of a .npy file with n numbers or a
-            (T, n) trajectory whose first row counts, or a .json file with a list of n numbers or an object
+        given: n numbers (separated by commas or spaces), `home`, or the path of a .npy file with n numbers or a (T, n)
+            trajectory whose first row is used, or of a .json file with a list of n numbers or an object
             joint -> number.
+        robot: whose joints they are.
 
     Raises:
-        InputError: the number of values is wrong, a value is no number, or it lies outside the joint's limits.
+        InputError: the number of values is wrong, a value is not a number, or it lies outside the joint's limits.
     """
     import numpy as np
 
@@ -82,7 +76,7 @@ def read_q0(given: tuple[str, ...], robot: Embodiment) -> NDArray[Any]:
         if not robot.within_limits(q0, tolerance=1e-3)[k]:
             raise InputError(
                 f"--q0 of '{name}' is {q0[k]:g}, outside [{robot.lower[k]:g}, {robot.upper[k]:g}]; "
-                "angles are in radians, lengths in metres"
+                "angles are in radians, lengths in meters"
             )
     return q0
 
@@ -100,7 +94,7 @@ def _q0_file(path: Path, robot: Embodiment) -> Any:
         raise InputError(f"{path}: not a {path.suffix} file of plain numbers ({error})") from None
     if isinstance(values, dict):
         for name in values:
-            robot.joint_index(name)  # names the alternatives when it is wrong
+            robot.joint_index(name)  # its error names the alternatives
         absent = [name for name in robot.joint_names if name not in values]
         if absent:
             raise InputError(f"{path}: lacks {', '.join(absent)}")
@@ -108,13 +102,72 @@ def _q0_file(path: Path, robot: Embodiment) -> Any:
     return values
 
 
+def read_poses(given: Sequence[str]) -> dict[str, list[float]] | None:
+    """Initial joint positions of many videos: a .json file with an object file name -> numbers. None for other forms.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if len(given) != 1 or not given[0].lower().endswith(".json"):
+        return None
+    path = Path(given[0])
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not a .json file of plain numbers ({error})") from None
+    if not isinstance(content, dict) or not any(isinstance(values, list) for values in content.values()):
+        return None  # one pose: a list, or an object joint -> number
+    try:
+        return {str(name): [float(x) for x in values] for name, values in content.items()}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} must hold an object of file name -> joint positions ({error})") from None
+
+
 def choose_frame_rate(given: float | None, stated: float | None, video: Path) -> float:
     """The frame rate to use [1/s].
 
+    Args:
+        given: on the command line.
+        stated: in the file.
+        video: named in the error.
+
     Raises:
-        VideoError: nobody knows it.
+        VideoError: it is unknown.
     """
     rate = given or stated
     if rate is None:
         raise VideoError(f"{video}: its frame rate is unknown; give --fps")
     return rate
+
+
+def video_size(video: Path, fps: float | None) -> tuple[int, int]:
+    """Width and height of a video file or folder of images [px].
+
+    Raises:
+        VideoError: it cannot be opened.
+    """
+    from jidm.video.io import open_video
+
+    stream = open_video(video, fps=fps if video.is_dir() else None)
+    return stream.width, stream.height
+
+
+def collect_videos(given: tuple[Path, ...]) -> list[Path]:
+    """The video files given, and those in the folders given.
+
+    Raises:
+        InputError: there are none.
+    """
+    from jidm.video.io import VIDEO_SUFFIXES
+
+    videos: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            videos += sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+        else:
+            videos.append(path)
+    if not videos:
+        raise InputError("name at least one video, or a folder of videos")
+    return videos

@@ -1,11 +1,9 @@
-"""What `decode` and `demo` leave behind: numbers, a plot, an overlay video and a summary."""
+"""Output files of `decode` and `demo`: numbers, a plot, an overlay video and a summary."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,59 +13,14 @@ from jidm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.camera.model import Camera
-    from jidm.estimation.result import JointMotion
-    from jidm.idm import JacobianIDM
-    from jidm.robot.embodiment import Embodiment
-
-
-@dataclass(frozen=True)
-class DecodeResult:
-    """One decoded video and what it was decoded with.
-
-    Attributes:
-        robot, camera: None where a trained field needed none.
-        method: the checkpoint, or the estimator of flow.
-        seconds: time the decoding took, reading the file included [s].
-    """
-
-    motion: JointMotion
-    robot: Embodiment | None
-    camera: Camera | None
-    video: Path
-    fps: float
-    method: str
-    seconds: float
-
-
-def decode_file(
-    video: Path, idm: JacobianIDM, *, camera: Camera | None = None, q0: NDArray[Any] | None = None,
-    fps: float | None = None, smooth: bool = False,
-) -> DecodeResult:  # fmt: skip
-    """Decode a video file frame by frame, with a progress bar.
-
-    Args:
-        camera: of the video, to draw the robot with.
-
-    Raises:
-        VideoError: the file cannot be read, or its frame rate is unknown and not given.
-    """
-    from jidm.cli.inputs import choose_frame_rate
-    from jidm.video.io import open_video
-
-    stream = open_video(video, fps=fps if video.is_dir() else None)
-    rate = choose_frame_rate(fps, stream.fps, video)
-    began = time.perf_counter()
-    motion = idm.decode(video, q0=q0, fps=fps, smooth=smooth, progress=True)
-    method = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
-    return DecodeResult(motion, idm.embodiment, camera, video, rate, method, time.perf_counter() - began)
+    from jidm.cli.decode import DecodeResult
 
 
 def make_folder(out: Path) -> None:
-    """Make the output folder before the long work, so that a wrong path fails at once.
+    """Make the output folder before the computation, so that a wrong path fails at once.
 
     Raises:
-        InputError: a file is in the way.
+        InputError: it is a file.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
@@ -83,11 +36,14 @@ def write_results(
     render: Callable[[int], tuple[NDArray[Any], NDArray[Any]]] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write motion.npz, motion.csv, plot.png, summary.json and, if wanted, overlay.mp4 into a folder that exists.
+    """Write motion.npz, motion.csv, plot.png, summary.json and overlay.mp4 into an existing folder.
 
     Args:
+        decoded: the result.
+        out: the folder.
+        overlay: write overlay.mp4; needs a camera.
         truth: (T, n) true positions for the plot [rad or m].
-        render: how to draw the robot at frame t in the overlay; surface points if not given.
+        render: draws the robot at frame t in the overlay; surface points if not given.
         extra: further entries of summary.json.
     """
     from jidm.visualization import plot_motion
@@ -102,7 +58,7 @@ def write_results(
 
 
 def summary(decoded: DecodeResult) -> dict[str, Any]:
-    """How the decoding went, as plain data."""
+    """Summary of the decoding as JSON values."""
     from jidm import __version__
 
     motion, robot = decoded.motion, decoded.robot
@@ -137,7 +93,7 @@ def summary(decoded: DecodeResult) -> dict[str, Any]:
 
 
 def summary_text(decoded: DecodeResult) -> str:
-    """The summary for a reader, one joint a line."""
+    """The summary as text, one joint per line."""
     from jidm.cli.text import columns
 
     data = summary(decoded)
@@ -159,7 +115,7 @@ def summary_text(decoded: DecodeResult) -> str:
             columns(rows),
             f"{data['frames']} frames in {decoded.seconds:.1f} s ({rate:.1f} frames/s), "
             f"{_text(data['valid_share'], '', '.0%')} of the steps valid, "
-            f"motion no joint explains {_text(data['mean_residual_px'], ' px')}",
+            f"motion that no joint explains {_text(data['mean_residual_px'], ' px')}",
         ]
     )
 

@@ -1,7 +1,7 @@
-"""What `jidm doctor` tries out: each probe does the real thing once, on something tiny, and says how it went.
+"""The functional checks of `jidm doctor`: each probe runs one small real task and returns a short result.
 
-Every probe runs in a process of its own (`run` is called there), because a broken build of torch or PyBullet does not
-raise an error, it kills the process.
+Every probe runs in its own process (through `run`), because a broken build of torch or PyBullet does not raise an error but
+kills the process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def torch() -> str:
 
     x = torch.rand(64, 64, dtype=torch.float64)
     if not torch.allclose(torch.linalg.solve(x + 64 * torch.eye(64), x), torch.linalg.inv(x + 64 * torch.eye(64)) @ x):
-        raise RuntimeError("torch solves a linear system wrongly")
+        raise RuntimeError("torch solves a linear system incorrectly")
     return f"{torch.get_num_threads()} threads"
 
 
@@ -38,7 +38,7 @@ def torchvision() -> str:
     kept = torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1]]), torch.tensor([0.9, 0.8]), 0.5)
     if kept.tolist() != [0]:
         raise RuntimeError("torchvision's operators give wrong answers")
-    return "its operators run beside this torch"
+    return "its operators work with this torch"
 
 
 def flow() -> str:
@@ -52,8 +52,8 @@ def flow() -> str:
     big = torch.nn.functional.interpolate(image, size=(96, 128), mode="bicubic").clamp(0, 1)[0]
     measured = DisFlow()(big, big.roll(2, dims=-1)).flow[0, 24:72, 32:96].median().item()
     if abs(measured - 2.0) > 0.3:
-        raise RuntimeError(f"DIS measures {measured:.2f} px where the picture moved 2 px")
-    return f"a move of 2 px is measured as {measured:.2f} px"
+        raise RuntimeError(f"DIS measures {measured:.2f} px for a shift of 2 px")
+    return f"a shift of 2 px is measured as {measured:.2f} px"
 
 
 def video() -> str:
@@ -75,11 +75,11 @@ def sim() -> str:
     from jidm.sim import Scene
 
     robot = load_embodiment("planar_finger_2")
-    with Scene(robot) as world:
-        seen = int(world.render(robot.home, robot.camera(next(iter(robot.cameras)))).on_robot.sum())
-    if not seen:
-        raise RuntimeError("the robot is not in the picture it rendered")
-    return f"a robot drawn on {seen} pixels"
+    with Scene(robot) as scene:
+        visible = int(scene.render(robot.home, robot.camera(next(iter(robot.cameras)))).on_robot.sum())
+    if not visible:
+        raise RuntimeError("the robot is not in its rendered image")
+    return f"a robot rendered on {visible} pixels"
 
 
 def meshes() -> str:
@@ -91,11 +91,11 @@ def meshes() -> str:
 
 
 def run(name: str) -> None:
-    """Run one probe and leave: exit code 0 and what it says, 3 if there is nothing to try, else 1 and why."""
+    """Run one probe and print its result; exits with code 3 if there is nothing to check, 1 if it fails."""
     try:
         print(globals()[name]())
-    except LookupError as nothing:
-        print(nothing)
+    except LookupError as error:
+        print(error)
         sys.exit(3)
     except BaseException as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,4 +1,4 @@
-"""`jidm rank`: the best of many scored videos, and a picture to judge the order by."""
+"""`jidm rank`: the best of many scored videos, and a contact sheet to check the order by."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Rank:
     """Files written by `jidm score`, all shards together."""
 
     best: int | None = None
-    """Tell only so many."""
+    """List only this many."""
 
     by: str = "reward"
-    """What to sort by: reward, or eva for EVA's own."""
+    """Sort by reward, or by eva (EVA's own reward)."""
 
     out: Path = Path("ranking.png")
     """Contact sheet: a row per video, best first."""
 
     rows: int = 16
-    """Rows of the contact sheet at most."""
+    """Largest number of rows of the contact sheet."""
 
     def run(self) -> int:
         from jidm.cli.text import columns
@@ -42,18 +42,18 @@ class Rank:
             raise InputError("these files hold scores of different rewards, which cannot be compared")
         scored = [record for record in records.values() if not record.get("problem")]
         if not scored:
-            raise InputError("none of the videos could be judged; see `problem` in the scores")
+            raise InputError("none of the videos could be scored; see `problem` in the files")
         if self.by not in ("reward", "eva"):
             raise InputError(f"--by must be reward or eva, got '{self.by}'")
         ordered = sorted(scored, key=lambda record: (-float(record[self.by]), record["video"]))[: self.best]
-        table = [("", "video", "reward", "EVA's", "what speaks against it")]
+        table = [("", "video", "reward", "EVA's", "first reason")]
         table += [
             (str(k + 1), r["video"], f"{r['reward']:.2f}", f"{r['eva']:.2f}", next(iter(r["reasons"]), ""))
             for k, r in enumerate(ordered)
         ]
         print(columns(table))
         if len(scored) < len(records):
-            print(f"{len(records) - len(scored)} videos that could not be judged are left out")
+            print(f"{len(records) - len(scored)} videos that could not be scored are left out")
         shown = [(r["video"], f"{k + 1}.  {r[self.by]:.2f}  {Path(r['video']).name}") for k, r in enumerate(ordered)]
         write_contact_sheet(self.out, shown[: self.rows])
         print(f"written to {self.out}")

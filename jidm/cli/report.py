@@ -1,4 +1,4 @@
-"""`jidm report`: one page about one video: what was decoded, and what speaks against it."""
+"""`jidm report`: one page about one video: its decoded motion, its reward and the reasons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from jidm.cli.score import ModelArgs
+from jidm.cli.model_args import ModelArgs
 
 
 @dataclass(frozen=True)
@@ -18,26 +18,31 @@ class Report:
     """Video file."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
-    """What judges."""
+    """The decoder. --q0 may also be a JSON file of file name -> numbers."""
 
     scales: Path | None = None
-    """Scales of good videos, written by `jidm fit-scales`; those beside the checkpoint if not given."""
+    """Scales of the reward, written by `jidm fit-scales`; those of the checkpoint if not given."""
+
+    fps: float | None = None
+    """Frame rate [1/s], if the file states none or a wrong one."""
 
     out: Path = Path("report.html")
     """The page."""
 
     def run(self) -> int:
+        from jidm.cli.inputs import video_size
         from jidm.video.io import read_video
         from jidm.visualization.report import write_report
 
-        config = self.model.reward_config(self.scales, self.video)
+        config = self.model.reward_config(self.scales, lambda: video_size(self.video, self.fps), self.fps)
         reward = config.build()
-        score, analysis = reward.explain(self.video, q0=config.initial_pose(str(self.video)), fps=self.model.fps)
+        score, analysis = reward.explain(self.video, q0=config.initial_pose(str(self.video)), fps=self.fps)
         assert score.motion is not None and score.by_step is not None
+        lower, upper, velocity = (x.double().numpy() for x in (analysis.lower, analysis.upper, analysis.velocity))
         write_report(
             self.out, title=self.video.name, frames=read_video(self.video).frames, motion=score.motion,
-            limits=(analysis.lower.double().numpy(), analysis.upper.double().numpy(), analysis.velocity.double().numpy()), reward=float(score.reward),
-            metrics={"EVA's reward": score.eva, **(score.penalties or {})}, by_step=score.by_step,
+            limits=(lower, upper, velocity),
+            reward=float(score.reward), metrics={"EVA's reward": score.eva, **(score.penalties or {})}, by_step=score.by_step,
             unexplained=analysis.residuals.unexplained_map, misplaced=analysis.residuals.misplaced_map, reasons=score.reasons,
         )  # fmt: skip
         print(f"{self.video}: {float(score.reward):.2f} of 10; written to {self.out}")

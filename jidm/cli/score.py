@@ -1,108 +1,50 @@
-"""`jidm score`: how executable the motion in each of many videos is, one JSON line a video."""
+"""`jidm score` and `jidm fit-scales`: the executability reward of many videos, and the scales it needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from jidm.errors import InputError
-
-if TYPE_CHECKING:
-    from jidm.idm import JacobianIDM
-    from jidm.rewards.scoring import RewardConfig
-
-
-@dataclass(frozen=True)
-class ModelArgs:
-    """What judges: a robot's decoder and the scales of good videos."""
-
-    checkpoint: str | None = None
-    """Trained field: a checkpoint folder, a bundled name or a hub id. It needs neither --camera nor --q0."""
-
-    embodiment: str | None = None
-    """Robot: a name from `jidm embodiments`. The checkpoint's own if not given."""
-
-    camera: str | None = None
-    """Camera of all videos: a JSON file, or a named camera of the robot; `trained` is that of the checkpoint's self-play."""
-
-    q0: tuple[str, ...] = ()
-    """Joint positions in every video's first frame [rad or m]: numbers, `home`, or a JSON file of file name -> numbers."""
-
-    fps: float | None = None
-    """Frame rate [1/s], where files do not know it or are wrong about it."""
-
-    def reward_config(self, scales: Path | None, first_video: Path) -> RewardConfig:
-        """What makes the reward, in other processes too."""
-        from jidm.camera.model import Camera
-        from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import find_robot, resize_camera
-        from jidm.rewards.scoring import RewardConfig
-        from jidm.video.io import open_video
-
-        checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
-        if checkpoint is None and not (self.embodiment and self.camera):
-            raise InputError("name what judges: --checkpoint, or --embodiment with --camera and --q0")
-        camera = None
-        if self.camera == "trained" and checkpoint is not None:
-            camera = Camera.from_dict(checkpoint.training_camera())
-        elif self.camera is not None:
-            if self.embodiment is None:
-                raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
-            camera = find_robot(self.embodiment).camera(self.camera)
-        if camera is not None:
-            stream = open_video(first_video, fps=self.fps if first_video.is_dir() else None)
-            camera = resize_camera(camera, stream.width, stream.height, first_video)
-        return RewardConfig(
-            scales=None if scales is None else str(scales), checkpoint=self.checkpoint, embodiment=self.embodiment,
-            camera=None if camera is None else camera.to_dict(), fps=self.fps, q0=self._q0(),
-        )  # fmt: skip
-
-    def _q0(self) -> Any:
-        if not self.q0:
-            return None
-        if len(self.q0) == 1 and self.q0[0].endswith(".json"):
-            return _poses(Path(self.q0[0]))
-        if self.embodiment is None:
-            raise InputError("--q0 needs --embodiment: nobody says what joints the numbers belong to")
-        from jidm.cli.inputs import find_robot, read_q0
-
-        return read_q0(self.q0, find_robot(self.embodiment)).tolist()
+from jidm.cli.model_args import ModelArgs
 
 
 @dataclass(frozen=True)
 class Score:
-    """Score videos by how executable the motion they show is."""
+    """Score videos by how executable their motion is."""
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
     """Video files; of a folder, the videos in it."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
-    """What judges."""
+    """The decoder. --q0 may also be a JSON file of file name -> numbers."""
 
     scales: Path | None = None
-    """Scales of good videos, written by `jidm fit-scales`; those beside the checkpoint if not given."""
+    """Scales of the reward, written by `jidm fit-scales`; those of the checkpoint if not given."""
+
+    fps: float | None = None
+    """Frame rate [1/s], if files state none or a wrong one."""
 
     out: Path = Path("scores.jsonl")
-    """One JSON line a video; what stands there already is not done again."""
+    """One JSON line per video; videos already there are skipped."""
 
     shard: str = "0/1"
-    """Which part of the videos, i/N: for a batch queue; give each part an --out of its own."""
+    """Do shard i of N (i/N), for batch queues; give each shard its own --out."""
 
     ray: str | None = None
-    """Address of a Ray cluster to share the work: auto, local, or host:port."""
+    """Address of a Ray cluster to run on: auto, local, or host:port."""
 
     workers: int = 1
-    """Of Ray; 1 means one per CPU."""
+    """Ray workers; 1 means one per CPU."""
 
     def run(self) -> int:
+        from jidm.cli.inputs import collect_videos, video_size
         from jidm.cli.text import parse_shard
         from jidm.rewards.scoring import read_scores, score_files
 
         videos = collect_videos(self.videos)
-        config = self.model.reward_config(self.scales, videos[0])
+        config = self.model.reward_config(self.scales, lambda: video_size(videos[0], self.fps), self.fps)
         shard = parse_shard(self.shard)
         written = score_files(
             videos, config, self.out, shard=shard, ray=self.ray, workers=self.workers, progress=True
@@ -110,8 +52,8 @@ class Score:
         records = read_scores(self.out)
         failed = [record for record in records if record.get("problem")]
         rewards = sorted(record["reward"] for record in records if not record.get("problem"))
-        middle = f", median reward {rewards[len(rewards) // 2]:.2f}" if rewards else ""
-        print(f"{self.out}: {len(records)} videos, {written} of them new{middle}; {len(failed)} could not be judged")
+        median = f", median reward {rewards[len(rewards) // 2]:.2f}" if rewards else ""
+        print(f"{self.out}: {len(records)} videos, {written} of them new{median}; {len(failed)} could not be scored")
         for record in failed[:3]:
             print(f"  {record['video']}: {record['problem']}")
         return 0
@@ -119,63 +61,35 @@ class Score:
 
 @dataclass(frozen=True)
 class FitScales:
-    """Measure on good videos what the reward measures others by."""
+    """Fit the scales of the reward to good videos."""
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
-    """Good videos, real or simulated, as long and large as those to judge; 30 and more are better than 5."""
+    """Good videos, real or simulated, with length and resolution of those to score; at least 5, better 30."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
-    """What judges."""
+    """The decoder. --q0 may also be a JSON file of file name -> numbers."""
 
-    out: Path = Path("calibration.json")
+    fps: float | None = None
+    """Frame rate [1/s], if files state none or a wrong one."""
+
+    out: Path = Path("scales.json")
     """The scales, for `jidm score --scales`."""
 
     def run(self) -> int:
+        from jidm.cli.inputs import collect_videos, video_size
         from jidm.cli.text import columns
         from jidm.rewards import ExecutabilityReward
 
         videos = collect_videos(self.videos)
-        config = self.model.reward_config(self.out, videos[0])
-        idm: JacobianIDM = config.build_idm()
-        starts = [config.initial_pose(str(video)) for video in videos]
-        reward = ExecutabilityReward(idm).fit_scales(
-            [str(video) for video in videos], q0=None if starts[0] is None else starts, fps=self.model.fps
+        config = self.model.reward_config(self.out, lambda: video_size(videos[0], self.fps), self.fps)
+        poses = [config.initial_pose(str(video)) for video in videos]
+        reward = ExecutabilityReward(config.build_idm()).fit_scales(
+            [str(video) for video in videos], q0=None if poses[0] is None else poses, fps=self.fps
         )
         assert reward.scales is not None
         reward.scales.save(self.out)
-        rows = [("term", "usual", "to the 90th percentile")]
+        rows = [("term", "median", "spread")]
         rows += [(name, f"{s.median:.4f}", f"{s.spread:.4f}") for name, s in reward.scales.terms.items()]
         print(columns(rows))
-        print(f"written to {self.out}, from {len(videos)} videos")
+        print(f"written to {self.out}, from {len(videos)} videos; spread: from the median to the 90th percentile")
         return 0
-
-
-def collect_videos(given: tuple[Path, ...]) -> list[Path]:
-    """The videos meant.
-
-    Raises:
-        InputError: there are none.
-    """
-    from jidm.video.io import VIDEO_SUFFIXES
-
-    videos: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            videos += sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
-        else:
-            videos.append(path)
-    if not videos:
-        raise InputError("name at least one video, or a folder of videos")
-    return videos
-
-
-def _poses(path: Path) -> dict[str, list[float]]:
-    import json
-
-    try:
-        poses = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): [float(x) for x in values] for name, values in poses.items()}
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} must hold an object of file name -> joint positions ({error})") from None

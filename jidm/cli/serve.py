@@ -1,16 +1,21 @@
-"""`jidm serve`: commands for whoever sends frames, over a websocket."""
+"""`jidm serve`: a websocket server that turns clients' frames into commands."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
+
+from jidm.cli.model_args import ModelArgs
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from jidm.idm import JacobianIDM
     from jidm.serving import Session
 
@@ -19,85 +24,83 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a trained field to planners and robots that speak openpi's protocol or LingBot-VA's."""
+    """Serve a decoder to planners and robots that speak openpi's protocol or LingBot-VA's."""
 
-    checkpoint: str
-    """Trained field: a checkpoint folder, a bundled name (panda-sim, ...) or a hub id."""
+    model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
+    """The decoder. --q0 is the initial pose of a client that sends none."""
 
     host: str = "127.0.0.1"
-    """Who may connect: only this machine by default; 0.0.0.0 for the network, then give a token."""
+    """Interface to listen on: only this machine by default; 0.0.0.0 for the network, then set a token."""
 
     port: int = 8765
     """0 lets the system choose."""
 
-    embodiment: str | None = None
-    """Robot: a name from `jidm embodiments`. The checkpoint's own if not given."""
-
     action: Literal["joint_velocity", "joint_position", "joint_delta"] = "joint_velocity"
-    """What an action is; clients are told."""
+    """Action space; stated in the handshake."""
 
     video_rate: float = 12.5
-    """Frames a second of the video that clients send."""
+    """Frames per second of the clients' videos."""
 
     control_rate: float = 50.0
-    """Commands a second."""
+    """Commands per second."""
 
     chunk: int = 1
-    """Frames that are waited for before commands are given."""
+    """Number of frames to wait for before commands are given."""
 
     image_key: str | None = None
-    """Name of the picture in an observation, where there are several."""
+    """Name of the image to decode in an observation; may be omitted if there is only one."""
 
     layout: Literal["lingbot_va", "paper_per_arm", "lingbot_vla"] | None = None
-    """Order of LingBot's 30 numbers; its clients must name it themselves if not given."""
+    """Channel order of LingBot's 30 numbers; its clients must state it themselves if not given."""
 
     side: Literal["left", "right"] | None = None
-    """Which arm a single one counts as in them."""
+    """Side that a robot's only arm takes in them."""
 
     max_tracking_error: float | None = 0.5
-    """A robot that reports to be further from where it was sent is held [rad or m]."""
+    """A robot that reports a larger distance from its command is held [rad or m]."""
 
     token_file: Path | None = None
-    """File with the token clients must send; the environment variable JIDM_TOKEN else, and none is asked if neither is there."""
+    """File with the token that clients must send. Else the environment variable JIDM_TOKEN; no authorization without either."""
 
     workers: int = 2
-    """Requests computed at once."""
+    """Requests computed concurrently."""
 
     max_clients: int = 64
-    """Connections at once."""
+    """Concurrent connections."""
 
     def run(self) -> int:
         import torch
 
-        from jidm.idm import JacobianIDM
         from jidm.serving import PolicyServer
 
         token = self._token()
-        idm = JacobianIDM.from_pretrained(self.checkpoint, embodiment=self.embodiment)
-        # What is wrong with the settings is told now, not to the first client.
-        session = self._session(idm)
+        idm = self.model.build_idm()
+        q0 = self.model.initial_pose(idm.embodiment)
+        # Wrong settings fail now, not at the first client.
+        session = self._session(idm, q0)
         metadata = session.metadata
         if self.layout is not None:
             session.handshake.lingbot_format(session.decoder, None, None)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.workers))
         server = PolicyServer(
-            lambda: self._session(idm), host=self.host, port=self.port, token=token, workers=self.workers,
+            lambda: self._session(idm, q0), host=self.host, port=self.port, token=token, workers=self.workers,
             max_clients=self.max_clients,
         )  # fmt: skip
         if token is None and self.host not in _LOOPBACK:
             print("anybody who reaches this port can use it: give --token-file or JIDM_TOKEN", file=sys.stderr)
 
         def on_started(port: int) -> None:
-            print(f"serving {self.checkpoint} on ws://{self.host}:{port}, {metadata['action_space']} of", end=" ")
+            name = self.model.checkpoint or self.model.embodiment
+            print(f"serving {name} on ws://{self.host}:{port}, {metadata['action_space']} of", end=" ")
             print(
-                f"{metadata['action_dim']} joints at {self.control_rate:g} Hz; /healthz and /metrics beside it",
+                f"{metadata['action_dim']} joints at {self.control_rate:g} Hz; also /healthz and /metrics",
                 flush=True,
             )
 
         server.run(on_started)
         return 0
 
-    def _session(self, idm: JacobianIDM) -> Session:
+    def _session(self, idm: JacobianIDM, q0: NDArray[Any] | None) -> Session:
         from jidm.control import ActionDecoder, ControlConfig
         from jidm.serving import Handshake, Session
 
@@ -105,9 +108,11 @@ class Serve:
             video_rate=self.video_rate, control_rate=self.control_rate, chunk=self.chunk, action_space=self.action,
             max_tracking_error=self.max_tracking_error,
         )  # fmt: skip
-        return Session(
-            ActionDecoder(idm, config), Handshake(image_key=self.image_key, layout=self.layout, side=self.side)
-        )
+        handshake = Handshake(image_key=self.image_key, layout=self.layout, side=self.side)
+        session = Session(ActionDecoder(idm, config), handshake)
+        if q0 is not None:
+            session.reset(q0)
+        return session
 
     def _token(self) -> str | None:
         if self.token_file is None:
@@ -117,5 +122,5 @@ class Serve:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the token: {error}") from None
         if not token:
-            raise InputError(f"{self.token_file}: is empty; put a token into it")
+            raise InputError(f"{self.token_file}: is empty; write a token into it")
         return token

@@ -16,10 +16,10 @@ def columns(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """i/N as numbers.
+    """Parse `i/N`.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is not of this form, or i is not below N.
     """
     part, slash, count = text.partition("/")
     if not (slash and part.isdigit() and count.isdigit() and int(part) < int(count)):

@@ -33,9 +33,9 @@ class Train:
         config = self.with_encoder()
         robot = None
         if config.embodiment is not None:
-            from jidm.cli.inputs import find_robot
+            from jidm.robot.registry import load_embodiment
 
-            robot = find_robot(config.embodiment)
+            robot = load_embodiment(config.embodiment)
         out = train(config, robot=robot, report=partial(print, flush=True), visualizer=draw_pairs)
         print(f"checkpoint in {out}/; log and figures of the run in {config.run_folder}/")
         return 0

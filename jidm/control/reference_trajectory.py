@@ -223,7 +223,7 @@ class ReferenceTrajectory:
         self._end_velocity = velocity
 
     def _commands_until(self, until: float, reason: str) -> Commands:
-        """The commands up to a time. The spline is planned anew for each frame period, with the reference known now."""
+        """The commands up to a time. The spline is replanned for each frame period, with the reference known now."""
         last = math.floor(until * self.config.control_rate + 1e-6)
         if self._spline is None or last <= self._count:
             empty = np.zeros((0, self.limits.n))

@@ -143,14 +143,14 @@ def _lucas_kanade(
     def window_mean(product: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
         return F.avg_pool2d((product.mean(1) * robot)[:, None], window, 1, window // 2)[:, 0]
 
-    share = F.avg_pool2d(robot[:, None].to(error), window, 1, window // 2)[:, 0].clamp(min=1 / window**2)
+    robot_fraction = F.avg_pool2d(robot[:, None].to(error), window, 1, window // 2)[:, 0].clamp(min=1 / window**2)
     uu, uv, vv = window_mean(along_u.square()), window_mean(along_u * along_v), window_mean(along_v.square())
     pull_u, pull_v = window_mean(along_u * error), window_mean(along_v * error)
-    damped_uu, damped_vv = (x + _NOISE_STD**2 * share for x in (uu, vv))
+    damped_uu, damped_vv = (x + _NOISE_STD**2 * robot_fraction for x in (uu, vv))
     determinant = damped_uu * damped_vv - uv.square()
     u, v = (damped_vv * pull_u - uv * pull_v) / determinant, (damped_uu * pull_v - uv * pull_u) / determinant
-    remaining = window_mean(error.square()) - u * pull_u - v * pull_v - _NOISE_STD**2 * share
-    steep = uu + vv + _NOISE_STD**2 * share
+    remaining = window_mean(error.square()) - u * pull_u - v * pull_v - _NOISE_STD**2 * robot_fraction
+    steep = uu + vv + _NOISE_STD**2 * robot_fraction
     max_squared = _MAX_MOTION**2
     return (u.square() + v.square()).clamp(max=max_squared) * robot, (remaining.clamp(min=0) / steep).clamp(
         max=max_squared

@@ -38,6 +38,11 @@ class Session:
         """The first message to the client."""
         return self.handshake.metadata(self.decoder)
 
+    def reset(self, q: NDArray[np.float64] | None = None) -> None:
+        """Start a new episode, with the robot at joint positions q (n,) [rad or m] if they are known."""
+        self.decoder.reset(q)
+        self._q0, self._awaiting_first_frame = q, True
+
     def handle(self, message: Any) -> dict[str, Any]:
         """Answer one message.
 
@@ -68,7 +73,7 @@ class Session:
         if endpoint not in _ENDPOINTS:
             raise InputError(f"no endpoint '{str(endpoint)[:40]}': {did_you_mean(str(endpoint)[:40], _ENDPOINTS)}")
         if endpoint == "reset":
-            self._reset(_state(message))
+            self.reset(_state(message))
             return {}
         if endpoint == "observe":
             q, at = _state(message), message.get("time")
@@ -128,10 +133,6 @@ class Session:
         return {}
 
     # ---- both -------------------------------------------------------------------------------------------------------
-
-    def _reset(self, q: NDArray[np.float64] | None) -> None:
-        self.decoder.reset(q)
-        self._q0, self._awaiting_first_frame = q, True
 
     def _commands(
         self, frames: Sequence[NDArray[Any]], state: NDArray[np.float64] | None, q: Any

@@ -1,4 +1,4 @@
-"""Pictures of what was decoded: curves with their uncertainty, and the video beside its explanation."""
+"""Plots of decoded motion, overlay videos, contact sheets and reports."""
 
 from jidm.visualization.overlay import write_overlay
 from jidm.visualization.plot import plot_motion

@@ -1,12 +1,12 @@
-"""A video beside its explanation: what moved, what no joint explains, and where the decoded robot stands.
+"""Overlay video of a decoded motion.
 
-Four panels per frame: the input; optical flow as colours (hue is direction, saturation is speed); the part of the flow
-that the decoded joint steps do not explain; the robot at the decoded pose over the input.
+Four panels per frame: the input; optical flow as colors (hue is direction, saturation is speed); the part of the flow that
+the decoded joint steps do not explain; the robot at the decoded pose over the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +20,17 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.flow import FlowEstimator
 from jidm.video.io import write_video
+from jidm.visualization.image import RgbImage, flow_to_color, heatmap, resize, to_image, to_uint8
+from jidm.visualization.sheet import DARK, Tile, tile_sheet
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
     from jidm.estimation.result import JointMotion
     from jidm.fields.analytic import AnalyticField
 
-RgbImage = NDArray[np.uint8]
-"""(H, W, 3) uint8 RGB."""
-
 _PANEL_WIDTHS = (320, 640)
-_CAPTION_HEIGHT = 20
-# The dense field is evaluated on a grid of at most this many cells a side; a heat map needs no more.
-_RESIDUAL_GRID = 320
-# One colour per link, bright enough to be seen on dimmed video.
+_RESIDUAL_GRID = 320  # largest number of cells per side of the dense field; enough for a heat map
+# One color per link, bright enough on dimmed video.
 _LINK_COLORS = np.array(
     [
         (86, 180, 233), (230, 159, 0), (0, 200, 140), (240, 228, 66), (213, 94, 0), (204, 121, 167), (120, 140, 255),
@@ -53,17 +50,17 @@ def write_overlay(
     render_robot: Callable[[int], tuple[RgbImage, NDArray[np.bool_]]] | None = None,
     progress: bool = False,
 ) -> None:
-    """Write the four-panel video, one picture for every step between two frames.
+    """Write the four-panel video, one frame per step.
 
     Args:
-        path: where to (.mp4).
+        path: .mp4 file.
         frames: T frames, each (3, H, W) float RGB in [0, 1]; read once, one at a time.
-        motion: what was decoded from them, without batch axes.
-        field: the robot's field for the camera of the video.
-        flow: measures the motion that is shown.
-        fps: frame rate of the video written [1/s].
-        render_robot: draws the robot at frame t: picture (H, W, 3) uint8 and mask (H, W) of where it is; its surface points
-            are drawn if not given.
+        motion: decoded from them, without batch axes.
+        field: the robot's field in the camera of the video.
+        flow: estimates the flow that is shown.
+        fps: frame rate of the written video [1/s].
+        render_robot: draws the robot at frame t: image (H, W, 3) uint8 and robot mask (H, W); surface points are drawn if
+            not given.
         progress: show a progress bar.
 
     Raises:
@@ -82,7 +79,7 @@ def overlay_frames(
     render_robot: Callable[[int], tuple[RgbImage, NDArray[np.bool_]]] | None = None,
     progress: bool = False,
 ) -> Iterator[RgbImage]:
-    """The pictures `write_overlay` writes, T - 1 of them; arguments as there."""
+    """The T - 1 frames of `write_overlay`; arguments as there."""
     from tqdm import tqdm
 
     if motion.position.ndim != 2:
@@ -98,13 +95,13 @@ def overlay_frames(
         measured = flow(first, second)
         q = motion.position[t]
         residual = unexplained_flow(measured.flow, measured.weight, field, q, motion.delta_q[t])
-        image = _to_image(first)
+        image = to_image(first)
         pose = draw_points(image, field, q) if render_robot is None else blend(image, *render_robot(t))
         valid = bool(motion.valid[t])
         yield compose(
             [
                 (image, "input" if valid else "input (not valid)"),
-                (flow_to_color(measured.flow, max_speed), f"flow, full colour {max_speed:.1f} px"),
+                (flow_to_color(measured.flow, max_speed), f"flow, full color {max_speed:.1f} px"),
                 (heatmap(residual, max_speed / 2), f"unexplained flow, 0 to {max_speed / 2:.1f} px"),
                 (pose, "decoded pose"),
             ]
@@ -114,32 +111,6 @@ def overlay_frames(
 # ---- the panels -----------------------------------------------------------------------------------------------------
 
 
-def flow_to_color(flow: Float[Tensor, "2 H W"], max_speed: float) -> RgbImage:
-    """Flow as colours on white: hue is direction (red = right, then yellow-green down, cyan left, violet up).
-
-    Args:
-        flow: displacement (u right, v down) [px].
-        max_speed: speed drawn in full colour [px]; faster flow is darkened.
-    """
-    import cv2
-
-    u, v = flow.detach().cpu().double().nan_to_num(0.0).numpy()
-    speed = np.hypot(u, v) / max(max_speed, 1e-9)
-    hue = np.degrees(np.arctan2(v, u)) % 360.0
-    value = np.where(speed > 1.0, np.clip(1.35 - 0.35 * speed, 0.55, 1.0), 1.0)
-    hsv = np.stack([hue, np.clip(speed, 0.0, 1.0), value], axis=-1).astype(np.float32)
-    return _to_uint8(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255.0)
-
-
-def heatmap(x: Float[Tensor, "H W"], max_value: float) -> RgbImage:
-    """A map of values from 0 (black) to `max_value` (bright yellow); values that are not finite are drawn as 0."""
-    import cv2
-
-    level = (x.detach().cpu().double().nan_to_num(0.0) / max(max_value, 1e-9)).clamp(0.0, 1.0).numpy()
-    colors = cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return np.ascontiguousarray(colors[..., ::-1])
-
-
 def unexplained_flow(
     flow: Float[Tensor, "2 H W"],
     weight: Float[Tensor, "H W"],
@@ -147,9 +118,16 @@ def unexplained_flow(
     q: Float[Tensor, " n"],
     delta_q: Float[Tensor, " n"],
 ) -> Float[Tensor, "H W"]:
-    """`weight * |flow - J delta_q|` [px]: motion in the picture that the joint step does not account for.
+    """`weight * |flow - J delta_q|` [px]: flow that the joint step does not explain, to first order in `delta_q`.
 
-    Off the robot J is 0, so a moving background stands out in full. First order in `delta_q`.
+    Off the robot J is 0, so a moving background is fully unexplained.
+
+    Args:
+        flow: measured flow [px].
+        weight: its confidence.
+        field: the robot's field.
+        q: joint positions in the first frame [rad or m].
+        delta_q: joint step [rad or m].
     """
     height, width = flow.shape[-2:]
     shrink = min(1.0, _RESIDUAL_GRID / max(height, width))
@@ -163,7 +141,13 @@ def unexplained_flow(
 
 
 def draw_points(image: RgbImage, field: AnalyticField, q: Float[Tensor, " n"]) -> RgbImage:
-    """The visible surface points of the robot at q over the dimmed image: colour by link, brightness by slant."""
+    """The visible surface points of the robot over the dimmed image: color by link, brightness by surface slant.
+
+    Args:
+        image: the frame.
+        field: the robot's field.
+        q: joint positions [rad or m].
+    """
     canvas = _dim(image)
     if not bool(q.isfinite().all()):
         return canvas
@@ -176,13 +160,13 @@ def draw_points(image: RgbImage, field: AnalyticField, q: Float[Tensor, " n"]) -
         outline = field.contour(q, field.visible_contour(q)).points
     link = pose.surface_points.link[surface.visible].cpu().numpy()
     colors = _LINK_COLORS[link % len(_LINK_COLORS)] * (0.3 + 0.7 * slant.cpu().double().numpy()[:, None])
-    _draw_dots(canvas, surface.points[surface.visible], _to_uint8(colors), field.camera)
+    _draw_dots(canvas, surface.points[surface.visible], to_uint8(colors), field.camera)
     _draw_dots(canvas, outline, np.full((len(outline), 3), 255, np.uint8), field.camera)
     return canvas
 
 
 def _draw_dots(canvas: RgbImage, points: Tensor, colors: RgbImage, camera: Camera) -> None:
-    """Set dots at points (N, 2) given in the camera's pixels, in colours (N, 3)."""
+    """Draw dots at points (N, 2) in the camera's pixels, with colors (N, 3)."""
     height, width = canvas.shape[:2]
     scale = points.new_tensor([width / camera.width, height / camera.height])
     uv = ((points + 0.5) * scale - 0.5).round().long().cpu().numpy()
@@ -193,50 +177,41 @@ def _draw_dots(canvas: RgbImage, points: Tensor, colors: RgbImage, camera: Camer
 
 
 def blend(image: RgbImage, rendered: RgbImage, mask: NDArray[np.bool_]) -> RgbImage:
-    """A drawn robot over the dimmed image, with its outline: where the two disagree, a ghost shows.
+    """A rendered robot and its outline over the dimmed image.
 
     Args:
         image: the input frame.
-        rendered: the robot drawn at the decoded pose.
+        rendered: the robot at the decoded pose.
         mask: (H, W) where `rendered` shows the robot.
     """
     import cv2
 
     if rendered.shape != image.shape:
         height, width = image.shape[:2]
-        rendered = _to_uint8(cv2.resize(rendered, (width, height), interpolation=cv2.INTER_AREA))
+        rendered = to_uint8(cv2.resize(rendered, (width, height), interpolation=cv2.INTER_AREA))
         mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     canvas = _dim(image)
     tint = np.array((0.55, 0.8, 1.0))
-    canvas[mask] = _to_uint8(0.25 * canvas[mask] + 0.75 * rendered[mask] * tint)
+    canvas[mask] = to_uint8(0.25 * canvas[mask] + 0.75 * rendered[mask] * tint)
     outline = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     canvas[outline] = (255, 170, 40)
     return canvas
 
 
-def compose(panels: list[tuple[RgbImage, str]]) -> RgbImage:
-    """Two by two panels of one size, each under a small caption; even height and width."""
-    import cv2
-
+def compose(panels: Sequence[Tile]) -> RgbImage:
+    """Panels of one size in rows of two, each under its caption; even height and width, as video encoders need."""
     height, width = panels[0][0].shape[:2]
-    wide = int(np.clip(width, *_PANEL_WIDTHS)) // 2 * 2
-    high = round(height * wide / width) // 2 * 2
-    tiles = []
-    for picture, caption in panels:
-        shrinking = wide < width
-        resized = cv2.resize(picture, (wide, high), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
-        strip = np.full((_CAPTION_HEIGHT, wide, 3), 24, np.uint8)
-        cv2.putText(strip, caption, (5, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (235, 235, 235), 1, cv2.LINE_AA)
-        tiles.append(np.concatenate([strip, resized]))
-    rows = [np.concatenate(tiles[i : i + 2], axis=1) for i in range(0, len(tiles), 2)]
-    return np.ascontiguousarray(np.concatenate(rows))
+    panel_width = int(np.clip(width, *_PANEL_WIDTHS)) // 2 * 2
+    panel_height = round(height * panel_width / width) // 2 * 2
+    tiles = [(resize(image, panel_width, panel_height), caption) for image, caption in panels]
+    return tile_sheet([tiles[i : i + 2] for i in range(0, len(tiles), 2)], style=DARK)
 
 
 # ---- small parts ----------------------------------------------------------------------------------------------------
 
 
 def _robust_max_speed(motion: JointMotion, field: AnalyticField) -> float:
-    """A speed [px] that few robot pixels exceed in this video, so that all frames share one colour scale."""
+    """98th percentile of the robot's speed in the video [px]: one color scale for all frames."""
     steps = motion.delta_q.shape[0]
     speeds = []
     with torch.no_grad():
@@ -252,12 +227,4 @@ def _robust_max_speed(motion: JointMotion, field: AnalyticField) -> float:
 
 def _dim(image: RgbImage) -> RgbImage:
     gray = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    return _to_uint8(np.repeat(0.45 * gray, 3, axis=-1))
-
-
-def _to_image(frame: Float[Tensor, "3 H W"]) -> RgbImage:
-    return _to_uint8(frame.detach().cpu().double().nan_to_num(0.0).permute(1, 2, 0).numpy() * 255.0)
-
-
-def _to_uint8(x: NDArray[Any]) -> RgbImage:
-    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    return to_uint8(np.repeat(0.45 * gray, 3, axis=-1))

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one judged video: what it shows, what was decoded, and what speaks against it."""
+"""A self-contained HTML page about one scored video: frames, decoded motion, reward and reasons."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.atomic_io import atomic_write
+from jidm.visualization.image import resize, to_image, to_uint8
+from jidm.visualization.plot import PositionAndVelocityLimits, draw_motion, new_figure
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 _STRIP_FRAMES = 8  # frames in the strip
 _STRIP_HEIGHT = 180  # [px]
-_LINE, _LIMIT = "#1f5fbf", "#c03030"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -33,9 +34,9 @@ img {{ max-width: 100%; }} table {{ border-collapse: collapse; }} td, th {{ padd
 .reward {{ font-size: 2rem; }} .quiet {{ color: #667; }}
 </style></head><body>
 <h1>{title}</h1><p><span class="reward">{reward}</span> <span class="quiet">{under}</span></p>
-<h2>What speaks against it</h2>{reasons}
-<h2>Video, and below what the decoded motion does not explain</h2><img alt="frames and residual heat" src="{strip}">
-<p class="quiet">Yellow to red: motion beyond the decoded step. Blue: robot where there should be none, or none where it should be.</p>
+<h2>Reasons</h2>{reasons}
+<h2>Video, and motion that the decoded steps do not explain</h2><img alt="frames and residual heat" src="{strip}">
+<p class="quiet">Yellow to red: motion beyond the decoded step. Blue: foreground beside the robot, or background on it.</p>
 <h2>Terms</h2>{table}<img alt="terms over time" src="{terms}">
 <h2>Joints and their limits</h2><img alt="joint positions and velocities" src="{joints}">
 <p class="quiet">{provenance}</p></body></html>
@@ -48,7 +49,7 @@ def write_report(
     title: str,
     frames: Float[Tensor, "T 3 H W"],
     motion: JointMotion,
-    limits: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    limits: PositionAndVelocityLimits,
     reward: float,
     metrics: Mapping[str, float],
     by_step: Mapping[str, Float[Tensor, " S"]],
@@ -56,15 +57,20 @@ def write_report(
     misplaced: Float[Tensor, "T h w"],
     reasons: Sequence[str],
 ) -> None:
-    """Write the page; the file appears whole or not at all, and needs nothing beside it.
+    """Write the page; the file appears whole or not at all, and refers to no other file.
 
     Args:
+        path: HTML file.
+        title: of the page.
         frames: RGB in [0, 1].
-        limits: (n,) lower and upper positions [rad or m] and speeds [rad/s or m/s]; infinite where there are none.
-        reward: of the video. metrics: what it is made of, by name.
-        by_step: name of a term -> penalty of each step, in [0, 1].
-        unexplained: motion that no joint explains [cells]. misplaced: where the robot is not where it should be, in [0, 1].
-        reasons: in words.
+        motion: the decoded motion.
+        limits: position and velocity limits.
+        reward: of the video.
+        metrics: further numbers by name.
+        by_step: term -> penalty of each step, in [0, 1].
+        unexplained: image motion that no joint explains [cells].
+        misplaced: cells that are spurious or missing, in [0, 1].
+        reasons: as text.
     """
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{value:.2f}</td></tr>" for name, value in metrics.items())
     reason_items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
@@ -72,11 +78,11 @@ def write_report(
         title=escape(title),
         reward=f"{reward:.2f}",
         under=f"of 10; {len(frames)} frames, {len(motion.joint_names)} joints",
-        reasons=f"<ul>{reason_items}</ul>" if reason_items else "<p>Nothing that good videos do not have.</p>",
+        reasons=f"<ul>{reason_items}</ul>" if reason_items else "<p>None.</p>",
         strip=_strip(frames, unexplained, misplaced),
         table=f"<table>{rows}</table>",
         terms=_figure_data_url(_terms(by_step)),
-        joints=_figure_data_url(_joints(motion, limits)),
+        joints=_figure_data_url(draw_motion(motion, limits=limits)),
         provenance=escape(
             ", ".join(f"{k}: {v}" for k, v in motion.provenance.items() if isinstance(v, (str, int, float)))
         ),
@@ -86,7 +92,7 @@ def write_report(
 
 
 def _strip(frames: Tensor, unexplained: Tensor, misplaced: Tensor) -> str:
-    """Frames side by side, the one before the worst step among them, each above its heat."""
+    """Frames side by side, the worst one included, each above a heat map of its residuals."""
     import cv2
 
     severity = unexplained.flatten(1).sum(1) / 4 + misplaced[1:].flatten(1).sum(1)
@@ -95,18 +101,17 @@ def _strip(frames: Tensor, unexplained: Tensor, misplaced: Tensor) -> str:
     even[np.abs(even - worst).argmin()] = worst
     columns = []
     for k in even.tolist():
-        picture = (frames[k].movedim(0, -1).clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
-        width = max(1, round(picture.shape[1] * _STRIP_HEIGHT / picture.shape[0]))
-        picture = np.asarray(cv2.resize(picture, (width, _STRIP_HEIGHT), interpolation=cv2.INTER_AREA))
-        gray = np.repeat(picture.mean(-1, keepdims=True), 3, -1) * 0.6
-        overlay = _upsample(unexplained[k - 1] / 2, picture) * np.array([255, 190, 0]) + _upsample(
-            (unexplained[k - 1] - 2) / 2, picture
+        image = to_image(frames[k])
+        image = resize(image, round(image.shape[1] * _STRIP_HEIGHT / image.shape[0]), _STRIP_HEIGHT)
+        gray = np.repeat(image.mean(-1, keepdims=True), 3, -1) * 0.6
+        overlay = _upsample(unexplained[k - 1] / 2, image) * np.array([255, 190, 0]) + _upsample(
+            (unexplained[k - 1] - 2) / 2, image
         ) * np.array([0, -190, 0])
-        overlay = overlay + _upsample(misplaced[k], picture) * np.array([40, 90, 255])
+        overlay = overlay + _upsample(misplaced[k], image) * np.array([40, 90, 255])
         label = f"frame {k}"
-        cv2.putText(picture, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 3, cv2.LINE_AA)
-        cv2.putText(picture, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
-        columns.append(np.concatenate([picture, np.clip(gray + overlay, 0, 255).astype(np.uint8)]))
+        cv2.putText(image, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 3, cv2.LINE_AA)
+        cv2.putText(image, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+        columns.append(np.concatenate([image, to_uint8(gray + overlay)]))
     ok, data = cv2.imencode(".jpg", np.concatenate(columns, 1)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     assert ok
     return _data_url("jpeg", data.tobytes())
@@ -121,43 +126,13 @@ def _upsample(values: Tensor, like: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _terms(by_step: Mapping[str, Tensor]) -> Figure:
-    figure, axis = _axes(1, 1, (11, 3.0))
+    figure = new_figure(11, 3.0)
+    axis = figure.subplots()
     for name, values in by_step.items():
-        axis[0, 0].plot(np.arange(1, len(values) + 1), values.cpu().numpy(), label=name, linewidth=1.4)
-    axis[0, 0].set(xlabel="frame", ylabel="penalty", ylim=(-0.02, 1.02))
-    axis[0, 0].legend(ncols=4, fontsize=8, frameon=False)
+        axis.plot(np.arange(1, len(values) + 1), values.cpu().numpy(), label=name, linewidth=1.4)
+    axis.set(xlabel="frame", ylabel="penalty", ylim=(-0.02, 1.02))
+    axis.legend(ncols=4, fontsize=8, frameon=False)
     return figure
-
-
-def _joints(motion: JointMotion, limits: tuple[NDArray[np.float64], ...]) -> Figure:
-    lower, upper, speed = limits
-    n = len(motion.joint_names)
-    figure, axes = _axes(n, 2, (11, 0.8 + 1.15 * n))
-    time, q, v = (x.cpu().double().numpy() for x in (motion.time, motion.position, motion.velocity))
-    for k, name in enumerate(motion.joint_names):
-        left, right = axes[k]
-        left.plot(time, q[:, k], color=_LINE)
-        right.plot(time[1:], v[:, k], color=_LINE)
-        for axis, edges in ((left, (lower[k], upper[k])), (right, (-speed[k], speed[k]))):
-            for edge in edges:
-                if np.isfinite(edge):
-                    axis.axhline(edge, color=_LIMIT, linewidth=0.8, linestyle="--")
-            axis.tick_params(labelsize=7)
-        left.set_ylabel(name, fontsize=8)
-    axes[0, 0].set_title("position [rad or m]", fontsize=9)
-    axes[0, 1].set_title("velocity [rad/s or m/s]", fontsize=9)
-    axes[-1, 0].set_xlabel("time [s]", fontsize=9)
-    axes[-1, 1].set_xlabel("time [s]", fontsize=9)
-    return figure
-
-
-def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, sharex=True, squeeze=False)
 
 
 def _figure_data_url(figure: Figure) -> str:

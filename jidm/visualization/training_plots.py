@@ -1,4 +1,4 @@
-"""What a model in training makes of a pair of frames."""
+"""A model's prediction for a pair of frames during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from jidm.visualization.field_plots import write_field_sheet
 
 
 def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:
-    """Field, flow and residual of the first pair of a batch, into a PNG; nothing for a model without a field."""
+    """Plot field, flow and residual of the first pair of a batch into a PNG; nothing for a model without a field.
+
+    Args:
+        model: in training.
+        batch: of frame pairs.
+        path: of the PNG.
+    """
     estimator = getattr(model, "flow_estimator", None)
     decoder = SimpleNamespace(
         field=model, model=model, flow=None if estimator is None else as_flow_estimator(estimator)
@@ -23,7 +29,7 @@ def draw_pairs(model: Any, batch: PairBatch, path: Path) -> None:
     result = predict_field(decoder, batch.first[:1], batch.second[:1], batch.q[:1])
     if result is None:
         return
-    # Where nobody knows the robot's place in the picture, the flow is measured, not exact.
+    # Without a mask of the robot the batch's flow is measured, not exact.
     flow = None
     if batch.flow is not None and batch.mask is not None and result.flow is not None:
         flow = F.interpolate(batch.flow[:1].cpu(), size=result.flow.shape[-2:])[0]

@@ -1,0 +1,153 @@
+"""Command line options that define a decoder, shared by all verbs that decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jidm.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from jidm.camera.model import Camera
+    from jidm.checkpoint import Checkpoint
+    from jidm.idm import JacobianIDM
+    from jidm.rewards.config import RewardConfig
+    from jidm.robot.embodiment import Embodiment
+
+FrameSize = Callable[[], tuple[int, int]]
+"""Gives (width, height) of the video; called only if a camera has to be resized to it."""
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """The decoder: a trained field, or the exact field of a robot in a calibrated camera."""
+
+    checkpoint: str | None = None
+    """Trained field: a checkpoint folder, a bundled name (panda-sim, ...) or a hub id. It needs neither --camera nor --q0."""
+
+    embodiment: str | None = None
+    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. The checkpoint's own if not
+    given."""
+
+    camera: str | None = None
+    """Calibrated camera of the video: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or a named camera
+    of the robot. With a checkpoint, the exact field of URDF and camera replaces the learned one; `trained` is the camera of
+    its training data."""
+
+    q0: tuple[str, ...] = ()
+    """Joint positions in the first frame [rad or m]: one number per joint, `home`, or a .npy or .json file."""
+
+    flow: Literal["dis", "raft"] | None = None
+    """Optical flow estimator; dis for an exact field, none for a learned one if not given. raft fetches its weights unless
+    --raft-weights names them."""
+
+    raft_weights: Path | None = None
+    """Local file of RAFT (large) weights, .pth or .safetensors; implies --flow raft."""
+
+    limits: Literal["all", "position", "none"] | None = None
+    """Joint limits enforced while decoding: all, also velocities (default), position, or none (default of rewards).
+    Sped-up or generated videos may exceed velocity limits; then use position."""
+
+    device: str = "cpu"
+    """Where a trained field runs: cpu, cuda, cuda:1, ..."""
+
+    def build_idm(self, frame_size: FrameSize | None = None, *, q0_required: bool = False) -> JacobianIDM:
+        """The decoder. A wrong option fails before the video is opened.
+
+        Args:
+            frame_size: of the video; the camera is resized to it.
+            q0_required: refuse a decoder without --q0 that cannot estimate the initial pose.
+
+        Raises:
+            InputError: an option is missing or wrong.
+        """
+        from jidm.idm import JacobianIDM
+
+        robot, checkpoint, camera = self._resolve(frame_size, q0_required)
+        options: dict[str, Any] = {"camera": camera, "limits": self.limits or "all"}
+        if self.raft_weights is not None:
+            from jidm.flow import RaftFlow
+
+            options["flow"] = RaftFlow(weights=self.raft_weights)
+        elif self.flow is not None:
+            options["flow"] = self.flow
+        if checkpoint is not None:
+            return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, device=self.device, **options)
+        assert robot is not None
+        return JacobianIDM.from_embodiment(robot, **options)
+
+    def initial_pose(self, robot: Embodiment | None) -> NDArray[Any] | None:
+        """(n,) --q0 as joint positions [rad or m]; None if it is not given.
+
+        Args:
+            robot: whose joints they are.
+
+        Raises:
+            InputError: they do not fit the robot, or it is unknown.
+        """
+        if not self.q0:
+            return None
+        if robot is None:
+            raise InputError("--q0 needs --embodiment: it is unknown which joints the numbers belong to")
+        from jidm.cli.inputs import read_q0
+
+        return read_q0(self.q0, robot)
+
+    def reward_config(self, scales: Path | None, frame_size: FrameSize, fps: float | None) -> RewardConfig:
+        """The reward with this decoder, as values that can be sent to other processes.
+
+        Args:
+            scales: JSON file; those in the checkpoint's folder if None.
+            frame_size: of the videos.
+            fps: frame rate of the videos [1/s]; as the files state if None.
+
+        Raises:
+            InputError: an option is missing or wrong.
+        """
+        from jidm.cli.inputs import read_poses
+        from jidm.rewards.config import RewardConfig
+
+        poses = read_poses(self.q0)
+        robot, _, camera = self._resolve(frame_size, check_q0=poses is None)
+        if poses is None and (pose := self.initial_pose(robot)) is not None:
+            poses = pose.tolist()
+        return RewardConfig(
+            scales=None if scales is None else str(scales), checkpoint=self.checkpoint, embodiment=self.embodiment,
+            camera=None if camera is None else camera.to_dict(), flow=self.flow,
+            raft_weights=None if self.raft_weights is None else str(self.raft_weights), limits=self.limits or "none",
+            device=self.device, fps=fps, q0=poses,
+        )  # fmt: skip
+
+    def _resolve(
+        self, frame_size: FrameSize | None, q0_required: bool = False, *, check_q0: bool = True
+    ) -> tuple[Embodiment | None, Checkpoint | None, Camera | None]:
+        """Robot, checkpoint and camera, as far as they are given."""
+        from jidm.camera.model import Camera
+        from jidm.checkpoint import load_checkpoint
+        from jidm.cli.inputs import resize_camera
+        from jidm.robot.registry import load_embodiment
+
+        robot = None if self.embodiment is None else load_embodiment(self.embodiment)
+        if self.checkpoint is None:
+            needed = {"embodiment": robot, "camera": self.camera, **({"q0": self.q0} if q0_required else {})}
+            for name, value in needed.items():
+                if not value:
+                    raise InputError(f"--{name} is missing: without --checkpoint, {', '.join(needed)} must be given")
+        elif self.camera not in (None, "trained") and robot is None:
+            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
+        checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
+        camera = None
+        if self.camera == "trained" and checkpoint is not None:
+            camera = Camera.from_dict(checkpoint.training_camera())
+        elif self.camera is not None:
+            assert robot is not None
+            camera = robot.camera(self.camera)
+        if check_q0 and robot is not None:
+            self.initial_pose(robot)
+        if camera is not None and frame_size is not None:
+            camera = resize_camera(camera, *frame_size())
+        return robot, checkpoint, camera
