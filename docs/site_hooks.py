@@ -1,0 +1,70 @@
+"""What the site does to the pages on their way to HTML; `mkdocs.yml` names this file under `hooks`.
+
+- One API page per room of `jidm/` is made from the tree, so that a new module needs no new page.
+- Equations become MathML, which browsers draw by themselves: no script, no font from the network.
+- Links that leave `docs/` lead to the repository, so that the same page works there and on the site.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = "https://github.com/jidm/jidm/blob/main"
+NOT_API = {"cli"}  # a command line is documented by `jidm VERB --help`
+
+_EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.S)
+_UP = re.compile(r"\]\(((?:\.\./)+)([^)]*)\)")
+
+
+def rooms() -> list[str]:
+    """Folders and files directly below `jidm/` that have an API page, sorted."""
+    found = {path.stem for path in (REPOSITORY / "jidm").iterdir() if path.suffix in ("", ".py")}
+    return sorted(name for name in found - NOT_API if not name.startswith(("_", ".")))
+
+
+def api_page(room: str) -> str:
+    """Markdown of one room: its own docstring, then every module in it."""
+    folder = REPOSITORY / "jidm" / room
+    modules = []
+    if folder.is_dir():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            if path.stem != "__init__" and not any(part.startswith("_") for part in parts):
+                modules.append(".".join(parts))
+    head = f"::: jidm.{room}\n    options:\n      heading_level: 1\n      members: {'[]' if modules else 'true'}\n"
+    return "\n".join([head, *(f"::: {module}\n    options:\n      heading_level: 2\n" for module in modules)])
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the API pages."""
+    for room in rooms():
+        files.append(File.generated(config, f"api/{room}.md", content=api_page(room)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Lead links that leave the documents to the repository."""
+    depth = page.file.src_uri.count("/")
+
+    def led(match: re.Match[str]) -> str:
+        up, rest = match[1].count("../"), match[2]
+        return f"]({SOURCE}/{rest})" if up > depth else match[0]
+
+    return _UP.sub(led, markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Draw the equations."""
+
+    def drawn(match: re.Match[str]) -> str:
+        block = match[2] == "["
+        return convert(html.unescape(match[3].strip()), display="block" if block else "inline")
+
+    return _EQUATION.sub(drawn, content)
