@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -42,6 +43,12 @@ def api_page(room: str) -> str:
     return "\n".join([head, *(f"::: {module}\n    options:\n      heading_level: 2\n" for module in modules)])
 
 
+def on_config(config: Any) -> Any:
+    """Put the API pages into the navigation."""
+    config.nav.append({"API": [{room: f"api/{room}.md"} for room in rooms()]})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the API pages."""
     for room in rooms():
@@ -65,6 +72,9 @@ def on_page_content(content: str, **_: Any) -> str:
 
     def drawn(match: re.Match[str]) -> str:
         block = match[2] == "["
-        return convert(html.unescape(match[3].strip()), display="block" if block else "inline")
+        drawing = convert(html.unescape(match[3].strip()), display="block" if block else "inline")
+        if "\\" in drawing:  # a command that the converter does not know comes out as it went in
+            raise PluginError(f"an equation holds an unknown command: {match[3].strip()}")
+        return drawing.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')  # bars as high as letters
 
     return _EQUATION.sub(drawn, content)
