@@ -9,6 +9,7 @@ others is left out (transitive reduction): cli imports idm through rewards, so t
 from __future__ import annotations
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -84,9 +85,7 @@ def reduced(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
 def _routes(rows: list[tuple[str, ...]], arrows: list[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
     """Arrow -> the nodes it passes: its two rooms, and a bend on every floor between them (Sugiyama's layers)."""
     floor = {room: number for number, row in enumerate(rows) for room in row}
-    return {
-        (a, b): [a, *(f"{a} {b} {level}" for level in range(floor[a] - 1, floor[b], -1)), b] for a, b in arrows
-    }
+    return {(a, b): [a, *(f"{a} {b} {level}" for level in range(floor[a] - 1, floor[b], -1)), b] for a, b in arrows}
 
 
 def _places(rows: list[tuple[str, ...]], routes: dict[tuple[str, str], list[str]]) -> dict[str, tuple[float, float]]:
@@ -97,14 +96,14 @@ def _places(rows: list[tuple[str, ...]], routes: dict[tuple[str, str], list[str]
         for bend in route[1:-1]:
             layers[int(bend.split()[-1])].append(bend)
             neighbors[bend] = []
-        for above, below in zip(route, route[1:]):
+        for above, below in pairwise(route):
             neighbors[above].append(below)
             neighbors[below].append(above)
     at = {node: k / len(layer) for layer in layers for k, node in enumerate(layer)}
     for _ in range(_SWEEPS):
         for layer in layers:
             middle = {node: sum(at[x] for x in neighbors[node]) / max(1, len(neighbors[node])) for node in layer}
-            layer.sort(key=lambda node: (middle[node], node))  # noqa: B023
+            layer.sort(key=lambda node: (middle[node], node))
             at |= _spread(layer)
     return {node: (at[node], float(number)) for number, layer in enumerate(layers) for node in layer}
 
@@ -151,7 +150,7 @@ def svg() -> str:
         )
     for (above, below), route in sorted(routes.items()):
         path = ""
-        for node, then in zip(route, route[1:]):
+        for node, then in pairwise(route):
             (x0, floor), (x1, lower) = places[node], places[then]
             start, end = top(floor) + _BOX, top(lower) - (1 if then == below else 0)
             bend = (end - start) * 0.6

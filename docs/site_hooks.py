@@ -1,6 +1,7 @@
 """What the site does to the pages on their way to HTML; `mkdocs.yml` names this file under `hooks`.
 
-- One API page per room of `jidm/` is made from the tree, so that a new module needs no new page.
+- One API page per room of `jidm/` is made from the tree, so that a new module needs no new page. Dated notes are put
+  into the navigation by themselves.
 - Equations become MathML, which browsers draw by themselves: no script, no font from the network.
 - Links that leave `docs/` lead to the repository, so that the same page works there and on the site.
 """
@@ -43,8 +44,14 @@ def api_page(room: str) -> str:
     return "\n".join([head, *(f"::: {module}\n    options:\n      heading_level: 2\n" for module in modules)])
 
 
+def notes() -> list[str]:
+    """Names of the dated notes, newest first."""
+    return sorted((path.name for path in (REPOSITORY / "docs" / "notes").glob("2*.md")), reverse=True)
+
+
 def on_config(config: Any) -> Any:
-    """Put the API pages into the navigation."""
+    """Put notes and API pages into the navigation."""
+    config.nav.append({"Notes": ["notes/index.md", *(f"notes/{name}" for name in notes())]})
     config.nav.append({"API": [{room: f"api/{room}.md"} for room in rooms()]})
     return config
 
