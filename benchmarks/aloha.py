@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from aloha_scene import aloha_embodiment
 
 from jidm import Camera, JacobianIDM, read_video
-from jidm.field.analytic import AnalyticField
-from jidm.solve.track import TrackOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.fields.analytic import AnalyticField
 
 EPISODES = ("transfer_cube_scripted", "insertion_human")
 
@@ -43,7 +43,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     robot, convention, camera = aloha_embodiment(args.material)
     idm = JacobianIDM.from_embodiment(
-        robot, camera=Camera.from_dict(camera), options=TrackOptions(anchor=not args.no_anchor)
+        robot, camera=Camera.from_dict(camera), options=AnalyticTrackerOptions(use_contours=not args.no_anchor)
     )
     arm = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     for episode in args.episodes:
@@ -59,11 +59,11 @@ def main() -> None:
         print(json.dumps(result, indent=2), flush=True)
 
 
-def steps(idm: JacobianIDM, video, q: np.ndarray, arm: np.ndarray, stride: int, between: int) -> dict:  # type: ignore[no-untyped-def]
+def steps(idm: JacobianIDM, video, q: np.ndarray, arm: np.ndarray, stride: int, frame_stride: int) -> dict:  # type: ignore[no-untyped-def]
     error, truth = [], []
     for t in range(0, len(q) - 2, stride):
-        clip = video.pixels[t : t + 3 : between].float() / 255
-        motion = idm.decode(clip, q0=q[t], fps=50.0 / between)
+        clip = video.pixels[t : t + 3 : frame_stride].float() / 255
+        motion = idm.decode(clip, q0=q[t], fps=50.0 / frame_stride)
         step = q[t + 2] - q[t]
         error.append((motion.position[-1].numpy() - q[t] - step)[arm])
         truth.append(step[arm])
@@ -150,12 +150,12 @@ def show_frames(idm: JacobianIDM, video, position: np.ndarray, path: Path) -> No
         uv = surface.points[seen].numpy()
         at = uv.round().astype(int)
         measured = flow[:, at[:, 1].clip(0, flow.shape[1] - 1), at[:, 0].clip(0, flow.shape[2] - 1)].T.numpy()
-        left = np.linalg.norm(measured - moved[seen].numpy(), axis=-1)
+        residual = np.linalg.norm(measured - moved[seen].numpy(), axis=-1)
         image = frames[0].movedim(0, -1).numpy()
         row[0].imshow(flow.norm(dim=0), vmin=0, vmax=8)
         row[0].set_title(f"frame {t}: |flow| over 2 frames [px]")
         row[1].imshow(image)
-        row[1].scatter(*uv.T, c=left, s=2, vmin=0, vmax=4, cmap="inferno")
+        row[1].scatter(*uv.T, c=residual, s=2, vmin=0, vmax=4, cmap="inferno")
         row[1].set_title("flow the step leaves [px]")
         row[2].imshow(image)
         row[2].scatter(*uv.T, s=1, color="lime")

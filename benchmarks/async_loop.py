@@ -21,113 +21,123 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reward_validity import Scenes
+from reward_validity import EpisodeGenerator
 from torch import Tensor
 
 from jidm import JacobianIDM
-from jidm.adapters.decoder import MODES, ActionDecoder, AsyncController
-from jidm.field.analytic import AnalyticField
-from jidm.field.forward import carried
-from jidm.motion.flow import as_flow_estimator
+from jidm.control import MODES, ActionDecoder, AsyncController
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.warp import warp_frame
+from jidm.flow import as_flow_estimator
 from jidm.robot.kinematics import Kinematics
-from jidm.sim.artifacts import Take
+from jidm.sim.failures import RenderedEpisode
 
 VIDEO_RATE, CONTROL_RATE, CHUNK, SIDE = 12.5, 50.0, 4, 256
-EACH = round(CONTROL_RATE / VIDEO_RATE)
-_DOES = 0.95  # of every step
+COMMANDS_PER_FRAME = round(CONTROL_RATE / VIDEO_RATE)
+_EXECUTED_FRACTION = 0.95  # of every step
 
 
-class Dreamer:
+class OraclePlanner:
     """Films the way from the pose in a frame to the reference, one chunk further each time it is asked.
 
     Attributes:
         real: the last real frame and what the robot measured in it.
     """
 
-    def __init__(self, take: Take, reads: JacobianIDM) -> None:
-        self._take, self._reads = take, reads
-        self.real: tuple[NDArray[np.uint8], NDArray[np.float64]]
+    def __init__(self, episode: RenderedEpisode, pose_decoder: JacobianIDM) -> None:
+        self._episode, self._pose_decoder = episode, pose_decoder
+        self.last_observation: tuple[NDArray[np.uint8], NDArray[np.float64]]
         self._chunk = 0
 
     def __call__(self, frame: Tensor) -> NDArray[np.uint8]:
-        done, self._chunk = self._chunk * CHUNK, self._chunk + 1
-        off = self._pose(frame) - self._take.q[done]
-        ahead = self._take.q[done + 1 : done + CHUNK + 1]
-        left = 1 - np.arange(1, CHUNK + 1)[:, None] / CHUNK
-        robot = self._take.robot
-        return self._take.again(np.clip(ahead + left * off, robot.lower, robot.upper))
+        first, self._chunk = self._chunk * CHUNK, self._chunk + 1
+        offset = self._pose(frame) - self._episode.q[first]
+        upcoming = self._episode.q[first + 1 : first + CHUNK + 1]
+        remaining = 1 - np.arange(1, CHUNK + 1)[:, None] / CHUNK
+        robot = self._episode.robot
+        return self._episode.rerender(np.clip(upcoming + remaining * offset, robot.lower, robot.upper))
 
     def _pose(self, frame: Tensor) -> NDArray[np.float64]:
-        real = torch.from_numpy(self.real[0]).permute(2, 0, 1).double() / 255
-        stream = self._reads.stream(real, time=0.0, q0=self.real[1])
+        image = torch.from_numpy(self.last_observation[0]).permute(2, 0, 1).double() / 255
+        stream = self._pose_decoder.stream(image, time=0.0, q0=self.last_observation[1])
         stream.push(frame.double(), CHUNK / VIDEO_RATE)
         return np.asarray(stream.q)
 
 
-def tips(take: Take, q: NDArray[np.float64]) -> Tensor:
+def tip_positions(episode: RenderedEpisode, q: NDArray[np.float64]) -> Tensor:
     """(..., tips, 3) where they are at joint positions (..., n) [m]."""
-    links = [take.robot.model.link_index(name) for name in take.robot.tip_links]
-    return Kinematics.from_embodiment(take.robot).link_poses(torch.from_numpy(q))[..., links, :3, 3]
+    links = [episode.robot.model.link_index(name) for name in episode.robot.tip_links]
+    return Kinematics.from_embodiment(episode.robot).link_poses(torch.from_numpy(q))[..., links, :3, 3]
 
 
-def shows_hand(take: Take) -> bool:
+def tips_in_view(episode: RenderedEpisode) -> bool:
     """Whether the camera sees where the tips are in every frame."""
-    uv, _ = take.camera.project(tips(take, take.q))
+    uv, _ = episode.camera.project(tip_positions(episode, episode.q))
     return bool(((uv >= 0) & (uv < SIDE)).all())
 
 
-def speed(take: Take) -> float:
+def tip_speed(episode: RenderedEpisode) -> float:
     """Mean speed of the tips [m/s]."""
-    return float(tips(take, take.q).diff(dim=0).norm(dim=-1).mean()) * VIDEO_RATE
+    return float(tip_positions(episode, episode.q).diff(dim=0).norm(dim=-1).mean()) * VIDEO_RATE
 
 
-class Later(Executor):
+class DelayedExecutor(Executor):
     """Runs what it is given at once and hands it over so many control periods later."""
 
     def __init__(self, periods: int) -> None:
         self._periods = periods
-        self._waiting: list[tuple[list[int], Future[Any], Any]] = []
+        self._pending: list[tuple[list[int], Future[Any], Any]] = []
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        self._waiting.append(([self._periods], future, call(*args, **kwargs)))
+        self._pending.append(([self._periods], future, call(*args, **kwargs)))
         return future
 
     def tick(self) -> None:
         """A control period has passed."""
-        for left, future, result in list(self._waiting):
-            left[0] -= 1
-            if left[0] <= 0:
+        for remaining, future, result in list(self._pending):
+            remaining[0] -= 1
+            if remaining[0] <= 0:
                 future.set_result(result)
-        self._waiting = [item for item in self._waiting if item[0][0] > 0]
+        self._pending = [item for item in self._pending if item[0][0] > 0]
 
 
 def run(
-    take: Take, idm: JacobianIDM, reads: JacobianIDM, mode: str, chunks: int, forward: Any = None
+    episode: RenderedEpisode, idm: JacobianIDM, pose_decoder: JacobianIDM, mode: str, chunks: int, forward: Any = None
 ) -> tuple[list[float], float, str]:
     """Distance of the tips from the reference after each chunk [m], frames of it done a second, where the time went."""
-    decoder, late = ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=CONTROL_RATE), Later(CHUNK * EACH)
-    dreamer = Dreamer(take, reads)
-    soon = Later(EACH - 1)
-    controller = AsyncController(dreamer, decoder, mode=mode, forward=forward, planning=late, comparing=soon)
-    q, periods, moved = np.array(take.q[0], dtype=np.float64), 0, 0
-    off: list[float] = []
-    controller.reset(take.again(q[None])[0], q)
-    while len(off) < chunks:
+    decoder, planning_executor = (
+        ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=CONTROL_RATE),
+        DelayedExecutor(CHUNK * COMMANDS_PER_FRAME),
+    )
+    planner = OraclePlanner(episode, pose_decoder)
+    comparing_executor = DelayedExecutor(COMMANDS_PER_FRAME - 1)
+    controller = AsyncController(
+        planner,
+        decoder,
+        mode=mode,
+        forward_model=forward,
+        planning_executor=planning_executor,
+        comparison_executor=comparing_executor,
+    )
+    q, periods, moving_periods = np.array(episode.q[0], dtype=np.float64), 0, 0
+    errors: list[float] = []
+    controller.reset(episode.rerender(q[None])[0], q)
+    while len(errors) < chunks:
         frame = None
-        if periods % EACH == 0:
-            frame = take.again(q[None])[0]
-            dreamer.real = frame, q
+        if periods % COMMANDS_PER_FRAME == 0:
+            frame = episode.rerender(q[None])[0]
+            planner.last_observation = frame, q
         command = controller.step(frame, q)
-        q = np.clip(q + _DOES * command.delta[0], take.robot.lower, take.robot.upper)
-        late.tick()
-        soon.tick()
+        q = np.clip(q + _EXECUTED_FRACTION * command.delta[0], episode.robot.lower, episode.robot.upper)
+        planning_executor.tick()
+        comparing_executor.tick()
         periods += 1
-        moved += not command.held[0]
-        if not command.held[0] and moved % (CHUNK * EACH) == 0:
-            reference = take.q[len(off) * CHUNK + CHUNK]
-            off.append(float((tips(take, q) - tips(take, reference)).norm(dim=-1).mean()))
-    return off, chunks * CHUNK / (periods / CONTROL_RATE), controller.report()
+        moving_periods += not command.holding[0]
+        if not command.holding[0] and moving_periods % (CHUNK * COMMANDS_PER_FRAME) == 0:
+            reference = episode.q[len(errors) * CHUNK + CHUNK]
+            errors.append(float((tip_positions(episode, q) - tip_positions(episode, reference)).norm(dim=-1).mean()))
+    return errors, chunks * CHUNK / (periods / CONTROL_RATE), controller.report()
 
 
 if __name__ == "__main__":
@@ -137,38 +147,38 @@ if __name__ == "__main__":
     parser.add_argument("--takes", type=int, default=5)
     parser.add_argument("--chunks", type=int, default=25)
     parser.add_argument("--amplitude", type=float, default=0.12, help="share of the joints' range that motions cover")
-    given = parser.parse_args()
-    idm = JacobianIDM.from_pretrained(given.checkpoint)
+    args = parser.parse_args()
+    idm = JacobianIDM.from_pretrained(args.checkpoint)
     assert idm.embodiment is not None
-    scenes = Scenes(
-        idm.embodiment.name, given.seed, side=SIDE, frames=given.chunks * CHUNK + 1, amplitude=given.amplitude
+    generator = EpisodeGenerator(
+        idm.embodiment.name, args.seed, side=SIDE, frames=args.chunks * CHUNK + 1, range_fraction=args.amplitude
     )
-    exact = AnalyticField(idm.embodiment, scenes.camera, points=1500, occluders=8000, contour_points=30000)
-    reads = JacobianIDM(idm.embodiment, exact, as_flow_estimator("dis"))
-    dense = AnalyticField(idm.embodiment, scenes.camera, points=1500, occluders=60000, contour_points=30000)
+    field = AnalyticField(idm.embodiment, generator.camera, points=1500, occluders=8000, contour_points=30000)
+    pose_decoder = JacobianIDM(idm.embodiment, field, as_flow_estimator("dis"))
+    dense_field = AnalyticField(idm.embodiment, generator.camera, points=1500, occluders=60000, contour_points=30000)
 
     def by_geometry(frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]) -> Tensor:
-        return carried(dense, frame.double(), torch.from_numpy(q), torch.from_numpy(steps)).to(frame)
+        return warp_frame(dense_field, frame.double(), torch.from_numpy(q), torch.from_numpy(steps)).to(frame)
 
-    ways: dict[str, tuple[str, Any]] = {mode: (mode, None) for mode in MODES}
-    ways["async_grounded, by URDF and camera"] = ("async_grounded", by_geometry)
-    errors: dict[str, list[float]] = {way: [] for way in ways}
-    pace: dict[str, list[float]] = {way: [] for way in ways}
-    takes = islice(filter(shows_hand, map(scenes.take, count())), given.takes)
+    methods: dict[str, tuple[str, Any]] = {mode: (mode, None) for mode in MODES}
+    methods["async_grounded, by URDF and camera"] = ("async_grounded", by_geometry)
+    errors: dict[str, list[float]] = {way: [] for way in methods}
+    rates: dict[str, list[float]] = {way: [] for way in methods}
+    episodes = islice(filter(tips_in_view, map(generator.episode, count())), args.takes)
     speeds: list[float] = []
-    for take in takes:
-        speeds.append(speed(take))
-        for way, (mode, forward) in ways.items():
-            off, done, report = run(take, idm, reads, mode, given.chunks, forward)
+    for take in episodes:
+        speeds.append(tip_speed(take))
+        for way, (mode, forward) in methods.items():
+            off, done, report = run(take, idm, pose_decoder, mode, args.chunks, forward)
             errors[way] += off
-            pace[way].append(done)
+            rates[way].append(done)
             print(f"{way}: {1000 * np.mean(off):.1f} mm", flush=True)
     print(report)
     mean = {mode: float(np.mean(values)) for mode, values in errors.items()}
-    told = {
+    results = {
         "speed of the reference [mm/s]": round(1000 * float(np.mean(speeds))),
         "tracking error [mm]": {mode: round(1000 * value, 2) for mode, value in mean.items()},
         "over sync": {mode: round(value / mean["sync"], 3) for mode, value in mean.items()},
-        "frames a second": {mode: round(float(np.mean(values)), 2) for mode, values in pace.items()},
+        "frames a second": {mode: round(float(np.mean(values)), 2) for mode, values in rates.items()},
     }
-    print(json.dumps(told, indent=1))
+    print(json.dumps(results, indent=1))

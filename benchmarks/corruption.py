@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from jidm import AnalyticField, Camera, Embodiment
-from jidm.motion.flow import DisFlow, Flow
-from jidm.sim import Background, Look, Texture, World, exact_flow, smooth_motion
-from jidm.solve.relinearise import solve_step
+from jidm.estimation.gauss_newton import gauss_newton_step
+from jidm.flow import DisFlow, Flow
+from jidm.sim import Appearance, Background, Scene, Texture, exact_flow, smooth_motion
 
 FPS = 16.0
 NOISE_PX = 0.05  # on the exact flow: 0 would make every ratio infinite
-SHARE = 0.3
+OUTLIER_FRACTION = 0.3
 SOLVERS = {"robust": "tukey", "plain": None}
 
 
@@ -67,47 +67,49 @@ def main() -> None:
 def cases(robot: Embodiment, camera: Camera, frames: int, seed: int) -> list[tuple[str, list[Flow], np.ndarray]]:
     """Name, flow of every step, and true joint positions."""
     q = smooth_motion(robot, frames, 1 / FPS, seed)
-    look = Look(texture=Texture("noise"))
-    with World(robot, seed=seed, look=look) as world:
+    appearance = Appearance(texture=Texture("noise"))
+    with Scene(robot, seed=seed, appearance=appearance) as world:
         still = world.render_video(q, camera)
-        world.look = replace(look, background=Background("moving", contrast=0.15, velocity=(0.012, 0.004)))
+        world.appearance = replace(appearance, background=Background("moving", contrast=0.15, velocity=(0.012, 0.004)))
         moving = world.render_video(q, camera)
     random = torch.Generator().manual_seed(seed)
-    exact, behind, dragged = [], [], []
+    exact, moving_background, dragged_boundary = [], [], []
     for t in range(frames - 1):
-        truth = exact_flow(robot, camera, still.depth[t], still.link[t], q[t], q[t + 1])
-        noise = NOISE_PX * torch.randn(truth.flow.shape, generator=random)
+        exact_motion = exact_flow(robot, camera, still.depth[t], still.link[t], q[t], q[t + 1])
+        noise = NOISE_PX * torch.randn(exact_motion.flow.shape, generator=random)
         shift = torch.tensor([0.012, 0.004])[:, None, None] * camera.height
         everywhere = torch.ones(camera.height, camera.width)
-        exact.append(Flow((truth.flow + noise).float(), everywhere))
-        robot_flow = truth.flow + noise
-        behind.append(Flow(torch.where(truth.on_robot, robot_flow, shift + noise).float(), everywhere))
-        rim = torch.nn.functional.max_pool2d(1.0 - truth.on_robot[None].float(), 7, 1, 3)[0] > 0
-        dragged.append(Flow(torch.where(rim, shift + noise, robot_flow).float(), everywhere))
+        exact.append(Flow((exact_motion.flow + noise).float(), everywhere))
+        robot_flow = exact_motion.flow + noise
+        moving_background.append(
+            Flow(torch.where(exact_motion.on_robot, robot_flow, shift + noise).float(), everywhere)
+        )
+        boundary = torch.nn.functional.max_pool2d(1.0 - exact_motion.on_robot[None].float(), 7, 1, 3)[0] > 0
+        dragged_boundary.append(Flow(torch.where(boundary, shift + noise, robot_flow).float(), everywhere))
     dis = DisFlow()
 
-    def measured(rgb: np.ndarray) -> list[Flow]:
+    def estimated(rgb: np.ndarray) -> list[Flow]:
         pictures = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
         return [dis(a, b) for a, b in pairwise(pictures)]
 
-    by_dis = measured(still.rgb)
+    dis_flows = estimated(still.rgb)
     return [
         ("exact, clean", exact, q),
-        ("exact, 30 % random", [scrambled(f, random) for f in exact], q),
-        ("exact, moving background", behind, q),
-        ("exact, rim dragged along", dragged, q),
-        ("DIS, clean", by_dis, q),
-        ("DIS, 30 % random", [scrambled(f, random) for f in by_dis], q),
-        ("DIS, moving background", measured(moving.rgb), q),
+        ("exact, 30 % random", [with_outliers(f, random) for f in exact], q),
+        ("exact, moving background", moving_background, q),
+        ("exact, rim dragged along", dragged_boundary, q),
+        ("DIS, clean", dis_flows, q),
+        ("DIS, 30 % random", [with_outliers(f, random) for f in dis_flows], q),
+        ("DIS, moving background", estimated(moving.rgb), q),
     ]
 
 
-def scrambled(flow: Flow, random: torch.Generator) -> Flow:
+def with_outliers(flow: Flow, random: torch.Generator) -> Flow:
     """The same with random vectors of up to 10 px at a share of the pixels, of full confidence."""
-    hit = torch.rand(flow.weight.shape, generator=random) < SHARE
-    wild = 20 * torch.rand(flow.flow.shape, generator=random) - 10
-    weight = torch.where(hit, flow.weight.mean(), flow.weight)
-    return Flow(torch.where(hit, wild, flow.flow), weight)
+    outlier = torch.rand(flow.weight.shape, generator=random) < OUTLIER_FRACTION
+    random_flow = 20 * torch.rand(flow.flow.shape, generator=random) - 10
+    weight = torch.where(outlier, flow.weight.mean(), flow.weight)
+    return Flow(torch.where(outlier, random_flow, flow.flow), weight)
 
 
 def step_error(field: AnalyticField, q: np.ndarray, flows: list[Flow], robust: str | None) -> float:
@@ -121,7 +123,7 @@ def step_error(field: AnalyticField, q: np.ndarray, flows: list[Flow], robust: s
         inside = pose.visible & (u >= 0) & (v >= 0) & (u < field.camera.width) & (v < field.camera.height)
         u, v = u.clamp(0, field.camera.width - 1), v.clamp(0, field.camera.height - 1)
         weight = flow.weight[v, u] * inside
-        found = solve_step(pose, flow.flow[:, v, u].T.double(), weight.double(), robust=robust).delta_q
+        found = gauss_newton_step(pose, flow.flow[:, v, u].T.double(), weight.double(), robust=robust).delta_q
         total.append(np.abs(found.numpy() - (q[t + 1] - q[t]))[arm].mean())
     return float(np.mean(total))
 

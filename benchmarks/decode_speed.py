@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from jidm.data import open_dataset
-from jidm.learn.baselines import EvaIDM
-from jidm.learn.baselines.idm import BaselineIDM
-from jidm.learn.batch import JointStats
-from jidm.learn.evaluate import HeldOut
-from jidm.learn.zoo import load_idm
+from jidm.baselines import EvaIDM
+from jidm.baselines.idm import BaselineIDM
+from jidm.datasets import open_dataset
+from jidm.evaluation.evaluate import HeldOut
+from jidm.model_registry import load_idm
+from jidm.training.data.batch import JointStats
 
 
 def decode_speed(checkpoint: str, data: str, rounds: int = 7) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def decode_speed(checkpoint: str, data: str, rounds: int = 7) -> dict[str, Any]:
     eva = BaselineIDM(EvaIDM.from_data(c.joint_names, c.joint_types, 512, 512, stats, size="resnet50"))
     dataset = open_dataset(data)
     clip = HeldOut(dataset).clip(dataset.episode_indices[0], c.joint_names)
-    video = clip.fitted(*c.picture).video[:33]
+    video = clip.letterbox(*c.picture).video[:33]
     large = torch.nn.functional.interpolate(video[:5], size=(512, 512), mode="bilinear")
 
     def rate(decoder: Any, frames: torch.Tensor) -> float:
@@ -58,5 +58,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder, bundled name or hub id")
     parser.add_argument("--data", required=True, help="data set with videos of that robot")
-    given = parser.parse_args()
-    print(json.dumps(decode_speed(given.checkpoint, given.data), indent=1))
+    args = parser.parse_args()
+    print(json.dumps(decode_speed(args.checkpoint, args.data), indent=1))

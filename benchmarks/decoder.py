@@ -3,7 +3,7 @@
     python benchmarks/decoder.py panda-sim --videos 100 --seed 6100
 
 Videos of self-play at 12.5 frames a second, as fast as its joints go, every other one spoilt by a random failure (jumps,
-teleports, flicker, missing links: `jidm.sim.artifacts`); decoded in chunks of four frames to 50 commands a second, and once
+teleports, flicker, missing links: `jidm.sim.failures`); decoded in chunks of four frames to 50 commands a second, and once
 more frame by frame. Limits are judged by differences of the commanded positions ten times as dense as the commands.
 """
 
@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reward_validity import Scenes
+from reward_validity import EpisodeGenerator
 
 from jidm import JacobianIDM
-from jidm.adapters.decoder import ActionDecoder, MotionLimits
+from jidm.control import ActionDecoder, MotionLimits
 from jidm.errors import InputError
-from jidm.sim.artifacts import KINDS, corrupt
+from jidm.sim.failures import FAILURE_KINDS, corrupt
 
 VIDEO_RATE, CONTROL_RATE, CHUNK, FRAMES, SIDE = 12.5, 50.0, 4, 25, 128
-_FINE = 10  # positions between two commands at which limits are judged
+_OVERSAMPLING = 10  # positions between two commands at which limits are judged
 
 
-def used(q: NDArray[np.float64], limits: MotionLimits, dt: float) -> dict[str, float]:
+def limit_usage(q: NDArray[np.float64], limits: MotionLimits, dt: float) -> dict[str, float]:
     """The largest share of each limit that a motion uses, by its differences; above 1 is too much."""
     found = {}
     for order, name in enumerate(("velocity", "acceleration", "jerk"), start=1):
@@ -39,27 +39,27 @@ def used(q: NDArray[np.float64], limits: MotionLimits, dt: float) -> dict[str, f
     return found
 
 
-def decoded(
+def decode_in_chunks(
     idm: JacobianIDM, video: NDArray[np.uint8], q0: NDArray[np.float64], rate: float, chunk: int
 ) -> tuple[Any, list[float]]:
     """Positions commanded, and how long each push took [s]."""
     decoder = ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=rate)
     decoder.reset(q0)
     decoder.push(video[0])
-    positions, taken = [q0[None]], []
+    positions, durations = [q0[None]], []
     for k in range(1, len(video), chunk):
         began = time.perf_counter()
         commands = decoder.push(video[k : k + chunk])
-        taken.append(time.perf_counter() - began)
+        durations.append(time.perf_counter() - began)
         positions.append(commands.position)
-    return np.concatenate(positions), taken
+    return np.concatenate(positions), durations
 
 
-def borders(q: NDArray[np.float64], dt: float, chunk: int) -> tuple[float, float]:
+def boundary_jumps(q: NDArray[np.float64], dt: float, chunk: int) -> tuple[float, float]:
     """Largest change of velocity from one command to the next at the borders of chunks, and inside them."""
-    jump = np.abs(np.diff(q, 2, axis=0)).max(1) / dt
-    at = np.arange(chunk - 1, len(jump), chunk)
-    return float(jump[at].max()), float(np.delete(jump, at).max())
+    velocity_change = np.abs(np.diff(q, 2, axis=0)).max(1) / dt
+    at = np.arange(chunk - 1, len(velocity_change), chunk)
+    return float(velocity_change[at].max()), float(np.delete(velocity_change, at).max())
 
 
 if __name__ == "__main__":
@@ -67,31 +67,34 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint")
     parser.add_argument("--videos", type=int, default=100)
     parser.add_argument("--seed", type=int, required=True)
-    given = parser.parse_args()
-    idm = JacobianIDM.from_pretrained(given.checkpoint)
+    args = parser.parse_args()
+    idm = JacobianIDM.from_pretrained(args.checkpoint)
     assert idm.embodiment is not None
-    limits, scenes = MotionLimits.of(idm.embodiment), Scenes(idm.embodiment.name, given.seed, side=SIDE, frames=FRAMES)
-    shares: list[dict[str, float]] = []
-    rough: list[tuple[float, float]] = []
+    limits, generator = (
+        MotionLimits.from_embodiment(idm.embodiment),
+        EpisodeGenerator(idm.embodiment.name, args.seed, side=SIDE, frames=FRAMES),
+    )
+    usage: list[dict[str, float]] = []
+    jumps: list[tuple[float, float]] = []
     latency: list[float] = []
     per_chunk = round(CHUNK * CONTROL_RATE / VIDEO_RATE)
-    for k in range(given.videos):
-        take = scenes.take(k)
-        video = take.seen.rgb
+    for k in range(args.videos):
+        episode = generator.episode(k)
+        video = episode.rendering.rgb
         if k % 2:
             with suppress(InputError):  # not every take can be spoilt in every way
-                video = corrupt(take, KINDS[k // 2 % len(KINDS)], 1.0, k).video
-        fine, _ = decoded(idm, video, take.q[0], CONTROL_RATE * _FINE, CHUNK)
-        shares.append(used(fine, limits, 1 / CONTROL_RATE / _FINE))
-        coarse, _ = decoded(idm, video, take.q[0], CONTROL_RATE, CHUNK)
-        rough.append(borders(coarse, 1 / CONTROL_RATE, per_chunk))
-        latency += decoded(idm, video, take.q[0], CONTROL_RATE, 1)[1]
+                video = corrupt(episode, FAILURE_KINDS[k // 2 % len(FAILURE_KINDS)], 1.0, k).video
+        fine, _ = decode_in_chunks(idm, video, episode.q[0], CONTROL_RATE * _OVERSAMPLING, CHUNK)
+        usage.append(limit_usage(fine, limits, 1 / CONTROL_RATE / _OVERSAMPLING))
+        coarse, _ = decode_in_chunks(idm, video, episode.q[0], CONTROL_RATE, CHUNK)
+        jumps.append(boundary_jumps(coarse, 1 / CONTROL_RATE, per_chunk))
+        latency += decode_in_chunks(idm, video, episode.q[0], CONTROL_RATE, 1)[1]
     p50, p99 = np.percentile(np.array(latency) * 1000, [50, 99])
-    told = {
-        "videos": given.videos,
-        "largest share of a limit": {name: round(max(x[name] for x in shares), 6) for name in shares[0]},
-        "change of velocity, largest": {"at borders": max(x[0] for x in rough), "inside": max(x[1] for x in rough)},
-        "videos whose borders are rougher than their chunks": sum(a > b for a, b in rough),
+    report = {
+        "videos": args.videos,
+        "largest share of a limit": {name: round(max(x[name] for x in usage), 6) for name in usage[0]},
+        "change of velocity, largest": {"at borders": max(x[0] for x in jumps), "inside": max(x[1] for x in jumps)},
+        "videos whose borders are rougher than their chunks": sum(a > b for a, b in jumps),
         "latency [ms]": {"p50": round(float(p50), 1), "p99": round(float(p99), 1)},
     }
-    print(json.dumps(told, indent=1))
+    print(json.dumps(report, indent=1))

@@ -33,24 +33,24 @@ import torch
 from decode_speed import decode_speed
 
 from jidm import JacobianIDM, JointMotion
+from jidm.atomic_io import atomic_write
 from jidm.cli.text import columns
-from jidm.data import open_dataset
-from jidm.files import whole_file
-from jidm.learn.conditions import CONDITIONS, compare
-from jidm.learn.config import TrainConfig
-from jidm.learn.episodes import select_episodes
-from jidm.learn.evaluate import Change, Evaluation, HeldOut, Protocol, evaluate
-from jidm.learn.exact_view import recorded_cameras
-from jidm.learn.scores import condition_table, scores
-from jidm.learn.training import train
-from jidm.learn.zoo import KINDS, load_idm
-from jidm.view.field_pictures import plot_decoded, write_field_sheet
+from jidm.datasets import open_dataset
+from jidm.datasets.episode_selection import select_episodes
+from jidm.evaluation.corruptions import CORRUPTIONS, compare_corrupted
+from jidm.evaluation.evaluate import Corruption, EvalConfig, Evaluation, HeldOut, evaluate
+from jidm.evaluation.ground_truth import recorded_cameras
+from jidm.evaluation.summary import corruption_table, summarize
+from jidm.model_registry import KINDS, load_idm
+from jidm.training.config import TrainConfig
+from jidm.training.train import train
+from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
 
 OURS = "jacobian_field"
-TRACKED = "analytic"  # nothing learned: the exact field of the robot as each episode's own camera saw it
-READ = "analytic, start read"  # the same from the pose that ours reads off the first frame
+ANALYTIC = "analytic"  # nothing learned: the exact field of the robot as each episode's own camera saw it
+ANALYTIC_PREDICTED_START = "analytic, start read"  # the same from the pose that ours reads off the first frame
 HELD_OUT_FRAMES = 64
-SHOWN = (
+TABLE_COLUMNS = (
     ("nve", "NVE", ".3f"),
     ("nve_pairs", "NVE PAIRS", ".3f"),
     ("nve_smoothed", "SMOOTHED", ".3f"),
@@ -72,17 +72,20 @@ def main() -> int:
     args = arguments()
     work = Path(args.work)
     (work / "results").mkdir(parents=True, exist_ok=True)
-    data = prepared_data(args, work)
+    data = prepare_data(args, work)
     results: dict[str, list[dict[str, Any]]] = {}
     for share in args.shares:
         for kind in args.kinds if share == 1 else [OURS]:
-            if kind == TRACKED:
-                results[kind] = [one_result(args, work, data, kind, 0, share, by=kind)]
+            if kind == ANALYTIC:
+                results[kind] = [one_result(args, work, data, kind, 0, share, decoder_name=kind)]
                 continue
             label = kind if share == 1 else f"{kind} on {share:g} of the data"
             results[label] = [one_result(args, work, data, kind, seed, share) for seed in args.seeds]
             if label == OURS and args.embodiment:
-                results[READ] = [one_result(args, work, data, kind, seed, share, by=READ) for seed in args.seeds]
+                results[ANALYTIC_PREDICTED_START] = [
+                    one_result(args, work, data, kind, seed, share, decoder_name=ANALYTIC_PREDICTED_START)
+                    for seed in args.seeds
+                ]
     document: dict[str, Any] = {
         "benchmark": "idm_accuracy",
         "embodiment": args.embodiment,
@@ -92,15 +95,17 @@ def main() -> int:
     }
     document["models"] = {label: summary(rows) for label, rows in results.items()}
     if args.conditions:
-        document["conditions"] = median_conditions({k: v for k, v in results.items() if k in (*args.kinds, READ)})
+        document["conditions"] = median_corruptions(
+            {k: v for k, v in results.items() if k in (*args.kinds, ANALYTIC_PREDICTED_START)}
+        )
     if args.speed:
         model = str(result_folder(work, OURS, args.seeds[0], 1.0) / "model")
         document["speed"] = decode_speed(model, data["held_out"])
-    document["must"] = musts(document)
+    document["must"] = check_requirements(document)
     document["results"] = results
-    with whole_file(work / "idm_accuracy.json") as temporary:
+    with atomic_write(work / "idm_accuracy.json") as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
-    draw(args, work, data)
+    write_figures(args, work, data)
     print(report(document))
     return 0
 
@@ -132,8 +137,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--judged", default="Shoulder|Elbow|Wrist", help="joints that count, for --recording (regular expression)"
     )
-    every = [*KINDS, TRACKED]
-    parser.add_argument("--kinds", nargs="+", default=every, choices=every, help=f"'{TRACKED}' for self-play only")
+    every = [*KINDS, ANALYTIC]
+    parser.add_argument("--kinds", nargs="+", default=every, choices=every, help=f"'{ANALYTIC}' for self-play only")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--shares", nargs="+", type=float, default=[1.0], help="shares of the training episodes; below 1 for ours only"
@@ -150,45 +155,47 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--conditions", action="store_true", help="also on worse pictures and wider poses")
     parser.add_argument("--speed", action="store_true", help="also decoding speed beside EVA's trunk at 512 x 512")
     args = parser.parse_args()
-    args.kinds = sorted((k for k in args.kinds if args.embodiment or k != TRACKED), key=lambda kind: kind != OURS)
+    args.kinds = sorted((k for k in args.kinds if args.embodiment or k != ANALYTIC), key=lambda kind: kind != OURS)
     return args
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def prepared_data(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+def prepare_data(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Folders of training, held-out and wider data, and how the held-out are judged."""
     if args.recording:
         dataset = open_dataset(args.recording)
-        judged = tuple(name for name in dataset.joint_names if re.search(args.judged, name))
+        scored_joints = tuple(name for name in dataset.joint_names if re.search(args.judged, name))
         test = select_episodes(args.test, dataset.episode_indices)
-        protocol = Protocol(episodes=test, stride=args.stride, joints=judged)
-        return {"train": args.recording, "held_out": args.recording, "wide": None, "protocol": protocol}
-    wanted = {
+        eval_config = EvalConfig(episodes=test, stride=args.stride, joints=scored_joints)
+        return {"train": args.recording, "held_out": args.recording, "wide": None, "protocol": eval_config}
+    datasets = {
         "train": (args.data, args.episodes, args.frames, 0, 1.0),
         "held_out": (args.held_out, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 1.0),
     }
     if args.conditions:
-        wanted["wide"] = (args.wide, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 4 / 3)
-    folders: dict[str, Any] = {"wide": None, "protocol": Protocol()}
-    if args.kinds == [TRACKED]:
-        wanted["train"] = ("", 0, 0, 0, 0.0)  # it learns nothing
-    for name, (given, episodes, frames, seed, wider) in wanted.items():
+        datasets["wide"] = (args.wide, args.held_out_episodes, HELD_OUT_FRAMES, 1000, 4 / 3)
+    folders: dict[str, Any] = {"wide": None, "protocol": EvalConfig()}
+    if args.kinds == [ANALYTIC]:
+        datasets["train"] = ("", 0, 0, 0, 0.0)  # it learns nothing
+    for name, (given, episodes, frames, seed, wider) in datasets.items():
         folders[name] = str(work / name) if given is None else given
         if given is None:
             record(args, work / name, episodes, frames, seed, args.amplitude * wider)
     return folders
 
 
-def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed: int, amplitude: float) -> None:
+def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed: int, range_fraction: float) -> None:
     from jidm.sim.babble import BabbleConfig, babble
 
-    if amplitude > 1:
-        raise SystemExit(f"amplitude {amplitude:g} is more than the robot's range; train with --amplitude 0.75 or less")
+    if range_fraction > 1:
+        raise SystemExit(
+            f"amplitude {range_fraction:g} is more than the robot's range; train with --amplitude 0.75 or less"
+        )
     config = BabbleConfig(
         embodiment=args.embodiment, episodes=episodes, frames=frames, width=args.width, height=args.height,
-        seed=seed, cropped=args.cropped, amplitude=amplitude,
+        seed=seed, crop_fraction=args.cropped, range_fraction=range_fraction,
     )  # fmt: skip
     babble(config, out, workers=args.workers)
 
@@ -197,15 +204,21 @@ def record(args: argparse.Namespace, out: Path, episodes: int, frames: int, seed
 
 
 def one_result(
-    args: argparse.Namespace, work: Path, data: dict[str, Any], kind: str, seed: int, share: float, by: str = ""
+    args: argparse.Namespace,
+    work: Path,
+    data: dict[str, Any],
+    kind: str,
+    seed: int,
+    data_fraction: float,
+    decoder_name: str = "",
 ) -> dict[str, Any]:
-    """Train and evaluate, or what an earlier run found; `by` READ or TRACKED decodes with the robot's exact field."""
-    folder = result_folder(work, kind, seed, share)
+    """Train and evaluate, or what an earlier run found; `decoder_name` READ or TRACKED decodes with the robot's exact field."""
+    folder = result_folder(work, kind, seed, data_fraction)
     # Whatever a figure depends on; kinds, seeds and shares are in the folder's name.
-    free = ("work", "kinds", "seeds", "shares", "workers", "conditions", "speed", "data", "held_out", "wide")
-    settings = {key: value for key, value in vars(args).items() if key not in free}
+    ignored = ("work", "kinds", "seeds", "shares", "workers", "conditions", "speed", "data", "held_out", "wide")
+    settings = {key: value for key, value in vars(args).items() if key not in ignored}
     settings |= {"data": data["train"], "held_out": data["held_out"]}
-    file = folder / ("start_read.json" if by == READ else "result.json")
+    file = folder / ("start_read.json" if decoder_name == ANALYTIC_PREDICTED_START else "result.json")
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings}
     if result["settings"] != settings:
         raise SystemExit(f"{file} was made with other settings: {result['settings']}; use another --work, or remove it")
@@ -213,22 +226,24 @@ def one_result(
         return result
     folder.mkdir(parents=True, exist_ok=True)
     model = str(folder / "model")
-    if "trained_seconds" not in result and not by:
-        result["trained_seconds"] = trained(train_config(args, data, kind, seed, share, folder / "model"))
+    if "trained_seconds" not in result and not decoder_name:
+        result["trained_seconds"] = timed_training(
+            train_config(args, data, kind, seed, data_fraction, folder / "model")
+        )
         write(file, result)
     decode: Callable[..., Evaluation]
-    protocol = replace(data["protocol"], told_start=by != READ)
-    if by == READ:
+    eval_config = replace(data["protocol"], told_start=decoder_name != ANALYTIC_PREDICTED_START)
+    if decoder_name == ANALYTIC_PREDICTED_START:
         decode = partial(evaluate_exact, lambda camera: load_idm(model, camera=camera))
-    elif by == TRACKED:
+    elif decoder_name == ANALYTIC:
         decode = partial(evaluate_exact, partial(JacobianIDM.from_embodiment, args.embodiment))
     else:
         decode = partial(evaluate, decoder(args, kind, model))
-    held_out = HeldOut(open_dataset(data["held_out"]), protocol)
-    evaluation = decode(held_out, name=by or kind)
-    result["scores"] = scores(evaluation)
+    held_out = HeldOut(open_dataset(data["held_out"]), eval_config)
+    evaluation = decode(held_out, name=decoder_name or kind)
+    result["scores"] = summarize(evaluation)
     if args.conditions:
-        result["conditions"] = worse(decode, held_out, evaluation, data["wide"])
+        result["conditions"] = evaluate_corruptions(decode, held_out, evaluation, data["wide"])
     write(file, result)
     return result
 
@@ -237,24 +252,24 @@ def decoder(args: argparse.Namespace, kind: str, model: str) -> Any:
     return load_idm(model, flow=args.flow) if kind == OURS and args.flow else load_idm(model)
 
 
-def trained(config: TrainConfig) -> float:
+def timed_training(config: TrainConfig) -> float:
     began = time.perf_counter()
     train(config, report=lambda line: print(f"{config.kind} seed {config.seed}: {line}", file=sys.stderr, flush=True))
     return time.perf_counter() - began
 
 
 def train_config(
-    args: argparse.Namespace, data: dict[str, Any], kind: str, seed: int, share: float, out: Path
+    args: argparse.Namespace, data: dict[str, Any], kind: str, seed: int, data_fraction: float, out: Path
 ) -> TrainConfig:
     values: dict[str, Any] = {"kind": kind, "seed": seed, "data": data["train"], "out": str(out), "resume": True}
     values |= {"steps": args.steps} if args.steps else {"minutes": args.minutes}
     values["embodiment"] = args.embodiment
     if args.recording:
         values |= {"test_episodes": args.test, "strides": (max(1, args.stride - 1), args.stride, args.stride + 1)}
-    if share < 1:
+    if data_fraction < 1:
         test = data["protocol"].episodes or ()
         listed = [k for k in sorted(open_dataset(data["train"]).episode_indices) if not (args.recording and k in test)]
-        values["train_episodes"] = ",".join(map(str, listed[: max(1, round(share * len(listed)))]))
+        values["train_episodes"] = ",".join(map(str, listed[: max(1, round(data_fraction * len(listed)))]))
     for entry in args.train:
         key, _, text = entry.partition("=")
         only, _, key = key.rpartition(":")
@@ -265,7 +280,7 @@ def train_config(
 
 
 def evaluate_exact(
-    made: Callable[..., Any], held_out: HeldOut, *, name: str, change: Change | None = None
+    make_idm: Callable[..., Any], held_out: HeldOut, *, name: str, change: Corruption | None = None
 ) -> Evaluation:
     """As `evaluate`, by what is `made(camera=...)` for every episode's own camera: self-play moves it between episodes."""
     parts = []
@@ -274,31 +289,33 @@ def evaluate_exact(
         if cameras is None:
             raise SystemExit("no exact field: the recording does not say what its camera is")
         one = HeldOut(
-            held_out.dataset, replace(held_out.protocol, episodes=(index,)), embodiment=held_out.embodiment
+            held_out.dataset, replace(held_out.config, episodes=(index,)), embodiment=held_out.embodiment
         )  # fmt: skip
-        parts.append(evaluate(made(camera=cameras[0]), one, name=name, change=change))
+        parts.append(evaluate(make_idm(camera=cameras[0]), one, name=name, corruption=change))
     failed = {index: why for part in parts for index, why in part.failed.items()}
     return replace(parts[0], episodes=tuple(e for part in parts for e in part.episodes), failed=failed)
 
 
-def worse(decode: Callable[..., Evaluation], held_out: HeldOut, clean: Evaluation, wide: str | None) -> dict[str, Any]:
+def evaluate_corruptions(
+    decode: Callable[..., Evaluation], held_out: HeldOut, clean: Evaluation, wide: str | None
+) -> dict[str, Any]:
     """Every condition's figures; one that cannot be made of these recordings is left out."""
-    held_out = HeldOut(held_out.dataset, replace(held_out.protocol, looks=0), embodiment=held_out.embodiment)
+    held_out = HeldOut(held_out.dataset, replace(held_out.config, looks=0), embodiment=held_out.embodiment)
     out: dict[str, Any] = {}
-    for name, change in CONDITIONS.items():
-        told = compare(clean, decode(held_out, name=name, change=change))
-        out |= {name: told} if told["episodes"] else {}
+    for name, change in CORRUPTIONS.items():
+        comparison = compare_corrupted(clean, decode(held_out, name=name, change=change))
+        out |= {name: comparison} if comparison["episodes"] else {}
     if wide is not None:
-        out["wider poses"] = compare(clean, decode(HeldOut(open_dataset(wide), held_out.protocol), name="wide"))
+        out["wider poses"] = compare_corrupted(clean, decode(HeldOut(open_dataset(wide), held_out.config), name="wide"))
     return out
 
 
-def result_folder(work: Path, kind: str, seed: int, share: float) -> Path:
-    return work / "results" / (f"{kind}-seed{seed}" + (f"-share{share:g}" if share != 1 else ""))
+def result_folder(work: Path, kind: str, seed: int, data_fraction: float) -> Path:
+    return work / "results" / (f"{kind}-seed{seed}" + (f"-share{data_fraction:g}" if data_fraction != 1 else ""))
 
 
 def write(file: Path, value: Any) -> None:
-    with whole_file(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
 
@@ -320,19 +337,19 @@ def over_seeds(values: list[Any]) -> Any:
     return {"median": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}
 
 
-def median_conditions(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+def median_corruptions(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
     """condition -> model -> median figures over seeds."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for label, rows in results.items():
-        for condition in rows[0]["conditions"]:
-            told = over_seeds([r["conditions"].get(condition, {}) for r in rows])
-            out.setdefault(condition, {})[label] = {
-                k: v["median"] if isinstance(v, dict) and "median" in v else v for k, v in told.items()
+        for corruption in rows[0]["conditions"]:
+            medians = over_seeds([r["conditions"].get(corruption, {}) for r in rows])
+            out.setdefault(corruption, {})[label] = {
+                k: v["median"] if isinstance(v, dict) and "median" in v else v for k, v in medians.items()
             }
     return out
 
 
-def middle(document: dict[str, Any], model: str, key: str) -> float | None:
+def median_of(document: dict[str, Any], model: str, key: str) -> float | None:
     value = document["models"].get(model, {}).get(key)
     return value["median"] if isinstance(value, dict) and "median" in value else None
 
@@ -340,90 +357,100 @@ def middle(document: dict[str, Any], model: str, key: str) -> float | None:
 # ---- what must hold -------------------------------------------------------------------------------------------------
 
 
-def musts(document: dict[str, Any]) -> list[dict[str, Any]]:
+def check_requirements(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Required figures beside what was measured; medians over seeds."""
     robot = document["embodiment"] or ""
     rows: list[dict[str, Any]] = []
 
-    def must(what: str, figure: float | None, low: float = -float("inf"), high: float = float("inf")) -> None:
+    def require(what: str, figure: float | None, low: float = -float("inf"), high: float = float("inf")) -> None:
         if figure is not None and (low, high) != (-float("inf"), float("inf")):
             bound = [None if abs(x) == float("inf") else x for x in (low, high)]
             rows.append({"what": what, "figure": figure, "bounds": bound, "holds": low <= figure <= high})
 
     def ratio(key: str, rival: str, ours: str = OURS) -> float | None:
-        a, b = middle(document, ours, key), middle(document, rival, key)
+        a, b = median_of(document, ours, key), median_of(document, rival, key)
         return None if a is None or not b else a / b
 
     bounds = {"planar_finger_5": {"direct": 0.36, "direct_on_flow": 0.57}, "allegro_right": {"direct": 0.49}}.get(
         robot, {}
     )
     highest = {"planar_finger_5": 0.10, "panda": 0.25}.get(robot, float("inf"))
-    nearest = 0.98 if robot == "panda" else -float("inf")
-    for ours in (x for x in (OURS, READ, TRACKED) if x in document["models"]):
+    lowest_share = 0.98 if robot == "panda" else -float("inf")
+    for ours in (x for x in (OURS, ANALYTIC_PREDICTED_START, ANALYTIC) if x in document["models"]):
         by = f", {ours}" * (ours != OURS)
         for rival in document["models"]:
             if rival in KINDS and rival != OURS:
                 most = bounds.get(rival, 1.0)
-                must(f"action MSE{by} over that of {rival}", ratio("action_mse", rival, ours), high=most)
-                must(f"NVE{by} over that of {rival}", ratio("nve", rival, ours), high=1.0)
-                must(f"NVE{by} over that of {rival}, both smoothed", ratio("nve_smoothed", rival, ours), high=1.0)
-        must(f"NVE{by}, smoothed", middle(document, ours, "nve_smoothed"), high=highest)
-        must(f"NVE{by}", middle(document, ours, "nve"), high=highest)
-        must(f"positions within .05 rad{by}", middle(document, ours, "position_share"), low=nearest)
-        must(f"errors inside 68 % intervals{by}", middle(document, ours, "coverage_68"), 0.60, 0.76)
-        must(f"errors inside 95 % intervals{by}", middle(document, ours, "coverage_95"), 0.90, 0.99)
+                require(f"action MSE{by} over that of {rival}", ratio("action_mse", rival, ours), high=most)
+                require(f"NVE{by} over that of {rival}", ratio("nve", rival, ours), high=1.0)
+                require(f"NVE{by} over that of {rival}, both smoothed", ratio("nve_smoothed", rival, ours), high=1.0)
+        require(f"NVE{by}, smoothed", median_of(document, ours, "nve_smoothed"), high=highest)
+        require(f"NVE{by}", median_of(document, ours, "nve"), high=highest)
+        require(f"positions within .05 rad{by}", median_of(document, ours, "position_share"), low=lowest_share)
+        require(f"errors inside 68 % intervals{by}", median_of(document, ours, "coverage_68"), 0.60, 0.76)
+        require(f"errors inside 95 % intervals{by}", median_of(document, ours, "coverage_95"), 0.90, 0.99)
     for label in document["models"]:
         if label.startswith(OURS) and label != OURS:
-            must(f"action MSE of {label} over that of direct on all", ratio("action_mse", "direct", label), high=1.0)
+            require(f"action MSE of {label} over that of direct on all", ratio("action_mse", "direct", label), high=1.0)
     if document["recording"]:
-        correlation = middle(document, OURS, "correlation_mean")
-        must("correlation, joints that move", correlation, low=0.8)
+        correlation = median_of(document, OURS, "correlation_mean")
+        require("correlation, joints that move", correlation, low=0.8)
         for rival in document["models"]:
-            theirs = middle(document, rival, "correlation_mean")
+            theirs = median_of(document, rival, "correlation_mean")
             if rival in KINDS and rival != OURS and correlation is not None and theirs is not None:
-                must(f"correlation above that of {rival}", correlation - theirs, low=0.0)
-                must(f"NVE where they move over that of {rival}", ratio("nve_moving", rival), high=1.0)
-    for condition, models in document.get("conditions", {}).items():
-        rows += [rise(condition + f", {x}" * (x != OURS), models[x]) for x in (OURS, READ, TRACKED) if x in models]
-    must("decoded frames a second", document.get("speed", {}).get("ours_frames_per_second"), low=30)
+                require(f"correlation above that of {rival}", correlation - theirs, low=0.0)
+                require(f"NVE where they move over that of {rival}", ratio("nve_moving", rival), high=1.0)
+    for corruption, models in document.get("conditions", {}).items():
+        rows += [
+            check_error_rise(corruption + f", {x}" * (x != OURS), models[x])
+            for x in (OURS, ANALYTIC_PREDICTED_START, ANALYTIC)
+            if x in models
+        ]
+    require("decoded frames a second", document.get("speed", {}).get("ours_frames_per_second"), low=30)
     return rows
 
 
-def rise(condition: str, told: dict[str, Any]) -> dict[str, Any]:
+def check_error_rise(corruption: str, medians: dict[str, Any]) -> dict[str, Any]:
     """A rise of 1.5 at most, be it of the steps that are not flagged; or intervals that grow with the errors."""
-    calm = [told.get(key) is not None and told[key] <= 1.5 for key in ("nve_rise", "nve_trusted_rise")]
-    said = (told.get("coverage_95") or 0) >= 0.9
+    within_bound = [medians.get(key) is not None and medians[key] <= 1.5 for key in ("nve_rise", "nve_trusted_rise")]
+    covered = (medians.get("coverage_95") or 0) >= 0.9
     return {
-        "what": f"rise of NVE, {condition}",
-        "figure": told.get("nve_rise"),
+        "what": f"rise of NVE, {corruption}",
+        "figure": medians.get("nve_rise"),
         "bounds": [None, 1.5],
-        "holds": any(calm) or said,
-        "because": "rise" if calm[0] else "steps not flagged" if calm[1] else "intervals cover" if said else None,
+        "holds": any(within_bound) or covered,
+        "because": "rise"
+        if within_bound[0]
+        else "steps not flagged"
+        if within_bound[1]
+        else "intervals cover"
+        if covered
+        else None,
     }
 
 
 # ---- for readers ----------------------------------------------------------------------------------------------------
 
 
-def draw(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
+def write_figures(args: argparse.Namespace, work: Path, data: dict[str, Any]) -> None:
     """The learned fields of one held-out episode, and every model's curves."""
     first = data["protocol"].episodes or tuple(open_dataset(data["held_out"]).episode_indices)
     held_out = HeldOut(open_dataset(data["held_out"]), replace(data["protocol"], episodes=first[:1]))
     motions: dict[str, JointMotion] = {}
     truth: np.ndarray | None = None
-    for kind in (k for k in args.kinds if k != TRACKED):
+    for kind in (k for k in args.kinds if k != ANALYTIC):
         model = str(result_folder(work, kind, args.seeds[0], 1.0) / "model")
         evaluation = evaluate(decoder(args, kind, model), held_out, name=kind)
         for episode in evaluation.episodes:
             motions[kind], truth = episode.motion, episode.q.numpy()
-            if (look := episode.liveliest) is not None:
+            if (probe := episode.largest_motion_sample) is not None:
                 write_field_sheet(
-                    work / f"field_{kind}.png", look.image, look.seen, evaluation.joint_names, exact=look.jacobian, exact_mask=look.mask,
-                    exact_flow=look.flow, title=f"{kind}, episode {episode.index}, frame {look.frame}",
+                    work / f"field_{kind}.png", probe.image, probe.prediction, evaluation.joint_names, exact=probe.jacobian, exact_mask=probe.mask,
+                    exact_flow=probe.flow, title=f"{kind}, episode {episode.index}, frame {probe.frame}",
                 )  # fmt: skip
     if truth is not None:
-        judged = data["protocol"].joints
-        plot_decoded(work / "curves.png", motions, truth, joints=judged, title=f"episode {first[0]}")
+        scored_joints = data["protocol"].joints
+        plot_decoded(work / "curves.png", motions, truth, joints=scored_joints, title=f"episode {first[0]}")
 
 
 def report(document: dict[str, Any]) -> str:
@@ -439,8 +466,10 @@ def report(document: dict[str, Any]) -> str:
             else f"{text} ({format(value['low'], form)}-{format(value['high'], form)})"
         )
 
-    rows: list[tuple[str, ...]] = [("MODEL", *(heading for _, heading, _ in SHOWN))]
-    rows += [(label, *(cell(m.get(key), form) for key, _, form in SHOWN)) for label, m in document["models"].items()]
+    rows: list[tuple[str, ...]] = [("MODEL", *(heading for _, heading, _ in TABLE_COLUMNS))]
+    rows += [
+        (label, *(cell(m.get(key), form) for key, _, form in TABLE_COLUMNS)) for label, m in document["models"].items()
+    ]
     parts = [document["embodiment"] or document["recording"], columns(rows)]
     joints: list[tuple[str, ...]] = [("JOINT", *(f"{k} NVE / CORR" for k in document["models"]))]
     for name in document["models"][OURS]["nve_per_joint"] if OURS in document["models"] else ():
@@ -448,7 +477,7 @@ def report(document: dict[str, Any]) -> str:
         joints.append((name, *(f"{cell(a, '.2f')} / {cell(b, '.2f')}" for a, b in found)))
     parts.append(columns(joints))
     if "conditions" in document:
-        parts.append(columns(condition_table(document["conditions"])))
+        parts.append(columns(corruption_table(document["conditions"])))
     if "speed" in document:
         parts.append("\n".join(f"{key}: {value}" for key, value in document["speed"].items()))
     required: list[tuple[str, ...]] = [("MUST", "FIGURE", "BOUNDS", "HOLDS")]

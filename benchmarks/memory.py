@@ -25,12 +25,12 @@ LOOP = 60  # rendered frames, shown forwards and backwards again and again
 def write_loop(path: Path, frames: int) -> list[float]:
     """A video of that many frames; returns the first pose."""
     from jidm import Embodiment
-    from jidm.motion.video import write_video
-    from jidm.sim import World, smooth_motion
+    from jidm.sim import Scene, smooth_motion
+    from jidm.video.io import write_video
 
     robot = Embodiment.load(ROBOT)
     q = smooth_motion(robot, LOOP, 1 / FPS, 0)
-    with World(robot) as world:
+    with Scene(robot) as world:
         rgb = world.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
     there_and_back = [*range(LOOP), *range(LOOP - 2, 0, -1)]
     write_video(path, (rgb[there_and_back[k % len(there_and_back)]] for k in range(frames)), FPS)
@@ -49,11 +49,11 @@ def peak_mib() -> float:
 def decode(path: str, q0: list[float], refine: str) -> None:
     """What the child process does."""
     from jidm import Embodiment, JacobianIDM
-    from jidm.solve.track import TrackOptions
+    from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
 
     robot = Embodiment.load(ROBOT)
     camera = robot.camera().resized(WIDTH, HEIGHT)
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=TrackOptions(refine=refine))  # type: ignore[arg-type]
+    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticTrackerOptions(refine=refine))  # type: ignore[arg-type]
     began = time.perf_counter()
     motion = idm.decode(path, q0=q0)
     print(

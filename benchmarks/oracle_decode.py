@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from jidm import AnalyticField, Embodiment, JacobianIDM
-from jidm.motion.flow import Flow
-from jidm.sim import World, exact_flow, smooth_motion
-from jidm.solve.least_squares import normal_equations, solve_normal_equations
-from jidm.solve.track import TrackOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.solver import normal_equations, solve_normal_equations
+from jidm.flow import Flow
+from jidm.sim import Scene, exact_flow, smooth_motion
 
 UNSEEN_PX = 2.0
 
@@ -36,13 +36,15 @@ def main() -> None:
     args = parser.parse_args()
     robot = Embodiment.load(args.embodiment)
     camera = robot.camera(args.camera)
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, points=args.points, options=TrackOptions(refine="none"))
-    judge = AnalyticField(robot, camera, points=40000, occluders=40000, seed=99)
-    unit = torch.tensor([0.1 if t == "prismatic" else 1.0 for t in robot.joint_types], dtype=torch.float64)
+    idm = JacobianIDM.from_embodiment(
+        robot, camera=camera, points=args.points, options=AnalyticTrackerOptions(refine="none")
+    )
+    reference_field = AnalyticField(robot, camera, points=40000, occluders=40000, seed=99)
+    joint_scale = torch.tensor([0.1 if t == "prismatic" else 1.0 for t in robot.joint_types], dtype=torch.float64)
     totals = []
     for k in range(args.videos):
         q = smooth_motion(robot, args.frames, 1 / args.fps, args.first_seed + k)
-        with World(robot, seed=args.first_seed + k) as world:
+        with Scene(robot, seed=args.first_seed + k) as world:
             video = world.render_video(q, camera)
         flows = [
             exact_flow(robot, camera, video.depth[t], video.link[t], q[t], q[t + 1]) for t in range(args.frames - 1)
@@ -57,13 +59,13 @@ def main() -> None:
             fps=args.fps,
             flow=Flow(flow.flow.double(), flow.weight.double()),
         )
-        pose = judge.at(torch.from_numpy(q[:-1]))
+        pose = reference_field.at(torch.from_numpy(q[:-1]))
         surface = pose.surface()
         equations = normal_equations(
             surface.jacobian, torch.zeros_like(surface.points), surface.visible.to(surface.points)
         )
-        oracle = solve_normal_equations(equations, unit=unit, min_motion=UNSEEN_PX)
-        totals.append(compare(motion, q, oracle.observable.numpy(), unit.numpy()))
+        oracle = solve_normal_equations(equations, joint_scale=joint_scale, min_motion=UNSEEN_PX)
+        totals.append(compare(motion, q, oracle.observable.numpy(), joint_scale.numpy()))
         print(json.dumps(totals[-1]), flush=True)
     print(
         json.dumps(
@@ -77,20 +79,20 @@ def main() -> None:
     )
 
 
-def compare(motion, q: np.ndarray, seen: np.ndarray, unit: np.ndarray) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    error = np.abs(motion.delta_q.numpy() - np.diff(q, axis=0)) / unit
-    always = seen.all(0)
-    drift = np.abs(motion.position[-1].numpy() - q[-1]) / unit
-    flagged = motion.observable.numpy()
+def compare(motion, q: np.ndarray, observable: np.ndarray, joint_scale: np.ndarray) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    error = np.abs(motion.delta_q.numpy() - np.diff(q, axis=0)) / joint_scale
+    always = observable.all(0)
+    drift = np.abs(motion.position[-1].numpy() - q[-1]) / joint_scale
+    reported_observable = motion.observable.numpy()
     return {
-        "delta_q_error": float(error[seen].mean()),
-        "delta_q_error_max": float(error[seen].max()),
+        "delta_q_error": float(error[observable].mean()),
+        "delta_q_error_max": float(error[observable].max()),
         "drift_end_mean": float(drift[always].mean()),
         "drift_end_max": float(drift[always].max()),
-        "unseen_share": float((~seen).mean()),
-        "unseen_flagged": float((~flagged[~seen]).mean()) if (~seen).any() else float("nan"),
+        "unseen_share": float((~observable).mean()),
+        "unseen_flagged": float((~reported_observable[~observable]).mean()) if (~observable).any() else float("nan"),
         "worst_joint": int(np.argmax(np.where(always, drift, 0))),
-        "seen_not_flagged": float(flagged[seen].mean()),
+        "seen_not_flagged": float(reported_observable[observable].mean()),
     }
 
 

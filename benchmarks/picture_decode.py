@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from jidm import Embodiment, JacobianIDM, Kinematics
-from jidm.field.analytic import AnalyticField
-from jidm.sim import Look, World, smooth_motion
-from jidm.solve.track import TrackOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.fields.analytic import AnalyticField
+from jidm.sim import Appearance, Scene, smooth_motion
 
 
 def main() -> None:
@@ -36,46 +36,48 @@ def main() -> None:
 
     robot = Embodiment.load(args.embodiment)
     camera = robot.camera(args.camera)
-    idm = JacobianIDM.from_embodiment(robot, camera=camera, options=TrackOptions(anchor=not args.no_anchor))
-    moving = np.array([name not in robot.gripper_joints for name in robot.joint_names])
+    idm = JacobianIDM.from_embodiment(
+        robot, camera=camera, options=AnalyticTrackerOptions(use_contours=not args.no_anchor)
+    )
+    arm_joints = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     rows = []
     for k in range(args.videos):
         seed = args.first_seed + k
         q = smooth_motion(robot, args.frames, 1 / args.fps, seed)
-        look = Look.plain() if args.look == "plain" else Look.random(seed)
-        with World(robot, seed=seed, look=look) as world:
+        appearance = Appearance.plain() if args.look == "plain" else Appearance.random(seed)
+        with Scene(robot, seed=seed, appearance=appearance) as world:
             video = torch.from_numpy(world.render_video(q, camera).rgb.copy())
-        rows.append(one_video(idm, video, q, args, moving) | {"seed": seed})
+        rows.append(one_video(idm, video, q, args, arm_joints) | {"seed": seed})
         print(json.dumps({k: v for k, v in rows[-1].items() if not isinstance(v, list)}), file=sys.stderr, flush=True)
     print(json.dumps(summary(rows, robot, args), indent=2))
 
 
 def one_video(
-    idm: JacobianIDM, video: torch.Tensor, q: np.ndarray, args: argparse.Namespace, moving: np.ndarray
+    idm: JacobianIDM, video: torch.Tensor, q: np.ndarray, args: argparse.Namespace, arm_joints: np.ndarray
 ) -> dict:
     started = time.perf_counter()
     tracked = idm.decode(video, q0=q[0], fps=args.fps)
     seconds = (time.perf_counter() - started) / (len(video) - 1)
     delta = np.diff(q, axis=0)
     tracked_error = np.abs(tracked.delta_q.numpy() - delta)
-    chosen = np.linspace(0, len(q) - 2, args.true_pose_steps).astype(int)
+    steps = np.linspace(0, len(q) - 2, args.true_pose_steps).astype(int)
     true_error = np.stack(
-        [np.abs(idm.decode(video[t : t + 2], q0=q[t], fps=args.fps).delta_q[0].numpy() - delta[t]) for t in chosen]
+        [np.abs(idm.decode(video[t : t + 2], q0=q[t], fps=args.fps).delta_q[0].numpy() - delta[t]) for t in steps]
     )
     position = tracked.position.numpy()
     tip_mm, reprojection = geometry_error(idm, position, q)
     return {
-        "nve_tracked": ratio(tracked_error[:, moving], delta[:, moving]),
-        "nve_true_pose": ratio(true_error[:, moving], delta[chosen][:, moving]),
+        "nve_tracked": ratio(tracked_error[:, arm_joints], delta[:, arm_joints]),
+        "nve_true_pose": ratio(true_error[:, arm_joints], delta[steps][:, arm_joints]),
         "tracked_error": tracked_error.mean(0).tolist(),
         "true_error": true_error.mean(0).tolist(),
         "step": np.abs(delta).mean(0).tolist(),
-        "step_true": np.abs(delta[chosen]).mean(0).tolist(),
-        "position_error_end": float(np.abs(position[-1] - q[-1])[moving].mean()),
-        "position_error_mean": float(np.abs(position - q)[:, moving].mean()),
+        "step_true": np.abs(delta[steps]).mean(0).tolist(),
+        "position_error_end": float(np.abs(position[-1] - q[-1])[arm_joints].mean()),
+        "position_error_mean": float(np.abs(position - q)[:, arm_joints].mean()),
         "tip_mm": tip_mm,
         "reprojection_px": reprojection,
-        "within_2_std": float((np.abs(position - q)[1:] <= 2 * tracked.position_std.numpy()[1:])[:, moving].mean()),
+        "within_2_std": float((np.abs(position - q)[1:] <= 2 * tracked.position_std.numpy()[1:])[:, arm_joints].mean()),
         "seconds_per_frame": seconds,
     }
 
@@ -94,8 +96,8 @@ def geometry_error(idm: JacobianIDM, position: np.ndarray, q: np.ndarray) -> tup
     both = torch.from_numpy(np.stack([position.astype(np.float64), q]))
     poses = kinematics.link_poses(both)[..., tips, :3, 3]
     surface = [field.at(x).surface() for x in both]
-    seen = surface[1].visible
-    px = (surface[0].points - surface[1].points).norm(dim=-1)[seen].mean()
+    visible = surface[1].visible
+    px = (surface[0].points - surface[1].points).norm(dim=-1)[visible].mean()
     return float((poses[0] - poses[1]).norm(dim=-1).mean() * 1000), float(px)
 
 
@@ -109,16 +111,16 @@ def summary(rows: list[dict], robot: Embodiment, args: argparse.Namespace) -> di
             robot.joint_names, mean("true_error") / mean("step_true"), mean("tracked_error") / mean("step"), strict=True
         )
     }
-    moving = np.array([name not in robot.gripper_joints for name in robot.joint_names])
+    arm_joints = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     return {
         "benchmark": "picture_decode",
         **vars(args),
-        "nve_true_pose": float(mean("true_error")[moving].mean() / mean("step_true")[moving].mean()),
-        "nve_tracked": float(mean("tracked_error")[moving].mean() / mean("step")[moving].mean()),
+        "nve_true_pose": float(mean("true_error")[arm_joints].mean() / mean("step_true")[arm_joints].mean()),
+        "nve_tracked": float(mean("tracked_error")[arm_joints].mean() / mean("step")[arm_joints].mean()),
         "nve_true_pose_median_video": float(np.median([row["nve_true_pose"] for row in rows])),
         "nve_tracked_median_video": float(np.median([row["nve_tracked"] for row in rows])),
         "per_joint": per_joint,
-        "mean_step_rad": float(mean("step")[moving].mean()),
+        "mean_step_rad": float(mean("step")[arm_joints].mean()),
         **{
             key: float(mean(key))
             for key in (

@@ -20,43 +20,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from reward_validity import FPS, Executed, Scenes
+from reward_validity import FPS, EpisodeGenerator, Execution
 from torch import Tensor
 
 from jidm import JacobianIDM
-from jidm.adapters.reward import TERMS, EvaLimits, ExecutabilityReward, eva_reward
-from jidm.learn.zoo import load_idm
-from jidm.motion.fit import Fit
-from jidm.sim.freespace import FreeSpace
+from jidm.model_registry import load_idm
+from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
+from jidm.sim.collision import FreeSpace
+from jidm.video.letterbox import Letterbox
 
 FRAMES, SIDE = 9, 128
 STEPS = 500
 BUDGET = 4 / 255
-_STRIDE = 0.02  # of the budget, at the first step
-_SQUARE = (0.3, 0.05)  # of the picture's side, at the first step and at the last
+_STEP_SIZE = 0.02  # of the budget, at the first step
+_SQUARE_SIZE = (0.3, 0.05)  # of the picture's side, at the first step and at the last
 
-Rewarded = Callable[[Tensor], tuple[Tensor, Tensor]]
+RewardFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From a video (T, 3, H, W) to its reward and the decoded positions (T, n), differentiable."""
 
 
-def ours(reward: ExecutabilityReward, q0: np.ndarray) -> Rewarded:
+def executability_function(reward: ExecutabilityReward, q0: np.ndarray) -> RewardFunction:
     """The executability reward, pair by pair."""
 
-    def rewarded(video: Tensor) -> tuple[Tensor, Tensor]:
-        score, reading = reward.explain(video, q0=q0, fps=FPS, layout="TCHW")
-        return score.reward, reading.q
+    def reward_function(video: Tensor) -> tuple[Tensor, Tensor]:
+        score, analysis = reward.explain(video, q0=q0, fps=FPS, layout="TCHW")
+        return score.reward, analysis.q
 
-    return rewarded
+    return reward_function
 
 
-def evas(idm: Any, limits: EvaLimits, q0: np.ndarray) -> Rewarded:
+def eva_function(idm: Any, limits: EvaLimits, q0: np.ndarray) -> RewardFunction:
     """EVA's reward of the positions that its own kind of IDM reads."""
     model = idm.model
 
-    def rewarded(video: Tensor) -> tuple[Tensor, Tensor]:
+    def reward_function(video: Tensor) -> tuple[Tensor, Tensor]:
         pictures = (
-            Fit(video.shape[-2], video.shape[-1], model.config.height, model.config.width)
-            .frames(video)
+            Letterbox(video.shape[-2], video.shape[-1], model.config.height, model.config.width)
+            .apply(video)
             .to(model.delta_std)
         )
         q = model.positions(
@@ -65,112 +65,120 @@ def evas(idm: Any, limits: EvaLimits, q0: np.ndarray) -> Rewarded:
         q = q.double() - q[0].double() + torch.from_numpy(q0)
         return eva_reward(q, limits, 1 / FPS).reward, q
 
-    return rewarded
+    return reward_function
 
 
-def climbed(rewarded: Rewarded, clean: Tensor) -> Tensor:
+def gradient_attack(reward_function: RewardFunction, clean: Tensor) -> Tensor:
     """The best video that gradients find."""
-    change = torch.zeros_like(clean, requires_grad=True)
-    optimiser = torch.optim.Adam([change], lr=_STRIDE * BUDGET, maximize=True)
-    slower = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=STEPS)
+    perturbation = torch.zeros_like(clean, requires_grad=True)
+    optimizer = torch.optim.Adam([perturbation], lr=_STEP_SIZE * BUDGET, maximize=True)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=STEPS)
     best, best_reward = clean, -1.0
     for _ in range(STEPS):
-        at = (clean + change).clamp(0, 1)
-        reward = rewarded(at)[0]
+        attacked_video = (clean + perturbation).clamp(0, 1)
+        reward = reward_function(attacked_video)[0]
         if float(reward.detach()) > best_reward:
-            best, best_reward = at.detach(), float(reward.detach())
-        optimiser.zero_grad()
+            best, best_reward = attacked_video.detach(), float(reward.detach())
+        optimizer.zero_grad()
         reward.backward()
-        optimiser.step()
-        slower.step()
+        optimizer.step()
+        scheduler.step()
         with torch.no_grad():
-            change.clamp_(-BUDGET, BUDGET)
+            perturbation.clamp_(-BUDGET, BUDGET)
     return best
 
 
 @torch.no_grad()
-def searched(rewarded: Rewarded, clean: Tensor, seed: int) -> Tensor:
+def random_search(reward_function: RewardFunction, clean: Tensor, seed: int) -> Tensor:
     """The best video that random search finds."""
     rng = np.random.default_rng(seed)
-    change, best = torch.zeros_like(clean), float(rewarded(clean)[0])
+    perturbation, best = torch.zeros_like(clean), float(reward_function(clean)[0])
     side = clean.shape[-1]
     for k in range(STEPS):
-        size = max(1, round(side * (_SQUARE[0] + (_SQUARE[1] - _SQUARE[0]) * k / STEPS)))
+        size = max(1, round(side * (_SQUARE_SIZE[0] + (_SQUARE_SIZE[1] - _SQUARE_SIZE[0]) * k / STEPS)))
         t = int(rng.integers(len(clean)))
         y, x = (int(rng.integers(n - size + 1)) for n in clean.shape[-2:])
-        tried = change.clone()
+        candidate = perturbation.clone()
         signs = torch.from_numpy(rng.choice([-1.0, 1.0], (3, 1, 1))).to(clean)
-        tried[t, :, y : y + size, x : x + size] = BUDGET * signs
-        reward = float(rewarded((clean + tried).clamp(0, 1))[0])
+        candidate[t, :, y : y + size, x : x + size] = BUDGET * signs
+        reward = float(reward_function((clean + candidate).clamp(0, 1))[0])
         if reward > best:
-            change, best = tried, reward
-    return (clean + change).clamp(0, 1)
+            perturbation, best = candidate, reward
+    return (clean + perturbation).clamp(0, 1)
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackResult:
     """One judge and one video: as it was, after gradients, after random search.
 
     Attributes:
         reward: the judge's own. executed_mm: mean distance of the tips from the video's motion.
-        followed: the reward as it is used; None for EVA's.
+        tracked_reward: the reward as it is used; None for EVA's.
     """
 
     reward: tuple[float, float, float]
     executed_mm: tuple[float, float, float]
-    followed: tuple[float, float, float] | None
+    tracked_reward: tuple[float, float, float] | None
 
 
-def attacked(rewarded: Rewarded, clean: Tensor, error: Callable[[Tensor], float], seed: int, used: Any) -> Attacked:
+def attack_video(
+    reward_function: RewardFunction, clean: Tensor, error: Callable[[Tensor], float], seed: int, tracked: Any
+) -> AttackResult:
     """Both attacks on one video."""
-    videos = clean, climbed(rewarded, clean), searched(rewarded, clean, seed)
+    videos = clean, gradient_attack(reward_function, clean), random_search(reward_function, clean, seed)
 
     def each(number: Callable[[Tensor], float]) -> tuple[float, float, float]:
         return number(videos[0]), number(videos[1]), number(videos[2])
 
     with torch.no_grad():
-        return Attacked(
-            reward=each(lambda video: float(rewarded(video)[0])),
-            executed_mm=each(lambda video: 1000 * error(rewarded(video)[1])),
-            followed=None if used is None else each(used),
+        return AttackResult(
+            reward=each(lambda video: float(reward_function(video)[0])),
+            executed_mm=each(lambda video: 1000 * error(reward_function(video)[1])),
+            tracked_reward=None if tracked is None else each(tracked),
         )
 
 
-def run(scenes: Scenes, takes: Sequence[int], calibrating: int, learned: str, eva: str, out: Path) -> None:
-    """Append a line per video and judge that is not there yet; the takes before `calibrating` calibrate."""
+def run(
+    generator: EpisodeGenerator, episodes: Sequence[int], calibration_count: int, learned: str, eva: str, out: Path
+) -> None:
+    """Append a line per video and judge that is not there yet; the takes before `calibration_count` calibrate."""
     idm = JacobianIDM.from_pretrained(learned, limits="none")
-    limits = EvaLimits.of(scenes.robot)
+    limits = EvaLimits.from_embodiment(generator.robot)
     done = {(x["take"], x["judge"]) for x in read_lines(out)}
 
     def video(k: int) -> tuple[Tensor, np.ndarray]:
-        take = scenes.take(k)
-        return torch.from_numpy(take.seen.rgb).permute(0, 3, 1, 2).float() / 255, take.q
+        episode = generator.episode(k)
+        return torch.from_numpy(episode.rendering.rgb).permute(0, 3, 1, 2).float() / 255, episode.q
 
-    good = [video(k) for k in range(calibrating)]
-    told: dict[str, Any] = {"q0": [q[0] for _, q in good], "fps": FPS}
+    clean_videos = [video(k) for k in range(calibration_count)]
+    options: dict[str, Any] = {"q0": [q[0] for _, q in clean_videos], "fps": FPS}
     with torch.no_grad():
-        pairs = ExecutabilityReward(idm, differentiable=True).calibrated([v for v, _ in good], **told)
-        followed = ExecutabilityReward(idm).calibrated([v for v, _ in good], **told)
-    bare = ExecutabilityReward(idm, pairs.calibration, weights=dict.fromkeys(TERMS, 0.0), differentiable=True)
-    theirs = load_idm(eva)
-    with FreeSpace(scenes.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file:
-        executed = Executed(scenes.robot, free)
-        for k in takes:
+        pairwise_reward = ExecutabilityReward(idm, differentiable=True).fit_scales(
+            [v for v, _ in clean_videos], **options
+        )
+        tracked_reward = ExecutabilityReward(idm).fit_scales([v for v, _ in clean_videos], **options)
+    eva_only_reward = ExecutabilityReward(
+        idm, pairwise_reward.scales, weights=dict.fromkeys(TERMS, 0.0), differentiable=True
+    )
+    eva_idm = load_idm(eva)
+    with FreeSpace(generator.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file:
+        execution = Execution(generator.robot, free)
+        for k in episodes:
             clean, q = video(k)
 
             def error(found: Tensor, q: np.ndarray = q) -> float:
-                return executed.off(executed.motion(found.double().numpy()), q)
+                return execution.tip_error(execution.execute(found.double().numpy()), q)
 
-            def used(v: Tensor, q: np.ndarray = q) -> float:
-                return float(followed(v, q0=q[0], fps=FPS, layout="TCHW"))
+            def tracked(v: Tensor, q: np.ndarray = q) -> float:
+                return float(tracked_reward(v, q0=q[0], fps=FPS, layout="TCHW"))
 
             for name, rewarded, check in (
-                ("ours", ours(pairs, q[0]), used),
-                ("EVA on ours", ours(bare, q[0]), None),
-                ("EVA on its IDM", evas(theirs, limits, q[0]), None),
+                ("ours", executability_function(pairwise_reward, q[0]), tracked),
+                ("EVA on ours", executability_function(eva_only_reward, q[0]), None),
+                ("EVA on its IDM", eva_function(eva_idm, limits, q[0]), None),
             ):
                 if (k, name) not in done:
-                    found = vars(attacked(rewarded, clean, error, k, check))
+                    found = vars(attack_video(rewarded, clean, error, k, check))
                     file.write(json.dumps({"take": k, "judge": name, **found}) + "\n")
                     file.flush()
 
@@ -208,8 +216,8 @@ if __name__ == "__main__":
     parser.add_argument("--learned", required=True, help="checkpoint of a learned field")
     parser.add_argument("--eva", required=True, help="checkpoint of EVA's kind of IDM")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
-    given = parser.parse_args()
-    which = range(given.calibrating, given.calibrating + given.videos)
-    films = Scenes(given.robot, given.seed, side=SIDE, frames=FRAMES)
-    run(films, which, given.calibrating, given.learned, given.eva, given.out)
-    print(table(read_lines(given.out)))
+    args = parser.parse_args()
+    episodes = range(args.calibrating, args.calibrating + args.videos)
+    generator = EpisodeGenerator(args.robot, args.seed, side=SIDE, frames=FRAMES)
+    run(generator, episodes, args.calibrating, args.learned, args.eva, args.out)
+    print(table(read_lines(args.out)))

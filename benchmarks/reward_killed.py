@@ -20,50 +20,50 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reward_validity import FPS, Scenes
+from reward_validity import FPS, EpisodeGenerator
 
-from jidm.motion.video import write_video
+from jidm.video.io import write_video
 
 _CHECKPOINT, _SEED = "panda-sim", 4900
-_CLIPS, _FILMED, _FRAMES, _SIDE = 1000, 20, 8, 128
+_CLIPS, _RENDERED, _FRAMES, _SIDE = 1000, 20, 8, 128
 _PLAIN, _RAY = (200, 500), (150, 400, 600)
 
 
-def clips(folder: Path) -> None:
+def write_clips(folder: Path) -> None:
     """So many files of a few clips: what is in them does not matter here."""
-    scenes = Scenes("panda", _SEED, side=_SIDE, frames=_FRAMES)
-    for k in range(_FILMED):
-        write_video(folder / f"{k:04d}.mp4", scenes.take(k).seen.rgb, FPS)
-    for k in range(_FILMED, _CLIPS):
-        os.link(folder / f"{k % _FILMED:04d}.mp4", folder / f"{k:04d}.mp4")
+    generator = EpisodeGenerator("panda", _SEED, side=_SIDE, frames=_FRAMES)
+    for k in range(_RENDERED):
+        write_video(folder / f"{k:04d}.mp4", generator.episode(k).rendering.rgb, FPS)
+    for k in range(_RENDERED, _CLIPS):
+        os.link(folder / f"{k % _RENDERED:04d}.mp4", folder / f"{k:04d}.mp4")
 
 
-def killed(folder: Path, out: Path, ray: bool) -> dict[str, Any]:
+def score_while_killing(folder: Path, out: Path, ray: bool) -> dict[str, Any]:
     """Score them all, with the killing."""
-    line = [sys.executable, "-m", "jidm.cli", "score", str(folder), "--checkpoint", _CHECKPOINT, "--out", str(out)]
-    line += ["--ray", "local", "--workers", "2"] if ray else []
+    command = [sys.executable, "-m", "jidm.cli", "score", str(folder), "--checkpoint", _CHECKPOINT, "--out", str(out)]
+    command += ["--ray", "local", "--workers", "2"] if ray else []
 
     def started() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(line, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def reached(count: int) -> int:
+    def wait_until(count: int) -> int:
         while (there := out.read_bytes().count(b"\n") if out.exists() else 0) < count:
             if process.poll() is not None:
                 raise SystemExit(f"ended with {process.returncode} after {there} videos")
             time.sleep(0.2)
         return there
 
-    def driver_killed() -> None:
+    def kill_driver() -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     process, at = started(), []
     for k, count in enumerate(_RAY if ray else _PLAIN):
-        at.append(reached(count))
+        at.append(wait_until(count))
         if ray and k != 1:
             subprocess.run(["pkill", "-9", "-n", "-f", "ray::MapWorker"], check=True)
             continue
-        driver_killed()
+        kill_driver()
         process = started()
     code = process.wait()
     videos = [json.loads(text)["video"] for text in out.read_text(encoding="utf-8").splitlines()]
@@ -74,9 +74,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ray", action="store_true", help="on a local cluster of two workers")
     parser.add_argument("--out", type=Path, required=True, help="file of scores; must not be there")
-    given = parser.parse_args()
-    if given.out.exists():
-        parser.error(f"{given.out} is there already; name another")
+    args = parser.parse_args()
+    if args.out.exists():
+        parser.error(f"{args.out} is there already; name another")
     with tempfile.TemporaryDirectory() as temporary:
-        clips(Path(temporary))
-        print(json.dumps(killed(Path(temporary), given.out, given.ray), indent=1))
+        write_clips(Path(temporary))
+        print(json.dumps(score_while_killing(Path(temporary), args.out, args.ray), indent=1))

@@ -9,30 +9,32 @@ import argparse
 from pathlib import Path
 
 import torch
-from reward_validity import FPS, Scenes
+from reward_validity import FPS, EpisodeGenerator
 
 from jidm import JacobianIDM
-from jidm.adapters.reward import Calibration, ExecutabilityReward
+from jidm.rewards import ExecutabilityReward, TermScales
 
-SEED, TAKES = 3900, 60
+SEED, EPISODES = 3900, 60
 
 
-def scales(checkpoint: str) -> Calibration:
+def measure_scales(checkpoint: str) -> TermScales:
     """Measured on takes that nothing else is measured on."""
     idm = JacobianIDM.from_pretrained(checkpoint, limits="none")
     assert idm.embodiment is not None
-    scenes = Scenes(idm.embodiment.name, SEED)
-    takes = [scenes.take(k) for k in range(TAKES)]
+    generator = EpisodeGenerator(idm.embodiment.name, SEED)
+    episodes = [generator.episode(k) for k in range(EPISODES)]
     with torch.no_grad():
         # The first pose is not told: users do not know it either.
-        calibrated = ExecutabilityReward(idm).calibrated([take.seen.rgb for take in takes], fps=FPS, layout="THWC")
-    assert calibrated.calibration is not None
-    return calibrated.calibration
+        calibrated = ExecutabilityReward(idm).fit_scales(
+            [take.rendering.rgb for take in episodes], fps=FPS, layout="THWC"
+        )
+    assert calibrated.scales is not None
+    return calibrated.scales
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or bundled name")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    scales(given.checkpoint).save(given.out)
+    args = parser.parse_args()
+    measure_scales(args.checkpoint).save(args.out)

@@ -18,47 +18,47 @@ from typing import Any
 
 import numpy as np
 import torch
-from reward_validity import FPS, FRAMES, Scenes
+from reward_validity import FPS, FRAMES, EpisodeGenerator
 
-from jidm.adapters.reward import ExecutabilityReward
+from jidm.rewards import ExecutabilityReward
 
 _SEED, _VIDEOS, _ROUNDS, _SIDE = 4800, 4, 5, 128
-_mine: dict[str, Any] = {}
+_worker_state: dict[str, Any] = {}
 
 
-def _begin(checkpoint: str, videos: np.ndarray) -> None:
+def _init_worker(checkpoint: str, videos: np.ndarray) -> None:
     torch.set_num_threads(1)
-    _mine.update(reward=ExecutabilityReward.from_pretrained(checkpoint), videos=videos)
-    _judge(0)
+    _worker_state.update(reward=ExecutabilityReward.from_pretrained(checkpoint), videos=videos)
+    _score(0)
 
 
-def _judge(k: int) -> float:
-    return float(_mine["reward"](_mine["videos"][k : k + 1], fps=FPS, layout="BTHWC"))
+def _score(k: int) -> float:
+    return float(_worker_state["reward"](_worker_state["videos"][k : k + 1], fps=FPS, layout="BTHWC"))
 
 
 def reward_speed(checkpoint: str) -> dict[str, Any]:
     """Both ways, in turns."""
     reward = ExecutabilityReward.from_pretrained(checkpoint)
     assert reward.idm.embodiment is not None
-    scenes = Scenes(reward.idm.embodiment.name, _SEED, side=_SIDE)
-    videos = np.stack([scenes.take(k).seen.rgb for k in range(_VIDEOS)])
+    generator = EpisodeGenerator(reward.idm.embodiment.name, _SEED, side=_SIDE)
+    videos = np.stack([generator.episode(k).rendering.rgb for k in range(_VIDEOS)])
     cores = os.cpu_count() or 1
-    frames, alone, shared = _VIDEOS * FRAMES, [], []
+    frames, single_process, process_per_core = _VIDEOS * FRAMES, [], []
     reward(videos[:1], fps=FPS, layout="BTHWC")  # the first call pays for memory
-    with multiprocessing.get_context("spawn").Pool(cores, _begin, (checkpoint, videos)) as pool:
-        pool.map(_judge, range(_VIDEOS), chunksize=1)
+    with multiprocessing.get_context("spawn").Pool(cores, _init_worker, (checkpoint, videos)) as pool:
+        pool.map(_score, range(_VIDEOS), chunksize=1)
         for _ in range(_ROUNDS):
             began = time.perf_counter()
             reward(videos, fps=FPS, layout="BTHWC")
-            alone.append(frames / (time.perf_counter() - began))
+            single_process.append(frames / (time.perf_counter() - began))
             began = time.perf_counter()
-            pool.map(_judge, range(_VIDEOS), chunksize=1)
-            shared.append(frames / (time.perf_counter() - began))
+            pool.map(_score, range(_VIDEOS), chunksize=1)
+            process_per_core.append(frames / (time.perf_counter() - began))
     return {
         "checkpoint": checkpoint,
-        "one_process_frames_per_second": statistics.median(alone),
+        "one_process_frames_per_second": statistics.median(single_process),
         "threads": torch.get_num_threads(),
-        "a_process_per_core_frames_per_second": statistics.median(shared),
+        "a_process_per_core_frames_per_second": statistics.median(process_per_core),
         "cores": cores,
         "rounds": _ROUNDS,
     }

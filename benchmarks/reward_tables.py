@@ -18,49 +18,49 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from jidm.adapters.reward import TERMS
-from jidm.adapters.reward.eva import DECAY, P0
-from jidm.adapters.reward.terms import Scale
+from jidm.rewards import TERMS
+from jidm.rewards.eva import DECAY, P0
+from jidm.rewards.terms import TermScale
 
-NOT_IN_THE_ROBOT = ("late", "wrong_goal", "penetration")
+TASK_FAILURES = ("late", "wrong_goal", "penetration")
 """Only who knows the task or the scene can call these wrong."""
 STRENGTHS = (0.25, 0.5, 1.0)
 _GROUP, _GROUPS = 8, 500
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScorerResults:
     """Rewards that one judge gives, in the order of the lines, where the robot ends up by its actions [m], and how
     unlike the video that looks."""
 
     name: str
     reward: np.ndarray
     executed: np.ndarray
-    unlike: np.ndarray
+    image_difference: np.ndarray
 
 
-def rewards(lines: Sequence[dict[str, Any]], judge: str, *, terms: bool) -> np.ndarray:
+def rewards(lines: Sequence[dict[str, Any]], scorer: str, *, terms: bool) -> np.ndarray:
     """With terms or EVA's formula alone."""
-    penalty = np.array([line[judge]["penalty"] for line in lines]) / P0
+    penalty = np.array([line[scorer]["penalty"] for line in lines]) / P0
     if terms:
-        for name in lines[0][judge]["raw"]:
-            raw = np.array([line[judge]["raw"][name] for line in lines])
-            good = [line[judge]["raw"][name] for line in lines if line["calibrates"]]
-            scale = Scale.of(good, TERMS[name].least)
+        for name in lines[0][scorer]["raw"]:
+            raw = np.array([line[scorer]["raw"][name] for line in lines])
+            clean = [line[scorer]["raw"][name] for line in lines if line["calibrates"]]
+            scale = TermScale.from_tail_means(clean, TERMS[name].min_spread)
             penalty = penalty + TERMS[name].weight * scale.penalty(torch.from_numpy(raw)).numpy()
     return np.asarray(10 * (1 + penalty) ** -DECAY)
 
 
-def judges(lines: Sequence[dict[str, Any]]) -> list[Judged]:
+def scorer_results(lines: Sequence[dict[str, Any]]) -> list[ScorerResults]:
     """All that read these lines: ours, and EVA's formula on the same actions, and EVA's formula on EVA's IDM."""
     found = []
     for name in ("exact", "learned", "eva"):
         if name in lines[0]:
             ends = [np.array([line[name][key] for line in lines]) for key in ("executed_m", "unlike")]
             if name != "eva":
-                found.append(Judged(f"ours ({name})", rewards(lines, name, terms=True), *ends))
+                found.append(ScorerResults(f"ours ({name})", rewards(lines, name, terms=True), *ends))
             label = "EVA on its IDM" if name == "eva" else f"EVA on ours ({name})"
-            found.append(Judged(label, rewards(lines, name, terms=False), *ends))
+            found.append(ScorerResults(label, rewards(lines, name, terms=False), *ends))
     return found
 
 
@@ -78,7 +78,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
     test = np.array([not line["calibrates"] for line in lines])
     kind, strength = np.array([line["kind"] for line in lines]), np.array([line["strength"] for line in lines])
     clean = test & (kind == "clean")
-    found = judges(lines)
+    found = scorer_results(lines)
     kinds = [k for k in dict.fromkeys(kind) if k != "clean"]
     out = [
         f"{lines[0]['robot']}, seed {lines[0]['seed']}: {clean.sum()} clean, {(test & (kind == kinds[0])).sum()} of each "
@@ -96,10 +96,10 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
         return f"| {name} | " + " | ".join(cells) + " |"
 
     out += [row(k, test & (kind == k)) for k in kinds]
-    told = test & (kind != "clean") & ~np.isin(kind, NOT_IN_THE_ROBOT)
-    out += [row("**all that a robot can show**", told), row("all", test & (kind != "clean"))]
+    robot_failures = test & (kind != "clean") & ~np.isin(kind, TASK_FAILURES)
+    out += [row("**all that a robot can show**", robot_failures), row("all", test & (kind != "clean"))]
 
-    def per_judge(name: str, value: Any) -> str:
+    def per_scorer(name: str, value: Any) -> str:
         return f"| {name} | " + " | ".join(value(j) for j in found) + " |"
 
     still = test & (kind == "frozen") & (strength == 1)
@@ -107,23 +107,28 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
         "",
         "| | " + " | ".join(j.name for j in found) + " |",
         "|---|" + "---|" * len(found),
-        per_judge("median clean", lambda j: f"{np.median(j.reward[clean]):.2f}"),
-        per_judge("highest of a robot that never moves", lambda j: f"{j.reward[still].max():.2f}"),
-        per_judge(
+        per_scorer("median clean", lambda j: f"{np.median(j.reward[clean]):.2f}"),
+        per_scorer("highest of a robot that never moves", lambda j: f"{j.reward[still].max():.2f}"),
+        per_scorer(
             "frozen above the median clean",
             lambda j: f"{(j.reward[still] > np.median(j.reward[clean])).sum()} of {still.sum()}",
         ),
-        per_judge("Spearman with the executed error", lambda j: _spearman(j.reward, j.executed, clean | told)),
-        per_judge("the same, all kinds", lambda j: _spearman(j.reward, j.executed, test)),
-        per_judge("Spearman with how unlike the video it looks", lambda j: _spearman(j.reward, j.unlike, clean | told)),
-        per_judge("the same, all kinds", lambda j: _spearman(j.reward, j.unlike, test)),
-        per_judge("executed error, clean [mm]", lambda j: f"{1000 * j.executed[clean].mean():.0f}"),
+        per_scorer(
+            "Spearman with the executed error", lambda j: _spearman(j.reward, j.executed, clean | robot_failures)
+        ),
+        per_scorer("the same, all kinds", lambda j: _spearman(j.reward, j.executed, test)),
+        per_scorer(
+            "Spearman with how unlike the video it looks",
+            lambda j: _spearman(j.reward, j.unlike, clean | robot_failures),
+        ),
+        per_scorer("the same, all kinds", lambda j: _spearman(j.reward, j.unlike, test)),
+        per_scorer("executed error, clean [mm]", lambda j: f"{1000 * j.executed[clean].mean():.0f}"),
     ]
-    take = np.array([line["video"].split("/")[0] for line in lines])
+    episode = np.array([line["video"].split("/")[0] for line in lines])
     out += [
         "",
-        *_best_of(found, take, clean | told, "what a robot can show"),
-        *_best_of(found, take, test, "all kinds"),
+        *_best_of(found, episode, clean | robot_failures, "what a robot can show"),
+        *_best_of(found, episode, test, "all kinds"),
     ]
     return "\n".join(out)
 
@@ -132,12 +137,12 @@ def _spearman(reward: np.ndarray, error: np.ndarray, which: np.ndarray) -> str:
     return f"{spearmanr(-reward[which], error[which]).statistic:.2f}"
 
 
-def _best_of(found: Sequence[Judged], take: np.ndarray, which: np.ndarray, name: str) -> list[str]:
+def _best_of(found: Sequence[ScorerResults], episode: np.ndarray, which: np.ndarray, name: str) -> list[str]:
     """Executed error of the best of 8 versions of a take, against one at random; each judge's choice is executed by the
     first judge's actions, so that all execute alike."""
     rng = np.random.default_rng(0)
-    takes = [np.flatnonzero(which & (take == t)) for t in dict.fromkeys(take[which])]
-    groups = [rng.choice(g, _GROUP, replace=False) for g in takes if len(g) >= _GROUP]
+    groups_by_episode = [np.flatnonzero(which & (episode == t)) for t in dict.fromkeys(episode[which])]
+    groups = [rng.choice(g, _GROUP, replace=False) for g in groups_by_episode if len(g) >= _GROUP]
     groups = [groups[i] for i in rng.integers(0, len(groups), _GROUPS)] if groups else []
     if not groups:
         return []
@@ -151,7 +156,7 @@ def _best_of(found: Sequence[Judged], take: np.ndarray, which: np.ndarray, name:
     return [f"Best of {_GROUP}, {name}, executed error: " + "; ".join(parts) + "."]
 
 
-def merged(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+def merge_files(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     """Robot -> a line for each video that all of its files have, with what every judge read."""
     found: dict[str, list[dict[str, dict[str, Any]]]] = {}
     for path in paths:
@@ -170,5 +175,5 @@ def merged(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="what reward_validity.py wrote")
-    for lines in merged(parser.parse_args().files).values():
+    for lines in merge_files(parser.parse_args().files).values():
         print(tables(lines) + "\n")

@@ -27,164 +27,172 @@ import torch
 from numpy.typing import NDArray
 
 from jidm import Embodiment, JacobianIDM
-from jidm.adapters.reward import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.learn.zoo import load_idm
-from jidm.motion.flow import as_flow_estimator
+from jidm.fields.analytic import AnalyticField
+from jidm.flow import as_flow_estimator
+from jidm.model_registry import load_idm
+from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.robot.kinematics import Kinematics
-from jidm.sim.artifacts import KINDS, Take, corrupt
-from jidm.sim.babble import BabbleConfig, Stage
-from jidm.sim.freespace import FreeSpace
-from jidm.sim.look import Look
+from jidm.sim.appearance import Appearance
+from jidm.sim.babble import BabbleConfig, Recorder
+from jidm.sim.collision import FreeSpace
+from jidm.sim.failures import FAILURE_KINDS, RenderedEpisode, corrupt
 from jidm.sim.replay import replay
-from jidm.sim.world import World
+from jidm.sim.scene import Scene
 
 STRENGTHS = (0.25, 0.5, 1.0)
 FPS, FRAMES, SIDE = 16.0, 25, 256
-_CROPPED = {"allegro_right": 0.05}  # as the bundled checkpoints were trained; .15 for arms
-_AMPLITUDE = 0.5
-_MOVES = 0.2  # [rad/s] mean speed of the fastest joint: a robot that stands still is one of the failures
-_TRIES = 100  # motions from which a take's is chosen
-_COMPARED = slice(1, None, 3)  # frames of which the executed motion is filmed
-_CONTRAST = 0.1  # of the ground at least: one that slides must be seen to slide
+_CROP_FRACTION = {"allegro_right": 0.05}  # as the bundled checkpoints were trained; .15 for arms
+_RANGE_FRACTION = 0.5
+_MIN_SPEED = 0.2  # [rad/s] mean speed of the fastest joint: a robot that stands still is one of the failures
+_MAX_ATTEMPTS = 100  # motions from which a take's is chosen
+_COMPARED_FRAMES = slice(1, None, 3)  # frames of which the executed motion is filmed
+_MIN_CONTRAST = 0.1  # of the ground at least: one that slides must be seen to slide
 
 
-class Scenes:
+class EpisodeGenerator:
     """Takes of one robot, each a function of seed and number alone."""
 
     def __init__(
-        self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES, amplitude: float = _AMPLITUDE
+        self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES, range_fraction: float = _RANGE_FRACTION
     ) -> None:
         config = BabbleConfig(
-            embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, amplitude=amplitude, width=side,
-            height=side, cropped=_CROPPED.get(robot, 0.15),
+            embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, range_fraction=range_fraction, width=side,
+            height=side, crop_fraction=_CROP_FRACTION.get(robot, 0.15),
         )  # fmt: skip
-        self.robot, self.seed, self._stage = Embodiment.load(robot), seed, Stage(config)
-        self.camera = self._stage.cameras["front"]
-        self._world = World(self.robot, supersample=2, exact=False, detail=0.003)
+        self.robot, self.seed, self._recorder = Embodiment.load(robot), seed, Recorder(config)
+        self.camera = self._recorder.cameras["front"]
+        self._scene = Scene(self.robot, supersample=2, exact=False, mesh_tolerance=0.003)
 
-    def take(self, k: int) -> Take:
+    def episode(self, k: int) -> RenderedEpisode:
         """Number k."""
         seed = int(np.random.SeedSequence([self.seed, k]).generate_state(1)[0])
-        look, rng = Look.random(seed), np.random.default_rng([seed, 1])
-        ground = replace(
-            look.background, kind=str(rng.choice(["picture", "patches"])), velocity=(0.0, 0.0),
-            contrast=max(_CONTRAST, look.background.contrast),
+        appearance, rng = Appearance.random(seed), np.random.default_rng([seed, 1])
+        background = replace(
+            appearance.background, kind=str(rng.choice(["picture", "patches"])), velocity=(0.0, 0.0),
+            contrast=max(_MIN_CONTRAST, appearance.background.contrast),
         )  # fmt: skip
-        self._world.seed, self._world.look = seed, replace(look, background=ground)
-        return Take.film(self._world, self.camera, self._motion(k), FPS)
+        self._scene.seed, self._scene.appearance = seed, replace(appearance, background=background)
+        return RenderedEpisode.render(self._scene, self.camera, self._motion(k), FPS)
 
     def _motion(self, k: int) -> NDArray[np.float64]:
-        for i in range(_TRIES):
-            q = self._stage.motion(_TRIES * k + i)
-            if np.abs(np.diff(q, axis=0)).mean(0)[~self.robot.gripper_mask].max() * FPS >= _MOVES:
+        for i in range(_MAX_ATTEMPTS):
+            q = self._recorder.motion(_MAX_ATTEMPTS * k + i)
+            if np.abs(np.diff(q, axis=0)).mean(0)[~self.robot.gripper_mask].max() * FPS >= _MIN_SPEED:
                 return q
         raise InputError(f"take {k}: no motion is fast enough")
 
 
-Judge = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, dict[str, float]]]
+Scorer = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, dict[str, float]]]
 """From a video (T, H, W, 3) and its first pose to decoded positions (T, n) and the terms' raw values, if it has any."""
 
 
-def of_reward(reward: ExecutabilityReward) -> Judge:
+def reward_scorer(reward: ExecutabilityReward) -> Scorer:
     """What a reward reads, before any scale."""
 
-    def judge(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
-        reading = reward.read(video, q0=q0, fps=FPS)
-        return reading.q, {name: float(TERMS[name].raw(reading).worst) for name in reward.weights}
+    def score(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
+        analysis = reward.analyze(video, q0=q0, fps=FPS)
+        return analysis.q, {name: float(TERMS[name].compute(analysis).tail_mean) for name in reward.weights}
 
-    return judge
+    return score
 
 
-def exact_judge(robot: Embodiment, camera: Any) -> Judge:
+def exact_scorer(robot: Embodiment, camera: Any) -> Scorer:
     """With the field of URDF and camera."""
     field = AnalyticField(robot, camera, points=1500, occluders=8000, contour_points=30000)
     idm = JacobianIDM(robot, field, as_flow_estimator("dis"), limits="none")
-    return of_reward(ExecutabilityReward(idm, weights={"consistency": 0.0}))
+    return reward_scorer(ExecutabilityReward(idm, weights={"consistency": 0.0}))
 
 
-def learned_judge(checkpoint: str) -> Judge:
+def learned_scorer(checkpoint: str) -> Scorer:
     """With a learned field."""
-    return of_reward(ExecutabilityReward(JacobianIDM.from_pretrained(checkpoint, limits="none")))
+    return reward_scorer(ExecutabilityReward(JacobianIDM.from_pretrained(checkpoint, limits="none")))
 
 
-def eva_judge(checkpoint: str) -> Judge:
+def eva_scorer(checkpoint: str) -> Scorer:
     """EVA's own kind of IDM."""
     idm = load_idm(checkpoint)
 
-    def judge(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
+    def score(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
         return idm.decode(video, q0=q0, fps=FPS, layout="THWC").position, {}
 
-    return judge
+    return score
 
 
-class Executed:
+class Execution:
     """What a robot makes of decoded positions."""
 
-    def __init__(self, robot: Embodiment, free: FreeSpace) -> None:
-        self._robot, self._free = robot, free
+    def __init__(self, robot: Embodiment, free_space: FreeSpace) -> None:
+        self._robot, self._free_space = robot, free_space
         self._kinematics = Kinematics.from_embodiment(robot)
         self._tip_links = [robot.model.link_index(name) for name in robot.tip_links]
 
-    def motion(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+    def execute(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
         """(T, n) where it goes when q is sent to it."""
-        return replay(self._robot, q, 1 / FPS, free=self._free).q
+        return replay(self._robot, q, 1 / FPS, is_free=self._free_space).q
 
-    def off(self, done: NDArray[np.float64], intended: NDArray[np.float64]) -> float:
+    def tip_error(self, replayed: NDArray[np.float64], intended: NDArray[np.float64]) -> float:
         """Mean distance of the tips from where the intended motion has them [m]."""
-        return float(np.linalg.norm(self._tips(done) - self._tips(intended), axis=-1).mean())
+        return float(np.linalg.norm(self._tip_positions(replayed) - self._tip_positions(intended), axis=-1).mean())
 
-    def _tips(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _tip_positions(self, q: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(self._kinematics.link_poses(torch.from_numpy(q))[:, self._tip_links, :3, 3].numpy())
 
 
-def unlike(done: NDArray[np.float64], take: Take, video: NDArray[np.uint8]) -> float:
+def image_difference(replayed: NDArray[np.float64], episode: RenderedEpisode, video: NDArray[np.uint8]) -> float:
     """Mean difference between the video and a film of the robot doing that in the same place [of full brightness]."""
-    film = take.again(done[_COMPARED])
-    return float(np.abs(film.astype(np.float64) - video[_COMPARED]).mean() / 255)
+    rendered = episode.rerender(replayed[_COMPARED_FRAMES])
+    return float(np.abs(rendered.astype(np.float64) - video[_COMPARED_FRAMES]).mean() / 255)
 
 
-def videos(scenes: Scenes, k: int, calibrates: bool, done: set[str]) -> Iterator[tuple[dict[str, Any], Take, Any]]:
+def videos(
+    generator: EpisodeGenerator, k: int, for_calibration: bool, done: set[str]
+) -> Iterator[tuple[dict[str, Any], RenderedEpisode, Any]]:
     """Label, take and video of each video of a take that is not done yet; no video where it cannot be spoilt."""
-    kinds = () if calibrates else KINDS
+    kinds = () if for_calibration else FAILURE_KINDS
     names = [f"{k}/clean", *(f"{k}/{kind}" for kind in kinds)]
     if done.issuperset(names):
         return
-    take = scenes.take(k)
+    episode = generator.episode(k)
     for i, name in enumerate(names):
         if name in done:
             continue
-        about = {"video": name, "kind": "clean", "strength": 0.0, "calibrates": calibrates}
+        label = {"video": name, "kind": "clean", "strength": 0.0, "calibrates": for_calibration}
         if i == 0:
-            yield about, take, take.seen.rgb
+            yield label, episode, episode.rendering.rgb
             continue
         kind, strength = kinds[i - 1], STRENGTHS[(k + i) % len(STRENGTHS)]
         try:
-            spoilt = corrupt(take, kind, strength, k)
+            corrupted = corrupt(episode, kind, strength, k)
         except InputError as error:
-            yield {**about, "kind": kind, "strength": strength, "problem": str(error)}, take, None
+            yield {**label, "kind": kind, "strength": strength, "problem": str(error)}, episode, None
             continue
-        yield {**about, **spoilt.label}, take, spoilt.video
+        yield {**label, **corrupted.label}, episode, corrupted.video
 
 
-def run(scenes: Scenes, takes: range, calibrating: int, judges: dict[str, Judge], out: Path) -> None:
+def run(
+    generator: EpisodeGenerator, episodes: range, calibration_count: int, scorers: dict[str, Scorer], out: Path
+) -> None:
     """Append the lines that are missing; take k calibrates if k < calibrating."""
-    there = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
-    limits = EvaLimits.of(scenes.robot)
-    with FreeSpace(scenes.robot, clearance=0.0) as free, open(out, "a", encoding="utf-8") as file, torch.no_grad():
-        executed = Executed(scenes.robot, free)
-        for k in takes:
-            for about, take, video in videos(scenes, k, k < calibrating, there):
-                line = {"robot": scenes.robot.name, "seed": scenes.seed, **about}
-                for name, judge in judges.items() if video is not None else ():
-                    decoded, raw = judge(video, take.q[0])
+    finished = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
+    limits = EvaLimits.from_embodiment(generator.robot)
+    with (
+        FreeSpace(generator.robot, clearance=0.0) as free_space,
+        open(out, "a", encoding="utf-8") as file,
+        torch.no_grad(),
+    ):
+        execution = Execution(generator.robot, free_space)
+        for k in episodes:
+            for label, episode, video in videos(generator, k, k < calibration_count, finished):
+                line = {"robot": generator.robot.name, "seed": generator.seed, **label}
+                for name, scorer in scorers.items() if video is not None else ():
+                    decoded, raw = scorer(video, episode.q[0])
                     q = decoded.double().numpy()
-                    done = executed.motion(q)
+                    replayed = execution.execute(q)
                     line[name] = {
                         "penalty": float(eva_reward(decoded.double(), limits, 1 / FPS).penalty), "raw": raw,
-                        "executed_m": executed.off(done, take.q), "unlike": unlike(done, take, video),
-                        "off": float(np.abs(q - take.q).mean()), "q": q.round(4).tolist(),
+                        "executed_m": execution.tip_error(replayed, episode.q), "unlike": image_difference(replayed, episode, video),
+                        "off": float(np.abs(q - episode.q).mean()), "q": q.round(4).tolist(),
                     }  # fmt: skip
                 file.write(json.dumps(line) + "\n")
                 file.flush()
@@ -200,14 +208,14 @@ if __name__ == "__main__":
     parser.add_argument("--learned", help="checkpoint of a learned field")
     parser.add_argument("--eva", help="checkpoint of EVA's kind of IDM")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
-    given = parser.parse_args()
-    films, asked = Scenes(given.robot, given.seed), {}
-    if given.exact:
-        asked["exact"] = exact_judge(films.robot, films.camera)
-    if given.learned is not None:
-        asked["learned"] = learned_judge(given.learned)
-    if given.eva is not None:
-        asked["eva"] = eva_judge(given.eva)
-    if not asked:
+    args = parser.parse_args()
+    generator, scorers = EpisodeGenerator(args.robot, args.seed), {}
+    if args.exact:
+        scorers["exact"] = exact_scorer(generator.robot, generator.camera)
+    if args.learned is not None:
+        scorers["learned"] = learned_scorer(args.learned)
+    if args.eva is not None:
+        scorers["eva"] = eva_scorer(args.eva)
+    if not scorers:
         parser.error("name a judge: --exact, --learned or --eva")
-    run(films, range(*given.takes), given.calibrating, asked, given.out)
+    run(generator, range(*args.takes), args.calibrating, scorers, args.out)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from jidm import Embodiment
-from jidm.adapters.server import Client, pack
+from jidm.serving import Client, pack
 
 SIDE, RATE = 128, 12.5
 
@@ -40,12 +40,12 @@ def frames(seed: int) -> Any:
     return np.kron(picture, np.ones((8, 8, 1), np.uint8))
 
 
-class Behaving(threading.Thread):
+class WellBehavedClient(threading.Thread):
     """A client that sends a frame at the video's rate and waits for its answer."""
 
-    def __init__(self, port: int, q: Any, seed: int, until: float) -> None:
+    def __init__(self, port: int, q: Any, seed: int, deadline: float) -> None:
         super().__init__()
-        self.port, self.q, self.frame, self.until = port, q, frames(seed), until
+        self.port, self.q, self.frame, self.deadline = port, q, frames(seed), deadline
         self.latency: list[float] = []
         self.errors: list[str] = []
 
@@ -54,7 +54,7 @@ class Behaving(threading.Thread):
             with Client(port=self.port, timeout=60) as client:
                 client.reset(self.q)
                 k = 0
-                while time.monotonic() < self.until:
+                while time.monotonic() < self.deadline:
                     began = time.monotonic()
                     answer = client.infer({"image": np.roll(self.frame, k % 16, 1)})
                     self.latency.append(time.monotonic() - began)
@@ -66,7 +66,7 @@ class Behaving(threading.Thread):
             self.errors.append(f"{type(error).__name__}: {error}")
 
 
-def mutated(rng: np.random.Generator, good: list[bytes]) -> bytes:
+def mutate_message(rng: np.random.Generator, good: list[bytes]) -> bytes:
     """A message that means no good."""
     message = bytearray(good[rng.integers(len(good))])
     kind = rng.integers(9)
@@ -93,13 +93,13 @@ def mutated(rng: np.random.Generator, good: list[bytes]) -> bytes:
     return bytes(message)
 
 
-class Attacking(threading.Thread):
+class Attacker(threading.Thread):
     """Sends so many mutated messages, opening a new connection whenever it is thrown out."""
 
     def __init__(self, port: int, count: int, seed: int) -> None:
         super().__init__()
         self.port, self.count, self.rng = port, count, np.random.default_rng(seed)
-        self.sent = self.refused = self.thrown_out = 0
+        self.sent = self.refused = self.disconnected = 0
 
     def run(self) -> None:
         from websockets.sync.client import connect
@@ -115,19 +115,19 @@ class Attacking(threading.Thread):
                 if raw is None:
                     raw = connect(f"ws://127.0.0.1:{self.port}", compression=None, max_size=None)
                     raw.recv(timeout=60)
-                message = mutated(self.rng, good)
+                message = mutate_message(self.rng, good)
                 self.sent += 1
                 if self.sent % 500 == 0:
                     message = bytes(33 * 2**20)  # larger than the server takes
                 raw.send(message)
                 self.refused += isinstance(raw.recv(timeout=60), str)
             except Exception:
-                self.thrown_out += 1
+                self.disconnected += 1
                 raw = None
                 time.sleep(0.02)
 
 
-class Lurking(threading.Thread):
+class IdleConnections(threading.Thread):
     """Half-open sockets, and clients that ask and do not read."""
 
     def __init__(self, port: int, stop: threading.Event) -> None:
@@ -137,35 +137,35 @@ class Lurking(threading.Thread):
     def run(self) -> None:
         from websockets.sync.client import connect
 
-        kept: list[Any] = []
+        connections: list[Any] = []
         while not self.stop.is_set():
             with suppress(Exception):
-                kept.append(socket.create_connection(("127.0.0.1", self.port), timeout=5))
-                kept[-1].sendall(b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n")
+                connections.append(socket.create_connection(("127.0.0.1", self.port), timeout=5))
+                connections[-1].sendall(b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n")
             with suppress(Exception):
-                kept.append(connect(f"ws://127.0.0.1:{self.port}", compression=None, max_queue=1))
+                connections.append(connect(f"ws://127.0.0.1:{self.port}", compression=None, max_queue=1))
                 for _ in range(20):
-                    kept[-1].send(pack({"image": frames(3)}))
+                    connections[-1].send(pack({"image": frames(3)}))
             self.stop.wait(2)
-            while len(kept) > 10:
+            while len(connections) > 10:
                 with suppress(Exception):
-                    kept.pop(0).close()
+                    connections.pop(0).close()
 
 
-def attack(port: int, messages: int, told: Any) -> None:
+def attack(port: int, messages: int, results: Any) -> None:
     """All of them at once, until so many messages are sent; runs in a process of its own."""
     os.nice(10)
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # clients that do not read are pinged in vain
     stop = threading.Event()
-    attackers = [Attacking(port, messages // 2, seed) for seed in range(2)]
-    lurking = Lurking(port, stop)
-    for thread in (lurking, *attackers):
+    attackers = [Attacker(port, messages // 2, seed) for seed in range(2)]
+    idle = IdleConnections(port, stop)
+    for thread in (idle, *attackers):
         thread.start()
     for attacker in attackers:
         attacker.join()
     stop.set()
-    lurking.join()
-    told.put({k: sum(getattr(x, k) for x in attackers) for k in ("sent", "refused", "thrown_out")})
+    idle.join()
+    results.put({k: sum(getattr(x, k) for x in attackers) for k in ("sent", "refused", "thrown_out")})
 
 
 def memory(pid: int) -> float:
@@ -173,7 +173,7 @@ def memory(pid: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
 
 
-def percentiles(threads: list[Behaving]) -> dict[str, float]:
+def percentiles(threads: list[WellBehavedClient]) -> dict[str, float]:
     values = np.concatenate([np.array(thread.latency) for thread in threads]) * 1000
     return {
         "p50": round(float(np.percentile(values, 50)), 1),
@@ -187,42 +187,45 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint")
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=5.0)
-    given = parser.parse_args()
-    command = [sys.executable, "-m", "jidm.cli", "serve", "--checkpoint", given.checkpoint, "--port", "0"]
+    args = parser.parse_args()
+    command = [sys.executable, "-m", "jidm.cli", "serve", "--checkpoint", args.checkpoint, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     port = int(re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())[1])  # type: ignore[index]
     with Client(port=port) as client:
         robot = Embodiment.load(client.metadata["embodiment"])
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     try:
-        alone = Behaving(port, robot.home, 0, time.monotonic() + 30)
+        alone = WellBehavedClient(port, robot.home, 0, time.monotonic() + 30)
         alone.start()
         alone.join()
-        told["alone [ms]"], told["memory before [MiB]"] = percentiles([alone]), round(memory(server.pid))
+        report["alone [ms]"], report["memory before [MiB]"] = percentiles([alone]), round(memory(server.pid))
         queue: Any = multiprocessing.get_context("spawn").Queue()
-        attackers = multiprocessing.get_context("spawn").Process(target=attack, args=(port, given.messages, queue))
-        beside = Behaving(port, robot.home, 0, float("inf"))
+        attackers = multiprocessing.get_context("spawn").Process(target=attack, args=(port, args.messages, queue))
+        beside = WellBehavedClient(port, robot.home, 0, float("inf"))
         attackers.start()
         beside.start()
         mutated_messages = queue.get()
-        beside.until = 0.0
+        beside.deadline = 0.0
         beside.join()
         attackers.join(10)
         attackers.kill()
-        told["beside attackers [ms]"] = percentiles([beside])
-        told["errors of the one beside"] = beside.errors
-        told["mutated messages"] = mutated_messages
-        told["memory after [MiB]"] = round(memory(server.pid))
-        many = [Behaving(port, robot.home, seed, time.monotonic() + 60 * given.minutes) for seed in range(16)]
+        report["beside attackers [ms]"] = percentiles([beside])
+        report["errors of the one beside"] = beside.errors
+        report["mutated messages"] = mutated_messages
+        report["memory after [MiB]"] = round(memory(server.pid))
+        many = [WellBehavedClient(port, robot.home, seed, time.monotonic() + 60 * args.minutes) for seed in range(16)]
         for thread in many:
             thread.start()
         for thread in many:
             thread.join()
-        told["16 clients [ms]"], told["their errors"] = percentiles(many), [e for thread in many for e in thread.errors]
-        told["memory in the end [MiB]"] = round(memory(server.pid))
-        told["up"] = urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").read() == b"OK\n"
+        report["16 clients [ms]"], report["their errors"] = (
+            percentiles(many),
+            [e for thread in many for e in thread.errors],
+        )
+        report["memory in the end [MiB]"] = round(memory(server.pid))
+        report["up"] = urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").read() == b"OK\n"
     finally:
         server.terminate()
-        told["exit status"] = server.wait(30)
-    print(json.dumps(told, indent=1))
+        report["exit status"] = server.wait(30)
+    print(json.dumps(report, indent=1))

@@ -21,22 +21,22 @@ import numpy as np
 import torch
 
 from jidm import AnalyticField, Embodiment
+from jidm.estimation.gauss_newton import gauss_newton_step
+from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.robot.kinematics import Kinematics
-from jidm.sim import World, smooth_motion
-from jidm.solve.least_squares import normal_equations, solve_normal_equations
-from jidm.solve.relinearise import solve_step
+from jidm.sim import Scene, smooth_motion
 
 WIDTH, HEIGHT = 320, 240
 BATCH = 32
 
 
-def medians(pieces: dict[str, Callable[[], object]], runs: int, repeat: int = 1) -> dict[str, float]:
+def medians(functions: dict[str, Callable[[], object]], runs: int, repeat: int = 1) -> dict[str, float]:
     """Median seconds of every piece, measured in turns."""
-    for piece in pieces.values():
+    for piece in functions.values():
         piece()
-    times: dict[str, list[float]] = {name: [] for name in pieces}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(runs):
-        for name, piece in pieces.items():
+        for name, piece in functions.items():
             began = time.perf_counter()
             for _ in range(repeat):
                 piece()
@@ -44,17 +44,17 @@ def medians(pieces: dict[str, Callable[[], object]], runs: int, repeat: int = 1)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def exact_flow(field: AnalyticField, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def field_flow(field: AnalyticField, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Motion of the field's points from pose to pose, and which of them are seen."""
     pose = field.at(a)
     return pose.surface(b - a).points - pose.surface().points, pose.visible.float()
 
 
-def rendered_field(field: AnalyticField, world: World, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rendered_field(field: AnalyticField, world: Scene, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The dense field the usual way: distance and link of every pixel from a renderer, then J of each."""
     camera = field.camera
-    world.pose(q)
-    _, depth, link, _ = world._draw(camera)
+    world.set_configuration(q)
+    _, depth, link, _ = world._rasterize(camera)
     ids = torch.from_numpy(link).long()
     v, u = (ids >= 0).nonzero().unbind(-1)
     p = camera.unproject(torch.stack([u, v], dim=-1).float(), torch.from_numpy(depth)[v, u])
@@ -70,33 +70,33 @@ def field_and_solve(runs: int) -> dict[str, object]:
     camera = robot.camera().resized(WIDTH, HEIGHT)
     field = AnalyticField(robot, camera)
     q = torch.from_numpy(smooth_motion(robot, 200, 1 / 16, 0)).float()
-    flows = [exact_flow(field, a, b) for a, b in pairwise(q)]
-    turn = iter(range(10**9))
+    flows = [field_flow(field, a, b) for a, b in pairwise(q)]
+    counter = iter(range(10**9))
 
     def sparse(iterations: int) -> None:
-        k = next(turn) % len(flows)
-        solve_step(field.at(q[k]), *flows[k], iterations=iterations)
+        k = next(counter) % len(flows)
+        gauss_newton_step(field.at(q[k]), *flows[k], iterations=iterations)
 
     # Many poses at once, as when a known trajectory is judged: the calls' own cost is shared.
     light = AnalyticField(robot, camera, points=2000, occluders=12000)
     many = {
-        name: (any_field, *exact_flow(any_field, q[:BATCH], q[1 : BATCH + 1]))
+        name: (any_field, *field_flow(any_field, q[:BATCH], q[1 : BATCH + 1]))
         for name, any_field in (("default", field), ("light", light))
     }
 
     def batched(name: str, iterations: int) -> None:
         any_field, flow, weight = many[name]
-        solve_step(any_field.at(q[:BATCH]), flow, weight, iterations=iterations)
+        gauss_newton_step(any_field.at(q[:BATCH]), flow, weight, iterations=iterations)
 
     unseen = torch.zeros(2, HEIGHT, WIDTH)
-    world = World(robot, supersample=1)
+    world = Scene(robot, supersample=1)
 
     def dense() -> None:
-        jacobian, mask = field.dense(q[next(turn) % len(flows)], HEIGHT, WIDTH)
+        jacobian, mask = field.dense(q[next(counter) % len(flows)], HEIGHT, WIDTH)
         solve_normal_equations(normal_equations(jacobian, unseen, mask))
 
     def rendered() -> None:
-        jacobian, mask = rendered_field(field, world, q[next(turn) % len(flows)])
+        jacobian, mask = rendered_field(field, world, q[next(counter) % len(flows)])
         solve_normal_equations(normal_equations(jacobian, unseen, mask))
 
     took = medians(
@@ -205,7 +205,7 @@ def kinematics(runs: int) -> dict[str, object]:
 def _urdf_without_meshes(robot: Embodiment) -> str:
     from dataclasses import replace
 
-    from jidm.robot.urdf import write_urdf
+    from jidm.robot.urdf.reader import write_urdf
 
     links = tuple(replace(link, visuals=(), collisions=()) for link in robot.model.links)
     return write_urdf(replace(robot.model, links=links))

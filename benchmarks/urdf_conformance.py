@@ -17,12 +17,12 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from urdf_oracle import ByPin, disagreements  # noqa: E402
+from urdf_oracle import PinocchioModel, disagreements  # noqa: E402
 
+from jidm.atomic_io import atomic_write  # noqa: E402
 from jidm.errors import UrdfError  # noqa: E402
-from jidm.files import whole_file  # noqa: E402
-from jidm.robot.resources import package_roots  # noqa: E402
-from jidm.robot.urdf import read_urdf  # noqa: E402
+from jidm.robot.mesh_resolver import package_roots  # noqa: E402
+from jidm.robot.urdf.reader import read_urdf  # noqa: E402
 
 PACKAGES = ("example_robot_data", "pybullet_data")
 
@@ -42,12 +42,12 @@ def main() -> None:
     if args.packages or not sets:
         sets |= {name: (package_roots(f"{name}:")[-1], package_roots(f"{name}:")) for name in PACKAGES}
     report = {
-        name: summary([one(path, root, roots, args.poses) for path in urdfs(root)])
+        name: summary([check_file(path, root, roots, args.poses) for path in urdfs(root)])
         for name, (root, roots) in sets.items()
     }
     print(json.dumps(report, indent=2))
     if args.markdown:
-        with whole_file(args.markdown) as temporary:
+        with atomic_write(args.markdown) as temporary:
             temporary.write_text(page(report), encoding="utf-8")
 
 
@@ -55,20 +55,20 @@ def urdfs(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.suffix.lower() == ".urdf")
 
 
-def one(path: Path, root: Path, roots: tuple[Path, ...], poses: int) -> dict[str, Any]:
+def check_file(path: Path, root: Path, roots: tuple[Path, ...], poses: int) -> dict[str, Any]:
     """One file: refused or not, here and there, and where both read it, what they disagree about."""
     row: dict[str, Any] = {"file": path.relative_to(root).as_posix()}
     try:
-        peer = ByPin(path)
+        reference = PinocchioModel(path)
     except Exception as error:  # pinocchio raises ValueError, RuntimeError or its own
-        peer = None
+        reference = None
         row["pinocchio_refuses"] = str(error).replace(f"{path}", "").splitlines()[0]
     try:
         model = read_urdf(path, mesh_roots=roots)
     except UrdfError as error:
         return row | {"refused": str(error).removeprefix(f"{path}: ")}
     row |= {"links": len(model.links), "joints": len(model.movable_joints)}
-    return row if peer is None else row | {"compared": disagreements(model, peer, poses=poses)}
+    return row if reference is None else row | {"compared": disagreements(model, reference, poses=poses)}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

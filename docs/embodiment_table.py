@@ -16,11 +16,11 @@ BEGIN, END = "<!-- robots: written by docs/embodiment_table.py -->", "<!-- end o
 def markdown() -> str:
     """The registry as a Markdown table."""
     lines = ["| name | robot | joints + gripper | files and licence |", "|---|---|---|---|"]
-    lines += [f"| `{r.name}` | {r.title} | {r.joints} | {r.licence} |" for r in table()]
+    lines += [f"| `{r.name}` | {r.title} | {r.joints} | {r.license} |" for r in table()]
     return "\n".join(lines)
 
 
-def renewed(text: str) -> str:
+def updated(text: str) -> str:
     """A README with its table replaced by the present one."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
@@ -28,4 +28,4 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")

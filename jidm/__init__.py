@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jidm.camera.model import Camera
     from jidm.errors import (
         CameraError,
         EmbodimentError,
@@ -18,33 +19,32 @@ if TYPE_CHECKING:
         UrdfError,
         VideoError,
     )
-    from jidm.field.analytic import AnalyticField
+    from jidm.estimation.result import JointMotion
+    from jidm.fields.analytic import AnalyticField
     from jidm.idm import JacobianIDM
-    from jidm.joint_motion import JointMotion
-    from jidm.motion.video import read_video, write_video
-    from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment, compose
     from jidm.robot.kinematics import Kinematics
+    from jidm.video.io import read_video, write_video
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AnalyticField": "jidm.field.analytic",
-    "Camera": "jidm.robot.camera",
+_EXPORTS = {
+    "AnalyticField": "jidm.fields.analytic",
+    "Camera": "jidm.camera.model",
     "CameraError": "jidm.errors",
     "Embodiment": "jidm.robot.embodiment",
     "EmbodimentError": "jidm.errors",
     "InputError": "jidm.errors",
     "JacobianIDM": "jidm.idm",
     "JidmError": "jidm.errors",
-    "JointMotion": "jidm.joint_motion",
+    "JointMotion": "jidm.estimation.result",
     "Kinematics": "jidm.robot.kinematics",
     "MissingExtraError": "jidm.errors",
     "UrdfError": "jidm.errors",
     "VideoError": "jidm.errors",
     "compose": "jidm.robot.embodiment",
-    "read_video": "jidm.motion.video",
-    "write_video": "jidm.motion.video",
+    "read_video": "jidm.video.io",
+    "write_video": "jidm.video.io",
 }
 
 __all__ = [
@@ -68,9 +68,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'jidm' has no attribute '{name}'")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_EXPORTS[name]), name)
     globals()[name] = value
     return value
 

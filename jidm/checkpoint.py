@@ -20,18 +20,18 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from jidm.atomic_io import atomic_write, remove_stale_temporaries
 from jidm.errors import CheckpointError, did_you_mean
-from jidm.files import remove_leftovers, whole_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT, VERSION = "jidm-checkpoint", 1
 
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+_PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 @runtime_checkable
-class Robot(Protocol):
+class RobotDescription(Protocol):
     """What is recorded of a robot, and compared when a checkpoint is loaded for one; `Embodiment` offers it."""
 
     @property
@@ -79,19 +79,21 @@ class Checkpoint:
         wanted = model.state_dict()
         missing, unknown = sorted(set(wanted) - set(self.tensors)), sorted(set(self.tensors) - set(wanted))
         if missing or unknown:
-            parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(unknown)}"] * bool(unknown)
+            parts = [f"lacks {_abbreviate(missing)}"] * bool(missing) + [f"has unknown {_abbreviate(unknown)}"] * bool(
+                unknown
+            )
             raise CheckpointError(
                 f"{self.source}: the {self.kind} {' and '.join(parts)}; it was saved by another version, train it again"
             )
         for name, tensor in self.tensors.items():
             if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
                 raise CheckpointError(
-                    f"{self.source}: tensor '{name}' is {_form(tensor)}, the {self.kind} needs {_form(wanted[name])}; "
+                    f"{self.source}: tensor '{name}' is {_describe(tensor)}, the {self.kind} needs {_describe(wanted[name])}; "
                     f"its {CONFIG} does not belong to its weights"
                 )
         model.load_state_dict(self.tensors)
 
-    def check_embodiment(self, robot: Robot) -> None:
+    def check_embodiment(self, robot: RobotDescription) -> None:
         """Nothing, if this was trained for exactly that robot, or for no robot with a name.
 
         Raises:
@@ -104,7 +106,7 @@ class Checkpoint:
             f"{_difference(self.embodiment, embodiment_record(robot))}; use the robot it was trained for, or train again"
         )
 
-    def trained_camera(self) -> Mapping[str, Any]:
+    def training_camera(self) -> Mapping[str, Any]:
         """The camera that the training data states for all its episodes, as `Camera.from_dict` reads it.
 
         Raises:
@@ -118,7 +120,7 @@ class Checkpoint:
         return described
 
 
-def embodiment_record(robot: Robot) -> dict[str, Any]:
+def embodiment_record(robot: RobotDescription) -> dict[str, Any]:
     """What a checkpoint keeps of its robot: JSON values; limits in rad or m, None where there is none."""
 
     def finite(values: Any) -> list[float | None]:
@@ -163,7 +165,7 @@ def save_checkpoint(
     _refuse_other_folder(folder)
     kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     _refuse_non_finite(kept, f"the {kind} to be saved in {folder}", "go back to an earlier state of the training")
-    remove_leftovers(folder)
+    remove_stale_temporaries(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -184,7 +186,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, A
         text = json.dumps(body, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: the checkpoint's record is not JSON: {error}; use plain values") from None
-    with whole_file(folder / CONFIG) as path:
+    with atomic_write(folder / CONFIG) as path:
         path.write_text(text + "\n", encoding="utf-8")
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes a file that only its owner can read
     for file in (WEIGHTS, CONFIG):  # a rename may reach the disk before what it names
@@ -192,18 +194,18 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, A
             os.fsync(stream.fileno())
 
 
-def _aside(folder: Path) -> Path:
+def _backup_folder(folder: Path) -> Path:
     """Where an old checkpoint waits for the two renames of its replacement."""
     return folder.with_name(f".{folder.name}.previous")
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    aside = _aside(folder)
+    backup = _backup_folder(folder)
     if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
+        shutil.rmtree(backup, ignore_errors=True)
+        os.replace(folder, backup)
     os.replace(new, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)
 
 
 def _refuse_other_folder(folder: Path) -> None:
@@ -212,24 +214,24 @@ def _refuse_other_folder(folder: Path) -> None:
     foreign = sorted(x.name for x in folder.iterdir() if x.name not in (CONFIG, WEIGHTS)) if folder.is_dir() else ["it"]
     if foreign:
         raise CheckpointError(
-            f"{folder}: is not a checkpoint folder ({_some(foreign)}) and is not overwritten; choose another"
+            f"{folder}: is not a checkpoint folder ({_abbreviate(foreign)}) and is not overwritten; choose another"
         )
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(where: str | Path) -> Checkpoint:
+def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        where: a folder; the name of a bundled one (see `bundled_names`); or a hub id, `user/repo` or
+        name_or_path: a folder; the name of a bundled one (see `bundled_names`); or a hub id, `user/repo` or
             `user/repo@revision`, of which only the two files are fetched.
 
     Raises:
         CheckpointError: there is none, it is incomplete, damaged, of another format, or a weight is not finite.
     """
-    folder, source = find_checkpoint(where)
+    folder, source = find_checkpoint(name_or_path)
     document = _read_config(folder / CONFIG)
     digest = _sha256(folder / WEIGHTS)
     if digest != document["weights_sha256"]:
@@ -243,24 +245,24 @@ def load_checkpoint(where: str | Path) -> Checkpoint:
     return Checkpoint(**fields, tensors=tensors, source=source, content_hash=content)
 
 
-def find_checkpoint(where: str | Path) -> tuple[Path, str]:
+def find_checkpoint(name_or_path: str | Path) -> tuple[Path, str]:
     """The folder of a checkpoint and its name in messages; arguments and errors as for `load_checkpoint`."""
-    path = Path(where)
-    if not path.exists() and _aside(path).is_dir():
-        path = _aside(path)  # a replacement was cut off between its two renames
+    path = Path(name_or_path)
+    if not path.exists() and _backup_folder(path).is_dir():
+        path = _backup_folder(path)  # a replacement was cut off between its two renames
     if path.is_dir():
-        return _complete(path, str(path)), str(path)
-    if path.suffix.lower() in (*_PICKLES, ".safetensors") or path.is_file():
+        return _require_complete(path, str(path)), str(path)
+    if path.suffix.lower() in (*_PICKLE_SUFFIXES, ".safetensors") or path.is_file():
         raise CheckpointError(
-            f"{where}: a checkpoint is a folder with {CONFIG} and {WEIGHTS}; single files are not read"
+            f"{name_or_path}: a checkpoint is a folder with {CONFIG} and {WEIGHTS}; single files are not read"
         )
-    name = str(where)
+    name = str(name_or_path)
     if name in bundled_names():
-        return _complete(bundled_folder() / name, name), f"bundled '{name}'"
-    if isinstance(where, str) and _HUB_ID.fullmatch(name):
+        return _require_complete(bundled_folder() / name, name), f"bundled '{name}'"
+    if isinstance(name_or_path, str) and _HUB_ID.fullmatch(name):
         return _from_hub(name), name
     raise CheckpointError(
-        f"no checkpoint '{where}': not a folder, and not a bundled one; {did_you_mean(name, bundled_names())}"
+        f"no checkpoint '{name_or_path}': not a folder, and not a bundled one; {did_you_mean(name, bundled_names())}"
     )
 
 
@@ -277,14 +279,14 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(sorted(x.parent.name for x in folder.glob(f"*/{CONFIG}"))) if folder.is_dir() else ()
 
 
-def _complete(folder: Path, source: str) -> Path:
+def _require_complete(folder: Path, source: str) -> Path:
     missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
     if not missing:
         return folder
-    pickled = sorted(x.name for x in folder.iterdir() if x.suffix.lower() in _PICKLES)
+    pickled = sorted(x.name for x in folder.iterdir() if x.suffix.lower() in _PICKLE_SUFFIXES)
     if pickled:
         raise CheckpointError(
-            f"{source}: holds {_some(pickled)}, which could run code when read, but no {' and no '.join(missing)}; "
+            f"{source}: holds {_abbreviate(pickled)}, which could run code when read, but no {' and no '.join(missing)}; "
             f"only safetensors are read"
         )
     raise CheckpointError(f"{source}: is not a checkpoint, it has no {' and no '.join(missing)}; name its folder")
@@ -299,7 +301,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # the hub's client raises dozens of kinds; all mean that it is not to be had
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"no folder '{name}', and the hub does not give it: {reason[:300]}") from error
-    return _complete(Path(folder), name)
+    return _require_complete(Path(folder), name)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -338,19 +340,23 @@ def _difference(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, after = list(trained.get("joint_names", [])), list(now["joint_names"])
     removed, added = [x for x in before if x not in after], [x for x in after if x not in before]
     if removed or added:
-        parts = [f"joints removed: {_some(removed)}"] * bool(removed) + [f"joints added: {_some(added)}"] * bool(added)
+        parts = [f"joints removed: {_abbreviate(removed)}"] * bool(removed) + [
+            f"joints added: {_abbreviate(added)}"
+        ] * bool(added)
         return "; ".join(parts)
     if before != after:
         moved = [x for x, y in zip(before, after) if x != y]
-        return f"the same joints in another order, from {_some(moved)} on"
+        return f"the same joints in another order, from {_abbreviate(moved)} on"
     changed = []
     for key, word in (("joint_types", "type"), ("lower", "lower limit"), ("upper", "upper limit")):
         pairs = zip(before, trained.get(key, []), now[key])
         changed += [
-            f"{word} of {joint} {_show(old)} -> {_show(new)}" for joint, old, new in pairs if not _same(old, new)
+            f"{word} of {joint} {_format_value(old)} -> {_format_value(new)}"
+            for joint, old, new in pairs
+            if not _same(old, new)
         ]
     if changed:
-        return _some(changed, separator=", ")
+        return _abbreviate(changed, separator=", ")
     return (
         f"same joints and limits, but its shapes or its descriptor differ "
         f"(content hash {str(trained.get('content_hash'))[:12]}, now {now['content_hash'][:12]})"
@@ -363,23 +369,23 @@ def _same(old: Any, new: Any) -> bool:
     return bool(old == new)
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else "none" if value is None else str(value)
 
 
-def _some(names: Sequence[str], separator: str = ", ") -> str:
+def _abbreviate(names: Sequence[str], separator: str = ", ") -> str:
     shown = separator.join(names[:4])
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 
-def _form(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], what: str, remedy: str) -> None:
     bad = [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]
     if bad:
-        raise CheckpointError(f"{what}: weights of {_some(bad)} are not finite; {remedy}")
+        raise CheckpointError(f"{what}: weights of {_abbreviate(bad)} are not finite; {remedy}")
 
 
 def _sha256(path: Path) -> str:

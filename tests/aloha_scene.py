@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jidm.robot.build import from_model
+from jidm.robot.composition import compose, rigid_transform
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
-from jidm.robot.mount import compose, rigid
-from jidm.robot.urdf import parse_urdf
+from jidm.robot.factory import from_model
+from jidm.robot.urdf.reader import parse_urdf
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 FINGER = "left_finger"
@@ -71,13 +71,13 @@ def aloha_embodiment(material_path: str | Path) -> tuple[Embodiment, JointConven
     arm = viperx(Path(material_path))
     # The simulator's shoulder sits 0.3 mm higher than the URDF's; lifting the base puts every moving link in place.
     lift = 0.0003
-    left, right = rigid((-0.469, 0.5, lift)), rigid((0.469, 0.5, lift), (0.0, 0.0, math.pi))
+    left, right = rigid_transform((-0.469, 0.5, lift)), rigid_transform((0.469, 0.5, lift), (0.0, 0.0, math.pi))
     robot = compose("aloha", left=(arm, left), right=(arm, right))
     one_arm = JointConvention.make(
         arm.joint_names,
         joint_types=arm.joint_types,
         sign={"elbow": -1, "wrist_angle": -1},
-        normalised={FINGER: (FINGER_CLOSED, FINGER_OPEN)},
+        normalized={FINGER: (FINGER_CLOSED, FINGER_OPEN)},
     )
     # SOURCE.md counts cx, cy from the image's corner; jidm's pixel (0, 0) is centred at u = v = 0, half a pixel in.
     focal = 240 / math.tan(math.radians(39))

@@ -1,4 +1,4 @@
-"""LeRobot data sets made and read with plain pyarrow and PyAV, from the public layout, without anything of jidm.data.
+"""LeRobot data sets made and read with plain pyarrow and PyAV, from the public layout, without anything of jidm.datasets.
 
 The makers write what LeRobot's own recorders write: several episodes in one table and one video (v3.0), one file per
 episode (v2.1, v2.0). The reader is the oracle for what jidm writes.
@@ -21,37 +21,37 @@ CAMERA = "observation.images.top"
 
 
 @dataclass
-class Recorded:
+class EpisodeArrays:
     """One episode in memory: frames (T, H, W, 3) uint8, state (T, n), action (T, m)."""
 
     frames: np.ndarray
     state: np.ndarray
     action: np.ndarray
     task: str = "reach"
-    more: dict[str, np.ndarray] = field(default_factory=dict)
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.state)
 
 
-def recorded(seed: int, length: int, *, joints: int = 3, height: int = 48, width: int = 64) -> Recorded:
+def make_episode(seed: int, length: int, *, joints: int = 3, height: int = 48, width: int = 64) -> EpisodeArrays:
     """A smooth picture that carries its frame number: the bar's right edge lies at `bar(t)`."""
     rng = np.random.default_rng(seed)
     v, u = np.mgrid[:height, :width]
     frames = np.zeros((length, height, width, 3), np.uint8)
     for t in range(length):
         frames[t] = np.stack([90 + 40 * np.sin(u / 9 + seed), 100 + 30 * np.cos(v / 8 + seed), 60 + 0 * u], -1)
-        frames[t, : height // 2, : bar(t)] = (235, 30, 30)
+        frames[t, : height // 2, : bar_width(t)] = (235, 30, 30)
     state = rng.normal(size=(length, joints)).cumsum(0) * 0.1
-    return Recorded(frames, state, rng.normal(size=(length, 2)), task=f"task {seed % 2}")
+    return EpisodeArrays(frames, state, rng.normal(size=(length, 2)), task=f"task {seed % 2}")
 
 
-def bar(t: int) -> int:
+def bar_width(t: int) -> int:
     """Width of the bar in frame t [px]."""
     return 2 * (t % 30) + 4
 
 
-def bar_seen(frame: np.ndarray) -> int:
+def measured_bar_width(frame: np.ndarray) -> int:
     """Width of the bar in a decoded picture, to a pixel or so."""
     row = frame[frame.shape[0] // 4].astype(int)
     return int(((row[:, 0] - row[:, 1]) > 90).sum())
@@ -73,26 +73,26 @@ def encode(
         container.mux(stream.encode())
 
 
-def _fixed(values: np.ndarray, dtype: Any) -> pa.Array:
+def _fixed_size_list(values: np.ndarray, dtype: Any) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(values).reshape(-1), dtype)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def _rows(index: int, episode: Recorded, fps: int, first: int, tasks: list[str]) -> dict[str, pa.Array]:
+def _rows(index: int, episode: EpisodeArrays, fps: int, start_index: int, tasks: list[str]) -> dict[str, pa.Array]:
     count = np.arange(len(episode))
     return {
-        "observation.state": _fixed(episode.state, pa.float64()),
-        "action": _fixed(episode.action, pa.float32()),
+        "observation.state": _fixed_size_list(episode.state, pa.float64()),
+        "action": _fixed_size_list(episode.action, pa.float32()),
         "timestamp": pa.array((count / fps).astype(np.float32)),
         "frame_index": pa.array(count),
         "episode_index": pa.array(np.full(len(episode), index)),
-        "index": pa.array(count + first),
+        "index": pa.array(count + start_index),
         "task_index": pa.array(np.full(len(episode), tasks.index(episode.task))),
-        **{key: pa.array(list(values)) for key, values in episode.more.items()},
+        **{key: pa.array(list(values)) for key, values in episode.extras.items()},
     }
 
 
-def info(version: str, episodes: dict[int, Recorded], fps: int, **changes: Any) -> dict[str, Any]:
+def info(version: str, episodes: dict[int, EpisodeArrays], fps: int, **changes: Any) -> dict[str, Any]:
     """`info.json` of these episodes."""
     one = next(iter(episodes.values()))
     height, width = one.frames.shape[1:3]
@@ -123,7 +123,7 @@ def info(version: str, episodes: dict[int, Recorded], fps: int, **changes: Any) 
 
 def make_v30(
     root: Path,
-    episodes: dict[int, Recorded],
+    episodes: dict[int, EpisodeArrays],
     *,
     fps: int = 30,
     per_file: int = 2,
@@ -173,7 +173,7 @@ def make_v30(
 
 def make_v2(
     root: Path,
-    episodes: dict[int, Recorded],
+    episodes: dict[int, EpisodeArrays],
     *,
     fps: int = 30,
     version: str = "v2.1",
@@ -198,7 +198,7 @@ def make_v2(
     return root
 
 
-def read_independently(root: Path) -> dict[int, dict[str, Any]]:
+def read_reference(root: Path) -> dict[int, dict[str, Any]]:
     """Every episode of a v3.0 or v2.1 data set, by the documented route from info.json to rows and pictures."""
     facts = json.loads((root / "meta" / "info.json").read_text())
     keys = [key for key, feature in facts["features"].items() if feature["dtype"] == "video"]

@@ -15,7 +15,7 @@ from rendered import Clip
 @dataclass
 class FakeEpisode:
     index: int
-    pictures: np.ndarray
+    frames: np.ndarray
     state: np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -24,7 +24,7 @@ class FakeEpisode:
         return len(self.state)
 
     def video(self, camera: str | None = None) -> np.ndarray:
-        return self.pictures
+        return self.frames
 
     def column(self, key: str) -> np.ndarray:
         return self.extras[key]
@@ -41,22 +41,22 @@ class FakeDataset:
         self.episode_indices = tuple(self._episodes)
         self.cameras = ("front",)
         self.content_hash = f"{root.name}-{len(episodes)}-{[e.length for e in episodes]}"
-        shape = episodes[0].pictures.shape[1:]
+        shape = episodes[0].frames.shape[1:]
         self.features = {"observation.images.front": SimpleNamespace(dtype="video", shape=shape, names=None)}
         self.features |= {
             key: SimpleNamespace(dtype="float32", shape=x.shape[1:]) for key, x in episodes[0].extras.items()
         }
-        self.opened = 0
+        self.videos_opened = 0
 
     def __len__(self) -> int:
         return len(self._episodes)
 
     def episode(self, index: int) -> FakeEpisode:
-        self.opened += 1
+        self.videos_opened += 1
         return self._episodes[index]
 
 
-def counted_dataset(
+def numbered_dataset(
     root: Path, lengths: Mapping[int, int], *, joints: int = 2, size: tuple[int, int] = (16, 16)
 ) -> FakeDataset:
     """Every picture of episode e, frame t is uniformly grey e (red), t (green); joint j is e + t / 100 + j."""
@@ -72,13 +72,13 @@ def counted_dataset(
 
 def rendered_dataset(root: Path, clips: Mapping[int, Clip], *, stride: int = 4) -> FakeDataset:
     """Rendered clips with depth, links and camera as self-play writes them."""
-    from jidm.sim import World
+    from jidm.sim import Scene
 
     episodes = []
     for index, clip in clips.items():
         camera = clip.camera
         coarse = camera.resized(camera.width // stride, camera.height // stride)
-        with World(clip.robot) as world:
+        with Scene(clip.robot) as world:
             video = world.render_video(clip.q, coarse)
         pose = np.concatenate(
             [camera.K[[0, 1, 0, 1], [0, 1, 2, 2]].numpy(), camera.T_camera_base[:3].numpy().reshape(-1)]

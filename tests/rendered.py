@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jidm import Camera, Embodiment
-from jidm.motion.flow import Flow
-from jidm.sim import Look, World, exact_flow, smooth_motion
+from jidm.flow import Flow
+from jidm.sim import Appearance, Scene, exact_flow, smooth_motion
 
 WIDTH, HEIGHT, FPS = 160, 120, 16.0
 
@@ -43,7 +43,7 @@ def clip(name: str, frames: int = 8, seed: int = 0, textured: bool = False) -> C
     robot = Embodiment.load(name)
     camera = robot.camera().resized(WIDTH, HEIGHT)
     q = smooth_motion(robot, frames, 1 / FPS, seed)
-    with World(robot, seed=seed, look=Look.textured() if textured else Look.plain()) as world:
+    with Scene(robot, seed=seed, appearance=Appearance.textured() if textured else Appearance.plain()) as world:
         video = world.render_video(q, camera)
     flows = [exact_flow(robot, camera, video.depth[t], video.link[t], q[t], q[t + 1]) for t in range(frames - 1)]
     flow = Flow(torch.stack([f.flow for f in flows]), torch.stack([f.on_robot for f in flows]).double())

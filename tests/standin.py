@@ -12,7 +12,7 @@ import torch
 from recorded import FakeDataset, FakeEpisode
 from torch import Tensor, nn
 
-from jidm.learn.batch import JointStats, PairBatch
+from jidm.training.data.batch import JointStats, PairBatch
 
 KIND = {"stand_in": ("standin", "StandIn")}
 
@@ -34,7 +34,7 @@ class StandIn(nn.Module):
     """Steps from the difference of the means of position-weighted brightness: linear in what `blob_dataset` shows."""
 
     kind: ClassVar[str] = "stand_in"
-    wants: ClassVar[frozenset[str]] = frozenset()
+    extra_frames: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: StandInConfig) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class StandIn(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> StandIn:
         return cls(StandInConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}))
 
-    def step_pairs(self, first: Tensor, second: Tensor, before: Tensor | None = None) -> Tensor:
+    def predict_steps(self, first: Tensor, second: Tensor, before: Tensor | None = None) -> Tensor:
         difference = self.first((second - first).flatten(1))
         difference = nn.functional.dropout(difference, self.config.dropout, self.training)
         return self.last(torch.tanh(difference)) * self.delta_std
 
     def losses(self, batch: PairBatch) -> dict[str, Tensor]:
-        error = (self.step_pairs(batch.first, batch.second) - batch.delta_q) / self.delta_std
+        error = (self.predict_steps(batch.first, batch.second) - batch.delta_q) / self.delta_std
         loss = error.square().mean()
         if self.training:
             if self.config.nan_from <= int(self.calls) < self.config.nan_until:

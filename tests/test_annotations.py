@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jidm.robot.camera import Camera
+from jidm.camera.model import Camera
 
 TESTS = Path(__file__).parent
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from jidm.errors import InputError
-from jidm.field.learned import LearnedField, LearnedFieldConfig, register_backbone
-from jidm.field.learned.backbone import make_encoder
+from jidm.fields.free import LearnedField, LearnedFieldConfig, register_backbone
+from jidm.fields.free.backbone import make_encoder
 
 LEVELS = (16, 32, 48, 64)
 

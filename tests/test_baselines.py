@@ -12,17 +12,17 @@ import pytest
 import torch
 from toy_arm import JOINTS, SIDE, STATS, TYPES, arm_batch
 
+from jidm.baselines import Baseline
+from jidm.baselines.base import BidirectionalFlow
+from jidm.baselines.eva import EvaIDM, SpatialSoftmax
+from jidm.baselines.flow_source import FlowBaseline, estimate_bidirectional_flow
+from jidm.baselines.resnet import make_trunk
+from jidm.baselines.vera import VeraField
 from jidm.errors import CheckpointError, InputError, MissingExtraError
-from jidm.learn.baselines import Baseline
-from jidm.learn.baselines.base import Motion
-from jidm.learn.baselines.eva import EvaIDM, SpatialSoftmax
-from jidm.learn.baselines.flow_source import FlowBaseline, estimated_motion
-from jidm.learn.baselines.resnet import make_trunk
-from jidm.learn.baselines.vera import VeraField
-from jidm.learn.batch import PairBatch
-from jidm.learn.zoo import KINDS, build, model_class
-from jidm.motion.fit import Fit
-from jidm.motion.flow.choose import CallableFlow
+from jidm.flow.factory import CallableFlow
+from jidm.model_registry import KINDS, build_model, model_class
+from jidm.training.data.batch import PairBatch
+from jidm.video.letterbox import Letterbox
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "direct": ("direct", {}),
@@ -92,7 +92,7 @@ def test_every_kind_but_ours_is_a_baseline_of_that_kind() -> None:
 @pytest.mark.parametrize("count", [1, 5])
 def test_steps_and_losses_of_any_number_of_pairs(variant: str, count: int) -> None:
     model, batch = make(variant), arm_batch(count)
-    steps = model.step_pairs(batch.first, batch.second, batch.before)
+    steps = model.predict_steps(batch.first, batch.second, batch.before)
     assert steps.shape == (count, 2) and steps.isfinite().all()
     losses = model.losses(batch)
     assert all(x.shape == () and x.isfinite() for x in losses.values())
@@ -134,7 +134,7 @@ def test_a_seed_decides_everything(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["direct", "direct_grid", "direct_on_flow", "direct_on_flow_dis"])
 def test_swapped_frames_swap_the_sign(variant: str) -> None:
     model, batch = make(variant), arm_batch(4)
-    there, back = model.step_pairs(batch.first, batch.second), model.step_pairs(batch.second, batch.first)
+    there, back = model.predict_steps(batch.first, batch.second), model.predict_steps(batch.second, batch.first)
     assert there.abs().max() > 1e-6
     torch.testing.assert_close(there, -back, rtol=1e-4, atol=1e-7)
 
@@ -149,7 +149,7 @@ def test_answers_carry_the_units_of_the_training_data(variant: str) -> None:
     other = type(model).from_config(wide)
     other.load_state_dict(model.state_dict())
     batch = arm_batch(3)
-    ours, theirs = (m.step_pairs(batch.first, batch.second, batch.before) for m in (model.eval(), other.eval()))
+    ours, theirs = (m.predict_steps(batch.first, batch.second, batch.before) for m in (model.eval(), other.eval()))
     torch.testing.assert_close(theirs, 10 * ours, rtol=1e-3, atol=1e-6)
 
 
@@ -158,8 +158,8 @@ def test_answers_carry_the_units_of_the_training_data(variant: str) -> None:
 
 def test_spatial_softmax_is_its_formula() -> None:
     maps, pool = torch.randn(2, 3, 4, 6), SpatialSoftmax(3)
-    torch.nn.init.normal_(pool.log_sharpness)
-    F = maps.numpy().astype(np.float64) * np.exp(pool.log_sharpness.detach().numpy())[None, :, None, None]
+    torch.nn.init.normal_(pool.logit_scale)
+    F = maps.numpy().astype(np.float64) * np.exp(pool.logit_scale.detach().numpy())[None, :, None, None]
     expected = np.zeros((2, 3, 2))
     for b, c in np.ndindex(2, 3):
         total = sum(np.exp(F[b, c, i, j]) for i in range(4) for j in range(6))
@@ -187,7 +187,7 @@ def test_eva_steps_are_differences_of_its_positions() -> None:
     assert isinstance(model, EvaIDM) and batch.before is not None
     here = model.positions(batch.before, batch.first, batch.second)
     there = model.positions(batch.first, batch.second, batch.second)
-    step = model.step_pairs(batch.first, batch.second, batch.before)
+    step = model.predict_steps(batch.first, batch.second, batch.before)
     torch.testing.assert_close(step, there - here, rtol=1e-3, atol=1e-7)
 
 
@@ -252,7 +252,7 @@ def test_learned_flow_approaches_the_exact_one(variant: str) -> None:
     model, _, _ = learnt_by_heart(variant)
     assert isinstance(model, FlowBaseline) and HEART.flow is not None and HEART.mask is not None
     with torch.no_grad():
-        told = model.motion(HEART.first, HEART.second).flow
+        told = model.estimate_flow(HEART.first, HEART.second).flow
         guessed = make(variant).motion(HEART.first, HEART.second).flow  # type: ignore[operator]
     robot = torch.nn.functional.max_pool2d(HEART.mask, 2)
     missed, guess, moved = (
@@ -279,7 +279,7 @@ def test_flow_without_weight_teaches_nothing(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["direct_on_flow_dis", "vera"])
 def test_without_recorded_flow_the_estimator_is_asked(variant: str) -> None:
     batch = arm_batch(3)
-    measured = estimated_motion(_dis(), batch.first, batch.second)
+    measured = estimate_bidirectional_flow(_dis(), batch.first, batch.second)
     bare = replace(batch, flow=None, weight=None, flow_back=None, weight_back=None)
     told = replace(
         batch,
@@ -307,7 +307,7 @@ def test_estimated_flow_is_in_px_of_the_models_picture() -> None:
         return (way[:, None] * torch.tensor([5.0, -2.5]))[..., None, None].expand(-1, 2, 120, 160)
 
     dark, bright = torch.full((2, 3, 120, 160), 0.2), torch.full((2, 3, 120, 160), 0.7)
-    motion = estimated_motion(CallableFlow(brighter_is_right), dark, bright, Fit(120, 160, 64, 64))
+    motion = estimate_bidirectional_flow(CallableFlow(brighter_is_right), dark, bright, Letterbox(120, 160, 64, 64))
     assert motion.flow_back is not None and motion.weight_back is not None
     for way, flow, weight in ((1.0, motion.flow, motion.weight), (-1.0, motion.flow_back, motion.weight_back)):
         assert flow.shape == (2, 2, 16, 16)
@@ -319,7 +319,7 @@ def test_estimated_flow_is_in_px_of_the_models_picture() -> None:
 
 
 def _dis() -> Any:
-    from jidm.motion.flow import as_flow_estimator
+    from jidm.flow import as_flow_estimator
 
     return as_flow_estimator("dis")
 
@@ -332,7 +332,7 @@ def test_vera_inverts_by_ridge_regression() -> None:
     model = make("vera", ridge=3.0)
     assert isinstance(model, VeraField)
     J, flow, weight = torch.randn(2, 2, 2, 12, 12), torch.randn(2, 2, 12, 12), torch.rand(2, 12, 12)
-    found = model.invert(J, Motion(flow, weight))
+    found = model.invert(J, BidirectionalFlow(flow, weight))
     for b in range(2):
         root = np.sqrt(np.tile(weight[b].double().numpy().ravel(), 2))
         rows = J[b].double().permute(0, 2, 3, 1).reshape(-1, 2).numpy() * root[:, None]
@@ -341,9 +341,9 @@ def test_vera_inverts_by_ridge_regression() -> None:
         step = np.linalg.lstsq(damped, np.concatenate([aims, np.zeros(2)]), rcond=None)[0]
         np.testing.assert_allclose(found.delta_q[b] / model.delta_std, step, rtol=1e-4, atol=1e-6)
         left = ((rows @ step - aims) ** 2).sum()
-        assert found.residual is not None and found.explained is not None
+        assert found.residual is not None and found.explained_fraction is not None
         assert float(found.residual[b]) == pytest.approx(np.sqrt(left / weight[b].double().sum().item()), rel=1e-4)
-        assert float(found.explained[b]) == pytest.approx(1 - left / (aims**2).sum(), rel=1e-3)
+        assert float(found.explained_fraction[b]) == pytest.approx(1 - left / (aims**2).sum(), rel=1e-3)
 
 
 def test_veras_ridge_is_absolute() -> None:
@@ -351,7 +351,7 @@ def test_veras_ridge_is_absolute() -> None:
     model = make("vera", ridge=50.0)
     assert isinstance(model, VeraField)
     J, flow, weight = torch.randn(1, 2, 2, 12, 12), torch.randn(1, 2, 12, 12), torch.rand(1, 12, 12)
-    once, twice = (model.invert(J, Motion(flow, k * weight)).delta_q for k in (1, 2))
+    once, twice = (model.invert(J, BidirectionalFlow(flow, k * weight)).delta_q for k in (1, 2))
     assert not torch.allclose(once, twice, rtol=1e-2)
 
 
@@ -361,7 +361,7 @@ def test_veras_field_is_that_of_the_arm() -> None:
     assert isinstance(model, VeraField) and HEART.flow is not None and HEART.weight is not None
     with torch.no_grad():
         told = torch.einsum("bcnhw,bn->bchw", model.jacobian(HEART.first), HEART.delta_q)
-        step = model.measure(HEART.first, HEART.second, motion=Motion(HEART.flow, HEART.weight)).delta_q
+        step = model.predict(HEART.first, HEART.second, motion=BidirectionalFlow(HEART.flow, HEART.weight)).delta_q
     assert (told - HEART.flow).norm() < 0.3 * HEART.flow.norm()
     assert (step - HEART.delta_q).norm() < 0.3 * HEART.delta_q.norm()
 
@@ -416,8 +416,8 @@ def test_statistics_that_fit_no_robot_are_refused() -> None:
 def test_a_config_of_another_version_is_refused(variant: str) -> None:
     model = make(variant)
     values = asdict(model.config)
-    assert type(build(model.kind, values)) is type(model)
+    assert type(build_model(model.kind, values)) is type(model)
     with pytest.raises(CheckpointError, match="stretch"):
-        build(model.kind, {**values, "stretch": 1})
+        build_model(model.kind, {**values, "stretch": 1})
     with pytest.raises(CheckpointError, match="height"):
-        build(model.kind, {k: v for k, v in values.items() if k != "height"})
+        build_model(model.kind, {k: v for k, v in values.items() if k != "height"})

@@ -12,12 +12,12 @@ from test_baselines import VARIANTS, every_variant, make
 from toy_arm import JOINTS, SIDE, arm_video
 
 from jidm import Embodiment, JointMotion
+from jidm.baselines import BaselineIDM, DirectIDM, EvaIDM
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import CheckpointError, InputError, VideoError
-from jidm.learn.baselines import BaselineIDM, DirectIDM, EvaIDM
-from jidm.learn.zoo import load_idm
-from jidm.motion.flow.choose import CallableFlow
-from jidm.motion.video import Video, read_video, write_video
+from jidm.flow.factory import CallableFlow
+from jidm.model_registry import load_idm
+from jidm.video.io import Video, read_video, write_video
 
 FPS = 16.0
 VIDEO, Q = arm_video(7)
@@ -49,7 +49,7 @@ def test_a_decoded_video_is_a_joint_motion(variant: str) -> None:
 def test_steps_are_those_of_the_pairs(variant: str) -> None:
     """Of many more frames than the network is given at once; none lost, none twice."""
     idm, (video, _) = BaselineIDM(make(variant)), arm_video(37)
-    pairs = torch.cat([idm.step_pairs(video[t : t + 1], video[t + 1 : t + 2]) for t in range(36)])
+    pairs = torch.cat([idm.predict_steps(video[t : t + 1], video[t + 1 : t + 2]) for t in range(36)])
     close(idm.decode(video, fps=FPS).delta_q, pairs)
 
 
@@ -106,7 +106,7 @@ def test_after_a_broken_frame_the_position_goes_on_from_the_last_good_one(varian
     video[3] = torch.inf
     motion = idm.decode(video, q0=Q[0], fps=FPS)
     close(motion.position[3], motion.position[2])
-    close(motion.position[4] - motion.position[2], idm.step_pairs(video[2:3], video[4:5])[0])
+    close(motion.position[4] - motion.position[2], idm.predict_steps(video[2:3], video[4:5])[0])
 
 
 @absolute_variant
@@ -143,7 +143,7 @@ def test_pictures_of_another_size_are_fitted_as_in_training(variant: str) -> Non
     motion = idm.decode(large, fps=FPS)
     assert motion.valid.all()
     if variant == "direct":
-        seen = idm._fit(large).frames(large)
+        seen = idm._make_letterbox(large).apply(large)
         assert seen.shape == (7, 3, SIDE, SIDE)
         close(motion.delta_q, idm.decode(seen, fps=FPS).delta_q)
 

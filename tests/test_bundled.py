@@ -36,8 +36,8 @@ def test_is_small_and_says_how_it_was_made(name: str) -> None:
 @pytest.mark.parametrize("name", bundled_names())
 def test_decodes_what_it_never_saw(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pybullet", reason="renders the robot: extra sim")
-    from jidm.data import open_dataset
-    from jidm.learn.evaluate import HeldOut, evaluate
+    from jidm.datasets import open_dataset
+    from jidm.evaluation.evaluate import HeldOut, evaluate
     from jidm.sim.babble import BabbleConfig, babble
 
     idm, recipe = JacobianIDM.from_pretrained(name), load_checkpoint(name).training["data"]["data_recipe"]

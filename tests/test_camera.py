@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from jidm.camera.model import Camera
 from jidm.errors import CameraError
-from jidm.robot.camera import Camera
 
 coordinate = st.floats(-2, 2, allow_subnormal=False)
 point = st.tuples(coordinate, coordinate, coordinate)

@@ -19,9 +19,9 @@ from torch import nn
 
 import jidm.checkpoint as checkpoints
 from jidm import Embodiment
+from jidm.atomic_io import remove_stale_temporaries
 from jidm.checkpoint import CONFIG, WEIGHTS, embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError
-from jidm.files import remove_leftovers
 
 
 def save(folder: Path, value: float = 1.0, **changed: Any) -> Path:
@@ -308,7 +308,7 @@ def test_leftovers_of_the_dead_are_removed_in_time(tmp_path: Path) -> None:
         (tmp_path / name / WEIGHTS).write_bytes(b"half")
         for x in (tmp_path / name / WEIGHTS, tmp_path / name):
             os.utime(x, (age, age))
-    remove_leftovers(tmp_path / "c", older_than=1e6)
+    remove_stale_temporaries(tmp_path / "c", older_than=1e6)
     assert len(list(tmp_path.iterdir())) == 3  # too fresh
     save(tmp_path / "c")
     assert {x.name for x in tmp_path.iterdir()} == {"c", f".d.{child.pid}.tmp"}  # ours we have just used ourselves

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from jidm import cli
+from jidm.camera.model import Camera
 from jidm.cli import doctor, inputs
 from jidm.errors import CameraError, InputError, JidmError
-from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -219,10 +219,10 @@ def test_camera_by_name_and_by_file(finger: Embodiment, tmp_path: Path):
 def test_camera_follows_the_video_only_if_the_view_is_the_same():
     camera = Camera.look_at((1, 1, 1), (0, 0, 0), width=320, height=240)
     video = Path("v.mp4")
-    assert inputs.fit_camera(camera, 320, 240, video) is camera
-    assert (half := inputs.fit_camera(camera, 160, 120, video)).width == 160 and half.height == 120
+    assert inputs.resize_camera(camera, 320, 240, video) is camera
+    assert (half := inputs.resize_camera(camera, 160, 120, video)).width == 160 and half.height == 120
     with pytest.raises(CameraError, match=r"320x240, v\.mp4 is 320x180"):
-        inputs.fit_camera(camera, 320, 180, video)
+        inputs.resize_camera(camera, 320, 180, video)
 
 
 def test_robot_by_name_urdf_and_folder():
@@ -249,7 +249,7 @@ def test_show_says_everything(capsys: pytest.CaptureFixture[str]):
         *robot.joint_names,
         *robot.tip_links,
         robot.content_hash,
-        robot.licence,
+        robot.license,
         "panda_finger_joint2 = 1 * panda",
     ):
         assert word in text
@@ -271,18 +271,18 @@ def test_doctor_tells_ok_from_broken_from_crashed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY)]))
     probes = [doctor.Probe(name, name, "numpy") for name in ("fine", "raises", "nothing", "crashes", "hangs")]
     absent = doctor.Probe("fine", "absent", "no-such-package")
-    found = {f.what: f for f in doctor.try_out((*probes[:4], absent))}
+    found = {f.label: f for f in doctor.run_probes((*probes[:4], absent))}
     assert [found[k].status for k in ("fine", "raises", "nothing", "crashes")] == ["ok", "broken", "none", "broken"]
     assert "absent" not in found
     assert "nms does not exist" in found["raises"].detail and "signal 6" in found["crashes"].detail
-    assert "no answer after 1 s" in doctor.try_out((probes[4],), limit=1.0)[0].detail
+    assert "no answer after 1 s" in doctor.run_probes((probes[4],), limit=1.0)[0].detail
 
 
 def test_doctor_names_what_to_install():
     found = doctor.missing(
         {"core": {"torch": None, "numpy": "2"}, "serve": {"msgpack": None}, "pytorch3d": {"pytorch3d": None}}
     )
-    assert [(f.what, f.status) for f in found] == [
+    assert [(f.label, f.status) for f in found] == [
         ("torch", "broken"),
         ("msgpack", "missing"),
         ("pytorch3d", "missing"),
@@ -318,8 +318,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_demo_leaves_numbers_and_pictures(demo: Path):
-    from jidm.joint_motion import JointMotion
-    from jidm.motion.video import read_video
+    from jidm.estimation.result import JointMotion
+    from jidm.video.io import read_video
 
     names = {
         "input.mp4",
@@ -348,7 +348,7 @@ def test_demo_leaves_numbers_and_pictures(demo: Path):
 
 
 def test_decode_of_the_same_file_gives_the_same_motion(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from jidm.joint_motion import JointMotion
+    from jidm.estimation.result import JointMotion
 
     camera = tmp_path / "camera.json"
     Embodiment.load("planar_finger_2").camera().save(camera)

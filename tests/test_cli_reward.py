@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from jidm import Embodiment, cli
-from jidm.motion.video import write_video
-from jidm.sim import Look, World
+from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
+from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     camera = robot.camera().resized(70, 100)
     camera.save(folder / "camera.json")
     poses = {}
-    with World(robot, look=Look.textured(), exact=False) as world:
+    with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
         for k in range(VIDEOS):
             q = smooth_motion(robot, FRAMES, 1 / FPS, k)
             video = torch.from_numpy(world.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255

@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("websockets")
 pytest.importorskip("prometheus_client")
 
-from jidm.adapters.server import Client, ServerError
 from jidm.cli import main
+from jidm.serving import Client, ServerError
 
 
 def test_a_server_starts_answers_and_stops(tmp_path: Path) -> None:

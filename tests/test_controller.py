@@ -15,7 +15,7 @@ import torch
 from test_decoder import RATE, REACH, ROBOT, _joined, _Written, decoder, idm, picture
 from test_decoder_spline import _exceeded
 
-from jidm.adapters.decoder import MODES, ActionDecoder, AsyncController, Commands, MotionLimits
+from jidm.control import MODES, ActionDecoder, AsyncController, Commands, MotionLimits
 from jidm.errors import InputError
 
 K, EACH = 4, 4  # frames of a dream, commands of a frame
@@ -28,9 +28,9 @@ def pose(frame: torch.Tensor) -> np.ndarray:
 def reference(frames: float | np.ndarray) -> np.ndarray:
     """Where the robot should be after so many frames."""
     t = np.asarray(frames)[..., None] / RATE
-    waves = 0.5 * ROBOT.amplitude * np.sin(2 * np.pi * 0.15 * t + np.arange(ROBOT.n)) - 0.5 * ROBOT.amplitude * np.sin(
-        np.arange(ROBOT.n)
-    )
+    waves = 0.5 * ROBOT.exploration_range * np.sin(
+        2 * np.pi * 0.15 * t + np.arange(ROBOT.n)
+    ) - 0.5 * ROBOT.exploration_range * np.sin(np.arange(ROBOT.n))
     return ROBOT.home + np.where(ROBOT.gripper_mask, 0.0, waves)
 
 
@@ -110,7 +110,9 @@ NEVER = 10**9  # periods until a comparison is there
 def run(mode: str, chunks: int = 40, *, carry: Any = forward, compare: int = 3) -> tuple[float, int, np.ndarray]:
     """Mean distance from the reference at the end of each chunk [rad], control periods needed, everything commanded."""
     late, soon, dreamer, robot = Later(K * EACH), Later(compare), Dreamer(), Robot()
-    controller = AsyncController(dreamer, drifting(), mode=mode, forward=carry, planning=late, comparing=soon)
+    controller = AsyncController(
+        dreamer, drifting(), mode=mode, forward_model=carry, planning_executor=late, comparison_executor=soon
+    )
     controller.reset(picture(robot.q), robot.q)
     errors, sent, moving, periods = [], [], 0, 0
     while len(errors) < chunks:
@@ -120,8 +122,8 @@ def run(mode: str, chunks: int = 40, *, carry: Any = forward, compare: int = 3) 
         soon.tick()
         sent.append(command.delta[0])
         periods += 1
-        moving += not command.held[0]
-        if not command.held[0] and moving % (K * EACH) == 0:
+        moving += not command.holding[0]
+        if not command.holding[0] and moving % (K * EACH) == 0:
             errors.append(np.abs(robot.q - reference(len(errors) * K + K)).max())
     return float(np.mean(errors[3:])), periods, np.stack(sent)
 
@@ -149,7 +151,7 @@ def test_what_reading_and_the_forward_model_err_is_made_good_by_comparing() -> N
 @pytest.mark.parametrize("mode", MODES)
 def test_no_limit_is_exceeded(mode: str) -> None:
     deltas = run(mode, chunks=10)[2]
-    assert _exceeded(deltas.cumsum(0) + ROBOT.home, MotionLimits.of(ROBOT), 1 / 50) <= 1
+    assert _exceeded(deltas.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
 class Broken(Dreamer):
@@ -182,7 +184,9 @@ WRONG = {
 def test_a_planner_that_fails_leads_to_hold_and_is_asked_again(mode: str, how: str) -> None:
     breaks, words = WRONG[how]
     late, robot = Later(3), Robot()
-    controller = AsyncController(Broken(breaks, range(4, 7)), decoder(), mode=mode, forward=forward, planning=late)
+    controller = AsyncController(
+        Broken(breaks, range(4, 7)), decoder(), mode=mode, forward_model=forward, planning_executor=late
+    )
     controller.reset(picture(robot.q), robot.q)
     commands = []
     for _ in range(250):
@@ -193,15 +197,15 @@ def test_a_planner_that_fails_leads_to_hold_and_is_asked_again(mode: str, how: s
     assert any(words in command.reason for command in commands)
     moves = [bool(np.abs(command.velocity).max() > 0.02) for command in commands]
     assert not all(command.held[0] for command in commands[-60:]) and any(moves[-60:])
-    assert _exceeded(told.delta.cumsum(0) + ROBOT.home, MotionLimits.of(ROBOT), 1 / 50) <= 1
+    assert _exceeded(told.delta.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
 def test_a_dead_planner_leads_to_rest_and_says_how_long() -> None:
     late, robot = Later(10**9), Robot()
-    controller = AsyncController(Dreamer(), decoder(), forward=forward, planning=late)
+    controller = AsyncController(Dreamer(), decoder(), forward_model=forward, planning_executor=late)
     controller.reset(picture(robot.q), robot.q)
     commands = [controller.step(picture(robot.q), robot.q) for _ in range(60)]
-    assert all(command.held[0] and "waiting for the planner since" in command.reason for command in commands)
+    assert all(command.holding[0] and "waiting for the planner since" in command.reason for command in commands)
     assert np.abs(_joined(commands).velocity).max() < 1e-6
 
 
@@ -216,12 +220,12 @@ def test_it_plans_in_a_thread_of_its_own_and_reports_where_time_goes() -> None:
             return super().__call__(frame)
 
     robot = Robot()
-    controller = AsyncController(Watched(), decoder(), forward=forward)
+    controller = AsyncController(Watched(), decoder(), forward_model=forward)
     controller.reset(picture(robot.q), robot.q)
     controller.step()
     assert done.wait(10)
     for _ in range(2000):
-        if not controller.step().held[0]:
+        if not controller.step().holding[0]:
             break
     assert threads == {"planner_0"}
     report = controller.report()
@@ -230,14 +234,16 @@ def test_it_plans_in_a_thread_of_its_own_and_reports_where_time_goes() -> None:
 
 def test_without_measurements_commands_are_believed() -> None:
     late = Later(1)
-    controller = AsyncController(Dreamer(), decoder(action_space="joint_position"), forward=forward, planning=late)
+    controller = AsyncController(
+        Dreamer(), decoder(action_space="joint_position"), forward_model=forward, planning_executor=late
+    )
     controller.reset(picture(ROBOT.home), ROBOT.home)
     commands = []
     for _ in range(100):
         commands.append(controller.step())
         late.tick()
     assert not commands[-1].held[0]
-    assert _exceeded(_joined(commands).position, MotionLimits.of(ROBOT), 1 / 50) <= 1
+    assert _exceeded(_joined(commands).position, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
 def test_an_unknown_mode_is_refused() -> None:

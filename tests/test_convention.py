@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jidm.errors import EmbodimentError
-from jidm.robot.convention import FACTOR, JointConvention
+from jidm.robot.convention import UNIT_FACTOR, JointConvention
 from jidm.robot.embodiment import Embodiment
 
 NAMES = ("a", "b", "c", "d")
@@ -28,11 +28,11 @@ def conventions(draw: st.DrawFn) -> JointConvention:
 
     return JointConvention(
         joint_names=names,
-        outside_names=tuple(draw(st.permutations(names))),
+        external_names=tuple(draw(st.permutations(names))),
         sign=each(st.sampled_from((-1, 1))),
         scale=each(st.floats(0.01, 100.0)),
         offset=each(st.floats(-7.0, 7.0)),
-        unit=each(st.sampled_from(sorted(FACTOR))),
+        unit=each(st.sampled_from(sorted(UNIT_FACTOR))),
     )
 
 
@@ -80,7 +80,7 @@ def test_each_part_of_a_convention_by_hand() -> None:
         sign={"b": -1},
         offset={"a": 0.5},
         unit={"a": "deg", "c": "mm"},
-        normalised={"d": (0.01, 0.05)},
+        normalized={"d": (0.01, 0.05)},
     )
     #                  c = 20 mm, a = 90 deg, d = a quarter open, b = 0.3 rad the other way round
     outside = np.array([20.0, 90.0, 0.25, 0.3])
@@ -90,7 +90,7 @@ def test_each_part_of_a_convention_by_hand() -> None:
 
 
 def test_a_normalised_range_may_run_downwards() -> None:
-    c = JointConvention.make(("g",), joint_types=("prismatic",), normalised={"g": (0.04, 0.0)})
+    c = JointConvention.make(("g",), joint_types=("prismatic",), normalized={"g": (0.04, 0.0)})
     np.testing.assert_allclose(c.to_embodiment(np.array([[0.0], [0.25], [1.0]]))[:, 0], [0.04, 0.03, 0.0], atol=1e-16)
 
 

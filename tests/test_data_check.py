@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import material
-from lerobot_files import CAMERA, Recorded, encode, make_v2, make_v30, recorded
+from lerobot_files import CAMERA, EpisodeArrays, encode, make_episode, make_v2, make_v30
 
 from jidm import Embodiment
 from jidm.cli import main
-from jidm.data import check_dataset, open_dataset
-from jidm.data.survey import sample_camera, survey
+from jidm.datasets import open_dataset, validate_dataset
+from jidm.datasets.summary import sample_camera, summarize_dataset
 from jidm.errors import DatasetError
 
 TABLE, VIDEO = "data/chunk-000/episode_000003.parquet", f"videos/chunk-000/{CAMERA}/episode_000003.mp4"
@@ -27,8 +27,8 @@ TABLE, VIDEO = "data/chunk-000/episode_000003.parquet", f"videos/chunk-000/{CAME
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Episodes 0 and 3 of 6 and 8 frames, whole."""
-    made = make_v2(tmp_path / "set", {0: recorded(0, 6), 3: recorded(3, 8)})
-    assert check_dataset(made) == []
+    made = make_v2(tmp_path / "set", {0: make_episode(0, 6), 3: make_episode(3, 8)})
+    assert validate_dataset(made) == []
     return made
 
 
@@ -95,9 +95,9 @@ BREAKS: list[tuple[Callable[[Path], Any], int | None, str]] = [
     (lambda root: (root / TABLE).write_bytes(b"PAR1 no"), 3, "not a readable parquet table"),
     (lambda root: (root / VIDEO).unlink(), 3, "this video is missing"),
     (lambda root: (root / VIDEO).write_bytes(b"no video"), 3, "not a readable video"),
-    (lambda root: encode(root / VIDEO, recorded(3, 7).frames, 30), 3, f"{CAMERA} has 7 pictures, the table has 8 rows"),
-    (lambda root: encode(root / VIDEO, recorded(3, 8).frames, 25), 3, "picture 7 is shown"),
-    (lambda root: encode(root / VIDEO, recorded(3, 8, height=96, width=128).frames, 30), 3, "128x96, info.json says 64x48"),
+    (lambda root: encode(root / VIDEO, make_episode(3, 7).frames, 30), 3, f"{CAMERA} has 7 pictures, the table has 8 rows"),
+    (lambda root: encode(root / VIDEO, make_episode(3, 8).frames, 25), 3, "picture 7 is shown"),
+    (lambda root: encode(root / VIDEO, make_episode(3, 8, height=96, width=128).frames, 30), 3, "128x96, info.json says 64x48"),
     (other_length, 3, "has 7 rows, the list of episodes says 8"),
     (other_rate, 3, "frames 0 and 1 are 0.0400 s apart, 30 frames per second are 0.0333 s (7 such steps)"),
     (gap_in_time, 3, "frames 4 and 5 are 0.5333 s apart, 30 frames per second are 0.0333 s (1 such steps)"),
@@ -111,8 +111,8 @@ BREAKS: list[tuple[Callable[[Path], Any], int | None, str]] = [
 @pytest.mark.parametrize(("damage", "episode", "what"), BREAKS, ids=[b[2][:40] for b in BREAKS])
 def test_every_break_is_found_and_named(root: Path, damage: Any, episode: int | None, what: str) -> None:
     damage(root)
-    problems = check_dataset(root)
-    assert any(what in p.what and p.episode == episode for p in problems), "\n".join(map(str, problems))
+    problems = validate_dataset(root)
+    assert any(what in p.message and p.episode == episode for p in problems), "\n".join(map(str, problems))
     assert {p.episode for p in problems} <= {episode, None}  # the whole episode is not blamed
     for p in problems:
         assert p.remedy and "\n" not in str(p) and str(p).endswith(p.remedy)
@@ -122,37 +122,37 @@ def test_declared_columns_that_tables_lack_are_named_once(root: Path) -> None:
     change(
         root, lambda f: f["features"].update({"observation.extra": {"dtype": "float32", "shape": [2], "names": None}})
     )
-    (problem,) = check_dataset(root)
-    assert (problem.episode, problem.what) == (None, "'observation.extra' is declared, but no table has it")
+    (problem,) = validate_dataset(root)
+    assert (problem.episode, problem.message) == (None, "'observation.extra' is declared, but no table has it")
     table = pq.read_table(root / TABLE)
     pq.write_table(table.append_column("observation.extra", pa.array(np.zeros((8, 2)).tolist())), root / TABLE)
-    (problem,) = check_dataset(root)
-    assert (problem.episode, problem.what) == (0, "its table has no 'observation.extra', others have")
+    (problem,) = validate_dataset(root)
+    assert (problem.episode, problem.message) == (0, "its table has no 'observation.extra', others have")
 
 
 def test_damage_inside_a_video_is_found_by_decoding(root: Path) -> None:
     encode(root / VIDEO, np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), np.uint8), 30)
     damaged_inside(root)
-    assert check_dataset(root) == []
-    assert [p.episode for p in check_dataset(root, decode=True)] == [3]
+    assert validate_dataset(root) == []
+    assert [p.episode for p in validate_dataset(root, decode=True)] == [3]
 
 
 def test_packed_videos_are_checked_where_the_episode_lies(tmp_path: Path) -> None:
-    truth = {0: recorded(0, 6), 1: recorded(1, 8), 2: recorded(2, 5)}
+    truth = {0: make_episode(0, 6), 1: make_episode(1, 8), 2: make_episode(2, 5)}
     root = make_v30(tmp_path, truth, per_file=3)
     encode(
         root / "videos" / CAMERA / "chunk-000" / "file-000.mp4",
         np.concatenate([e.frames for e in truth.values()])[:17],
         30,
     )
-    assert [(p.episode, p.what.split(" (")[0]) for p in check_dataset(root)] == [
+    assert [(p.episode, p.message.split(" (")[0]) for p in validate_dataset(root)] == [
         (2, f"{CAMERA} has 3 pictures, the table has 5 rows")
     ]
 
 
 def test_a_folder_that_is_no_data_set_is_one_problem(tmp_path: Path) -> None:
-    (problem,) = check_dataset(tmp_path)
-    assert "no data set" in problem.what and problem.remedy == "give the folder that holds meta/"
+    (problem,) = validate_dataset(tmp_path)
+    assert "no data set" in problem.message and problem.remedy == "give the folder that holds meta/"
 
 
 # ---- against a robot -------------------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ def finger() -> Embodiment:
 
 
 def of_robot(tmp_path: Path, names: list[str], state: np.ndarray) -> Path:
-    episode = recorded(0, len(state))
-    root = make_v2(tmp_path, {0: Recorded(episode.frames, state, episode.action)})
+    episode = make_episode(0, len(state))
+    root = make_v2(tmp_path, {0: EpisodeArrays(episode.frames, state, episode.action)})
     change(root, lambda f: f["features"]["observation.state"].update(names=names))
     return root
 
@@ -173,13 +173,17 @@ def of_robot(tmp_path: Path, names: list[str], state: np.ndarray) -> Path:
 def test_joints_and_limits_are_held_against_the_robot(tmp_path: Path, finger: Embodiment) -> None:
     inside = np.clip(np.linspace(-0.3, 0.3, 18).reshape(6, 3), finger.lower, finger.upper)
     names = list(finger.joint_names)
-    assert check_dataset(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
-    (wrong,) = check_dataset(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
-    assert f"'{names[-1]}' stands where '{names[0]}' should" in wrong.what
-    (wrong,) = check_dataset(of_robot(tmp_path / "dof", names, inside), embodiment=Embodiment.load("planar_finger_2"))
-    assert wrong.what == "has 3 joints, 'planar_finger_2' has 2"
-    degrees = check_dataset(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)
-    assert degrees and all("the limits are" in p.what and "convert the recording to rad" in p.remedy for p in degrees)
+    assert validate_dataset(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
+    (wrong,) = validate_dataset(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
+    assert f"'{names[-1]}' stands where '{names[0]}' should" in wrong.message
+    (wrong,) = validate_dataset(
+        of_robot(tmp_path / "dof", names, inside), embodiment=Embodiment.load("planar_finger_2")
+    )
+    assert wrong.message == "has 3 joints, 'planar_finger_2' has 2"
+    degrees = validate_dataset(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)
+    assert degrees and all(
+        "the limits are" in p.message and "convert the recording to rad" in p.remedy for p in degrees
+    )
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -189,44 +193,46 @@ def test_figures_of_a_known_motion(tmp_path: Path) -> None:
     """Joint a sweeps its range evenly, b stands, c jumps between the ends."""
     length = 41
     state = np.stack([np.linspace(-1, 1, length), np.full(length, 0.2), np.arange(length) % 2], 1)
-    episode = recorded(0, length)
-    figures = survey(open_dataset(make_v2(tmp_path, {0: Recorded(episode.frames, state, episode.action)})))
+    episode = make_episode(0, length)
+    figures = summarize_dataset(
+        open_dataset(make_v2(tmp_path, {0: EpisodeArrays(episode.frames, state, episode.action)}))
+    )
     a, b, c = figures.joints
     assert (a.coverage, b.coverage, c.coverage) == (1.0, 0.05, 0.1)
-    assert (a.low, a.high) == (-1, 1) and a.mean == pytest.approx(0) and a.visits.sum() == length
+    assert (a.low, a.high) == (-1, 1) and a.mean == pytest.approx(0) and a.histogram.sum() == length
     assert a.step_rms == pytest.approx(0.05) and a.step_max == pytest.approx(0.05)
-    assert (a.moving, b.moving, c.moving) == (1.0, 0.0, 1.0) and c.step_rms == 1.0
+    assert (a.moving_fraction, b.moving_fraction, c.moving_fraction) == (1.0, 0.0, 1.0) and c.step_rms == 1.0
     assert figures.pair_coverage == pytest.approx(((10 + 20 + 2) / 3) / 100, abs=0.01)
     assert figures.lengths == (41, 41, 41) and figures.frames == 41 and figures.tasks == {"reach": 1}
 
 
 def test_repeated_pictures_are_counted(tmp_path: Path) -> None:
     """A camera of half the rate: every other picture is the one before."""
-    smooth, half = recorded(0, 40), recorded(0, 40)
+    smooth, half = make_episode(0, 40), make_episode(0, 40)
     half.frames = half.frames[np.arange(40) // 2 * 2]
     state = np.stack([np.sin(np.arange(40) / 5)] * 3, 1)
     for name, episode, expected in (("smooth", smooth, 0.0), ("half", half, 0.5)):
-        dataset = open_dataset(make_v2(tmp_path / name, {0: Recorded(episode.frames, state, episode.action)}))
+        dataset = open_dataset(make_v2(tmp_path / name, {0: EpisodeArrays(episode.frames, state, episode.action)}))
         (sample,) = sample_camera(dataset, "top", frames=4)
-        assert sample.repeated == pytest.approx(expected, abs=0.1)
-        assert sample.shown == (0, 13, 26, 39) and len(sample.pictures) == 4
+        assert sample.repeated_fraction == pytest.approx(expected, abs=0.1)
+        assert sample.frame_indices == (0, 13, 26, 39) and len(sample.images) == 4
         assert sample.flow is not None and sample.flow.flow.shape == (2, 48, 64)
 
 
 @pytest.mark.parametrize(("still", "expected"), [(slice(0, 20), 0.0), (slice(20, 40), 1.0)])
 def test_pictures_that_repeat_while_the_robot_rests_do_not_count(tmp_path: Path, still: slice, expected: float) -> None:
-    episode = recorded(0, 40)
+    episode = make_episode(0, 40)
     episode.frames[still] = episode.frames[still.start]
     state = np.cumsum(np.where(np.arange(40) < 20, 0.001, 0.1))[:, None].repeat(3, 1)
-    dataset = open_dataset(make_v2(tmp_path, {0: Recorded(episode.frames, state, episode.action)}))
+    dataset = open_dataset(make_v2(tmp_path, {0: EpisodeArrays(episode.frames, state, episode.action)}))
     (sample,) = sample_camera(dataset, "top", flow=False)
-    assert sample.repeated == pytest.approx(expected, abs=0.11) and sample.flow is None
+    assert sample.repeated_fraction == pytest.approx(expected, abs=0.11) and sample.flow is None
 
 
 def test_positions_that_are_not_finite_have_no_figures(root: Path) -> None:
     with_state(root, set_entry(1, 1, np.nan))
     with pytest.raises(DatasetError, match="not finite everywhere; run jidm dataset check"):
-        survey(open_dataset(root))
+        summarize_dataset(open_dataset(root))
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
@@ -275,6 +281,6 @@ def test_check_holds_a_recording_against_the_robot_its_recipe_names(
 
 
 def test_what_is_wrong_with_the_recordings_of_others() -> None:
-    assert check_dataset(material("g1_inspire_real")) == []
-    found = check_dataset(material("gr1_sim"))
+    assert validate_dataset(material("g1_inspire_real")) == []
+    found = validate_dataset(material("gr1_sim"))
     assert {p.episode for p in found} == {3, 4, None} and len(found) == 3

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lerobot_files import CAMERA, bar, bar_seen, read_independently, recorded
+from lerobot_files import CAMERA, bar_width, make_episode, measured_bar_width, read_reference
 from test_data_write import EXTRAS, RECIPE, TOP, arrays, length_of, write
 
-from jidm.data import check_dataset, open_dataset
+from jidm.datasets import open_dataset, validate_dataset
 
 pytestmark = pytest.mark.slow  # loading the package alone takes seconds
 
@@ -59,7 +59,7 @@ def test_jidm_reads_what_lerobot_writes(tmp_path: Path, lerobot: Any) -> None:
     }
     root = tmp_path / "theirs"
     theirs = lerobot.create("nobody/nothing", fps=30, features=features, root=root, robot_type="toy", vcodec="h264")
-    truth = {index: recorded(index, 7 + 3 * index) for index in range(5)}
+    truth = {index: make_episode(index, 7 + 3 * index) for index in range(5)}
     for episode in truth.values():
         for t in range(len(episode)):
             frame = {"observation.state": episode.state[t].astype(np.float32), CAMERA: episode.frames[t]}
@@ -72,7 +72,7 @@ def test_jidm_reads_what_lerobot_writes(tmp_path: Path, lerobot: Any) -> None:
 
     dataset = open_dataset(root)
     assert (dataset.joint_names, dataset.cameras, dataset.robot_type) == (("a", "b", "c"), ("top",), "toy")
-    plain = read_independently(root)
+    plain = read_reference(root)
     for index, expected in truth.items():
         episode = dataset.episode(index)
         assert (episode.length, episode.task) == (len(expected), expected.task)
@@ -82,5 +82,5 @@ def test_jidm_reads_what_lerobot_writes(tmp_path: Path, lerobot: Any) -> None:
         np.testing.assert_array_equal(episode.column("observation.grid"), grid)
         assert np.flatnonzero(episode.column("next.done")).tolist() == [len(expected) - 1]
         np.testing.assert_array_equal(episode.video(), plain[index]["frames"][CAMERA])
-        assert all(abs(bar_seen(frame) - bar(t)) <= 2 for t, frame in enumerate(episode.video()))
-    assert check_dataset(root, decode=True) == []
+        assert all(abs(measured_bar_width(frame) - bar_width(t)) <= 2 for t, frame in enumerate(episode.video()))
+    assert validate_dataset(root, decode=True) == []

@@ -13,20 +13,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import material
-from lerobot_files import CAMERA, Recorded, bar, bar_seen, encode, info, make_v2, make_v30, recorded
+from lerobot_files import (
+    CAMERA,
+    EpisodeArrays,
+    bar_width,
+    encode,
+    info,
+    make_episode,
+    make_v2,
+    make_v30,
+    measured_bar_width,
+)
 
-from jidm.data import RecordedDataset, check_dataset, open_dataset
+from jidm.datasets import RecordedDataset, open_dataset, validate_dataset
 from jidm.errors import DatasetError
 
 LENGTHS = {0: 9, 1: 14, 2: 5, 3: 11, 4: 7}
 
 
 @pytest.fixture(scope="module")
-def truth() -> dict[int, Recorded]:
-    return {index: recorded(index, length) for index, length in LENGTHS.items()}
+def truth() -> dict[int, EpisodeArrays]:
+    return {index: make_episode(index, length) for index, length in LENGTHS.items()}
 
 
-def assert_holds(dataset: RecordedDataset, truth: dict[int, Recorded]) -> None:
+def assert_holds(dataset: RecordedDataset, truth: dict[int, EpisodeArrays]) -> None:
     assert dataset.episode_indices == tuple(sorted(truth)) and len(dataset) == len(truth)
     assert [e.index for e in dataset] == sorted(truth)
     for index, expected in truth.items():
@@ -40,32 +50,32 @@ def assert_holds(dataset: RecordedDataset, truth: dict[int, Recorded]) -> None:
         assert video.shape == expected.frames.shape and video.dtype == np.uint8
         assert np.abs(video.astype(int) - expected.frames).mean() < 4
         for t, frame in enumerate(video):
-            assert abs(bar_seen(frame) - bar(t)) <= 1, f"episode {index}: picture {t} is another one"
+            assert abs(measured_bar_width(frame) - bar_width(t)) <= 1, f"episode {index}: picture {t} is another one"
 
 
 @pytest.mark.parametrize("per_file", [1, 2, 5])
 @pytest.mark.parametrize("row_groups", [True, False])
 def test_v30_with_several_episodes_in_a_file(
-    tmp_path: Path, truth: dict[int, Recorded], per_file: int, row_groups: bool
+    tmp_path: Path, truth: dict[int, EpisodeArrays], per_file: int, row_groups: bool
 ) -> None:
     dataset = open_dataset(make_v30(tmp_path, truth, per_file=per_file, row_groups=row_groups))
     assert (dataset.version, dataset.fps, dataset.robot_type) == ("v3.0", 30.0, "toy")
     assert (dataset.joint_names, dataset.cameras) == (("a", "b", "c"), ("top",))
     assert_holds(dataset, truth)
-    assert check_dataset(tmp_path) == []
+    assert validate_dataset(tmp_path) == []
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v2.0"])
 @pytest.mark.parametrize("flat", [True, False])
-def test_v2_with_gaps(tmp_path: Path, truth: dict[int, Recorded], version: str, flat: bool) -> None:
+def test_v2_with_gaps(tmp_path: Path, truth: dict[int, EpisodeArrays], version: str, flat: bool) -> None:
     gappy = {3 * index + 1: episode for index, episode in truth.items()}
     dataset = open_dataset(make_v2(tmp_path, gappy, version=version, flat=flat))
     assert dataset.version == version
     assert_holds(dataset, gappy)
-    assert check_dataset(tmp_path) == []
+    assert validate_dataset(tmp_path) == []
 
 
-def test_v2_folders_of_few_episodes_each(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_v2_folders_of_few_episodes_each(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {index: truth[index] for index in (1, 4)}, chunks_size=2)
     for kind in ("data", "videos"):
         (root / kind / "chunk-002").mkdir()
@@ -76,16 +86,16 @@ def test_v2_folders_of_few_episodes_each(tmp_path: Path, truth: dict[int, Record
     assert_holds(open_dataset(root), {index: truth[index] for index in (1, 4)})
 
 
-def test_a_video_with_few_key_frames_and_reordered_pictures(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_a_video_with_few_key_frames_and_reordered_pictures(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     make_v30(tmp_path, truth, per_file=5)
     options = {"crf": "10", "g": "250", "bf": "3"}
     pictures = np.concatenate([episode.frames for episode in truth.values()])
     encode(tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4", pictures, 30, options=options)
     assert_holds(open_dataset(tmp_path), truth)
-    assert check_dataset(tmp_path) == []
+    assert validate_dataset(tmp_path) == []
 
 
-def test_threads_of_the_decoder_change_nothing(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_threads_of_the_decoder_change_nothing(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     make_v2(tmp_path, truth)
     one, many = (open_dataset(tmp_path, decode_threads=n).episode(1).video() for n in (1, 4))
     np.testing.assert_array_equal(one, many)
@@ -104,7 +114,9 @@ def test_threads_of_the_decoder_change_nothing(tmp_path: Path, truth: dict[int, 
         (["a", "a", "b"], ("joint_0", "joint_1", "joint_2")),
     ],
 )
-def test_every_spelling_of_joint_names(tmp_path: Path, truth: dict[int, Recorded], names: Any, expected: Any) -> None:
+def test_every_spelling_of_joint_names(
+    tmp_path: Path, truth: dict[int, EpisodeArrays], names: Any, expected: Any
+) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     change(root, lambda facts: facts["features"]["observation.state"].update(names=names))
     assert open_dataset(root).joint_names == expected
@@ -117,10 +129,10 @@ def change(root: Path, edit: Any) -> None:
     path.write_text(json.dumps(facts))
 
 
-def test_columns_of_every_kind(tmp_path: Path, truth: dict[int, Recorded]) -> None:
-    episode = recorded(0, 4)
+def test_columns_of_every_kind(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+    episode = make_episode(0, 4)
     grid = np.arange(4 * 2 * 3, dtype=np.int16).reshape(4, 2, 3)
-    episode.more = {"done": np.array([False, False, False, True]), "note": np.array(["a", "b", "c", "d"])}
+    episode.extras = {"done": np.array([False, False, False, True]), "note": np.array(["a", "b", "c", "d"])}
     root = make_v2(tmp_path, {0: episode})
     path = root / "data" / "chunk-000" / "episode_000000.parquet"
     table = pq.read_table(path).append_column("grid", pa.array(grid.tolist(), pa.list_(pa.list_(pa.int16()))))
@@ -164,7 +176,7 @@ class Grid(pa.ExtensionType):
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_grids_under_a_column_type_of_their_own(tmp_path: Path, truth: dict[int, Recorded], known: bool) -> None:
+def test_grids_under_a_column_type_of_their_own(tmp_path: Path, truth: dict[int, EpisodeArrays], known: bool) -> None:
     """Whether the type is registered depends on what else is loaded in the process; the numbers must not."""
     root = make_v30(tmp_path, truth, per_file=5, row_groups=False)
     path = root / "data" / "chunk-000" / "file-000.parquet"
@@ -186,14 +198,14 @@ def test_grids_under_a_column_type_of_their_own(tmp_path: Path, truth: dict[int,
 
 @pytest.mark.parametrize("row_groups", [True, False])
 def test_columns_of_a_shared_file_in_any_order(
-    tmp_path: Path, truth: dict[int, Recorded], row_groups: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, truth: dict[int, EpisodeArrays], row_groups: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import jidm.data.table as module
+    import jidm.datasets.table as module
 
     dataset = open_dataset(make_v30(tmp_path, truth, per_file=3, row_groups=row_groups))
-    reads, real = [], module._read
+    reads, real = [], module._read_table
     monkeypatch.setattr(module, "_read", lambda *given: reads.append(given[-1]) or real(*given))
-    for room in (module._HELD, 0):
+    for room in (module._CACHE_BYTES, 0):
         monkeypatch.setattr(module, "_HELD", room)
         for index in (4, 0, 2, 1, 0, 3):
             episode = dataset.episode(index)
@@ -205,16 +217,16 @@ def test_columns_of_a_shared_file_in_any_order(
             assert len(reads) == 6
 
 
-def test_a_shared_file_written_anew_is_read_anew(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_a_shared_file_written_anew_is_read_anew(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v30(tmp_path, truth, per_file=5)
     dataset = open_dataset(root)
     np.testing.assert_array_equal(dataset.episode(1).state, truth[1].state)
-    moved = {k: Recorded(e.frames, e.state + 1, e.action, e.task) for k, e in truth.items()}
+    moved = {k: EpisodeArrays(e.frames, e.state + 1, e.action, e.task) for k, e in truth.items()}
     make_v30(root, moved, per_file=5)
     np.testing.assert_array_equal(dataset.episode(1).state, truth[1].state + 1)
 
 
-def test_an_episode_that_its_shared_file_lacks(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_an_episode_that_its_shared_file_lacks(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v30(tmp_path, truth, per_file=5)
     path = root / "data" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(path)
@@ -226,7 +238,7 @@ def test_an_episode_that_its_shared_file_lacks(tmp_path: Path, truth: dict[int, 
         _ = open_dataset(root).episode(3).state
 
 
-def test_av1_as_real_recordings_have_it(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_av1_as_real_recordings_have_it(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     import av
 
     if "libsvtav1" not in av.codecs_available:
@@ -238,11 +250,11 @@ def test_av1_as_real_recordings_have_it(tmp_path: Path, truth: dict[int, Recorde
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name in ("libdav1d", "libaom-av1", "av1")
     assert_holds(open_dataset(tmp_path), truth)
-    assert check_dataset(tmp_path) == []
+    assert validate_dataset(tmp_path) == []
 
 
 def test_pictures_stored_in_the_table(tmp_path: Path) -> None:
-    episode = recorded(0, 5)
+    episode = make_episode(0, 5)
     root = make_v2(tmp_path, {0: episode})
     path = root / "data" / "chunk-000" / "episode_000000.parquet"
     cells = [
@@ -253,10 +265,10 @@ def test_pictures_stored_in_the_table(tmp_path: Path) -> None:
     change(root, lambda facts: facts["features"][CAMERA].update(dtype="image"))
     shutil.rmtree(root / "videos")
     np.testing.assert_array_equal(open_dataset(root).episode(0).video("top"), episode.frames)
-    assert check_dataset(root) == []
+    assert validate_dataset(root) == []
 
 
-def test_channels_first_shapes_and_depth_maps(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_channels_first_shapes_and_depth_maps(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
 
     def edit(facts: dict[str, Any]) -> None:
@@ -269,7 +281,7 @@ def test_channels_first_shapes_and_depth_maps(tmp_path: Path, truth: dict[int, R
     assert dataset.cameras == ("top",) and dataset.features[CAMERA].shape == (48, 64, 3)
 
 
-def test_cameras_by_name(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_cameras_by_name(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     change(root, lambda facts: facts["features"].update({"observation.images.wrist": facts["features"][CAMERA]}))
     dataset = open_dataset(root)
@@ -283,13 +295,13 @@ def test_cameras_by_name(tmp_path: Path, truth: dict[int, Recorded]) -> None:
         dataset.episode(0).video("wrist")
 
 
-def test_flat_files_say_by_size_which_camera_they_are_of(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_flat_files_say_by_size_which_camera_they_are_of(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, truth, flat=True, version="v2.0")
     facts = info("v2.0", truth, 30)
     facts["features"]["observation.images.big"] = {**facts["features"][CAMERA], "shape": [480, 640, 3]}
     (root / "info.json").write_text(json.dumps(facts))
     assert open_dataset(root).cameras == ("top",)
-    assert [p.what for p in check_dataset(root)] == [
+    assert [p.message for p in validate_dataset(root)] == [
         "'observation.images.big' is declared, but there is no video of it"
     ]
     facts["features"]["observation.images.big"]["shape"] = [48, 64, 3]
@@ -300,20 +312,20 @@ def test_flat_files_say_by_size_which_camera_they_are_of(tmp_path: Path, truth: 
     assert open_dataset(root).cameras == ("big",)
 
 
-def test_the_hash_follows_the_content_not_the_place(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_the_hash_follows_the_content_not_the_place(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     first, second = (make_v2(tmp_path / name, truth) for name in "ab")
     assert open_dataset(first).content_hash == open_dataset(second).content_hash
-    other = {**truth, 3: recorded(9, LENGTHS[3])}
+    other = {**truth, 3: make_episode(9, LENGTHS[3])}
     assert open_dataset(make_v2(tmp_path / "c", other)).content_hash != open_dataset(first).content_hash
     change(second, lambda facts: facts.update(robot_type="another"))
     assert open_dataset(second).content_hash != open_dataset(first).content_hash
 
 
-def test_listed_episodes_without_files_are_left_out(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_listed_episodes_without_files_are_left_out(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, truth)
     (root / "data" / "chunk-000" / "episode_000002.parquet").unlink()
     dataset = open_dataset(root)
-    assert dataset.episode_indices == (0, 1, 3, 4) and dataset.listing.absent == (2,)
+    assert dataset.episode_indices == (0, 1, 3, 4) and dataset.metadata.missing_tables == (2,)
     with pytest.raises(DatasetError, match="has no episode 2; it has 4: 0, 1, 3, 4"):
         dataset.episode(2)
 
@@ -334,7 +346,7 @@ def test_listed_episodes_without_files_are_left_out(tmp_path: Path, truth: dict[
     ],
 )
 def test_damaged_meta_files_are_one_clear_line(
-    tmp_path: Path, truth: dict[int, Recorded], damage: Any, complaint: str
+    tmp_path: Path, truth: dict[int, EpisodeArrays], damage: Any, complaint: str
 ) -> None:
     root = make_v2(tmp_path, {0: truth[2]})
     damage(root)
@@ -343,7 +355,7 @@ def test_damaged_meta_files_are_one_clear_line(
     assert "\n" not in str(error.value)
 
 
-def test_an_episode_listed_twice_is_refused(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_an_episode_listed_twice_is_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {0: truth[2]})
     listed = root / "meta" / "episodes.jsonl"
     listed.write_text(listed.read_text() * 2)
@@ -351,15 +363,15 @@ def test_an_episode_listed_twice_is_refused(tmp_path: Path, truth: dict[int, Rec
         open_dataset(root)
 
 
-def test_pictures_of_another_number_are_refused_not_shifted(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_pictures_of_another_number_are_refused_not_shifted(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     for count in (8, 10):
-        encode(root / "videos" / "chunk-000" / CAMERA / "episode_000000.mp4", recorded(0, count).frames, 30)
+        encode(root / "videos" / "chunk-000" / CAMERA / "episode_000000.mp4", make_episode(0, count).frames, 30)
         with pytest.raises(DatasetError, match=f"holds {count} pictures where the table has 9 rows"):
             open_dataset(root).episode(0).video()
 
 
-def test_pictures_at_other_times_are_refused(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_pictures_at_other_times_are_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v30(tmp_path, truth, per_file=5)
     pictures = np.concatenate([episode.frames for episode in truth.values()])
     encode(root / "videos" / CAMERA / "chunk-000" / "file-000.mp4", pictures, 25)
@@ -367,7 +379,7 @@ def test_pictures_at_other_times_are_refused(tmp_path: Path, truth: dict[int, Re
         open_dataset(root).episode(3).video()
 
 
-def test_a_cut_off_video_is_refused(tmp_path: Path, truth: dict[int, Recorded]) -> None:
+def test_a_cut_off_video_is_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     path = root / "videos" / "chunk-000" / CAMERA / "episode_000000.mp4"
     path.write_bytes(path.read_bytes()[:900])
@@ -395,13 +407,13 @@ def test_the_real_g1_recording_reads_as_plain_pyarrow_does() -> None:
         stats = json.loads((root / "meta" / "episodes_stats.jsonl").read_text().splitlines()[0])["stats"]
         if index == 1:
             np.testing.assert_allclose(episode.state.mean(0), stats["observation.state"]["mean"], atol=1e-5)
-    assert check_dataset(root) == []
+    assert validate_dataset(root) == []
 
 
 def test_the_flat_gr1_recording_reads() -> None:
     dataset = open_dataset(material("gr1_sim"))
     assert (dataset.episode_indices, dataset.version, dataset.fps) == ((0, 1, 2), "v2.0", 20.0)
-    assert dataset.cameras == ("ego_view",) and dataset.listing.absent == (3, 4)
+    assert dataset.cameras == ("ego_view",) and dataset.metadata.missing_tables == (3, 4)
     episode = dataset.episode(1)
     assert episode.state.shape == (470, 44) and episode.task.startswith("pick the sweet potato")
     frames = iter(episode.frames())

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from lerobot_files import bar, bar_seen, read_independently, recorded
+from lerobot_files import bar_width, make_episode, measured_bar_width, read_reference
 
-from jidm.data import DatasetWriter, Feature, check_dataset, open_dataset
-from jidm.data.stage import Stage
+from jidm.datasets import DatasetWriter, Feature, open_dataset, validate_dataset
+from jidm.datasets.staging import StagingFolder
 from jidm.errors import DatasetError
 
 TOP, DEPTH, LINKS, POSE = (
@@ -50,7 +50,7 @@ def length_of(index: int) -> int:
 def arrays(index: int, length: int | None = None) -> dict[str, Any]:
     """What `write_episode` takes, a function of the index alone."""
     length = length or length_of(index)
-    episode, rng = recorded(index, length), np.random.default_rng(index)
+    episode, rng = make_episode(index, length), np.random.default_rng(index)
     extras = {
         DEPTH: rng.random((length, 12, 16), dtype=np.float32),
         LINKS: rng.integers(-1, 5, (length, 12, 16)).astype(np.int16),
@@ -66,7 +66,7 @@ def write(root: Path, indices: list[int], **changes: Any) -> Path:
     to = writer(root, **changes)
     for index in indices:
         to.write_episode(index, **arrays(index))
-    to.finish()
+    to.finalize()
     return root
 
 
@@ -93,7 +93,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, version: str) -> Path:
 
 
 def test_an_independent_reader_finds_what_was_written(written: Path) -> None:
-    found = read_independently(written)
+    found = read_reference(written)
     assert sorted(found) == [0, 1, 2, 3]
     first = 0
     for index, episode in found.items():
@@ -111,7 +111,7 @@ def test_an_independent_reader_finds_what_was_written(written: Path) -> None:
         assert [r["index"] for r in rows] == list(range(first, first + length))
         frames = episode["frames"][TOP]
         assert np.abs(frames.astype(int) - expected["frames"]["top"]).mean() < 4
-        assert all(abs(bar_seen(frame) - bar(t)) <= 1 for t, frame in enumerate(frames))
+        assert all(abs(measured_bar_width(frame) - bar_width(t)) <= 1 for t, frame in enumerate(frames))
         first += length
 
 
@@ -119,14 +119,14 @@ def test_our_reader_finds_the_same(written: Path) -> None:
     dataset = open_dataset(written)
     assert (dataset.joint_names, dataset.cameras, dataset.robot_type) == (("a", "b", "c"), ("top",), "toy")
     assert dataset.recipe == RECIPE and dataset.fps == 16.0
-    for episode, (index, other) in zip(dataset, read_independently(written).items()):
+    for episode, (index, other) in zip(dataset, read_reference(written).items()):
         expected = arrays(index)
         np.testing.assert_array_equal(episode.state, expected["state"])
         for key in EXTRAS:
             np.testing.assert_array_equal(episode.column(key), expected["extras"][key])
             assert episode.column(key).dtype == expected["extras"][key].dtype
         np.testing.assert_array_equal(episode.video("top"), other["frames"][TOP])
-    assert check_dataset(written, decode=True) == []
+    assert validate_dataset(written, decode=True) == []
 
 
 def test_info_and_statistics_are_those_of_the_arrays(written: Path, version: str) -> None:
@@ -155,19 +155,19 @@ def test_info_and_statistics_are_those_of_the_arrays(written: Path, version: str
 
 def test_statistics_of_pictures_are_those_of_their_pixels() -> None:
     """Found from counts of grey levels, without a copy of the pictures as numbers: 100 of VGA size would be 0.7 GB."""
-    from jidm.data.stats import of_pictures
+    from jidm.datasets.stats import image_stats
 
     rng = np.random.default_rng(0)
     pictures = rng.integers((3, 0, 40), (200, 256, 41), (150, 10, 12, 3), dtype=np.uint8)
     seen = pictures[np.unique(np.linspace(0, 149, 100).round().astype(int))] / 255
-    found = of_pictures(pictures)
+    found = image_stats(pictures)
     assert found["count"] == [100]
     for name in ("min", "max", "mean", "std"):
         expected = getattr(np, name)(seen, axis=(0, 1, 2)).reshape(3, 1, 1)
         np.testing.assert_allclose(found[name], expected, rtol=1e-12, atol=1e-12)
     large = np.zeros((100, 240, 320, 3), np.uint8)
     tracemalloc.start()
-    of_pictures(large)
+    image_stats(large)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * large.nbytes
@@ -190,10 +190,10 @@ def test_video_times_are_exact_at_odd_rates(tmp_path: Path) -> None:
         to = DatasetWriter(
             tmp_path / str(fps), fps=fps, joint_names=["a", "b", "c"], action_names=[], cameras={"top": (64, 48)}
         )
-        to.write_episode(0, {"top": recorded(0, 40).frames}, recorded(0, 40).state)
-        to.finish()
-        read_independently(tmp_path / str(fps))  # asserts LeRobot's tolerance
-        assert check_dataset(tmp_path / str(fps)) == []
+        to.write_episode(0, {"top": make_episode(0, 40).frames}, make_episode(0, 40).state)
+        to.finalize()
+        read_reference(tmp_path / str(fps))  # asserts LeRobot's tolerance
+        assert validate_dataset(tmp_path / str(fps)) == []
         assert open_dataset(tmp_path / str(fps)).episode(0).action is None
 
 
@@ -202,9 +202,9 @@ def test_video_times_are_exact_at_odd_rates(tmp_path: Path) -> None:
 
 def test_a_film_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     """Many times, with memory in ever other states: x264 as it comes gives other bytes in one of 5 to 100 encodings."""
-    from jidm.data.film import encode
+    from jidm.datasets.video_file import encode
 
-    chance, frames = random.Random(0), recorded(0, 5).frames
+    chance, frames = random.Random(0), make_episode(0, 5).frames
     held: list[np.ndarray] = []
     seen: set[bytes] = set()
     for _ in range(400):
@@ -220,8 +220,8 @@ def test_order_repetition_and_early_finishes_leave_no_trace(tmp_path: Path, writ
     for index in (3, 1, 0, 2):
         to.write_episode(index, **arrays(index))
         to.write_episode(index, **arrays(index + 1, 4))  # it is there: nothing happens
-        to.finish()
-    writer(tmp_path, version=version).finish()
+        to.finalize()
+    writer(tmp_path, version=version).finalize()
     assert digest(tmp_path) == digest(written)
 
 
@@ -237,7 +237,7 @@ for index in (2, 0, 1, 3): to.write_episode(index, **arrays(index))
     # Both write all four, so they meet at every file.
     workers = [subprocess.Popen([sys.executable, "-c", script, str(together)], env=environment()) for _ in range(2)]
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
-    writer(together).finish()
+    writer(together).finalize()
     assert digest(together) == digest(write(tmp_path / "alone", [0, 1, 2, 3]))
 
 
@@ -250,13 +250,13 @@ def test_gaps_stay(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).episode_indices == (4, 1001)
     assert (tmp_path / "data" / "chunk-001" / "file-001.parquet").is_file()
     assert open_dataset(tmp_path).episode(1001).column("index")[0] == length_of(4)
-    assert check_dataset(tmp_path) == []
+    assert validate_dataset(tmp_path) == []
 
 
 def test_nothing_written_is_an_empty_data_set(tmp_path: Path) -> None:
     write(tmp_path, [])
     assert len(open_dataset(tmp_path)) == 0
-    assert [p.what for p in check_dataset(tmp_path)] == ["holds no episode"]
+    assert [p.message for p in validate_dataset(tmp_path)] == ["holds no episode"]
 
 
 # ---- killed at any moment --------------------------------------------------------------------------------------------
@@ -322,7 +322,9 @@ def assert_all_whole(root: Path) -> None:
             assert sum(1 for _ in container.decode(video=0)) == length_of(index)
     if (root / "meta" / "info.json").is_file():
         # Between two files of meta/ the totals may be those of the last time; an episode is never broken.
-        assert [str(p) for p in check_dataset(root) if p.episode is not None or "info.json says" not in p.what] == []
+        assert [
+            str(p) for p in validate_dataset(root) if p.episode is not None or "info.json says" not in p.message
+        ] == []
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -341,7 +343,7 @@ def test_death_before_any_file_appears_leaves_the_episode_absent(
     tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same law without luck: the process dies before its k-th encoding, table or renaming."""
-    import jidm.data.write as module
+    import jidm.datasets.writer as module
 
     steps: list[str] = []
 
@@ -365,21 +367,21 @@ def test_death_before_any_file_appears_leaves_the_episode_absent(
         with pytest.raises(KeyboardInterrupt):
             to.write_episode(0, **given)
     assert steps == ["encode", "encode", "write_table", "move", "move", "move"][: at + 1]
-    assert to.done() == set()
+    assert to.completed_episodes() == set()
     to.write_episode(0, **given)
-    assert to.done() == {0}
+    assert to.completed_episodes() == {0}
 
 
 def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
     """By renaming, which leaves it the same file; a copy could be seen half done."""
-    stage, target = Stage(tmp_path), tmp_path / "data" / "file.txt"
+    stage, target = StagingFolder(tmp_path), tmp_path / "data" / "file.txt"
     target.parent.mkdir()
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), stage.file(target) as temporary:
+    with pytest.raises(KeyboardInterrupt), stage.atomic_file(target) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert target.read_text() == "old" and not any((tmp_path / ".writing").iterdir())
-    with stage.file(target) as temporary:
+    with stage.atomic_file(target) as temporary:
         temporary.write_text("new")
         assert target.read_text() == "old"
         same = temporary.stat().st_ino
@@ -396,8 +398,8 @@ def test_what_the_dead_left_is_cleared_and_the_living_are_left_alone(tmp_path: P
     for name in gone + kept:
         (tmp_path / ".writing" / name).mkdir(parents=True)
         (tmp_path / ".writing" / name / "table.parquet").write_bytes(b"half")
-    assert writer(tmp_path).done() == {0} and len(open_dataset(tmp_path)) == 1
-    writer(tmp_path).finish()
+    assert writer(tmp_path).completed_episodes() == {0} and len(open_dataset(tmp_path)) == 1
+    writer(tmp_path).finalize()
     assert {path.name for path in (tmp_path / ".writing").iterdir()} == set(kept)
 
 
@@ -454,6 +456,6 @@ def test_impossible_plans_are_refused(tmp_path: Path, change: dict[str, Any], co
 def test_a_folder_holds_one_plan(tmp_path: Path, change: dict[str, Any]) -> None:
     write(tmp_path, [0])
     other = writer(tmp_path, **change)
-    for call in (other.done, other.finish):
+    for call in (other.completed_episodes, other.finalize):
         with pytest.raises(DatasetError, match="was not written with these features"):
             call()

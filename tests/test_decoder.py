@@ -11,7 +11,7 @@ import torch
 from test_decoder_spline import _exceeded
 
 from jidm import Embodiment, JacobianIDM
-from jidm.adapters.decoder import ActionDecoder, Commands, MotionLimits
+from jidm.control import ActionDecoder, Commands, MotionLimits
 from jidm.errors import InputError, VideoError
 
 RATE = 12.5
@@ -38,7 +38,7 @@ class _Written:
         before, self.q = self.q, self._read(frame) if used else self.q
         return SimpleNamespace(used=used, position=self.q, delta_q=self.q - before)
 
-    def told(self, q: np.ndarray) -> None:
+    def correct(self, q: np.ndarray) -> None:
         self.q = torch.as_tensor(q)
 
 
@@ -66,7 +66,7 @@ def motion(seconds: float = 4.0, seed: int = 0, speed: float = 1.0) -> np.ndarra
     t = np.arange(0, seconds, 1 / RATE)[:, None]
     waves = rng.uniform(0.2, 1.0, (2, ROBOT.n)), rng.uniform(0, 6.3, (2, ROBOT.n))
     turned = [np.sin(2 * np.pi * f * speed * t * 0.5 + p) - np.sin(p) for f, p in zip(*waves)]
-    q = ROBOT.home + ROBOT.amplitude * 0.4 * sum(turned)
+    q = ROBOT.home + ROBOT.exploration_range * 0.4 * sum(turned)
     return np.clip(q, ROBOT.lower + 0.001, ROBOT.upper - 0.001)
 
 
@@ -93,7 +93,7 @@ def test_commands_follow_the_video_at_any_rate(control: float, chunk: int) -> No
     end = (len(q) - 1) / RATE
     np.testing.assert_allclose(told.time, np.arange(1, int(end * control + 1e-6) + 1) / control)
     true = np.stack([np.interp(told.time, np.arange(len(q)) / RATE, x) for x in q.T], 1)
-    assert np.abs(told.position - true).max() < 0.05 and not told.held.any() and told.reason == ""
+    assert np.abs(told.position - true).max() < 0.05 and not told.holding.any() and told.reason == ""
     assert np.sqrt(np.mean((told.position - true) ** 2)) < 0.015 < np.std(true)
 
 
@@ -120,7 +120,7 @@ def test_no_limit_is_exceeded_whatever_is_shown(seed: int, chunk: int) -> None:
     told = run(decoding, q, chunk=chunk)
     sent = np.concatenate([ROBOT.home[None], told.position])
     assert np.abs(np.diff(sent, axis=0)).max() > 1e-3
-    assert _exceeded(sent, MotionLimits.of(ROBOT), 1 / 200) <= 1
+    assert _exceeded(sent, MotionLimits.from_embodiment(ROBOT), 1 / 200) <= 1
 
 
 def test_chunk_borders_are_no_rougher_than_chunks() -> None:
@@ -171,7 +171,7 @@ def test_what_cannot_be_followed_brakes_says_why_and_goes_on(wrong: str) -> None
     assert all(reasons[30:45]) and not any(reasons[:30]) and not any(reasons[45:])
     assert [bool(x.held.any()) for x in parts] == [bool(reason) for reason in reasons]
     told = _joined(parts)
-    assert _exceeded(told.position, MotionLimits.of(ROBOT), 1 / 100) <= 1
+    assert _exceeded(told.position, MotionLimits.from_embodiment(ROBOT), 1 / 100) <= 1
     assert np.abs(parts[29].velocity).max() > 0.1 > 5e-3 > np.abs(parts[44].velocity).max()
     np.testing.assert_allclose(told.position[-1], q[-1], atol=0.05)
     assert len(told) == (len(q) - 1) * 8
@@ -198,7 +198,7 @@ def test_bad_frames_inside_a_chunk_are_bridged() -> None:
     decoding = decoder()
     decoding.reset(q[0])
     told = decoding.push(frames)
-    assert not told.held.any() and np.abs(told.behind).max() < 0.05
+    assert not told.holding.any() and np.abs(told.tracking_error).max() < 0.05
 
 
 def test_without_frames_it_comes_to_rest() -> None:
@@ -207,18 +207,18 @@ def test_without_frames_it_comes_to_rest() -> None:
     decoding.reset(q[0])
     before = run(decoding, q)
     assert np.abs(before.velocity[-1]).max() > 0.1
-    rest = _joined([decoding.coast(1, "no frame for 0.1 s") for _ in range(100)])
-    assert rest.held.all() and np.abs(rest.velocity[-20:]).max() < 1e-3
+    rest = _joined([decoding.hold(1, "no frame for 0.1 s") for _ in range(100)])
+    assert rest.holding.all() and np.abs(rest.velocity[-20:]).max() < 1e-3
     whole = np.concatenate([before.position, rest.position])
-    assert _exceeded(whole, MotionLimits.of(ROBOT), 1 / 50) <= 1
+    assert _exceeded(whole, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
     after = decoding.push(picture(q[-1]))
-    assert not after.held.any() and after.time[0] == pytest.approx(rest.time[-1] + 0.02)
+    assert not after.holding.any() and after.time[0] == pytest.approx(rest.time[-1] + 0.02)
 
 
 def test_nothing_moves_before_the_robot_is_known() -> None:
     decoding = decoder()
     with pytest.raises(InputError, match="reset"):
-        decoding.coast(1)
+        decoding.hold(1)
     assert decoding.position is None
     broken = decoding.push(np.full((8, 12, 3), np.nan))
     assert len(broken) == 0 and "not finite" in broken.reason
@@ -232,10 +232,10 @@ def test_a_new_dream_goes_on_from_the_motion_at_hand() -> None:
     decoding = decoder()
     decoding.reset(q[0])
     first = run(decoding, q)
-    decoding.begin(q[-1] + 0.1)
+    decoding.start_video(q[-1] + 0.1)
     second = run(decoding, np.repeat(q[-1:] + 0.1, 20, 0).clip(ROBOT.lower, ROBOT.upper))
     whole = np.concatenate([first.position, second.position])
-    assert _exceeded(whole, MotionLimits.of(ROBOT), 1 / 50) <= 1
+    assert _exceeded(whole, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
     np.testing.assert_allclose(second.position[-1][:7], q[-1][:7] + 0.1, atol=5e-3)
 
 
@@ -245,8 +245,8 @@ def test_measured_positions_anchor_the_estimate() -> None:
     decoding.reset(q[0])
     run(decoding, q[:20])
     decoding.push(picture(q[20]), q=q[20] + 0.05)
-    assert decoding.reader._stream is not None
-    np.testing.assert_allclose(decoding.reader._stream.q, q[20] + 0.05)
+    assert decoding.pose_tracker._stream is not None
+    np.testing.assert_allclose(decoding.pose_tracker._stream.q, q[20] + 0.05)
 
 
 @pytest.mark.parametrize("space", ["joint_velocity", "joint_position"])
@@ -274,10 +274,10 @@ def test_a_robot_that_is_somewhere_else_is_held() -> None:
     before = run(decoding, q[:20])
     decoding.observe(before.position[-1] + np.where(np.arange(ROBOT.n) == 3, 0.5, 0.0))
     held = run(decoding, q[20:])
-    assert held.held.all() and "panda_joint4" in decoding.push(picture(q[0])).reason
+    assert held.holding.all() and "panda_joint4" in decoding.push(picture(q[0])).reason
     assert np.abs(held.velocity[-5:]).max() < 1e-3
     decoding.reset(q[0])
-    assert not run(decoding, q).held.any()
+    assert not run(decoding, q).holding.any()
 
 
 def test_a_measurement_of_the_past_is_compared_with_the_past() -> None:
@@ -317,7 +317,7 @@ def test_wrong_positions_are_refused_and_nothing_changes() -> None:
     decoding = decoder()
     decoding.reset(ROBOT.home)
     for q in ([0.0], ROBOT.home * np.nan):
-        for call in (decoding.reset, decoding.begin, decoding.observe):
+        for call in (decoding.reset, decoding.start_video, decoding.observe):
             with pytest.raises(InputError, match="finite joint positions"):
                 call(q)
         with pytest.raises(InputError, match="finite joint positions"):
@@ -331,25 +331,25 @@ def test_commands_taken_frame_by_frame_are_those_taken_at_once() -> None:
     at_once, bit_by_bit = decoder(), decoder()
     for one in (at_once, bit_by_bit):
         one.reset(q[0])
-    expected = at_once.follow(at_once.reader.read(video))
-    bit_by_bit.lead(bit_by_bit.reader.read(video))
-    parts = [bit_by_bit.more(k / RATE) for k in range(1, len(video))]
-    assert all(len(part) == 4 for part in parts) and len(bit_by_bit.more()) == 0
+    expected = at_once.follow(at_once.pose_tracker.measure(video))
+    bit_by_bit.append(bit_by_bit.pose_tracker.measure(video))
+    parts = [bit_by_bit.next(k / RATE) for k in range(1, len(video))]
+    assert all(len(part) == 4 for part in parts) and len(bit_by_bit.next()) == 0
     np.testing.assert_allclose(_joined(parts).position, expected.position, atol=1e-9)
-    np.testing.assert_allclose(bit_by_bit.wanted([bit_by_bit.led]), q[-1:], atol=1e-6)
+    np.testing.assert_allclose(bit_by_bit.reference([bit_by_bit.horizon_end]), q[-1:], atol=1e-6)
 
 
 def test_what_lies_ahead_can_be_moved_and_what_was_commanded_stays() -> None:
     q, off = motion(0.72), np.where(ROBOT.gripper_mask, 0.0, 0.03)
     video, moved = np.stack([picture(x) for x in q]), decoder()
     moved.reset(q[0])
-    moved.lead(moved.reader.read(video))
-    first = moved.more(4 / RATE)
-    here = moved.wanted(first.time)
-    moved.correct(off)
-    np.testing.assert_allclose(moved.wanted(first.time), here, atol=0.01)
-    np.testing.assert_allclose(moved.wanted([moved.led]), q[-1:] + off, atol=1e-6)
-    told = _joined([first, moved.more(), moved.coast(50)])
-    assert _exceeded(told.position, MotionLimits.of(ROBOT), 1 / 50) <= 1
+    moved.append(moved.pose_tracker.measure(video))
+    first = moved.next(4 / RATE)
+    here = moved.reference(first.time)
+    moved.shift_reference(off)
+    np.testing.assert_allclose(moved.reference(first.time), here, atol=0.01)
+    np.testing.assert_allclose(moved.reference([moved.horizon_end]), q[-1:] + off, atol=1e-6)
+    told = _joined([first, moved.next(), moved.hold(50)])
+    assert _exceeded(told.position, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
     with pytest.raises(InputError, match="finite"):
-        moved.correct(np.nan * off)
+        moved.shift_reference(np.nan * off)

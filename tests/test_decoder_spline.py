@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jidm import Embodiment
-from jidm.adapters.decoder import LimitedSpline, MotionLimits
+from jidm.control import LimitedSpline, MotionLimits
 from jidm.errors import InputError
 
 KNOT, FINE = 0.02, 10
@@ -26,7 +26,7 @@ def _steered(spline: LimitedSpline, paths: np.ndarray, weight: float = 1.0) -> n
     """Positions FINE times a knot while the path jumps to each of these in turn, 5 knots each."""
     seen = []
     for wanted in paths:
-        spline.steer(np.tile(wanted, (len(spline.planned), 1)), np.full(len(spline.planned), weight))
+        spline.replan(np.tile(wanted, (len(spline.planned_times), 1)), np.full(len(spline.planned_times), weight))
         for _ in range(5):
             seen.append(spline.at(spline.time + KNOT * np.arange(FINE) / FINE).position)
             spline.advance()
@@ -46,7 +46,7 @@ def _exceeded(q: np.ndarray, limits: MotionLimits, dt: float) -> float:
 @pytest.mark.parametrize("name", Embodiment.names())
 def test_no_limit_of_any_robot_is_exceeded(name: str) -> None:
     robot = Embodiment.load(name)
-    limits = MotionLimits.of(robot)
+    limits = MotionLimits.from_embodiment(robot)
     rng = np.random.default_rng(0)
     low, high = np.nan_to_num(robot.lower, neginf=-3.0), np.nan_to_num(robot.upper, posinf=3.0)
     paths = rng.uniform(low - 0.3, high + 0.3, (40, robot.n))
@@ -98,8 +98,8 @@ def test_a_path_that_keeps_the_limits_is_followed() -> None:
     spline = LimitedSpline(_limits(), [0.0, 0.0], knot=KNOT)
     off = []
     for _ in range(100):
-        t = spline.planned[:, None]
-        spline.steer(np.repeat(0.3 * (1 - np.cos(2 * t)), 2, 1), np.ones(len(t)))
+        t = spline.planned_times[:, None]
+        spline.replan(np.repeat(0.3 * (1 - np.cos(2 * t)), 2, 1), np.ones(len(t)))
         off.append(spline.at(spline.time).position[0] - 0.3 * (1 - np.cos(2 * spline.time)))
         spline.advance()
     assert np.abs(off).max() < 2e-3
@@ -107,18 +107,18 @@ def test_a_path_that_keeps_the_limits_is_followed() -> None:
 
 def test_at_the_bandwidth_half_the_amplitude_is_left() -> None:
     free = MotionLimits(*(np.full(1, x) for x in (-math.inf, math.inf, math.inf, math.inf, math.inf)))
-    spline = LimitedSpline(free, [0.0], knot=KNOT, bandwidth=3.0, ahead=2.0)
+    spline = LimitedSpline(free, [0.0], knot=KNOT, bandwidth=3.0, horizon=2.0)
     q = []
     for _ in range(200):
-        t = spline.planned[:, None]
-        spline.steer(np.sin(2 * np.pi * 3.0 * t), np.ones(len(t)))
+        t = spline.planned_times[:, None]
+        spline.replan(np.sin(2 * np.pi * 3.0 * t), np.ones(len(t)))
         q.append(spline.at(spline.time).position[0, 0])
         spline.advance()
     assert np.ptp(q[100:]) / 2 == pytest.approx(0.5, abs=0.1)
 
 
 def test_left_alone_it_comes_to_rest_and_stays() -> None:
-    spline = LimitedSpline(_limits(), [0.0, 0.0], knot=KNOT, ahead=0.8)
+    spline = LimitedSpline(_limits(), [0.0, 0.0], knot=KNOT, horizon=0.8)
     _steered(spline, np.array([[1.0, -1.0]] * 3))
     assert np.abs(spline.at(spline.time).velocity).max() > 0.5
     spline.advance(41)
@@ -141,7 +141,7 @@ def test_moving_it_by_something_changes_where_it_is_and_not_how_it_moves() -> No
     spline = LimitedSpline(_limits(), [0.0, 0.0], knot=KNOT)
     _steered(spline, np.array([[0.5, -0.4]] * 2))
     before = spline.at(spline.time + 0.1)
-    spline.move_by([0.05, -0.02])
+    spline.shift([0.05, -0.02])
     after = spline.at(spline.time + 0.1)
     np.testing.assert_allclose(after.position - before.position, [[0.05, -0.02]])
     np.testing.assert_allclose(after.velocity, before.velocity, atol=1e-12)
@@ -152,7 +152,7 @@ def test_what_is_fixed_stays() -> None:
     _steered(spline, np.array([[0.5, -0.4]] * 2))
     at = np.linspace(spline.time - KNOT, spline.time, 7)
     before = spline.at(at)
-    spline.steer(np.full((len(spline.planned), 2), -1.0), np.ones(len(spline.planned)))
+    spline.replan(np.full((len(spline.planned_times), 2), -1.0), np.ones(len(spline.planned_times)))
     for name in ("position", "velocity", "acceleration"):
         assert np.array_equal(getattr(spline.at(at), name), getattr(before, name))
 
@@ -166,11 +166,11 @@ def test_what_is_fixed_stays() -> None:
 )
 def test_a_path_that_is_none_is_refused(path: object, weight: object, words: str) -> None:
     spline = LimitedSpline(_limits(), [0.0, 0.0], knot=KNOT)
-    m = len(spline.planned)
-    before = spline.at(spline.planned).position
+    m = len(spline.planned_times)
+    before = spline.at(spline.planned_times).position
     with pytest.raises(InputError, match=words):
-        spline.steer(np.zeros(path) if path else np.full((m, 2), np.nan), np.ones(weight or m))  # type: ignore[call-overload]
-    assert np.array_equal(spline.at(spline.planned).position, before)
+        spline.replan(np.zeros(path) if path else np.full((m, 2), np.nan), np.ones(weight or m))  # type: ignore[call-overload]
+    assert np.array_equal(spline.at(spline.planned_times).position, before)
 
 
 def test_the_past_is_gone() -> None:
@@ -194,6 +194,6 @@ def test_wrong_limits_are_refused() -> None:
         with pytest.raises(InputError):
             _limits(**wrong)
     with pytest.raises(InputError, match="share"):
-        MotionLimits.of(Embodiment.load("panda"), share=1.5)
-    half = MotionLimits.of(Embodiment.load("panda"), share=0.5)
+        MotionLimits.from_embodiment(Embodiment.load("panda"), scale=1.5)
+    half = MotionLimits.from_embodiment(Embodiment.load("panda"), scale=0.5)
     np.testing.assert_allclose(half.velocity, Embodiment.load("panda").velocity / 2)

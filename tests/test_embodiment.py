@@ -16,7 +16,7 @@ import pytest
 
 from jidm.errors import EmbodimentError
 from jidm.robot import registry
-from jidm.robot.embodiment import VECTORS, Embodiment
+from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
 from jidm.robot.kinematics import Kinematics
 
 NAMES = (
@@ -38,13 +38,13 @@ def test_the_registry_holds_what_is_shipped() -> None:
 def test_descriptor_is_complete_and_consistent(name: str) -> None:
     e = Embodiment.load(name)
     assert e.name == name and e.n == JOINTS[name] and e.base_link == e.model.root
-    for vector in VECTORS:
+    for vector in JOINT_VECTORS:
         assert getattr(e, vector).shape == (e.n,), vector
         assert np.isfinite(getattr(e, vector)).all(), vector
-    assert (e.lower < e.upper).all() and (e.velocity > 0).all() and (e.amplitude > 0).all()
+    assert (e.lower < e.upper).all() and (e.velocity > 0).all() and (e.exploration_range > 0).all()
     assert e.within_limits(e.home).all()
     assert 1e-4 <= e.control_dt <= 0.1
-    assert e.tip_links and e.title and e.licence and e.source
+    assert e.tip_links and e.title and e.license and e.source
     types = {j.name: j.type for j in e.model.joints}
     assert e.joint_types == tuple(types[x] for x in e.joint_names)
     # Every number says where it comes from, or that it was chosen.
@@ -123,7 +123,7 @@ def test_default_cameras_see_the_robot(name: str) -> None:
     import torch
 
     e = Embodiment.load(name)
-    low, high = np.maximum(e.lower, e.home - e.amplitude), np.minimum(e.upper, e.home + e.amplitude)
+    low, high = np.maximum(e.lower, e.home - e.exploration_range), np.minimum(e.upper, e.home + e.exploration_range)
     play = np.random.default_rng(0).uniform(low, high, size=(200, e.n))
     q = torch.as_tensor(np.vstack([e.home, play]))
     origins = Kinematics.from_embodiment(e).link_poses(q)[..., :3, 3]

@@ -11,9 +11,9 @@ from aloha_scene import aloha_embodiment
 from conftest import material
 
 from jidm.errors import EmbodimentError, UrdfError
+from jidm.robot.composition import rigid_transform
 from jidm.robot.embodiment import Embodiment, compose
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.mount import rigid
 
 
 def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
@@ -27,7 +27,10 @@ def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
 def test_each_part_moves_as_it_does_alone() -> None:
     """T_base_part @ (pose of the link in the part alone) = pose of the link in the whole, mimics included."""
     arm, finger = Embodiment.load("piper"), Embodiment.load("planar_finger_3")
-    T_left, T_right = rigid((0.1, 0.4, 0.02), (0.3, -0.2, 1.0)), rigid((-0.3, 0.0, 0.5), (0.0, 3.0, -2.0))
+    T_left, T_right = (
+        rigid_transform((0.1, 0.4, 0.02), (0.3, -0.2, 1.0)),
+        rigid_transform((-0.3, 0.0, 0.5), (0.0, 3.0, -2.0)),
+    )
     whole = compose("pair", left=(arm, T_left), right=(finger, T_right))
     assert whole.n == arm.n + finger.n and whole.name == "pair" and whole.base_link == "base"
     rng = np.random.default_rng(0)
@@ -56,7 +59,7 @@ def test_numbers_names_and_conventions_are_joined() -> None:
 
 def test_a_parts_camera_sees_the_same_picture() -> None:
     finger = Embodiment.load("planar_finger_2")
-    T = rigid((0.5, -0.2, 0.3), (0.1, 0.2, 0.3))
+    T = rigid_transform((0.5, -0.2, 0.3), (0.1, 0.2, 0.3))
     whole = compose(a=finger, b=(finger, T))
     alone = poses(finger, finger.home)["tip"][:3, 3]
     there = poses(whole, whole.home)["b_tip"][:3, 3]
@@ -67,7 +70,7 @@ def test_a_parts_camera_sees_the_same_picture() -> None:
 
 def test_a_matrix_camera_of_a_part_moves_along(tmp_path: Path) -> None:
     one = from_text(tmp_path, cameras={"front": Embodiment.load("planar_finger_1").camera("front").to_dict()})
-    T = rigid((0.5, -0.2, 0.3), (0.1, 0.2, 0.3))
+    T = rigid_transform((0.5, -0.2, 0.3), (0.1, 0.2, 0.3))
     whole = compose(b=(one, T))
     p = np.array([0.05, 0.02, 0.01])
     moved = T[:3, :3] @ p + T[:3, 3]
@@ -80,7 +83,7 @@ def test_a_matrix_camera_of_a_part_moves_along(tmp_path: Path) -> None:
 
 def test_composing_depends_on_every_part_and_place() -> None:
     a, b = Embodiment.load("planar_finger_1"), Embodiment.load("planar_finger_2")
-    T = rigid((1.0, 0, 0))
+    T = rigid_transform((1.0, 0, 0))
     hashes = {compose("x", left=a, right=(b, T)).content_hash for _ in range(2)}
     hashes |= {compose("x", left=a, right=(b, np.eye(4))).content_hash, compose("x", left=a, right=(a, T)).content_hash}
     hashes |= {compose("x", right=a, left=(b, T)).content_hash, compose("y", left=a, right=(b, T)).content_hash}
@@ -89,8 +92,8 @@ def test_composing_depends_on_every_part_and_place() -> None:
 
 
 def test_compositions_nest() -> None:
-    pair = compose("pair", a="planar_finger_1", b=("planar_finger_1", rigid((0, 1, 0))))
-    four = compose("four", left=pair, right=(pair, rigid((1, 0, 0))))
+    pair = compose("pair", a="planar_finger_1", b=("planar_finger_1", rigid_transform((0, 1, 0))))
+    four = compose("four", left=pair, right=(pair, rigid_transform((1, 0, 0))))
     assert four.joint_names == ("left_a_hinge1", "left_b_hinge1", "right_a_hinge1", "right_b_hinge1")
     np.testing.assert_allclose(poses(four, np.zeros(4))["right_b_tip"][:3, 3], [1.1, 1, 0], atol=1e-12)
 
@@ -135,7 +138,7 @@ def test_any_urdf_becomes_a_usable_embodiment(tmp_path: Path) -> None:
     np.testing.assert_array_equal(e.velocity, [np.inf, np.inf, 0.4])
     np.testing.assert_array_equal(e.effort, [np.inf, np.inf, 7])
     np.testing.assert_array_equal(e.home, [0, 1, 0])
-    np.testing.assert_allclose(e.amplitude, [0.5, 0.25, 0.1])
+    np.testing.assert_allclose(e.exploration_range, [0.5, 0.25, 0.1])
     assert np.isinf(e.acceleration).all() and e.gripper_joints == () and e.control_dt == 0.02
     assert "wheel, far" in e.notes["velocity"] and "control_dt" in e.notes  # every default is said
     origins = torch.as_tensor(np.stack([T[:3, 3] for T in poses(e, e.home).values()]))
@@ -252,7 +255,7 @@ def test_aloha_arms_agree_with_pinocchio() -> None:
 
 def test_aloha_camera_looks_straight_down() -> None:
     _, _, form = aloha_embodiment(material("aloha_sim"))
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
 
     camera = Camera.from_dict(form)
     uv, depth = camera.project(torch.tensor([[0.0, 0.6, 0.0], [0.1, 0.6, 0.0], [0.0, 0.7, 0.0]], dtype=torch.float64))

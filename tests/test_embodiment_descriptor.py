@@ -10,7 +10,7 @@ import pytest
 
 from jidm.errors import EmbodimentError, JidmError
 from jidm.robot.descriptor import read_descriptor
-from jidm.robot.registry import shipped_folder
+from jidm.robot.registry import bundled_folder
 
 URDF = """<robot name="two"><link name="base"/><link name="a"/><link name="b"/><link name="c"/>
 <joint name="j1" type="revolute"><parent link="base"/><child link="a"/><axis xyz="0 0 1"/>
@@ -191,5 +191,5 @@ def test_missing_folder_and_missing_package(folder: Path) -> None:
 
 
 def test_shipped_descriptors_carry_their_folders_name() -> None:
-    for file in shipped_folder().glob("*/embodiment.toml"):
+    for file in bundled_folder().glob("*/embodiment.toml"):
         assert f'name = "{file.parent.name}"\n' in file.read_text(encoding="utf-8")

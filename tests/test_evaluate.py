@@ -10,25 +10,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from written_poses import Reader, Recording
+from written_poses import InMemoryDataset, PixelPoseModel
 
+from jidm.baselines.idm import BaselineIDM
+from jidm.camera.model import Camera
 from jidm.cli import main
 from jidm.errors import DatasetError, InputError
-from jidm.field.analytic import AnalyticField
+from jidm.estimation.result import JointMotion
+from jidm.evaluation import metrics
+from jidm.evaluation.evaluate import EvalConfig, HeldOut, evaluate, input_size
+from jidm.evaluation.field_metrics import FieldPrediction, predict_field
+from jidm.evaluation.ground_truth import GroundTruthView, letterbox_camera, make_surface_field
+from jidm.evaluation.summary import compare_models, summarize, summary_table
+from jidm.fields.analytic import AnalyticField
 from jidm.idm import JacobianIDM
-from jidm.joint_motion import JointMotion
-from jidm.learn import metrics
-from jidm.learn.baselines.idm import BaselineIDM
-from jidm.learn.batch import JointStats
-from jidm.learn.evaluate import HeldOut, Protocol, evaluate, picture_size
-from jidm.learn.exact_view import ExactView, fitted_camera, surface_of
-from jidm.learn.field_probe import FieldProbe, probe
-from jidm.learn.scores import compared, scores, table
-from jidm.learn.zoo import model_class
-from jidm.motion.fit import Fit
-from jidm.robot.camera import Camera
+from jidm.model_registry import model_class
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.training.data.batch import JointStats
+from jidm.video.letterbox import Letterbox
 
 NAMES = ("joint_1", "joint_2")
 
@@ -40,15 +40,15 @@ def smooth(frames: int, seed: int, n: int = 2) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def recording() -> Recording:
-    return Recording({k: smooth(60, k) for k in (0, 1, 4, 16)}, NAMES)
+def recording() -> InMemoryDataset:
+    return InMemoryDataset({k: smooth(60, k) for k in (0, 1, 4, 16)}, NAMES)
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_perfect_reader_gets_perfect_figures(recording: Recording):
-    figures = scores(evaluate(Reader(NAMES), HeldOut(recording), name="perfect"))
+def test_a_perfect_reader_gets_perfect_figures(recording: InMemoryDataset):
+    figures = summarize(evaluate(PixelPoseModel(NAMES), HeldOut(recording), name="perfect"))
     assert figures["episodes"] == 4 and figures["failed"] == [] and figures["steps"] == 4 * 59
     assert figures["nve"] < 1e-3 and figures["nve_pairs"] < 1e-3 and figures["position_share"] == 1.0
     assert figures["correlation_mean"] == pytest.approx(1.0, abs=1e-6)
@@ -56,8 +56,8 @@ def test_a_perfect_reader_gets_perfect_figures(recording: Recording):
     assert json.dumps(figures, allow_nan=False)
 
 
-def test_a_reader_that_errs_by_a_tenth_has_that_nve(recording: Recording):
-    figures = scores(evaluate(Reader(NAMES, scale=0.9), HeldOut(recording), name="tenth"))
+def test_a_reader_that_errs_by_a_tenth_has_that_nve(recording: InMemoryDataset):
+    figures = summarize(evaluate(PixelPoseModel(NAMES, scale=0.9), HeldOut(recording), name="tenth"))
     truth = np.concatenate([np.diff(q, axis=0) for q in recording.q.values()])
     assert figures["nve"] == pytest.approx(0.1, abs=1e-4)
     assert list(figures["nve_per_joint"].values()) == pytest.approx([0.1, 0.1], abs=1e-4)
@@ -69,36 +69,36 @@ def test_a_reader_that_errs_by_a_tenth_has_that_nve(recording: Recording):
     assert figures["coverage_68"] == pytest.approx(inside, abs=1e-6)
 
 
-def test_a_step_that_is_not_valid_counts_as_it_stands(recording: Recording):
-    figures = scores(evaluate(Reader(NAMES, invalid=3), HeldOut(recording), name="gap"))
+def test_a_step_that_is_not_valid_counts_as_it_stands(recording: InMemoryDataset):
+    figures = summarize(evaluate(PixelPoseModel(NAMES, invalid=3), HeldOut(recording), name="gap"))
     steps = [np.abs(np.diff(q, axis=0)) for q in recording.q.values()]
     assert figures["valid_share"] == pytest.approx(58 / 59)
     assert figures["nve"] == pytest.approx(sum(s[3].sum() for s in steps) / sum(s.sum() for s in steps), abs=1e-4)
 
 
-def test_only_the_judged_joints_count(recording: Recording):
-    class OneWrong(Reader):
-        def step_pairs(self, *args):
-            return super().step_pairs(*args) * torch.tensor([1.0, 0.0])
+def test_only_the_judged_joints_count(recording: InMemoryDataset):
+    class OneWrong(PixelPoseModel):
+        def predict_steps(self, *args):
+            return super().predict_steps(*args) * torch.tensor([1.0, 0.0])
 
-    whole = scores(evaluate(OneWrong(NAMES), HeldOut(recording)))
-    first = scores(evaluate(OneWrong(NAMES), HeldOut(recording, Protocol(joints=("joint_1",)))))
+    whole = summarize(evaluate(OneWrong(NAMES), HeldOut(recording)))
+    first = summarize(evaluate(OneWrong(NAMES), HeldOut(recording, EvalConfig(joints=("joint_1",)))))
     assert whole["nve"] > 0.3 and first["nve"] < 1e-3
     assert whole["action_mse"] > 1e-5 and first["action_mse"] < 1e-9 and first["action_mse_pairs"] < 1e-9
     assert list(first["nve_per_joint"]) == ["joint_1"] == first["joints"]
     with pytest.raises(InputError, match="did you mean 'joint_1'"):
-        HeldOut(recording, Protocol(joints=("joint1",))).judged(NAMES)
+        HeldOut(recording, EvalConfig(joints=("joint1",))).joint_mask(NAMES)
 
 
 def test_joints_at_rest_have_no_correlation():
     q = {k: np.concatenate([smooth(30, k, 1), np.full((30, 1), 0.3)], axis=1) for k in range(2)}
-    figures = scores(evaluate(Reader(NAMES), HeldOut(Recording(q, NAMES))))
+    figures = summarize(evaluate(PixelPoseModel(NAMES), HeldOut(InMemoryDataset(q, NAMES))))
     assert list(figures["correlation"]) == ["joint_1"] == figures["moving_joints"]
     assert figures["nve_per_joint"]["joint_2"] is None
 
 
-def test_ratios_are_of_the_episodes_that_all_decoded(recording: Recording):
-    class Fails(Reader):
+def test_ratios_are_of_the_episodes_that_all_decoded(recording: InMemoryDataset):
+    class Fails(PixelPoseModel):
         def decode(self, video, **how):
             if len(self.seen) == 1:
                 self.seen.append(0)
@@ -109,95 +109,97 @@ def test_ratios_are_of_the_episodes_that_all_decoded(recording: Recording):
     rival = Fails(NAMES, scale=0.8)
     rival.seen = []
     both = {
-        "ours": evaluate(Reader(NAMES, scale=0.9), HeldOut(recording), name="ours"),
+        "ours": evaluate(PixelPoseModel(NAMES, scale=0.9), HeldOut(recording), name="ours"),
         "rival": evaluate(rival, HeldOut(recording), name="rival"),
     }
     assert both["rival"].failed == {1: "RuntimeError: lens cap"} and len(both["rival"].episodes) == 3
-    assert compared(both, "ours")["rival"]["action_mse_ratio"] == pytest.approx(0.25, rel=1e-3)
-    rows = table([scores(e) for e in both.values()])
+    assert compare_models(both, "ours")["rival"]["action_mse_ratio"] == pytest.approx(0.25, rel=1e-3)
+    rows = summary_table([summarize(e) for e in both.values()])
     assert rows[0][0] == "MODEL" and rows[1][-1] == "4/4" and rows[2][-1] == "3/4"
     assert len({len(row) for row in rows}) == 1
 
 
-def test_figures_of_nothing_but_failures_are_told(recording: Recording):
-    class Broken(Reader):
+def test_figures_of_nothing_but_failures_are_told(recording: InMemoryDataset):
+    class Broken(PixelPoseModel):
         def decode(self, video, **how):
             raise ValueError("no")
 
-    figures = scores(evaluate(Broken(NAMES), HeldOut(recording), name="broken"))
+    figures = summarize(evaluate(Broken(NAMES), HeldOut(recording), name="broken"))
     assert figures["episodes"] == 0 and len(figures["failed"]) == 4
-    assert table([figures])[1][-1] == "0/4"
+    assert summary_table([figures])[1][-1] == "0/4"
 
 
 # ---- protocol -------------------------------------------------------------------------------------------------------
 
 
-def test_a_spread_that_was_not_measured_is_no_claim(recording: Recording):
-    class Regression(Reader):
+def test_a_spread_that_was_not_measured_is_no_claim(recording: InMemoryDataset):
+    class Regression(PixelPoseModel):
         def decode(self, video, **how):
             return replace(super().decode(video, **how), provenance={"not_measured": ["covariance"]})
 
-    figures = scores(evaluate(Regression(NAMES), HeldOut(recording)))
+    figures = summarize(evaluate(Regression(NAMES), HeldOut(recording)))
     assert figures["coverage_68"] is figures["coverage_95"] is figures["position_coverage_95"] is None
     assert figures["nve"] < 1e-3
 
 
-def test_stride_makes_longer_steps_at_a_lower_rate(recording: Recording):
-    held_out = HeldOut(recording, Protocol(stride=3, frames=11, episodes=(4,)))
+def test_stride_makes_longer_steps_at_a_lower_rate(recording: InMemoryDataset):
+    held_out = HeldOut(recording, EvalConfig(stride=3, frames=11, episodes=(4,)))
     clip = held_out.clip(4, NAMES)
     assert clip.fps == pytest.approx(16 / 3) and clip.frame == tuple(range(0, 33, 3))
     assert torch.equal(clip.q, torch.from_numpy(recording.q[4][0:33:3]))
-    result = evaluate(Reader(NAMES), held_out).episodes[0]
+    result = evaluate(PixelPoseModel(NAMES), held_out).episodes[0]
     assert torch.allclose(result.motion.delta_q, result.delta_q, atol=1e-5)
     assert result.motion.time[1] == pytest.approx(3 / 16)
 
 
-def test_the_frame_before_is_the_one_before(recording: Recording):
-    class Backwards(Reader):
-        def step_pairs(self, first, second, before=None):
-            return super().step_pairs(before if before is not None else first, second)
+def test_the_frame_before_is_the_one_before(recording: InMemoryDataset):
+    class Backwards(PixelPoseModel):
+        def predict_steps(self, first, second, before=None):
+            return super().predict_steps(before if before is not None else first, second)
 
-    episode = evaluate(Backwards(NAMES), HeldOut(recording, Protocol(episodes=(1,)))).episodes[0]
+    episode = evaluate(Backwards(NAMES), HeldOut(recording, EvalConfig(episodes=(1,)))).episodes[0]
     q = torch.from_numpy(recording.q[1])
     expected = torch.cat([q[1:2] - q[:1], q[2:] - q[:-2]])  # at an episode's start the frame stands for its forerunner
     assert torch.allclose(episode.pair_steps, expected, atol=1e-5)
 
 
-def test_joints_are_found_by_name_in_any_order(recording: Recording):
+def test_joints_are_found_by_name_in_any_order(recording: InMemoryDataset):
     clip = HeldOut(recording).clip(0, NAMES[::-1])
     assert np.array_equal(clip.q.numpy(), recording.q[0][:, ::-1])
     with pytest.raises(DatasetError, match="no joint 'elbow'"):
         HeldOut(recording).clip(0, ("elbow",))
 
 
-def test_wrong_choices_are_refused_by_name(recording: Recording):
+def test_wrong_choices_are_refused_by_name(recording: InMemoryDataset):
     with pytest.raises(DatasetError, match=r"no episodes \[7\]; it has 4 episodes"):
-        HeldOut(recording, Protocol(episodes=(0, 7)))
+        HeldOut(recording, EvalConfig(episodes=(0, 7)))
     with pytest.raises(DatasetError, match=r"no camera 'fronl'.*did you mean 'front'"):
-        HeldOut(recording, Protocol(camera="fronl"))
+        HeldOut(recording, EvalConfig(camera="fronl"))
     with pytest.raises(InputError, match="stride"):
-        Protocol(stride=0)
+        EvalConfig(stride=0)
     foreign = replace(recording, recipe={"embodiment": "planar_finger_2", "embodiment_hash": "f" * 64})
     with pytest.raises(DatasetError, match="content hash ffffffffffff"):
         HeldOut(foreign)
 
 
-def test_the_first_pose_is_told_or_kept_back(recording: Recording):
+def test_the_first_pose_is_told_or_kept_back(recording: InMemoryDataset):
     told = []
 
-    class Listener(Reader):
+    class Listener(PixelPoseModel):
         def decode(self, video: torch.Tensor, *, q0: torch.Tensor | None, fps: float) -> JointMotion:
             told.append(q0 is not None)
             return super().decode(video, q0=torch.zeros(len(NAMES)).double() if q0 is None else q0, fps=fps)
 
     for start in (True, False):
-        evaluate(Listener(NAMES), HeldOut(recording, Protocol(told_start=start, episodes=(0,))), name="it")
+        evaluate(Listener(NAMES), HeldOut(recording, EvalConfig(given_initial_pose=start, episodes=(0,))), name="it")
     assert told == [True, False]
 
 
-def test_a_change_of_the_pictures_reaches_the_model(recording: Recording):
-    frozen = evaluate(Reader(NAMES), HeldOut(recording), change=lambda video, clip: video[:1].expand_as(video))
-    assert scores(frozen)["nve"] == pytest.approx(1.0)
+def test_a_change_of_the_pictures_reaches_the_model(recording: InMemoryDataset):
+    frozen = evaluate(
+        PixelPoseModel(NAMES), HeldOut(recording), corruption=lambda video, clip: video[:1].expand_as(video)
+    )
+    assert summarize(frozen)["nve"] == pytest.approx(1.0)
 
 
 # ---- the exact view -------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def camera(finger: Embodiment) -> Camera:
 
 
 @pytest.fixture(scope="module")
-def seen(finger: Embodiment, camera: Camera) -> Recording:
+def seen(finger: Embodiment, camera: Camera) -> InMemoryDataset:
     """A recording with exact extras, computed by the surface points of the analytic field."""
     q = {0: smooth(6, 0)}
     field = AnalyticField(finger, camera.resized(16, 16), points=20000, occluders=20000)
@@ -222,12 +224,14 @@ def seen(finger: Embodiment, camera: Camera) -> Recording:
     for t in range(6):
         pose = field.at(torch.from_numpy(q[0][t]))
         surface = pose.surface()
-        p = field.kinematics.move_points(field.kinematics.link_poses(pose.q), pose.skin.link, pose.skin.p_link)
+        p = field.kinematics.transform_points(
+            field.kinematics.link_poses(pose.q), pose.surface_points.link, pose.surface_points.p_link
+        )
         z = field.camera.transform(p)[:, 2]
         for k in torch.argsort(z, descending=True).tolist():
             u, v = surface.points[k].round().long().tolist()
             if surface.visible[k] and 0 <= u < 16 and 0 <= v < 16:
-                depth[t, v, u], links[t, v, u] = z[k], pose.skin.link[k]
+                depth[t, v, u], links[t, v, u] = z[k], pose.surface_points.link[k]
     row = torch.cat([camera.K[[0, 1, 0, 1], [0, 1, 2, 2]], camera.T_camera_base[:3].reshape(-1)]).numpy()
     extras = {
         "observation.depth.front": {0: depth},
@@ -235,19 +239,19 @@ def seen(finger: Embodiment, camera: Camera) -> Recording:
         "observation.camera.front": {0: np.tile(row, (6, 1))},
     }
     recipe = {"embodiment": finger.name, "embodiment_hash": finger.content_hash}
-    return Recording(q, finger.joint_names, size=(64, 64), recipe=recipe, extras=extras)
+    return InMemoryDataset(q, finger.joint_names, size=(64, 64), recipe=recipe, extras=extras)
 
 
-def test_recorded_camera_is_read_back(seen: Recording, camera: Camera):
-    view = HeldOut(seen).clip(0, seen.joint_names).view
+def test_recorded_camera_is_read_back(seen: InMemoryDataset, camera: Camera):
+    view = HeldOut(seen).clip(0, seen.joint_names).ground_truth
     assert view is not None and len(view.cameras) == 1
     assert torch.allclose(view.camera(3).K, camera.K) and torch.allclose(
         view.camera(3).T_camera_base, camera.T_camera_base
     )
 
 
-def test_what_stands_in_front_of_the_robot_is_not_the_robot(seen: Recording):
-    view = HeldOut(seen).clip(0, seen.joint_names).view
+def test_what_stands_in_front_of_the_robot_is_not_the_robot(seen: InMemoryDataset):
+    view = HeldOut(seen).clip(0, seen.joint_names).ground_truth
     q = torch.from_numpy(seen.q[0][2])
     v, u = (view.links[2] >= 0).nonzero()[5].tolist()
     assert view.jacobian(2, q, 16, 16)[1][v, u] == 1
@@ -256,15 +260,15 @@ def test_what_stands_in_front_of_the_robot_is_not_the_robot(seen: Recording):
 
 
 def test_a_fitted_camera_sees_points_where_the_fit_puts_them(camera: Camera):
-    fit = Fit(64, 64, 40, 72)
+    fit = Letterbox(64, 64, 40, 72)
     p = torch.tensor([[0.05, 0.02, 0.0], [-0.03, 0.1, 0.05]], dtype=torch.float64)
-    uv, other = camera.project(p)[0], fitted_camera(camera, fit).project(p)[0]
+    uv, other = camera.project(p)[0], letterbox_camera(camera, fit).project(p)[0]
     scale, offset = torch.tensor([fit.scale_u, fit.scale_v]), torch.tensor([fit.left, fit.top])
     assert torch.allclose(other, (uv + 0.5) * scale - 0.5 + offset)
 
 
-def test_exact_flow_is_the_exact_field_times_a_small_step(seen: Recording):
-    view = HeldOut(seen).clip(0, seen.joint_names).view
+def test_exact_flow_is_the_exact_field_times_a_small_step(seen: InMemoryDataset):
+    view = HeldOut(seen).clip(0, seen.joint_names).ground_truth
     q = torch.from_numpy(seen.q[0][2])
     step = torch.tensor([1e-3, -2e-3], dtype=torch.float64)
     flow, where = view.flow(2, q, q + step, 16, 16)
@@ -276,8 +280,8 @@ def test_exact_flow_is_the_exact_field_times_a_small_step(seen: Recording):
     )
 
 
-def test_exact_flow_is_in_pixels_of_the_full_picture(seen: Recording, finger: Embodiment, camera: Camera):
-    view = HeldOut(seen).clip(0, seen.joint_names).view
+def test_exact_flow_is_in_pixels_of_the_full_picture(seen: InMemoryDataset, finger: Embodiment, camera: Camera):
+    view = HeldOut(seen).clip(0, seen.joint_names).ground_truth
     q, q_next = (torch.from_numpy(seen.q[0][t]) for t in (0, 5))
     flow, where = view.flow(0, q, q_next, 16, 16)
     points = AnalyticField(finger, camera, points=4000).at(q)
@@ -286,63 +290,63 @@ def test_exact_flow_is_in_pixels_of_the_full_picture(seen: Recording, finger: Em
     assert float((flow.norm(dim=0) * where).max()) == pytest.approx(float(largest), rel=0.1)
 
 
-def test_a_view_in_other_pictures_stays_exact(seen: Recording):
+def test_a_view_in_other_pictures_stays_exact(seen: InMemoryDataset):
     clip = HeldOut(seen).clip(0, seen.joint_names)
-    other = clip.fitted(64, 96)  # the same picture with black columns left and right
+    other = clip.letterbox(64, 96)  # the same picture with black columns left and right
     assert other.video.shape[-2:] == (64, 96) and torch.equal(other.video[..., 16:80], clip.video)
     q = torch.from_numpy(seen.q[0][2])
-    jacobian, mask = clip.view.jacobian(2, q, 16, 16)
-    wide, wide_mask = other.view.jacobian(2, q, 16, 24)
+    jacobian, mask = clip.ground_truth.jacobian(2, q, 16, 16)
+    wide, wide_mask = other.ground_truth.jacobian(2, q, 16, 24)
     assert torch.equal(wide_mask[:, 4:20], mask) and torch.allclose(wide[..., 4:20], jacobian)
     assert not bool(wide_mask[:, :4].any()) and not bool(wide_mask[:, 20:].any())
-    half = clip.fitted(32, 32).view.jacobian(2, q, 8, 8)[0]
+    half = clip.letterbox(32, 32).ground_truth.jacobian(2, q, 8, 8)[0]
     assert float(half.abs().max()) == pytest.approx(float(jacobian.abs().max()) / 2, rel=0.15)
-    flow, where = clip.view.flow(2, q, q + 0.1, 16, 16)
-    flow_wide, where_wide = other.view.flow(2, q, q + 0.1, 16, 24)
+    flow, where = clip.ground_truth.flow(2, q, q + 0.1, 16, 16)
+    flow_wide, where_wide = other.ground_truth.flow(2, q, q + 0.1, 16, 24)
     assert torch.allclose(flow_wide[..., 4:20], flow, atol=2e-2) and torch.equal(where_wide[:, 4:20], where)
 
 
-def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: Recording, finger: Embodiment):
-    class Exact(Reader):
+def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: InMemoryDataset, finger: Embodiment):
+    class Exact(PixelPoseModel):
         """Looks at its own idea of the pose, as `probe` hands it over, never at the truth."""
 
         wrong = 1.0
 
-        def probe(self, first, second, q):
-            view = HeldOut(seen).clip(0, seen.joint_names).view
+        def predict_field(self, first, second, q):
+            view = HeldOut(seen).clip(0, seen.joint_names).ground_truth
             t = int((torch.from_numpy(seen.q[0]) - q[0]).abs().sum(1).argmin())
             jacobian, mask = view.jacobian(t, q[0], 16, 16)
             flow, _ = view.flow(t, torch.from_numpy(seen.q[0][t]), torch.from_numpy(seen.q[0][t + 1]), 16, 16)
-            return FieldProbe(self.wrong * jacobian[None], mask[None], flow[None], None, torch.zeros(1, 2))
+            return FieldPrediction(self.wrong * jacobian[None], mask[None], flow[None], None, torch.zeros(1, 2))
 
     exact = Exact(seen.joint_names)
-    figures = scores(evaluate(exact, HeldOut(seen, Protocol(looks=3))))
+    figures = summarize(evaluate(exact, HeldOut(seen, EvalConfig(field_samples=3))))
     assert figures["field_error_mean"] < 1e-3 and figures["flow_epe_px"] < 2e-3 and figures["mask_iou"] == 1.0
     assert figures["flow_length_px"] > 0.1 and figures["tip_error_mm"] < 0.01
     exact.wrong = 0.7
-    figures = scores(evaluate(exact, HeldOut(seen, Protocol(looks=3))))
+    figures = summarize(evaluate(exact, HeldOut(seen, EvalConfig(field_samples=3))))
     assert list(figures["field_error"].values()) == pytest.approx([0.3, 0.3], abs=1e-3)
 
 
-def test_the_analytic_model_is_judged_like_the_others(seen: Recording, finger: Embodiment, camera: Camera):
-    evaluation = evaluate(JacobianIDM.from_embodiment(finger, camera=camera), HeldOut(seen, Protocol(frames=4)))
-    figures = scores(evaluation)
+def test_the_analytic_model_is_judged_like_the_others(seen: InMemoryDataset, finger: Embodiment, camera: Camera):
+    evaluation = evaluate(JacobianIDM.from_embodiment(finger, camera=camera), HeldOut(seen, EvalConfig(frames=4)))
+    figures = summarize(evaluation)
     assert not evaluation.failed and figures["episodes"] == len(seen.episode_indices)
     assert (figures["nve"] is not None and "nve_pairs" not in figures) or figures["nve_pairs"] is None
 
 
 def test_a_surface_is_sampled_once_and_seen_by_any_camera(finger: Embodiment, camera: Camera):
-    surface = surface_of(finger)
+    surface = make_surface_field(finger)
     q = torch.zeros(2, dtype=torch.float64)
-    one = ExactView(surface, (camera,), None, None)
+    one = GroundTruthView(surface, (camera,), None, None)
     wide = replace(camera, K=camera.K * torch.tensor([[0.5, 1, 1], [1, 0.5, 1], [1, 1, 1]]))
-    other = ExactView(surface, (wide,), None, None)
+    other = GroundTruthView(surface, (wide,), None, None)
     assert float(other.robot_mask(0, q).sum() / one.robot_mask(0, q).sum()) == pytest.approx(0.25, rel=0.3)
     assert one.flow(0, q, q, 16, 16) is None
 
 
-def test_tip_error_of_a_drifting_reader(seen: Recording, finger: Embodiment):
-    figures = scores(evaluate(Reader(seen.joint_names, scale=0.0), HeldOut(seen)))
+def test_tip_error_of_a_drifting_reader(seen: InMemoryDataset, finger: Embodiment):
+    figures = summarize(evaluate(PixelPoseModel(seen.joint_names, scale=0.0), HeldOut(seen)))
     kinematics = Kinematics.from_embodiment(finger)
     tip = finger.model.link_index(finger.tip_links[0])
     p = kinematics.link_poses(torch.from_numpy(seen.q[0]))[:, tip, :3, 3]
@@ -353,18 +357,18 @@ def test_tip_error_of_a_drifting_reader(seen: Recording, finger: Embodiment):
 
 
 @pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch, seen: Recording) -> dict[str, Reader]:
+def shelf(monkeypatch: pytest.MonkeyPatch, seen: InMemoryDataset) -> dict[str, PixelPoseModel]:
     """Stand-ins behind the command line: one recording, and models by name."""
     import jidm.checkpoint
-    import jidm.data
-    import jidm.learn.zoo
+    import jidm.datasets
+    import jidm.model_registry
 
-    models = {"good": Reader(seen.joint_names, scale=0.9), "poor": Reader(seen.joint_names, scale=0.5)}
+    models = {"good": PixelPoseModel(seen.joint_names, scale=0.9), "poor": PixelPoseModel(seen.joint_names, scale=0.5)}
     data = {"good": {"data_hash": "another"}, "poor": {"data_hash": seen.content_hash, "train_episodes": [0, 5]}}
     read = {name: SimpleNamespace(name=name, training={"data": data[name]}) for name in models}
-    monkeypatch.setattr(jidm.data, "open_dataset", lambda path: seen)
+    monkeypatch.setattr(jidm.datasets, "open_dataset", lambda path: seen)
     monkeypatch.setattr(jidm.checkpoint, "load_checkpoint", read.__getitem__)
-    monkeypatch.setattr(jidm.learn.zoo, "load_idm", lambda checkpoint: models[checkpoint.name])
+    monkeypatch.setattr(jidm.model_registry, "load_idm", lambda checkpoint: models[checkpoint.name])
     return models
 
 
@@ -412,25 +416,25 @@ def test_a_probe_of_a_learned_field_is_the_field_at_that_pose():
     idm = JacobianIDM(None, untrained("jacobian_field"), None)
     first, second = frames()
     q = torch.tensor([[0.1, 0.2], [0.0, -0.3], [0.4, 0.0]])
-    seen = probe(idm, first, second, q.double())
+    seen = predict_field(idm, first, second, q.double())
     with torch.no_grad():
         jacobian, mask = idm.field.jacobian(idm.field.encode(first), q)
     assert torch.allclose(seen.jacobian, jacobian) and torch.allclose(seen.mask, mask.sigmoid())
     assert seen.flow.shape == (3, 2, 16, 16) and seen.residual.shape == seen.weight.shape == (3, 16, 16)
     assert bool((seen.weight >= 0).all()) and 0.1 < float(seen.weight.max()) < 1
-    alone = probe(idm, first[1:2], second[1:2], q[1:2])
+    alone = predict_field(idm, first[1:2], second[1:2], q[1:2])
     assert torch.allclose(alone.delta_q, seen.delta_q[1:2], atol=1e-5)
 
 
 def test_a_probe_of_veras_solves_for_what_it_decodes():
     idm = BaselineIDM(untrained("vera"))
     first, second = frames()
-    seen = probe(idm, first, second, torch.zeros(3, 2))
-    assert seen.mask is None and torch.allclose(seen.delta_q, idm.step_pairs(first, second), atol=1e-6)
+    seen = predict_field(idm, first, second, torch.zeros(3, 2))
+    assert seen.mask is None and torch.allclose(seen.delta_q, idm.predict_steps(first, second), atol=1e-6)
     with torch.no_grad():
         assert torch.allclose(seen.jacobian, idm.model.jacobian(first))
 
 
 def test_a_model_without_a_field_has_nothing_to_look_into():
-    assert probe(BaselineIDM(untrained("direct")), *frames(), torch.zeros(3, 2)) is None
-    assert picture_size(BaselineIDM(untrained("direct"))) == (32, 32)
+    assert predict_field(BaselineIDM(untrained("direct")), *frames(), torch.zeros(3, 2)) is None
+    assert input_size(BaselineIDM(untrained("direct"))) == (32, 32)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from jidm.camera.model import Camera
 from jidm.errors import InputError, UrdfError
-from jidm.field.analytic import AnalyticField
-from jidm.field.base import ContourField, FieldAtPose, JacobianField
-from jidm.robot.camera import Camera
-from jidm.robot.contour import drawn_edges, sample_contour
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.base import ContourField, FieldAtPose, JacobianField
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.mesh_edges import feature_edges, sample_mesh_edges
 from jidm.robot.surface import shape_mesh
 
 # Mimic gripper on a slide, four fingers, two arms, the toy.
@@ -29,7 +29,7 @@ def field_of(name: str) -> AnalyticField:
 
 def near_home(e: Embodiment, *batch: int, seed: int = 0, share: float = 0.5) -> Tensor:
     rng = np.random.default_rng(seed)
-    q = e.home + share * e.amplitude * rng.uniform(-1, 1, (*batch, e.n))
+    q = e.home + share * e.exploration_range * rng.uniform(-1, 1, (*batch, e.n))
     return torch.as_tensor(np.clip(q, e.lower, e.upper))
 
 
@@ -62,7 +62,7 @@ def test_image_jacobians_are_the_slopes_of_the_points(name: str) -> None:
 def test_a_step_moves_the_points_as_forward_kinematics_says(name: str) -> None:
     field = field_of(name)
     e = field.embodiment
-    q, delta = near_home(e, 2), 0.2 * torch.as_tensor(np.array(e.amplitude))
+    q, delta = near_home(e, 2), 0.2 * torch.as_tensor(np.array(e.exploration_range))
     pose = field.at(q)
     moved = pose.surface(delta.expand(2, -1))
     there = field.at(q + delta)
@@ -135,14 +135,14 @@ def test_the_dense_field_explains_the_simulators_flow(
     name: str, least_overlap: float, most_error: float, least_good: float
 ) -> None:
     pytest.importorskip("pybullet")
-    from jidm.sim import World, exact_flow
+    from jidm.sim import Scene, exact_flow
 
     e = Embodiment.load(name)
     camera = e.camera().resized(160, 120)
     field = AnalyticField(e, camera)
     q = near_home(e, seed=1)
-    delta = 0.01 * torch.as_tensor(np.array(e.amplitude)) * (-1.0) ** torch.arange(e.n)
-    with World(e, supersample=1) as world:
+    delta = 0.01 * torch.as_tensor(np.array(e.exploration_range)) * (-1.0) ** torch.arange(e.n)
+    with Scene(e, supersample=1) as world:
         drawn = world.render(q, camera)
     truth, on_robot = exact_flow(e, camera, drawn.depth, drawn.link, q, q + delta)
     jacobian, mask = field.dense(q, 120, 160)
@@ -172,8 +172,8 @@ def test_contour_points_lie_on_mesh_edges() -> None:
     import trimesh
 
     model = Embodiment.load("allegro_right").model
-    contour = sample_contour(model, 400, seed=1)
-    again = sample_contour(model, 400, seed=1)
+    contour = sample_mesh_edges(model, 400, seed=1)
+    again = sample_mesh_edges(model, 400, seed=1)
     assert len(contour) == 400 and torch.equal(contour.p_link, again.p_link)
     torch.testing.assert_close(contour.tangent_link.norm(dim=-1), torch.ones(400).double())
     for k in sorted(set(contour.link.tolist()))[:5]:
@@ -188,7 +188,7 @@ def test_contour_points_lie_on_mesh_edges() -> None:
         cosine = np.abs((along * contour.tangent_link[here].numpy()[:20]).sum(-1))
         assert (cosine > 1 - 1e-6).mean() > 0.9  # a point near a corner may be as near to another edge
     with pytest.raises(UrdfError, match="no link"):
-        sample_contour(model, 10, links=["elbow"])
+        sample_mesh_edges(model, 10, links=["elbow"])
 
 
 def test_no_two_contour_points_share_a_place_in_the_picture() -> None:
@@ -239,17 +239,17 @@ def test_drawn_edges_of_a_round_body_are_its_silhouette(geometry: str, tmp_path)
     pytest.importorskip("pybullet")
     from scipy.ndimage import binary_erosion, distance_transform_edt
 
-    from jidm.sim import World
+    from jidm.sim import Scene
 
     field = one_shape(tmp_path, geometry)
     q = torch.tensor([0.1], dtype=torch.float64)
-    with World(field.embodiment, supersample=1) as world:
+    with Scene(field.embodiment, supersample=1) as world:
         mask = world.render(q, field.camera).on_robot
     boundary = mask & ~binary_erosion(mask)
     poses = field.kinematics.link_poses(q)
-    to_camera = field.camera.position - field.kinematics.move_points(poses, field.edges.link, field.edges.p_link)
+    to_camera = field.camera.position - field.kinematics.transform_points(poses, field.edges.link, field.edges.p_link)
     # A convex body hides none of its own drawn edges, so the z-buffer is left aside.
-    index = drawn_edges(field.edges, poses[field.edges.link, :3, :3], to_camera).nonzero()[:, 0]
+    index = feature_edges(field.edges, poses[field.edges.link, :3, :3], to_camera).nonzero()[:, 0]
     assert len(index) > 50
     lines = field.contour(q, index)
     contour = field.edges[index]
@@ -281,7 +281,9 @@ def test_the_jacobian_across_a_line_is_the_slope_of_its_points(name: str) -> Non
     edges, h = field.edges[index], 1e-5
     poses = field.kinematics.link_poses(q)
     ends = [
-        field.camera.project(field.kinematics.move_points(poses, edges.link, edges.p_link + s * edges.tangent_link))[0]
+        field.camera.project(
+            field.kinematics.transform_points(poses, edges.link, edges.p_link + s * edges.tangent_link)
+        )[0]
         for s in (h, -h)
     ]
     assert (((ends[0] - ends[1]) / (2 * h)) * lines.normals).sum(-1).abs().max() < 1e-3
@@ -290,9 +292,9 @@ def test_the_jacobian_across_a_line_is_the_slope_of_its_points(name: str) -> Non
 def test_a_robot_without_edges_has_an_empty_contour(tmp_path) -> None:
     path = tmp_path / "bare.urdf"
     path.write_text('<robot name="bare"><link name="base"/></robot>')
-    from jidm.robot.urdf import read_urdf
+    from jidm.robot.urdf.reader import read_urdf
 
-    assert len(sample_contour(read_urdf(path), 100)) == 0
+    assert len(sample_mesh_edges(read_urdf(path), 100)) == 0
 
 
 @pytest.mark.gpu

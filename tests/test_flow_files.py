@@ -11,7 +11,7 @@ import torch
 from conftest import material
 
 from jidm.errors import InputError
-from jidm.motion.flow import PrecomputedFlow, read_flow
+from jidm.flow import PrecomputedFlow, read_flow
 
 
 def write_flo(path: Path, flow: np.ndarray) -> Path:

@@ -10,8 +10,9 @@ import torch
 from conftest import material
 from torch import Tensor
 
+from jidm.camera.model import Camera
 from jidm.errors import InputError
-from jidm.motion.flow import (
+from jidm.flow import (
     DisFlow,
     Flow,
     FlowEstimator,
@@ -22,9 +23,8 @@ from jidm.motion.flow import (
     read_flow,
     resize_flow,
 )
-from jidm.motion.flow.base import check_pair
-from jidm.motion.video import read_video
-from jidm.robot.camera import Camera
+from jidm.flow.base import check_pair
+from jidm.video.io import read_video
 
 
 def texture(seed: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
@@ -314,7 +314,7 @@ def test_raft_by_name_is_the_large_one_with_its_published_weights(monkeypatch: p
         def __init__(self, model: str, *, weights: str) -> None:
             asked.append((model, weights))
 
-    monkeypatch.setattr("jidm.motion.flow.choose.RaftFlow", Recorder)
+    monkeypatch.setattr("jidm.flow.factory.RaftFlow", Recorder)
     for name in ("raft", "raft_large", "raft_small"):
         as_flow_estimator(name)
     assert asked == [("raft_large", "DEFAULT"), ("raft_large", "DEFAULT"), ("raft_small", "DEFAULT")]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jidm.errors import InputError, JidmError, MissingExtraError
-from jidm.motion.flow import RaftFlow, as_flow_estimator, resize_flow
+from jidm.flow import RaftFlow, as_flow_estimator, resize_flow
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,9 @@ def test_missing_or_mismatched_torchvision(
 
 
 def test_torchvision_is_not_loaded_with_the_room() -> None:
-    program = "import sys, jidm.motion.flow, jidm.motion.video; print([m for m in ('torchvision', 'cv2', 'av') if m in sys.modules])"
+    program = (
+        "import sys, jidm.flow, jidm.video.io; print([m for m in ('torchvision', 'cv2', 'av') if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
         == "[]"

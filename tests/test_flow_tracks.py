@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow import SparseFlow, TrackFlow, as_flow_estimator, flow_between
+from jidm.flow import PointTrackFlow, SparseFlow, as_flow_estimator, flow_between
 
 H, W = 20, 30
 
@@ -22,7 +22,7 @@ def tracks(*batch: int, frames: int = 5, points: int = 12) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 def test_sparse_motion_is_the_difference_of_tracks(batch: tuple[int, ...]) -> None:
     xy, seen = tracks(*batch)
-    source = TrackFlow(xy, seen)
+    source = PointTrackFlow(xy, seen)
     for start, stop in [(0, 1), (1, 4), (3, 0)]:
         got = source.sparse(start, stop)
         assert torch.equal(got.points, xy[..., start, :, :])
@@ -35,7 +35,7 @@ def test_sparse_motion_is_the_difference_of_tracks(batch: tuple[int, ...]) -> No
 def test_pixels_hold_their_points_and_nothing_else() -> None:
     xy, seen = tracks(2)
     video = torch.rand(2, 5, 3, H, W)
-    answer = TrackFlow(xy.numpy(), seen.numpy())(video[:, :-1], video[:, 1:])
+    answer = PointTrackFlow(xy.numpy(), seen.numpy())(video[:, :-1], video[:, 1:])
     assert answer.flow.shape == (2, 4, 2, H, W)
     expected: dict[tuple[int, int, int, int], list[Tensor]] = {}
     for b in range(2):
@@ -57,14 +57,14 @@ def test_points_that_share_a_pixel_are_averaged_by_weight() -> None:
         torch.tensor([[1.0, 0.0], [4.0, 2.0], [9.0, 9.0], [9.0, 9.0], [0.0, -1.0]]),
         torch.tensor([1.0, 0.5, 1.0, 1.0, 0.25]),
     )
-    got = sparse.rasterised(H, W)
+    got = sparse.rasterize(H, W)
     torch.testing.assert_close(got.flow[:, 4, 3], torch.tensor([2.0, 2.0 / 3]))
     assert got.weight[4, 3] == 1 and got.weight[19, 5] == 0.25 and int((got.weight > 0).sum()) == 2
 
 
 def test_gradients_through_pixels_are_finite() -> None:
     points, moved, weight = torch.tensor([[3.0, 4.0]]), torch.ones(1, 2, requires_grad=True), torch.zeros(1)
-    SparseFlow(points, moved, weight).rasterised(H, W).flow.sum().backward()
+    SparseFlow(points, moved, weight).rasterize(H, W).flow.sum().backward()
     assert moved.grad is not None and moved.grad.isfinite().all()
 
 
@@ -72,7 +72,7 @@ def test_lost_points_and_dead_frames() -> None:
     xy, seen = tracks()
     seen = torch.ones_like(seen)
     xy[2, 3] = torch.nan
-    source = TrackFlow(xy, seen[..., None].float())  # some trackers keep an axis of 1
+    source = PointTrackFlow(xy, seen[..., None].float())  # some trackers keep an axis of 1
     for pair in [(1, 2), (2, 3)]:
         got = source.sparse(*pair)
         assert got.displacement.isfinite().all() and got.weight[3] == 0 and got.weight.sum() == 11
@@ -93,14 +93,14 @@ def test_a_tracker_is_run_per_pair_or_once() -> None:
         return xy[:, :frames], seen[:, :frames]
 
     video = torch.rand(2, 5, 3, H, W)
-    once = TrackFlow.from_video(tracker, video)
-    assert torch.equal(once.sparse(0, 4).displacement, TrackFlow(xy, seen).sparse(0, 4).displacement)
-    pairwise = TrackFlow(tracker)
+    once = PointTrackFlow.from_video(tracker, video)
+    assert torch.equal(once.sparse(0, 4).displacement, PointTrackFlow(xy, seen).sparse(0, 4).displacement)
+    pairwise = PointTrackFlow(tracker)
     video[1, 0] = torch.nan
     answer = pairwise(video[:, 0], video[:, 1])
     assert calls == [(2, 5, 3, H, W), (2, 2, 3, H, W)] and answer.flow.shape == (2, 2, H, W)
     assert (answer.weight[1] == 0).all() and torch.equal(
-        answer.flow[0], TrackFlow(xy, seen).sparse(0, 1).rasterised(H, W).flow[0]
+        answer.flow[0], PointTrackFlow(xy, seen).sparse(0, 1).rasterize(H, W).flow[0]
     )
     assert torch.equal(flow_between(pairwise, video[:, 0], video[:, 1], 3, 4).flow, answer.flow)
     with pytest.raises(InputError, match="from_video"):
@@ -110,11 +110,11 @@ def test_a_tracker_is_run_per_pair_or_once() -> None:
 def test_one_pair_by_number() -> None:
     xy, seen = tracks()
     video = torch.rand(5, 3, H, W, dtype=torch.float64)
-    source = as_flow_estimator(TrackFlow(xy, seen))
+    source = as_flow_estimator(PointTrackFlow(xy, seen))
     got = flow_between(source, video[1], video[3], 1, 3)
     assert got.flow.dtype == torch.float64
-    torch.testing.assert_close(got.flow.float(), TrackFlow(xy, seen).sparse(1, 3).rasterised(H, W).flow)
-    two = TrackFlow(xy[:2], seen[:2])
+    torch.testing.assert_close(got.flow.float(), PointTrackFlow(xy, seen).sparse(1, 3).rasterize(H, W).flow)
+    two = PointTrackFlow(xy[:2], seen[:2])
     assert torch.equal(two(video[0], video[1]).flow, two.between(video[0], video[1], 0, 1).flow)
 
 
@@ -122,8 +122,8 @@ def test_wrong_shapes_are_refused() -> None:
     xy, seen = tracks(2)
     for bad in [(xy[..., :1], seen), (xy, seen[..., :-1]), (3.0, None)]:
         with pytest.raises((InputError, TypeError)):
-            TrackFlow(*bad)  # type: ignore[arg-type]
-    source = TrackFlow(xy, seen)
+            PointTrackFlow(*bad)  # type: ignore[arg-type]
+    source = PointTrackFlow(xy, seen)
     with pytest.raises(InputError, match="flow_between"):
         source(torch.rand(3, H, W), torch.rand(3, H, W))
     with pytest.raises(InputError, match="not among the 5"):

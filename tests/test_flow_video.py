@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.motion.flow import Flow, PrecomputedFlow, VideoFlow, split_flow
+from jidm.flow import Flow, FlowSource, PrecomputedFlow, split_flow
 
 FRAMES = torch.rand(4, 3, 24, 48, generator=torch.Generator().manual_seed(0))
 
@@ -27,7 +27,7 @@ class Constant:
 
 def test_flow_measured_on_smaller_pictures_is_told_in_pixels_of_the_video() -> None:
     estimator = Constant()
-    (flow,) = VideoFlow(estimator, None, side=16).between(FRAMES[0], FRAMES[1], 0, 1)
+    (flow,) = FlowSource(estimator, None, resolution=16).between(FRAMES[0], FRAMES[1], 0, 1)
     assert estimator.seen == [(8, 16)]
     assert flow.flow.shape == (2, 24, 48)
     torch.testing.assert_close(flow.flow[0], torch.full((24, 48), 3.0))
@@ -36,32 +36,32 @@ def test_flow_measured_on_smaller_pictures_is_told_in_pixels_of_the_video() -> N
 
 def test_pictures_are_never_made_larger_to_measure_flow() -> None:
     estimator = Constant()
-    VideoFlow(estimator, None, side=100).between(FRAMES[0], FRAMES[1], 0, 1)
+    FlowSource(estimator, None, resolution=100).between(FRAMES[0], FRAMES[1], 0, 1)
     assert estimator.seen == [(24, 48)]
 
 
 def test_a_given_flow_counts_between_neighbours_and_the_estimator_across_a_gap() -> None:
     given = torch.arange(3.0)[:, None, None, None].expand(3, 2, 24, 48).clone()
-    motion = VideoFlow(Constant(), given)
+    motion = FlowSource(Constant(), given)
     assert float(motion.between(FRAMES[1], FRAMES[2], 1, 2)[0].flow.mean()) == 1.0
     across = motion.between(FRAMES[0], FRAMES[2], 0, 2)[0]
     assert float(across.flow[0].mean()) == 1.0 and float(across.flow[1].mean()) == 0.0
-    assert VideoFlow(None, given).between(FRAMES[0], FRAMES[2], 0, 2) == ()
-    (nothing,) = VideoFlow(PrecomputedFlow(given), None).between(FRAMES[0], FRAMES[2], 0, 2)
+    assert FlowSource(None, given).between(FRAMES[0], FRAMES[2], 0, 2) == ()
+    (nothing,) = FlowSource(PrecomputedFlow(given), None).between(FRAMES[0], FRAMES[2], 0, 2)
     assert float(nothing.weight.sum()) == 0.0
 
 
 def test_flow_back_is_measured_where_it_is_of_use() -> None:
     estimator = Constant()
-    assert len(VideoFlow(estimator, None, back=True).between(FRAMES[0], FRAMES[1], 0, 1)) == 2
-    assert VideoFlow(None, None, back=True).between(FRAMES[0], FRAMES[1], 0, 1) == ()
+    assert len(FlowSource(estimator, None, bidirectional=True).between(FRAMES[0], FRAMES[1], 0, 1)) == 2
+    assert FlowSource(None, None, bidirectional=True).between(FRAMES[0], FRAMES[1], 0, 1) == ()
 
 
 def test_a_given_flow_of_another_size_is_refused_with_the_size_wanted() -> None:
     with pytest.raises(InputError, match=r"flow must be \(T-1, 2, 24, 48\)"):
-        VideoFlow(None, torch.zeros(3, 2, 24, 40)).between(FRAMES[0], FRAMES[1], 0, 1)
+        FlowSource(None, torch.zeros(3, 2, 24, 40)).between(FRAMES[0], FRAMES[1], 0, 1)
     with pytest.raises(InputError, match="at step 3"):
-        VideoFlow(None, torch.zeros(3, 2, 24, 48)).between(FRAMES[0], FRAMES[1], 3, 4)
+        FlowSource(None, torch.zeros(3, 2, 24, 48)).between(FRAMES[0], FRAMES[1], 3, 4)
 
 
 def test_flow_of_a_batch_goes_to_its_videos() -> None:

@@ -8,8 +8,8 @@ import torch
 
 from jidm import Embodiment, JacobianIDM
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.field.forward import carried
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.warp import warp_frame
 
 pytest.importorskip("pybullet", reason="renders: extra sim")
 
@@ -19,12 +19,12 @@ ROBOT = Embodiment.load("panda")
 @pytest.fixture(scope="module")
 def shown() -> tuple[torch.Tensor, torch.Tensor, AnalyticField]:
     """Frames before and after each of four steps, the joints at them, and the exact field."""
-    from jidm.sim import World
+    from jidm.sim import Scene
 
     camera = ROBOT.camera().resized(160, 120)
     step = np.array([0.05, 0.04, 0.05, 0.06, 0.05, 0.05, 0.05, 0.0])
     q = ROBOT.home + np.arange(5)[:, None] * step
-    with World(ROBOT, supersample=2) as world:
+    with Scene(ROBOT, supersample=2) as world:
         frames = np.stack([world.render(x, camera).rgb for x in q])
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
     return pictures, torch.from_numpy(q), AnalyticField(ROBOT, camera, points=4000, occluders=40000)
@@ -39,27 +39,29 @@ def _error(picture: torch.Tensor, true: torch.Tensor, stale: torch.Tensor) -> fl
 def test_the_exact_field_shows_what_comes(shown: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
     frames, q, field = shown
     for count in (1, 4):
-        guess = carried(field, frames[0], q[0], q[: count + 1].diff(dim=0))
+        guess = warp_frame(field, frames[0], q[0], q[: count + 1].diff(dim=0))
         stale = _error(frames[0], frames[count], frames[0])
         error = _error(guess, frames[count], frames[0])
         assert error < 0.5 * stale
-        backwards = carried(field, frames[0], q[0], -q[: count + 1].diff(dim=0))
+        backwards = warp_frame(field, frames[0], q[0], -q[: count + 1].diff(dim=0))
         assert _error(backwards, frames[count], frames[0]) > 2 * error
 
 
 def test_a_learned_field_shows_what_comes() -> None:
-    from jidm.sim import World
-    from jidm.sim.babble import BabbleConfig, Stage
+    from jidm.sim import Scene
+    from jidm.sim.babble import BabbleConfig, Recorder
 
-    stage = Stage(
-        BabbleConfig(embodiment="panda", episodes=1, frames=8, fps=16.0, seed=5, width=128, height=128, cropped=0.15)
+    stage = Recorder(
+        BabbleConfig(
+            embodiment="panda", episodes=1, frames=8, fps=16.0, seed=5, width=128, height=128, crop_fraction=0.15
+        )
     )
     q = stage.motion(3)
-    with World(ROBOT, supersample=2) as world:
+    with Scene(ROBOT, supersample=2) as world:
         frames = np.stack([world.render(x, stage.cameras["front"]).rgb for x in q])
     pictures, joints = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(q).float()
     field = JacobianIDM.from_pretrained("panda-sim").field
-    guess = carried(field, pictures[0], joints[0], joints.diff(dim=0))
+    guess = warp_frame(field, pictures[0], joints[0], joints.diff(dim=0))
     assert _error(guess, pictures[-1], pictures[0]) < 0.8 * _error(pictures[0], pictures[-1], pictures[0])
 
 
@@ -67,22 +69,22 @@ def test_no_step_changes_nothing_and_the_rest_of_the_picture_stays(
     shown: tuple[torch.Tensor, torch.Tensor, AnalyticField],
 ) -> None:
     frames, q, field = shown
-    assert torch.equal(carried(field, frames[0], q[0], torch.zeros(3, ROBOT.n).double()), frames[0])
-    guess = carried(field, frames[0], q[0], q[:2].diff(dim=0))
+    assert torch.equal(warp_frame(field, frames[0], q[0], torch.zeros(3, ROBOT.n).double()), frames[0])
+    guess = warp_frame(field, frames[0], q[0], q[:2].diff(dim=0))
     assert torch.equal(guess[:, :10, :20], frames[0][:, :10, :20]) and bool(((guess >= 0) & (guess <= 1)).all())
     assert guess.shape == frames[0].shape and guess.dtype == frames[0].dtype
 
 
 def test_several_steps_are_their_sum(shown: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
     frames, q, field = shown
-    one, many = (carried(field, frames[0], q[0], steps) for steps in ((q[4] - q[0])[None], q.diff(dim=0)))
+    one, many = (warp_frame(field, frames[0], q[0], steps) for steps in ((q[4] - q[0])[None], q.diff(dim=0)))
     torch.testing.assert_close(one, many)
 
 
 def test_pixels_are_fixed_to_links(shown: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
     _, q, field = shown
-    number, skin = field.pixels(q[0], 60, 80)
-    uv, depth = field.seen_from(q[0], skin, 60, 80)
+    number, skin = field.visible_surface(q[0], 60, 80)
+    uv, depth = field.project_surface(q[0], skin, 60, 80)
     row, column = torch.nonzero(number >= 0, as_tuple=True)
     torch.testing.assert_close(uv[number[number >= 0]], torch.stack([column, row], -1).double(), atol=1e-6, rtol=0)
     assert bool((depth > 0).all())
@@ -92,4 +94,4 @@ def test_what_is_no_motion_is_refused(shown: tuple[torch.Tensor, torch.Tensor, A
     frames, q, field = shown
     for steps in (q[0][None, :7], q[0], q[:1] * torch.nan):
         with pytest.raises(InputError):
-            carried(field, frames[0], q[0], steps)
+            warp_frame(field, frames[0], q[0], steps)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from rendered import Clip, clip
-from step_fields import config, pictures, untrained
+from step_fields import config, random_images, untrained
 from torch import Tensor
 
 from jidm import AnalyticField, Embodiment
 from jidm.errors import CheckpointError
-from jidm.field.base import ContourField, JacobianField, ReadsPose
-from jidm.field.hybrid import HybridField
-from jidm.field.learned import LearnedField
-from jidm.motion.fit import Fit
-from jidm.solve.align import AlignOptions
-from jidm.solve.belief import Gaussian
-from jidm.solve.first_pose import first_pose
-from jidm.solve.outline import OutlineTerm
-from jidm.solve.track import JointLimits, PoseTracker, TrackOptions
+from jidm.estimation.alignment import AlignOptions
+from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits
+from jidm.estimation.factors.contour import ContourFactor
+from jidm.estimation.initialization import initialize_pose
+from jidm.estimation.kalman import Gaussian
+from jidm.fields.base import ContourField, JacobianField, PosePredictor
+from jidm.fields.free import LearnedField
+from jidm.fields.hybrid import HybridField
+from jidm.video.letterbox import Letterbox
 
 ROBOT = "planar_finger_2"
 
@@ -31,14 +31,14 @@ def robot() -> Embodiment:
 def test_it_is_the_exact_field_and_reads_what_the_network_reads(robot: Embodiment) -> None:
     learned, camera = untrained(), robot.camera()
     field, exact = HybridField(learned, robot, camera), AnalyticField(robot, camera)
-    assert isinstance(field, (ReadsPose, JacobianField, ContourField)) and not isinstance(exact, ReadsPose)
+    assert isinstance(field, (PosePredictor, JacobianField, ContourField)) and not isinstance(exact, PosePredictor)
     q = torch.tensor([0.3, -0.5]).double()
     torch.testing.assert_close(field.at(q).surface().jacobian, exact.at(q).surface().jacobian)
-    frame = pictures(1, 0, camera.height, camera.width)[0]
-    read, std = field.read(frame)
-    fit = Fit(camera.height, camera.width, *learned.config.picture)
+    frame = random_images(1, 0, camera.height, camera.width)[0]
+    read, std = field.predict_pose(frame)
+    fit = Letterbox(camera.height, camera.width, *learned.config.input_size)
     with torch.no_grad():
-        expected, spread = learned.state(learned.encode(fit.frames(frame)[None]))
+        expected, spread = learned.predict_pose(learned.encode(fit.apply(frame)[None]))
     torch.testing.assert_close(read, expected[0].double())
     torch.testing.assert_close(std, spread[0].double())
 
@@ -76,7 +76,7 @@ def wide(n: int) -> tuple[Tensor, Tensor]:
 def test_a_reading_is_drawn_to_the_outlines(off: tuple[float, float, float], seen: Clip, field: AnalyticField) -> None:
     truth = torch.from_numpy(seen.q[0])
     start = reading(truth + torch.tensor(off).double(), 0.05)
-    found = first_pose(start, seen.frames[0], OutlineTerm(field), wide(3), AlignOptions())
+    found = initialize_pose(start, seen.frames[0], ContourFactor(field), wide(3), AlignOptions())
     assert float((found.mean - truth).abs().max()) < 0.015
     assert (found.covariance.diagonal() < start.covariance.diagonal()).all()
 
@@ -84,7 +84,7 @@ def test_a_reading_is_drawn_to_the_outlines(off: tuple[float, float, float], see
 def test_a_picture_without_lines_leaves_the_reading_as_it_is(seen: Clip, field: AnalyticField) -> None:
     start = reading(torch.from_numpy(seen.q[0]) + 0.04, 0.05)
     grey = torch.full_like(seen.frames[0], 0.5)
-    found = first_pose(start, grey, OutlineTerm(field), wide(3), AlignOptions())
+    found = initialize_pose(start, grey, ContourFactor(field), wide(3), AlignOptions())
     torch.testing.assert_close(found.mean, start.mean)
     torch.testing.assert_close(found.covariance, start.covariance)
 
@@ -94,7 +94,7 @@ def test_the_first_pose_stays_inside_the_limits(seen: Clip, field: AnalyticField
     low, high = truth - 1, truth + 1
     high[1] = truth[1] - 0.04
     start = reading(torch.minimum(truth + 0.03, high), 0.05)
-    found = first_pose(start, seen.frames[0], OutlineTerm(field), (low, high), AlignOptions())
+    found = initialize_pose(start, seen.frames[0], ContourFactor(field), (low, high), AlignOptions())
     assert (found.mean <= high + 1e-9).all()
 
 
@@ -103,7 +103,7 @@ class Reader(AnalyticField):
 
     told: Tensor
 
-    def read(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_pose(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         return self.told, torch.full_like(self.told, 0.05)
 
 
@@ -115,8 +115,8 @@ def test_a_tracker_begins_where_its_field_reads_the_pose(anchor: bool, seen: Cli
     lower, upper, speed = (
         torch.from_numpy(x.copy()) for x in (seen.robot.lower, seen.robot.upper, seen.robot.velocity)
     )
-    tracker = PoseTracker(
-        reader, JointLimits(lower, upper, speed, torch.ones(3).double()), TrackOptions(anchor=anchor)
+    tracker = AnalyticTracker(
+        reader, JointLimits(lower, upper, speed, torch.ones(3).double()), AnalyticTrackerOptions(use_contours=anchor)
     )  # fmt: skip
     tracker.start(seen.frames[0], None)
     std = tracker.position_covariance.diagonal().sqrt()
@@ -129,6 +129,6 @@ def test_a_tracker_begins_where_its_field_reads_the_pose(anchor: bool, seen: Cli
 
 
 def test_without_a_pose_a_field_that_cannot_read_one_is_of_no_use(seen: Clip, field: AnalyticField) -> None:
-    tracker = PoseTracker(field, JointLimits(*(torch.ones(3).double(),) * 4), TrackOptions())
+    tracker = AnalyticTracker(field, JointLimits(*(torch.ones(3).double(),) * 4), AnalyticTrackerOptions())
     with pytest.raises(AssertionError, match="must read the pose"):
         tracker.start(seen.frames[0], None)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM, JointMotion
 from jidm.errors import InputError, VideoError
-from jidm.motion.flow import Flow
-from jidm.motion.video import write_video
-from jidm.solve.track import TrackOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.flow import Flow
+from jidm.video.io import write_video
 
-BY_FLOW = TrackOptions(refine="none")
+BY_FLOW = AnalyticTrackerOptions(refine="none")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_pictures_beat_zero_widely_and_flow_alone(finger: Clip, by_flow: Jacobia
     assert nve(decoded, finger.steps) < flow_alone < 0.5  # measured .13
     assert decoded.valid.all()
     assert decoded.observable.all()
-    assert float(decoded.explained.min()) > 0.5
+    assert float(decoded.explained_fraction.min()) > 0.5
 
 
 def test_position_std_covers_the_error(finger: Clip, decoded: JointMotion) -> None:
@@ -220,7 +220,7 @@ def test_hidden_joints_are_flagged_and_wide() -> None:
 
 def test_robot_outside_the_picture_is_not_observable(finger: Clip) -> None:
     away = Camera.look_at((5.0, 5.0, 0.5), (10.0, 10.0, 0.0), width=WIDTH, height=HEIGHT)
-    for options in (BY_FLOW, TrackOptions()):
+    for options in (BY_FLOW, AnalyticTrackerOptions()):
         idm = JacobianIDM.from_embodiment(finger.robot, camera=away, options=options)
         motion = idm.decode(finger.frames[:4], q0=finger.q[0], fps=FPS)
         assert all_finite(motion)
@@ -375,7 +375,7 @@ def test_streaming_holds_a_handful_of_frames(finger: Clip, idm: JacobianIDM, mon
                 most = max(most, sum(r() is not None for r in alive))
                 yield k / FPS, frame
 
-    monkeypatch.setattr("jidm.motion.video.open_video", lambda path, fps=None: Source())
+    monkeypatch.setattr("jidm.video.io.open_video", lambda path, fps=None: Source())
     motion = idm.decode("stream", q0=finger.q[0])
     assert motion.frames == 10
     assert len(alive) == 10
@@ -416,7 +416,7 @@ def test_provenance_says_what_made_it(finger: Clip, decoded: JointMotion) -> Non
     assert made["embodiment"] == "planar_finger_3"
     assert made["embodiment_hash"] == finger.robot.content_hash
     assert made["options"]["refine"] == "photometric"
-    assert made["options"]["align"]["iterations"] == TrackOptions().align.iterations
+    assert made["options"]["align"]["iterations"] == AnalyticTrackerOptions().align.iterations
     assert made["flow"] == "DisFlow"
     assert made["camera"]["width"] == WIDTH
     assert made["jidm"]

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from step_fields import FINGER, SIDE, config, pictures
+from step_fields import FINGER, SIDE, config, random_images
 from torch import Tensor
 
 from jidm import Embodiment, JacobianIDM, JointMotion
 from jidm.checkpoint import embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError, InputError, VideoError
-from jidm.field.hybrid import HybridField
-from jidm.field.learned import LearnedField
-from jidm.learn.objective import TrainableField
-from jidm.motion.fit import Fit
-from jidm.motion.flow import Flow
-from jidm.motion.video import write_video
-from jidm.solve.follow import FollowOptions
-from jidm.solve.track import TrackOptions
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.learned_tracker import LearnedTrackerOptions
+from jidm.fields.free import LearnedField
+from jidm.fields.hybrid import HybridField
+from jidm.flow import Flow
+from jidm.training.losses import TrainableField
+from jidm.video.io import write_video
+from jidm.video.letterbox import Letterbox
 
 FPS = 16.0
-TRUSTING = FollowOptions(confused=1.0)
+TRUSTING = LearnedTrackerOptions(max_unexplained=1.0)
 """Nothing is called confused: an untrained network explains little."""
 
 
@@ -37,7 +37,7 @@ def saved(
     """An untrained field as training would have saved it."""
     torch.manual_seed(0)
     model = TrainableField(config())
-    model.step_spread.copy_(torch.tensor([1.5, 2.5]))
+    model.step_std_scale.copy_(torch.tensor([1.5, 2.5]))
     embodiment = None if robot is None else {**embodiment_record(Embodiment.load(robot)), **record}
     return save_checkpoint(
         folder, kind=kind, config=asdict(model.config), tensors=model.state_dict(), embodiment=embodiment,
@@ -57,7 +57,7 @@ def idm(folder: Path) -> JacobianIDM:
 
 def video(frames: int = 5, height: int = SIDE, width: int = SIDE, seed: int = 0) -> Tensor:
     """Pictures that slide over a smooth pattern."""
-    wide = pictures(1, seed, height, width + 64)[0]
+    wide = random_images(1, seed, height, width + 64)[0]
     return torch.stack([wide[..., 2 * k : 2 * k + width] for k in range(frames)])
 
 
@@ -92,14 +92,14 @@ def test_a_folder_is_enough(idm: JacobianIDM, folder: Path) -> None:
     assert said["field"] == "LearnedField" and said["embodiment"] == "planar_finger_2" and said["camera"] is None
     assert said["embodiment_hash"] == robot.content_hash and said["options"]["confused"] == 1.0
     assert not any(p.requires_grad for p in idm.field.parameters()) and not idm.field.training
-    torch.testing.assert_close(idm.field.step_spread, torch.tensor([1.5, 2.5]))  # what calibration found was loaded
+    torch.testing.assert_close(idm.field.step_std_scale, torch.tensor([1.5, 2.5]))  # what calibration found was loaded
 
 
 def test_the_first_pose_is_read_or_given(idm: JacobianIDM) -> None:
     frames = video()
     field = idm.field
     assert isinstance(field, LearnedField)
-    value, std = field.state(field.encode(frames[:1]))
+    value, std = field.predict_pose(field.encode(frames[:1]))
     read, given = idm.decode(frames, fps=FPS), idm.decode(frames, fps=FPS, q0=[0.4, -0.3])
     torch.testing.assert_close(read.position[0], value[0])
     torch.testing.assert_close(given.position[0], torch.tensor([0.4, -0.3]))
@@ -111,7 +111,7 @@ def test_the_first_pose_is_read_or_given(idm: JacobianIDM) -> None:
 def test_the_start_is_as_uncertain_as_it_was_read(idm: JacobianIDM) -> None:
     frames = video()
     assert isinstance(idm.field, LearnedField)
-    _, std = idm.field.state(idm.field.encode(frames[:1]))
+    _, std = idm.field.predict_pose(idm.field.encode(frames[:1]))
     torch.testing.assert_close(idm.decode(frames, fps=FPS).position_std[0], std[0])
     assert not idm.decode(frames, fps=FPS, q0=[0.4, -0.3]).position_std[0].any()
 
@@ -131,9 +131,9 @@ def test_a_batch_of_videos_is_its_videos(idm: JacobianIDM) -> None:
 @pytest.mark.parametrize("size", [(128, 128), (48, 96), (100, 60)])
 def test_pictures_of_other_sizes_are_fitted(idm: JacobianIDM, size: tuple[int, int]) -> None:
     frames = video(4, *(16 * -(-s // 16) for s in size))[..., : size[0], : size[1]]
-    fitted = Fit(*size, SIDE, SIDE).frames(frames)
+    fitted = Letterbox(*size, SIDE, SIDE).apply(frames)
     assert_same(idm.decode(frames, fps=FPS), idm.decode(fitted, fps=FPS))
-    torch.testing.assert_close(idm.step_pairs(frames[:3], frames[1:]), idm.step_pairs(fitted[:3], fitted[1:]))
+    torch.testing.assert_close(idm.predict_steps(frames[:3], frames[1:]), idm.predict_steps(fitted[:3], fitted[1:]))
 
 
 def test_given_flow_is_fitted_with_the_pictures(idm: JacobianIDM) -> None:
@@ -147,7 +147,7 @@ def test_given_flow_is_fitted_with_the_pictures(idm: JacobianIDM) -> None:
     inside = torch.zeros(3, SIDE, SIDE)
     inside[:, 16:48] = 1
     expected = idm.decode(
-        Fit(48, 96, SIDE, SIDE).frames(frames), fps=FPS,
+        Letterbox(48, 96, SIDE, SIDE).apply(frames), fps=FPS,
         flow=Flow(torch.stack([4.0 * inside, 2.0 * inside], 1), inside),
     )  # fmt: skip
     torch.testing.assert_close(found.delta_q, expected.delta_q, rtol=0.02, atol=1e-3)
@@ -165,9 +165,9 @@ def test_an_estimator_takes_the_place_of_the_networks_matching(idm: JacobianIDM,
             self.sure = (ahead, back)
 
         def __call__(self, first: torch.Tensor, second: torch.Tensor) -> Flow:
-            return self.both_ways(first, second)[0]
+            return self.bidirectional(first, second)[0]
 
-        def both_ways(self, first: torch.Tensor, second: torch.Tensor) -> tuple[Flow, Flow]:
+        def bidirectional(self, first: torch.Tensor, second: torch.Tensor) -> tuple[Flow, Flow]:
             size = first.shape[-2:]
             a, b = (Flow(s * uniform.expand(2, *size), w * torch.ones(size)) for s, w in zip((1, -1), self.sure))
             return a, b
@@ -199,7 +199,7 @@ def test_types_of_pictures_do_not_matter(idm: JacobianIDM) -> None:
     expected = idm.decode(frames, fps=FPS)
     assert_same(idm.decode(frames.double(), fps=FPS), expected)
     torch.testing.assert_close(
-        idm.step_pairs(frames[:3].double(), frames[1:].double()).float(), idm.step_pairs(frames[:3], frames[1:])
+        idm.predict_steps(frames[:3].double(), frames[1:].double()).float(), idm.predict_steps(frames[:3], frames[1:])
     )
     eight = (frames * 255).round().to(torch.uint8)
     assert_same(idm.decode(eight.permute(0, 2, 3, 1).numpy(), fps=FPS), idm.decode(eight.float() / 255, fps=FPS))
@@ -264,7 +264,7 @@ def test_with_a_camera_the_exact_field_is_followed_and_the_network_reads_the_fir
     robot = Embodiment.load("planar_finger_2")
     camera = robot.camera("front").resized(160, 120)
     hybrid = JacobianIDM.from_pretrained(folder, camera=camera)
-    assert isinstance(hybrid.field, HybridField) and isinstance(hybrid.options, TrackOptions)
+    assert isinstance(hybrid.field, HybridField) and isinstance(hybrid.options, AnalyticTrackerOptions)
     frames = video(4, 120, 160)
     motion = hybrid.decode(frames, fps=FPS)
     assert_sound(motion, robot.lower, robot.upper, robot.velocity.max())
@@ -278,7 +278,7 @@ def test_with_a_camera_the_exact_field_is_followed_and_the_network_reads_the_fir
     with pytest.raises(VideoError, match=r"the camera 160x120: pass camera=camera.resized\(64, 64\)"):
         hybrid.decode(video(), fps=FPS)
     with pytest.raises(InputError, match="unrelated pairs need a learned field"):
-        hybrid.step_pairs(frames[:1], frames[1:2])
+        hybrid.predict_steps(frames[:1], frames[1:2])
 
 
 def test_the_camera_of_the_self_play_is_remembered(folder: Path, tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ REFUSED: dict[str, tuple[Callable[[JacobianIDM], object], type[Exception], str]]
     ),
     "limits": (lambda i: JacobianIDM(i.embodiment, i.field, None, limits="some"), InputError, "limits must be"),
     "options": (
-        lambda i: JacobianIDM(i.embodiment, i.field, None, options=TrackOptions()), InputError, "followed with FollowOptions"
+        lambda i: JacobianIDM(i.embodiment, i.field, None, options=AnalyticTrackerOptions()), InputError, "followed with FollowOptions"
     ),
 }  # fmt: skip
 
@@ -387,11 +387,11 @@ def test_an_analytic_idm_does_not_read_poses() -> None:
     with pytest.raises(InputError, match="q0, the 2 joint positions in the first frame, must be given"):
         exact.decode(torch.zeros(2, 3, 240, 320), fps=FPS)
     with pytest.raises(InputError, match="need a learned field"):
-        exact.step_pairs(torch.zeros(1, 3, 240, 320), torch.zeros(1, 3, 240, 320))
+        exact.predict_steps(torch.zeros(1, 3, 240, 320), torch.zeros(1, 3, 240, 320))
     with pytest.raises(InputError, match="only a learned one does without"):
         JacobianIDM(None, exact.field, exact.flow)
     with pytest.raises(InputError, match="followed with TrackOptions"):
-        JacobianIDM(exact.embodiment, exact.field, exact.flow, options=FollowOptions())
+        JacobianIDM(exact.embodiment, exact.field, exact.flow, options=LearnedTrackerOptions())
 
 
 def test_speed_limits_can_be_lifted(idm: JacobianIDM) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from jidm import JointMotion
 from jidm.errors import InputError
-from jidm.joint_motion import stack
+from jidm.estimation.result import stack
 
 
 def made(
@@ -36,7 +36,7 @@ def made(
         position_std=draw(frames, n),
         covariance=draw(s, n, n),
         residual=draw(s),
-        explained=draw(s),
+        explained_fraction=draw(s),
         observable=draw(s, n) > 0.5,
         valid=draw(s) > 0.5,
         provenance={"seed": 3, "nested": {"K": [1.5, 2.5]}, "none": None},

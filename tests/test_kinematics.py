@@ -14,7 +14,7 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.urdf import parse_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, write_urdf
 
 NAMES = Embodiment.names()
 # One robot of every kind: mimic gripper on a slide, four fingers, two arms on one base, wheels of the toy.
@@ -157,7 +157,7 @@ def test_poses_are_rigid_and_points_ride_on_them() -> None:
     assert (torch.linalg.det(R) > 0).all() and (poses[..., 3, :] == torch.tensor([0.0, 0, 0, 1])).all()
     link = torch.tensor([0, 3, 9, 3])
     p_link = torch.randn(4, 3, dtype=torch.float64)
-    moved = kinematics.move_points(poses, link, p_link)
+    moved = kinematics.transform_points(poses, link, p_link)
     homogeneous = torch.cat([p_link, torch.ones(4, 1).double()], dim=-1)
     for k in range(4):
         torch.testing.assert_close(moved[:, k], (poses[:, link[k]] @ homogeneous[k])[:, :3], rtol=0, atol=1e-14)

@@ -16,11 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lerobot_files import make_v30, read_independently, recorded
+from lerobot_files import make_episode, make_v30, read_reference
 
 from jidm import Embodiment, JacobianIDM, write_video
-from jidm.adapters.labels import COVARIANCE, VALID, LabelOptions, averaged, label_dataset, label_video, windows
-from jidm.data import DatasetWriter, Feature, open_dataset
+from jidm.control.action_labeling import (
+    COVARIANCE,
+    VALID,
+    LabelOptions,
+    average_windows,
+    label_dataset,
+    label_video,
+    windows,
+)
+from jidm.datasets import DatasetWriter, Feature, open_dataset
 from jidm.errors import DatasetError, InputError
 
 ROBOT = Embodiment.load("planar_finger_5")
@@ -33,12 +41,12 @@ def idm() -> JacobianIDM:
 
 
 def film(seed: int, length: int = 7) -> np.ndarray:
-    return recorded(seed, length, height=64, width=64).frames
+    return make_episode(seed, length, height=64, width=64).frames
 
 
 def told(root: Path) -> dict[int, dict[str, np.ndarray]]:
     """Episode -> column -> values, by the independent reader."""
-    found = read_independently(root)
+    found = read_reference(root)
     return {
         k: {key: np.array([row[key] for row in episode["rows"]]) for key in episode["rows"][0]}
         for k, episode in found.items()
@@ -60,7 +68,7 @@ def unlabelled(root: Path, episodes: int = 3, names: Sequence[str] = ROBOT.joint
         state = ROBOT.home + 0.05 * np.random.default_rng(k).normal(size=(len(frames), ROBOT.n))
         more = {"force": np.full((len(frames), 2), k, np.float32)}
         writer.write_episode(k, {"top": frames}, state, extras=more, task=f"task {k % 2}")
-    writer.finish()
+    writer.finalize()
     return root
 
 
@@ -101,7 +109,7 @@ def test_actions_are_of_the_space_asked_for(space: str) -> None:
 
 
 def test_recorded_actions_are_replaced(tmp_path: Path) -> None:
-    source = make_v30(tmp_path / "source", {k: recorded(k, 6, height=64, width=64) for k in range(2)})
+    source = make_v30(tmp_path / "source", {k: make_episode(k, 6, height=64, width=64) for k in range(2)})
     label_dataset(source, idm(), tmp_path / "out", options=LabelOptions(action_space="joint_velocity"))
     for k, episode in told(tmp_path / "out").items():
         assert episode["action"].shape == (6, 5) and (episode["action"][-1] == 0).all(), k
@@ -135,9 +143,9 @@ def test_windows_cover_every_step(length: int, window: int, overlap: float) -> N
 
 def test_windows_of_one_motion_average_to_it() -> None:
     motion = idm().decode(film(5, 12), fps=FPS, layout="THWC")
-    whole = averaged([(0, motion)], 12, FPS, "joint_delta")
+    whole = average_windows([(0, motion)], 12, FPS, "joint_delta")
     parts = [(a, motion[a:b]) for a, b in windows(12, 5, 0.5)]
-    again = averaged(parts, 12, FPS, "joint_delta")
+    again = average_windows(parts, 12, FPS, "joint_delta")
     for name in ("position", "action", "covariance", "valid"):
         np.testing.assert_allclose(getattr(again, name), getattr(whole, name), atol=1e-12)
 
@@ -148,13 +156,13 @@ def test_windows_that_disagree_meet_in_the_middle_and_invalid_ones_say_nothing()
     decoded = idm().decode(film(6, 4), fps=FPS, layout="THWC")
     motion = replace(decoded, delta_q=torch.rand(3, 5), valid=torch.ones(3, dtype=torch.bool))
     other = replace(motion, delta_q=motion.delta_q + 0.2, position=motion.position + 0.1)
-    both = averaged([(0, motion), (0, other)], 4, FPS, "joint_delta")
+    both = average_windows([(0, motion), (0, other)], 4, FPS, "joint_delta")
     np.testing.assert_allclose(both.action[:-1], motion.delta_q + 0.1, atol=1e-7)
     np.testing.assert_allclose(both.position, motion.position + 0.05, atol=1e-7)
     silent = replace(other, valid=torch.zeros(3, dtype=torch.bool))
-    one = averaged([(0, motion), (0, silent)], 4, FPS, "joint_delta")
+    one = average_windows([(0, motion), (0, silent)], 4, FPS, "joint_delta")
     np.testing.assert_allclose(one.action[:-1], motion.delta_q, atol=1e-7)
-    none = averaged([(0, silent)], 4, FPS, "joint_delta")
+    none = average_windows([(0, silent)], 4, FPS, "joint_delta")
     assert not none.valid.any() and not none.action.any() and np.isfinite(none.covariance).all()
 
 

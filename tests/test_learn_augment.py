@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jidm.errors import InputError
-from jidm.learn.augment import LEVELS, Augment, AugmentOptions, augmentation
-from jidm.learn.batch import PairBatch
+from jidm.training.data.augment import PRESETS, Augment, AugmentOptions, make_augmentation
+from jidm.training.data.batch import PairBatch
 
 
 def smooth_pictures(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -30,26 +30,26 @@ def pairs(count: int = 6) -> PairBatch:
 
 
 def test_none_changes_nothing_and_unknown_names_are_refused() -> None:
-    assert augmentation("none", 0) is None
+    assert make_augmentation("none", 0) is None
     batch, nothing = pairs(), Augment(AugmentOptions(), 0)
-    changed = nothing.apply(batch, nothing.draw(0, 6))
+    changed = nothing.apply(batch, nothing.sample(0, 6))
     for name, x in batch.tensors():
         torch.testing.assert_close(getattr(changed, name), x, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="did you mean 'full'"):
-        augmentation("ful", 0)
+        make_augmentation("ful", 0)
 
 
 @pytest.mark.parametrize("level", ["light", "full"])
 def test_changes_come_from_seed_and_step_and_split_like_the_batch(level: str) -> None:
-    one, same, other = (augmentation(level, seed) for seed in (3, 3, 4))
+    one, same, other = (make_augmentation(level, seed) for seed in (3, 3, 4))
     assert one and same and other
     batch = pairs()
-    a = one.apply(batch, one.draw(5, 6))
-    b = same.apply(batch, same.draw(5, 6))
+    a = one.apply(batch, one.sample(5, 6))
+    b = same.apply(batch, same.sample(5, 6))
     assert torch.equal(a.first, b.first) and torch.equal(a.weight, b.weight)
-    assert not torch.equal(a.first, one.apply(batch, one.draw(6, 6)).first)
-    assert not torch.equal(a.first, other.apply(batch, other.draw(5, 6)).first)
-    part = one.apply(batch[1::2], one.draw(5, 6).part(1, 2))
+    assert not torch.equal(a.first, one.apply(batch, one.sample(6, 6)).first)
+    assert not torch.equal(a.first, other.apply(batch, other.sample(5, 6)).first)
+    part = one.apply(batch[1::2], one.sample(5, 6).shard(1, 2))
     for name, x in part.tensors():
         torch.testing.assert_close(x, getattr(a, name)[1::2], rtol=0, atol=1e-6)
     assert torch.equal(batch.first, smooth_pictures(6))  # the source is left alone
@@ -58,17 +58,17 @@ def test_changes_come_from_seed_and_step_and_split_like_the_batch(level: str) ->
 
 
 def test_both_frames_of_a_pair_change_alike() -> None:
-    augment = Augment(replace(LEVELS["light"], noise=0.0, flicker=0.0), 0)
-    changed = augment.apply(pairs(), augment.draw(1, 6))
+    augment = Augment(replace(PRESETS["light"], noise=0.0, flicker=0.0), 0)
+    changed = augment.apply(pairs(), augment.sample(1, 6))
     assert torch.equal(changed.first, changed.second) and torch.equal(changed.before, changed.first)
-    flickering = Augment(replace(LEVELS["light"], noise=0.0), 0)
-    changed = flickering.apply(pairs(), flickering.draw(1, 6))
+    flickering = Augment(replace(PRESETS["light"], noise=0.0), 0)
+    changed = flickering.apply(pairs(), flickering.sample(1, 6))
     assert 1e-4 < (changed.first - changed.second).abs().mean() < 0.02
 
 
 def test_noise_differs_between_frames_and_has_its_size() -> None:
     augment = Augment(AugmentOptions(noise=0.05), 0)
-    changes = augment.draw(0, 6)
+    changes = augment.sample(0, 6)
     changed = augment.apply(pairs(), changes)
     noise = changed.first - pairs().first
     torch.testing.assert_close(noise.flatten(1).std(1), changes.noise, rtol=0.1, atol=1e-4)
@@ -78,8 +78,8 @@ def test_noise_differs_between_frames_and_has_its_size() -> None:
 
 
 def test_colour_keeps_grey_grey_when_only_hue_and_saturation_turn() -> None:
-    augment = Augment(AugmentOptions(colour=0.4), 0)
-    changes = augment.draw(0, 6)
+    augment = Augment(AugmentOptions(color=0.4), 0)
+    changes = augment.sample(0, 6)
     grey = replace(pairs(), first=torch.full((6, 3, 32, 32), 0.5))
     changed = augment.apply(grey, changes).first
     torch.testing.assert_close(changed, changed.mean(1, keepdim=True).expand_as(changed))
@@ -91,19 +91,19 @@ def test_colour_keeps_grey_grey_when_only_hue_and_saturation_turn() -> None:
 def test_blur_and_jpeg_take_detail_and_leave_the_mean(name: str, options: dict) -> None:
     noisy = replace(pairs(), first=torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
     augment = Augment(AugmentOptions(**options), 0)
-    changed = augment.apply(noisy, augment.draw(0, 6)).first
+    changed = augment.apply(noisy, augment.sample(0, 6)).first
     torch.testing.assert_close(changed.mean((2, 3)), noisy.first.mean((2, 3)), rtol=0, atol=0.03)
 
     def detail(x: torch.Tensor) -> float:
         return float((x[..., 1:] - x[..., :-1]).abs().mean())
 
     assert detail(changed) < 0.9 * detail(noisy.first)
-    assert torch.equal(Augment(AugmentOptions(), 0).apply(noisy, augment.draw(0, 6)).q, noisy.q)
+    assert torch.equal(Augment(AugmentOptions(), 0).apply(noisy, augment.sample(0, 6)).q, noisy.q)
 
 
 def test_what_is_hidden_is_not_asked_for() -> None:
     augment = Augment(AugmentOptions(erase=1.0, erase_size=0.5), 0)
-    batch, changes = pairs(40), augment.draw(0, 40)
+    batch, changes = pairs(40), augment.sample(0, 40)
     changed = augment.apply(batch, changes)
     touched = {name: (getattr(changed, name) != getattr(batch, name)).any(1) for name in ("first", "second")}
     cells = {name: torch.nn.functional.max_pool2d(x[:, None].float(), 4)[:, 0] > 0 for name, x in touched.items()}

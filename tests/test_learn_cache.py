@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jidm.errors import InputError
-from jidm.learn.cache import cached_folder
+from jidm.training.data.cache import cached_folder
 
 
 def _name(k: int) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from standin import KIND, blob_dataset
 
+from jidm import model_registry
 from jidm.checkpoint import load_checkpoint
 from jidm.cli import main
-from jidm.data import DatasetWriter
-from jidm.learn import zoo
-from jidm.learn.config import TrainConfig
+from jidm.datasets import DatasetWriter
+from jidm.training.config import TrainConfig
 
 pytest.importorskip("lightning")
 
@@ -20,7 +20,7 @@ pytest.importorskip("lightning")
 @pytest.fixture(autouse=True)
 def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, where in KIND.items():
-        monkeypatch.setitem(zoo.KINDS, kind, where)
+        monkeypatch.setitem(model_registry.KINDS, kind, where)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = DatasetWriter(root, fps=16, joint_names=source.joint_names, cameras={"front": (32, 32)})
     for index in source.episode_indices:
         episode = source.episode(index)
-        writer.write_episode(index, {"front": episode.pictures}, episode.state, episode.state)
-    writer.finish()
+        writer.write_episode(index, {"front": episode.frames}, episode.state, episode.state)
+    writer.finalize()
     return root
 
 

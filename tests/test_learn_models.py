@@ -14,10 +14,10 @@ from rendered import Clip, clip
 
 from jidm import Embodiment
 from jidm.errors import CheckpointError
-from jidm.learn.config import TrainConfig
-from jidm.learn.training import train
-from jidm.learn.zoo import KINDS, load_idm, load_model
-from jidm.view.training_pictures import draw_pairs
+from jidm.model_registry import KINDS, load_idm, load_model
+from jidm.training.config import TrainConfig
+from jidm.training.train import train
+from jidm.visualization.training_pictures import draw_pairs
 
 pytest.importorskip("lightning")
 
@@ -33,10 +33,10 @@ def test_trains_saves_loads_and_decodes(kind: str, recorded: tuple[Clip, FakeDat
     truth, dataset = recorded
     config = TrainConfig(
         data="recorded", out=str(tmp_path / kind), kind=kind, steps=3, batch_size=4, height=64, width=80,
-        embodiment="planar_finger_3", validate_every=3, validation_pairs=4, cache=str(tmp_path / "cache"), warmup=0,
+        embodiment="planar_finger_3", validate_every=3, validation_pairs=4, cache=str(tmp_path / "cache"), warmup_steps=0,
         augment="full", accelerator="cpu", validation=0.25, strides=(1, 2),
     )  # fmt: skip
-    out = train(config, dataset=dataset, pictures=draw_pairs)
+    out = train(config, dataset=dataset, visualizer=draw_pairs)
     model = load_model(out)
     assert type(model).kind == kind and model.config.joint_names == truth.robot.joint_names
     drawn = list(config.run_folder.glob("*.png"))
@@ -54,8 +54,8 @@ def test_two_processes_follow_one(kind: str, recorded: tuple[Clip, FakeDataset],
     _, dataset = recorded
     one = TrainConfig(
         data="recorded", out=str(tmp_path / "one"), kind=kind, steps=50, batch_size=4, height=64, width=80,
-        embodiment="planar_finger_3", validate_every=100, log_every=1, cache=str(tmp_path / "cache"), warmup=0,
-        augment="full", accelerator="cpu", validation=0.25, strides=(1, 2), optimiser="adamw",
+        embodiment="planar_finger_3", validate_every=100, log_every=1, cache=str(tmp_path / "cache"), warmup_steps=0,
+        augment="full", accelerator="cpu", validation=0.25, strides=(1, 2), optimizer="adamw",
         learning_rate=1e-4,  # two ways to add up float32 drift apart with the steps' length: at 3e-4 by up to 3e-5
     )  # fmt: skip
     two = replace(one, out=str(tmp_path / "two"), devices=2, strategy="ddp")

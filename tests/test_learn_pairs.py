@@ -8,33 +8,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recorded import counted_dataset, rendered_dataset
+from recorded import numbered_dataset, rendered_dataset
 from rendered import clip
 
 from jidm import Camera
+from jidm.datasets.episode_selection import select_episodes
 from jidm.errors import DatasetError, InputError
-from jidm.learn.batch import PairBatch
-from jidm.learn.episodes import select_episodes
-from jidm.learn.estimated import EstimatedFlow, estimate_flow, fitted_flow
-from jidm.learn.pairs import PairSampler, PairSource
-from jidm.learn.recording import fitted_geometry, read_recording
-from jidm.motion.fit import Fit, fitting_size
-from jidm.motion.flow import DisFlow, Flow
+from jidm.flow import DisFlow, Flow
 from jidm.robot.kinematics import Kinematics
 from jidm.sim import exact_flow
-from jidm.sim.truth import stays_visible
+from jidm.sim.ground_truth import stays_visible
+from jidm.training.data.batch import PairBatch
+from jidm.training.data.flow_cache import EstimatedFlow, estimate_flow, letterbox_flow
+from jidm.training.data.frame_store import letterbox_geometry, load_frame_store
+from jidm.training.data.pairs import PairSampler, PairSource
+from jidm.video.letterbox import Letterbox, scaled_size
 
 LENGTHS = {3: 9, 7: 5, 20: 12}
 
 
 @pytest.fixture
 def counted(tmp_path: Path):
-    return counted_dataset(tmp_path / "counted", LENGTHS)
+    return numbered_dataset(tmp_path / "counted", LENGTHS)
 
 
 def read(dataset, tmp_path: Path, **options):
     options = {"height": 16, "width": 16, "cache": tmp_path / "cache", **options}
-    return read_recording(dataset, options.pop("episodes", dataset.episode_indices), **options)
+    return load_frame_store(dataset, options.pop("episodes", dataset.episode_indices), **options)
 
 
 # ---- which episodes --------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_tables_hold_every_frame_and_are_made_once(counted, tmp_path: Path) -> N
     assert first.frames[first.first, 0, 0, 0].tolist() == list(LENGTHS)
     assert first.joint_names == ("joint_0", "joint_1")
     other = read(counted, tmp_path, episodes=(7,))
-    assert len(other) == 5 and other.key != first.key
+    assert len(other) == 5 and other.cache_key != first.cache_key
 
 
 def test_joints_and_order_are_chosen_by_name(counted, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_scales_of_the_joints(counted, tmp_path: Path) -> None:
     np.testing.assert_allclose(stats.delta_std, np.sqrt((steps**2).mean()), rtol=1e-9)
     np.testing.assert_allclose(stats.q_mean, recording.q.mean(0), rtol=1e-12)
     assert stats.q_lower == (3.0, 4.0)
-    assert recording.still_joints() == ()
+    assert recording.static_joints() == ()
     # These two joints move as one, but are never taken to be tied together.
     np.testing.assert_allclose(stats.delta_correlation, [[1.0, 0.95], [0.95, 1.0]], atol=1e-4)
     steps = (
@@ -119,7 +119,7 @@ def test_scales_of_the_joints(counted, tmp_path: Path) -> None:
 
 def test_pairs_stay_within_their_episode_and_come_from_everywhere(counted, tmp_path: Path) -> None:
     recording = read(counted, tmp_path)
-    draw = PairSampler(recording, (1, 3), seed=0).draw(0, 6000)
+    draw = PairSampler(recording, (1, 3), seed=0).sample(0, 6000)
     first, last = recording.first[draw.episode], (recording.first + recording.length)[draw.episode]
     assert (draw.before >= first).all() and (draw.third < last).all()
     assert (draw.second - draw.first == draw.stride).all() and set(draw.stride.tolist()) == {1, 3}
@@ -135,18 +135,18 @@ def test_pairs_stay_within_their_episode_and_come_from_everywhere(counted, tmp_p
 def test_draws_depend_on_seed_and_step_alone_and_split_without_overlap(counted, tmp_path: Path) -> None:
     recording = read(counted, tmp_path)
     one, same, other = (PairSampler(recording, (1, 2), seed=s) for s in (4, 4, 5))
-    one.draw(0, 8)
-    assert torch.equal(one.draw(17, 8).first, same.draw(17, 8).first)
-    assert not torch.equal(one.draw(17, 64).first, other.draw(17, 64).first)
-    assert not torch.equal(one.draw(17, 64).first, one.draw(18, 64).first)
-    whole = one.draw(3, 7)
-    parts = [whole.part(rank, 2) for rank in (0, 1)]
+    one.sample(0, 8)
+    assert torch.equal(one.sample(17, 8).first, same.sample(17, 8).first)
+    assert not torch.equal(one.sample(17, 64).first, other.sample(17, 64).first)
+    assert not torch.equal(one.sample(17, 64).first, one.sample(18, 64).first)
+    whole = one.sample(3, 7)
+    parts = [whole.shard(rank, 2) for rank in (0, 1)]
     assert sorted(torch.cat([p.first for p in parts]).tolist()) == sorted(whole.first.tolist())
 
 
 def test_batches_hold_the_frames_and_states_they_name(counted, tmp_path: Path) -> None:
     recording = read(counted, tmp_path, joints=("joint_1",))
-    batch = PairSource(recording).batch(PairSampler(recording, (1, 2), seed=1).draw(0, 50))
+    batch = PairSource(recording).batch(PairSampler(recording, (1, 2), seed=1).sample(0, 50))
     assert isinstance(batch, PairBatch) and batch.first.dtype == torch.float32
     t = batch.frame.float()
     torch.testing.assert_close(batch.first[:, 1, 5, 5] * 255, t)
@@ -156,13 +156,13 @@ def test_batches_hold_the_frames_and_states_they_name(counted, tmp_path: Path) -
         expected = picture[:, 0, 0, 0] * 255 + picture[:, 1, 0, 0] * 255 / 100 + 1
         torch.testing.assert_close(q[:, 0], expected, rtol=0, atol=2e-5)
     assert batch.flow is None and batch.mask is None
-    bare = PairSource(recording, before=False, third=False).batch(PairSampler(recording, (1,), seed=1).draw(0, 2))
+    bare = PairSource(recording, before=False, third=False).batch(PairSampler(recording, (1,), seed=1).sample(0, 2))
     assert bare.before is None and bare.third is None
 
 
 def test_too_short_episodes_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    recording = read(counted_dataset(tmp_path / "short", {0: 3, 1: 4}), tmp_path)
-    assert len(PairSampler(recording, (3,), seed=0, third=False).draw(0, 4)) == 4
+    recording = read(numbered_dataset(tmp_path / "short", {0: 3, 1: 4}), tmp_path)
+    assert len(PairSampler(recording, (3,), seed=0, third=False).sample(0, 4)) == 4
     with pytest.raises(DatasetError, match=r"longest episode has 4 frames, 7 are needed.*smaller --strides"):
         PairSampler(recording, (3,), seed=0)
 
@@ -181,9 +181,9 @@ def rendered(request, tmp_path_factory):
 def exact_batch(rendered, tmp_path: Path, height: int = 120, width: int = 160, detail: int = 1, **options):
     clips, dataset = rendered
     robot, size = clips[4].robot, {"height": height, "width": width, "detail": detail}
-    recording = read_recording(dataset, dataset.episode_indices, **size, cache=tmp_path)
+    recording = load_frame_store(dataset, dataset.episode_indices, **size, cache=tmp_path)
     source = PairSource(recording, kinematics=Kinematics.from_embodiment(robot), **options)
-    return recording, source.batch(PairSampler(recording, (1, 2, 4), seed=0, third=False).draw(0, 12))
+    return recording, source.batch(PairSampler(recording, (1, 2, 4), seed=0, third=False).sample(0, 12))
 
 
 def test_flow_is_the_simulators(rendered, tmp_path: Path) -> None:
@@ -230,9 +230,9 @@ def test_hidden_and_lost_points_have_no_weight(rendered, tmp_path: Path) -> None
     try:
         episode.extras["observation.links.front"][1:, :, 20:] = -1  # something stands in front of the right half
         dataset.content_hash += "-covered"
-        recording = read_recording(dataset, (4,), height=120, width=160, cache=tmp_path)
+        recording = load_frame_store(dataset, (4,), height=120, width=160, cache=tmp_path)
         source = PairSource(recording, kinematics=Kinematics.from_embodiment(robot))
-        draw = PairSampler(recording, (1,), seed=0, third=False).draw(0, 64)
+        draw = PairSampler(recording, (1,), seed=0, third=False).sample(0, 64)
         keep = (draw.first == 0).nonzero()[:1, 0]
         batch = source.batch(draw[keep])
     finally:
@@ -250,7 +250,7 @@ def test_flow_in_smaller_and_letterboxed_pictures_is_the_same_motion(rendered, t
     """At the place of each coarse cell, the letterboxed flow is the full one, scaled."""
     _, full = exact_batch(rendered, tmp_path)
     recording, small = exact_batch(rendered, tmp_path, 96, 96)
-    fit = recording.fit
+    fit = recording.letterbox
     assert (fit.inner_height, fit.inner_width, fit.top) == (72, 96, 12)
     assert small.mask[:, :6].sum() == 0 and small.mask[:, 42:].sum() == 0
     inner = torch.nn.functional.interpolate(full.flow, size=(18, 24), mode="bilinear") * 0.6
@@ -274,8 +274,12 @@ def test_detail_enlarges_the_pictures_and_nothing_else(rendered, tmp_path: Path)
 
 def test_reduced_pictures_are_those_the_model_makes_of_the_large_ones(rendered, tmp_path: Path) -> None:
     size = {"height": 48, "width": 64, "detail": 2, "cache": tmp_path}
-    large, small = (read_recording(rendered[1], (4,), **size, reduce=x) for x in (False, True))
-    assert (large.detail, small.detail) == (2, 1) and large.key != small.key and large.origin == small.origin
+    large, small = (load_frame_store(rendered[1], (4,), **size, downsampled=x) for x in (False, True))
+    assert (
+        (large.input_scale, small.input_scale) == (2, 1)
+        and large.cache_key != small.cache_key
+        and large.source_hash == small.source_hash
+    )
     pooled = torch.nn.functional.avg_pool2d(large.frames.float(), 2)
     assert small.frames.dtype == torch.uint8 and (small.frames - pooled).abs().max() <= 0.5
     for a, b in ((large.state, small.state), (large.geometry.depth, small.geometry.depth)):
@@ -283,10 +287,10 @@ def test_reduced_pictures_are_those_the_model_makes_of_the_large_ones(rendered, 
 
 
 def test_a_pair_may_get_another_frames_background(rendered, tmp_path: Path) -> None:
-    recording = read_recording(rendered[1], rendered[1].episode_indices, height=120, width=160, cache=tmp_path)
+    recording = load_frame_store(rendered[1], rendered[1].episode_indices, height=120, width=160, cache=tmp_path)
     recording.frames[:6] = recording.frames[:6] // 2  # one episode darker, so that its background is another
     sampler, source = PairSampler(recording, (1,), seed=0, third=False), PairSource(recording)
-    draw = sampler.draw(0, 8)
+    draw = sampler.sample(0, 8)
     own = source.batch(draw)
     backdrop = torch.where(torch.arange(8) % 2 == 0, (draw.first + len(recording) // 2) % len(recording), -1)
     got = source.batch(replace(draw, backdrop=backdrop))
@@ -308,23 +312,25 @@ def test_a_pair_may_get_another_frames_background(rendered, tmp_path: Path) -> N
     assert torch.equal(own.q, got.q)
     # Flow measured in the pictures is that of their own backgrounds.
     flow = torch.zeros(len(recording), 1, 2, 2, 30, 40, dtype=torch.float16)
-    measured = PairSource(recording, estimated=EstimatedFlow((1,), flow, torch.zeros_like(flow[:, :, :, 0]).byte()))
+    measured = PairSource(
+        recording, estimated_flow=EstimatedFlow((1,), flow, torch.zeros_like(flow[:, :, :, 0]).byte())
+    )
     assert torch.equal(measured.batch(replace(draw, backdrop=backdrop)).first, own.first)
 
 
 def test_backdrops_come_from_seed_and_step_and_are_shared_out_with_the_pairs(tmp_path: Path) -> None:
-    dataset = counted_dataset(tmp_path, {0: 9, 1: 30})
-    recording = read_recording(dataset, (0, 1), height=16, width=16, cache=tmp_path)
+    dataset = numbered_dataset(tmp_path, {0: 9, 1: 30})
+    recording = load_frame_store(dataset, (0, 1), height=16, width=16, cache=tmp_path)
     sampler = PairSampler(recording, (1,), seed=3)
-    rows = sampler.backdrops(5, 400, 0.25)
-    assert torch.equal(rows, PairSampler(recording, (1,), seed=3).backdrops(5, 400, 0.25))
-    assert not torch.equal(rows, sampler.backdrops(6, 400, 0.25))
+    rows = sampler.sample_backgrounds(5, 400, 0.25)
+    assert torch.equal(rows, PairSampler(recording, (1,), seed=3).sample_backgrounds(5, 400, 0.25))
+    assert not torch.equal(rows, sampler.sample_backgrounds(6, 400, 0.25))
     assert rows.max() == 38 and rows.min() == -1 and 0.15 < (rows >= 0).float().mean() < 0.35
-    draw = replace(sampler.draw(5, 8), backdrop=rows[:8])
-    assert torch.equal(draw.part(1, 2).backdrop, rows[1:8:2]) and sampler.draw(5, 8).part(1, 2).backdrop is None
+    draw = replace(sampler.sample(5, 8), backdrop=rows[:8])
+    assert torch.equal(draw.shard(1, 2).background, rows[1:8:2]) and sampler.sample(5, 8).shard(1, 2).background is None
     # Nothing tells where the robot is: pictures stay what they are.
     source = PairSource(recording)
-    assert torch.equal(source.batch(draw).first, source.batch(sampler.draw(5, 8)).first)
+    assert torch.equal(source.batch(draw).first, source.batch(sampler.sample(5, 8)).first)
 
 
 def test_a_static_background_is_a_fact_only_when_told(rendered, tmp_path: Path) -> None:
@@ -350,8 +356,8 @@ def test_recorded_geometry_fits_another_size() -> None:
     pose = np.concatenate([camera.K[[0, 1, 0, 1], [0, 1, 2, 2]].numpy(), camera.T_camera_base[:3].reshape(-1).numpy()])
     depth = plane(camera.resized(64, 48))
     link = np.zeros(depth.shape, dtype=np.int16)
-    fit = Fit(96, 128, 96, 96)
-    found = fitted_geometry(depth, link, pose[None], fit)
+    fit = Letterbox(96, 128, 96, 96)
+    found = letterbox_geometry(depth, link, pose[None], fit)
     inner = camera.resized(96, 72)
     shift = torch.tensor([[1, 0, 0], [0, 1, 12], [0, 0, 1]], dtype=torch.float64)
     boxed = replace(inner, height=96, K=shift @ inner.K)
@@ -368,25 +374,27 @@ def test_recorded_geometry_fits_another_size() -> None:
 
 
 def test_letterbox_keeps_places_and_mean() -> None:
-    fit = Fit(48, 96, 64, 64)
+    fit = Letterbox(48, 96, 64, 64)
     assert (fit.inner_height, fit.inner_width, fit.top, fit.left) == (32, 64, 16, 0)
     ramp = (torch.arange(96) / 95).expand(3, 48, 96)
-    out = fit.frames(ramp)
+    out = fit.apply(ramp)
     assert out[:, :16].sum() == 0 and out[:, 48:].sum() == 0
     u = 40
     there = ((u + 0.5 - fit.left) / fit.scale_u - 0.5) / 95
     assert abs(float(out[0, 30, u]) - there) < 1e-3
     pixels = (torch.rand(2, 3, 48, 96) * 255).to(torch.uint8)
-    assert fit.pixels(pixels).dtype == torch.uint8 and Fit(48, 96, 48, 96).pixels(pixels) is pixels
-    assert fitting_size(480, 640, longest=128, multiple=16) == (96, 128)
-    assert fitting_size(96, 96, longest=128, multiple=16) == (96, 96)
-    assert fitting_size(192, 256, longest=100, multiple=16) == (80, 96)
+    assert (
+        fit.apply_to_uint8(pixels).dtype == torch.uint8 and Letterbox(48, 96, 48, 96).apply_to_uint8(pixels) is pixels
+    )
+    assert scaled_size(480, 640, max_side=128, multiple=16) == (96, 128)
+    assert scaled_size(96, 96, max_side=128, multiple=16) == (96, 96)
+    assert scaled_size(192, 256, max_side=100, multiple=16) == (80, 96)
 
 
 def test_measured_flow_is_scaled_and_placed_like_the_picture() -> None:
     flow = torch.zeros(1, 2, 48, 96)
     flow[:, 0], flow[:, 1] = 3.0, -1.5
-    found = fitted_flow(Flow(flow, torch.ones(1, 48, 96)), Fit(48, 96, 64, 64))
+    found = letterbox_flow(Flow(flow, torch.ones(1, 48, 96)), Letterbox(48, 96, 64, 64))
     assert found.flow.shape == (1, 2, 16, 16)
     torch.testing.assert_close(found.flow[:, :, 4:12].mean((0, 2, 3)), torch.tensor([2.0, -1.0]))
     assert found.weight[:, :4].sum() == 0 and found.weight[:, 12:].sum() == 0
@@ -411,8 +419,8 @@ def test_measured_flow_goes_to_the_right_pairs(counted, tmp_path: Path) -> None:
     opened = counted.opened
     again = estimate_flow(counted, recording, "front", (3, 1), Pushed(), cache=tmp_path / "cache")
     assert counted.opened == opened and torch.equal(estimated.flow, again.flow)
-    draw = PairSampler(recording, (1, 3), seed=0).draw(0, 40)
-    batch = PairSource(recording, estimated=estimated).batch(draw)
+    draw = PairSampler(recording, (1, 3), seed=0).sample(0, 40)
+    batch = PairSource(recording, estimated_flow=estimated).batch(draw)
     stride = draw.stride.float()[:, None, None].expand(-1, 4, 4)
     torch.testing.assert_close(batch.flow[:, 0], stride)
     torch.testing.assert_close(batch.flow_back[:, 0], -stride)
@@ -445,7 +453,7 @@ def test_an_interrupted_measurement_goes_on_and_is_shared(counted, tmp_path: Pat
     assert torch.equal(found.flow, expected.flow) and torch.equal(found.weight, expected.weight)
     assert 0 < rest.calls < whole.calls / 2
     # Fewer episodes, other strides: what is known is not measured again.
-    fewer, less = read_recording(counted, (7,), height=16, width=16, cache=tmp_path), Asked()
+    fewer, less = load_frame_store(counted, (7,), height=16, width=16, cache=tmp_path), Asked()
     part = estimate_flow(counted, fewer, "front", (3,), less, cache=cache)
     assert less.calls == 0
     where = recording.episode.tolist().index(7)
@@ -457,6 +465,8 @@ def test_measuring_both_ways_at_once_is_measuring_each() -> None:
     smooth = torch.nn.functional.avg_pool2d(torch.rand(2, 3, 44, 68, generator=torch.Generator().manual_seed(0)), 5, 1)
     first, second = smooth, smooth.roll(1, -1)
     second[1] = float("nan")
-    for both, single in zip(DisFlow().both_ways(first, second), (DisFlow()(first, second), DisFlow()(second, first))):
+    for both, single in zip(
+        DisFlow().bidirectional(first, second), (DisFlow()(first, second), DisFlow()(second, first))
+    ):
         assert torch.equal(both.flow, single.flow) and torch.equal(both.weight, single.weight)
         assert both.weight[0].max() > 0 and both.weight[1].max() == 0

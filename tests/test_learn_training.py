@@ -18,16 +18,15 @@ from rendered import clip
 from safetensors.torch import load_file
 from standin import KIND, StandIn, blob_dataset
 
-from jidm import Embodiment
+from jidm import Embodiment, model_registry
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import DatasetError, InputError, JidmError
-from jidm.learn import zoo
-from jidm.learn.batch import PairBatch
-from jidm.learn.config import TrainConfig
-from jidm.learn.films import Film
-from jidm.learn.prepare import joint_order, prepare, split_episodes
-from jidm.learn.schedule import learning_rate
-from jidm.learn.training import train
+from jidm.training.config import TrainConfig
+from jidm.training.data.batch import PairBatch
+from jidm.training.data.clips import Clip
+from jidm.training.data.datamodule import joint_order, prepare_training, split_episodes
+from jidm.training.schedule import learning_rate
+from jidm.training.train import train
 
 pytest.importorskip("lightning")
 
@@ -35,7 +34,7 @@ pytest.importorskip("lightning")
 @pytest.fixture(autouse=True)
 def known_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, where in KIND.items():
-        monkeypatch.setitem(zoo.KINDS, kind, where)
+        monkeypatch.setitem(model_registry.KINDS, kind, where)
 
 
 def config(tmp_path: Path, name: str = "model", **changed: Any) -> TrainConfig:
@@ -74,7 +73,7 @@ def test_it_learns_and_keeps_what_it_learned_from(tmp_path: Path) -> None:
     assert training["result"]["validation"]["nve"] == pytest.approx(validation[-1]["nve"])
     assert training["versions"]["torch"] == torch.__version__
     assert str(tmp_path) not in json.dumps(training)  # nothing of this machine
-    model = zoo.load_model(out)
+    model = model_registry.load_model(out)
     assert isinstance(model, StandIn) and not model.training
     assert checkpoint.config["joint_names"] == ["across", "down"]
 
@@ -85,7 +84,7 @@ def test_uncertainties_are_those_of_neighbouring_frames(tmp_path: Path, monkeypa
     def calibrate(self: StandIn, batches: list[PairBatch], rounds: int) -> None:
         seen.append((torch.cat([x.delta_q for x in batches]), rounds))
 
-    def calibrate_videos(self: StandIn, films: Iterator[Film]) -> None:
+    def calibrate_videos(self: StandIn, films: Iterator[Clip]) -> None:
         filmed.append(list(films))
 
     monkeypatch.setattr(StandIn, "calibrate", calibrate, raising=False)
@@ -93,16 +92,16 @@ def test_uncertainties_are_those_of_neighbouring_frames(tmp_path: Path, monkeypa
     dataset = blob_dataset(tmp_path / "blobs")
     train(settings, dataset=dataset)
     assert [rounds for _, rounds in seen] == [1, 2] and torch.equal(seen[0][0], seen[1][0])
-    prepared = prepare(settings, dataset, None, print)
+    prepared = prepare_training(settings, dataset, None, print)
     assert prepared.validation is not None
-    held = {int(x) for batch in prepared.validation.to_measure(16) for x in batch.episode}
+    held = {int(x) for batch in prepared.validation.validation_batches(16) for x in batch.episode}
     (films,) = filmed  # once, of the weights that stay, and every second frame
     assert {len(x.frames) for x in films} == {-(-dataset.episode(i).length // 2) for i in held}
     states = [torch.from_numpy(np.asarray(dataset.episode(i).state)).float() for i in held]
     steps = torch.cat([q[2:] - q[:-2] for q in states])
     far = (seen[0][0][:, None] - steps).abs().amax(-1).amin(-1)
     assert far.max() < 1e-6  # every one of them is a step of two frames
-    wide = torch.cat([batch.delta_q for batch in prepared.validation.to_measure(16)])
+    wide = torch.cat([batch.delta_q for batch in prepared.validation.validation_batches(16)])
     assert (wide[:, None] - steps).abs().amax(-1).amin(-1).max() > 1e-3  # of which others are not
 
 
@@ -122,7 +121,7 @@ def test_the_running_mean_is_what_is_saved(tmp_path: Path) -> None:
 
 
 def _stats(n: int):
-    from jidm.learn.batch import JointStats
+    from jidm.training.data.batch import JointStats
 
     return JointStats(*[(1.0,) * n] * 5)
 
@@ -377,4 +376,4 @@ def test_joints_are_those_of_the_robot(tmp_path: Path) -> None:
 
 def test_unknown_kinds_are_named() -> None:
     with pytest.raises(InputError, match="did you mean 'direct'"):
-        zoo.model_class("dirct")
+        model_registry.model_class("dirct")

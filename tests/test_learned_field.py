@@ -8,18 +8,18 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from step_fields import FINGER, SIDE, config, pictures, untrained
+from step_fields import FINGER, SIDE, config, random_images, untrained
 
 from jidm.errors import CheckpointError, InputError
-from jidm.field.learned import LearnedField, LearnedFieldConfig
-from jidm.field.learned.blocks import Modulation, pixel_grid, spatial_softmax
-from jidm.field.learned.matching import PairHead
+from jidm.fields.free import LearnedField, LearnedFieldConfig
+from jidm.fields.free.blocks import Modulation, pixel_grid, spatial_softmax
+from jidm.fields.free.correlation import CorrelationHead
 
 
-def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> PairHead:
+def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> CorrelationHead:
     """A head that adds nothing of its own: its answers are those of the formulas around it."""
     torch.manual_seed(0)
-    head = PairHead(8, reach, grid)
+    head = CorrelationHead(8, reach, grid)
     torch.nn.init.zeros_(head.coarse_out.weight)
     return head
 
@@ -31,7 +31,7 @@ def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> PairHead:
 def test_correlation_is_the_products_of_all_neighbours(reach: int) -> None:
     h, w = 4, 5
     first, second = torch.randn(2, 2, 8, h, w).unbind(0)
-    windows = PairHead(8, reach, (h, w)).correlate(first, second)
+    windows = CorrelationHead(8, reach, (h, w)).correlate(first, second)
     for window, (a, b) in zip(windows, ((first, second), (second, first)), strict=True):
         assert window.shape == (2, (2 * reach + 1) ** 2, h, w)
         for k, (dv, du) in enumerate((i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1)):
@@ -46,7 +46,7 @@ def test_both_windows_are_one_volume_seen_from_its_two_sides() -> None:
     first, second = torch.randn(2, 2, 8, 8, 10).unbind(0)
     head = flat_head()
     forward, backward = head.correlate(first, second)
-    side = 2 * head.reach + 1
+    side = 2 * head.search_radius + 1
     # Cell (v, u) with offset (dv, du) forwards is cell (v + dv, u + du) with offset (-dv, -du) backwards.
     f, b = forward.unflatten(1, (side, side)), backward.unflatten(1, (side, side)).flip(1, 2)
     for i, dv in enumerate(range(-2, 3)):
@@ -62,13 +62,13 @@ def test_both_windows_are_one_volume_seen_from_its_two_sides() -> None:
 @pytest.mark.parametrize(("du", "dv"), [(2, 1), (-1, 2), (0, -2)])
 def test_first_look_finds_a_shift_within_reach(du: int, dv: int) -> None:
     head = flat_head()
-    head.sharpness.data.fill_(4.0)
+    head.logit_scale.data.fill_(4.0)
     first = torch.randn(1, 8, 8, 10, generator=torch.Generator().manual_seed(1))
     first = first / first.square().mean(1, keepdim=True).sqrt() * 3  # of one length, as the network's features are
     second = first.roll((dv, du), (2, 3))  # what was at (v, u) is at (v + dv, u + du)
     forward, backward = head.correlate(first, second)
-    flow, log_weight = head.start(forward, first)
-    back, _ = head.start(backward, second)
+    flow, log_weight = head.initial_flow(forward, first)
+    back, _ = head.initial_flow(backward, second)
     r = flow.shape[-1] // first.shape[-1]  # cells of the field per cell that is compared
     inside = slice(3 * r + r - 1, 5 * r - r + 1), slice(3 * r + r - 1, 7 * r - r + 1)
     for found, way in ((flow, 4.0 * r), (back, -4.0 * r)):
@@ -83,7 +83,7 @@ def test_confidence_is_bounded(bias: float) -> None:
     head = flat_head()
     head.coarse_out.bias.data[2] = bias
     first, second = torch.randn(2, 1, 8, 8, 10).unbind(0)
-    log_weight = head.start(head.correlate(first, second)[0], first)[1]
+    log_weight = head.initial_flow(head.correlate(first, second)[0], first)[1]
     torch.testing.assert_close(log_weight.abs(), torch.full_like(log_weight, 4.0))
 
 
@@ -92,22 +92,22 @@ def test_confidence_is_bounded(bias: float) -> None:
 
 def read(field: LearnedField, image: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, ...]:
     seen = field.encode(image)
-    return (*field.state(seen), *field.jacobian(seen, q))
+    return (*field.predict_pose(seen), *field.jacobian(seen, q))
 
 
 def test_detail_changes_nothing_that_does_not_look_closer() -> None:
-    field, image, q = untrained(height=64, width=96), pictures(2, width=96), torch.randn(2, 2)
+    field, image, q = untrained(height=64, width=96), random_images(2, width=96), torch.randn(2, 2)
     close = LearnedField(replace(field.config, detail=2))
     close.load_state_dict(field.state_dict())
     larger = image.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    assert close.config.picture == (128, 192) and close.config.grid == field.config.grid
+    assert close.config.input_size == (128, 192) and close.config.grid == field.config.grid
     for one, other in zip(read(field, image, q), read(close, larger, q), strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_a_batch_is_its_items_one_by_one() -> None:
     field = untrained(height=64, width=96)
-    image, q = pictures(3, width=96), torch.randn(3, 2)
+    image, q = random_images(3, width=96), torch.randn(3, 2)
     whole = read(field, image, q)
     shapes = [(3, 2), (3, 2), (3, 2, 2, 32, 48), (3, 32, 48)]
     assert [tuple(x.shape) for x in whole] == shapes
@@ -116,13 +116,13 @@ def test_a_batch_is_its_items_one_by_one() -> None:
         for a, b in zip(whole, one, strict=True):
             torch.testing.assert_close(a[i], b[0], rtol=1e-4, atol=1e-4 * float(a.detach().abs().max()))
     seen = field.encode(image)
-    torch.testing.assert_close(field.state(seen[1:])[0], whole[0][1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(field.predict_pose(seen[1:])[0], whole[0][1:], rtol=1e-4, atol=1e-5)
     assert seen[1:].coarse.shape == (2, 32, 8, 12)
 
 
 def test_it_serves_as_a_dense_field() -> None:
     field = untrained(height=64, width=96)
-    image, q = pictures(20, width=96), torch.randn(20, 2)
+    image, q = random_images(20, width=96), torch.randn(20, 2)
     jacobian, mask = field.dense(q, 32, 48, image)  # the network's own grid
     seen = field.encode(image)
     own, logit = field.jacobian(seen, q)
@@ -150,40 +150,43 @@ def flows_between(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.T
 
 def test_a_guess_flips_with_the_order_of_the_pictures() -> None:
     field = untrained()
-    seen, flows = field.encode(pictures(6)), flows_between(3)
-    (step, std), (back, same) = (field.guess(seen[:3], seen[3:], flows), field.guess(seen[3:], seen[:3], flows[::-1]))
+    seen, flows = field.encode(random_images(6)), flows_between(3)
+    (step, std), (back, same) = (
+        field.regress_step(seen[:3], seen[3:], flows),
+        field.regress_step(seen[3:], seen[:3], flows[::-1]),
+    )
     torch.testing.assert_close(back, -step, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(same, std)
-    one, _ = field.guess(seen[:3], seen[3:], flows[:1])
+    one, _ = field.regress_step(seen[:3], seen[3:], flows[:1])
     assert step.abs().max() > 1e-5 and (one - step).abs().max() > 1e-5
 
 
 def test_flow_that_nobody_knows_is_no_reason_for_a_guess_that_is_not_finite() -> None:
     field = untrained()
-    seen, flows = field.encode(pictures(2)), flows_between(1)
+    seen, flows = field.encode(random_images(2)), flows_between(1)
     flows = [(flow, torch.full_like(sure, -torch.inf)) for flow, sure in flows]
-    assert all(x.isfinite().all() for x in field.guess(seen[:1], seen[1:], flows))
+    assert all(x.isfinite().all() for x in field.regress_step(seen[:1], seen[1:], flows))
 
 
 def test_guesses_learn_without_bending_what_the_field_sees() -> None:
     field = untrained().train()
-    seen = field.encode(pictures(2))
-    step, std = field.guess(seen[:1], seen[1:], flows_between(1))
+    seen = field.encode(random_images(2))
+    step, std = field.regress_step(seen[:1], seen[1:], flows_between(1))
     (step.sum() + std.sum()).backward()
     assert all(p.grad is None for p in field.encoder.parameters())
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in field.by_regression.parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in field.step_head.parameters())
 
 
 def test_a_field_without_that_head_says_so() -> None:
     field = untrained(guess=False)
-    assert field.by_regression is None
+    assert field.step_head is None
     with pytest.raises(InputError, match="guess=True"):
-        field.guess(field.encode(pictures(1)), field.encode(pictures(1)), flows_between(1))
+        field.regress_step(field.encode(random_images(1)), field.encode(random_images(1)), flows_between(1))
 
 
 def test_pose_and_picture_both_bend_the_field() -> None:
     field = untrained()
-    image, q = pictures(2), torch.zeros(1, 2)
+    image, q = random_images(2), torch.zeros(1, 2)
     seen = field.encode(image)
     base = field.jacobian(seen[:1], q)[0]
     scale = base.abs().mean()
@@ -194,20 +197,20 @@ def test_pose_and_picture_both_bend_the_field() -> None:
 def test_the_field_is_per_unit_of_joint() -> None:
     """The same weights in a robot whose steps are ten times as large say a tenth, so that the pixels stay."""
     one, ten = untrained(delta_std=0.05), untrained(delta_std=0.5)
-    seen, q = one.encode(pictures(1)), torch.zeros(1, 2)
+    seen, q = one.encode(random_images(1)), torch.zeros(1, 2)
     torch.testing.assert_close(one.jacobian(seen, q)[0], 10 * ten.jacobian(seen, q)[0])
 
 
 @pytest.mark.parametrize("log_std", [-1e6, 0.0, 1e6])
 def test_spread_of_the_state_is_positive_and_bounded(log_std: float) -> None:
     field = untrained()
-    field.state_out[-1].bias.data[2:] = log_std
-    image = torch.cat([pictures(1), torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 3, SIDE, SIDE)])
-    value, spread = field.state(field.encode(image))
+    field.pose_out[-1].bias.data[2:] = log_std
+    image = torch.cat([random_images(1), torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 3, SIDE, SIDE)])
+    value, spread = field.predict_pose(field.encode(image))
     assert value.isfinite().all()
     assert (spread >= 0.6 * np.exp(-5.001)).all() and (spread <= 0.6 * np.exp(1.001)).all()
-    field.state_spread.copy_(torch.tensor([1.0, 3.0]))
-    wider = field.state(field.encode(image))[1]
+    field.pose_std_scale.copy_(torch.tensor([1.0, 3.0]))
+    wider = field.predict_pose(field.encode(image))[1]
     torch.testing.assert_close(wider / spread, torch.tensor([[1.0, 3.0]]).expand(3, 2))
 
 

@@ -7,17 +7,40 @@ from functools import partial
 
 import pytest
 import torch
-from step_fields import GRID, SIDE, Blind, KnownField, LinearWorld, TwoPivots, in_order, pictures, untrained
+from step_fields import (
+    GRID,
+    SIDE,
+    ExactStepField,
+    LinearMotion,
+    TwoPivots,
+    ZeroFlowHead,
+    numbered_frames,
+    random_images,
+    untrained,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
-from jidm.field.learned import LearnedField
-from jidm.field.learned.blocks import luma, reduced
-from jidm.motion.flow import Flow
-from jidm.solve.belief import Gaussian
-from jidm.solve.brightness import path
-from jidm.solve.learned_step import LearnedStep, _about_brightness, learned_step, step_pairs, usual_step
-from jidm.solve.looks import CLOSER_LOOKS, CloserLook, Part, SeenAt, StepField, seen_motion
+from jidm.estimation.dense_photometric import symmetric_flow
+from jidm.estimation.factors.learned import (
+    StepEstimate,
+    _with_photometric_residual,
+    estimate_step,
+    predict_steps,
+    step_prior,
+)
+from jidm.estimation.kalman import Gaussian
+from jidm.estimation.refinement import (
+    REFINEMENT_STAGES,
+    Crop,
+    FieldEvaluation,
+    JacobianPredictor,
+    RefinementStage,
+    measured_flow,
+)
+from jidm.fields.free import LearnedField
+from jidm.fields.free.blocks import downsample, luma
+from jidm.flow import Flow
 
 
 def likely(mean: Tensor, std: float = 10.0) -> Gaussian:
@@ -25,37 +48,37 @@ def likely(mean: Tensor, std: float = 10.0) -> Gaussian:
     return Gaussian(mean, std**2 * torch.eye(mean.shape[-1]).to(mean).expand(*mean.shape, -1))
 
 
-def known_step(field: KnownField, q: Tensor, q_next: Tensor, **options: object) -> LearnedStep:
-    seen = field.encode(in_order(torch.stack([q, q_next])))
-    at = SeenAt.of(field, seen, torch.stack([q, q_next]))
-    return learned_step(field, at[:1], at[1:], **{"closer": (), **options})  # type: ignore[arg-type]
+def known_step(field: ExactStepField, q: Tensor, q_next: Tensor, **options: object) -> StepEstimate:
+    seen = field.encode(numbered_frames(torch.stack([q, q_next])))
+    at = FieldEvaluation.of(field, seen, torch.stack([q, q_next]))
+    return estimate_step(field, at[:1], at[1:], **{"closer": (), **options})  # type: ignore[arg-type]
 
 
-def step_between(field: LearnedField, first: Tensor, second: Tensor, q: Tensor, q_next: Tensor, **more) -> LearnedStep:
+def step_between(field: LearnedField, first: Tensor, second: Tensor, q: Tensor, q_next: Tensor, **more) -> StepEstimate:
     seen = field.encode(torch.cat([first, second]))
-    at = SeenAt.of(field, seen, torch.cat([q, q_next]))
-    return learned_step(field, at[: len(first)], at[len(first) :], **more)
+    at = FieldEvaluation.of(field, seen, torch.cat([q, q_next]))
+    return estimate_step(field, at[: len(first)], at[len(first) :], **more)
 
 
 # ---- how well --------------------------------------------------------------------------------------------------------
 
 
 def test_exact_flow_through_a_fixed_field_gives_the_exact_step() -> None:
-    field = KnownField(LinearWorld())
+    field = ExactStepField(LinearMotion())
     q, step = torch.tensor([0.3, -0.2]).double(), torch.tensor([0.12, -0.07]).double()
     found = known_step(field, q, q + step)
-    assert len(found.steps) == 1 and not found.compared
+    assert len(found.steps) == 1 and not found.photometric_measurements
     torch.testing.assert_close(
         found.steps[0][0], step, rtol=0, atol=2e-4 * float(step.norm())
     )  # the ridge holds a little
     assert torch.equal(found.solution.delta_q, found.steps[-1])
-    assert float(found.solution.explained) > 1 - 1e-6 and float(found.solution.residual) < 1e-2
+    assert float(found.solution.explained_fraction) > 1 - 1e-6 and float(found.solution.residual) < 1e-2
     assert found.solution.observable.all() and found.solution.valid.all()
 
 
 def errors_of_halved_steps(both_ways: bool) -> list[float]:
-    field = KnownField(TwoPivots())
-    field.pair.both_ways = both_ways
+    field = ExactStepField(TwoPivots())
+    field.correlation.bidirectional = both_ways
     q, step = torch.tensor([0.2, 0.5]).double(), torch.tensor([0.16, 0.12]).double()
     errors = []
     for scale in (1.0, 0.5, 0.25):
@@ -65,7 +88,7 @@ def errors_of_halved_steps(both_ways: bool) -> list[float]:
 
 
 def test_both_ways_together_err_by_the_third_power_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jidm.solve.learned_step.RIDGE", 1e-9)  # whose pull is of first order
+    monkeypatch.setattr("jidm.estimation.factors.learned.RIDGE", 1e-9)  # whose pull is of first order
     one, half, quarter = errors_of_halved_steps(True)
     assert 7 < one / half < 9 and 7 < half / quarter < 9
     alone = errors_of_halved_steps(False)
@@ -73,20 +96,20 @@ def test_both_ways_together_err_by_the_third_power_of_the_step(monkeypatch: pyte
     assert one < 0.2 * alone[0]
 
 
-class Rendered(KnownField):
+class Rendered(ExactStepField):
     """The disc as pictures show it; the network's own matching sees nothing, only brightness tells."""
 
     def __init__(self, detail: int = 1) -> None:
         super().__init__(TwoPivots())
-        self.pair = Blind()
+        self.pair = ZeroFlowHead()
         self.detail = detail
 
-    def between(self, q: Tensor, q_next: Tensor, **options: object) -> LearnedStep:
+    def between(self, q: Tensor, q_next: Tensor, **options: object) -> StepEstimate:
         poses = torch.stack([q, q_next]).double()
-        image = torch.stack([self.world.picture(one, self.detail) for one in poses])
-        seen = replace(self.encode(image), small=reduced(luma(image), self.detail))
-        at = SeenAt.of(self, seen, poses)
-        return learned_step(self, at[:1], at[1:], **options)
+        image = torch.stack([self.motion_model.render(one, self.detail) for one in poses])
+        seen = replace(self.encode(image), small=downsample(luma(image), self.detail))
+        at = FieldEvaluation.of(self, seen, poses)
+        return estimate_step(self, at[:1], at[1:], **options)
 
 
 Q, STEP = torch.tensor([0.2, 0.5]).double(), torch.tensor([0.16, 0.12]).double()
@@ -95,20 +118,22 @@ Q, STEP = torch.tensor([0.2, 0.5]).double(), torch.tensor([0.16, 0.12]).double()
 @pytest.mark.parametrize("detail", [1, 2, 3])
 def test_brightness_finds_what_matching_does_not(detail: int) -> None:
     found = Rendered(detail).between(Q, Q + STEP)
-    assert len(found.steps) == 1 + len(found.compared) == 1 + len(CLOSER_LOOKS)
+    assert len(found.steps) == 1 + len(found.photometric_measurements) == 1 + len(REFINEMENT_STAGES)
     assert not found.steps[0].any()
     error = (found.steps[-1][0] - STEP).norm() / STEP.norm()
     assert error < 0.02 and torch.equal(found.solution.delta_q, found.steps[-1])
     assert found.solution.valid.all() and found.solution.observable.all()
-    assert float(found.solution.explained) > 0.99
+    assert float(found.solution.explained_fraction) > 0.99
     # What is left is told as motion: what explains nothing leaves all of it, of a motion of about the right size.
     nothing = replace(found.solution, delta_q=0 * found.solution.delta_q)
     field, q = Rendered(detail), torch.stack([Q, Q + STEP])
-    at = SeenAt.of(field, field.encode(torch.stack([field.world.picture(one) for one in q])), q)
-    left = _about_brightness(nothing, at[:1], at[1:], Part.showing(at.mask[:1]))
-    moved = (field.world.flow(Q[None], Q[None] + STEP) * field.world.shown(Q[None])[:, None]).norm()
-    moved = moved / field.world.shown(Q[None]).sum().sqrt()
-    assert float(left.explained) == 0 and 0.3 < float(left.residual / moved) < 1.2
+    at = FieldEvaluation.of(field, field.encode(torch.stack([field.motion_model.render(one) for one in q])), q)
+    left = _with_photometric_residual(nothing, at[:1], at[1:], Crop.around_robot(at.mask[:1]))
+    moved = (
+        field.motion_model.flow(Q[None], Q[None] + STEP) * field.motion_model.robot_probability(Q[None])[:, None]
+    ).norm()
+    moved = moved / field.motion_model.robot_probability(Q[None]).sum().sqrt()
+    assert float(left.explained_fraction) == 0 and 0.3 < float(left.residual / moved) < 1.2
 
 
 def test_closer_looks_begin_where_the_one_before_ended_and_come_closer() -> None:
@@ -116,10 +141,12 @@ def test_closer_looks_begin_where_the_one_before_ended_and_come_closer() -> None
     errors = [float((step[0] - STEP).norm()) for step in found.steps]
     assert errors[1] < errors[0] and errors[3] < 0.5 * errors[1] and errors[-1] < 0.1 * errors[1]
     field = Rendered(2)
-    for step, (look, back) in zip(found.steps, found.compared, strict=False):
-        ahead, behind = (torch.einsum("cnhw,n->chw", field.world.jacobian(x[None])[0], step[0]) for x in (Q, Q + STEP))
-        torch.testing.assert_close(look.flow, look.part.of(path(ahead[None], behind[None], 2)))
-        torch.testing.assert_close(back.flow, back.part.of(path(-behind[None], -ahead[None], 2)))
+    for step, (look, back) in zip(found.steps, found.photometric_measurements, strict=False):
+        ahead, behind = (
+            torch.einsum("cnhw,n->chw", field.motion_model.jacobian(x[None])[0], step[0]) for x in (Q, Q + STEP)
+        )
+        torch.testing.assert_close(look.flow, look.crop.apply(symmetric_flow(ahead[None], behind[None], 2)))
+        torch.testing.assert_close(back.flow, back.crop.apply(symmetric_flow(-behind[None], -ahead[None], 2)))
 
 
 def test_a_guess_follows_the_curved_path() -> None:
@@ -127,10 +154,15 @@ def test_a_guess_follows_the_curved_path() -> None:
     field, errors = Rendered(), []
     for scale in (1.0, 0.5):
         step = scale * STEP
-        look = field.between(Q, Q + step, prior=likely(step[None])).compared[0][0]  # begins with the true step
-        flow, shown = field.world.flow(Q[None], Q[None] + step), field.world.shown(Q[None])[:, None]
-        flow, shown = look.part.of(flow), look.part.of(shown)
-        straight = look.part.of(torch.einsum("cnhw,n->chw", field.world.jacobian(Q[None])[0], step)) - flow
+        look = field.between(Q, Q + step, prior=likely(step[None])).photometric_measurements[0][
+            0
+        ]  # begins with the true step
+        flow, shown = (
+            field.motion_model.flow(Q[None], Q[None] + step),
+            field.motion_model.robot_probability(Q[None])[:, None],
+        )
+        flow, shown = look.crop.apply(flow), look.crop.apply(shown)
+        straight = look.crop.apply(torch.einsum("cnhw,n->chw", field.motion_model.jacobian(Q[None])[0], step)) - flow
         errors.append(float(((look.flow - flow) * shown).norm()))
         assert errors[-1] < 0.15 * float((straight * shown).norm())
     assert errors[0] / errors[1] > 5
@@ -139,7 +171,7 @@ def test_a_guess_follows_the_curved_path() -> None:
 def test_an_expected_step_helps_where_it_fits_and_harms_nowhere() -> None:
     far = torch.tensor([-0.8, -0.8]).double()
     fits, misleads = ((way * far + torch.tensor([0.02, -0.03]).double())[None] for way in (1, -1))
-    fine = (CloserLook(None, 0.05),) * 3  # which alone do not reach that far
+    fine = (RefinementStage(None, 0.05),) * 3  # which alone do not reach that far
     lost, found, misled = (
         Rendered(2).between(Q, Q + far, prior=None if step is None else likely(step), closer=fine).steps[-1][0]
         for step in (None, fits, misleads)
@@ -153,25 +185,28 @@ def test_an_expected_step_helps_where_it_fits_and_harms_nowhere() -> None:
 def test_seen_motion_is_that_of_the_robots_pixels(detail: int) -> None:
     field = Rendered(detail)
     found = field.between(Q, Q + STEP)
-    off = field.between(Q, Q + STEP, prior=likely(0.9 * STEP[None]), closer=(CloserLook(None, 0.05),))
-    flow, shown = field.world.flow(Q[None], Q[None] + STEP), field.world.shown(Q[None])
-    for look in (found.compared[-1][0], off.compared[-1][0]):  # the latter began off: brightness makes up for it
-        told, weight = seen_motion(look, (GRID, GRID))
+    off = field.between(Q, Q + STEP, prior=likely(0.9 * STEP[None]), closer=(RefinementStage(None, 0.05),))
+    flow, shown = field.motion_model.flow(Q[None], Q[None] + STEP), field.motion_model.robot_probability(Q[None])
+    for look in (
+        found.photometric_measurements[-1][0],
+        off.photometric_measurements[-1][0],
+    ):  # the latter began off: brightness makes up for it
+        told, weight = measured_flow(look, (GRID, GRID))
         on = shown[0] > 0.3
         assert weight[0][on].mean() > 0.2 and weight.max() <= 1
         assert (told - flow)[0][:, on].norm(dim=0).mean() < 0.1 * flow[0][:, on].norm(dim=0).mean()
         assert not told[0][:, shown[0] < 1e-4].any() and not weight[0][shown[0] < 1e-4].any()
-    first, weight = seen_motion(found.matched[0], (GRID, GRID))
+    first, weight = measured_flow(found.flow_measurements[0], (GRID, GRID))
     assert first.shape[-2:] == weight.shape[-2:] == (GRID, GRID) and weight.max() == 1
-    torch.testing.assert_close(reduced(first, 2), found.matched[0].flow, rtol=0, atol=1e-6)
+    torch.testing.assert_close(downsample(first, 2), found.flow_measurements[0].flow, rtol=0, atol=1e-6)
 
 
 def test_only_what_may_show_the_robot_is_compared_and_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     some = Rendered(2).between(Q, Q + STEP)
-    part = some.compared[-1][0].part
+    part = some.photometric_measurements[-1][0].crop
     assert part is not None and 12 <= part.bottom - part.top < GRID and 12 <= part.right - part.left < GRID
-    whole = Part(0, GRID, 0, GRID)
-    monkeypatch.setattr(Part, "showing", lambda mask: whole)
+    whole = Crop(0, GRID, 0, GRID)
+    monkeypatch.setattr(Crop, "showing", lambda mask: whole)
     every = Rendered(2).between(Q, Q + STEP)
     for one, other in zip(some.steps, every.steps, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
@@ -181,31 +216,31 @@ def test_only_what_may_show_the_robot_is_compared_and_nothing_else_changes(monke
 
 def test_what_hides_the_robot_does_not_count() -> None:
     field, poses = Rendered(), torch.stack([Q, Q + STEP])
-    image = torch.stack([field.world.picture(one) for one in poses])
-    at = SeenAt.of(field, field.encode(image), poses)
-    off = SeenAt(at.seen, at.jacobian, torch.full_like(at.mask, -torch.inf))
-    assert not learned_step(field, off[:1], off[1:]).solution.valid.any()
+    image = torch.stack([field.motion_model.render(one) for one in poses])
+    at = FieldEvaluation.of(field, field.encode(image), poses)
+    off = FieldEvaluation(at.features, at.jacobian, torch.full_like(at.mask, -torch.inf))
+    assert not estimate_step(field, off[:1], off[1:]).solution.valid.any()
     image[1, :, :24] = 1.0  # something white comes in, where the mask says that there is no robot
     there = (torch.arange(GRID) < 14)[:, None].expand(GRID, GRID)
-    beside = SeenAt(field.encode(image), at.jacobian, at.mask.masked_fill(there, -torch.inf))
-    found = learned_step(field, beside[:1], beside[1:]).steps[-1][0]
+    beside = FieldEvaluation(field.encode(image), at.jacobian, at.mask.masked_fill(there, -torch.inf))
+    found = estimate_step(field, beside[:1], beside[1:]).steps[-1][0]
     assert (found - STEP).norm() < 0.05 * STEP.norm()
 
 
 def test_background_that_the_mask_takes_in_does_not_hold_the_step_back() -> None:
     field, poses = Rendered(2), torch.stack([Q, Q + STEP])
-    image = torch.stack([field.world.picture(one, 2) for one in poses])
-    at = SeenAt.of(field, replace(field.encode(image), small=reduced(luma(image), 2)), poses)
+    image = torch.stack([field.motion_model.render(one, 2) for one in poses])
+    at = FieldEvaluation.of(field, replace(field.encode(image), small=downsample(luma(image), 2)), poses)
     grown = F.max_pool2d(at.mask[:, None], 3, 1, 1)[:, 0].clamp(max=1.0)  # a cell too much on every side, and unsure
-    shown = torch.stack([field.world.shown(one[None])[0] > 0.5 for one in poses])
+    shown = torch.stack([field.motion_model.robot_probability(one[None])[0] > 0.5 for one in poses])
     texture = 0.3 * torch.rand(3, *image.shape[-2:], generator=torch.Generator().manual_seed(0)).double()
     behind = ~F.interpolate(shown[:, None].double(), size=image.shape[-2:]).bool()
     image = torch.where(behind, image + texture, image)
-    at = SeenAt(replace(field.encode(image), small=reduced(luma(image), 2)), at.jacobian, grown)
+    at = FieldEvaluation(replace(field.encode(image), small=downsample(luma(image), 2)), at.jacobian, grown)
     errors = []
     for settled in (False, True):
-        looks = (*CLOSER_LOOKS[:-2], *(replace(x, settled=settled) for x in CLOSER_LOOKS[-2:]))
-        found = learned_step(field, at[:1], at[1:], closer=looks).steps[-1][0]
+        looks = (*REFINEMENT_STAGES[:-2], *(replace(x, settled=settled) for x in REFINEMENT_STAGES[-2:]))
+        found = estimate_step(field, at[:1], at[1:], refinement_stages=looks).steps[-1][0]
         errors.append(float((found - STEP).norm() / STEP.norm()))
     assert errors[1] < 0.7 * errors[0], errors
 
@@ -215,7 +250,7 @@ def test_background_that_the_mask_takes_in_does_not_hold_the_step_back() -> None
 
 def test_backwards_is_the_negative_step_after_every_look() -> None:
     field = untrained()
-    image, q = pictures(4), 0.5 * torch.randn(4, 2)
+    image, q = random_images(4), 0.5 * torch.randn(4, 2)
     forwards = step_between(field, image[:2], image[2:], q[:2], q[2:])
     backwards = step_between(field, image[2:], image[:2], q[2:], q[:2])
     for one, other in zip(forwards.steps, backwards.steps, strict=True):
@@ -225,40 +260,40 @@ def test_backwards_is_the_negative_step_after_every_look() -> None:
 
 def test_a_batch_is_its_pairs_one_by_one() -> None:
     field = untrained()
-    image, q = pictures(6), 0.5 * torch.randn(6, 2)
+    image, q = random_images(6), 0.5 * torch.randn(6, 2)
     whole = step_between(field, image[:3], image[3:], q[:3], q[3:])
     for i in range(3):
         one = step_between(field, image[i : i + 1], image[i + 3 : i + 4], q[i : i + 1], q[i + 3 : i + 4])
         torch.testing.assert_close(one.solution.delta_q[0], whole.solution.delta_q[i], rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(one.solution.covariance[0], whole.solution.covariance[i], rtol=1e-2, atol=1e-8)
-    pairs = step_pairs(field, image[:3], image[3:])
+    pairs = predict_steps(field, image[:3], image[3:])
     assert pairs.shape == (3, 2) and not pairs.requires_grad
-    torch.testing.assert_close(step_pairs(field, image[1:2], image[4:5])[0], pairs[1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(predict_steps(field, image[1:2], image[4:5])[0], pairs[1], rtol=1e-3, atol=1e-5)
 
 
 def test_a_picture_that_does_not_change_shows_no_step() -> None:
     field = untrained()
-    image, q = pictures(2), torch.zeros(2, 2)
+    image, q = random_images(2), torch.zeros(2, 2)
     found = step_between(field, image, image, q, q)
     assert found.solution.delta_q.abs().max() < 1e-6
 
 
 def test_a_broken_item_spoils_nobody_else() -> None:
     field = untrained()
-    image, q = pictures(4), torch.zeros(4, 2)
+    image, q = random_images(4), torch.zeros(4, 2)
     good = step_between(field, image[:2], image[2:], q[:2], q[2:]).solution
     q[1] = torch.nan
     bad = step_between(field, image[:2], image[2:], q[:2], q[2:]).solution
     torch.testing.assert_close(bad.delta_q[0], good.delta_q[0], rtol=1e-3, atol=1e-6)
     assert bad.valid.tolist() == [True, False]
-    assert bad.delta_q.isfinite().all() and bad.residual.isfinite().all() and bad.explained.isfinite().all()
+    assert bad.delta_q.isfinite().all() and bad.residual.isfinite().all() and bad.explained_fraction.isfinite().all()
 
 
 def test_spread_widens_the_covariance_joint_by_joint() -> None:
     field = untrained()
-    image, q = pictures(2), torch.zeros(2, 2)
+    image, q = random_images(2), torch.zeros(2, 2)
     narrow = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution.covariance
-    field.step_spread.copy_(torch.tensor([2.0, 5.0]))
+    field.step_std_scale.copy_(torch.tensor([2.0, 5.0]))
     wide = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution.covariance
     torch.testing.assert_close(wide / narrow, torch.tensor([[[4.0, 10.0], [10.0, 25.0]]]))
 
@@ -266,25 +301,27 @@ def test_spread_widens_the_covariance_joint_by_joint() -> None:
 def test_what_is_known_before_is_how_far_and_which_joints_move_together() -> None:
     field = untrained(delta_correlation=((1.0, -0.8), (-0.8, 1.0)))
     field.delta_std.copy_(torch.tensor([0.1, 0.02]))
-    before = usual_step(field, 3)
+    before = step_prior(field, 3)
     assert not before.mean.any() and before.mean.shape == (3, 2)
     torch.testing.assert_close(before.covariance[2], torch.tensor([[0.01, -0.0016], [-0.0016, 0.0004]]))
 
 
 def test_a_field_that_does_not_look_closer_only_matches() -> None:
     field = untrained()
-    image, q = pictures(2), torch.zeros(2, 2)
-    assert len(step_between(field, image[:1], image[1:], q[:1], q[1:]).compared) == len(CLOSER_LOOKS)
-    field.looks_closer.fill_(False)
+    image, q = random_images(2), torch.zeros(2, 2)
+    assert len(step_between(field, image[:1], image[1:], q[:1], q[1:]).photometric_measurements) == len(
+        REFINEMENT_STAGES
+    )
+    field.use_refinement.fill_(False)
     matched = step_between(field, image[:1], image[1:], q[:1], q[1:])
-    assert not matched.compared
+    assert not matched.photometric_measurements
     torch.testing.assert_close(
         matched.solution.delta_q, step_between(field, image[:1], image[1:], q[:1], q[1:], closer=()).solution.delta_q
     )
 
 
 def test_both_kinds_of_field_are_step_fields() -> None:
-    assert isinstance(untrained(), StepField) and isinstance(KnownField(LinearWorld()), StepField)
+    assert isinstance(untrained(), JacobianPredictor) and isinstance(ExactStepField(LinearMotion()), JacobianPredictor)
 
 
 # ---- flow from elsewhere ---------------------------------------------------------------------------------------------
@@ -297,46 +334,48 @@ def uniform_flow(value: float, count: int = 1) -> Flow:
 
 
 def test_given_flow_replaces_the_networks_own_looks() -> None:
-    field = KnownField(LinearWorld())
-    field.pair.drift = 7.0  # what it would say itself is nonsense
+    field = ExactStepField(LinearMotion())
+    field.correlation.drift = 7.0  # what it would say itself is nonsense
     q, step = torch.zeros(2).double(), torch.tensor([0.02, 0.01]).double()
-    flow = torch.einsum("cn,n->c", field.world.fixed[..., 0, 0], step)[None, :, None, None].expand(1, 2, SIDE, SIDE)
+    flow = torch.einsum("cn,n->c", field.motion_model.constant_jacobian[..., 0, 0], step)[None, :, None, None].expand(
+        1, 2, SIDE, SIDE
+    )
     found = known_step(field, q, q + step, flow=Flow(flow, torch.ones(1, SIDE, SIDE).double()))
     torch.testing.assert_close(found.solution.delta_q[0], step, rtol=1e-3, atol=1e-6)
     assert len(found.steps) == 1
-    assert len(found.matched) == 1  # nothing is known of the way back
+    assert len(found.flow_measurements) == 1  # nothing is known of the way back
 
 
 def test_flow_given_there_and_back_is_solved_together() -> None:
-    field = KnownField(LinearWorld())
+    field = ExactStepField(LinearMotion())
     q, one, other = (torch.tensor(x).double() for x in ((0.0, 0.0), (0.02, 0.01), (0.04, -0.01)))
     ahead, back = (
-        Flow(torch.einsum("cn,n->c", field.world.fixed[..., 0, 0], x)[None, :, None, None].expand(1, 2, SIDE, SIDE),
+        Flow(torch.einsum("cn,n->c", field.motion_model.constant_jacobian[..., 0, 0], x)[None, :, None, None].expand(1, 2, SIDE, SIDE),
              torch.ones(1, SIDE, SIDE).double())
         for x in (one, -other)
     )  # fmt: skip
     found = known_step(field, q, q + one, flow=ahead, back=back)
     torch.testing.assert_close(found.solution.delta_q[0], (one + other) / 2, rtol=1e-3, atol=1e-6)
-    assert len(found.matched) == 2
+    assert len(found.flow_measurements) == 2
     sure = [known_step(field, q, q + one, flow=ahead, **more).solution.covariance for more in ({}, {"back": back})]
     assert (sure[1].diagonal(dim1=-2, dim2=-1) != sure[0].diagonal(dim1=-2, dim2=-1)).all()
 
 
 def test_flow_from_elsewhere_is_trusted_by_its_own_spread() -> None:
-    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    field, image, q = untrained(), random_images(2), torch.zeros(2, 2)
     between = partial(step_between, field, image[:1], image[1:], q[:1], q[1:])
     narrow = [between(**flow).solution.covariance for flow in ({}, {"flow": uniform_flow(3.0)})]
-    field.flow_spread.copy_(torch.tensor([2.0, 5.0]))
+    field.flow_std_scale.copy_(torch.tensor([2.0, 5.0]))
     wide = [between(**flow).solution.covariance for flow in ({}, {"flow": uniform_flow(3.0)})]
     torch.testing.assert_close(wide[0], narrow[0])
     torch.testing.assert_close(wide[1] / narrow[1], torch.tensor([[[4.0, 10.0], [10.0, 25.0]]]))
 
 
 def test_given_flow_is_in_pixels_of_the_picture_at_any_size() -> None:
-    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    field, image, q = untrained(), random_images(2), torch.zeros(2, 2)
     flow = uniform_flow(3.0)
     full = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=flow)
-    torch.testing.assert_close(full.matched[0].flow, flow.flow[..., ::4, ::4])
+    torch.testing.assert_close(full.flow_measurements[0].flow, flow.flow[..., ::4, ::4])
     twice = Flow(flow.flow.repeat_interleave(2, -1).repeat_interleave(2, -2) * 2, torch.ones(1, 128, 128))
     large = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=twice)
     torch.testing.assert_close(large.solution.delta_q, full.solution.delta_q, rtol=1e-4, atol=1e-6)
@@ -346,7 +385,7 @@ def test_given_flow_is_in_pixels_of_the_picture_at_any_size() -> None:
 
 @pytest.mark.parametrize("value", [1e30, float("nan"), float("inf")])
 def test_wild_flow_of_no_weight_does_not_leak(value: float) -> None:
-    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    field, image, q = untrained(), random_images(2), torch.zeros(2, 2)
     half = uniform_flow(3.0)
     half.weight[:, :, SIDE // 2 :] = 0
     expected = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=half).solution
@@ -360,18 +399,18 @@ def test_wild_flow_of_no_weight_does_not_leak(value: float) -> None:
 
 @pytest.mark.parametrize("value", [1e30, float("nan"), -float("inf")])
 def test_wild_flow_stays_finite(value: float) -> None:
-    field, image, q = untrained(), pictures(4), torch.zeros(4, 2)
+    field, image, q = untrained(), random_images(4), torch.zeros(4, 2)
     flow = uniform_flow(3.0, 2)
     flow.flow[1, :, 20:30, 20:30] = value
     found = step_between(field, image[:2], image[2:], q[:2], q[2:], flow=flow).solution
     alone = step_between(field, image[:1], image[2:3], q[:1], q[2:3], flow=flow[:1]).solution
-    for x in (found.delta_q, found.residual, found.explained):
+    for x in (found.delta_q, found.residual, found.explained_fraction):
         assert x.isfinite().all()
     torch.testing.assert_close(found.delta_q[0], alone.delta_q[0], rtol=1e-3, atol=1e-6)
 
 
 def test_flow_of_no_weight_at_all_is_no_measurement() -> None:
-    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
+    field, image, q = untrained(), random_images(2), torch.zeros(2, 2)
     nothing = Flow(torch.zeros(1, 2, SIDE, SIDE), torch.zeros(1, SIDE, SIDE))
     found = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=nothing).solution
     assert not found.valid.any() and not found.observable.any()
@@ -382,41 +421,41 @@ def test_flow_of_no_weight_at_all_is_no_measurement() -> None:
 
 
 def test_a_guess_counts_by_its_covariance() -> None:
-    field = KnownField(LinearWorld())
-    field.pair.noise = 0.5
+    field = ExactStepField(LinearMotion())
+    field.correlation.noise = 0.5
     q, step = torch.zeros(2).double(), torch.tensor([0.02, 0.01]).double()
     alone = known_step(field, q, q + step).solution
     std = alone.covariance[0].diagonal().sqrt()
-    field.guessed = step + std * torch.tensor([1.0, -1.0]), std
+    field.regressed_step = step + std * torch.tensor([1.0, -1.0]), std
     unused = known_step(field, q, q + step).solution
     assert torch.equal(unused.delta_q, alone.delta_q)  # a field says whether it guesses
-    field.guesses.fill_(True)
+    field.use_step_regression.fill_(True)
     both = known_step(field, q, q + step)
     R, P = alone.covariance[0], torch.diag(std**2)
     expected = torch.linalg.inv(R.inverse() + P.inverse())
-    mean = expected @ (R.inverse() @ alone.delta_q[0] + P.inverse() @ field.guessed[0])
+    mean = expected @ (R.inverse() @ alone.delta_q[0] + P.inverse() @ field.regressed_step[0])
     torch.testing.assert_close(both.solution.covariance[0], expected, rtol=1e-5, atol=1e-12)
     torch.testing.assert_close(both.solution.delta_q[0], mean, rtol=1e-5, atol=0)
     assert torch.equal(both.steps[-1], both.solution.delta_q)
 
 
 def test_a_guess_that_contradicts_the_measurement_hardly_counts() -> None:
-    field = KnownField(LinearWorld())
-    field.pair.noise = 0.5
+    field = ExactStepField(LinearMotion())
+    field.correlation.noise = 0.5
     q, step = torch.zeros(2).double(), torch.tensor([0.02, 0.01]).double()
     alone = known_step(field, q, q + step).solution
     std = alone.covariance[0].diagonal().sqrt()
-    field.guesses.fill_(True)
+    field.use_step_regression.fill_(True)
     pulls = []
     for off in (1.0, 100.0, 1000.0):
-        field.guessed = alone.delta_q[0] + off * std, std
+        field.regressed_step = alone.delta_q[0] + off * std, std
         pulls.append(float(((known_step(field, q, q + step).solution.delta_q - alone.delta_q) / std).abs().max()))
     assert pulls[0] == pytest.approx(0.5, rel=0.2) and pulls[2] < pulls[1] < 0.2
 
 
 def test_a_guess_measures_nothing_where_nothing_is_seen() -> None:
-    field, image, q = untrained(), pictures(2), torch.zeros(2, 2)
-    field.guesses.fill_(True)
+    field, image, q = untrained(), random_images(2), torch.zeros(2, 2)
+    field.use_step_regression.fill_(True)
     nothing = Flow(torch.zeros(1, 2, SIDE, SIDE), torch.zeros(1, SIDE, SIDE))
     found = step_between(field, image[:1], image[1:], q[:1], q[1:], flow=nothing).solution
     assert not found.valid.any() and torch.equal(found.delta_q, torch.zeros(1, 2))
@@ -426,15 +465,18 @@ def test_a_guess_measures_nothing_where_nothing_is_seen() -> None:
 
 
 def gradients_of_everything(field: LearnedField, flow: Flow | None = None, **hide: float) -> dict[str, Tensor | None]:
-    image, q = pictures(4), 0.1 * torch.randn(4, 2)
+    image, q = random_images(4), 0.1 * torch.randn(4, 2)
     seen = field.encode(image)
-    value, spread = field.state(seen)
-    at = SeenAt.of(field, seen, q)
+    value, spread = field.predict_pose(seen)
+    at = FieldEvaluation.of(field, seen, q)
     if "logit" in hide:
-        at = SeenAt(at.seen, at.jacobian, at.mask + hide["logit"])
-    found = learned_step(field, at[:2], at[2:], flow)
-    told = [x.flow.square().mean() + x.log_weight.exp().mean() for x in found.matched]
-    told += [x.sum() for x in field.guess(seen[:2], seen[2:], [(x.flow, x.log_weight) for x in found.matched])]
+        at = FieldEvaluation(at.features, at.jacobian, at.mask + hide["logit"])
+    found = estimate_step(field, at[:2], at[2:], flow)
+    told = [x.flow.square().mean() + x.log_weight.exp().mean() for x in found.flow_measurements]
+    told += [
+        x.sum()
+        for x in field.regress_step(seen[:2], seen[2:], [(x.flow, x.log_weight) for x in found.flow_measurements])
+    ]
     torch.stack(
         [*told, *(s.square().sum() for s in found.steps), value.sum(), spread.sum(), at.mask.sigmoid().mean()]
     ).sum().backward()
@@ -447,20 +489,20 @@ def test_gradients_reach_every_parameter() -> None:
         assert grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("closer", [(), CLOSER_LOOKS])
-def test_the_step_alone_teaches_field_and_mask_and_the_first_one_matching(closer: tuple[CloserLook, ...]) -> None:
+@pytest.mark.parametrize("closer", [(), REFINEMENT_STAGES])
+def test_the_step_alone_teaches_field_and_mask_and_the_first_one_matching(closer: tuple[RefinementStage, ...]) -> None:
     field = untrained()
-    image, q = pictures(4), 0.1 * torch.randn(4, 2)
+    image, q = random_images(4), 0.1 * torch.randn(4, 2)
     found = step_between(field, image[:2], image[2:], q[:2], q[2:], closer=closer)
     (found.steps[-1] - 0.1).square().sum().backward()
-    matching = (field.coarse_in, field.pair.coarse_out)
+    matching = (field.coarse_in, field.correlation.coarse_out)
     for layer in (field.field_out, field.mask_out, *(() if closer else matching)):
         grad = layer.weight.grad
         assert grad is not None and grad.isfinite().all() and grad.abs().max() > 0
     assert all((layer.weight.grad is None) == bool(closer) for layer in matching)
     held = untrained()
-    at = SeenAt.of(held, held.encode(image), q).fixed()
-    found = learned_step(held, at[:2], at[2:], closer=closer)
+    at = FieldEvaluation.of(held, held.encode(image), q).detach_jacobian()
+    found = estimate_step(held, at[:2], at[2:], refinement_stages=closer)
     (found.steps[-1] - 0.1).square().sum().backward()
     assert held.field_out.weight.grad is None and held.mask_out.weight.grad is not None
 
@@ -491,7 +533,7 @@ def test_joints_that_look_alike_are_not_observable() -> None:
         for out in (field.field_out, field.field_fine):
             for channel in (0, 2):
                 out.weight[channel + 1], out.bias[channel + 1] = out.weight[channel], out.bias[channel]
-    image, q = pictures(2), torch.zeros(2, 2)
+    image, q = random_images(2), torch.zeros(2, 2)
     found = step_between(field, image[:1], image[1:], q[:1], q[1:]).solution
     assert found.valid.all() and not found.observable.any()
     torch.testing.assert_close(found.delta_q[:, 0], found.delta_q[:, 1], rtol=1e-3, atol=1e-6)  # the motion is shared

@@ -11,8 +11,8 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.solve.bounded import bounded_solve
-from jidm.solve.least_squares import (
+from jidm.estimation.box_qp import solve_box_qp
+from jidm.estimation.solver import (
     Prior,
     Solution,
     Status,
@@ -65,7 +65,7 @@ def test_a_step_is_found_again_from_its_own_flow(batch, robust) -> None:
     torch.testing.assert_close(solution.delta_q, d, rtol=1e-9, atol=1e-12)
     assert solution.valid.all() and solution.observable.all() and (solution.status == Status.OK).all()
     assert solution.status.shape == batch and solution.covariance.shape == (*batch, N, N)
-    assert (solution.residual < 1e-6).all() and (solution.explained > 1 - 1e-9).all()
+    assert (solution.residual < 1e-6).all() and (solution.explained_fraction > 1 - 1e-9).all()
 
 
 def test_the_default_ridge_bends_the_answer_by_a_millionth() -> None:
@@ -115,11 +115,11 @@ def test_a_joint_in_other_units_answers_in_other_units(robust) -> None:
     scale = torch.tensor([1.0, 1e3, 57.3, 1.0, 1e-2], dtype=torch.float64)
     bounds = (torch.full((N,), -0.04, dtype=torch.float64), torch.full((N,), 0.01, dtype=torch.float64))
     a = solve_flow(J, f, robust=robust, bounds=bounds)
-    b = solve_flow(J / scale, f, robust=robust, unit=scale, bounds=(bounds[0] * scale, bounds[1] * scale))
+    b = solve_flow(J / scale, f, robust=robust, joint_scale=scale, bounds=(bounds[0] * scale, bounds[1] * scale))
     assert a.at_bound.any() and not a.at_bound.all()
     torch.testing.assert_close(b.delta_q, a.delta_q * scale, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(b.covariance, a.covariance * scale[:, None] * scale, rtol=1e-8, atol=0)
-    torch.testing.assert_close(b.motion * scale, a.motion, rtol=1e-8, atol=0)
+    torch.testing.assert_close(b.observability * scale, a.observability, rtol=1e-8, atol=0)
     assert torch.equal(a.observable, b.observable) and torch.equal(a.at_bound, b.at_bound)
 
 
@@ -129,7 +129,7 @@ def test_dense_fields_and_points_agree(batch) -> None:
     w = torch.rand(*batch, 400, dtype=torch.float64)
     for height in (1, 16, 400):
         same(solve_flow(*dense(J, f, height), w.unflatten(-1, (height, -1))), solve_flow(J, f, w), 1e-8)
-    assert normal_equations(J, f).count.shape == batch
+    assert normal_equations(J, f).num_observations.shape == batch
 
 
 def test_a_batch_is_its_items() -> None:
@@ -184,7 +184,7 @@ def test_plain_least_squares_is_lapacks() -> None:
     rms = ((w[..., None] * left**2).sum((1, 2)) / w.sum(1)).sqrt()
     torch.testing.assert_close(solution.residual, rms, rtol=1e-9, atol=0)
     share = 1 - (w[..., None] * left**2).sum((1, 2)) / (w[..., None] * f**2).sum((1, 2))
-    torch.testing.assert_close(solution.explained, share, rtol=1e-9, atol=0)
+    torch.testing.assert_close(solution.explained_fraction, share, rtol=1e-9, atol=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -220,7 +220,7 @@ def test_every_answer_in_a_box_meets_the_conditions_of_an_optimum(n: int) -> Non
     H = spread_matrices(1000, n, generator)
     g = torch.randn(1000, n, generator=generator, dtype=torch.float64)
     half = 10 ** (3 * torch.rand(1000, n, generator=generator, dtype=torch.float64) - 2)
-    x, at_bound = bounded_solve(H, g, -half, half)
+    x, at_bound = solve_box_qp(H, g, -half, half)
     pull = g - torch.einsum("bij,bj->bi", H, x)
     size = torch.einsum("bij,bj->bi", H.abs(), x.abs()) + g.abs()
     assert (x.abs() <= half).all()
@@ -352,8 +352,8 @@ def test_motion_is_the_part_of_a_column_that_the_others_cannot_imitate() -> None
     for k in range(N):
         others = torch.cat([rows[:, :k], rows[:, k + 1 :]], dim=1)
         rest = rows[:, k] - others @ torch.linalg.lstsq(others, rows[:, k]).solution
-        torch.testing.assert_close(solution.motion[k], (rest.square().sum() / 400).sqrt(), rtol=1e-6, atol=0)
-    level = float(solution.motion.sort().values[1:3].mean())
+        torch.testing.assert_close(solution.observability[k], (rest.square().sum() / 400).sqrt(), rtol=1e-6, atol=0)
+    level = float(solution.observability.sort().values[1:3].mean())
     assert solve_flow(J, f, robust=None, min_motion=level).observable.sum() == N - 2
 
 
@@ -430,7 +430,7 @@ def test_gradients_to_jacobian_flow_and_weight(robust) -> None:
 
     def outputs(J: Tensor, f: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         solution = solve_flow(J, f, w, robust=robust, iterations=3, ridge=1e-3)
-        return solution.delta_q, solution.covariance, solution.residual, solution.motion
+        return solution.delta_q, solution.covariance, solution.residual, solution.observability
 
     assert torch.autograd.gradcheck(outputs, inputs, atol=1e-6, rtol=1e-4)
 
@@ -445,7 +445,7 @@ def test_gradients_through_prior_and_bounds(width: float) -> None:
 
     def outputs(J: Tensor, f: Tensor, mean: Tensor, std: Tensor, bound: Tensor) -> tuple[Tensor, ...]:
         solution = solve_flow(J, f, robust=None, prior=Prior(mean, std), bounds=(-bound, 1.5 * bound))
-        return solution.delta_q, solution.residual, solution.explained
+        return solution.delta_q, solution.residual, solution.explained_fraction
 
     inputs = tuple(x.clone().requires_grad_() for x in (J, f, mean, std, bound))
     held = solve_flow(J, f, robust=None, prior=Prior(mean, std), bounds=(-bound, 1.5 * bound)).at_bound
@@ -498,7 +498,7 @@ def test_a_spoiled_item_spoils_nobody(kind: str, robust, dtype) -> None:
         assert solution.covariance[0].diagonal().isinf().all()
     known = solution.covariance.isfinite()
     total = solution.delta_q.square().sum() + solution.residual.sum() + solution.covariance[known].sum()
-    (total + solution.motion.sum() + solution.explained.sum()).backward()
+    (total + solution.observability.sum() + solution.explained_fraction.sum()).backward()
     for name, x in zip(("jacobian", "flow", "weight"), inputs, strict=True):
         assert x.grad.isfinite().all(), name
     assert inputs[0].grad[1:].abs().max() > 0
@@ -549,12 +549,12 @@ def test_shapes_that_fit_two_layouts_are_refused_until_told() -> None:
 def test_few_points_are_never_taken_for_an_image(points: int, n: int, batch) -> None:
     J, _, f = problem(*batch, points=points, n=n)
     equations = normal_equations(J, f, layout="points")
-    torch.testing.assert_close(equations.vector, torch.einsum("...pan,...pa->...n", J, f))
+    torch.testing.assert_close(equations.g, torch.einsum("...pan,...pa->...n", J, f))
     if batch and batch[-1] == points == n == 2:
         with pytest.raises(InputError, match="alike"):
             normal_equations(J, f)
     else:
-        torch.testing.assert_close(normal_equations(J, f).vector, equations.vector)
+        torch.testing.assert_close(normal_equations(J, f).g, equations.g)
 
 
 @pytest.mark.parametrize("height", [1, 2, 3])
@@ -564,12 +564,12 @@ def test_a_tiny_image_is_never_taken_for_points(height: int, width: int, n: int)
     J, _, f = problem(2, points=height * width, n=n)
     J, f = dense(J, f, height)
     equations = normal_equations(J, f, layout="dense")
-    torch.testing.assert_close(equations.vector, torch.einsum("banhw,bahw->bn", J, f))
+    torch.testing.assert_close(equations.g, torch.einsum("banhw,bahw->bn", J, f))
     if height == width == n == 2:
         with pytest.raises(InputError, match="alike"):
             normal_equations(J, f)
     else:
-        torch.testing.assert_close(normal_equations(J, f).vector, equations.vector)
+        torch.testing.assert_close(normal_equations(J, f).g, equations.g)
 
 
 def test_wrong_input_is_refused_by_name() -> None:
@@ -588,7 +588,7 @@ def test_wrong_input_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="above its upper"):
         solve_flow(J, f, bounds=(d, d - 1))
     with pytest.raises(InputError, match="unit"):
-        solve_flow(J, f, unit=torch.zeros(N).double())
+        solve_flow(J, f, joint_scale=torch.zeros(N).double())
     with pytest.raises(InputError, match="standard deviation"):
         solve_flow(J, f, prior=Prior(d, torch.zeros_like(d)))
 

@@ -8,8 +8,8 @@ import torch
 from test_controller import K, pose
 from test_decoder import ROBOT, decoder, picture
 
-from jidm.adapters.lerobot_policy import PlannedPolicy
 from jidm.errors import InputError
+from jidm.serving.lerobot_policy import PlannerPolicy
 
 
 def drifts(frame: torch.Tensor) -> np.ndarray:
@@ -24,7 +24,7 @@ def batch(q: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def test_each_environment_is_led_by_its_own_dream() -> None:
-    policy = PlannedPolicy(drifts, decoder).eval()
+    policy = PlannerPolicy(drifts, decoder).eval()
     q = np.stack([ROBOT.home, ROBOT.home + np.where(ROBOT.gripper_mask, 0.0, 0.1)])
     start = q.copy()
     for _ in range(3 * K * 4):
@@ -39,7 +39,7 @@ def test_each_environment_is_led_by_its_own_dream() -> None:
 
 
 def test_what_is_missing_is_told() -> None:
-    policy = PlannedPolicy(drifts, decoder)
+    policy = PlannerPolicy(drifts, decoder)
     whole = batch(ROBOT.home[None])
     for wrong, words in (
         ({k: v for k, v in whole.items() if "state" not in k}, "observation.state"),
@@ -49,4 +49,4 @@ def test_what_is_missing_is_told() -> None:
     ):
         with pytest.raises(InputError, match=words):
             policy.select_action(wrong)
-    assert PlannedPolicy(drifts, decoder, camera="top").select_action(whole).shape == (1, ROBOT.n)
+    assert PlannerPolicy(drifts, decoder, image_key="top").select_action(whole).shape == (1, ROBOT.n)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.learn import metrics
+from jidm.evaluation import metrics
+from jidm.fields.analytic import AnalyticField
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 
@@ -89,12 +89,12 @@ def test_moving_joints_by_mean_speed():
 def test_share_within_counts_the_bound():
     q = torch.zeros(4, 1, dtype=torch.float64)
     position = torch.tensor([[0.05], [-0.05], [0.0500001], [0.0]], dtype=torch.float64)
-    assert float(metrics.share_within(position, q, 0.05)) == 0.75
+    assert float(metrics.fraction_within(position, q, 0.05)) == 0.75
 
 
 def test_integrating_true_steps_returns_the_trajectory():
     q = draw(2, 9, 3)
-    assert torch.allclose(metrics.integrated(q[:, 0], q.diff(dim=1)), q)
+    assert torch.allclose(metrics.integrate_steps(q[:, 0], q.diff(dim=1)), q)
 
 
 def test_tip_error_of_one_joint_is_the_arc_it_cuts():

@@ -7,35 +7,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from recorded import counted_dataset
-from step_fields import FINGER, FLOW_GRID, GRID, SIDE, TwoPivots, pictures
+from recorded import numbered_dataset
+from step_fields import FINGER, FLOW_GRID, GRID, SIDE, TwoPivots, random_images
 from torch import Tensor
 
 from jidm import Embodiment
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.field.learned.blocks import reduced
-from jidm.learn import calibration
-from jidm.learn.batch import JointStats, PairBatch
-from jidm.learn.both_ways import BothWays
-from jidm.learn.carried import View, carried_flow, exact_field, link_poses
-from jidm.learn.estimated import EstimatedFlow
-from jidm.learn.objective import (
+from jidm.estimation.factors.learned import StepEstimate, estimate_step, step_prior
+from jidm.estimation.refinement import FieldEvaluation, FlowMeasurement
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.free.blocks import downsample
+from jidm.robot.kinematics import Kinematics
+from jidm.training import uncertainty_calibration
+from jidm.training.bidirectional import BidirectionalMotion
+from jidm.training.data.batch import JointStats, PairBatch
+from jidm.training.data.flow_cache import EstimatedFlow
+from jidm.training.data.frame_store import load_frame_store
+from jidm.training.data.geometric_flow import DepthView, exact_field, geometric_flow, link_poses
+from jidm.training.data.pairs import PairSource, SampledPairs
+from jidm.training.losses import (
     LossWeights,
     TrainableField,
     charbonnier,
     columns_loss,
     field_loss,
     flow_loss,
-    loss_weights,
+    make_loss_weights,
     photometric_loss,
     smoothness,
 )
-from jidm.learn.pairs import Draw, PairSource
-from jidm.learn.recording import read_recording
-from jidm.robot.kinematics import Kinematics
-from jidm.solve.learned_step import LearnedStep, learned_step, usual_step
-from jidm.solve.looks import Matched, SeenAt
 
 STATS = JointStats((0.0, 0.0), (0.6, 0.6), (0.05, 0.05), (-1.2, -1.2), (1.2, 1.2))
 
@@ -50,14 +50,14 @@ def batch(count: int = 2, *, flow: bool = True, seed: int = 0) -> PairBatch:
     world, draws = TwoPivots(), torch.Generator().manual_seed(seed)
     q = torch.rand(count, 2, generator=draws) - 0.5
     q_next = q + 0.1 * torch.randn(count, 2, generator=draws)
-    image = pictures(3 * count, seed)
+    image = random_images(3 * count, seed)
     more: dict[str, Tensor] = {}
     for tail, a, b in (("", q, q_next), ("_back", q_next, q)) if flow else ():
         more["flow" + tail] = world.flow(a, b, FLOW_GRID).float()
-        more["weight" + tail] = world.shown(a, FLOW_GRID).float()
-        more["mask" + tail] = (world.shown(a) > 0.5).float()
+        more["weight" + tail] = world.robot_probability(a, FLOW_GRID).float()
+        more["mask" + tail] = (world.robot_probability(a) > 0.5).float()
         tangent = torch.einsum("bcnhw,bn->bchw", world.jacobian(a), (b - a).double()).float()
-        more["tangent" + tail] = reduced(tangent, 2)
+        more["tangent" + tail] = downsample(tangent, 2)
         more["tangent_weight" + tail], more["tangent_step" + tail] = more["weight" + tail], b - a
     third = {"third": image[2 * count :], "q_third": q_next + 0.05}
     return PairBatch(image[:count], image[count : 2 * count], q, q_next, **third, **more)
@@ -68,12 +68,12 @@ def batch(count: int = 2, *, flow: bool = True, seed: int = 0) -> PairBatch:
 
 def coarse(field: torch.Tensor) -> torch.Tensor:
     """A field (b, 2, n, GRID, GRID) on the grid of flow."""
-    return reduced(field.flatten(1, 2), GRID // FLOW_GRID).unflatten(1, field.shape[1:3])
+    return downsample(field.flatten(1, 2), GRID // FLOW_GRID).unflatten(1, field.shape[1:3])
 
 
 def test_field_loss_is_least_at_the_exact_field() -> None:
     pairs = batch()
-    moves = BothWays.of(pairs)
+    moves = BidirectionalMotion.from_batch(pairs)
     assert moves is not None
     exact = coarse(TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float()).requires_grad_()
     loss = field_loss(exact, moves)
@@ -91,21 +91,21 @@ def test_field_loss_is_least_at_the_exact_field() -> None:
 def test_without_first_order_motion_the_whole_one_serves_both_ways() -> None:
     pairs = batch()
     bare = replace(pairs, **{k: None for k, _ in pairs.tensors() if k.startswith("tangent")})
-    moves = BothWays.of(bare)
+    moves = BidirectionalMotion.from_batch(bare)
     assert moves is not None
     assert torch.equal(moves.tangent, torch.cat([pairs.flow, pairs.flow_back]))  # type: ignore[list-item]
     exact = coarse(TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float())
     assert field_loss(exact, moves) < 0.3 * field_loss(0 * exact, moves)
 
 
-def matched(flow: Tensor, back: Tensor, log_weight: float) -> tuple[Matched, Matched]:
+def matched(flow: Tensor, back: Tensor, log_weight: float) -> tuple[FlowMeasurement, FlowMeasurement]:
     sure = torch.full_like(flow[:, 0], log_weight)
-    return Matched(flow, sure), Matched(back, sure)
+    return FlowMeasurement(flow, sure), FlowMeasurement(back, sure)
 
 
 def test_flow_loss_asks_for_the_right_flow_and_the_confidence_it_deserves() -> None:
     pairs = batch()
-    moves = BothWays.of(pairs)
+    moves = BidirectionalMotion.from_batch(pairs)
     assert moves is not None and pairs.flow is not None and pairs.flow_back is not None
     exact = flow_loss(matched(pairs.flow, pairs.flow_back, 0.0), moves)
     assert float(exact) == pytest.approx(0.01, rel=1e-4)
@@ -125,7 +125,8 @@ def test_what_has_no_weight_is_not_learned_from() -> None:
     pairs = batch()
     assert pairs.flow is not None and pairs.weight is not None
     moves, spoiled = (
-        BothWays.of(x) for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
+        BidirectionalMotion.from_batch(x)
+        for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
     )
     assert moves is not None and spoiled is not None
     looks = matched(pairs.flow, pairs.flow_back, 0.0)  # type: ignore[arg-type]
@@ -136,11 +137,11 @@ def test_what_has_no_weight_is_not_learned_from() -> None:
 
 
 def test_photometric_loss_is_least_at_the_motion_of_the_pictures() -> None:
-    first, shift = pictures(1), 4
+    first, shift = random_images(1), 4
     second = first.roll(shift, -1)  # what was at u is at u + 4
     field = torch.zeros(1, 2, 1, GRID, GRID)
     field[:, 0] = 40.0  # px per rad
-    seen = SeenAt(model().encode(first), field, torch.zeros(1, GRID, GRID))
+    seen = FieldEvaluation(model().encode(first), field, torch.zeros(1, GRID, GRID))
     losses = {k: float(photometric_loss(seen, first, second, torch.tensor([[k / 40]]))) for k in (0, 3, 4, 5, -4)}
     assert min(losses, key=losses.get) == 4  # type: ignore[arg-type]
 
@@ -166,11 +167,11 @@ def test_lengths_are_smooth_at_zero() -> None:
 
 def test_mask_loss() -> None:
     pairs = batch()
-    moves = BothWays.of(pairs)
+    moves = BidirectionalMotion.from_batch(pairs)
     assert moves is not None and moves.mask is not None
     right = (2 * moves.mask - 1) * 20
     assert moves.mask_loss(right) < 1e-6 < moves.mask_loss(-right)
-    unknown = BothWays.of(replace(pairs, mask=None, mask_back=None))
+    unknown = BidirectionalMotion.from_batch(replace(pairs, mask=None, mask_back=None))
     assert unknown is not None
     moving = (moves.flow.norm(dim=1) > 0.5).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert moving.shape == moves.mask.shape and unknown.mask_loss(20 * (2 * moving - 1)) < 1e-6
@@ -184,7 +185,10 @@ def test_mask_loss() -> None:
 def with_exact_field(pairs: PairBatch) -> PairBatch:
     world = TwoPivots()
     more = {"field": world.jacobian(pairs.q).float(), "field_back": world.jacobian(pairs.q_next).float()}
-    more |= {"field_weight": world.shown(pairs.q).float(), "field_weight_back": world.shown(pairs.q_next).float()}
+    more |= {
+        "field_weight": world.robot_probability(pairs.q).float(),
+        "field_weight_back": world.robot_probability(pairs.q_next).float(),
+    }
     random = torch.rand(len(pairs), 2, 4, generator=torch.Generator().manual_seed(5))
     return replace(pairs, random=random, **more)
 
@@ -196,7 +200,7 @@ def test_exact_columns_teach_every_joint_by_itself() -> None:
     # A field that is only right along the executed steps is wrong for columns, and costs.
     across = torch.cat([pairs.delta_q, -pairs.delta_q]).flip(-1) * torch.tensor([1.0, -1.0])
     bent = both + 5 * across[:, None, :, None, None] / across.norm(dim=-1)[:, None, None, None, None]
-    moves = BothWays.of(pairs)
+    moves = BidirectionalMotion.from_batch(pairs)
     assert moves is not None
     torch.testing.assert_close(field_loss(coarse(bent), moves), field_loss(coarse(both), moves), rtol=1e-3, atol=1e-4)
     assert columns_loss(bent, pairs, unit) > right + 0.05
@@ -222,9 +226,9 @@ def test_flow_one_way_alone_is_refused() -> None:
 
 
 def test_weights_by_name() -> None:
-    assert loss_weights({"step": 2.0}) == LossWeights(step=2.0)
+    assert make_loss_weights({"step": 2.0}) == LossWeights(step=2.0)
     with pytest.raises(InputError, match="unknown part of the loss"):
-        loss_weights({"steps": 2.0})
+        make_loss_weights({"steps": 2.0})
 
 
 # ---- the whole loss --------------------------------------------------------------------------------------------------
@@ -238,8 +242,10 @@ def test_the_field_is_asked_at_nearly_right_poses_and_at_those_the_picture_is_no
     field, pairs = model(), batch(64)
     q, random = torch.cat([pairs.q, pairs.q_next]), torch.rand(64, 2, 4, generator=torch.Generator().manual_seed(1))
     pairs = replace(pairs, random=random)
-    wrong, right = (field._asked_at(pairs, q, q + off * field.q_std) - q for off in (torch.tensor([-7.0, 9.0]), 0.01))
-    read = pairs.dice()[:, 0] < 0.5
+    wrong, right = (
+        field._sample_poses(pairs, q, q + off * field.q_std) - q for off in (torch.tensor([-7.0, 9.0]), 0.01)
+    )
+    read = pairs.random_numbers()[:, 0] < 0.5
     torch.testing.assert_close(right[read], (0.01 * field.q_std).expand(int(read.sum()), 2), rtol=1e-2, atol=0)
     torch.testing.assert_close(wrong[read], (torch.tensor([-0.3, 0.3]) * field.q_std).expand_as(wrong[read]))
     assert torch.equal(wrong[~read], right[~read])  # the others are asked whatever was read
@@ -250,7 +256,7 @@ def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatc
     deterministic(monkeypatch)
     field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
     field.progress = 1.0
-    one, other = field.losses(pairs), field.losses(pairs.swapped())
+    one, other = field.losses(pairs), field.losses(pairs.time_reversed())
     assert set(one) == {"loss", "state", "smooth", "step", "measured", "field", "flow", "mask", "guess"}
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
@@ -274,16 +280,16 @@ def test_measured_flow_solved_by_the_field_teaches_field_and_mask_alone() -> Non
     before.backward(retain_graph=True)
     for layer in (field.field_out, field.field_fine, field.mask_out):
         assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
-    assert all(p.grad is None for p in field.pair.parameters())
+    assert all(p.grad is None for p in field.correlation.parameters())
     # Right field, right flow: nothing to learn but the size of the error of the linearisation.
     world, q = TwoPivots(), torch.cat([pairs.q, pairs.q_next])
     with torch.no_grad():
-        at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), q)
-        shown = world.shown(q).clamp(1e-4, 1 - 1e-4)
-        exact = SeenAt(at.seen, world.jacobian(q).float(), torch.logit(shown).float())
-        moves = BothWays.of(pairs)
+        at = FieldEvaluation.of(field, field.encode(torch.cat([pairs.first, pairs.second])), q)
+        shown = world.robot_probability(q).clamp(1e-4, 1 - 1e-4)
+        exact = FieldEvaluation(at.features, world.jacobian(q).float(), torch.logit(shown).float())
+        moves = BidirectionalMotion.from_batch(pairs)
         assert moves is not None
-        assert field._measured_loss(pairs, exact, moves) < 0.2 * before
+        assert field._step_from_flow_loss(pairs, exact, moves) < 0.2 * before
 
 
 @pytest.mark.parametrize("flow", [True, False])
@@ -297,7 +303,10 @@ def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool
             {"field", "mask", "flow", "measured"} if flow else {"photometric"}
         )
         parts["step"].backward(retain_graph=True)
-        assert field.pair.coarse_out.weight.grad is not None and field.pair.coarse_out.weight.grad.abs().max() > 0
+        assert (
+            field.correlation.coarse_out.weight.grad is not None
+            and field.correlation.coarse_out.weight.grad.abs().max() > 0
+        )
         bent = field.field_out.weight.grad is not None and bool(field.field_out.weight.grad.abs().max() > 0)
         assert bent == (progress > 0.7)
         field.zero_grad()
@@ -360,31 +369,33 @@ def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch)
 
 def test_spread_of_normal_errors_is_their_standard_deviation() -> None:
     deviations = torch.randn(20000, 2, generator=torch.Generator().manual_seed(0)).abs() * torch.tensor([0.5, 3.0])
-    spread = calibration._spread(deviations)
+    spread = uncertainty_calibration._std_scale(deviations)
     torch.testing.assert_close(spread, torch.tensor([0.5, 3.0]), rtol=0.03, atol=0)
     for share, z in ((0.6827, 1.0), (0.95, 1.96)):
         covered = (deviations <= z * spread).float().mean(0)
         torch.testing.assert_close(covered, torch.full((2,), share), rtol=0, atol=0.015)
-    assert calibration._spread(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
+    assert uncertainty_calibration._std_scale(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
 
 
 def test_a_joint_that_is_rarely_seen_is_not_trusted_for_it() -> None:
     deviations = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1)).abs() * torch.tensor([2.0, 8.0, 8.0])
     deviations[60:, 1] = torch.nan  # seen in 60 pairs: told by those
     deviations[5:, 2] = torch.nan  # seen in 5: like the others
-    spread = calibration._spread(deviations)
+    spread = uncertainty_calibration._std_scale(deviations)
     assert spread[0] == pytest.approx(2.0, rel=0.05) and spread[1] == pytest.approx(8.0, rel=0.25)
     assert float(spread[2]) == pytest.approx(float(spread[0] * spread[1]) ** 0.5)
-    assert torch.equal(calibration._spread(torch.full((40, 2), torch.nan)), torch.ones(2))
+    assert torch.equal(uncertainty_calibration._std_scale(torch.full((40, 2), torch.nan)), torch.ones(2))
 
 
 def test_pairs_that_do_not_show_a_joint_tell_nothing_of_its_spread() -> None:
     field, pairs = model().eval(), batch(16, flow=False)
     seen = field.encode(torch.cat([pairs.first, pairs.second]))
-    at = SeenAt.of(field, seen, torch.cat([pairs.q, pairs.q_next]))
+    at = FieldEvaluation.of(field, seen, torch.cat([pairs.q, pairs.q_next]))
     field.delta_std[1] *= 1e-6  # a typical step of this joint moves nothing one could see
     with torch.no_grad():
-        _, deviations = calibration._tried(field, [calibration._Pairs(at, pairs.delta_q)])
+        _, deviations = uncertainty_calibration._evaluate_steps(
+            field, [uncertainty_calibration._Pairs(at, pairs.delta_q)]
+        )
     assert bool(deviations[:, 0].isfinite().any()) and bool(deviations[:, 1].isnan().all())
 
 
@@ -393,38 +404,40 @@ def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
     pairs = batch(16, flow=False)
     with torch.no_grad():
         seen = field.encode(torch.cat([pairs.first, pairs.second]))
-        q, std = field.state(seen)
+        q, std = field.predict_pose(seen)
         q = q + 4 * std * torch.randn(q.shape, generator=generator)
         pairs = replace(pairs, q=q[:16], q_next=q[16:], third=None, q_third=None)
-    field.state_spread.fill_(7.0)  # whatever was there before does not count
-    field.calibrate([pairs[:8], pairs[8:]])
-    torch.testing.assert_close(field.state_spread, torch.full((2,), 4.0), rtol=0.5, atol=0)
+    field.pose_std_scale.fill_(7.0)  # whatever was there before does not count
+    field.calibrate_uncertainty([pairs[:8], pairs[8:]])
+    torch.testing.assert_close(field.pose_std_scale, torch.full((2,), 4.0), rtol=0.5, atol=0)
     with torch.no_grad():
-        at = SeenAt.of(field, seen, q)
-        found = learned_step(field, at[:16], at[16:], prior=usual_step(field, 16)).solution
+        at = FieldEvaluation.of(field, seen, q)
+        found = estimate_step(field, at[:16], at[16:], prior=step_prior(field, 16)).solution
         spread = found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         ratio = (found.delta_q - pairs.delta_q).abs() / spread
     # Either the two shares are met or one lies above and the other below: the spread is their geometric mean.
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
     torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
-    assert torch.equal(field.flow_spread, field.step_spread)  # no flow was measured
+    assert torch.equal(field.flow_std_scale, field.step_std_scale)  # no flow was measured
 
 
 def test_steps_from_measured_flow_are_calibrated_by_themselves() -> None:
     field, pairs = model().eval(), batch(16)
-    field.calibrate([pairs[:8], pairs[8:]])
-    assert not torch.equal(field.flow_spread, field.step_spread)
+    field.calibrate_uncertainty([pairs[:8], pairs[8:]])
+    assert not torch.equal(field.flow_std_scale, field.step_std_scale)
     with torch.no_grad():
-        at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next]))
-        moves = BothWays.of(pairs)
+        at = FieldEvaluation.of(
+            field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next])
+        )
+        moves = BidirectionalMotion.from_batch(pairs)
         assert moves is not None
-        found = learned_step(field, at[:16], at[16:], *moves.measured()).solution
+        found = estimate_step(field, at[:16], at[16:], *moves.to_flow()).solution
         ratio = (found.delta_q - pairs.delta_q).abs() / found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
     torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
     # Exact flow of a simulator was not measured by anybody.
-    field.calibrate([with_exact_field(pairs)])
-    assert torch.equal(field.flow_spread, field.step_spread)
+    field.calibrate_uncertainty([with_exact_field(pairs)])
+    assert torch.equal(field.flow_std_scale, field.step_std_scale)
 
 
 @pytest.mark.parametrize("helps", [True, False])
@@ -433,18 +446,20 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
     random = torch.Generator().manual_seed(0)
     off = (0.1 if helps else 30.0) * field.delta_std * torch.randn(32, 2, generator=random)
 
-    def guess(self: TrainableField, *_: object) -> tuple[Tensor, Tensor]:
-        return pairs.delta_q + off, (0.7 * field.delta_std * self.guess_spread).expand(32, 2)
+    def regress_step(self: TrainableField, *_: object) -> tuple[Tensor, Tensor]:
+        return pairs.delta_q + off, (0.7 * field.delta_std * self.regression_std_scale).expand(32, 2)
 
-    monkeypatch.setattr(TrainableField, "guess", guess)
-    field.guesses.fill_(not helps)
-    field.calibrate([pairs])
-    assert bool(field.guesses) == helps
+    monkeypatch.setattr(TrainableField, "guess", regress_step)
+    field.use_step_regression.fill_(not helps)
+    field.calibrate_uncertainty([pairs])
+    assert bool(field.use_step_regression) == helps
     if not helps:
         return
     with torch.no_grad():
-        at = SeenAt.of(field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next]))
-        found = learned_step(field, at[:32], at[32:], prior=usual_step(field, 32)).solution
+        at = FieldEvaluation.of(
+            field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next])
+        )
+        found = estimate_step(field, at[:32], at[32:], prior=step_prior(field, 32)).solution
     ratio = (found.delta_q - pairs.delta_q).abs() / found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
     torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.1, atol=0)
@@ -453,23 +468,23 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("helps", [True, False])
 def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
     field, pairs = model().eval(), batch(8, flow=False)
-    honest = calibration.solve_pairs
+    honest = uncertainty_calibration.estimate_pair_steps
 
-    def spoiled(field: TrainableField, at: SeenAt) -> LearnedStep:
+    def spoiled(field: TrainableField, at: FieldEvaluation) -> StepEstimate:
         found = honest(field, at)
-        off = 0.0 if bool(field.looks_closer) == helps else 10.0
+        off = 0.0 if bool(field.use_refinement) == helps else 10.0
         return replace(found, steps=(*found.steps[:-1], pairs.delta_q + off + 0 * found.steps[-1]))
 
-    monkeypatch.setattr(calibration, "solve_pairs", spoiled)
-    field.looks_closer.fill_(not helps)
-    field.calibrate([pairs])
-    assert bool(field.looks_closer) == helps
+    monkeypatch.setattr(uncertainty_calibration, "solve_pairs", spoiled)
+    field.use_refinement.fill_(not helps)
+    field.calibrate_uncertainty([pairs])
+    assert bool(field.use_refinement) == helps
 
 
 # ---- motion to first order -------------------------------------------------------------------------------------------
 
 
-def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, AnalyticField, View, Kinematics]:
+def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, AnalyticField, DepthView, Kinematics]:
     """The coarse view of a robot that its own analytic field would have recorded."""
     robot = Embodiment.load(name)
     camera = robot.camera()
@@ -481,16 +496,16 @@ def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, A
     small = camera.resized(w, h)
     K = torch.stack([small.K[0, 0], small.K[1, 1], small.K[0, 2], small.K[1, 2]]).expand(len(q), 4)
     T = small.T_camera_base.expand(len(q), 4, 4)
-    return robot, field, View(depth, link, K, T, link_poses(kinematics, q)), kinematics
+    return robot, field, DepthView(depth, link, K, T, link_poses(kinematics, q)), kinematics
 
 
 def depth_and_link(field: AnalyticField, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     """What `dense` itself puts into its cells."""
-    from jidm.field.analytic import _splat
+    from jidm.fields.analytic import _splat
 
     camera, surface = field.camera.resized(w, h), field.surface.to(q)
     poses = field.kinematics.link_poses(q)
-    p_base = field.kinematics.move_points(poses, surface.link, surface.p_link)
+    p_base = field.kinematics.transform_points(poses, surface.link, surface.p_link)
     uv, depth = camera.project(p_base)
     depth, link = _splat(uv, depth, field._visible(poses, surface, p_base), surface.link, h, w)
     return depth.unflatten(-1, (h, w)), link.unflatten(-1, (h, w))
@@ -509,7 +524,7 @@ def test_the_exact_field_of_a_recording_is_the_analytic_one_and_the_motion_of_sh
     for joint in range(n):
         step = 1e-5 * torch.eye(n).double()[joint]
         moved = replace(view, poses=link_poses(kinematics, q + step))
-        flow = carried_flow(view, moved)[0] * 1e5
+        flow = geometric_flow(view, moved)[0] * 1e5
         torch.testing.assert_close(flow, found[:, :, joint], rtol=0, atol=1e-3 * float(J.abs().max()))
 
 
@@ -518,7 +533,7 @@ def test_a_widened_view_reaches_one_cell_over_what_is_not_the_robot() -> None:
     link[0, 1, 1], depth[0, 1, 1] = 3, 2.0
     link[0, 3, 3], depth[0, 3, 3] = 5, 1.0
     unused = torch.zeros(1, 4), torch.zeros(1, 4, 4), torch.zeros(1, 1, 4, 4)
-    wide = View(depth, link, *unused).widened()
+    wide = DepthView(depth, link, *unused).dilated()
     expected = torch.full((5, 7), -1)
     expected[:3, :3] = 3
     expected[2:, 2:5] = 5  # the nearer one where they meet
@@ -537,8 +552,8 @@ def measured(tmp_path: Path):
 
     From row s to row t the motion is `J (q_t - q_s) + c (t - s)^2`: c is what bends the paths.
     """
-    recording = read_recording(
-        counted_dataset(tmp_path / "measured", {0: 5, 1: 4}), (0, 1), height=16, width=16, cache=tmp_path / "cache"
+    recording = load_frame_store(
+        numbered_dataset(tmp_path / "measured", {0: 5, 1: 4}), (0, 1), height=16, width=16, cache=tmp_path / "cache"
     )
     q = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double() * 0.1
     recording = replace(recording, state=q)
@@ -555,14 +570,14 @@ def measured(tmp_path: Path):
     return recording, EstimatedFlow(strides, flow.half().float(), weight), bend
 
 
-def drawn(first: list[int], stride: list[int], episode: list[int]) -> Draw:
+def drawn(first: list[int], stride: list[int], episode: list[int]) -> SampledPairs:
     t, k = torch.tensor(first), torch.tensor(stride)
-    return Draw(before=t, first=t, second=t + k, third=t + k, stride=k, episode=torch.tensor(episode))
+    return SampledPairs(before=t, first=t, second=t + k, third=t + k, stride=k, episode=torch.tensor(episode))
 
 
 def test_the_curvature_of_measured_paths_cancels(measured) -> None:
     recording, estimated, _ = measured
-    source = PairSource(recording, estimated=estimated, before=False, third=False)
+    source = PairSource(recording, estimated_flow=estimated, before=False, third=False)
     # Frames 1, 6 and 2 have neighbours on both sides, and so have their partners 2, 7 (stride 1).
     pairs = source.batch(drawn([1, 6, 2], [1, 1, 1], [0, 1, 0]))
     for tail in ("", "_back"):
@@ -583,7 +598,7 @@ def test_the_curvature_of_measured_paths_cancels(measured) -> None:
 
 def test_at_an_episodes_end_one_side_stands_alone(measured) -> None:
     recording, estimated, bend = measured
-    source = PairSource(recording, estimated=estimated, before=False, third=False)
+    source = PairSource(recording, estimated_flow=estimated, before=False, third=False)
     pairs = source.batch(drawn([0, 5, 3, 7], [1, 1, 1, 1], [0, 1, 0, 1]))
     q = recording.q
     # At the first frames only the way ahead is known; its curvature stays in.

@@ -11,10 +11,10 @@ from rendered import clip
 from torch import Tensor
 
 from jidm import AnalyticField
-from jidm.field.base import SurfaceJacobian
-from jidm.motion.pyramid import BrightnessPyramid
-from jidm.solve import photometric
-from jidm.solve.photometric import Appearance, BrightnessTerm
+from jidm.estimation.factors import photometric
+from jidm.estimation.factors.photometric import Appearance, PhotometricFactor
+from jidm.fields.base import SurfaceJacobian
+from jidm.video.pyramid import BrightnessPyramid
 
 HEIGHT, WIDTH = 96, 128
 
@@ -68,8 +68,8 @@ def test_gradient_and_curvature_are_those_of_the_cost(monkeypatch: pytest.Monkey
     weight = torch.rand(400, generator=torch.Generator().manual_seed(1)).double()
     monkeypatch.setattr(photometric, "tukey_weight", lambda *_: weight)
     pose = sheet()
-    reference = Appearance.of(pose, BrightnessPyramid.of(picture()))
-    pyramid = BrightnessPyramid.of(picture((1.2, -0.7)))
+    reference = Appearance.of(pose, BrightnessPyramid.from_frame(picture()))
+    pyramid = BrightnessPyramid.from_frame(picture((1.2, -0.7)))
     q = torch.tensor([0.05, -0.1]).double()
     for level in (0, 1):
 
@@ -81,26 +81,26 @@ def test_gradient_and_curvature_are_those_of_the_cost(monkeypatch: pytest.Monkey
         # The reference's gradient only speeds convergence up; with the picture's own in its place the model is exact.
         own = pyramid.sample(level, pose.surface(q).points)[1]
         gradients = tuple(own if k == level else g for k, g in enumerate(reference.gradient))
-        model = BrightnessTerm(replace(reference, gradient=gradients), pyramid).quadratic(q, level)
+        model = PhotometricFactor(replace(reference, gradient=gradients), pyramid).linearize(q, level)
         h = 1e-3
         numeric = torch.tensor([(cost(q + h * e) - cost(q - h * e)) / (2 * h) for e in torch.eye(2).double()]).double()
-        torch.testing.assert_close(-model.vector, numeric, rtol=0.03, atol=0.01 * float(numeric.abs().max()))
-        assert model.count == 400
-        assert torch.allclose(model.matrix, model.matrix.T)
-        assert float(torch.linalg.eigvalsh(model.matrix).min()) > 0
+        torch.testing.assert_close(-model.g, numeric, rtol=0.03, atol=0.01 * float(numeric.abs().max()))
+        assert model.num_observations == 400
+        assert torch.allclose(model.H, model.H.T)
+        assert float(torch.linalg.eigvalsh(model.H).min()) > 0
 
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_gauss_newton_finds_the_shift(level: int) -> None:
     truth = torch.tensor([0.35, -0.22]).double()
     shift = Sheet.JACOBIAN @ truth
-    reference = Appearance.of(sheet(), BrightnessPyramid.of(picture()))
-    term = BrightnessTerm(reference, BrightnessPyramid.of(picture((float(shift[0]), float(shift[1])))))
+    reference = Appearance.of(sheet(), BrightnessPyramid.from_frame(picture()))
+    term = PhotometricFactor(reference, BrightnessPyramid.from_frame(picture((float(shift[0]), float(shift[1])))))
     q = torch.zeros(2).double()
     errors = [float((q - truth).abs().max())]
     for _ in range(6):
-        model = term.quadratic(q, level)
-        q = q + torch.linalg.solve(model.matrix, model.vector)
+        model = term.linearize(q, level)
+        q = q + torch.linalg.solve(model.H, model.g)
         errors.append(float((q - truth).abs().max()))
     assert errors[-1] < 2e-3
     assert errors[1] < 0.2 * errors[0]  # the mean of both gradients makes already the first step a good one
@@ -112,12 +112,12 @@ def test_outliers_are_left_out() -> None:
     shift = Sheet.JACOBIAN @ truth
     frame = picture((float(shift[0]), float(shift[1]))).clone()
     frame[:, :30] = torch.rand(30, WIDTH, generator=torch.Generator().manual_seed(2)).double()  # something in front
-    reference = Appearance.of(sheet(800), BrightnessPyramid.of(picture()))
-    term = BrightnessTerm(reference, BrightnessPyramid.of(frame))
+    reference = Appearance.of(sheet(800), BrightnessPyramid.from_frame(picture()))
+    term = PhotometricFactor(reference, BrightnessPyramid.from_frame(frame))
     q = torch.zeros(2).double()
     for _ in range(8):
-        model = term.quadratic(q, 0)
-        q = q + torch.linalg.solve(model.matrix, model.vector)
+        model = term.linearize(q, 0)
+        q = q + torch.linalg.solve(model.H, model.g)
     assert float((q - truth).abs().max()) < 0.01
 
 
@@ -128,18 +128,18 @@ def test_light_takes_a_change_of_shading(lit: bool) -> None:
     pose = sheet(1500, normals=True, turning=0.8)
     truth = torch.tensor([0.25, -0.15]).double()
     shift = Sheet.JACOBIAN @ truth
-    pyramid = BrightnessPyramid.of(picture((float(shift[0]), float(shift[1]))))
-    reference = Appearance.of(pose, BrightnessPyramid.of(picture()))
+    pyramid = BrightnessPyramid.from_frame(picture((float(shift[0]), float(shift[1]))))
+    reference = Appearance.of(pose, BrightnessPyramid.from_frame(picture()))
     # As if the points had looked brighter or darker when remembered, by what the light makes of their turning.
     change = (pose.surface(truth).normals - pose.normals) @ light
     dimmed = tuple(b - change for b in reference.brightness)
     reference = replace(reference, brightness=dimmed, normals=reference.normals if lit else None)
-    term = BrightnessTerm(reference, pyramid)
+    term = PhotometricFactor(reference, pyramid)
     q = torch.zeros(2).double()
     for _ in range(10):
-        model = term.quadratic(q, 0)
-        step = torch.linalg.solve(model.matrix, model.vector)
-        term.moved(step)
+        model = term.linearize(q, 0)
+        step = torch.linalg.solve(model.H, model.g)
+        term.update_light(step)
         q = q + step
     error = float((q - truth).abs().max())
     if lit:
@@ -151,12 +151,12 @@ def test_light_takes_a_change_of_shading(lit: bool) -> None:
 
 
 def test_too_few_points_and_flat_pictures_stay_finite() -> None:
-    flat = BrightnessPyramid.of(torch.full((3, HEIGHT, WIDTH), 0.3).double())
+    flat = BrightnessPyramid.from_frame(torch.full((3, HEIGHT, WIDTH), 0.3).double())
     for pose in (sheet(5, normals=True), sheet(5), sheet(5).keep(torch.zeros(0, dtype=torch.long))):
-        term = BrightnessTerm(Appearance.of(pose, flat), flat)
-        model = term.quadratic(torch.zeros(2).double(), 0)
-        assert model.matrix.isfinite().all()
-        assert float(model.vector.abs().sum()) == 0.0
+        term = PhotometricFactor(Appearance.of(pose, flat), flat)
+        model = term.linearize(torch.zeros(2).double(), 0)
+        assert model.H.isfinite().all()
+        assert float(model.g.abs().sum()) == 0.0
         assert np.isfinite(term.cost(torch.zeros(2).double(), 0))
 
 
@@ -167,26 +167,27 @@ def test_appearance_holds_visible_points_only_and_keeps_their_identity() -> None
     c = clip("planar_finger_3", frames=8, seed=1)
     field = AnalyticField(c.robot, c.camera, points=2000, occluders=8000)
     pose = field.at(torch.from_numpy(c.q[0]))
-    seen = Appearance.of(pose, BrightnessPyramid.of(c.frames[0]))
+    seen = Appearance.of(pose, BrightnessPyramid.from_frame(c.frames[0]))
     assert 100 < len(seen) < 2000
     assert pose.visible[seen.index].all()
     torch.testing.assert_close(seen.pose.surface().points, pose.surface().points[seen.index])
-    few = seen.thinned(50)
+    few = seen.subsample(50)
     assert len(few) == 50
     assert torch.equal(few.index, seen.index[:50])
     for level in range(len(seen.brightness)):
         assert torch.equal(few.brightness[level], seen.brightness[level][:50])
         assert torch.equal(few.gradient[level], seen.gradient[level][:50])
     torch.testing.assert_close(few.pose.surface().points, pose.surface().points[few.index])
-    assert seen.thinned(10**6) is seen
+    assert seen.subsample(10**6) is seen
 
 
 def test_cost_is_least_near_the_true_pose() -> None:
     c = clip("planar_finger_3", frames=8, seed=1)
     field = AnalyticField(c.robot, c.camera, points=2000, occluders=8000)
     q0, q1 = torch.from_numpy(c.q[0]), torch.from_numpy(c.q[3])
-    term = BrightnessTerm(
-        Appearance.of(field.at(q0), BrightnessPyramid.of(c.frames[0])), BrightnessPyramid.of(c.frames[3])
+    term = PhotometricFactor(
+        Appearance.of(field.at(q0), BrightnessPyramid.from_frame(c.frames[0])),
+        BrightnessPyramid.from_frame(c.frames[3]),
     )
     at_truth = term.cost(q1, 1)
     for joint in range(3):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jidm.motion.pyramid import BrightnessPyramid
+from jidm.video.pyramid import BrightnessPyramid
 
 SIZES = [(120, 160), (121, 161), (97, 203), (240, 131), (99, 98), (101, 103)]
 LEVELS = range(4)
@@ -35,7 +35,7 @@ def test_a_ramp_is_sampled_exactly(size: tuple[int, int], level: int) -> None:
     """Blurs and means leave a ramp as it is, so value and slope must come out exactly, and any shift shows."""
     height, width = size
     u, v = grid(height, width)
-    pyramid = BrightnessPyramid.of(grey(0.1 + 0.003 * u + 0.002 * v))
+    pyramid = BrightnessPyramid.from_frame(grey(0.1 + 0.003 * u + 0.002 * v))
     assert level < len(pyramid) or min(size) < 24 * 2**level
     if level >= len(pyramid):
         return
@@ -60,7 +60,7 @@ def test_gradient_is_that_of_a_smooth_picture(size: tuple[int, int], level: int)
     height, width = size
     u, v = grid(height, width)
     k = (0.09, -0.06)
-    pyramid = BrightnessPyramid.of(grey(plane_wave(u, v, k)[0]))
+    pyramid = BrightnessPyramid.from_frame(grey(plane_wave(u, v, k)[0]))
     if level >= len(pyramid):
         return
     away = 10.0 * 2**level
@@ -82,7 +82,7 @@ def test_levels_lie_on_top_of_each_other(size: tuple[int, int]) -> None:
     u, v = grid(height, width)
     centre = (width * 0.47 + 0.3, height * 0.52 - 0.2)
     blob = 0.9 * torch.exp(-((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / (2 * 6.0**2))
-    pyramid = BrightnessPyramid.of(grey(blob))
+    pyramid = BrightnessPyramid.from_frame(grey(blob))
     uv = torch.stack([u, v], dim=-1)
     assert len(pyramid) >= 2
     for level in range(min(len(pyramid), 3)):
@@ -93,7 +93,7 @@ def test_levels_lie_on_top_of_each_other(size: tuple[int, int]) -> None:
 
 def test_gradient_agrees_with_differences_of_samples() -> None:
     random = torch.rand(3, 91, 117, generator=torch.Generator().manual_seed(3)).double()
-    pyramid = BrightnessPyramid.of(random)
+    pyramid = BrightnessPyramid.from_frame(random)
     for level in range(len(pyramid)):
         h, w = pyramid.levels[level].shape[-2:]
         v, u = torch.meshgrid(torch.arange(4, h - 4), torch.arange(4, w - 4), indexing="ij")
@@ -116,12 +116,12 @@ def test_colour_is_weighed_by_its_luma() -> None:
     for channel, luma in enumerate((0.299, 0.587, 0.114)):
         frame = torch.zeros(3, 60, 80)
         frame[channel] = 1.0
-        brightness, _ = BrightnessPyramid.of(frame).sample(0, torch.tensor([[40.0, 30.0]]))
+        brightness, _ = BrightnessPyramid.from_frame(frame).sample(0, torch.tensor([[40.0, 30.0]]))
         assert float(brightness) == pytest.approx(luma, abs=1e-6)
 
 
 def test_positions_outside_are_held_at_the_border_and_known_to_be_outside() -> None:
-    pyramid = BrightnessPyramid.of(grey(torch.linspace(0, 1, 80).double().expand(60, 80)))
+    pyramid = BrightnessPyramid.from_frame(grey(torch.linspace(0, 1, 80).double().expand(60, 80)))
     uv = torch.tensor([[-50.0, 30.0], [500.0, 30.0], [40.0, 30.0], [78.0, 30.0], [40.0, 1.0]]).double()
     brightness, gradient = pyramid.sample(0, uv)
     assert brightness.isfinite().all()
@@ -135,13 +135,13 @@ def test_positions_outside_are_held_at_the_border_and_known_to_be_outside() -> N
 
 @pytest.mark.parametrize(("size", "levels"), [((30, 40), 1), ((60, 80), 2), ((240, 320), 4), ((20, 900), 1)])
 def test_stops_where_a_level_would_be_too_small(size: tuple[int, int], levels: int) -> None:
-    assert len(BrightnessPyramid.of(torch.rand(3, *size))) == levels
-    assert len(BrightnessPyramid.of(torch.rand(3, *size), levels=1)) == 1
+    assert len(BrightnessPyramid.from_frame(torch.rand(3, *size))) == levels
+    assert len(BrightnessPyramid.from_frame(torch.rand(3, *size), levels=1)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_keeps_the_type_and_takes_any_shape_of_points(dtype: torch.dtype) -> None:
-    pyramid = BrightnessPyramid.of(torch.rand(3, 60, 80, dtype=dtype))
+    pyramid = BrightnessPyramid.from_frame(torch.rand(3, 60, 80, dtype=dtype))
     brightness, gradient = pyramid.sample(1, torch.full((2, 5, 2), 20.0, dtype=dtype))
     assert brightness.shape == (2, 5)
     assert gradient.shape == (2, 5, 2)

@@ -26,7 +26,7 @@ def _sine(robot: Embodiment, share: float, frames: int = 33) -> np.ndarray:
 def test_what_the_robot_can_do_it_does(panda):
     q = _sine(panda, 0.5)
     done = replay(panda, q, DT)
-    assert done.stopped is None
+    assert done.stop_frame is None
     assert np.abs(done.q - q).max() < 0.01  # commands change their pace at every frame
 
 
@@ -55,9 +55,9 @@ def test_a_jump_is_not_executed_as_one(panda):
 
 def test_it_stops_where_it_would_collide(panda):
     q = _sine(panda, 0.5)
-    done = replay(panda, q, DT, free=lambda at: at[0] < q[20, 0])  # type: ignore[arg-type]
-    assert done.stopped is not None
-    assert (done.q[done.stopped :] == done.q[done.stopped - 1]).all()
+    done = replay(panda, q, DT, is_free=lambda at: at[0] < q[20, 0])  # type: ignore[arg-type]
+    assert done.stop_frame is not None
+    assert (done.q[done.stop_frame :] == done.q[done.stop_frame - 1]).all()
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jidm.errors import MissingExtraError, UrdfError
-from jidm.robot import resources
-from jidm.robot.resources import MeshLocator, package_file, package_roots
-from jidm.robot.urdf import read_urdf
+from jidm.robot import mesh_resolver
+from jidm.robot.mesh_resolver import MeshResolver, package_file, package_roots
+from jidm.robot.urdf.reader import read_urdf
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def arm(tmp_path: Path) -> Path:
     ],
 )
 def test_references_inside_the_robots_folders(arm: Path, reference: str, file: str | None) -> None:
-    locator = MeshLocator()
+    locator = MeshResolver()
     if reference == "package://deep/../near.stl":
         with pytest.raises(UrdfError, match="outside its package"):
             locator.resolve(reference, arm / "urdf")
@@ -72,62 +72,62 @@ def test_references_inside_the_robots_folders(arm: Path, reference: str, file: s
 def test_absolute_and_file_references_inside_an_allowed_folder(arm: Path) -> None:
     mesh = arm / "meshes" / "link.stl"
     for spelling in (f"{mesh}", f"file://{mesh}", f"file:{mesh}", f"file://localhost{mesh}", f"FILE://{mesh}"):
-        assert MeshLocator().resolve(spelling, arm / "urdf") == mesh
-        assert MeshLocator([arm / "meshes"]).resolve(spelling, None) == mesh
-    assert MeshLocator().resolve(f"{arm}/meshes/gone.stl", arm / "urdf") is None
+        assert MeshResolver().resolve(spelling, arm / "urdf") == mesh
+        assert MeshResolver([arm / "meshes"]).resolve(spelling, None) == mesh
+    assert MeshResolver().resolve(f"{arm}/meshes/gone.stl", arm / "urdf") is None
 
 
 def test_names_with_spaces_percent_signs_and_other_scripts(arm: Path) -> None:
     for name in ("a b.stl", "100%.stl", "50%20.stl", "Gelenk_ü.stl", "手首.stl"):
         (arm / "meshes" / name).write_text("solid")
-        assert MeshLocator().resolve(f"../meshes/{name}", arm / "urdf") == arm / "meshes" / name
-    assert MeshLocator().resolve("../meshes/a%20b.stl", arm / "urdf") == arm / "meshes" / "a b.stl"
+        assert MeshResolver().resolve(f"../meshes/{name}", arm / "urdf") == arm / "meshes" / name
+    assert MeshResolver().resolve("../meshes/a%20b.stl", arm / "urdf") == arm / "meshes" / "a b.stl"
 
 
 def test_explicit_roots_add_to_the_robots_folders(arm: Path) -> None:
     workspace = arm.parent
     other = workspace / "other" / "meshes" / "o.stl"
-    assert MeshLocator([workspace]).resolve("package://other/meshes/o.stl", arm / "urdf") == other
-    assert MeshLocator([workspace / "other"]).resolve("package://other/meshes/o.stl", None) == other
-    assert MeshLocator([workspace / "other"]).resolve("meshes/o.stl", arm / "urdf") == other
-    assert MeshLocator([workspace]).resolve("../../other/meshes/o.stl", arm / "urdf") == other
+    assert MeshResolver([workspace]).resolve("package://other/meshes/o.stl", arm / "urdf") == other
+    assert MeshResolver([workspace / "other"]).resolve("package://other/meshes/o.stl", None) == other
+    assert MeshResolver([workspace / "other"]).resolve("meshes/o.stl", arm / "urdf") == other
+    assert MeshResolver([workspace]).resolve("../../other/meshes/o.stl", arm / "urdf") == other
     # The file's own folder comes first, and looking below a root as well makes no escape of a good reference.
-    assert MeshLocator([arm]).resolve("../meshes/link.stl", arm / "urdf") == arm / "meshes" / "link.stl"
-    assert MeshLocator([arm]).resolve("../meshes/gone.stl", arm / "urdf") is None
+    assert MeshResolver([arm]).resolve("../meshes/link.stl", arm / "urdf") == arm / "meshes" / "link.stl"
+    assert MeshResolver([arm]).resolve("../meshes/gone.stl", arm / "urdf") is None
 
 
 def test_a_ros_package_is_known_by_its_package_xml(arm: Path) -> None:
     """From urdf/deep the package's meshes are two folders up: refused, unless the package says that it is one."""
     with pytest.raises(UrdfError, match="outside the robot's folders"):
-        MeshLocator().resolve("../../meshes/link.stl", arm / "urdf" / "deep")
+        MeshResolver().resolve("../../meshes/link.stl", arm / "urdf" / "deep")
     (arm / "package.xml").write_text("<package/>")
-    assert MeshLocator().resolve("../../meshes/link.stl", arm / "urdf" / "deep") == arm / "meshes" / "link.stl"
+    assert MeshResolver().resolve("../../meshes/link.stl", arm / "urdf" / "deep") == arm / "meshes" / "link.stl"
     # A neighbour is looked at only if it is a package as well.
-    assert MeshLocator().resolve("package://other/meshes/o.stl", arm / "urdf") is None
+    assert MeshResolver().resolve("package://other/meshes/o.stl", arm / "urdf") is None
     (arm.parent / "other" / "package.xml").write_text("<package/>")
-    found = MeshLocator().resolve("package://other/meshes/o.stl", arm / "urdf")
+    found = MeshResolver().resolve("package://other/meshes/o.stl", arm / "urdf")
     assert found == arm.parent / "other" / "meshes" / "o.stl"
 
 
 def test_the_folder_above_is_open_only_to_a_folder_of_urdfs(arm: Path) -> None:
     (arm / "urdf").rename(arm / "downloads")
     with pytest.raises(UrdfError, match="pass mesh_roots="):
-        MeshLocator().resolve("../meshes/link.stl", arm / "downloads")
-    assert MeshLocator([arm]).resolve("../meshes/link.stl", arm / "downloads") == arm / "meshes" / "link.stl"
+        MeshResolver().resolve("../meshes/link.stl", arm / "downloads")
+    assert MeshResolver([arm]).resolve("../meshes/link.stl", arm / "downloads") == arm / "meshes" / "link.stl"
 
 
 def test_home_folders_are_never_opened(arm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(arm))
     for reference in ("../meshes/link.stl", "package://arm/meshes/link.stl", f"{arm}/meshes/link.stl"):
         try:
-            found = MeshLocator().resolve(reference, arm / "urdf")
+            found = MeshResolver().resolve(reference, arm / "urdf")
         except UrdfError:
             found = None
         assert found is None
     (arm / "package.xml").write_text("<package/>")
     with pytest.raises(UrdfError, match="outside"):
-        MeshLocator().resolve("../meshes/link.stl", arm / "urdf")
-    assert MeshLocator().resolve("near.stl", arm / "urdf") == arm / "urdf" / "near.stl"
+        MeshResolver().resolve("../meshes/link.stl", arm / "urdf")
+    assert MeshResolver().resolve("near.stl", arm / "urdf") == arm / "urdf" / "near.stl"
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ ESCAPES = [
 @pytest.mark.parametrize("reference", ESCAPES)
 def test_escapes_are_refused_in_every_spelling(arm: Path, reference: str, rooted: bool) -> None:
     reference = reference.format(root=arm.parent.parent) if "{root}" in reference else reference
-    locator = MeshLocator([arm] if rooted else [])
+    locator = MeshResolver([arm] if rooted else [])
     if reference in ("package:////etc/passwd", "package://arm//etc/passwd"):
         # Too many slashes: a package called etc, a path in arm; neither is the file at the root.
         with contextlib.suppress(UrdfError):
@@ -208,7 +208,7 @@ def test_links_out_of_the_robots_folders_are_refused(arm: Path) -> None:
     (arm / "meshes" / "loop.stl").symlink_to(arm / "meshes" / "loop.stl")
     (arm / "meshes" / "fine.stl").symlink_to(arm / "meshes" / "link.stl")
     urdf = arm / "urdf"
-    for locator in (MeshLocator(), MeshLocator([arm])):
+    for locator in (MeshResolver(), MeshResolver([arm])):
         for reference in (
             "../meshes/link_out.stl",
             "../meshes/out/secret.stl",
@@ -222,8 +222,8 @@ def test_links_out_of_the_robots_folders_are_refused(arm: Path) -> None:
         assert locator.resolve("../meshes/loop.stl", urdf) is None
     # A package folder that is a link leads out of the root just the same.
     with pytest.raises(UrdfError, match="outside"):
-        MeshLocator([arm.parent]).resolve("package://alias/secret.stl", urdf)
-    assert MeshLocator([arm.parent, root]).resolve("package://alias/secret.stl", urdf) == root / "secret.stl"
+        MeshResolver([arm.parent]).resolve("package://alias/secret.stl", urdf)
+    assert MeshResolver([arm.parent, root]).resolve("package://alias/secret.stl", urdf) == root / "secret.stl"
 
 
 def test_what_lies_around_a_urdf_is_no_package(tmp_path: Path) -> None:
@@ -231,26 +231,26 @@ def test_what_lies_around_a_urdf_is_no_package(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "id").write_text("secret")
     (tmp_path / "robot").mkdir()
-    assert MeshLocator().resolve("package://keys/id", tmp_path / "robot") is None
-    assert MeshLocator().resolve("package://etc/passwd", Path("/tmp")) is None
+    assert MeshResolver().resolve("package://keys/id", tmp_path / "robot") is None
+    assert MeshResolver().resolve("package://etc/passwd", Path("/tmp")) is None
     with pytest.raises(UrdfError, match="outside"):
-        MeshLocator().resolve("/etc/passwd", Path("/urdf"))
+        MeshResolver().resolve("/etc/passwd", Path("/urdf"))
 
 
 def test_a_urdf_through_a_link_is_at_home_where_it_lies(arm: Path, tmp_path: Path) -> None:
     (tmp_path / "shortcut").symlink_to(arm / "urdf")
-    assert MeshLocator().resolve("../meshes/link.stl", tmp_path / "shortcut") == arm / "meshes" / "link.stl"
+    assert MeshResolver().resolve("../meshes/link.stl", tmp_path / "shortcut") == arm / "meshes" / "link.stl"
 
 
 def test_text_without_a_folder_refuses_what_leads_out_of_any_layout(arm: Path) -> None:
-    assert MeshLocator().resolve("../meshes/link.stl", None) is None
-    assert MeshLocator().resolve("package://arm/meshes/link.stl", None) is None
+    assert MeshResolver().resolve("../meshes/link.stl", None) is None
+    assert MeshResolver().resolve("package://arm/meshes/link.stl", None) is None
     for reference in ("../../x.stl", "/etc/passwd", "package://arm/../x.stl"):
         with pytest.raises(UrdfError, match="outside"):
-            MeshLocator().resolve(reference, None)
-    assert MeshLocator([arm]).resolve("meshes/link.stl", None) == arm / "meshes" / "link.stl"
+            MeshResolver().resolve(reference, None)
+    assert MeshResolver([arm]).resolve("meshes/link.stl", None) == arm / "meshes" / "link.stl"
     with pytest.raises(UrdfError, match="outside"):
-        MeshLocator([arm]).resolve("../secret.stl", None)
+        MeshResolver([arm]).resolve("../secret.stl", None)
 
 
 PIECES = ["..", ".", "meshes", "out", "secret.stl", "link.stl", "arm", "etc", "%2e%2e", "%2f", "..\\", "", "~", "urdf"]
@@ -266,7 +266,7 @@ def test_whatever_is_found_lies_inside(arm: Path, head: str, pieces: list[str], 
         (arm / "meshes" / "out").symlink_to(arm.parent.parent)
     reference = head.format(root=arm.parent.parent) + "/".join(pieces)
     try:
-        found = MeshLocator([arm / "meshes"] if roots else []).resolve(reference, arm / "urdf")
+        found = MeshResolver([arm / "meshes"] if roots else []).resolve(reference, arm / "urdf")
     except UrdfError:
         return
     if found is not None:
@@ -318,12 +318,12 @@ def test_robots_of_packages_load_with_all_their_meshes(spec: str) -> None:
 
 def test_packages_are_found_without_being_imported() -> None:
     code = (
-        "import sys; from jidm.robot.resources import package_file as f;"
+        "import sys; from jidm.robot.mesh_resolver import package_file as f;"
         "f('pybullet_data:kuka_iiwa/model.urdf'); f('example_robot_data:panda_description/urdf/panda.urdf');"
         "print([m for m in ('pybullet', 'pybullet_data', 'example_robot_data', 'pinocchio', 'torch') if m in sys.modules])"
     )
     _installed("pybullet_data:", "example_robot_data:")
-    environment = {**os.environ, "PYTHONPATH": str(Path(resources.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(mesh_resolver.__file__).parents[2])}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert run.stdout.strip() == "[]"
 
@@ -331,7 +331,7 @@ def test_packages_are_found_without_being_imported() -> None:
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.setattr(resources, "find_spec", lambda name: None)
+    monkeypatch.setattr(mesh_resolver, "find_spec", lambda name: None)
     for package in ("example_robot_data", "pybullet_data"):
         with pytest.raises(MissingExtraError, match=r"pip install 'jidm\[sim\]'"):
             package_file(f"{package}:panda.urdf")
@@ -361,4 +361,4 @@ def test_wrong_package_files_are_refused(spec: str, said: str) -> None:
 
 
 def test_a_packages_own_file_is_found() -> None:
-    assert package_file("jidm:robot/urdf.py").samefile(Path(resources.__file__).with_name("urdf.py"))
+    assert package_file("jidm:robot/urdf.py").samefile(Path(mesh_resolver.__file__).with_name("urdf.py"))

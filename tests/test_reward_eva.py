@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from jidm.adapters.reward import EvaLimits, eva_reward
 from jidm.errors import InputError, JidmError
+from jidm.rewards import EvaLimits, eva_reward
 
 DT, T = 1 / 16, 49
-LIMITS = EvaLimits.of("cobot_magic")  # EVA's dual PiPER
+LIMITS = EvaLimits.from_embodiment("cobot_magic")  # EVA's dual PiPER
 
 
 def sine(amplitude: float, frequency: float) -> torch.Tensor:
     t = DT * torch.arange(T, dtype=torch.float64)
-    return (amplitude * (2 * torch.pi * frequency * t).sin())[:, None] * LIMITS.unit
+    return (amplitude * (2 * torch.pi * frequency * t).sin())[:, None] * LIMITS.joint_scale
 
 
 def jitter(sigma: float, seed: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).normal(0, sigma, (T, 14))) * LIMITS.unit
+    return torch.from_numpy(np.random.default_rng(seed).normal(0, sigma, (T, 14))) * LIMITS.joint_scale
 
 
 def test_limits_of_the_dual_piper_are_evas():
@@ -40,7 +40,9 @@ def test_published_figures():
 
 def written_out(q: np.ndarray) -> float:
     """The formula again, joint by joint and frame by frame."""
-    v_max, a_max, weight, unit = (x.numpy() for x in (LIMITS.velocity, LIMITS.acceleration, LIMITS.weight, LIMITS.unit))
+    v_max, a_max, weight, unit = (
+        x.numpy() for x in (LIMITS.velocity, LIMITS.acceleration, LIMITS.weight, LIMITS.joint_scale)
+    )
 
     def huber(x: float, delta: float) -> float:
         return x * x / 2 if abs(x) <= delta else delta * (abs(x) - delta / 2)
@@ -63,11 +65,11 @@ def test_it_is_the_formula_for_any_batch():
     q = torch.stack([jitter(s, k) for k, s in enumerate((0.01, 0.05, 0.3))]) + sine(1.0, 0.7)
     found = eva_reward(q, LIMITS, DT)
     assert found.reward.tolist() == pytest.approx([written_out(x.numpy()) for x in q], rel=1e-12)
-    assert bool(found.judged.all()) and found.reward.dtype == torch.float64
+    assert bool(found.scored.all()) and found.reward.dtype == torch.float64
     torch.testing.assert_close(eva_reward(q.reshape(3, 1, T, 14), LIMITS, DT).reward, found.reward[:, None])
     torch.testing.assert_close(eva_reward(q[0], LIMITS, DT).reward, found.reward[0])
     torch.testing.assert_close(eva_reward(q, LIMITS, DT, bounded=True).reward, found.reward / 10)
-    p0 = found.usual_penalty()
+    p0 = found.median_penalty()
     assert float(eva_reward(q, LIMITS, DT, p0=p0, bounded=True).reward.median()) == pytest.approx(0.5**0.5)
 
 
@@ -99,11 +101,11 @@ def test_what_cannot_be_judged_is_said():
     q = torch.stack([sine(0.5, 1), torch.full((T, 14), torch.nan, dtype=torch.float64)])
     with pytest.raises(InputError, match=r"items \[1\] have no 4 valid positions"):
         eva_reward(q, LIMITS, DT)
-    found = eva_reward(q, LIMITS, DT, unjudged=0.25)
-    assert found.judged.tolist() == [True, False] and float(found.reward[1]) == 0.25
+    found = eva_reward(q, LIMITS, DT, fallback_reward=0.25)
+    assert found.scored.tolist() == [True, False] and float(found.reward[1]) == 0.25
     assert float(found.reward[0]) == pytest.approx(float(eva_reward(q[0], LIMITS, DT).reward))
     every_third = torch.arange(T) % 4 != 3  # never 4 in a row
-    assert not bool(eva_reward(sine(0.5, 1), LIMITS, DT, valid=every_third, unjudged=0.0).judged)
+    assert not bool(eva_reward(sine(0.5, 1), LIMITS, DT, valid=every_third, fallback_reward=0.0).scored)
 
 
 @pytest.mark.parametrize(

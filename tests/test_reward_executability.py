@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from jidm import Embodiment, JacobianIDM
-from jidm.adapters.reward import TERMS, Calibration, ExecutabilityReward, eva_reward
-from jidm.adapters.reward.faces import VideoAlignFace, flow_grpo, trl
-from jidm.adapters.reward.terms import Scale
 from jidm.errors import InputError, VideoError
-from jidm.motion.video import write_video
-from jidm.sim import Look, World
+from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.rewards import TERMS, ExecutabilityReward, TermScales, eva_reward
+from jidm.rewards.integrations import VideoAlignReward, flow_grpo, trl
+from jidm.rewards.terms import TermScale
+from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
-from jidm.solve.track import TrackOptions
+from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 
@@ -36,10 +36,10 @@ def scene():
     robot = Embodiment.load(NAME)
     camera = robot.camera().resized(SIZE, SIZE * 10 // 7)
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
-    with World(robot, look=Look.textured(), exact=False) as world:
+    with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
         videos = [world.render_video(q, camera).rgb for q in motions]
     idm = JacobianIDM.from_embodiment(
-        robot, camera=camera, limits="none", points=800, options=TrackOptions(refine="none")
+        robot, camera=camera, limits="none", points=800, options=AnalyticTrackerOptions(refine="none")
     )
     frames = torch.from_numpy(np.stack(videos)).permute(0, 1, 4, 2, 3).float() / 255
     return frames, np.stack(motions), ExecutabilityReward(idm)
@@ -73,7 +73,7 @@ def test_a_video_that_breaks_scores_below_every_good_one(scene, reward):
 def test_without_terms_it_is_evas_reward(scene, reward):
     frames, q, bare = scene
     plain = ExecutabilityReward(bare.idm, reward.calibration, weights=dict.fromkeys(TERMS, 0.0))
-    score = next(plain.judge(frames[:1], q0=q[0, 0], fps=FPS))
+    score = next(plain.score(frames[:1], q0=q[0, 0], fps=FPS))
     expected = eva_reward(score.motion.position, NAME, 1 / FPS).reward
     assert float(score.reward) == pytest.approx(float(expected), abs=1e-9) and score.reasons == ()
 
@@ -89,12 +89,12 @@ def test_the_same_video_scores_the_same_alone_in_a_batch_and_from_threads(scene,
 def test_memory_does_not_grow_with_the_batch(scene, reward, monkeypatch):
     frames, q, _ = scene
     readings: list[weakref.ref] = []
-    read = ExecutabilityReward._read
+    read = ExecutabilityReward._analyze
 
     def remembered(self, *args):
         assert sum(ref() is not None for ref in readings) <= 1
         reading, motion = read(self, *args)
-        readings.append(weakref.ref(reading.seen))
+        readings.append(weakref.ref(reading.residuals))
         return reading, motion
 
     monkeypatch.setattr(ExecutabilityReward, "_read", remembered)
@@ -136,21 +136,21 @@ def test_calls_that_cannot_be_meant_are_refused(scene, reward):
 
 def test_a_calibration_can_be_kept(reward, tmp_path: Path):
     reward.calibration.save(tmp_path / "scales.json")
-    again = Calibration.load(tmp_path / "scales.json")
-    assert again == reward.calibration and again.videos == GOOD
+    again = TermScales.load(tmp_path / "scales.json")
+    assert again == reward.calibration and again.num_videos == GOOD
     (tmp_path / "scales.json").write_text("{}")
     with pytest.raises(InputError, match="no calibration"):
-        Calibration.load(tmp_path / "scales.json")
+        TermScales.load(tmp_path / "scales.json")
     with pytest.raises(InputError, match="jidm calibrate"):
-        Calibration.load(tmp_path / "absent.json")
+        TermScales.load(tmp_path / "absent.json")
 
 
 def test_a_scale_forgives_what_good_videos_do():
-    scale = Scale.of([1.0, 2.0, 3.0, 4.0, 5.0], least=0.1)
-    assert (scale.usual, scale.far) == (3.0, pytest.approx(1.6))
+    scale = TermScale.from_tail_means([1.0, 2.0, 3.0, 4.0, 5.0], min_spread=0.1)
+    assert (scale.median, scale.spread) == (3.0, pytest.approx(1.6))
     penalty = scale.penalty(torch.tensor([0.0, 3.0, 3.0 + 1.6, 3.0 + 3 * 1.6, 1e9]))
     assert penalty.tolist() == pytest.approx([0, 0, 1 - math.exp(-1 / 9), 1 - math.exp(-1), 1])
-    assert Scale.of([0.0] * 5, least=0.1).far == 0.1
+    assert TermScale.from_tail_means([0.0] * 5, min_spread=0.1).spread == 0.1
 
 
 # ---- faces ----------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_dance_grpo(scene, tmp_path: Path):
             return super().decode(video, q0=q[0, 0] if q0 is None else q0, **how)
 
     idm = ReadsFirst(bare.idm.embodiment, bare.idm.field, bare.idm.flow, limits="none", options=bare.idm.options)
-    face = VideoAlignFace(ExecutabilityReward(idm).calibrated(paths))
+    face = VideoAlignReward(ExecutabilityReward(idm).fit_scales(paths))
     out = face.reward([*paths[:1], str(tmp_path / "none.mp4")], ["a", "b"], use_norm=True)
     assert [set(x) >= {"VQ", "MQ", "TA", "Overall", "reasons", "problem"} for x in out] == [True, True]
     assert 0 < out[0]["MQ"] <= 10 and out[0]["problem"] is None

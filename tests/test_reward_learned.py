@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM
-from jidm.adapters.reward import Calibration, ExecutabilityReward
-from jidm.adapters.reward.calibration import FILE
 from jidm.checkpoint import bundled_folder, load_checkpoint
 from jidm.errors import InputError
-from jidm.sim import Look, World
+from jidm.rewards import ExecutabilityReward, TermScales
+from jidm.rewards.term_scales import SCALES_FILE
+from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
@@ -28,7 +28,7 @@ NAME, FRAMES, FPS, GOOD = "finger-5", 6, 16.0, 5
 def filmed(robot: Embodiment, camera: Camera, count: int) -> Tensor:
     """(count, T, 3, H, W) of random motions."""
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(count)]
-    with World(robot, look=Look.textured("picture"), exact=False) as world:
+    with Scene(robot, appearance=Appearance.textured("picture"), exact=False) as world:
         videos = np.stack([world.render_video(q, camera).rgb for q in motions])
     return torch.from_numpy(videos).permute(0, 1, 4, 2, 3).double() / 255
 
@@ -36,7 +36,7 @@ def filmed(robot: Embodiment, camera: Camera, count: int) -> Tensor:
 @pytest.fixture(scope="module")
 def videos() -> Tensor:
     checkpoint = load_checkpoint(NAME)
-    camera = Camera.from_dict(checkpoint.trained_camera())
+    camera = Camera.from_dict(checkpoint.training_camera())
     return filmed(Embodiment.load(checkpoint.training["recipe"]["embodiment"]), camera, GOOD)
 
 
@@ -44,13 +44,13 @@ def videos() -> Tensor:
 def differentiable(videos) -> ExecutabilityReward:
     idm = JacobianIDM.from_pretrained(NAME, limits="none")
     idm.field.double()  # finite differences need the digits
-    return ExecutabilityReward(idm, differentiable=True).calibrated(videos, fps=FPS)
+    return ExecutabilityReward(idm, differentiable=True).fit_scales(videos, fps=FPS)
 
 
 @pytest.fixture(scope="module")
 def followed(videos) -> ExecutabilityReward:
     idm = JacobianIDM.from_pretrained(NAME, limits="none")
-    return ExecutabilityReward(idm).calibrated(videos, fps=FPS)
+    return ExecutabilityReward(idm).fit_scales(videos, fps=FPS)
 
 
 def test_gradients_are_those_of_finite_differences(videos, differentiable):
@@ -97,7 +97,7 @@ def test_scales_of_another_reading_are_refused(followed, differentiable):
     with pytest.raises(InputError, match="calibrate again"):
         ExecutabilityReward(followed.idm, followed.calibration, differentiable=True)
     one = followed.calibration
-    partial = Calibration({"residual": one.scales["residual"]}, one.videos, one.reading, one.made_by)
+    partial = TermScales({"residual": one.scales["residual"]}, one.videos, one.reading, one.made_by)
     with pytest.raises(InputError, match="knows nothing of appearance, shape"):
         ExecutabilityReward(followed.idm, partial)
     elsewhere = replace(one, made_by={**one.made_by, "checkpoint": "another"})
@@ -107,11 +107,11 @@ def test_scales_of_another_reading_are_refused(followed, differentiable):
 
 def test_scales_may_lie_beside_the_checkpoint(followed, tmp_path: Path):
     folder = shutil.copytree(bundled_folder() / NAME, tmp_path / "mine")
-    (folder / FILE).unlink(missing_ok=True)
+    (folder / SCALES_FILE).unlink(missing_ok=True)
     with pytest.raises(InputError, match="jidm calibrate"):
         ExecutabilityReward.from_pretrained(folder)
-    followed.calibration.save(folder / FILE)
-    assert ExecutabilityReward.from_pretrained(folder).calibration == followed.calibration
+    followed.calibration.save(folder / SCALES_FILE)
+    assert ExecutabilityReward.from_pretrained(folder).scales == followed.calibration
 
 
 def test_no_robot_or_another_one_scores_low_and_finite(videos, followed):

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from jidm import Embodiment
-from jidm.adapters.reward import ExecutabilityReward, scoring
-from jidm.adapters.reward.scoring import RewardRecipe, resumed, score_files
 from jidm.errors import InputError
-from jidm.motion.video import write_video
+from jidm.rewards import ExecutabilityReward, scoring
+from jidm.rewards.scoring import RewardConfig, read_scores, score_files
+from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 
@@ -30,25 +30,25 @@ NAME, FRAMES, FPS, VIDEOS = "planar_finger_2", 6, 16.0, 6
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory):
     """Video files, and the recipe of a reward for them."""
-    from jidm.sim import Look, World
+    from jidm.sim import Appearance, Scene
     from jidm.sim.motion import smooth_motion
 
     folder = tmp_path_factory.mktemp("scoring")
     robot = Embodiment.load(NAME)
     camera = robot.camera().resized(70, 100)
     paths, poses, videos = [], {}, []
-    with World(robot, look=Look.textured(), exact=False) as world:
+    with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
         for k in range(VIDEOS):
             q = smooth_motion(robot, FRAMES, 1 / FPS, k)
             videos.append(torch.from_numpy(world.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255)
             paths.append(str(folder / f"{k}.mp4"))
             write_video(paths[-1], videos[-1], fps=FPS)
             poses[f"{k}.mp4"] = q[0].tolist()
-    recipe = RewardRecipe(
-        calibration=str(folder / "scales.json"), embodiment=NAME, camera=camera.to_dict(), q0=poses
+    recipe = RewardConfig(
+        scales=str(folder / "scales.json"), embodiment=NAME, camera=camera.to_dict(), q0=poses
     )  # fmt: skip
-    good = ExecutabilityReward(recipe.idm()).calibrated(paths, q0=[recipe.start(path) for path in paths])
-    good.calibration.save(recipe.calibration)
+    good = ExecutabilityReward(recipe.build_idm()).fit_scales(paths, q0=[recipe.initial_pose(path) for path in paths])
+    good.scales.save(recipe.scales)
     return paths, recipe
 
 
@@ -57,7 +57,7 @@ class Quick:
 
     seen: ClassVar[list[str]] = []
 
-    def __init__(self, recipe: RewardRecipe) -> None:
+    def __init__(self, recipe: RewardConfig) -> None:
         self.by = recipe.content_hash
 
     def record(self, video: str) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def test_lines_are_what_the_reward_says_and_finite(scene, tmp_path: Path):
     paths, recipe = scene
     videos = [*paths[:2], str(tmp_path / "absent.mp4")]
     known = {**recipe.q0, "absent.mp4": [0.0, 0.0]}
-    recipe = RewardRecipe(**{**vars(recipe), "q0": known})
+    recipe = RewardConfig(**{**vars(recipe), "q0": known})
     assert score_files(videos, recipe, tmp_path / "scores.jsonl") == 3
     records = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [record["video"] for record in records] == videos
-    expected = recipe.make()(paths[:2], q0=[recipe.start(path) for path in paths[:2]])
+    expected = recipe.build()(paths[:2], q0=[recipe.initial_pose(path) for path in paths[:2]])
     assert [record["reward"] for record in records[:2]] == pytest.approx(expected.tolist())
     assert records[2]["reward"] == 0 and "absent.mp4" in records[2]["problem"]
     assert set(records[0]["by_joint"]) == set(Embodiment.load(NAME).joint_names)
@@ -92,7 +92,7 @@ def test_what_is_there_is_not_scored_again(scene, quick, tmp_path: Path):
     out = tmp_path / "scores.jsonl"
     assert score_files(paths[:2], recipe, out) == 2 and score_files(paths, recipe, out) == VIDEOS - 2
     assert score_files(paths, recipe, out) == 0
-    assert quick == paths and [record["video"] for record in resumed(out)] == paths
+    assert quick == paths and [record["video"] for record in read_scores(out)] == paths
 
 
 def test_a_line_cut_short_is_scored_again(scene, quick, tmp_path: Path):
@@ -109,7 +109,7 @@ def test_shards_share_the_work(scene, quick, tmp_path: Path):
     for i in range(4):
         score_files(paths, recipe, tmp_path / f"{i}.jsonl", shard=(i, 4))
     assert sorted(quick) == paths
-    assert [record["video"] for record in resumed(tmp_path / "1.jsonl")] == paths[1::4]
+    assert [record["video"] for record in read_scores(tmp_path / "1.jsonl")] == paths[1::4]
 
 
 def test_refuses_what_cannot_be_meant(scene, quick, tmp_path: Path):
@@ -132,13 +132,13 @@ def test_refuses_what_cannot_be_meant(scene, quick, tmp_path: Path):
 
 _RUN = """
 import json, sys
-from jidm.adapters.reward.scoring import RewardRecipe, score_files
+from jidm.rewards.scoring import RewardRecipe, score_files
 paths, recipe, out, ray = json.loads(sys.argv[1])
 score_files(paths, RewardRecipe(**recipe), out, ray=ray, workers=2)
 """
 
 
-def started(paths: list[str], recipe: RewardRecipe, out: Path, ray: str | None = None) -> subprocess.Popen[bytes]:
+def started(paths: list[str], recipe: RewardConfig, out: Path, ray: str | None = None) -> subprocess.Popen[bytes]:
     fields = {name: value for name, value in vars(recipe).items() if name != "content_hash"}
     told = json.dumps([paths, fields, str(out), ray])
     return subprocess.Popen([sys.executable, "-c", _RUN, told], start_new_session=True)
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_where_it_was(scene, tmp_path: Path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert started(paths, recipe, out).wait(300) == 0
-    assert [record["video"] for record in resumed(out, recipe.content_hash)] == paths
+    assert [record["video"] for record in read_scores(out, recipe.content_hash)] == paths
 
 
 @pytest.mark.slow
@@ -201,4 +201,4 @@ def test_ray_survives_the_loss_of_a_worker_and_of_the_driver(scene, tmp_path: Pa
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert started(many, recipe, out, "local").wait(300) == 0
-    assert sorted(record["video"] for record in resumed(out, recipe.content_hash)) == sorted(many)
+    assert sorted(record["video"] for record in read_scores(out, recipe.content_hash)) == sorted(many)

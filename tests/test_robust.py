@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jidm.solve.robust import tukey_weight
+from jidm.estimation.robust import tukey_weight
 
 FLOOR = 0.01
 

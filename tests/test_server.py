@@ -19,16 +19,16 @@ import pytest
 from test_decoder import ROBOT, decoder, motion, picture
 from test_server_codec import array, mapping, text
 
-from jidm.adapters.server import Client, Contract, MessageLimits, PolicyServer, ServerError, Session, pack
-from jidm.adapters.universal import UniversalFormat
 from jidm.errors import InputError
+from jidm.serving import Client, Handshake, MessageLimits, PolicyServer, ServerError, Session, pack
+from jidm.serving.lingbot_format import LingBotFormat
 
 connect = pytest.importorskip("websockets.sync.client").connect
 pytest.importorskip("prometheus_client")
 
 
-def session(contract: Contract | None = None, **given: object) -> Session:
-    return Session(decoder(**given), contract or Contract())
+def session(contract: Handshake | None = None, **given: object) -> Session:
+    return Session(decoder(**given), contract or Handshake())
 
 
 @contextmanager
@@ -104,14 +104,14 @@ def test_openpis_messages_are_served() -> None:
     ours = decoder()
     ours.reset(q[0])
     ours.push(bytes_of(q[0]))
-    ours.coast(4)
+    ours.hold(4)
     alone = [ours.push(bytes_of(x)).action for x in q[1:6]]
     np.testing.assert_allclose(np.concatenate(rows[1:]), np.concatenate(alone), atol=1e-9)
     assert np.abs(rows[-1]).max() > 0.01
 
 
 def _unpacked(message: bytes | str) -> dict[str, object]:
-    from jidm.adapters.server import unpack
+    from jidm.serving import unpack
 
     assert isinstance(message, bytes), message
     return unpack(message)  # type: ignore[no-any-return]
@@ -152,7 +152,7 @@ def test_views_are_named_where_there_are_several() -> None:
             client.infer(two)
         with pytest.raises(ServerError, match="pictures in the request: none"):
             client.infer({"state": ROBOT.home})
-    with serving(partial(session, Contract(view="cam_high"))) as (port, _), Client(port=port) as client:
+    with serving(partial(session, Handshake(image_key="cam_high"))) as (port, _), Client(port=port) as client:
         assert len(client.infer(two)["actions"]) == 4
 
 
@@ -162,8 +162,8 @@ def test_views_are_named_where_there_are_several() -> None:
 def test_lingbots_three_messages() -> None:
     q = motion()
     views = ("observation.images.cam_high", "observation.images.cam_left_wrist")
-    contract = Contract(view=views[0], layout="lingbot_va", side="right")
-    format_ = UniversalFormat(ROBOT, layout="lingbot_va", side="right")
+    contract = Handshake(image_key=views[0], layout="lingbot_va", side="right")
+    format_ = LingBotFormat(ROBOT, layout="lingbot_va", side="right")
 
     def frames(rows: np.ndarray) -> list[dict[str, np.ndarray]]:
         return [{views[0]: bytes_of(x), views[1]: bytes_of(x) * 0, "observation.state": x} for x in rows]
@@ -177,7 +177,7 @@ def test_lingbots_three_messages() -> None:
             first["action"][:, 0], np.repeat([[0], [0], [0], [0], [0], [0], [1], [(q[0][7]) / 0.04]], 4, 1), atol=1e-3
         )
         second = client.infer({"obs": frames(q[4:8]), "prompt": "stack the cups"})
-        expected = format_.pack(np.stack([q[0], q[7]]))[1, format_.effectors]
+        expected = format_.pack(np.stack([q[0], q[7]]))[1, format_.end_effector_channels]
         np.testing.assert_allclose(second["action"][:, -1, -1], expected, atol=0.02)
         assert client.infer({"obs": frames(q[:8]), "compute_kv_cache": True, "state": second["action"]}) == {}
         third = client.infer({"obs": frames(q[8:12]), "prompt": "stack the cups"})
@@ -187,7 +187,7 @@ def test_lingbots_three_messages() -> None:
 
 def test_a_single_first_frame_is_answered_by_no_motion() -> None:
     with (
-        serving(partial(session, Contract(layout="lingbot_va", side="left"))) as (port, _),
+        serving(partial(session, Handshake(layout="lingbot_va", side="left"))) as (port, _),
         Client(port=port) as client,
     ):
         client.infer({"reset": True})
@@ -204,9 +204,9 @@ def test_a_layout_is_named_by_somebody() -> None:
             client.infer({"obs": obs, "layout": "lingbot_va"})
         assert client.infer({"obs": obs, "layout": "paper_per_arm", "side": "left"})["action"].shape == (8, 1, 4)
     for made, more, words in (
-        (partial(session, Contract(layout="lingbot_va")), {"layout": "lingbot_vla"}, "asks for 'lingbot_vla'"),
+        (partial(session, Handshake(layout="lingbot_va")), {"layout": "lingbot_vla"}, "asks for 'lingbot_vla'"),
         (
-            partial(session, Contract(layout="lingbot_va"), control_rate=30.0),
+            partial(session, Handshake(layout="lingbot_va"), control_rate=30.0),
             {"side": "left"},
             "multiple of the video's",
         ),
@@ -246,7 +246,7 @@ def test_a_nan_picture_is_held_not_refused() -> None:
 
 def test_an_error_inside_is_not_shown_outside(caplog: pytest.LogCaptureFixture) -> None:
     broken = session()
-    broken.answer = lambda message: 1 / 0  # type: ignore[assignment, method-assign]
+    broken.handle = lambda message: 1 / 0  # type: ignore[assignment, method-assign]
     says = pytest.raises(ServerError, match=r"internal error [0-9a-f]{8}; the server")
     with serving(lambda: broken) as (port, _), Client(port=port) as client, says as error:
         client.infer({})
@@ -341,7 +341,7 @@ class Waiting:
 def test_who_misbehaves_never_takes_all_workers(
     before: tuple[str, ...], remembered: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jidm.adapters.server.server._REMEMBERED", remembered)
+    monkeypatch.setattr("jidm.serving.server._REMEMBERED", remembered)
     go, computing = threading.Event(), []
     with serving(lambda: Waiting(go, computing), workers=2) as (port, _), Client(port=port, timeout=3) as good:
         good.infer({"say": "nothing"})

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jidm.adapters.server.codec import MessageLimits, pack, unpack
 from jidm.errors import InputError
+from jidm.serving.codec import MessageLimits, pack, unpack
 
 msgpack = pytest.importorskip("msgpack")
 
@@ -140,7 +140,7 @@ def test_limits_are_those_given() -> None:
     with pytest.raises(InputError, match="largest allowed has 10"):
         unpack(pack({"x": "0123456789"}), MessageLimits(size=10))
     with pytest.raises(InputError, match="up to 1 numbers"):
-        unpack(pack(np.zeros((2, 2))), MessageLimits(rank=1))
+        unpack(pack(np.zeros((2, 2))), MessageLimits(ndim=1))
 
 
 @settings(max_examples=300, deadline=None)

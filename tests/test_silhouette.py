@@ -8,12 +8,12 @@ from rendered import Clip, clip
 from torch import Tensor
 
 from jidm import AnalyticField
-from jidm.motion.pyramid import BrightnessPyramid
-from jidm.solve.align import AlignOptions, align
-from jidm.solve.atlas import Atlas
-from jidm.solve.background import Background
-from jidm.solve.photometric import Appearance
-from jidm.solve.silhouette import Rim, SilhouetteTerm, robot_mask
+from jidm.estimation.alignment import AlignOptions, align
+from jidm.estimation.background_model import BackgroundModel
+from jidm.estimation.factors.photometric import Appearance
+from jidm.estimation.factors.silhouette import SilhouetteBoundary, SilhouetteFactor, robot_mask
+from jidm.estimation.reference_appearance import ReferenceAppearance
+from jidm.video.pyramid import BrightnessPyramid
 
 FINGER = "planar_finger_3"
 
@@ -57,7 +57,7 @@ def test_a_mask_covers_the_robots_points_and_closes_gaps_but_not_what_lies_aroun
 def test_the_rim_lies_on_the_silhouette_and_its_normals_lead_off_it(finger: Clip, field: AnalyticField) -> None:
     height, width = finger.frames.shape[-2:]
     pose = field.at(truth(finger, 2))
-    rim = Rim.of(pose, height, width)
+    rim = SilhouetteBoundary.of(pose, height, width)
     assert len(rim.points) > 100
     torch.testing.assert_close(rim.normals.norm(dim=-1), torch.ones(len(rim.points)).double())
     out, far_in = (
@@ -71,7 +71,7 @@ def test_the_rim_lies_on_the_silhouette_and_its_normals_lead_off_it(finger: Clip
 def test_the_rims_jacobian_is_the_fields_across_it(finger: Clip, field: AnalyticField) -> None:
     q, h = truth(finger, 2), 1e-6
     height, width = finger.frames.shape[-2:]
-    rim = Rim.of(field.at(q), height, width)
+    rim = SilhouetteBoundary.of(field.at(q), height, width)
     pose = field.at(q)
     start = pose.surface().points
     index = torch.cdist(rim.points, start).argmin(-1)
@@ -85,18 +85,18 @@ def test_the_rims_jacobian_is_the_fields_across_it(finger: Clip, field: Analytic
 # ---- the term --------------------------------------------------------------------------------------------------------
 
 
-def followed(term: SilhouetteTerm, q: Tensor) -> Tensor:
+def followed(term: SilhouetteFactor, q: Tensor) -> Tensor:
     for reach in (12.0, 12.0, 6.0, 6.0, 3.0, 3.0):
-        model = term.quadratic(q, reach)
+        model = term.linearize(q, reach)
         assert model is not None
-        damped = model.matrix + 1e-3 * model.matrix.diagonal().mean() * torch.eye(len(q)).double()
-        q = q + torch.linalg.solve(damped, model.vector)
+        damped = model.H + 1e-3 * model.H.diagonal().mean() * torch.eye(len(q)).double()
+        q = q + torch.linalg.solve(damped, model.g)
     return q
 
 
 def test_a_silhouette_that_fits_pulls_nowhere_and_has_no_mismatch(finger: Clip, field: AnalyticField) -> None:
     q = truth(finger, 2)
-    term = SilhouetteTerm(field, evidence_of(field, q, *finger.frames.shape[-2:]))
+    term = SilhouetteFactor(field, evidence_of(field, q, *finger.frames.shape[-2:]))
     assert float((followed(term, q) - q).abs().max()) < 0.01
     assert term.mismatch(q) < 0.1  # cells on the border
     assert term.mismatch(q + torch.tensor([0.0, 0.3, 0.0])) > term.mismatch(q) + 0.1
@@ -106,7 +106,7 @@ def test_a_silhouette_that_fits_pulls_nowhere_and_has_no_mismatch(finger: Clip, 
 def test_a_pose_far_off_is_led_back(off: tuple[float, float, float], finger: Clip, field: AnalyticField) -> None:
     """By much more than any outline search would reach."""
     q = truth(finger, 2)
-    term = SilhouetteTerm(field, evidence_of(field, q, *finger.frames.shape[-2:]))
+    term = SilhouetteFactor(field, evidence_of(field, q, *finger.frames.shape[-2:]))
     start = q + torch.tensor(off).double()
     assert float((followed(term, start) - q).abs().max()) < 0.1 * float((start - q).abs().max()) + 0.005
 
@@ -116,10 +116,10 @@ def test_where_nothing_is_known_of_the_background_the_silhouette_says_nothing(
 ) -> None:
     q = truth(finger, 2)
     evidence = evidence_of(field, q, *finger.frames.shape[-2:])
-    assert SilhouetteTerm(field, 0 * evidence).quadratic(q, 6.0) is None
-    assert SilhouetteTerm(field, 0 * evidence).mismatch(q) == 0.0
+    assert SilhouetteFactor(field, 0 * evidence).linearize(q, 6.0) is None
+    assert SilhouetteFactor(field, 0 * evidence).mismatch(q) == 0.0
     # Neither does a camera that moves: everything looks like something in front.
-    assert SilhouetteTerm(field, torch.ones_like(evidence)).quadratic(q, 6.0) is None
+    assert SilhouetteFactor(field, torch.ones_like(evidence)).linearize(q, 6.0) is None
 
 
 @pytest.mark.parametrize(("off", "led"), [(0.03, False), (0.15, True)])
@@ -127,17 +127,17 @@ def test_a_pose_is_led_only_where_much_is_won_by_it(
     off: float, led: bool, finger: Clip, field: AnalyticField, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the robot holds is seen before the background as well."""
-    monkeypatch.setattr("jidm.solve.photometric.BrightnessTerm.cost", lambda self, q, level: 0.0)
+    monkeypatch.setattr("jidm.estimation.factors.photometric.BrightnessTerm.cost", lambda self, q, level: 0.0)
     q = truth(finger, 2)
     seen = q + torch.tensor([off, 0.0, 0.0]).double()
-    pyramid = BrightnessPyramid.of(torch.full_like(finger.frames[2], 0.5))  # brightness says nothing
+    pyramid = BrightnessPyramid.from_frame(torch.full_like(finger.frames[2], 0.5))  # brightness says nothing
 
     def found(gain: float) -> Tensor:
         return align(
             pyramid, [Appearance.of(field.at(q), pyramid)], [q],
-            silhouette=SilhouetteTerm(field, evidence_of(field, seen, *finger.frames.shape[-2:])),
+            silhouette=SilhouetteFactor(field, evidence_of(field, seen, *finger.frames.shape[-2:])),
             bounds=(q - 1, q + 1), prior=(q, torch.full_like(q, 10.0)),
-            options=AlignOptions(fine_levels=(), reaches=(), silhouette_gain=gain),
+            options=AlignOptions(fine_levels=(), search_radii=(), silhouette_min_improvement=gain),
         ).q  # fmt: skip
 
     near_seen = float((found(0.0) - seen).abs().max()) < 0.6 * off
@@ -153,22 +153,22 @@ def picture(level: float, height: int = 80, width: int = 100) -> Tensor:
     return torch.full((3, height, width), level).double()
 
 
-def remembered(frames: list[Tensor]) -> Background:
+def remembered(frames: list[Tensor]) -> BackgroundModel:
     robot = torch.cartesian_prod(torch.arange(45.0, 55.0), torch.arange(80.0)).double()
-    background = Background()
+    background = BackgroundModel()
     for frame in frames:
-        background.remember(robot, BrightnessPyramid.of(frame))
+        background.update(robot, BrightnessPyramid.from_frame(frame))
     return background
 
 
-def evidence(background: Background, frame: Tensor) -> Tensor:
-    found = background.evidence(BrightnessPyramid.of(frame))
+def evidence(background: BackgroundModel, frame: Tensor) -> Tensor:
+    found = background.foreground_score(BrightnessPyramid.from_frame(frame))
     assert found is not None
     return found
 
 
 def test_what_stands_before_a_known_background_is_told_from_it() -> None:
-    assert Background().evidence(BrightnessPyramid.of(picture(0.4))) is None
+    assert BackgroundModel().foreground_score(BrightnessPyramid.from_frame(picture(0.4))) is None
     background = remembered([picture(0.4)])
     now = picture(0.4)
     now[:, :, 10:20] = torch.tensor([0.4, 0.6, 0.3]).double()[:, None, None]
@@ -201,13 +201,13 @@ def test_a_place_that_is_never_the_same_is_no_evidence() -> None:
 
 def test_an_atlas_keeps_what_was_seen_first_and_adds_what_comes_into_view(finger: Clip, field: AnalyticField) -> None:
     poses = [field.at(truth(finger, t)) for t in (0, 7)]
-    bright, dark = (BrightnessPyramid.of(torch.full_like(finger.frames[0], level)) for level in (0.8, 0.2))
+    bright, dark = (BrightnessPyramid.from_frame(torch.full_like(finger.frames[0], level)) for level in (0.8, 0.2))
     first, later = Appearance.of(poses[0], bright), Appearance.of(poses[1], dark)
-    atlas = Atlas(first, field.points)
-    before = atlas.seen_from(poses[1])
+    atlas = ReferenceAppearance(first, field.points)
+    before = atlas.appearance_at(poses[1])
     assert set(before.index.tolist()) <= set(first.index.tolist())
     atlas.add(later)
-    after = atlas.seen_from(poses[1])
+    after = atlas.appearance_at(poses[1])
     assert len(after) > len(before)
     old = torch.isin(after.index, first.index)
     torch.testing.assert_close(after.brightness[0][old], torch.full_like(after.brightness[0][old], 0.8))

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from jidm.camera.model import Camera
 from jidm.cli import main
-from jidm.data import check_dataset, open_dataset
+from jidm.datasets import open_dataset, validate_dataset
 from jidm.errors import DatasetError, InputError
-from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
-from jidm.sim.babble import BabbleConfig, Stage, babble, episode_arrays, jittered
+from jidm.sim.appearance import Appearance
+from jidm.sim.babble import BabbleConfig, Recorder, babble, episode_arrays, jitter_camera
 from jidm.sim.babble_motion import usable_range
-from jidm.sim.look import Look
-from jidm.sim.world import World
+from jidm.sim.scene import Scene
 
 SMALL = BabbleConfig(embodiment="planar_finger_2", episodes=6, frames=5, width=32, height=32, seed=3)
 
@@ -43,7 +43,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_episode_is_a_function_of_configuration_and_number():
-    with Stage(SMALL) as stage:
+    with Recorder(SMALL) as stage:
         in_order = [stage.episode(k) for k in (4, 0, 2)]
     alone = episode_arrays(SMALL, 2)
     for key in ("state", "action"):
@@ -111,7 +111,7 @@ def test_kills_leave_whole_episodes_and_the_end_is_the_same(tmp_path: Path):
     babble(config, tmp_path / "killed")
     babble(config, tmp_path / "whole")
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
-    assert check_dataset(tmp_path / "killed") == []
+    assert validate_dataset(tmp_path / "killed") == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc, which is not there")
@@ -163,7 +163,7 @@ def test_another_plan_in_the_same_folder_is_refused(plain: Path):
 
 
 def test_the_data_set_reads_back(plain: Path):
-    assert check_dataset(plain) == []
+    assert validate_dataset(plain) == []
     data = open_dataset(plain)
     robot = Embodiment.load(SMALL.embodiment)
     assert len(data) == SMALL.episodes and data.joint_names == robot.joint_names and data.fps == SMALL.fps
@@ -171,7 +171,7 @@ def test_the_data_set_reads_back(plain: Path):
     assert recipe["embodiment_hash"] == robot.content_hash and recipe["action"] == "delta_q"
     assert recipe["seed"] == SMALL.seed and recipe["embodiment"] == robot.name
     assert Camera.from_dict(recipe["cameras"]["front"]).width == SMALL.width
-    with Stage(SMALL) as stage:
+    with Recorder(SMALL) as stage:
         all_made = [stage.episode(k) for k in range(SMALL.episodes)]
     for episode in data:
         made = all_made[episode.index]
@@ -187,7 +187,7 @@ def test_depth_links_and_camera_agree_with_an_exact_rendering():
     """Drawn anew from the recorded pose by the recorded camera, sampled at the grid's own pixel centres."""
     config = replace(SMALL, width=96, height=96, objects=0, look="plain", frames=3)
     robot = Embodiment.load(config.embodiment)
-    with World(robot, supersample=1) as sim:
+    with Scene(robot, supersample=1) as sim:
         for index in range(3):
             made = episode_arrays(config, index)
             for t in range(config.frames):
@@ -213,7 +213,7 @@ def test_a_thing_in_front_is_no_robot():
         replace(SMALL, width=96, height=96, frames=2),
     )
     covered = 0
-    with Stage(full) as crowded, Stage(replace(empty, objects=0)) as alone:
+    with Recorder(full) as crowded, Recorder(replace(empty, objects=0)) as alone:
         for index in range(8):
             a, b = (s.episode(index)["extras"]["observation.links.front"] for s in (crowded, alone))
             differs = a != b
@@ -225,11 +225,11 @@ def test_a_thing_in_front_is_no_robot():
 def test_episodes_vary_in_everything():
     config = replace(SMALL, frames=2, episodes=16)
     made, seeds = [], set()
-    with Stage(config) as stage:
+    with Recorder(config) as stage:
         for k in range(16):
             made.append(stage.episode(k))
-            assert stage._world is not None
-            seeds.add(stage._world.seed)
+            assert stage._scene is not None
+            seeds.add(stage._scene.seed)
     assert len(seeds) == 16  # of textures and backgrounds
     rows = np.stack([m["extras"]["observation.camera.front"][0] for m in made])
     assert (rows[:, [0, 1, 7, 11, 15]].std(axis=0) > 0).all()  # focal lengths and places
@@ -242,9 +242,9 @@ def test_episodes_vary_in_everything():
 
 def test_camera_jitter_is_as_large_as_asked():
     camera = Embodiment.load("planar_finger_2").camera("front")
-    assert jittered(camera, (0.0, 0.0, 0.0), np.random.default_rng(0)).to_dict() == camera.to_dict()
+    assert jitter_camera(camera, (0.0, 0.0, 0.0), np.random.default_rng(0)).to_dict() == camera.to_dict()
     rng = np.random.default_rng(1)
-    made = [jittered(camera, (0.02, 1.0, 0.05), rng) for _ in range(400)]
+    made = [jitter_camera(camera, (0.02, 1.0, 0.05), rng) for _ in range(400)]
     T = camera.T_camera_base.double()
     focal = torch.stack([m.K[0, 0] / camera.K[0, 0] for m in made]).log()
     turns = torch.stack([m.T_camera_base[:3, :3] @ T[:3, :3].T for m in made])
@@ -256,9 +256,9 @@ def test_camera_jitter_is_as_large_as_asked():
 
 
 def test_looks_are_as_asked():
-    with Stage(replace(SMALL, look="plain")) as stage:
+    with Recorder(replace(SMALL, look="plain")) as stage:
         stage.episode(0)
-        assert stage._world is not None and stage._world.look == Look.plain() and stage._world.things == ()
+        assert stage._scene is not None and stage._scene.appearance == Appearance.plain() and stage._scene.objects == ()
 
 
 # ---- refusals and the command line ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from test_sim_motion import Limits, check
 
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
-from jidm.sim.babble_motion import babble_motion, travel, usable_range
+from jidm.sim.babble_motion import babble_motion, minimum_jerk_motion, usable_range
 
 SEEDS = st.integers(0, 2**31)
 FINGER = Embodiment.load("planar_finger_3")
@@ -75,7 +75,7 @@ def test_amplitude_narrows_the_range_about_home_and_speed_quickens():
     assert np.allclose(narrow[0] - FINGER.home, 0.5 * (wide[0] - FINGER.home))
     assert (wide[0] > FINGER.lower).all() and (wide[1] < FINGER.upper).all()
     for seed in range(20):
-        q = babble_motion(FINGER, 64, 1 / 16, seed, amplitude=0.5)
+        q = babble_motion(FINGER, 64, 1 / 16, seed, range_fraction=0.5)
         assert (q >= narrow[0]).all() and (q <= narrow[1]).all()
     slow, fast = (
         np.mean([np.abs(np.diff(babble_motion(FINGER, 64, 0.02, s, speed=x), axis=0)).mean() for s in range(30)])
@@ -117,7 +117,7 @@ def test_what_cannot_be_is_refused(arguments: dict, words: str):
 def test_travel_goes_from_rest_to_rest_at_a_limit(seed: int):
     rng, robot, dt = np.random.default_rng(seed), FINGER, 0.002
     start, goal = rng.uniform(robot.lower, robot.upper, (2, robot.n))
-    q = travel(robot, start, goal, dt)
+    q = minimum_jerk_motion(robot, start, goal, dt)
     check(robot, q, dt)
     assert (q[0] == start).all() and np.allclose(q[-1], goal, rtol=0, atol=1e-12)
     peaks = [
@@ -130,10 +130,10 @@ def test_travel_goes_from_rest_to_rest_at_a_limit(seed: int):
 
 def test_travel_refuses_outside_and_blocked():
     with pytest.raises(InputError, match="goal must be 3 joint positions"):
-        travel(FINGER, FINGER.home, FINGER.upper + 1, 0.01)
+        minimum_jerk_motion(FINGER, FINGER.home, FINGER.upper + 1, 0.01)
     with pytest.raises(InputError, match="way from start to goal is not free"):
-        travel(FINGER, FINGER.lower, FINGER.upper, 0.01, is_free=lambda q: abs(q[0]) > 0.1)
-    assert len(travel(FINGER, FINGER.home, FINGER.home, 0.01)) == 2
+        minimum_jerk_motion(FINGER, FINGER.lower, FINGER.upper, 0.01, is_free=lambda q: abs(q[0]) > 0.1)
+    assert len(minimum_jerk_motion(FINGER, FINGER.home, FINGER.home, 0.01)) == 2
 
 
 def test_a_robot_runs_it_without_the_simulator():

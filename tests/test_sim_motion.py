@@ -29,7 +29,7 @@ class Limits:
     acceleration: np.ndarray = field(default_factory=lambda: np.array([np.inf, np.inf, np.inf, 0.4, 1.0]))
     jerk: np.ndarray = field(default_factory=lambda: np.array([np.inf, np.inf, np.inf, 0.5, 1.0]))
     home: np.ndarray = field(default_factory=lambda: np.array([0.3, 0.19, 0.0, -1.9, 0.0]))
-    amplitude: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5, 0.5, 0.5, 0.5]))
+    exploration_range: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5, 0.5, 0.5, 0.5]))
 
     def joint_index(self, name: str) -> int:
         return Embodiment.joint_index(self, name)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_limits_of_real_robots_hold(name: str, seed: int):
     robot = _load(name)
     q = smooth_motion(robot, 200, 1 / 16, seed)
     check(robot, q, 1 / 16)
-    assert (np.ptp(q, axis=0) > 0.02 * robot.amplitude).all()
+    assert (np.ptp(q, axis=0) > 0.02 * robot.exploration_range).all()
 
 
 @given(seed=SEEDS, share=st.floats(0, 1))

@@ -14,7 +14,7 @@ from jidm.robot.embodiment import Embodiment
 
 pytest.importorskip("pybullet")
 
-from jidm.sim import Light, Look, Texture, World, exact_flow, smooth_motion, stays_visible
+from jidm.sim import Appearance, Light, Scene, Texture, exact_flow, smooth_motion, stays_visible
 
 EVEN_LIGHT = Light(ambient=1.0, diffuse=0.0, specular=0.0)
 
@@ -23,9 +23,9 @@ EVEN_LIGHT = Light(ambient=1.0, diffuse=0.0, specular=0.0)
 def scene(request: pytest.FixtureRequest):
     """World, camera, two poses a frame apart and their pictures, textured and evenly lit."""
     embodiment = Embodiment.load(request.param)
-    look = replace(Look.textured(), light=EVEN_LIGHT, texture=Texture("noise", grain=0.02 * size_of(embodiment)))
+    look = replace(Appearance.textured(), light=EVEN_LIGHT, texture=Texture("noise", grain=0.02 * size_of(embodiment)))
     q = smooth_motion(embodiment, 12, 1 / 16, seed=3)[[2, 5]]
-    with World(embodiment, look=look) as sim:
+    with Scene(embodiment, appearance=look) as sim:
         yield sim, embodiment.camera(), q, sim.render_video(q, embodiment.camera())
 
 
@@ -33,7 +33,7 @@ def size_of(embodiment: Embodiment) -> float:
     return 0.1 if embodiment.name.startswith("allegro") else 1.0
 
 
-def carried_by_pybullet(sim: World, camera, first, q, q_next) -> np.ndarray:
+def carried_by_pybullet(sim: Scene, camera, first, q, q_next) -> np.ndarray:
     """(2, H, W) where PyBullet's link frames take every robot pixel, in plain numpy."""
     before, after = sim.link_poses(q), sim.link_poses(q_next)
     K, T = camera.K.numpy(), camera.T_camera_base.numpy()

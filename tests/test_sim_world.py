@@ -12,20 +12,22 @@ import torch
 import trimesh
 from scipy.spatial import cKDTree
 
+from jidm.camera.model import Camera
 from jidm.errors import EmbodimentError, InputError
-from jidm.robot.camera import Camera
+from jidm.robot.composition import compose
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.model import Shape
-from jidm.robot.mount import compose
 from jidm.robot.surface import shape_mesh
 
 pytest.importorskip("pybullet")
 
-from jidm.sim import Background, Light, Look, Texture, World, look, world
+from jidm.sim import Appearance, Background, Light, Scene, Texture, appearance, scene
 
 BOX = (0.4, 0.6, 0.2)
-LIT_EVENLY = Look(light=Light(ambient=1.0, diffuse=0.0, specular=0.0), background=Background(colour=(0.0, 0.0, 0.0)))
+LIT_EVENLY = Appearance(
+    light=Light(ambient=1.0, diffuse=0.0, specular=0.0), background=Background(color=(0.0, 0.0, 0.0))
+)
 
 
 def single_link(tmp_path: Path, visual: str, name: str = "thing") -> Embodiment:
@@ -51,7 +53,7 @@ def panda() -> Embodiment:
 
 @pytest.fixture(scope="module")
 def panda_world(panda: Embodiment):
-    with World(panda) as made:
+    with Scene(panda) as made:
         yield made
 
 
@@ -79,7 +81,7 @@ def test_depth_lies_on_a_box(tmp_path: Path, supersample: int, off_centre: tuple
     K[1, 2] += off_centre[1]
     camera = replace(camera, K=K)
     box = single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))
-    with World(box, supersample=supersample) as sim:
+    with Scene(box, supersample=supersample) as sim:
         seen = sim.render([0.0], camera)
     assert seen.on_robot.sum() > 2000
     assert np.isinf(seen.depth[~seen.on_robot]).all() and (seen.link[seen.on_robot] == 1).all()
@@ -87,9 +89,9 @@ def test_depth_lies_on_a_box(tmp_path: Path, supersample: int, off_centre: tuple
 
 
 def test_the_box_test_would_see_half_a_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(world, "_SAMPLE_SHIFT", (0.0, 0.0))
+    monkeypatch.setattr(scene, "_SAMPLE_SHIFT", (0.0, 0.0))
     camera = Camera.look_at((1.2, 0.3, 0.9), (0, 0, 0), width=160, height=120)
-    with World(single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))) as sim:
+    with Scene(single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))) as sim:
         seen = sim.render([0.0], camera)
     assert np.abs(distance_to_box(surface_points(seen, camera))).max() > 5e-4
 
@@ -101,7 +103,7 @@ def test_a_small_sphere_appears_where_it_is(tmp_path: Path, supersample: int):
     radius, fine, shifts = 0.05, 6, []
     ball = single_link(tmp_path, visual(f'<sphere radius="{radius}"/>'))
     u, v = np.meshgrid((np.arange(80 * fine) + 0.5) / fine - 0.5, (np.arange(60 * fine) + 0.5) / fine - 0.5)
-    with World(ball, look=LIT_EVENLY, supersample=supersample) as sim:
+    with Scene(ball, appearance=LIT_EVENLY, supersample=supersample) as sim:
         for _ in range(24):
             camera = Camera.look_at(
                 np.add([1, 0.2, 0.3], rng.normal(size=3) * 0.1).tolist(), (rng.normal(size=3) * 0.02).tolist(),
@@ -126,7 +128,7 @@ def test_edges_are_smoothed(tmp_path: Path):
     box = single_link(tmp_path, visual('<box size="0.4 0.6 0.2"/>'))
     pictures = {}
     for k in (1, 3, 9):
-        with World(box, look=LIT_EVENLY, supersample=k) as sim:
+        with Scene(box, appearance=LIT_EVENLY, supersample=k) as sim:
             pictures[k] = sim.render([0.0], camera).rgb[..., 0].astype(float)
     assert len(np.unique(pictures[1])) == 2
     assert np.abs(pictures[3] - pictures[9]).mean() < 0.4 * np.abs(pictures[1] - pictures[9]).mean()
@@ -170,7 +172,7 @@ def test_every_robot_is_drawn_where_its_meshes_are(name: str):
     q = np.clip(embodiment.home + rng.uniform(-0.3, 0.3, embodiment.n), embodiment.lower, embodiment.upper)
     camera = embodiment.camera()
     poses = Kinematics.from_embodiment(embodiment).link_poses(torch.from_numpy(q)).numpy()
-    with World(embodiment) as sim:
+    with Scene(embodiment) as sim:
         seen = sim.render(q, camera)
     assert seen.on_robot.sum() > 300, f"{name} is hardly in the picture"
     p_base, labels = surface_points(seen, camera), seen.link[seen.on_robot]
@@ -191,7 +193,7 @@ def test_two_oracles_agree_on_link_poses(name: str):
     embodiment = Embodiment.load(name)
     rng = np.random.default_rng(5)
     kinematics = Kinematics.from_embodiment(embodiment)
-    with World(embodiment) as sim:
+    with Scene(embodiment) as sim:
         for _ in range(10):
             q = rng.uniform(embodiment.lower, embodiment.upper)
             theirs, ours = sim.link_poses(q), kinematics.link_poses(torch.from_numpy(q)).numpy()
@@ -199,7 +201,7 @@ def test_two_oracles_agree_on_link_poses(name: str):
             assert np.abs(theirs[:, :3, :3] - ours[:, :3, :3]).max() < 2e-6
 
 
-def test_mimic_joints_follow(panda: Embodiment, panda_world: World):
+def test_mimic_joints_follow(panda: Embodiment, panda_world: Scene):
     gap = []
     left, right = (panda.model.link_index(f"panda_{side}finger") for side in ("left", "right"))
     for opening in (0.0, 0.03):
@@ -215,7 +217,7 @@ def test_composed_robots_are_drawn_as_one(panda: Embodiment):
     shift[1, 3] = 0.8
     pair = compose("pair", left=(panda, np.eye(4)), right=(panda, shift))
     camera = Camera.look_at((2.4, 0.4, 0.9), (0.2, 0.4, 0.4), width=160, height=120)
-    with World(pair) as sim:
+    with Scene(pair) as sim:
         seen = sim.render(pair.home, camera)
     names = {pair.model.links[k].name.split("_")[0] for k in np.unique(seen.link) if k >= 0}
     assert names == {"left", "right"}
@@ -231,8 +233,8 @@ def test_same_seed_same_pixels(panda: Embodiment):
     camera = panda.camera().resized(160, 120)
     pictures = []
     for seed in (4, 4, 5):
-        look._noise_block.cache_clear()
-        with World(panda, seed=seed, look=Look.textured("moving")) as sim:
+        appearance._noise_block.cache_clear()
+        with Scene(panda, seed=seed, appearance=Appearance.textured("moving")) as sim:
             pictures.append(sim.render(panda.home, camera, frame=3))
     same, again, other = pictures
     assert (same.rgb == again.rgb).all() and (same.depth == again.depth).all()
@@ -241,18 +243,18 @@ def test_same_seed_same_pixels(panda: Embodiment):
     assert (same.link == other.link).all()
 
 
-def test_the_look_changes_colours_only(panda: Embodiment, panda_world: World):
+def test_the_look_changes_colours_only(panda: Embodiment, panda_world: Scene):
     camera = panda.camera().resized(160, 120)
     plain = panda_world.render(panda.home, camera)
     try:
         for seed in range(4):
-            panda_world.look = Look.random(seed)
-            assert Look.random(seed) == Look.random(seed)
+            panda_world.appearance = Appearance.random(seed)
+            assert Appearance.random(seed) == Appearance.random(seed)
             other = panda_world.render(panda.home, camera)
             assert (other.link == plain.link).all() and (other.depth == plain.depth).all()
             assert (other.rgb != plain.rgb).any()
     finally:
-        panda_world.look = Look.plain()
+        panda_world.appearance = Appearance.plain()
     assert (panda_world.render(panda.home, camera).rgb == plain.rgb).all()
 
 
@@ -260,24 +262,24 @@ def test_texture_is_fixed_to_the_link(tmp_path: Path):
     """A box that slides three pixels to the side takes its pattern along."""
     box = single_link(tmp_path, visual('<box size="0.02 0.6 0.4"/>'))
     camera = Camera.look_at((2, 0, 0), (0, 0, 0), width=160, height=120)
-    look = replace(Look.textured(), light=Light(ambient=1.0, diffuse=0.0, specular=0.0))
+    look = replace(Appearance.textured(), light=Light(ambient=1.0, diffuse=0.0, specular=0.0))
     step = 3 * (2 - 0.01) / float(camera.K[0, 0])
-    with World(box, look=look) as sim:
+    with Scene(box, appearance=look) as sim:
         first, second = sim.render([0.0], camera), sim.render([step], camera)
     a, b = first.rgb[40:80, 60:90].astype(int), second.rgb[40:80, 63:93].astype(int)
     assert a.std() > 15 and np.abs(a - b).max() <= 2
     assert np.abs(a - second.rgb[40:80, 60:90]).mean() > 10
 
 
-def test_colours_come_from_mesh_and_urdf(tmp_path: Path, panda: Embodiment, panda_world: World):
-    panda_world.look = LIT_EVENLY
+def test_colours_come_from_mesh_and_urdf(tmp_path: Path, panda: Embodiment, panda_world: Scene):
+    panda_world.appearance = LIT_EVENLY
     rgb = panda_world.render(panda.home, panda.camera()).rgb
-    panda_world.look = Look.plain()
+    panda_world.appearance = Appearance.plain()
     grey = rgb.max(axis=-1).astype(int)
     assert (grey > 230).sum() > 1000 and ((grey > 40) & (grey < 90)).sum() > 50  # white arm, dark rings
     material = '<material name="m"><color rgba="0.9 0.2 0.1 1"/></material>'
     red = single_link(tmp_path, f'<visual><geometry><sphere radius="0.2"/></geometry>{material}</visual>')
-    with World(red, look=LIT_EVENLY) as sim:
+    with Scene(red, appearance=LIT_EVENLY) as sim:
         centre = sim.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)).rgb[24, 32]
     assert np.abs(centre.astype(int) - [229, 51, 25]).max() <= 3
 
@@ -291,7 +293,7 @@ def test_a_material_in_the_mesh_counts_before_the_urdfs(tmp_path: Path, name: st
     )
     material = '<material name="m"><color rgba="0.9 0.2 0.1 1"/></material>'
     sheet = single_link(tmp_path, f'<visual><geometry><mesh filename="sheet.obj"/></geometry>{material}</visual>')
-    with World(sheet, look=LIT_EVENLY) as sim:
+    with Scene(sheet, appearance=LIT_EVENLY) as sim:
         centre = sim.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)).rgb[24, 32]
     assert np.abs(centre.astype(int) - expected).max() <= 3
 
@@ -300,9 +302,9 @@ def test_light_comes_from_its_direction(tmp_path: Path):
     ball = single_link(tmp_path, visual('<sphere radius="0.2"/>'))
     camera = Camera.look_at((1, 0, 0), (0, 0, 0), width=64, height=48)
     brightness = {}
-    with World(ball) as sim:
+    with Scene(ball) as sim:
         for side in (-1.0, 1.0):
-            sim.look = Look(light=Light(direction=(0.2, side, 0.0), colour=(1.0, 1.0, 0.5)))
+            sim.appearance = Appearance(light=Light(direction=(0.2, side, 0.0), color=(1.0, 1.0, 0.5)))
             brightness[side] = sim.render([0.0], camera).rgb[24].astype(float)
     # +y of the base is to the right of a camera that looks along -x.
     assert brightness[1.0][38, 0] > brightness[1.0][26, 0] + 30
@@ -313,7 +315,7 @@ def test_light_comes_from_its_direction(tmp_path: Path):
 def test_both_sides_of_an_open_mesh_are_drawn(tmp_path: Path):
     (tmp_path / "sheet.obj").write_text("v 0 -.2 -.2\nv 0 .2 -.2\nv 0 .2 .2\nv 0 -.2 .2\nf 1 2 3\nf 1 3 4\n")
     sheet = single_link(tmp_path, visual('<mesh filename="sheet.obj"/>'))
-    with World(sheet) as sim:
+    with Scene(sheet) as sim:
         counts = [
             sim.render([0.0], Camera.look_at((x, 0, 0), (0, 0, 0), width=64, height=48)).on_robot.sum() for x in (1, -1)
         ]
@@ -327,7 +329,7 @@ def test_meshes_are_scaled_and_mirrored(tmp_path: Path, scale: tuple[float, floa
     text = " ".join(map(str, scale))
     corner = single_link(tmp_path, visual(f'<mesh filename="corner.obj" scale="{text}"/>'))
     camera = Camera.look_at((1, 0.3 * scale[1], 0.8), (0, 0, 0), width=160, height=120)
-    with World(corner) as sim:
+    with Scene(corner) as sim:
         seen = sim.render([0.0], camera)
     p = surface_points(seen, camera) / scale
     assert len(p) > 100 and np.abs(p.sum(axis=-1) - 0.2).max() < 1e-5  # all on the slanted face: none looks inside
@@ -341,7 +343,7 @@ def test_a_mesh_inside_out_has_no_holes(tmp_path: Path):
     (tmp_path / "mixed.obj").write_text(corner + "f 1 3 2\nf 1 2 4\nf 1 3 4\nf 2 4 3\n")
     camera, depth = Camera.look_at((1, 0.3, 0.8), (0, 0, 0), width=160, height=120), {}
     for name in ("right", "wrong", "mixed"):
-        with World(single_link(tmp_path, visual(f'<mesh filename="{name}.obj"/>'))) as sim:
+        with Scene(single_link(tmp_path, visual(f'<mesh filename="{name}.obj"/>'))) as sim:
             depth[name] = sim.render([0.0], camera).depth
     assert (depth["right"] == depth["wrong"]).all() and (depth["right"] == depth["mixed"]).all()
 
@@ -358,7 +360,7 @@ def test_backgrounds(panda: Embodiment):
 # ---- conduct ----------------------------------------------------------------------------------------------------
 
 
-def test_a_video_is_its_frames(panda: Embodiment, panda_world: World):
+def test_a_video_is_its_frames(panda: Embodiment, panda_world: Scene):
     camera = panda.camera().resized(80, 60)
     q = np.stack([panda.home, panda.home + 0.05])
     video = panda_world.render_video(q, camera)
@@ -367,10 +369,10 @@ def test_a_video_is_its_frames(panda: Embodiment, panda_world: World):
     assert len(list(panda_world.frames(q, camera))) == len(video) == 2
 
 
-def test_worlds_do_not_disturb_each_other(panda: Embodiment, panda_world: World):
+def test_worlds_do_not_disturb_each_other(panda: Embodiment, panda_world: Scene):
     camera = panda.camera().resized(80, 60)
     before = panda_world.render(panda.home, camera)
-    with World(panda, look=Look.textured()) as other:
+    with Scene(panda, appearance=Appearance.textured()) as other:
         other.render(panda.home + 0.2, camera)
         assert (panda_world.render(panda.home, camera).rgb == before.rgb).all()
     assert (panda_world.render(panda.home, camera).rgb == before.rgb).all()
@@ -381,7 +383,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     empty = tmp_path / "scratch"
     empty.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(empty))
-    with World(ball) as sim:
+    with Scene(ball) as sim:
         assert list(empty.iterdir()) == []
     sim.close()
     assert capfd.readouterr() == ("", "")
@@ -389,7 +391,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         sim.render([0.0], Camera.look_at((1, 0, 0), (0, 0, 0)))
 
 
-def test_wrong_input_is_named(panda: Embodiment, panda_world: World, tmp_path: Path):
+def test_wrong_input_is_named(panda: Embodiment, panda_world: Scene, tmp_path: Path):
     camera = panda.camera()
     with pytest.raises(InputError, match=r"'panda' has n = 8 joints, got shape \(3,\)"):
         panda_world.render([0.0, 0.0, 0.0], camera)
@@ -398,9 +400,9 @@ def test_wrong_input_is_named(panda: Embodiment, panda_world: World, tmp_path: P
     with pytest.raises(InputError, match="at least one row"):
         panda_world.render_video(np.zeros((0, 8)), camera)
     with pytest.raises(InputError, match="supersample"):
-        World(panda, supersample=0)
+        Scene(panda, supersample=0)
     with pytest.raises(InputError, match="near"):
-        World(panda, near=1.0, far=0.5)
+        Scene(panda, near=1.0, far=0.5)
     with pytest.raises(InputError, match="known: plain, noise"):
         Texture("tartan")
     with pytest.raises(InputError, match="known: plain, picture, moving"):
@@ -408,9 +410,9 @@ def test_wrong_input_is_named(panda: Embodiment, panda_world: World, tmp_path: P
     with pytest.raises(InputError, match="direction"):
         Light(direction=(0.0, 0.0, 0.0))
     with pytest.raises(EmbodimentError, match="no visual shapes"):
-        World(single_link(tmp_path, ""))
+        Scene(single_link(tmp_path, ""))
     with pytest.raises(EmbodimentError, match=r"'gone\.stl' was not found; pass mesh_roots="):
-        World(single_link(tmp_path, visual('<mesh filename="gone.stl"/>')))
+        Scene(single_link(tmp_path, visual('<mesh filename="gone.stl"/>')))
     (tmp_path / "broken.dae").write_text("<COLLADA")
     with pytest.raises(EmbodimentError, match=r"broken\.dae"):
-        World(single_link(tmp_path, visual('<mesh filename="broken.dae"/>')))
+        Scene(single_link(tmp_path, visual('<mesh filename="broken.dae"/>')))

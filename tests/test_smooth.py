@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jidm.joint_motion import JointMotion
-from jidm.solve.smooth import _Filter, smoothed
+from jidm.estimation.result import JointMotion
+from jidm.estimation.smoother import _VelocityFilter, smooth_motion
 
 FPS, STEPS = 16.0, 63
 
@@ -22,7 +22,7 @@ def motion_of(delta_q: torch.Tensor, std: float, valid: torch.Tensor | None = No
     return JointMotion(
         joint_names=tuple("abcdefgh"[:n]), joint_types=("revolute",) * n, time=time, delta_q=delta_q,
         velocity=delta_q * FPS, position=position, position_std=torch.ones_like(position),
-        covariance=(torch.eye(n) * std**2).expand(*batch, steps, n, n).to(delta_q), residual=zeros, explained=zeros,
+        covariance=(torch.eye(n) * std**2).expand(*batch, steps, n, n).to(delta_q), residual=zeros, explained_fraction=zeros,
         observable=valid[..., None].expand(*batch, steps, n), valid=valid, provenance={"seed": 3},
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def std_of(motion: JointMotion) -> torch.Tensor:
 def test_noise_falls_and_the_stated_error_with_it(batch: tuple[int, ...], stated: float) -> None:
     truth = waves(*batch)
     raw = motion_of(truth + noise_like(truth, 0.01), stated)
-    out = smoothed(raw)
+    out = smooth_motion(raw)
     before, after = ((m.delta_q - truth).square().mean().sqrt() for m in (raw, out))
     assert after < 0.6 * before
     assert torch.allclose(out.velocity / FPS, out.delta_q)
@@ -62,20 +62,20 @@ def test_what_noise_does_not_account_for_stays_in_the_covariance() -> None:
     truth = waves(20)
     lasting = 0.02 * torch.sign(waves(20, hertz=0.2))  # an error that does not change from step to step
     raw = motion_of(truth + lasting + noise_like(truth, 0.005), 0.021)
-    out = smoothed(raw)
+    out = smooth_motion(raw)
     z = (out.delta_q - truth).abs() / std_of(out)
     assert (z < 1.96).double().mean() > 0.9
 
 
 def test_smooth_motion_without_noise_stays() -> None:
     truth = waves(5)
-    out = smoothed(motion_of(truth, 0.01))
+    out = smooth_motion(motion_of(truth, 0.01))
     assert (out.delta_q - truth).abs().max() < 0.02 * truth.abs().max()
 
 
 def test_a_jerky_robot_stays_jerky() -> None:
     truth = waves(8) + noise_like(waves(8), 0.05)
-    out = smoothed(motion_of(truth + noise_like(truth, 0.001, seed=2), 0.001))
+    out = smooth_motion(motion_of(truth + noise_like(truth, 0.001, seed=2), 0.001))
     assert (out.delta_q - truth).abs().max() < 0.006
 
 
@@ -87,7 +87,7 @@ def test_steps_that_are_not_valid_say_nothing_and_stay() -> None:
     valid[2] = False
     wild = seen.clone()
     wild[:, 10:14] = 50.0
-    one, two = smoothed(motion_of(seen, 0.01, valid)), smoothed(motion_of(wild, 0.01, valid))
+    one, two = smooth_motion(motion_of(seen, 0.01, valid)), smooth_motion(motion_of(wild, 0.01, valid))
     assert torch.equal(one.delta_q, two.delta_q)
     assert (one.delta_q[~valid] == 0).all() and torch.equal(one.valid, valid)
     assert one.delta_q.isfinite().all() and one.covariance.isfinite().all() and one.position.isfinite().all()
@@ -102,9 +102,9 @@ def test_unevenly_spaced_frames_and_short_videos() -> None:
     uneven = JointMotion(
         **{**uneven.__dict__, "time": time, "delta_q": delta_q, "velocity": torch.full_like(delta_q, speed)}
     )
-    assert torch.allclose(smoothed(uneven).velocity, torch.full_like(delta_q, speed), atol=1e-6)
+    assert torch.allclose(smooth_motion(uneven).velocity, torch.full_like(delta_q, speed), atol=1e-6)
     short = raw[:4]
-    assert smoothed(short) is short
+    assert smooth_motion(short) is short
 
 
 def test_against_dense_least_squares() -> None:
@@ -114,7 +114,9 @@ def test_against_dense_least_squares() -> None:
     measured = torch.randn(1, steps, generator=g, dtype=torch.float64)
     noise = 0.5 + torch.rand(1, steps, generator=g, dtype=torch.float64)
     apart = 0.5 + torch.rand(steps, generator=g, dtype=torch.float64)
-    found = _Filter(measured, noise, torch.ones(1, steps, dtype=torch.bool), apart, torch.tensor([lively]).double())
+    found = _VelocityFilter(
+        measured, noise, torch.ones(1, steps, dtype=torch.bool), apart, torch.tensor([lively]).double()
+    )
     rows, right = [], []
     for t in range(steps):
         row = torch.zeros(2 * steps, dtype=torch.float64)
@@ -133,5 +135,5 @@ def test_against_dense_least_squares() -> None:
     A, b = torch.stack(rows), torch.stack(right)
     x = torch.linalg.lstsq(A, b).solution[0::2]
     covariance = torch.linalg.inv(A.T @ A).diagonal()[0::2]
-    mean, variance = found.backwards()
+    mean, variance = found.smooth()
     assert torch.allclose(mean[0], x, atol=1e-5) and torch.allclose(variance[0], covariance, atol=1e-5)

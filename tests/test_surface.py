@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from jidm.camera.model import Camera
 from jidm.errors import EmbodimentError, InputError, UrdfError
-from jidm.robot.camera import Camera
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.surface import sample_surface, shape_mesh, visible_points
-from jidm.robot.urdf import parse_urdf
+from jidm.robot.urdf.reader import parse_urdf
 
 
 def link(name: str, *shapes: str) -> str:
@@ -204,14 +204,14 @@ def test_what_is_outside_the_picture_or_behind_the_camera_is_not_seen() -> None:
 @pytest.mark.parametrize("name", ["allegro_right", "piper", "planar_finger_5"])
 def test_visible_points_show_the_link_that_the_simulator_draws(name: str) -> None:
     pytest.importorskip("pybullet")
-    from jidm.field.analytic import AnalyticField
-    from jidm.sim import World
+    from jidm.fields.analytic import AnalyticField
+    from jidm.sim import Scene
 
     e = Embodiment.load(name)
     camera = e.camera()
     field = AnalyticField(e, camera)
     q = torch.as_tensor(np.array(e.home))
-    with World(e, supersample=1) as world:
+    with Scene(e, supersample=1) as world:
         drawn = world.render(q, camera)
     pose = field.at(q)
     points = pose.surface().points
@@ -220,12 +220,14 @@ def test_visible_points_show_the_link_that_the_simulator_draws(name: str) -> Non
     around = [(f(v).long() + 1, g(u).long() + 1) for f in (torch.floor, torch.ceil) for g in (torch.floor, torch.ceil)]
     h, w = shown.shape
     around = [(y.clamp(0, h - 1), x.clamp(0, w - 1)) for y, x in around]
-    matches = torch.stack([shown[at] == pose.skin.link for at in around])
+    matches = torch.stack([shown[at] == pose.surface_points.link for at in around])
     right = matches.any(0)[pose.visible].double().mean()
     assert right > 0.9, f"{float(right):.3f} of the points said to be visible show their own link within a pixel"
     # Of all points in front of which the simulator draws nothing nearer, most are said to be visible.
     poses = field.kinematics.link_poses(q)
-    _, depth = camera.project(field.kinematics.move_points(poses, pose.skin.link, pose.skin.p_link))
+    _, depth = camera.project(
+        field.kinematics.transform_points(poses, pose.surface_points.link, pose.surface_points.p_link)
+    )
     z = torch.from_numpy(np.pad(drawn.depth, 1, constant_values=np.inf)).double()
     nearest = torch.stack([z[at] for at in around]).amin(0)
     truth = matches.all(0) & (depth < nearest + 0.002)

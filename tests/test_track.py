@@ -11,14 +11,14 @@ import torch
 from rendered import FPS, HEIGHT, WIDTH, Clip, clip
 
 from jidm import AnalyticField, Embodiment
-from jidm.motion.flow import DisFlow, Flow
-from jidm.motion.pyramid import BrightnessPyramid
-from jidm.sim import Look, World
-from jidm.solve.align import Alignment, AlignOptions, align
-from jidm.solve.outline import OutlineTerm
-from jidm.solve.photometric import Appearance
-from jidm.solve.relinearise import solve_step
-from jidm.solve.track import JointLimits, PoseTracker, TrackOptions
+from jidm.estimation.alignment import Alignment, AlignOptions, align
+from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits
+from jidm.estimation.factors.contour import ContourFactor
+from jidm.estimation.factors.photometric import SurfaceAppearance
+from jidm.estimation.gauss_newton import gauss_newton_step
+from jidm.flow import DisFlow, Flow
+from jidm.sim import Appearance, Scene
+from jidm.video.pyramid import BrightnessPyramid
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def limits(c: Clip) -> JointLimits:
     return JointLimits(lower, upper, velocity, torch.ones(c.robot.n).double())
 
 
-def tracker(c: Clip, field: AnalyticField, **options: object) -> PoseTracker:
-    made = PoseTracker(field, limits(c), TrackOptions(**options))  # type: ignore[arg-type]
+def tracker(c: Clip, field: AnalyticField, **options: object) -> AnalyticTracker:
+    made = AnalyticTracker(field, limits(c), AnalyticTrackerOptions(**options))  # type: ignore[arg-type]
     made.start(c.frames[0], torch.from_numpy(c.q[0]))
     return made
 
@@ -51,12 +51,12 @@ def test_a_large_step_is_found_by_linearising_again(size: float, finger: Clip, f
     step = size * torch.tensor([1.0, -0.7, 0.5]).double()
     flow = pose.surface(step).points - pose.surface().points
     weight = pose.visible.double()
-    again = solve_step(pose, flow, weight)
-    once = solve_step(pose, flow, weight, iterations=1)
+    again = gauss_newton_step(pose, flow, weight)
+    once = gauss_newton_step(pose, flow, weight, iterations=1)
     assert float((again.delta_q - step).abs().max()) < 1e-6
     assert float((once.delta_q - step).abs().max()) > 10 * float((again.delta_q - step).abs().max())
     assert float(again.residual) < 1e-4
-    assert float(again.explained) > 0.9999
+    assert float(again.explained_fraction) > 0.9999
 
 
 def test_steps_of_a_batch_do_not_mix(finger: Clip, field: AnalyticField) -> None:
@@ -65,11 +65,11 @@ def test_steps_of_a_batch_do_not_mix(finger: Clip, field: AnalyticField) -> None
     step = 0.05 * torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
     flow = pose.surface(step).points - pose.surface().points
     flow[1] = torch.nan
-    together = solve_step(pose, flow, pose.visible.double())
+    together = gauss_newton_step(pose, flow, pose.visible.double())
     assert together.valid.tolist() == [True, False, True]
     torch.testing.assert_close(together.delta_q[[0, 2]], step[[0, 2]], rtol=0, atol=1e-5)
     assert float(together.delta_q[1].abs().max()) == 0.0
-    assert float(together.explained[1]) == 0.0
+    assert float(together.explained_fraction[1]) == 0.0
 
 
 def test_bounds_hold_for_the_whole_step(finger: Clip, field: AnalyticField) -> None:
@@ -77,7 +77,7 @@ def test_bounds_hold_for_the_whole_step(finger: Clip, field: AnalyticField) -> N
     step = torch.tensor([0.2, -0.15, 0.1]).double()
     flow = pose.surface(step).points - pose.surface().points
     bound = torch.tensor([0.05, 1.0, 1.0], dtype=torch.float64)
-    found = solve_step(pose, flow, pose.visible.double(), bounds=(-bound, bound)).delta_q
+    found = gauss_newton_step(pose, flow, pose.visible.double(), bounds=(-bound, bound)).delta_q
     assert float(found[0]) == pytest.approx(0.05, abs=1e-12)
     assert (found.abs() <= bound).all()
     assert float(found[1]) > float(step[1])  # the others make up for it, as a solve inside the bounds must
@@ -87,7 +87,7 @@ def test_bounds_hold_for_the_whole_step(finger: Clip, field: AnalyticField) -> N
 
 
 def test_must_be_started(finger: Clip, field: AnalyticField) -> None:
-    made = PoseTracker(field, limits(finger), TrackOptions())
+    made = AnalyticTracker(field, limits(finger), AnalyticTrackerOptions())
     with pytest.raises(AssertionError, match="start"):
         made.step(finger.frames[1], 1 / FPS, finger.flow[0])
 
@@ -99,7 +99,7 @@ def test_exact_flow_is_followed(finger: Clip, field: AnalyticField) -> None:
         assert step.valid
         np.testing.assert_allclose(step.delta_q.numpy(), finger.steps[t], atol=2e-4)
         assert float(step.residual) < 0.15  # flow read across the robot's rim
-        assert float(step.explained) > 0.95
+        assert float(step.explained_fraction) > 0.95
     np.testing.assert_allclose(made.q.numpy(), finger.q[-1], atol=5e-4)
 
 
@@ -132,7 +132,7 @@ def test_nothing_seen_is_not_valid_and_as_wide_as_the_speed_allows(finger: Clip,
     assert not step.observable.any()
     std = step.position_covariance.diagonal().sqrt()
     torch.testing.assert_close(std, limits(finger).velocity / FPS, rtol=1e-3, atol=0)
-    assert all(x.isfinite().all() for x in (step.delta_q, step.covariance, step.residual, step.explained))
+    assert all(x.isfinite().all() for x in (step.delta_q, step.covariance, step.residual, step.explained_fraction))
 
 
 def test_uncertainty_grows_with_flow_and_is_held_by_outlines(finger: Clip, field: AnalyticField) -> None:
@@ -173,7 +173,7 @@ def test_a_lost_pose_is_found_by_the_silhouette(finger: Clip, field: AnalyticFie
             made.step(finger.frames[t + 1], 1 / FPS, finger.flow[t])
         made.q = made.q + torch.tensor([0.16, -0.2, 0.0]).double()
         made._pose = field.at(made.q)
-        made._previous = Appearance.of(made._pose, BrightnessPyramid.of(finger.frames[3]))
+        made._previous = SurfaceAppearance.of(made._pose, BrightnessPyramid.from_frame(finger.frames[3]))
         made.step(finger.frames[4], 1 / FPS, finger.flow[3])
         return float((made.q - torch.from_numpy(finger.q[4])).abs().max())
 
@@ -185,7 +185,7 @@ def test_a_joint_without_speed_limit_reaches_a_quarter_of_its_unit() -> None:
     unlimited = JointLimits(
         torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 1.0]), torch.tensor([torch.inf, 2.0]), torch.tensor([1.0, 0.1])
     )
-    torch.testing.assert_close(unlimited.reach(0.1), torch.tensor([0.25, 0.2]))
+    torch.testing.assert_close(unlimited.max_step(0.1), torch.tensor([0.25, 0.2]))
 
 
 # ---- what is expected of a frame -------------------------------------------------------------------------------------
@@ -203,12 +203,12 @@ def test_a_joint_goes_on_as_it_moved_and_one_that_rests_is_expected_to_rest(
         one = torch.eye(3).double()
         return Alignment(start + len(priors) * step, one, one, 0.0)
 
-    monkeypatch.setattr("jidm.solve.track.align", found)
+    monkeypatch.setattr("jidm.estimation.analytic_tracker.align", found)
     for t in range(7):
         made.step(finger.frames[t + 1], dt, finger.flow[t])
     before = start + 6 * step
     expected, spread = priors[-1]
-    torch.testing.assert_close(expected, before + math.exp(-dt / made.options.persistence) * step)
+    torch.testing.assert_close(expected, before + math.exp(-dt / made.options.velocity_time_constant) * step)
     assert float(spread[0]) > 1.5 * float(spread[1])  # it moved, the others did not
     assert float(spread[1]) < 0.9 * float(priors[0][1][1])  # and are known better than at first
 
@@ -220,16 +220,16 @@ def test_one_link_that_moves_alone_is_followed(name: str, size: float) -> None:
     camera = robot.camera().resized(WIDTH, HEIGHT)
     q = np.stack([robot.home, robot.home])
     q[1, -1] += size
-    with World(robot, seed=0, look=Look.plain()) as world:
+    with Scene(robot, seed=0, appearance=Appearance.plain()) as world:
         rgb = torch.from_numpy(world.render_video(q, camera).rgb)
-    before, after = (BrightnessPyramid.of(frame) for frame in rgb.movedim(-1, 1).double() / 255)
+    before, after = (BrightnessPyramid.from_frame(frame) for frame in rgb.movedim(-1, 1).double() / 255)
     first, truth = torch.from_numpy(q)
     field = AnalyticField(robot, camera, points=1500, occluders=10000, contour_points=5000)
-    pose, outline = field.at(first), OutlineTerm(field)
-    outline.remember(pose, before, known_pose=True)
+    pose, outline = field.at(first), ContourFactor(field)
+    outline.update(pose, before, known_pose=True)
     rests = (first, torch.full_like(first, 0.05))
     got = align(
-        after, [Appearance.of(pose, before)], [first], outline=outline, bounds=(first - 1, first + 1), prior=rests,
+        after, [SurfaceAppearance.of(pose, before)], [first], contour=outline, bounds=(first - 1, first + 1), prior=rests,
         options=AlignOptions(),
     )  # fmt: skip
     assert float((got.q - truth).abs().max()) < 0.01
@@ -241,12 +241,12 @@ def test_a_start_that_is_right_is_not_lost_on_blurred_levels(
     def dragged(self: object, terms: object, q: torch.Tensor, levels: object) -> torch.Tensor:
         return q - 0.3
 
-    monkeypatch.setattr("jidm.solve.align._Problem.descend", dragged)
+    monkeypatch.setattr("jidm.estimation.alignment._Problem.descend", dragged)
     first, truth = (torch.from_numpy(finger.q[t]) for t in (0, 1))
-    reference = Appearance.of(field.at(first), BrightnessPyramid.of(finger.frames[0]))
+    reference = SurfaceAppearance.of(field.at(first), BrightnessPyramid.from_frame(finger.frames[0]))
     wide = torch.ones(3).double()
     got = align(
-        BrightnessPyramid.of(finger.frames[1]), [reference], [truth], bounds=(truth - wide, truth + wide),
+        BrightnessPyramid.from_frame(finger.frames[1]), [reference], [truth], bounds=(truth - wide, truth + wide),
         prior=(truth, wide), options=AlignOptions(),
     )  # fmt: skip
     assert float((got.q - truth).abs().max()) < 0.02

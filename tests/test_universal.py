@@ -11,9 +11,9 @@ import torch
 from test_kinematics import pinocchio_poses
 
 from jidm import Embodiment
-from jidm.adapters.quantiles import Quantiles
-from jidm.adapters.universal import LAYOUTS, UniversalFormat, arms_of
 from jidm.errors import InputError
+from jidm.serving.lingbot_format import LINGBOT_LAYOUTS, LingBotFormat, find_arms
+from jidm.serving.normalization import QuantileNormalizer
 
 pinocchio = pytest.importorskip("pinocchio")
 
@@ -21,7 +21,7 @@ pinocchio = pytest.importorskip("pinocchio")
 def test_golden_vector_of_a_left_arm() -> None:
     """Two links of 0.1 m in the plane, from straight along +y: the elbow turns by +90 degrees, the tip goes from (0, 0.2)
     to (-0.1, 0.1) and turns with it."""
-    format_ = UniversalFormat(Embodiment.load("planar_finger_2"), layout="lingbot_va", side="left")
+    format_ = LingBotFormat(Embodiment.load("planar_finger_2"), layout="lingbot_va", side="left")
     got = format_.pack([[np.pi / 2, 0.0], [np.pi / 2, np.pi / 2]])
     half = np.sqrt(0.5)
     first = [0, 0, 0, 0, 0, 0, 1, *[0] * 7, np.pi / 2, 0, *[0] * 14]
@@ -40,9 +40,9 @@ def test_golden_vectors_of_two_arms() -> None:
         "paper_per_arm": [*no_turn, *left, 0, 0.0, *no_turn, *right, 0, 1.0],
         "lingbot_vla": [*left, *right, 0, 0, *no_turn, *no_turn, 0.0, 1.0],
     }
-    assert set(expected) == set(LAYOUTS)
+    assert set(expected) == set(LINGBOT_LAYOUTS)
     for layout, numbers in expected.items():
-        np.testing.assert_allclose(UniversalFormat(robot, layout=layout).pack(q[None])[0], numbers, atol=1e-12)
+        np.testing.assert_allclose(LingBotFormat(robot, layout=layout).pack(q[None])[0], numbers, atol=1e-12)
 
 
 def test_golden_vectors_of_a_right_arm() -> None:
@@ -56,21 +56,19 @@ def test_golden_vectors_of_a_right_arm() -> None:
     }
     for layout, numbers in expected.items():
         side = None if layout == "lingbot_vla" else "right"
-        np.testing.assert_allclose(
-            UniversalFormat(robot, layout=layout, side=side).pack(q[None])[0], numbers, atol=1e-12
-        )
+        np.testing.assert_allclose(LingBotFormat(robot, layout=layout, side=side).pack(q[None])[0], numbers, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["panda", "piper", "iiwa7", "ur5", "xarm7", "so100", "cobot_magic", "planar_finger_5"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LINGBOT_LAYOUTS)
 def test_round_trip(name: str, layout: str) -> None:
     robot = Embodiment.load(name)
     side = None if layout == "lingbot_vla" or name == "cobot_magic" else "right"
-    format_ = UniversalFormat(robot, layout=layout, side=side)
+    format_ = LingBotFormat(robot, layout=layout, side=side)
     low, high = np.nan_to_num(robot.lower, neginf=-3), np.nan_to_num(robot.upper, posinf=3)
     q = np.random.default_rng(0).uniform(low, high, (3, 4, robot.n))
     numbers = format_.pack(q)
-    assert numbers.shape == (3, 4, 30) and not numbers[..., ~format_.used].any()
+    assert numbers.shape == (3, 4, 30) and not numbers[..., ~format_.channel_mask].any()
     np.testing.assert_allclose(format_.unpack(numbers), q, rtol=0, atol=1e-15)
 
 
@@ -79,9 +77,9 @@ def test_poses_are_those_of_pinocchio(name: str, frame: str) -> None:
     """LingBot-VA's client adds the first position and multiplies the first rotation from the left."""
     robot = Embodiment.load(name)
     link = robot.model.link_index(frame)
-    format_ = UniversalFormat(robot, layout="lingbot_va", side="left")
+    format_ = LingBotFormat(robot, layout="lingbot_va", side="left")
     rng = np.random.default_rng(1)
-    q = robot.home + rng.uniform(-0.5, 0.5, (5, robot.n)) * robot.amplitude
+    q = robot.home + rng.uniform(-0.5, 0.5, (5, robot.n)) * robot.exploration_range
     poses = pinocchio_poses(robot, torch.from_numpy(q))[:, link]
     first = poses[0]
     for pose, true in zip(format_.pack(q)[:, :7], poses, strict=True):
@@ -94,43 +92,43 @@ def test_poses_are_those_of_pinocchio(name: str, frame: str) -> None:
 
 def test_poses_come_back() -> None:
     robot = Embodiment.load("cobot_magic")
-    format_ = UniversalFormat(robot, layout="paper_per_arm")
+    format_ = LingBotFormat(robot, layout="paper_per_arm")
     q = np.random.default_rng(2).uniform(robot.lower, robot.upper, (6, robot.n))
-    found = format_.poses(format_.pack(q), q[0])
+    found = format_.end_effector_poses(format_.pack(q), q[0])
     for key, link in (("left", "left_link6"), ("right", "right_link6")):
         true = format_._kinematics.link_poses(torch.from_numpy(q))[:, robot.model.link_index(link)]
         np.testing.assert_allclose(found[key], true, atol=1e-12)
 
 
 def test_arms_are_found() -> None:
-    told = [(arm.joints, arm.gripper, arm.link) for arm in arms_of(Embodiment.load("cobot_magic"))]
+    told = [(arm.joints, arm.gripper, arm.link) for arm in find_arms(Embodiment.load("cobot_magic"))]
     assert told == [((0, 1, 2, 3, 4, 5), 6, "left_link6"), ((7, 8, 9, 10, 11, 12), 13, "right_link6")]
 
 
 def test_what_is_ambiguous_is_refused() -> None:
     panda, pair, hand = (Embodiment.load(name) for name in ("panda", "cobot_magic", "allegro_right"))
     with pytest.raises(InputError, match=r"name the layout.*three orders"):
-        UniversalFormat(panda, layout=None, side="left")
+        LingBotFormat(panda, layout=None, side="left")
     with pytest.raises(InputError, match="did you mean 'lingbot_va'"):
-        UniversalFormat(panda, layout="lingbot-va", side="left")
+        LingBotFormat(panda, layout="lingbot-va", side="left")
     with pytest.raises(InputError, match="name the side"):
-        UniversalFormat(panda, layout="lingbot_va")
+        LingBotFormat(panda, layout="lingbot_va")
     with pytest.raises(InputError, match="no side"):
-        UniversalFormat(panda, layout="lingbot_va", side="middle")
+        LingBotFormat(panda, layout="lingbot_va", side="middle")
     with pytest.raises(InputError, match="two arms"):
-        UniversalFormat(pair, layout="lingbot_va", side="left")
+        LingBotFormat(pair, layout="lingbot_va", side="left")
     with pytest.raises(InputError, match="4 arms"):
-        UniversalFormat(hand, layout="lingbot_va")
+        LingBotFormat(hand, layout="lingbot_va")
 
 
 def test_numbers_of_another_layout_side_or_scale_are_noticed() -> None:
     robot = Embodiment.load("panda")
-    left = UniversalFormat(robot, layout="lingbot_va", side="left")
+    left = LingBotFormat(robot, layout="lingbot_va", side="left")
     numbers = left.pack(robot.home[None])
     for other in (("lingbot_va", "right"), ("paper_per_arm", "left"), ("lingbot_vla", None)):
         with pytest.raises(InputError, match="another layout, side or robot"):
-            UniversalFormat(robot, layout=other[0], side=other[1]).unpack(numbers)
-    normalised = Quantiles(np.full(30, -1.0), np.full(30, 2.0)).normalise(numbers)
+            LingBotFormat(robot, layout=other[0], side=other[1]).unpack(numbers)
+    normalised = QuantileNormalizer(np.full(30, -1.0), np.full(30, 2.0)).normalize(numbers)
     with pytest.raises(InputError, match="still normalised"):
         left.unpack(normalised)
     for wrong in (numbers[..., :29], numbers * np.nan):
@@ -144,16 +142,16 @@ def test_numbers_of_another_layout_side_or_scale_are_noticed() -> None:
 
 
 def test_quantiles_are_normalised_by_the_formula_and_back() -> None:
-    q = Quantiles(np.array([-1.0, 0.0, 2.0]), np.array([1.0, 0.0, 4.0]))
+    q = QuantileNormalizer(np.array([-1.0, 0.0, 2.0]), np.array([1.0, 0.0, 4.0]))
     x = np.array([[0.5, 0.0, 4.0], [3.0, 0.2, -1.0]])
     by_hand = [
         [1.5 / 2.000001 * 2 - 1, -1.0, 2 / 2.000001 * 2 - 1],
         [4 / 2.000001 * 2 - 1, 0.2 / 1e-6 * 2 - 1, -3 / 2.000001 * 2 - 1],
     ]
-    np.testing.assert_allclose(q.normalise(x), by_hand, rtol=1e-12)
-    np.testing.assert_allclose(q.denormalise(q.normalise(x)), x, atol=1e-10)
+    np.testing.assert_allclose(q.normalize(x), by_hand, rtol=1e-12)
+    np.testing.assert_allclose(q.denormalize(q.normalize(x)), x, atol=1e-10)
     with pytest.raises(InputError, match="of 3 numbers"):
-        q.normalise(np.zeros(4))
+        q.normalize(np.zeros(4))
 
 
 def test_quantiles_are_read_as_others_write_them(tmp_path: Path) -> None:
@@ -167,18 +165,18 @@ def test_quantiles_are_read_as_others_write_them(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     for name, feature in (("norm_stats.json", "actions"), ("stats.json", "action")):
-        found = Quantiles.read(tmp_path / name, feature)
+        found = QuantileNormalizer.read(tmp_path / name, feature)
         assert found.q01.tolist() == [0, 1] and found.q99.tolist() == [2, 3]
         with pytest.raises(InputError, match="which quantiles"):
-            Quantiles.read(tmp_path / name)
+            QuantileNormalizer.read(tmp_path / name)
     with pytest.raises(InputError):  # anything but lists of numbers, added and repeated, is not run
-        Quantiles.read(tmp_path / "cfg.py")
+        QuantileNormalizer.read(tmp_path / "cfg.py")
     (tmp_path / "cfg.py").write_text(
         "x = EasyDict(__name__='a')\nx.norm_stat = {\n 'q01': [-1, .5] + [0.] * 3,\n 'q99': [1.] * 5}\n"
     )
-    found = Quantiles.read(tmp_path / "cfg.py")
+    found = QuantileNormalizer.read(tmp_path / "cfg.py")
     assert found.q01.tolist() == [-1, 0.5, 0, 0, 0] and found.q99.tolist() == [1] * 5
-    assert Quantiles.read(two).q99.tolist() == [2, 3]
+    assert QuantileNormalizer.read(two).q99.tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +193,6 @@ def test_quantiles_are_read_as_others_write_them(tmp_path: Path) -> None:
 def test_files_that_hold_no_quantiles_are_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "stats.json").write_text(text)
     with pytest.raises(InputError, match=words):
-        Quantiles.read(tmp_path / "stats.json")
+        QuantileNormalizer.read(tmp_path / "stats.json")
     with pytest.raises(InputError, match="cannot read"):
-        Quantiles.read(tmp_path / "absent.json")
+        QuantileNormalizer.read(tmp_path / "absent.json")

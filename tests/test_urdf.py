@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import material
-from urdf_oracle import assert_same, links_by_scipy
-from urdf_text import LIMIT, chain, joint, links, mimicking, one_joint, one_visual, robot
+from urdf_oracle import assert_same, link_poses_scipy
+from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_visual, robot
 
 from jidm.errors import UrdfError
-from jidm.robot.build import from_model
+from jidm.robot.factory import from_model
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.urdf import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
 
 # ---- what is read ----------------------------------------------------------------------------------------------------
 
@@ -182,9 +182,9 @@ def test_colours_by_name() -> None:
 
 def test_a_chain_of_mimics_is_composed_in_any_order() -> None:
     joints = [
-        joint("k3", "c", "d", mimicking("k2", -3, 0.25)),
+        joint("k3", "c", "d", mimic_joint("k2", -3, 0.25)),
         joint("k1", "a", "b"),
-        joint("k2", "b", "c", mimicking("k1", 2, 0.5)),
+        joint("k2", "b", "c", mimic_joint("k1", 2, 0.5)),
         joint("k4", "d", "e", LIMIT + "<mimic joint='k3'/>"),
     ]
     model = parse_urdf(robot(links("abcde"), *joints))
@@ -199,7 +199,7 @@ def test_a_chain_of_mimics_is_composed_in_any_order() -> None:
 
 def test_a_mimic_of_no_slope_stands_still() -> None:
     """A multiplier of 0 is a number somebody wrote, not one left out."""
-    model = parse_urdf(robot(links("abc"), joint("k", "a", "b"), joint("m", "b", "c", mimicking("k", 0, 0.5))))
+    model = parse_urdf(robot(links("abc"), joint("k", "a", "b"), joint("m", "b", "c", mimic_joint("k", 0, 0.5))))
     A, b = model.coupling(("k",))
     np.testing.assert_array_equal(A[:, 0], [1, 0])
     np.testing.assert_array_equal(b, [0, 0.5])
@@ -211,13 +211,13 @@ def test_a_chain_of_1200_links_loads_and_runs() -> None:
     arm = from_model(model, name="chain", fingerprint="")
     q = np.random.default_rng(0).uniform(-0.5, 0.5, arm.n)
     poses = Kinematics.from_embodiment(arm).link_poses(torch.from_numpy(q)).numpy()
-    expected = links_by_scipy(model, dict(zip(arm.joint_names, q, strict=True)))
+    expected = link_poses_scipy(model, dict(zip(arm.joint_names, q, strict=True)))
     np.testing.assert_allclose(poses[-1], expected["l1199"], atol=1e-9)
     assert_same(model, parse_urdf(write_urdf(model)))
 
 
 def test_a_chain_of_1200_mimics_loads_and_runs() -> None:
-    elements = [joint(f"j{k}", f"l{k - 1}", f"l{k}", mimicking(f"j{k + 1}", -1, 0.5)) for k in range(1, 1200)]
+    elements = [joint(f"j{k}", f"l{k - 1}", f"l{k}", mimic_joint(f"j{k + 1}", -1, 0.5)) for k in range(1, 1200)]
     body = "".join(f"<link name='l{k}'/>" for k in range(1201))
     model = parse_urdf(robot(body, *elements, joint("j1200", "l1199", "l1200")))
     A, b = model.coupling(("j1200",))

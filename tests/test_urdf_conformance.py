@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, material
-from urdf_oracle import ByPin, assert_same, disagreements, links_by_scipy, random_joints
+from urdf_oracle import PinocchioModel, assert_same, disagreements, link_poses_scipy, random_joints
 
 from jidm.errors import EmbodimentError, MissingExtraError, UrdfError
-from jidm.robot.build import from_model
+from jidm.robot.factory import from_model
 from jidm.robot.kinematics import Kinematics
-from jidm.robot.resources import package_roots
-from jidm.robot.urdf import parse_urdf, read_urdf, write_urdf
+from jidm.robot.mesh_resolver import package_roots
+from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
 
 # All that is refused, by the end of its path, and why it is the file's fault.
 REFUSED = {
@@ -89,7 +89,7 @@ def test_joints_limits_and_poses_agree_with_pinocchio(path: Path, capfd: pytest.
     pytest.importorskip("pinocchio")
     model = read_urdf(path)
     try:
-        peer = ByPin(path)
+        peer = PinocchioModel(path)
     except Exception:
         assert path.as_posix().endswith(ONLY_HERE)
         return
@@ -115,7 +115,7 @@ def test_every_file_moves(path: Path) -> None:
     full = robot.coupling_matrix @ q + robot.coupling_offset
     poses = Kinematics.from_embodiment(robot).link_poses(torch.from_numpy(q)).numpy()
     values = dict(zip((joint.name for joint in model.movable_joints), full, strict=True))
-    expected = links_by_scipy(model, values)
+    expected = link_poses_scipy(model, values)
     np.testing.assert_allclose(poses, [expected[link.name] for link in model.links], rtol=0, atol=1e-9)
 
 
@@ -141,7 +141,7 @@ def test_mimics_agree_with_pinocchio(capfd: pytest.CaptureFixture[str]) -> None:
         model = read_urdf(path)
         mimics = [joint for joint in model.movable_joints if joint.mimic]
         try:
-            peer = ByPin(path, mimic=True) if mimics else None
+            peer = PinocchioModel(path, mimic=True) if mimics else None
         except Exception:
             peer = None
         if peer is None:
@@ -150,8 +150,8 @@ def test_mimics_agree_with_pinocchio(capfd: pytest.CaptureFixture[str]) -> None:
         A, b = model.coupling(actuated)
         q = np.random.default_rng(3).uniform(-1, 1, len(actuated))
         values = dict(zip((joint.name for joint in model.movable_joints), A @ q + b, strict=True))
-        theirs = peer.links(dict(zip(actuated, q, strict=True)), [link.name for link in model.links])
-        ours = links_by_scipy(model, values)
+        theirs = peer.link_poses(dict(zip(actuated, q, strict=True)), [link.name for link in model.links])
+        ours = link_poses_scipy(model, values)
         for name, pose in theirs.items():
             np.testing.assert_allclose(ours[name], pose, rtol=0, atol=1e-9, err_msg=f"{path}: {name}")
         compared += len(mimics)
@@ -167,7 +167,7 @@ def test_the_oracle_can_fail(tmp_path: Path) -> None:
     )
     path = tmp_path / "r.urdf"
     path.write_text(text)
-    peer = ByPin(path)
+    peer = PinocchioModel(path)
     assert disagreements(parse_urdf(text), peer)["limits"] == []
     assert disagreements(parse_urdf(text.replace("upper='1'", "upper='1.001'")), peer)["limits"]
     assert disagreements(parse_urdf(text.replace("1 0 0", "1.00001 0 0")), peer)["metres"] > 1e-6
@@ -186,7 +186,7 @@ def test_robots_of_installed_packages_agree_with_pinocchio(package: str, capfd: 
     loaded = 0
     for path in files[:: 40 if package == "pybullet_data" else 1]:
         try:
-            model, peer = read_urdf(path, mesh_roots=roots), ByPin(path)
+            model, peer = read_urdf(path, mesh_roots=roots), PinocchioModel(path)
         except Exception:
             continue
         found = disagreements(model, peer, poses=2, seed=loaded)

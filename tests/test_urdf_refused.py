@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from urdf_text import LIMIT, chain, joint, links, mimicking, one_joint, one_visual, refusal, robot
+from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_visual, parse_error, robot
 
 from jidm.errors import UrdfError
-from jidm.robot import urdf_xml
-from jidm.robot.urdf import MAX_BYTES, parse_urdf, read_urdf
+from jidm.robot.urdf.reader import MAX_BYTES, parse_urdf, read_urdf, xml
 
 ENTITIES = "<!ENTITY a 'ha'><!ENTITY b '&a;&a;&a;&a;'>"
 XML = {
@@ -47,7 +46,7 @@ XML = {
 @pytest.mark.parametrize("case", XML)
 def test_broken_or_unsafe_xml(case: str) -> None:
     text, pattern = XML[case]
-    assert re.search(pattern, refusal(text))
+    assert re.search(pattern, parse_error(text))
 
 
 STRUCTURE = {
@@ -115,7 +114,7 @@ STRUCTURE = {
 @pytest.mark.parametrize("case", STRUCTURE)
 def test_what_is_no_tree_of_links(case: str) -> None:
     text, pattern = STRUCTURE[case]
-    assert re.search(pattern, refusal(text))
+    assert re.search(pattern, parse_error(text))
 
 
 VALUES = {
@@ -144,14 +143,14 @@ VALUES = {
     ),
     "a negative force": (one_joint("<limit upper='1' effort='-1'/>"), "joint 'j' has a negative effort limit"),
     "a mimic of none": (one_joint(LIMIT + "<mimic multiplier='2'/>"), "joint 'j' <mimic> names no joint"),
-    "a missing mimic": (one_joint(mimicking("k")), "joint 'j' mimics 'k', which does not exist; known: j"),
-    "a mimic of itself": (one_joint(mimicking("j")), "joint 'j' mimics itself; one joint must be free"),
+    "a missing mimic": (one_joint(mimic_joint("k")), "joint 'j' mimics 'k', which does not exist; known: j"),
+    "a mimic of itself": (one_joint(mimic_joint("j")), "joint 'j' mimics itself; one joint must be free"),
     "mimics in a circle": (
         robot(
             links("abcd"),
-            joint("x", "a", "b", mimicking("y")),
-            joint("y", "b", "c", mimicking("z")),
-            joint("z", "c", "d", mimicking("y")),
+            joint("x", "a", "b", mimic_joint("y")),
+            joint("y", "b", "c", mimic_joint("z")),
+            joint("z", "c", "d", mimic_joint("y")),
         ),
         "joint 'z' mimics in a circle: y -> z -> y; one joint must be free",
     ),
@@ -210,7 +209,7 @@ VALUES = {
 @pytest.mark.parametrize("case", VALUES)
 def test_values_that_cannot_be_meant(case: str) -> None:
     text, pattern = VALUES[case]
-    assert re.search(pattern, refusal(text))
+    assert re.search(pattern, parse_error(text))
 
 
 PLACES = {
@@ -240,7 +239,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_nan_and_infinity_anywhere(place: str, number: str) -> None:
     parse_urdf(PLACES[place].replace("@", "0.5"))
-    message = refusal(PLACES[place].replace("@", number))
+    message = parse_error(PLACES[place].replace("@", number))
     assert place.strip() in message
     assert f"{number}" in message
     assert "is not a finite number; write one" in message
@@ -249,7 +248,7 @@ def test_nan_and_infinity_anywhere(place: str, number: str) -> None:
 def test_cut_off_at_any_byte() -> None:
     text = one_joint()
     for k in range(len(text)):
-        refusal(text[:k])
+        parse_error(text[:k])
 
 
 # ---- files and size --------------------------------------------------------------------------------------------------
@@ -276,14 +275,14 @@ def test_large_files_are_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(UrdfError, match="larger than 16 MiB; a URDF holds no mesh data, check the file"):
         read_urdf(path)
     for text in (" " * (MAX_BYTES + 1), b" " * (MAX_BYTES + 1), "é" * (MAX_BYTES // 2 + 1)):
-        assert "larger than 16 MiB" in refusal(text)
+        assert "larger than 16 MiB" in parse_error(text)
     assert len(parse_urdf(one_joint() + " " * (MAX_BYTES - 1000)).links) == 2
 
 
 def test_many_elements_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urdf_xml, "MAX_ELEMENTS", 1000)
+    monkeypatch.setattr(xml, "MAX_ELEMENTS", 1000)
     assert len(parse_urdf(chain(100)).links) == 100
-    assert "more than 1000 elements of XML" in refusal(robot("<x/>" * 1000))
+    assert "more than 1000 elements of XML" in parse_error(robot("<x/>" * 1000))
 
 
 HOSTILE = {
@@ -297,7 +296,7 @@ HOSTILE = {
     ),
     "a circle of mimics": lambda: robot(
         *(f"<link name='l{k}'/>" for k in range(5_001)),
-        *(joint(f"j{k}", f"l{k}", f"l{k + 1}", mimicking(f"j{(k + 1) % 5_000}")) for k in range(5_000)),
+        *(joint(f"j{k}", f"l{k}", f"l{k + 1}", mimic_joint(f"j{(k + 1) % 5_000}")) for k in range(5_000)),
     ),
     "line breaks in names": lambda: robot("<link name='a&#10;b'/><link name='c&#13;&#x2028;d&#x85;'/>"),
 }  # fmt: skip
@@ -307,7 +306,7 @@ HOSTILE = {
 def test_large_faults_give_short_messages_soon(case: str) -> None:
     text = HOSTILE[case]()
     started = time.perf_counter()
-    refusal(text)
+    parse_error(text)
     assert time.perf_counter() - started < 20
 
 
@@ -315,7 +314,7 @@ def test_a_long_chain_of_mimics_is_checked_soon() -> None:
     count = 5_000
     body = "".join(f"<link name='l{k}'/>" for k in range(count + 1))
     joints = (
-        joint(f"j{k}", f"l{k}", f"l{k + 1}", mimicking(f"j{k + 1}") if k < count - 1 else LIMIT) for k in range(count)
+        joint(f"j{k}", f"l{k}", f"l{k + 1}", mimic_joint(f"j{k + 1}") if k < count - 1 else LIMIT) for k in range(count)
     )
     text = robot(body, *joints)
     started = time.perf_counter()

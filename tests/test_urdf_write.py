@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
-from urdf_oracle import assert_same, links_by_scipy, random_joints
+from urdf_oracle import assert_same, link_poses_scipy, random_joints
 
 from jidm.errors import InputError, MissingExtraError, UrdfError
+from jidm.robot.mesh_resolver import package_file, package_roots
 from jidm.robot.model import Geometry, Joint, Limit, Link, Mimic, RobotModel, Shape
-from jidm.robot.resources import package_file, package_roots
-from jidm.robot.urdf import parse_urdf, read_urdf, write_urdf
+from jidm.robot.urdf.reader import parse_urdf, read_urdf, write_urdf
 
 # The annotation checker of the tests samples items at random, which Hypothesis notices where robots are made.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -115,7 +115,7 @@ def test_the_order_of_elements_moves_nothing(model: RobotModel, seed: int) -> No
     assert {x.name for x in back.links} == {x.name for x in model.links}
     assert back.root == model.root
     q = random_joints(model, np.random.default_rng(seed))
-    ours, theirs = links_by_scipy(model, q), links_by_scipy(back, q)
+    ours, theirs = link_poses_scipy(model, q), link_poses_scipy(back, q)
     for name in ours:
         np.testing.assert_allclose(theirs[name], ours[name], atol=1e-9)
 

@@ -17,7 +17,7 @@ from conftest import material
 from torch import Tensor
 
 from jidm.errors import VideoError
-from jidm.motion.video import Video, open_video, read_video, write_video
+from jidm.video.io import Video, open_video, read_video, write_video
 
 PIL = pytest.importorskip("PIL.Image")
 
@@ -370,7 +370,7 @@ def test_ten_minutes_stream_in_little_memory(tmp_path: Path) -> None:
     program = f"""
 import re, torch
 from pathlib import Path
-from jidm.motion.video import open_video, write_video
+from jidm.video.io import open_video, write_video
 ramp = torch.linspace(0, 1, 320).expand(3, 240, 320)
 write_video({str(tmp_path / "long.mp4")!r}, (ramp.roll(k, -1) for k in range(18000)), 30)
 count = sum(1 for _ in open_video({str(tmp_path / "long.mp4")!r}))

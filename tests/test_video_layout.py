@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jidm.errors import VideoError
-from jidm.motion.video import Video, as_video
+from jidm.video.io import Video, as_video
 
 PIL = pytest.importorskip("PIL.Image")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from jidm.errors import InputError
-from jidm.field.analytic import AnalyticField
-from jidm.joint_motion import JointMotion, stack
-from jidm.motion.flow import Flow
-from jidm.motion.video import read_video
+from jidm.estimation.result import JointMotion, stack
+from jidm.fields.analytic import AnalyticField
+from jidm.flow import Flow
 from jidm.robot.embodiment import Embodiment
-from jidm.view import overlay, plot_motion, write_overlay
-from jidm.view.plot import draw_motion
+from jidm.video.io import read_video
+from jidm.visualization import overlay, plot_motion, write_overlay
+from jidm.visualization.plot import draw_motion
 
 FRAMES, HEIGHT, WIDTH = 6, 48, 64
 
@@ -49,7 +49,7 @@ def motion(field: AnalyticField) -> JointMotion:
         position_std=std.expand(FRAMES, n),
         covariance=torch.diag(std**2).expand(steps, n, n),
         residual=torch.zeros(steps, dtype=torch.float64),
-        explained=torch.ones(steps, dtype=torch.float64),
+        explained_fraction=torch.ones(steps, dtype=torch.float64),
         observable=observable,
         valid=valid,
     )
@@ -126,7 +126,7 @@ def test_batches_and_wrong_truth_are_refused(motion: JointMotion, field: Analyti
 
 def test_flow_colours_show_direction_and_speed():
     def colour(u: float, v: float) -> np.ndarray:
-        return overlay.flow_colours(torch.tensor([float(u), float(v)])[:, None, None].expand(2, 3, 3), 4.0)[
+        return overlay.flow_to_color(torch.tensor([float(u), float(v)])[:, None, None].expand(2, 3, 3), 4.0)[
             1, 1
         ].astype(int)
 
@@ -140,7 +140,7 @@ def test_flow_colours_show_direction_and_speed():
 
 
 def test_heat_rises():
-    levels = overlay.heat(torch.tensor([[0.0, 0.5, 1.0, 5.0, float("nan")]]), 1.0).astype(int).sum(-1)[0]
+    levels = overlay.heatmap(torch.tensor([[0.0, 0.5, 1.0, 5.0, float("nan")]]), 1.0).astype(int).sum(-1)[0]
     assert levels[0] < 20 and levels[0] < levels[1] < levels[2] == levels[3] and levels[4] == levels[0]
 
 
@@ -152,25 +152,25 @@ def test_explained_motion_leaves_nothing_and_background_stays(field: AnalyticFie
     on = mask > 0
     assert flow.norm(dim=0)[on].max() > 0.3  # there is something to explain
     full = torch.ones(HEIGHT, WIDTH)
-    assert overlay.unexplained(flow, full, field, q, delta_q).max() < 1e-4
+    assert overlay.unexplained_flow(flow, full, field, q, delta_q).max() < 1e-4
     moving = flow + torch.tensor([0.6, 0.8])[:, None, None] * ~on
-    rest = overlay.unexplained(moving, full, field, q, delta_q)
+    rest = overlay.unexplained_flow(moving, full, field, q, delta_q)
     torch.testing.assert_close(rest, (~on).float())
-    assert overlay.unexplained(moving, 0 * full, field, q, delta_q).max() == 0
+    assert overlay.unexplained_flow(moving, 0 * full, field, q, delta_q).max() == 0
 
 
 def test_unexplained_is_in_pixels_of_the_video(field: AnalyticField):
     """The same motion at eight times the resolution, beyond the size of the grid it is computed on."""
     q, delta_q = torch.zeros(2), torch.zeros(2)
     flow = torch.ones(2, 8 * HEIGHT, 8 * WIDTH)
-    torch.testing.assert_close(overlay.unexplained(flow, flow[0], field, q, delta_q), 2**0.5 * flow[0])
+    torch.testing.assert_close(overlay.unexplained_flow(flow, flow[0], field, q, delta_q), 2**0.5 * flow[0])
     big = AnalyticField(field.embodiment, field.camera.resized(8 * WIDTH, 8 * HEIGHT), points=1500)
     step = torch.tensor([0.02, 0.0])
     jacobian, mask = big.dense(q, 320 * HEIGHT // WIDTH, 320)
     explained = torch.einsum("cnhw,n->chw", jacobian, step) * (8 * WIDTH / 320)
     explained = torch.nn.functional.interpolate(explained[None], size=flow.shape[-2:], mode="nearest")[0]
     assert mask.sum() > 100
-    assert overlay.unexplained(explained, flow[0], big, q, step).max() < 1e-3
+    assert overlay.unexplained_flow(explained, flow[0], big, q, step).max() < 1e-3
 
 
 def test_points_are_drawn_on_the_robot(field: AnalyticField):
@@ -202,7 +202,7 @@ def test_overlay_video_has_four_panels_for_every_step(motion: JointMotion, field
     write_overlay(tmp_path / "o.mp4", iter(frames), motion, field, StillFlow(), fps=10)
     video = read_video(tmp_path / "o.mp4")
     assert (len(video), video.fps) == (FRAMES - 1, pytest.approx(10))
-    pictures = list(overlay.overlay_pictures(frames, motion, field, StillFlow()))
+    pictures = list(overlay.overlay_frames(frames, motion, field, StillFlow()))
     height, width = pictures[0].shape[:2]
     assert width == 640 and height == 2 * (240 + 20)
     assert not np.array_equal(pictures[0][:20], pictures[2][:20])  # the caption tells that step 2 is not valid
@@ -212,10 +212,10 @@ def test_overlay_video_has_four_panels_for_every_step(motion: JointMotion, field
         asked.append(t)
         return np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH), bool)
 
-    list(overlay.overlay_pictures(frames, motion, field, StillFlow(), robot=draw))
+    list(overlay.overlay_frames(frames, motion, field, StillFlow(), render_robot=draw))
     assert asked == list(range(FRAMES - 1))
 
 
 def test_video_longer_than_the_motion_is_refused(motion: JointMotion, field: AnalyticField):
     with pytest.raises(InputError, match="more frames than the 6"):
-        list(overlay.overlay_pictures(torch.rand(FRAMES + 1, 3, HEIGHT, WIDTH), motion, field, StillFlow()))
+        list(overlay.overlay_frames(torch.rand(FRAMES + 1, 3, HEIGHT, WIDTH), motion, field, StillFlow()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jidm.learn.batch import FIELD_STRIDE, GRID_STRIDE, JointStats, PairBatch
+from jidm.training.data.batch import FIELD_STRIDE, GRID_STRIDE, JointStats, PairBatch
 
 SIDE = 32
 JOINTS = ("shoulder", "elbow")
@@ -35,7 +35,7 @@ def link_coordinates(q: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return link, along, across
 
 
-def points_of(q: Tensor, link: Tensor, along: Tensor, across: Tensor) -> Tensor:
+def points_on_links(q: Tensor, link: Tensor, along: Tensor, across: Tensor) -> Tensor:
     """The inverse: where those places of the links lie in the picture [px]."""
     origin, angle, out = torch.tensor(_BASE), torch.zeros(()), torch.zeros(*link.shape, 2)
     for k in range(len(q)):
@@ -47,13 +47,13 @@ def points_of(q: Tensor, link: Tensor, along: Tensor, across: Tensor) -> Tensor:
     return out
 
 
-def picture(q: Tensor) -> Tensor:
+def render(q: Tensor) -> Tensor:
     """(3, SIDE, SIDE) in [0, 1], four samples a pixel."""
     c = (torch.arange(2 * SIDE) + 0.5) / 2 - 0.5
     v, u = torch.meshgrid(c, c, indexing="ij")
     link, s, d = link_coordinates(q, torch.stack([u, v], -1))
-    tones = [0.55 + 0.4 * torch.sin(0.9 * s + 0.5 * d + 2.0 * k + 1.5 * link) for k in range(3)]
-    rgb = torch.where(link >= 0, torch.stack(tones), torch.tensor(0.2))
+    channels = [0.55 + 0.4 * torch.sin(0.9 * s + 0.5 * d + 2.0 * k + 1.5 * link) for k in range(3)]
+    rgb = torch.where(link >= 0, torch.stack(channels), torch.tensor(0.2))
     return torch.nn.functional.avg_pool2d(rgb[None], 2)[0]
 
 
@@ -63,7 +63,7 @@ def flow_on_grid(q: Tensor, q_next: Tensor, stride: int = GRID_STRIDE) -> tuple[
     v, u = torch.meshgrid(c, c, indexing="ij")
     here = torch.stack([u, v], -1)
     link, s, d = link_coordinates(q, here)
-    moved = torch.where((link >= 0)[..., None], points_of(q_next, link, s, d) - here, torch.zeros(()))
+    moved = torch.where((link >= 0)[..., None], points_on_links(q_next, link, s, d) - here, torch.zeros(()))
     return moved.permute(2, 0, 1), (link >= 0).float()
 
 
@@ -73,7 +73,7 @@ def arm_batch(count: int, seed: int = 0, *, with_flow: bool = True) -> PairBatch
     q = torch.rand(count, 2, generator=generator) * 1.2 - 0.6
     step = (torch.rand(count, 2, generator=generator) * 2 - 1) * 0.15
     times = [q + k * step for k in (-1, 0, 1, 2)]
-    before, first, second, third = (torch.stack([picture(x) for x in row]) for row in times)
+    before, first, second, third = (torch.stack([render(x) for x in row]) for row in times)
     flows = {}
     for tail, a, b in (("", times[1], times[2]), ("_back", times[2], times[1])):
         flow, mask = (torch.stack(x) for x in zip(*(flow_on_grid(x, y) for x, y in zip(a, b)), strict=True))
@@ -89,4 +89,4 @@ def arm_video(frames: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     phase = torch.rand(2, generator=torch.Generator().manual_seed(seed)) * 6.28
     t = torch.arange(frames)[:, None] * torch.tensor([0.21, 0.33])
     q = 0.5 * torch.sin(t + phase)
-    return torch.stack([picture(x) for x in q]), q
+    return torch.stack([render(x) for x in q]), q

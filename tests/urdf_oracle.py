@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from jidm.robot.model import Joint, RobotModel, Shape
 
 
-def links_by_scipy(model: RobotModel, q: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
+def link_poses_scipy(model: RobotModel, q: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
     """T_base_link (4, 4) of every link at joint values by name [rad or m]; joints not named stay at zero."""
     poses = {model.root: np.eye(4)}
     for joint in model.joints:
@@ -26,7 +26,7 @@ def links_by_scipy(model: RobotModel, q: Mapping[str, float]) -> dict[str, NDArr
     return poses
 
 
-class ByPin:
+class PinocchioModel:
     """What pinocchio reads in a URDF file; raises what it raises."""
 
     def __init__(self, path: Path, *, mimic: bool = False) -> None:
@@ -49,7 +49,7 @@ class ByPin:
         at = self.model.idx_qs[k] if key in lists else self.model.idx_vs[k]
         return float(getattr(self.model, lists.get(key, f"{key}Limit"))[at])
 
-    def links(self, q: Mapping[str, float], names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+    def link_poses(self, q: Mapping[str, float], names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
         """T_base_link (4, 4) of the links named, at joint values by name."""
         configuration = self._pin.neutral(self.model)
         for name, value in q.items():
@@ -73,28 +73,28 @@ def random_joints(model: RobotModel, rng: np.random.Generator) -> dict[str, floa
     return values
 
 
-def disagreements(model: RobotModel, peer: ByPin, *, poses: int = 5, seed: int = 0) -> dict[str, Any]:
+def disagreements(model: RobotModel, reference: PinocchioModel, *, poses: int = 5, seed: int = 0) -> dict[str, Any]:
     """What pinocchio says otherwise: joints, limits, and the largest differences of link poses [m, rad]."""
     mine = {joint.name for joint in model.movable_joints}
-    found: dict[str, Any] = {"joints": sorted(mine ^ peer.movable), "limits": _limits(model, peer)}
-    rng, metres, radians = np.random.default_rng(seed), 0.0, 0.0
+    found: dict[str, Any] = {"joints": sorted(mine ^ reference.movable), "limits": _limits(model, reference)}
+    rng, meters, radians = np.random.default_rng(seed), 0.0, 0.0
     for _ in range(poses):
         q = random_joints(model, rng)
-        ours, theirs = links_by_scipy(model, q), peer.links(q, [link.name for link in model.links])
+        ours, theirs = link_poses_scipy(model, q), reference.link_poses(q, [link.name for link in model.links])
         for name, pose in theirs.items():
-            metres = max(metres, float(np.abs(ours[name][:3, 3] - pose[:3, 3]).max()))
+            meters = max(meters, float(np.abs(ours[name][:3, 3] - pose[:3, 3]).max()))
             # For small angles the difference of two rotation matrices is the sine of the angle between them.
             radians = max(radians, float(np.linalg.norm(ours[name][:3, :3] - pose[:3, :3])) / np.sqrt(2))
-    return found | {"metres": metres, "radians": radians}
+    return found | {"metres": meters, "radians": radians}
 
 
-def _limits(model: RobotModel, peer: ByPin) -> list[str]:
+def _limits(model: RobotModel, reference: PinocchioModel) -> list[str]:
     wrong = []
     for joint in model.movable_joints:
-        if joint.name not in peer.movable:
+        if joint.name not in reference.movable:
             continue
         for key in ("lower", "upper", "velocity", "effort"):
-            mine, theirs = getattr(joint.limit, key), peer.limit(joint.name, key)
+            mine, theirs = getattr(joint.limit, key), reference.limit(joint.name, key)
             if joint.type == "continuous" and key in ("lower", "upper"):
                 agree = mine is None
             elif mine is None:  # we read 0 as "not stated"; pinocchio keeps it, or says infinity where nothing stands

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jidm.errors import UrdfError
-from jidm.robot.urdf import parse_urdf
+from jidm.robot.urdf.reader import parse_urdf
 
 LIMIT = "<limit lower='-1' upper='1' velocity='2' effort='3'/>"
 
@@ -18,19 +18,19 @@ def links(names: str) -> str:
     return "".join(f"<link name='{name}'/>" for name in names)
 
 
-def joint(name: str, parent: str, child: str, inside: str = LIMIT, kind: str = "revolute") -> str:
-    return f"<joint name='{name}' type='{kind}'><parent link='{parent}'/><child link='{child}'/>{inside}</joint>"
+def joint(name: str, parent: str, child: str, content: str = LIMIT, kind: str = "revolute") -> str:
+    return f"<joint name='{name}' type='{kind}'><parent link='{parent}'/><child link='{child}'/>{content}</joint>"
 
 
-def one_joint(inside: str = LIMIT, kind: str = "revolute") -> str:
-    return robot(links("ab"), joint("j", "a", "b", inside, kind))
+def one_joint(content: str = LIMIT, kind: str = "revolute") -> str:
+    return robot(links("ab"), joint("j", "a", "b", content, kind))
 
 
-def one_visual(inside: str, tag: str = "visual") -> str:
-    return robot(f"<link name='a'><{tag}>{inside}</{tag}></link>")
+def one_visual(content: str, tag: str = "visual") -> str:
+    return robot(f"<link name='a'><{tag}>{content}</{tag}></link>")
 
 
-def refusal(text: str | bytes, where: str = "arm.urdf") -> str:
+def parse_error(text: str | bytes, where: str = "arm.urdf") -> str:
     """The one line by which the text is refused."""
     with pytest.raises(UrdfError) as error:
         parse_urdf(text, where=where)
@@ -41,10 +41,10 @@ def refusal(text: str | bytes, where: str = "arm.urdf") -> str:
     return message
 
 
-def mimicking(of: str, multiplier: float = 1, offset: float = 0) -> str:
+def mimic_joint(of: str, multiplier: float = 1, offset: float = 0) -> str:
     return f"{LIMIT}<mimic joint='{of}' multiplier='{multiplier}' offset='{offset}'/>"
 
 
-def chain(count: int, inside: str = "<origin xyz='0.01 0 0' rpy='0.3 0 0.02'/><axis xyz='0 0 1'/>" + LIMIT) -> str:
+def chain(count: int, content: str = "<origin xyz='0.01 0 0' rpy='0.3 0 0.02'/><axis xyz='0 0 1'/>" + LIMIT) -> str:
     body = "".join(f"<link name='l{k}'/>" for k in range(count))
-    return robot(body, *(joint(f"j{k}", f"l{k - 1}", f"l{k}", inside) for k in range(1, count)))
+    return robot(body, *(joint(f"j{k}", f"l{k - 1}", f"l{k}", content) for k in range(1, count)))

@@ -9,30 +9,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from jidm.joint_motion import JointMotion
+from jidm.estimation.result import JointMotion
 
-SPAN = 8.0
+POSE_RANGE = 8.0
 """Poses in (-4, 4) are written, to about 5e-7."""
 
 
-def write_poses(q: np.ndarray, height: int, width: int) -> np.ndarray:
+def encode_poses(q: np.ndarray, height: int, width: int) -> np.ndarray:
     """(T, H, W, 3) uint8 pictures whose first pixels hold q (T, n) in 24 bits each."""
     pictures = np.full((len(q), height, width, 3), 90, np.uint8)
-    level = np.rint((q / SPAN + 0.5) * (2**24 - 1)).astype(np.int64)
+    level = np.rint((q / POSE_RANGE + 0.5) * (2**24 - 1)).astype(np.int64)
     for byte in range(3):
         pictures[:, 0, : q.shape[1], byte] = (level >> (8 * byte)) & 255
     return pictures
 
 
-def read_poses(video: torch.Tensor, n: int) -> torch.Tensor:
+def decode_poses(video: torch.Tensor, n: int) -> torch.Tensor:
     """The inverse of `write_poses`, from (T, 3, H, W) pictures in [0, 1]."""
     bytes_ = (video[:, :, 0, :n] * 255).round().double()
     level = (bytes_ * torch.tensor([1.0, 256.0, 65536.0], dtype=torch.float64)[:, None]).sum(1)
-    return (level / (2**24 - 1) - 0.5) * SPAN
+    return (level / (2**24 - 1) - 0.5) * POSE_RANGE
 
 
 @dataclass
-class Recording:
+class InMemoryDataset:
     """What a `RecordedDataset` offers, out of memory."""
 
     q: dict[int, np.ndarray]
@@ -54,12 +54,12 @@ class Recording:
             index=index,
             length=len(q),
             state=q,
-            video=lambda camera: write_poses(q, *self.size),
+            video=lambda camera: encode_poses(q, *self.size),
             column=lambda key: self.extras[key][index],
         )
 
 
-class Reader:
+class PixelPoseModel:
     """Reads the poses off the pictures and then errs as told: steps are scaled, and one step in a video is not valid."""
 
     def __init__(
@@ -67,13 +67,15 @@ class Reader:
     ):
         self.joint_names, self.scale, self.std, self.invalid = joint_names, scale, std, invalid
 
-    def step_pairs(self, first: torch.Tensor, second: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    def predict_steps(
+        self, first: torch.Tensor, second: torch.Tensor, before: torch.Tensor | None = None
+    ) -> torch.Tensor:
         n = len(self.joint_names)
-        return self.scale * (read_poses(second, n) - read_poses(first, n))
+        return self.scale * (decode_poses(second, n) - decode_poses(first, n))
 
     def decode(self, video: torch.Tensor, *, q0: torch.Tensor, fps: float) -> JointMotion:
         n, frames = len(self.joint_names), len(video)
-        step = self.step_pairs(video[:-1], video[1:])
+        step = self.predict_steps(video[:-1], video[1:])
         valid = torch.ones(frames - 1, dtype=torch.bool)
         if self.invalid is not None:
             step[self.invalid], valid[self.invalid] = 0.0, False
@@ -88,7 +90,7 @@ class Reader:
             position_std=torch.full((frames, n), self.std, dtype=torch.float64),
             covariance=torch.eye(n, dtype=torch.float64).expand(frames - 1, n, n) * self.std**2,
             residual=torch.zeros(frames - 1),
-            explained=torch.ones(frames - 1),
+            explained_fraction=torch.ones(frames - 1),
             observable=torch.ones(frames - 1, n, dtype=torch.bool),
             valid=valid,
         )

@@ -83,9 +83,9 @@ def _parse(arguments: list[str]) -> Verb | int:
     import tyro
 
     verbs = {name: _load(where) for name, where in VERBS.items()}
-    complaint = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(stderr):
             verb: Verb = tyro.extras.subcommand_cli_from_dict(
                 verbs,
                 prog="jidm",
@@ -97,11 +97,11 @@ def _parse(arguments: list[str]) -> Verb | int:
     except SystemExit as stop:
         if not stop.code:
             return 0
-        return _fail(_flatten(complaint.getvalue()), 2)
+        return _fail(_flatten(stderr.getvalue()), 2)
 
 
-def _load(where: str) -> Any:
-    module, name = where.split(":")
+def _load(target: str) -> Any:
+    module, name = target.split(":")
     return getattr(import_module(module), name)
 
 

@@ -25,14 +25,14 @@ class Babble:
         width: of the pictures, pixels.
         height: of the pictures, pixels.
         seed: of everything.
-        look: random, plain or textured.
-        cropped: share of all poses in which the robot may reach out of the picture; more shows it larger.
-        amplitude: share of the usable joint range that motions cover.
+        appearance: random, plain or textured.
+        crop_fraction: share of all poses in which the robot may reach out of the picture; more shows it larger.
+        range_fraction: share of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
         workers: processes at work.
         shard: i/N records only every N-th episode from the i-th on.
         ray: let a Ray cluster do it: its address, "auto" for the one that runs here, "local" for one of its own.
-        objects: most things standing around, when the look is random.
+        max_objects: most things standing around, when the look is random.
     """
 
     embodiment: Annotated[str, tyro.conf.Positional]
@@ -44,14 +44,14 @@ class Babble:
     width: int = 128
     height: int = 128
     seed: int = 0
-    look: str = "random"
-    cropped: float = 0.02
-    amplitude: float = 1.0
+    appearance: str = "random"
+    crop_fraction: float = 0.02
+    range_fraction: float = 1.0
     speed: float = 1.0
     workers: int = 1
     shard: str = "0/1"
     ray: str | None = None
-    objects: int = 5
+    max_objects: int = 5
 
     def run(self) -> None:
         """Record."""
@@ -60,8 +60,8 @@ class Babble:
 
         config = BabbleConfig(
             embodiment=self.embodiment, episodes=self.episodes, frames=self.frames, fps=self.fps, cameras=self.camera,
-            width=self.width, height=self.height, seed=self.seed, look=self.look, cropped=self.cropped,
-            amplitude=self.amplitude, speed=self.speed, objects=self.objects,
+            width=self.width, height=self.height, seed=self.seed, appearance=self.appearance, crop_fraction=self.crop_fraction,
+            range_fraction=self.range_fraction, speed=self.speed, max_objects=self.max_objects,
         )  # fmt: skip
         babble(config, self.out, workers=self.workers, shard=parse_shard(self.shard), ray=self.ray, progress=True)
         print(

@@ -14,8 +14,8 @@ from jidm.errors import JidmError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jidm.data import RecordedDataset
-    from jidm.data.survey import CameraSample, Survey
+    from jidm.datasets import RecordedDataset
+    from jidm.datasets.summary import CameraSample, DatasetSummary
     from jidm.robot.embodiment import Embodiment
 
 
@@ -39,18 +39,18 @@ class Show:
     """Measure the motion of the picture in them."""
 
     def run(self) -> int:
-        from jidm.data import open_dataset
-        from jidm.data.survey import sample_camera, survey
+        from jidm.datasets import open_dataset
+        from jidm.datasets.summary import sample_camera, summarize_dataset
 
         dataset = open_dataset(self.folder)
-        figures = survey(dataset, _robot(dataset, self.embodiment))
-        seen = {
+        stats = summarize_dataset(dataset, _robot(dataset, self.embodiment))
+        camera_samples = {
             camera: sample_camera(dataset, camera, episodes=self.episodes, flow=self.flow)
             for camera in (dataset.cameras if self.episodes > 0 else ())
         }
-        print("\n".join(_text(dataset, figures, seen)))
+        print("\n".join(_text(dataset, stats, camera_samples)))
         if self.out is not None:
-            print(f"written to {self.out}/: {', '.join(_draw(dataset, figures, seen, self.out))}")
+            print(f"written to {self.out}/: {', '.join(_draw(dataset, stats, camera_samples, self.out))}")
         return 0
 
 
@@ -68,14 +68,14 @@ class Check:
     """Also decode every picture; slow, finds damage inside the videos."""
 
     def run(self) -> int:
-        from jidm.data import check_dataset, open_dataset
+        from jidm.datasets import open_dataset, validate_dataset
         from jidm.errors import DatasetError
 
         try:
             robot = _robot(open_dataset(self.folder), self.embodiment)
         except DatasetError:
             robot = None  # the check says what is wrong
-        problems = check_dataset(self.folder, embodiment=robot, decode=self.decode)
+        problems = validate_dataset(self.folder, embodiment=robot, decode=self.decode)
         for problem in problems:
             print(problem)
         print(f"{self.folder}: {f'{len(problems)} problem(s)' if problems else 'no problem found'}")
@@ -105,40 +105,42 @@ def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
         return None
 
 
-def _text(dataset: RecordedDataset, figures: Survey, seen: dict[str, list[CameraSample]]) -> Iterator[str]:
-    seconds = figures.frames / dataset.fps
-    shortest, median, longest = figures.lengths
+def _text(
+    dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]]
+) -> Iterator[str]:
+    seconds = stats.frames / dataset.fps
+    shortest, median, longest = stats.lengths
     yield f"{dataset.root}: LeRobot {dataset.version}, robot {dataset.robot_type or 'not named'}"
-    yield f"  episodes   {figures.episodes}, of {shortest} to {longest} frames (median {median})"
-    if dataset.listing.absent:
-        yield f"  missing    {len(dataset.listing.absent)} listed episodes have no table"
-    yield f"  frames     {figures.frames} at {dataset.fps:g} per second: {seconds / 60:.1f} min"
+    yield f"  episodes   {stats.episodes}, of {shortest} to {longest} frames (median {median})"
+    if dataset.metadata.missing_tables:
+        yield f"  missing    {len(dataset.metadata.missing_tables)} listed episodes have no table"
+    yield f"  frames     {stats.frames} at {dataset.fps:g} per second: {seconds / 60:.1f} min"
     for camera in dataset.cameras:
         height, width = dataset.features[dataset.camera_key(camera)].shape[:2]
         yield f"  camera     {camera}: {width}x{height}"
-    shown = sorted(figures.tasks.items(), key=lambda item: -item[1])[:5]
+    shown = sorted(stats.tasks.items(), key=lambda item: -item[1])[:5]
     for task, count in shown:
         yield f"  task       {task or '(none)'}: {count} episode(s)"
-    if len(figures.tasks) > len(shown):
-        yield f"             and {len(figures.tasks) - len(shown)} more"
-    extra = [key for key in dataset.features if key not in _COMMON and not dataset.features[key].is_picture]
+    if len(stats.tasks) > len(shown):
+        yield f"             and {len(stats.tasks) - len(shown)} more"
+    extra = [key for key in dataset.features if key not in _COMMON and not dataset.features[key].is_image]
     yield f"  extras     {', '.join(extra) or 'none'}"
-    yield f"  recipe     {', '.join(f'{k}={_brief(v)}' for k, v in dataset.recipe.items()) or 'none'}"
+    yield f"  recipe     {', '.join(f'{k}={_truncate(v)}' for k, v in dataset.recipe.items()) or 'none'}"
     yield f"  hash       {dataset.content_hash}"
     yield ""
-    yield columns([("JOINT", "LOW", "HIGH", "COVERED", "STEP RMS", "STEP MAX", "MOVING"), *_joint_rows(figures)])
-    within = "limits" if figures.by_limits else "recorded range"
-    yield f"covered: share of 20 parts of the {within}; of the 10 x 10 parts of two joints' plane {figures.pair_coverage:.0%} on average"
+    yield columns([("JOINT", "LOW", "HIGH", "COVERED", "STEP RMS", "STEP MAX", "MOVING"), *_joint_rows(stats)])
+    within = "limits" if stats.uses_limits else "recorded range"
+    yield f"covered: share of 20 parts of the {within}; of the 10 x 10 parts of two joints' plane {stats.pair_coverage:.0%} on average"
     yield "positions in rad or m as recorded, steps per frame; moving: share of steps above 1e-4"
-    if figures.actions:
+    if stats.actions:
         yield ""
-        yield columns([("ACTION", "LOW", "HIGH"), *_action_rows(figures)])
-    for camera, samples in seen.items():
+        yield columns([("ACTION", "LOW", "HIGH"), *_action_rows(stats)])
+    for camera, samples in camera_samples.items():
         yield ""
         head = ("EPISODE", "REPEATED", "FLOW AT", "MOVING", "MEDIAN px", "95 % px", "WEIGHT")
         yield f"pictures of {camera}"
-        yield columns([head, *_picture_rows(samples)])
-    if seen:
+        yield columns([head, *_image_rows(samples)])
+    if camera_samples:
         yield "repeated: share of the faster half of the steps over which the picture stays the same"
         yield "flow over one brisk step; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
 
@@ -146,43 +148,51 @@ def _text(dataset: RecordedDataset, figures: Survey, seen: dict[str, list[Camera
 _COMMON = {"observation.state", "action", "timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
-def _joint_rows(figures: Survey) -> list[tuple[str, ...]]:
+def _joint_rows(stats: DatasetSummary) -> list[tuple[str, ...]]:
     return [
-        (j.name, f"{j.low:.4g}", f"{j.high:.4g}", f"{j.coverage:.0%}", f"{j.step_rms:.4g}", f"{j.step_max:.4g}", f"{j.moving:.0%}")
-        for j in figures.joints
+        (j.name, f"{j.low:.4g}", f"{j.high:.4g}", f"{j.coverage:.0%}", f"{j.step_rms:.4g}", f"{j.step_max:.4g}", f"{j.moving_fraction:.0%}")
+        for j in stats.joints
     ]  # fmt: skip
 
 
-def _action_rows(figures: Survey) -> list[tuple[str, ...]]:
-    return [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in figures.actions.items()]
+def _action_rows(stats: DatasetSummary) -> list[tuple[str, ...]]:
+    return [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in stats.actions.items()]
 
 
-def _picture_rows(samples: list[CameraSample]) -> list[tuple[str, ...]]:
+def _image_rows(samples: list[CameraSample]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for s in samples:
         flow = ("", "", "", "", "")
         if s.flow is not None:
             f = s.flow
-            flow = (str(f.frame), f"{f.moving:.0%}", f"{f.speed:.2f}", f"{f.fastest:.2f}", f"{f.weight_moving:.2f}")
-        rows.append((str(s.episode), f"{s.repeated:.0%}", *flow))
+            flow = (
+                str(f.frame),
+                f"{f.moving_fraction:.0%}",
+                f"{f.speed:.2f}",
+                f"{f.speed_p95:.2f}",
+                f"{f.weight_moving:.2f}",
+            )
+        rows.append((str(s.episode), f"{s.repeated_fraction:.0%}", *flow))
     return rows
 
 
-def _brief(value: object) -> str:
+def _truncate(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _draw(dataset: RecordedDataset, figures: Survey, seen: dict[str, list[CameraSample]], out: Path) -> Iterator[str]:
+def _draw(
+    dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]], out: Path
+) -> Iterator[str]:
     from jidm.cli.outputs import make_folder
-    from jidm.view.dataset_pictures import flow_sheet, frame_sheet, plot_coverage, write_picture
+    from jidm.visualization.dataset_pictures import flow_sheet, frame_sheet, plot_coverage, write_image
 
     make_folder(out)
-    for camera, samples in seen.items():
-        write_picture(frame_sheet(samples), out / f"frames_{camera}.png")
+    for camera, samples in camera_samples.items():
+        write_image(frame_sheet(samples), out / f"frames_{camera}.png")
         yield f"frames_{camera}.png"
         if flows := [s.flow for s in samples if s.flow is not None]:
-            write_picture(flow_sheet(flows), out / f"flow_{camera}.png")
+            write_image(flow_sheet(flows), out / f"flow_{camera}.png")
             yield f"flow_{camera}.png"
-    plot_coverage(figures, out / "coverage.png", title=f"{dataset.root.name}: joint space visited")
+    plot_coverage(stats, out / "coverage.png", title=f"{dataset.root.name}: joint space visited")
     yield "coverage.png"

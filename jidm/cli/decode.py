@@ -13,8 +13,8 @@ from jidm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from jidm.camera.model import Camera
     from jidm.idm import JacobianIDM
-    from jidm.robot.camera import Camera
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Decode:
         Raises:
             InputError: without a checkpoint, robot, camera and first pose must be known.
         """
+        from jidm.camera.model import Camera
         from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import find_robot, fit_camera, read_q0
+        from jidm.cli.inputs import find_robot, read_q0, resize_camera
         from jidm.idm import JacobianIDM
-        from jidm.robot.camera import Camera
 
         robot = None if self.embodiment is None else find_robot(self.embodiment)
         if self.checkpoint is not None and self.camera not in (None, "trained") and robot is None:
@@ -95,17 +95,17 @@ class Decode:
             return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, limits=self.limits), None
         assert self.camera is not None
         if checkpoint is not None and self.camera == "trained":
-            camera = Camera.from_dict(checkpoint.trained_camera())
+            camera = Camera.from_dict(checkpoint.training_camera())
         else:
             assert robot is not None
             camera = robot.camera(self.camera)
         if checkpoint is None:
             assert robot is not None
             read_q0(self.q0, robot)  # before the video, so that a wrong pose is told first
-        camera = fit_camera(camera, *self._size(), self.video)
+        camera = resize_camera(camera, *self._size(), self.video)
         options: dict[str, Any] = {"camera": camera, "flow": self.flow, "limits": self.limits}
         if self.raft_weights is not None:
-            from jidm.motion.flow import RaftFlow
+            from jidm.flow import RaftFlow
 
             options["flow"] = RaftFlow(weights=self.raft_weights)
         if checkpoint is None:
@@ -114,7 +114,7 @@ class Decode:
         return JacobianIDM.from_pretrained(checkpoint, embodiment=robot, **options), camera
 
     def _size(self) -> tuple[int, int]:
-        from jidm.motion.video import open_video
+        from jidm.video.io import open_video
 
         stream = open_video(self.video, fps=self.fps if self.video.is_dir() else None)
         return stream.width, stream.height

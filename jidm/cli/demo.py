@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jidm.atomic_io import atomic_write
 from jidm.errors import InputError
-from jidm.files import whole_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.joint_motion import JointMotion
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
+    from jidm.estimation.result import JointMotion
     from jidm.robot.embodiment import Embodiment
-    from jidm.sim import World
+    from jidm.sim import Scene
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Demo:
         from jidm.cli.inputs import find_robot
         from jidm.cli.outputs import decode_file, make_folder, summary_text, write_results
         from jidm.idm import JacobianIDM
-        from jidm.sim import World, smooth_motion
+        from jidm.sim import Scene, smooth_motion
 
         if self.frames < 2:
             raise InputError(f"--frames {self.frames}: at least 2 are needed, motion lies between frames")
@@ -57,31 +57,31 @@ class Demo:
         truth = smooth_motion(robot, self.frames, 1.0 / self.fps, self.seed)
         np.save(self.out / "truth.npy", truth)
         video = self.out / "input.mp4"
-        with World(robot, seed=self.seed) as world:
+        with Scene(robot, seed=self.seed) as world:
             self._render(world, truth, camera, video)
             idm = JacobianIDM.from_embodiment(robot, camera=camera, flow="dis")
             decoded = decode_file(video, idm, camera=camera, q0=truth[0], fps=self.fps)
             errors = joint_errors(decoded.motion, truth)
             position = decoded.motion.position
 
-            def draw(t: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+            def render(t: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
                 picture = world.render(position[t], camera)
                 return picture.rgb, picture.on_robot
 
             tip = tip_errors(robot, position, truth)
-            more = {"errors": errors, "tip_error_mm": tip}
-            write_results(decoded, self.out, truth=truth, draw=draw, more=more)
+            extra = {"errors": errors, "tip_error_mm": tip}
+            write_results(decoded, self.out, truth=truth, render=render, extra=extra)
         write_errors(self.out / "errors.csv", errors)
         print(summary_text(decoded), error_text(errors, tip), sep="\n\n")
         print(f"\nwritten to {self.out}/: look at overlay.mp4 and plot.png")
-        again = f"--embodiment {self.embodiment} --camera {self.camera} --q0 {self.out}/truth.npy --out jidm_decode"
-        print(f"the same by hand: jidm decode {video} {again}")
+        arguments = f"--embodiment {self.embodiment} --camera {self.camera} --q0 {self.out}/truth.npy --out jidm_decode"
+        print(f"the same by hand: jidm decode {video} {arguments}")
         return 0
 
-    def _render(self, world: World, truth: NDArray[Any], camera: Camera, video: Path) -> None:
+    def _render(self, world: Scene, truth: NDArray[Any], camera: Camera, video: Path) -> None:
         from tqdm import tqdm
 
-        from jidm.motion.video import write_video
+        from jidm.video.io import write_video
 
         def pictures() -> Iterator[NDArray[Any]]:
             for q in tqdm(truth, desc="rendering", unit="frame", delay=2, leave=False):
@@ -149,7 +149,7 @@ def write_errors(path: Path, rows: list[dict[str, Any]]) -> None:
     """The error table as CSV; the file appears whole or not at all."""
     import csv
 
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         if rows:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()

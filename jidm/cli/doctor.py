@@ -39,13 +39,13 @@ class Probe:
 
     Attributes:
         name: function in `jidm.cli.probes`.
-        what: what it means when it works.
+        label: what it means when it works.
         package: the package to look for first; the probe is skipped without it.
         extra: the extra the package belongs to; None for core, whose failure makes the doctor's exit code 1.
     """
 
     name: str
-    what: str
+    label: str
     package: str
     extra: str | None = None
 
@@ -65,7 +65,7 @@ PROBES = (
 class Finding:
     """One line of the report; status is ok, missing, none (nothing to try) or broken."""
 
-    what: str
+    label: str
     status: str
     detail: str
 
@@ -78,8 +78,8 @@ class Doctor:
     """Print JSON instead of text."""
 
     def run(self) -> int:
-        packages = {group: {name: installed(name) for name in names} for group, names in _groups().items()}
-        findings = [*missing(packages), *try_out()]
+        packages = {group: {name: installed_version(name) for name in names} for group, names in _groups().items()}
+        findings = [*missing(packages), *run_probes()]
         broken = any(finding.status == "broken" for finding in findings)
         if self.json:
             report = {"jidm": _own_version(), "python": platform.python_version(), "platform": platform.platform()}
@@ -89,7 +89,7 @@ class Doctor:
         return 1 if broken else 0
 
 
-def installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """Version of an installed package, None if it is absent; the package is not imported."""
     try:
         return version(package)
@@ -110,31 +110,31 @@ def missing(packages: dict[str, dict[str, str | None]]) -> list[Finding]:
     return found
 
 
-def try_out(probes: tuple[Probe, ...] = PROBES, *, limit: float = 120.0) -> list[Finding]:
+def run_probes(probes: tuple[Probe, ...] = PROBES, *, limit: float = 120.0) -> list[Finding]:
     """Run every probe whose package is there, each in its own process of at most `limit` seconds."""
     from tqdm import tqdm
 
     bar = tqdm(probes, desc="trying out", unit="probe", delay=2, leave=False)
-    return [_try(probe, limit) for probe in bar if installed(probe.package) is not None]
+    return [_run_probe(probe, limit) for probe in bar if installed_version(probe.package) is not None]
 
 
-def _try(probe: Probe, limit: float) -> Finding:
+def _run_probe(probe: Probe, limit: float) -> Finding:
     command = [sys.executable, "-c", f"from jidm.cli.probes import run; run({probe.name!r})"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
     except subprocess.TimeoutExpired:
-        return Finding(probe.what, "broken", f"no answer after {limit:g} s")
-    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines()
-    said = lines[-1] if lines else "it says nothing"
-    if done.returncode == 0:
-        return Finding(probe.what, "ok", said)
-    if done.returncode == 3:
-        return Finding(probe.what, "none", said)
-    if done.returncode < 0:
-        said = f"the process was killed by signal {-done.returncode}"
+        return Finding(probe.label, "broken", f"no answer after {limit:g} s")
+    lines = process.stdout.strip().splitlines() or process.stderr.strip().splitlines()
+    message = lines[-1] if lines else "it says nothing"
+    if process.returncode == 0:
+        return Finding(probe.label, "ok", message)
+    if process.returncode == 3:
+        return Finding(probe.label, "none", message)
+    if process.returncode < 0:
+        message = f"the process was killed by signal {-process.returncode}"
     remedy = _REMEDY.get(probe.package, f"try pip install --force-reinstall '{probe.package}'")
-    return Finding(probe.what, "broken", f"{said}; {remedy}")
+    return Finding(probe.label, "broken", f"{message}; {remedy}")
 
 
 def _groups() -> dict[str, tuple[str, ...]]:
@@ -152,10 +152,10 @@ def _text(packages: dict[str, dict[str, str | None]], findings: list[Finding]) -
     for group, versions in packages.items():
         there = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
         lines.append(f"{group:<10} {there or '(not installed)'}")
-    width = max(len(f.what) for f in findings)
-    lines += ["", *(f"{f.what:<{width}}  {f.status:<7}  {f.detail}" for f in findings if f.status != "missing")]
+    width = max(len(f.label) for f in findings)
+    lines += ["", *(f"{f.label:<{width}}  {f.status:<7}  {f.detail}" for f in findings if f.status != "missing")]
     absent = [f for f in findings if f.status == "missing"]
     if absent:
         lines += ["", "not installed, needed only for what its extra names"]
-        lines += [f"{f.what:<{width}}  {f.detail}" for f in absent]
+        lines += [f"{f.label:<{width}}  {f.detail}" for f in absent]
     return lines

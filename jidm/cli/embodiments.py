@@ -20,7 +20,7 @@ class ListRobots:
     """One line per robot (what `jidm embodiments` alone does)."""
 
     def run(self) -> int:
-        rows = [("NAME", "JOINTS", "ROBOT", "LICENCE"), *((r.name, r.joints, r.title, r.licence) for r in table())]
+        rows = [("NAME", "JOINTS", "ROBOT", "LICENCE"), *((r.name, r.joints, r.title, r.license) for r in table())]
         print(columns(rows))
         return 0
 
@@ -56,17 +56,17 @@ class Embodiments:
 
 
 @dataclass(frozen=True)
-class Row:
+class RobotRow:
     """One line of the table of robots; plain text in every field."""
 
     name: str
     joints: str
     title: str
-    licence: str
+    license: str
     source: str
 
 
-def table() -> list[Row]:
+def table() -> list[RobotRow]:
     """All registered robots, sorted by name; one that cannot be loaded says why in place of its title."""
     from tqdm import tqdm
 
@@ -77,11 +77,11 @@ def table() -> list[Row]:
         try:
             robot = Embodiment.load(name)
         except JidmError as error:
-            rows.append(Row(name, "?", str(error), "", ""))
+            rows.append(RobotRow(name, "?", str(error), "", ""))
             continue
-        grip = len(robot.gripper_joints)
-        joints = f"{robot.n - grip} + {grip}" if grip else f"{robot.n}"
-        rows.append(Row(name, joints, robot.title or robot.model.name, robot.licence, robot.source))
+        num_grippers = len(robot.gripper_joints)
+        joints = f"{robot.n - num_grippers} + {num_grippers}" if num_grippers else f"{robot.n}"
+        rows.append(RobotRow(name, joints, robot.title or robot.model.name, robot.license, robot.source))
     return rows
 
 
@@ -106,7 +106,7 @@ def as_dict(robot: Embodiment) -> dict[str, object]:
         "links": len(robot.model.links),
         "cameras": {name: dict(camera) for name, camera in robot.cameras.items()},
         "conventions": sorted(robot.conventions),
-        "licence": robot.licence,
+        "licence": robot.license,
         "source": robot.source,
         "notes": dict(robot.notes),
         "content_hash": robot.content_hash,
@@ -130,7 +130,7 @@ def describe(robot: Embodiment) -> str:
         f"  control       every {robot.control_dt * 1000:g} ms",
         f"  cameras       {', '.join(robot.cameras) or 'none'}",
         f"  conventions   {', '.join(robot.conventions) or 'none'}",
-        f"  licence       {robot.licence}",
+        f"  licence       {robot.license}",
         f"  source        {robot.source}",
         f"  content hash  {robot.content_hash}",
         "",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 if TYPE_CHECKING:
-    from jidm.learn.evaluate import Evaluation, HeldOut, Protocol
+    from jidm.evaluation.evaluate import EvalConfig, Evaluation, HeldOut
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evaluate:
     frames: int | None = None
     """At most so many frames of each episode."""
 
-    conditions: bool = False
+    corruptions: bool = False
     """Also with other backgrounds, hidden parts, JPEG and blur."""
 
     pictures: int = 2
@@ -52,37 +52,37 @@ class Evaluate:
     def run(self) -> int:
         from jidm.cli.outputs import make_folder, write_json
         from jidm.cli.text import columns
-        from jidm.data import open_dataset
-        from jidm.learn.evaluate import HeldOut
-        from jidm.learn.scores import compared, scores, table
+        from jidm.datasets import open_dataset
+        from jidm.evaluation.evaluate import HeldOut
+        from jidm.evaluation.summary import compare_models, summarize, summary_table
 
         dataset = open_dataset(self.data)
-        protocol = self._protocol(dataset)
-        models = self._models(dataset, protocol)
-        held_out = HeldOut(dataset, protocol)
+        config = self._eval_config(dataset)
+        models = self._models(dataset, config)
+        held_out = HeldOut(dataset, config)
         make_folder(self.out)
         evaluations = self._evaluate(models, held_out)
         first = next(iter(evaluations))
-        document: dict[str, Any] = {"models": [scores(e) for e in evaluations.values()]}
+        document: dict[str, Any] = {"models": [summarize(e) for e in evaluations.values()]}
         if len(evaluations) > 1:
-            document["compared"] = {first: compared(evaluations, first)}
-        if self.conditions:
-            document["conditions"] = self._conditions(models, held_out, evaluations)
+            document["compared"] = {first: compare_models(evaluations, first)}
+        if self.corruptions:
+            document["conditions"] = self._corruptions(models, held_out, evaluations)
         write_json(self.out / "evaluation.json", document)
         drawn = self._draw(held_out, evaluations)
-        print(columns(table(document["models"])))
+        print(columns(summary_table(document["models"])))
         self._print_rest(document)
         print(f"written to {self.out}/: evaluation.json{', ' if drawn else ''}{', '.join(drawn)}")
         return 0 if all(e.episodes for e in evaluations.values()) else 1
 
-    def _models(self, dataset: Any, protocol: Protocol) -> dict[str, Any]:
+    def _models(self, dataset: Any, config: EvalConfig) -> dict[str, Any]:
         """Label -> what decodes; where names repeat, the whole path is the label."""
         import sys
 
         from jidm.checkpoint import load_checkpoint
+        from jidm.datasets.episode_selection import describe_episodes
         from jidm.errors import InputError
-        from jidm.learn.episodes import describe
-        from jidm.learn.zoo import load_idm
+        from jidm.model_registry import load_idm
 
         if not self.checkpoints:
             raise InputError("name at least one checkpoint: jidm evaluate CKPT --data DIR")
@@ -94,44 +94,47 @@ class Evaluate:
             models[label] = load_idm(checkpoint)
             data = checkpoint.training.get("data", {})
             if data.get("data_hash") == dataset.content_hash:
-                seen = sorted({*data.get("train_episodes", ()), *data.get("validation_episodes", ())})
-                if known := [k for k in protocol.episodes or () if k in seen]:
-                    print(f"jidm: {label} was trained on {describe(known)} of these; choose others", file=sys.stderr)
+                trained_on = sorted({*data.get("train_episodes", ()), *data.get("validation_episodes", ())})
+                if known := [k for k in config.episodes or () if k in trained_on]:
+                    print(
+                        f"jidm: {label} was trained on {describe_episodes(known)} of these; choose others",
+                        file=sys.stderr,
+                    )
         return models
 
-    def _protocol(self, dataset: Any) -> Protocol:
-        from jidm.learn.episodes import select_episodes
-        from jidm.learn.evaluate import Protocol
+    def _eval_config(self, dataset: Any) -> EvalConfig:
+        from jidm.datasets.episode_selection import select_episodes
+        from jidm.evaluation.evaluate import EvalConfig
 
         episodes = select_episodes(self.episodes, dataset.episode_indices)[: self.limit]
-        return Protocol(
+        return EvalConfig(
             episodes=episodes, camera=self.camera, stride=self.stride, frames=self.frames, joints=self.joints or None
         )
 
-    def _evaluate(self, models: dict[str, Any], held_out: HeldOut, change: Any = None) -> dict[str, Evaluation]:
+    def _evaluate(self, models: dict[str, Any], held_out: HeldOut, corruption: Any = None) -> dict[str, Evaluation]:
         import sys
 
-        from jidm.learn.evaluate import evaluate
+        from jidm.evaluation.evaluate import evaluate
 
         out = {}
         for label, idm in models.items():
-            out[label] = evaluate(idm, held_out, name=label, change=change)
+            out[label] = evaluate(idm, held_out, name=label, corruption=corruption)
             for index, problem in out[label].failed.items():
                 print(f"jidm: {label}: episode {index} failed: {problem}", file=sys.stderr)
         return out
 
-    def _conditions(self, models: dict[str, Any], held_out: HeldOut, clean: dict[str, Evaluation]) -> dict[str, Any]:
-        from jidm.learn.conditions import CONDITIONS, compare
+    def _corruptions(self, models: dict[str, Any], held_out: HeldOut, clean: dict[str, Evaluation]) -> dict[str, Any]:
+        from jidm.evaluation.corruptions import CORRUPTIONS, compare_corrupted
 
         out: dict[str, Any] = {}
-        for name, change in CONDITIONS.items():
-            worse = self._evaluate(models, held_out, change)
-            out[name] = {label: compare(clean[label], worse[label]) for label in models}
+        for name, corruption in CORRUPTIONS.items():
+            corrupted = self._evaluate(models, held_out, corruption)
+            out[name] = {label: compare_corrupted(clean[label], corrupted[label]) for label in models}
         return out
 
     def _draw(self, held_out: HeldOut, evaluations: dict[str, Evaluation]) -> list[str]:
         """Draw the first episodes; the names of what was written."""
-        from jidm.view.field_pictures import plot_decoded, write_field_sheet
+        from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
 
         written = []
         for index in held_out.episodes[: self.pictures]:
@@ -142,11 +145,13 @@ class Evaluate:
                     continue
                 names = evaluation.joint_names
                 motions.setdefault(names, {"truth": episode.q.numpy()})[label] = episode.motion
-                if (look := episode.liveliest) is not None:
+                if (sample := episode.largest_motion_sample) is not None:
                     written.append(f"field_{label.replace('/', '_')}_{index:06d}.png")
-                    exact = {"exact": look.jacobian, "exact_mask": look.mask, "exact_flow": look.flow}
-                    title = f"{label}, episode {index}, frame {look.frame}"
-                    write_field_sheet(self.out / written[-1], look.image, look.seen, names, **exact, title=title)
+                    exact = {"exact": sample.jacobian, "exact_mask": sample.mask, "exact_flow": sample.flow}
+                    title = f"{label}, episode {index}, frame {sample.frame}"
+                    write_field_sheet(
+                        self.out / written[-1], sample.image, sample.prediction, names, **exact, title=title
+                    )
             # Models of other joints cannot share axes.
             for k, same in enumerate(motions.values()):
                 written.append(f"curves_{index:06d}{f'_{k}' if k else ''}.png")
@@ -156,9 +161,9 @@ class Evaluate:
 
     def _print_rest(self, document: dict[str, Any]) -> None:
         from jidm.cli.text import columns
-        from jidm.learn.scores import comparison_table, condition_table
+        from jidm.evaluation.summary import comparison_table, corruption_table
 
         if "compared" in document:
             print("\n" + columns(comparison_table(document["compared"])))
         if "conditions" in document:
-            print("\n" + columns(condition_table(document["conditions"])))
+            print("\n" + columns(corruption_table(document["conditions"])))

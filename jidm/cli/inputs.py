@@ -11,7 +11,7 @@ from jidm.errors import CameraError, InputError, VideoError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
     from jidm.robot.embodiment import Embodiment
 
 
@@ -33,7 +33,7 @@ def find_robot(given: str) -> Embodiment:
     return Embodiment.load(given)
 
 
-def fit_camera(camera: Camera, width: int, height: int, video: Path) -> Camera:
+def resize_camera(camera: Camera, width: int, height: int, video: Path) -> Camera:
     """The camera at the video's size, if the video shows the same view at another resolution.
 
     Raises:
@@ -114,7 +114,7 @@ def _q0_file(path: Path, robot: Embodiment) -> Any:
     return values
 
 
-def frame_rate(given: float | None, stated: float | None, video: Path) -> float:
+def choose_frame_rate(given: float | None, stated: float | None, video: Path) -> float:
     """The frame rate to use [1/s].
 
     Raises:

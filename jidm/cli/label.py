@@ -24,10 +24,10 @@ class Label:
     embodiment: str | None = None
     """Robot: a name from `jidm embodiments`. The checkpoint's own if not given."""
 
-    field_camera: str | None = None
+    camera: str | None = None
     """Calibrated camera, for the exact field of URDF and camera: a JSON file, or a named camera of the robot."""
 
-    view: str | None = None
+    image_key: str | None = None
     """Which camera of the data set is decoded; may be left out where there is only one."""
 
     q0: tuple[str, ...] = ()
@@ -58,24 +58,24 @@ class Label:
     """Which part of the episodes, i/N: for a batch queue. Parts may share --out."""
 
     def run(self) -> int:
-        from jidm.adapters.labels import LabelOptions, label_dataset
         from jidm.cli.inputs import read_q0
         from jidm.cli.text import parse_shard
+        from jidm.control.action_labeling import LabelOptions, label_dataset
         from jidm.idm import JacobianIDM
 
         options = LabelOptions(action_space=self.action, window=self.window, overlap=self.overlap)
         if self.checkpoint is not None:
-            idm = JacobianIDM.from_pretrained(self.checkpoint, embodiment=self.embodiment, camera=self.field_camera)
-        elif self.embodiment is not None and self.field_camera is not None:
-            idm = JacobianIDM.from_embodiment(self.embodiment, camera=self.field_camera)
+            idm = JacobianIDM.from_pretrained(self.checkpoint, embodiment=self.embodiment, camera=self.camera)
+        elif self.embodiment is not None and self.camera is not None:
+            idm = JacobianIDM.from_embodiment(self.embodiment, camera=self.camera)
         else:
             raise InputError("name what decodes: --checkpoint, or --embodiment with --field-camera")
         if self.q0 and idm.embodiment is None:
             raise InputError("--q0 needs --embodiment: nobody says what joints the numbers belong to")
         start = read_q0(self.q0, idm.embodiment) if self.q0 and idm.embodiment is not None else None
-        done = label_dataset(
-            self.source, idm, self.out, camera=self.view, options=options, version=self.version, modality=self.modality,
+        result = label_dataset(
+            self.source, idm, self.out, image_key=self.image_key, options=options, version=self.version, modality=self.modality,
             q0=start, fps=self.fps, shard=parse_shard(self.shard), progress=print,
         )  # fmt: skip
-        print(f"{self.out}: {done.written} episodes; {len(done.problems)} could not be labelled")
-        return 1 if done.problems and not done.written else 0
+        print(f"{self.out}: {result.written} episodes; {len(result.problems)} could not be labelled")
+        return 1 if result.problems and not result.written else 0

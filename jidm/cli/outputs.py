@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jidm.atomic_io import atomic_write
 from jidm.errors import InputError
-from jidm.files import whole_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from jidm.camera.model import Camera
+    from jidm.estimation.result import JointMotion
     from jidm.idm import JacobianIDM
-    from jidm.joint_motion import JointMotion
-    from jidm.robot.camera import Camera
     from jidm.robot.embodiment import Embodiment
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodeResult:
     """One decoded video and what it was decoded with.
 
     Attributes:
         robot, camera: None where a trained field needed none.
-        how: the checkpoint, or the estimator of flow.
+        method: the checkpoint, or the estimator of flow.
         seconds: time the decoding took, reading the file included [s].
     """
 
@@ -36,14 +36,14 @@ class Decoded:
     camera: Camera | None
     video: Path
     fps: float
-    how: str
+    method: str
     seconds: float
 
 
 def decode_file(
     video: Path, idm: JacobianIDM, *, camera: Camera | None = None, q0: NDArray[Any] | None = None,
     fps: float | None = None, smooth: bool = False,
-) -> Decoded:  # fmt: skip
+) -> DecodeResult:  # fmt: skip
     """Decode a video file frame by frame, with a progress bar.
 
     Args:
@@ -52,19 +52,19 @@ def decode_file(
     Raises:
         VideoError: the file cannot be read, or its frame rate is unknown and not given.
     """
-    from jidm.cli.inputs import frame_rate
-    from jidm.motion.video import open_video
+    from jidm.cli.inputs import choose_frame_rate
+    from jidm.video.io import open_video
 
     stream = open_video(video, fps=fps if video.is_dir() else None)
-    rate = frame_rate(fps, stream.fps, video)
+    rate = choose_frame_rate(fps, stream.fps, video)
     began = time.perf_counter()
     motion = (
         idm.decode_whole(video, q0=q0, fps=fps, progress=True)[1]
         if smooth
         else idm.decode(video, q0=q0, fps=fps, progress=True)
     )
-    how = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
-    return Decoded(motion, idm.embodiment, camera, video, rate, how, time.perf_counter() - began)
+    method = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
+    return DecodeResult(motion, idm.embodiment, camera, video, rate, method, time.perf_counter() - began)
 
 
 def make_folder(out: Path) -> None:
@@ -79,33 +79,33 @@ def make_folder(out: Path) -> None:
 
 
 def write_results(
-    decoded: Decoded,
+    decoded: DecodeResult,
     out: Path,
     *,
     overlay: bool = True,
     truth: NDArray[Any] | None = None,
-    draw: Callable[[int], tuple[NDArray[Any], NDArray[Any]]] | None = None,
-    more: dict[str, Any] | None = None,
+    render: Callable[[int], tuple[NDArray[Any], NDArray[Any]]] | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> None:
     """Write motion.npz, motion.csv, plot.png, summary.json and, if wanted, overlay.mp4 into a folder that exists.
 
     Args:
         truth: (T, n) true positions for the plot [rad or m].
-        draw: how to draw the robot at frame t in the overlay; surface points if not given.
-        more: further entries of summary.json.
+        render: how to draw the robot at frame t in the overlay; surface points if not given.
+        extra: further entries of summary.json.
     """
-    from jidm.view import plot_motion
+    from jidm.visualization import plot_motion
 
     motion = decoded.motion
     motion.save(out / "motion.npz")
     motion.to_csv(out / "motion.csv")
     plot_motion(motion, out / "plot.png", truth=truth, title=_title(decoded))
-    write_json(out / "summary.json", {**summary(decoded), **(more or {})})
+    write_json(out / "summary.json", {**summary(decoded), **(extra or {})})
     if overlay and decoded.camera is not None:
-        _write_overlay(decoded, out / "overlay.mp4", draw)
+        _write_overlay(decoded, out / "overlay.mp4", render)
 
 
-def summary(decoded: Decoded) -> dict[str, Any]:
+def summary(decoded: DecodeResult) -> dict[str, Any]:
     """How the decoding went, as plain data."""
     from jidm import __version__
 
@@ -131,7 +131,7 @@ def summary(decoded: Decoded) -> dict[str, Any]:
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
         "camera": None if decoded.camera is None else decoded.camera.to_dict(),
-        "how": decoded.how,
+        "how": decoded.method,
         "valid_share": _mean(valid),
         "mean_residual_px": _mean(residual),
         "seconds": round(decoded.seconds, 3),
@@ -140,7 +140,7 @@ def summary(decoded: Decoded) -> dict[str, Any]:
     }
 
 
-def summary_text(decoded: Decoded) -> str:
+def summary_text(decoded: DecodeResult) -> str:
     """The summary for a reader, one joint a line."""
     from jidm.cli.text import columns
 
@@ -170,24 +170,24 @@ def summary_text(decoded: Decoded) -> str:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Strict JSON (no NaN); the file appears whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
 
-def _title(decoded: Decoded) -> str:
-    return f"{decoded.video.name}, {decoded.robot.title if decoded.robot else decoded.how}"
+def _title(decoded: DecodeResult) -> str:
+    return f"{decoded.video.name}, {decoded.robot.title if decoded.robot else decoded.method}"
 
 
-def _write_overlay(decoded: Decoded, path: Path, draw: Any) -> None:
+def _write_overlay(decoded: DecodeResult, path: Path, render: Any) -> None:
     assert decoded.robot is not None and decoded.camera is not None
-    from jidm.field.analytic import AnalyticField
-    from jidm.motion.flow import DisFlow
-    from jidm.motion.video import open_video
-    from jidm.view import write_overlay
+    from jidm.fields.analytic import AnalyticField
+    from jidm.flow import DisFlow
+    from jidm.video.io import open_video
+    from jidm.visualization import write_overlay
 
     field = AnalyticField(decoded.robot, decoded.camera, points=12000)
     stream = open_video(decoded.video, fps=decoded.fps if decoded.video.is_dir() else None)
-    write_overlay(path, stream, decoded.motion, field, DisFlow(), fps=decoded.fps, robot=draw, progress=True)
+    write_overlay(path, stream, decoded.motion, field, DisFlow(), fps=decoded.fps, render_robot=render, progress=True)
 
 
 def _mean(x: Any) -> float | None:

@@ -45,7 +45,7 @@ def flow() -> str:
     import numpy as np
     import torch
 
-    from jidm.motion.flow import DisFlow
+    from jidm.flow import DisFlow
 
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.random((1, 3, 24, 32))).float()
@@ -59,7 +59,7 @@ def flow() -> str:
 def video() -> str:
     import torch
 
-    from jidm.motion.video import read_video, write_video
+    from jidm.video.io import read_video, write_video
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.mp4"
@@ -72,10 +72,10 @@ def video() -> str:
 
 def sim() -> str:
     from jidm.robot.embodiment import Embodiment
-    from jidm.sim import World
+    from jidm.sim import Scene
 
     robot = Embodiment.load("planar_finger_2")
-    with World(robot) as world:
+    with Scene(robot) as world:
         seen = int(world.render(robot.home, robot.camera(next(iter(robot.cameras)))).on_robot.sum())
     if not seen:
         raise RuntimeError("the robot is not in the picture it rendered")

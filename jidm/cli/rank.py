@@ -30,30 +30,30 @@ class Rank:
     """Rows of the contact sheet at most."""
 
     def run(self) -> int:
-        from jidm.adapters.reward.scoring import resumed
         from jidm.cli.text import columns
-        from jidm.view.contact_sheet import write_contact_sheet
+        from jidm.rewards.scoring import read_scores
+        from jidm.visualization.contact_sheet import write_contact_sheet
 
         for path in self.scores:
             if not path.is_file():
                 raise InputError(f"{path}: no such file; write it with `jidm score`")
-        records = {record["video"]: record for path in self.scores for record in resumed(path)}
+        records = {record["video"]: record for path in self.scores for record in read_scores(path)}
         if len({record.get("by") for record in records.values()}) > 1:
             raise InputError("these files hold scores of different rewards, which cannot be compared")
-        judged = [record for record in records.values() if not record.get("problem")]
-        if not judged:
+        scored = [record for record in records.values() if not record.get("problem")]
+        if not scored:
             raise InputError("none of the videos could be judged; see `problem` in the scores")
         if self.by not in ("reward", "eva"):
             raise InputError(f"--by must be reward or eva, got '{self.by}'")
-        ordered = sorted(judged, key=lambda record: (-float(record[self.by]), record["video"]))[: self.best]
+        ordered = sorted(scored, key=lambda record: (-float(record[self.by]), record["video"]))[: self.best]
         table = [("", "video", "reward", "EVA's", "what speaks against it")]
         table += [
             (str(k + 1), r["video"], f"{r['reward']:.2f}", f"{r['eva']:.2f}", next(iter(r["reasons"]), ""))
             for k, r in enumerate(ordered)
         ]
         print(columns(table))
-        if len(judged) < len(records):
-            print(f"{len(records) - len(judged)} videos that could not be judged are left out")
+        if len(scored) < len(records):
+            print(f"{len(records) - len(scored)} videos that could not be judged are left out")
         shown = [(r["video"], f"{k + 1}.  {r[self.by]:.2f}  {Path(r['video']).name}") for k, r in enumerate(ordered)]
         write_contact_sheet(self.out, shown[: self.rows])
         print(f"written to {self.out}")

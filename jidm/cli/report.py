@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from jidm.cli.score import Judge
+from jidm.cli.score import ModelArgs
 
 
 @dataclass(frozen=True)
@@ -17,28 +17,28 @@ class Report:
     video: tyro.conf.Positional[Path]
     """Video file."""
 
-    judge: tyro.conf.OmitArgPrefixes[Judge] = field(default_factory=Judge)
+    model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
     """What judges."""
 
-    calibration: Path | None = None
+    scales: Path | None = None
     """Scales of good videos, written by `jidm calibrate`; those beside the checkpoint if not given."""
 
     out: Path = Path("report.html")
     """The page."""
 
     def run(self) -> int:
-        from jidm.motion.video import read_video
-        from jidm.view.report import write_report
+        from jidm.video.io import read_video
+        from jidm.visualization.report import write_report
 
-        recipe = self.judge.recipe(self.calibration, self.video)
-        reward = recipe.make()
-        score, reading = reward.explain(self.video, q0=recipe.start(str(self.video)), fps=self.judge.fps)
+        config = self.model.reward_config(self.scales, self.video)
+        reward = config.build()
+        score, analysis = reward.explain(self.video, q0=config.initial_pose(str(self.video)), fps=self.model.fps)
         assert score.motion is not None and score.by_step is not None
         write_report(
             self.out, title=self.video.name, frames=read_video(self.video).frames, motion=score.motion,
-            limits=(reading.lower.double().numpy(), reading.upper.double().numpy(), reading.velocity.double().numpy()), reward=float(score.reward),
-            figures={"EVA's reward": score.eva, **(score.penalties or {})}, by_step=score.by_step,
-            unexplained=reading.seen.unexplained_at, misplaced=reading.seen.misplaced_at, reasons=score.reasons,
+            limits=(analysis.lower.double().numpy(), analysis.upper.double().numpy(), analysis.velocity.double().numpy()), reward=float(score.reward),
+            metrics={"EVA's reward": score.eva, **(score.penalties or {})}, by_step=score.by_step,
+            unexplained=analysis.residuals.unexplained_map, misplaced=analysis.residuals.misplaced_map, reasons=score.reasons,
         )  # fmt: skip
         print(f"{self.video}: {float(score.reward):.2f} of 10; written to {self.out}")
         for reason in score.reasons:

@@ -11,12 +11,12 @@ import tyro
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
-    from jidm.adapters.reward.scoring import RewardRecipe
     from jidm.idm import JacobianIDM
+    from jidm.rewards.scoring import RewardConfig
 
 
 @dataclass(frozen=True)
-class Judge:
+class ModelArgs:
     """What judges: a robot's decoder and the scales of good videos."""
 
     checkpoint: str | None = None
@@ -34,29 +34,29 @@ class Judge:
     fps: float | None = None
     """Frame rate [1/s], where files do not know it or are wrong about it."""
 
-    def recipe(self, calibration: Path | None, first_video: Path) -> RewardRecipe:
+    def reward_config(self, scales: Path | None, first_video: Path) -> RewardConfig:
         """What makes the reward, in other processes too."""
-        from jidm.adapters.reward.scoring import RewardRecipe
+        from jidm.camera.model import Camera
         from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import find_robot, fit_camera
-        from jidm.motion.video import open_video
-        from jidm.robot.camera import Camera
+        from jidm.cli.inputs import find_robot, resize_camera
+        from jidm.rewards.scoring import RewardConfig
+        from jidm.video.io import open_video
 
         checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
         if checkpoint is None and not (self.embodiment and self.camera):
             raise InputError("name what judges: --checkpoint, or --embodiment with --camera and --q0")
         camera = None
         if self.camera == "trained" and checkpoint is not None:
-            camera = Camera.from_dict(checkpoint.trained_camera())
+            camera = Camera.from_dict(checkpoint.training_camera())
         elif self.camera is not None:
             if self.embodiment is None:
                 raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
             camera = find_robot(self.embodiment).camera(self.camera)
         if camera is not None:
             stream = open_video(first_video, fps=self.fps if first_video.is_dir() else None)
-            camera = fit_camera(camera, stream.width, stream.height, first_video)
-        return RewardRecipe(
-            calibration=None if calibration is None else str(calibration), checkpoint=self.checkpoint, embodiment=self.embodiment,
+            camera = resize_camera(camera, stream.width, stream.height, first_video)
+        return RewardConfig(
+            scales=None if scales is None else str(scales), checkpoint=self.checkpoint, embodiment=self.embodiment,
             camera=None if camera is None else camera.to_dict(), fps=self.fps, q0=self._q0(),
         )  # fmt: skip
 
@@ -79,10 +79,10 @@ class Score:
     videos: tyro.conf.Positional[tuple[Path, ...]]
     """Video files; of a folder, the videos in it."""
 
-    judge: tyro.conf.OmitArgPrefixes[Judge] = field(default_factory=Judge)
+    model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
     """What judges."""
 
-    calibration: Path | None = None
+    scales: Path | None = None
     """Scales of good videos, written by `jidm calibrate`; those beside the checkpoint if not given."""
 
     out: Path = Path("scores.jsonl")
@@ -98,16 +98,16 @@ class Score:
     """Of Ray; 1 means one per CPU."""
 
     def run(self) -> int:
-        from jidm.adapters.reward.scoring import resumed, score_files
         from jidm.cli.text import parse_shard
+        from jidm.rewards.scoring import read_scores, score_files
 
-        videos = found(self.videos)
-        recipe = self.judge.recipe(self.calibration, videos[0])
+        videos = collect_videos(self.videos)
+        config = self.model.reward_config(self.scales, videos[0])
         shard = parse_shard(self.shard)
         written = score_files(
-            videos, recipe, self.out, shard=shard, ray=self.ray, workers=self.workers, progress=True
+            videos, config, self.out, shard=shard, ray=self.ray, workers=self.workers, progress=True
         )  # fmt: skip
-        records = resumed(self.out)
+        records = read_scores(self.out)
         failed = [record for record in records if record.get("problem")]
         rewards = sorted(record["reward"] for record in records if not record.get("problem"))
         middle = f", median reward {rewards[len(rewards) // 2]:.2f}" if rewards else ""
@@ -118,45 +118,45 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Calibrate:
+class FitScales:
     """Measure on good videos what the reward measures others by."""
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
     """Good videos, real or simulated, as long and large as those to judge; 30 and more are better than 5."""
 
-    judge: tyro.conf.OmitArgPrefixes[Judge] = field(default_factory=Judge)
+    model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
     """What judges."""
 
     out: Path = Path("calibration.json")
     """The scales, for `jidm score --calibration`."""
 
     def run(self) -> int:
-        from jidm.adapters.reward import ExecutabilityReward
         from jidm.cli.text import columns
+        from jidm.rewards import ExecutabilityReward
 
-        videos = found(self.videos)
-        recipe = self.judge.recipe(self.out, videos[0])
-        idm: JacobianIDM = recipe.idm()
-        starts = [recipe.start(str(video)) for video in videos]
-        calibrated = ExecutabilityReward(idm).calibrated(
-            [str(video) for video in videos], q0=None if starts[0] is None else starts, fps=self.judge.fps
+        videos = collect_videos(self.videos)
+        config = self.model.reward_config(self.out, videos[0])
+        idm: JacobianIDM = config.build_idm()
+        starts = [config.initial_pose(str(video)) for video in videos]
+        reward = ExecutabilityReward(idm).fit_scales(
+            [str(video) for video in videos], q0=None if starts[0] is None else starts, fps=self.model.fps
         )
-        assert calibrated.calibration is not None
-        calibrated.calibration.save(self.out)
+        assert reward.scales is not None
+        reward.scales.save(self.out)
         rows = [("term", "usual", "to the 90th percentile")]
-        rows += [(name, f"{s.usual:.4f}", f"{s.far:.4f}") for name, s in calibrated.calibration.scales.items()]
+        rows += [(name, f"{s.median:.4f}", f"{s.spread:.4f}") for name, s in reward.scales.terms.items()]
         print(columns(rows))
         print(f"written to {self.out}, from {len(videos)} videos")
         return 0
 
 
-def found(given: tuple[Path, ...]) -> list[Path]:
+def collect_videos(given: tuple[Path, ...]) -> list[Path]:
     """The videos meant.
 
     Raises:
         InputError: there are none.
     """
-    from jidm.motion.video import VIDEO_SUFFIXES
+    from jidm.video.io import VIDEO_SUFFIXES
 
     videos: list[Path] = []
     for path in given:

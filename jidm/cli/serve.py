@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
-    from jidm.adapters.server import Session
     from jidm.idm import JacobianIDM
+    from jidm.serving import Session
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -45,7 +45,7 @@ class Serve:
     chunk: int = 1
     """Frames that are waited for before commands are given."""
 
-    view: str | None = None
+    image_key: str | None = None
     """Name of the picture in an observation, where there are several."""
 
     layout: Literal["lingbot_va", "paper_per_arm", "lingbot_vla"] | None = None
@@ -54,7 +54,7 @@ class Serve:
     side: Literal["left", "right"] | None = None
     """Which arm a single one counts as in them."""
 
-    most_behind: float | None = 0.5
+    max_tracking_error: float | None = 0.5
     """A robot that reports to be further from where it was sent is held [rad or m]."""
 
     token_file: Path | None = None
@@ -63,14 +63,14 @@ class Serve:
     workers: int = 2
     """Requests computed at once."""
 
-    most_clients: int = 64
+    max_clients: int = 64
     """Connections at once."""
 
     def run(self) -> int:
         import torch
 
-        from jidm.adapters.server import PolicyServer
         from jidm.idm import JacobianIDM
+        from jidm.serving import PolicyServer
 
         token = self._token()
         idm = JacobianIDM.from_pretrained(self.checkpoint, embodiment=self.embodiment)
@@ -78,34 +78,34 @@ class Serve:
         session = self._session(idm)
         metadata = session.metadata
         if self.layout is not None:
-            session.contract.format(session.decoder, None, None)
+            session.handshake.lingbot_format(session.decoder, None, None)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.workers))
         server = PolicyServer(
             lambda: self._session(idm), host=self.host, port=self.port, token=token, workers=self.workers,
-            most_clients=self.most_clients,
+            max_clients=self.max_clients,
         )  # fmt: skip
         if token is None and self.host not in _LOOPBACK:
             print("anybody who reaches this port can use it: give --token-file or JIDM_TOKEN", file=sys.stderr)
 
-        def started(port: int) -> None:
+        def on_started(port: int) -> None:
             print(f"serving {self.checkpoint} on ws://{self.host}:{port}, {metadata['action_space']} of", end=" ")
             print(
                 f"{metadata['action_dim']} joints at {self.control_rate:g} Hz; /healthz and /metrics beside it",
                 flush=True,
             )
 
-        server.run(started)
+        server.run(on_started)
         return 0
 
     def _session(self, idm: JacobianIDM) -> Session:
-        from jidm.adapters.decoder import ActionDecoder
-        from jidm.adapters.server import Contract, Session
+        from jidm.control import ActionDecoder
+        from jidm.serving import Handshake, Session
 
         decoder = ActionDecoder(
             idm, video_rate=self.video_rate, control_rate=self.control_rate, chunk=self.chunk, action_space=self.action,
-            most_behind=self.most_behind,
+            max_tracking_error=self.max_tracking_error,
         )  # fmt: skip
-        return Session(decoder, Contract(view=self.view, layout=self.layout, side=self.side))
+        return Session(decoder, Handshake(image_key=self.image_key, layout=self.layout, side=self.side))
 
     def _token(self) -> str | None:
         if self.token_file is None:

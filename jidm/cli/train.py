@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
-    from jidm.learn.config import TrainConfig
+    from jidm.training.config import TrainConfig
 
-_MINUTES = 10.0  # where no budget is given
+_DEFAULT_MINUTES = 10.0  # where no budget is given
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Train:
     width: int | None = None
     """Width of the pictures the model sees [px]; likewise."""
 
-    detail: int | None = None
+    input_scale: int | None = None
     """How many times larger a jacobian_field's closer looks see the pictures; 2 where the recording allows, if not given."""
 
     joints: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class Train:
     batch_size: int = 32
     """Pairs a step, over all devices together."""
 
-    optimiser: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["muon", "adamw"] = "muon"
     """Muon for convolutions and AdamW for the rest, or AdamW for all."""
 
     learning_rate: float = 1e-3
@@ -101,7 +101,7 @@ class Train:
     patience: int = 0
     """So many validations without a better one end the run; 0 never."""
 
-    keep: Literal["best", "last"] = "last"
+    save_policy: Literal["best", "last"] = "last"
     """Which weights the checkpoint holds: of the best validation, or the last."""
 
     seed: int = 0
@@ -128,8 +128,8 @@ class Train:
     def run(self) -> int:
         from functools import partial
 
-        from jidm.learn.training import train
-        from jidm.view.training_pictures import draw_pairs
+        from jidm.training.train import train
+        from jidm.visualization.training_pictures import draw_pairs
 
         robot = None
         if self.embodiment is not None:
@@ -137,7 +137,7 @@ class Train:
 
             robot = find_robot(self.embodiment)
         config = self.config()
-        out = train(config, robot=robot, report=partial(print, flush=True), pictures=draw_pairs)
+        out = train(config, robot=robot, report=partial(print, flush=True), visualizer=draw_pairs)
         print(f"checkpoint in {out}/; run's log and pictures in {config.run_folder}/")
         return 0
 
@@ -145,16 +145,16 @@ class Train:
         """The same as the record that is saved."""
         from dataclasses import asdict
 
-        from jidm.learn.config import TrainConfig
+        from jidm.training.config import TrainConfig
 
         values: dict[str, Any] = asdict(self)
         for name in ("data", "out", "cache"):
             values[name] = None if values[name] is None else str(values[name])
-        given = {"backbone": values.pop("backbone"), "pretrained": values.pop("pretrained")}
-        if given != {"backbone": "own", "pretrained": False}:
+        encoder = {"backbone": values.pop("backbone"), "pretrained": values.pop("pretrained")}
+        if encoder != {"backbone": "own", "pretrained": False}:
             if self.kind != "jacobian_field":
                 raise InputError("--backbone and --pretrained are for --kind jacobian_field; leave them out")
-            values["options"] = given
+            values["options"] = encoder
         if self.steps is None and self.minutes is None:
-            values["minutes"] = _MINUTES
+            values["minutes"] = _DEFAULT_MINUTES
         return TrainConfig(**values)

@@ -13,30 +13,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import CheckpointError, InputError, VideoError
-from jidm.field.analytic import AnalyticField
-from jidm.field.base import ReadsPose
-from jidm.field.hybrid import HybridField
-from jidm.field.learned import LearnedField
+from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits, TrackedStep
+from jidm.estimation.factors.learned import predict_steps
+from jidm.estimation.learned_tracker import LearnedTracker, LearnedTrackerOptions, training_limits
+from jidm.estimation.result import JointMotion, stack
+from jidm.estimation.smoother import smooth_motion
+from jidm.fields.analytic import AnalyticField
+from jidm.fields.base import PosePredictor
+from jidm.fields.free import LearnedField
+from jidm.fields.hybrid import HybridField
+from jidm.flow import Flow, FlowEstimator, FlowSource, as_flow_estimator, split_flow
 from jidm.idm.stream import MotionStream
-from jidm.joint_motion import JointMotion, stack
-from jidm.motion.fit import Fit
-from jidm.motion.flow import Flow, FlowEstimator, VideoFlow, as_flow_estimator, split_flow
-from jidm.motion.layout import as_video
-from jidm.motion.timed import frame_times, timed_stream
-from jidm.solve.follow import FollowOptions, PoseFollower, learned_limits
-from jidm.solve.learned_step import step_pairs
-from jidm.solve.smooth import smoothed
-from jidm.solve.track import JointLimits, PoseTracker, TrackedStep, TrackOptions
+from jidm.video.layouts import as_video
+from jidm.video.letterbox import Letterbox
+from jidm.video.timestamps import frame_timestamps, timestamped_stream
 
 if TYPE_CHECKING:
+    from jidm.camera.model import Camera
     from jidm.checkpoint import Checkpoint
-    from jidm.field.base import JacobianField
-    from jidm.robot.camera import Camera
+    from jidm.fields.base import JacobianField
     from jidm.robot.embodiment import Embodiment
 
 __all__ = ["JacobianIDM", "JointMotion"]
 
-_PRISMATIC_UNIT = 0.1
+_PRISMATIC_SCALE = 0.1
 """[m] A slide of this length counts like a turn of one radian when joints are compared."""
 
 
@@ -60,24 +60,24 @@ class JacobianIDM:
         field: JacobianField | LearnedField,
         flow: FlowEstimator | None,
         *,
-        options: TrackOptions | FollowOptions | None = None,
+        options: AnalyticTrackerOptions | LearnedTrackerOptions | None = None,
         limits: str = "all",
-        flow_side: int = 320,
+        flow_resolution: int = 320,
     ) -> None:
         if limits not in ("all", "position", "none"):
             raise InputError(f"limits must be 'all', 'position' or 'none', got {limits!r}")
         learned = isinstance(field, LearnedField)
         if not learned and (embodiment is None or flow is None):
             raise InputError("this field needs an embodiment and a flow estimator; only a learned one does without")
-        wanted = FollowOptions if learned else TrackOptions
-        if options is not None and not isinstance(options, wanted):
-            raise InputError(f"a {type(field).__name__} is followed with {wanted.__name__}, got {options!r}")
+        options_type = LearnedTrackerOptions if learned else AnalyticTrackerOptions
+        if options is not None and not isinstance(options, options_type):
+            raise InputError(f"a {type(field).__name__} is followed with {options_type.__name__}, got {options!r}")
         self.embodiment = embodiment
         self.field = field
         self.flow = flow
-        self.options = options or wanted()
+        self.options = options or options_type()
         self.limits = limits
-        self.flow_side = flow_side
+        self.flow_resolution = flow_resolution
         self.checkpoint: Mapping[str, Any] = {}
 
     @classmethod
@@ -104,14 +104,14 @@ class JacobianIDM:
         from jidm.robot.embodiment import Embodiment
 
         robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
-        view = robot.camera(camera)
-        field = AnalyticField(robot, view, points=points, occluders=max(20000, points), seed=seed)
+        camera_model = robot.camera(camera)
+        field = AnalyticField(robot, camera_model, points=points, occluders=max(20000, points), seed=seed)
         return cls(robot, field, as_flow_estimator(flow), **options)
 
     @classmethod
     def from_pretrained(
         cls,
-        where: str | Path | Checkpoint,
+        source: str | Path | Checkpoint,
         *,
         embodiment: str | Embodiment | None = None,
         camera: str | Path | Camera | None = None,
@@ -122,7 +122,7 @@ class JacobianIDM:
         """A trained IDM: nothing to calibrate, no known first pose needed.
 
         Args:
-            where: a checkpoint folder, the name of a bundled one, or a hub id.
+            source: a checkpoint folder, the name of a bundled one, or a hub id.
             embodiment: the robot, a registered name or a descriptor; refused if the checkpoint was trained for another.
                 If not given, the one the checkpoint names, where it is registered and unchanged.
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. If given, the exact field
@@ -138,25 +138,27 @@ class JacobianIDM:
         Raises:
             CheckpointError: there is no such checkpoint, it is damaged, of another kind, or of another robot.
         """
+        from jidm.camera.model import Camera
         from jidm.checkpoint import Checkpoint, load_checkpoint
-        from jidm.robot.camera import Camera
 
-        checkpoint = where if isinstance(where, Checkpoint) else load_checkpoint(where)
+        checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         if checkpoint.kind != LearnedField.kind:
             raise CheckpointError(
                 f"{checkpoint.source}: holds a model of kind '{checkpoint.kind}', not a Jacobian field; "
-                "load it with jidm.learn.zoo.load_idm"
+                "load it with jidm.model_registry.load_idm"
             )
         learned = LearnedField.from_config(checkpoint.config)
         checkpoint.load_into(learned)
         learned = learned.eval().requires_grad_(False).to(device)
-        robot = _trained_robot(checkpoint, embodiment)
+        robot = _checkpoint_embodiment(checkpoint, embodiment)
         field: LearnedField | HybridField = learned
         if camera is not None:
             if robot is None:
                 raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
-            view = Camera.from_dict(checkpoint.trained_camera()) if camera == "trained" else robot.camera(camera)
-            field = HybridField(learned, robot, view)
+            camera_model = (
+                Camera.from_dict(checkpoint.training_camera()) if camera == "trained" else robot.camera(camera)
+            )
+            field = HybridField(learned, robot, camera_model)
             flow = flow or "dis"
         idm = cls(robot, field, None if flow is None else as_flow_estimator(flow), **options)
         idm.checkpoint = {"source": checkpoint.source, "content_hash": checkpoint.content_hash}
@@ -167,7 +169,7 @@ class JacobianIDM:
         """Names of the n joints, the order of every joint axis."""
         return tuple(self.field.joint_names)
 
-    def step_pairs(
+    def predict_steps(
         self, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"], before: Tensor | None = None
     ) -> Float[Tensor, "b n"]:
         """Joint steps [rad or m] of unrelated pairs of frames by a learned field; `before` is not needed.
@@ -177,7 +179,7 @@ class JacobianIDM:
         """
         if not isinstance(self.field, LearnedField):
             raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
-        return step_pairs(self.field, self.field.fitted(first), self.field.fitted(second))
+        return predict_steps(self.field, self.field.letterbox(first), self.field.letterbox(second))
 
     def decode(
         self,
@@ -211,7 +213,7 @@ class JacobianIDM:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
             InputError: q0 or flow do not fit.
         """
-        return self._decode(video, q0, fps, flow, layout, value_range, progress, remembers=False)[0]
+        return self._decode(video, q0, fps, flow, layout, value_range, progress, keep_history=False)[0]
 
     def decode_whole(
         self,
@@ -230,47 +232,47 @@ class JacobianIDM:
         earlier steps; memory grows by (2n)^2 numbers a frame. Then the motion is `smoothed`, as an analytic field's is.
         Arguments and errors as of `decode`.
         """
-        motion, later = self._decode(video, q0, fps, flow, layout, value_range, progress, remembers=True)
-        return motion, smoothed(motion if later is None else later)
+        motion, smoothed_motion = self._decode(video, q0, fps, flow, layout, value_range, progress, keep_history=True)
+        return motion, smooth_motion(motion if smoothed_motion is None else smoothed_motion)
 
     def _decode(
         self, video: Any, q0: Any, fps: float | None, flow: Flow | Tensor | None, layout: str | None,
-        value_range: tuple[float, float] | None, progress: bool, *, remembers: bool,
+        value_range: tuple[float, float] | None, progress: bool, *, keep_history: bool,
     ) -> tuple[JointMotion, JointMotion | None]:  # fmt: skip
-        start = self._start(q0)
+        start = self._initial_q(q0)
         if isinstance(video, (str, Path)):
             if start.dim() != 1:
                 raise InputError(f"q0 must be ({start.shape[-1]},) for one file, got shape {tuple(start.shape)}")
-            frames, times, length = timed_stream(video, fps)
+            frames, times, length = timestamped_stream(video, fps)
             return self._decode_one(
-                frames, times, None if q0 is None else start, flow, length if progress else None, remembers
+                frames, times, None if q0 is None else start, flow, length if progress else None, keep_history
             )
         tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
-        time = frame_times(video, fps, tensor.shape[-4])
+        time = frame_timestamps(video, fps, tensor.shape[-4])
         batch = tensor.shape[:-4]
-        if not _expands(start.shape[:-1], batch):
+        if not _is_broadcastable(start.shape[:-1], batch):
             raise InputError(f"q0 of shape {tuple(start.shape)} does not fit a video with batch shape {tuple(batch)}")
         start = start.expand(*batch, start.shape[-1]).reshape(-1, start.shape[-1])
         clips = tensor.reshape(-1, *tensor.shape[-4:])
         flows = split_flow(flow, tensor.shape)
         motions = [
             self._decode_one(
-                iter(clip), iter(time), None if q0 is None else q, f, len(clip) if progress else None, remembers
+                iter(clip), iter(time), None if q0 is None else q, f, len(clip) if progress else None, keep_history
             )
             for clip, q, f in zip(clips, start, flows, strict=True)
         ]
         if not batch:
             return motions[0]
-        later = [x for _, x in motions if x is not None]
-        return stack([x for x, _ in motions], batch), stack(later, batch) if later else None
+        smoothed_motions = [x for _, x in motions if x is not None]
+        return stack([x for x, _ in motions], batch), stack(smoothed_motions, batch) if smoothed_motions else None
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
-    def _start(self, q0: Sequence[float] | np.ndarray | Tensor | None) -> Float[Tensor, "*batch n"]:
+    def _initial_q(self, q0: Sequence[float] | np.ndarray | Tensor | None) -> Float[Tensor, "*batch n"]:
         """q0 as a tensor; NaN, which nobody reads, where the field will look for itself."""
         n = len(self.joint_names)
         if q0 is None:
-            if not isinstance(self.field, (LearnedField, ReadsPose)):
+            if not isinstance(self.field, (LearnedField, PosePredictor)):
                 raise InputError(
                     f"q0, the {n} joint positions in the first frame, must be given; only a trained checkpoint reads them "
                     "off the picture"
@@ -285,7 +287,7 @@ class JacobianIDM:
 
     def stream(
         self, first: Float[Tensor, "3 H W"], *, time: float = 0.0, q0: Sequence[float] | np.ndarray | Tensor | None = None,
-        flow: Flow | Tensor | None = None, remembers: bool = False,
+        flow: Flow | Tensor | None = None, keep_history: bool = False,
     ) -> MotionStream:  # fmt: skip
         """Follow a robot through frames as they come; see `MotionStream`.
 
@@ -293,22 +295,22 @@ class JacobianIDM:
             first: the first frame, RGB in [0, 1]. time: of it [s].
             q0: (n,) joint positions it shows [rad or m]; a learned field reads them off the picture if not given.
             flow: (T-1, 2, H, W) between the frames to come, where it was measured elsewhere [px].
-            remembers: keep what `MotionStream.looking_back` needs.
+            keep_history: keep what `MotionStream.looking_back` needs.
 
         Raises:
             VideoError: the frame is not finite, or not of the size the field is for.
             InputError: q0 does not fit.
         """
-        start = self._start(q0)
+        start = self._initial_q(q0)
         if start.dim() != 1:
             raise InputError(f"q0 must be ({start.shape[-1]},) for one video, got shape {tuple(start.shape)}")
         if not first.isfinite().all():
             raise VideoError("the first frame is not finite; q0 belongs to a frame that shows the robot")
         self._check_size(first)
         like = first if not isinstance(self.field, LearnedField) else self.field.delta_std
-        tracker = self._tracker(like, remembers)
-        tracker.start(self._fitted(first), None if q0 is None else start.to(like))
-        return MotionStream(tracker, first, time, self._fitted, self._fitted_flow, self._video_flow(flow))
+        tracker = self._make_tracker(like, keep_history)
+        tracker.start(self._letterbox(first), None if q0 is None else start.to(like))
+        return MotionStream(tracker, first, time, self._letterbox, self._letterbox_flow, self._flow_source(flow))
 
     def _decode_one(
         self,
@@ -317,47 +319,47 @@ class JacobianIDM:
         q0: Tensor | None,
         flow: Flow | Tensor | None,
         progress_total: int | None,
-        remembers: bool,
+        keep_history: bool,
     ) -> tuple[JointMotion, JointMotion | None]:
         first = next(frames, None)
         if first is None:
             raise VideoError("the video has no frames")
-        clock = [next(times)]
-        stream = self.stream(first, time=clock[0], q0=q0, flow=flow, remembers=remembers)
+        timestamps = [next(times)]
+        stream = self.stream(first, time=timestamps[0], q0=q0, flow=flow, keep_history=keep_history)
         q, covariance = stream.q, stream.position_covariance
         steps: list[TrackedStep] = []
         for frame in _with_progress(frames, progress_total):
-            clock.append(next(times))
-            steps.append(stream.push(frame, clock[-1]))
+            timestamps.append(next(times))
+            steps.append(stream.push(frame, timestamps[-1]))
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        told = self._motion(q, covariance, clock, steps)
-        later = stream.looking_back(steps) if remembers else None
-        return told, None if later is None else self._motion(q, covariance, clock, later)
+        motion = self._assemble(q, covariance, timestamps, steps)
+        smoothed_steps = stream.smooth(steps) if keep_history else None
+        return motion, None if smoothed_steps is None else self._assemble(q, covariance, timestamps, smoothed_steps)
 
-    def _tracker(self, like: Tensor, remembers: bool) -> Any:
+    def _make_tracker(self, like: Tensor, keep_history: bool) -> Any:
         limits = self._joint_limits(like)
         if isinstance(self.field, LearnedField):
-            return PoseFollower(self.field, limits, self.options, remembers=remembers)  # type: ignore[arg-type]
-        return PoseTracker(self.field, limits, self.options)  # type: ignore[arg-type]
+            return LearnedTracker(self.field, limits, self.options, keep_history=keep_history)  # type: ignore[arg-type]
+        return AnalyticTracker(self.field, limits, self.options)  # type: ignore[arg-type]
 
-    def _fitted(self, frame: Float[Tensor, "3 H W"]) -> Tensor:
+    def _letterbox(self, frame: Float[Tensor, "3 H W"]) -> Tensor:
         """The frame in the size the field reads."""
-        return self.field.fitted(frame) if isinstance(self.field, LearnedField) else frame
+        return self.field.letterbox(frame) if isinstance(self.field, LearnedField) else frame
 
-    def _fitted_flow(self, flow: Flow) -> Flow:
+    def _letterbox_flow(self, flow: Flow) -> Flow:
         """Flow of the video as that of the pictures the field reads."""
         if not isinstance(self.field, LearnedField):
             return flow
         height, width = flow.weight.shape[-2:]
-        return Fit(height, width, self.field.config.height, self.field.config.width).flow(flow)
+        return Letterbox(height, width, self.field.config.height, self.field.config.width).apply_to_flow(flow)
 
-    def _video_flow(self, given: Flow | Tensor | None) -> VideoFlow:
+    def _flow_source(self, precomputed: Flow | Tensor | None) -> FlowSource:
         if isinstance(self.field, LearnedField):
-            return VideoFlow(self.flow, given, back=True)
+            return FlowSource(self.flow, precomputed, bidirectional=True)
         # Where brightness does the measuring, flow only has to start it and to tell what moved.
-        starts_only = isinstance(self.options, TrackOptions) and self.options.refine != "none"
-        return VideoFlow(self.flow, given, side=self.flow_side if starts_only else None)
+        starts_only = isinstance(self.options, AnalyticTrackerOptions) and self.options.refine != "none"
+        return FlowSource(self.flow, precomputed, resolution=self.flow_resolution if starts_only else None)
 
     def _check_size(self, frame: Tensor) -> None:
         """The field's pixels must be the video's."""
@@ -374,21 +376,21 @@ class JacobianIDM:
         robot = self.embodiment
         if robot is None:
             assert isinstance(self.field, LearnedField)
-            return learned_limits(self.field.config, like)
+            return training_limits(self.field.config, like)
         infinite = np.full(robot.n, np.inf)
         prismatic = np.array([t == "prismatic" for t in robot.joint_types])
-        bounded, timed = self.limits != "none", self.limits == "all"
+        position_limited, velocity_limited = self.limits != "none", self.limits == "all"
         values = (
-            robot.lower if bounded else -infinite,
-            robot.upper if bounded else infinite,
-            robot.velocity if timed else infinite,
-            np.where(prismatic, _PRISMATIC_UNIT, 1.0),
+            robot.lower if position_limited else -infinite,
+            robot.upper if position_limited else infinite,
+            robot.velocity if velocity_limited else infinite,
+            np.where(prismatic, _PRISMATIC_SCALE, 1.0),
         )
         return JointLimits(*(torch.from_numpy(np.array(v)).to(like) for v in values))
 
-    def _motion(self, q0: Tensor, start: Tensor, clock: list[float], steps: list[TrackedStep]) -> JointMotion:
+    def _assemble(self, q0: Tensor, start: Tensor, timestamps: list[float], steps: list[TrackedStep]) -> JointMotion:
         """Steps as one motion from q0 on, which is known to the covariance `start`."""
-        time = torch.tensor(clock, dtype=torch.float64)
+        time = torch.tensor(timestamps, dtype=torch.float64)
         delta_q = torch.stack([s.delta_q for s in steps])
         covariances = torch.stack([start, *(s.position_covariance for s in steps)])
         return JointMotion(
@@ -401,7 +403,7 @@ class JacobianIDM:
             position_std=covariances.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt(),
             covariance=torch.stack([s.covariance for s in steps]),
             residual=torch.stack([s.residual for s in steps]),
-            explained=torch.stack([s.explained for s in steps]),
+            explained_fraction=torch.stack([s.explained_fraction for s in steps]),
             observable=torch.stack([s.observable for s in steps]),
             valid=torch.tensor([s.valid for s in steps]),
             provenance=self._provenance(),
@@ -427,13 +429,13 @@ class JacobianIDM:
             "seed": getattr(self.field, "seed", None),
             "flow": None if self.flow is None else type(self.flow).__name__,
             "limits": self.limits,
-            "flow_side": self.flow_side,
+            "flow_side": self.flow_resolution,
             "options": asdict(self.options),
             "camera": camera.to_dict() if camera is not None else None,
         }
 
 
-def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:
+def _checkpoint_embodiment(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:
     """The robot a checkpoint is used on; None where nobody knows one."""
     from jidm.robot.embodiment import Embodiment
 
@@ -447,7 +449,7 @@ def _trained_robot(checkpoint: Checkpoint, embodiment: str | Embodiment | None) 
     return robot
 
 
-def _expands(shape: torch.Size, batch: torch.Size) -> bool:
+def _is_broadcastable(shape: torch.Size, batch: torch.Size) -> bool:
     """Whether values of this batch shape serve a video of that one."""
     return len(shape) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(batch)))
 

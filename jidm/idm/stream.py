@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError, VideoError
-from jidm.motion.flow import Flow, VideoFlow
-from jidm.solve.follow import PoseFollower
-from jidm.solve.track import PoseTracker, TrackedStep
+from jidm.estimation.analytic_tracker import AnalyticTracker, TrackedStep
+from jidm.estimation.learned_tracker import LearnedTracker
+from jidm.flow import Flow, FlowSource
 
 
 class MotionStream:
@@ -24,12 +24,12 @@ class MotionStream:
     """
 
     def __init__(
-        self, tracker: PoseTracker | PoseFollower, first: Float[Tensor, "3 H W"], time: float,
-        fitted: Callable[[Tensor], Tensor], fitted_flow: Callable[[Flow], Flow], flow: VideoFlow,
+        self, tracker: AnalyticTracker | LearnedTracker, first: Float[Tensor, "3 H W"], time: float,
+        letterbox: Callable[[Tensor], Tensor], letterbox_flow: Callable[[Flow], Flow], flow: FlowSource,
     ) -> None:  # fmt: skip
         self.time = time
-        self._tracker, self._fitted, self._fitted_flow, self._flow = tracker, fitted, fitted_flow, flow
-        self._good, self._good_index, self._count = first, 0, 1
+        self._tracker, self._letterbox, self._letterbox_flow, self._flow = tracker, letterbox, letterbox_flow, flow
+        self._last_accepted, self._last_accepted_index, self._count = first, 0, 1
 
     @property
     def q(self) -> Float[Tensor, " n"]:
@@ -51,23 +51,25 @@ class MotionStream:
         Raises:
             VideoError: the frame has another size than the first, or does not come after the last. Nothing is changed.
         """
-        if frame.shape != self._good.shape:
-            raise VideoError(f"frame {self._count} is {tuple(frame.shape)}, the first is {tuple(self._good.shape)}")
+        if frame.shape != self._last_accepted.shape:
+            raise VideoError(
+                f"frame {self._count} is {tuple(frame.shape)}, the first is {tuple(self._last_accepted.shape)}"
+            )
         dt = time - self.time
         if not (math.isfinite(dt) and dt >= 0):
             raise VideoError(f"frame {self._count} is of {time} s, the one before of {self.time} s; time must go on")
         if not frame.isfinite().all():
             step = self._tracker.skip(dt)
         else:
-            measured = self._flow.between(self._good, frame, self._good_index, self._count)
-            step = self._tracker.step(self._fitted(frame), dt, *map(self._fitted_flow, measured))
-        if step.used:
-            self._good, self._good_index = frame, self._count
+            flows = self._flow.between(self._last_accepted, frame, self._last_accepted_index, self._count)
+            step = self._tracker.step(self._letterbox(frame), dt, *map(self._letterbox_flow, flows))
+        if step.accepted:
+            self._last_accepted, self._last_accepted_index = frame, self._count
         self.time = time
         self._count += 1
         return step
 
-    def told(self, q: Sequence[float] | np.ndarray | Tensor, *, std: float = 1e-3) -> None:
+    def correct(self, q: Sequence[float] | np.ndarray | Tensor, *, std: float = 1e-3) -> None:
         """Anchor to what the robot measured.
 
         Args:
@@ -76,11 +78,11 @@ class MotionStream:
         Raises:
             InputError: they are not n finite numbers.
         """
-        measured = q if isinstance(q, Tensor) else torch.from_numpy(np.array(q, dtype=np.float64))
-        if measured.shape != self.q.shape or not measured.isfinite().all():
-            raise InputError(f"q must be {len(self.q)} finite joint positions, got {measured.tolist()}")
-        self._tracker.told(measured, std)
+        measurement = q if isinstance(q, Tensor) else torch.from_numpy(np.array(q, dtype=np.float64))
+        if measurement.shape != self.q.shape or not measurement.isfinite().all():
+            raise InputError(f"q must be {len(self.q)} finite joint positions, got {measurement.tolist()}")
+        self._tracker.correct(measurement, std)
 
-    def looking_back(self, steps: Sequence[TrackedStep]) -> list[TrackedStep] | None:
+    def smooth(self, steps: Sequence[TrackedStep]) -> list[TrackedStep] | None:
         """All steps since the start, told by the frames after them as well; None where the field is not learned."""
-        return self._tracker.looking_back(steps) if isinstance(self._tracker, PoseFollower) else None
+        return self._tracker.smooth(steps) if isinstance(self._tracker, LearnedTracker) else None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from jidm.errors import EmbodimentError, did_you_mean
 
-FACTOR: dict[str, float] = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "normalised": 1.0}
+UNIT_FACTOR: dict[str, float] = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "normalised": 1.0}
 """Size of one outside unit in rad or m; a normalised joint's size is its `scale` alone."""
 
 Vector = TypeVar("Vector")
@@ -32,12 +32,12 @@ Vector = TypeVar("Vector")
 class JointConvention:
     """One outside way of writing a robot's joint vector.
 
-    All tuples have n entries, in the order of `joint_names` (the embodiment's order), except `outside_names`,
+    All tuples have n entries, in the order of `joint_names` (the embodiment's order), except `external_names`,
     which is in the order of the outside vector.
 
     Attributes:
         joint_names: the embodiment's joints, the order of `q`.
-        outside_names: the embodiment joint that each outside column holds (a permutation of `joint_names`).
+        external_names: the embodiment joint that each outside column holds (a permutation of `joint_names`).
         sign: +1 or -1.
         scale: size of one outside unit; 1 unless the outside vector is stretched. For a normalised joint
             with range [low, high]: scale = high - low, offset = low.
@@ -46,7 +46,7 @@ class JointConvention:
     """
 
     joint_names: tuple[str, ...]
-    outside_names: tuple[str, ...]
+    external_names: tuple[str, ...]
     sign: tuple[int, ...]
     scale: tuple[float, ...]
     offset: tuple[float, ...]
@@ -59,10 +59,10 @@ class JointConvention:
             object.__setattr__(self, field, value)
             if len(value) != n:
                 raise EmbodimentError(f"joint convention: {field} has {len(value)} entries, the robot has {n} joints")
-        if sorted(self.outside_names) != sorted(self.joint_names) or len(set(self.joint_names)) != n:
+        if sorted(self.external_names) != sorted(self.joint_names) or len(set(self.joint_names)) != n:
             raise EmbodimentError(
                 f"joint convention: outside_names must hold every joint once; "
-                f"got {', '.join(self.outside_names)} for {', '.join(self.joint_names)}"
+                f"got {', '.join(self.external_names)} for {', '.join(self.joint_names)}"
             )
         for name, sign, scale, offset, unit in zip(
             self.joint_names, self.sign, self.scale, self.offset, self.unit, strict=True
@@ -75,9 +75,9 @@ class JointConvention:
                 )
             if not math.isfinite(offset):
                 raise EmbodimentError(f"joint convention: offset of '{name}' must be finite, got {offset}")
-            if unit not in FACTOR:
+            if unit not in UNIT_FACTOR:
                 raise EmbodimentError(
-                    f"joint convention: unit of '{name}' is '{unit}': {did_you_mean(str(unit), FACTOR)}"
+                    f"joint convention: unit of '{name}' is '{unit}': {did_you_mean(str(unit), UNIT_FACTOR)}"
                 )
 
     @classmethod
@@ -91,7 +91,7 @@ class JointConvention:
         scale: Mapping[str, float] | None = None,
         offset: Mapping[str, float] | None = None,
         unit: Mapping[str, str] | None = None,
-        normalised: Mapping[str, Sequence[float]] | None = None,
+        normalized: Mapping[str, Sequence[float]] | None = None,
     ) -> JointConvention:
         """Convention from what differs: joints that are not named count as jidm counts them (rad or m).
 
@@ -100,35 +100,37 @@ class JointConvention:
             joint_types: their types; prismatic joints then count in m where no unit is given.
             order: joint held by each outside column; the embodiment's order if not given.
             sign, scale, offset, unit: per joint name, see the class.
-            normalised: joint name -> (q at outside 0, q at outside 1) [rad or m]; may run downwards.
+            normalized: joint name -> (q at outside 0, q at outside 1) [rad or m]; may run downwards.
 
         Raises:
             EmbodimentError: unknown joint, or a joint given both a range and a sign, scale, offset or unit.
         """
         names = tuple(joint_names)
-        given: dict[str, Mapping[str, Any]] = {
-            "sign": sign or {}, "scale": scale or {}, "offset": offset or {}, "unit": unit or {}, "normalised": normalised or {}
+        tables: dict[str, Mapping[str, Any]] = {
+            "sign": sign or {}, "scale": scale or {}, "offset": offset or {}, "unit": unit or {}, "normalised": normalized or {}
         }  # fmt: skip
-        for field, mapping in given.items():
+        for field, mapping in tables.items():
             for name in mapping:
                 if name not in names:
                     raise EmbodimentError(f"joint convention: {field} names '{name}': {did_you_mean(name, names)}")
-        values = {field: dict(mapping) for field, mapping in given.items()}
-        for name, ends in values.pop("normalised").items():
-            if taken := [field for field, mapping in values.items() if name in mapping]:
+        values = {field: dict(mapping) for field, mapping in tables.items()}
+        for name, bounds in values.pop("normalised").items():
+            if conflicts := [field for field, mapping in values.items() if name in mapping]:
                 raise EmbodimentError(
-                    f"joint convention: '{name}' is normalised and has {taken[0]} too; give one of them"
+                    f"joint convention: '{name}' is normalised and has {conflicts[0]} too; give one of them"
                 )
-            if len(ends) != 2 or not ends[0] != ends[1]:
-                raise EmbodimentError(f"joint convention: range of '{name}' must be two different numbers, got {ends}")
-            low, high = float(ends[0]), float(ends[1])
+            if len(bounds) != 2 or not bounds[0] != bounds[1]:
+                raise EmbodimentError(
+                    f"joint convention: range of '{name}' must be two different numbers, got {bounds}"
+                )
+            low, high = float(bounds[0]), float(bounds[1])
             values["offset"][name], values["scale"][name] = low, abs(high - low)
             values["sign"][name], values["unit"][name] = (1 if high > low else -1), "normalised"
         types = tuple(joint_types) if joint_types is not None else ("revolute",) * len(names)
         native = {x: "m" if t == "prismatic" else "rad" for x, t in zip(names, types, strict=True)}
         return cls(
             joint_names=names,
-            outside_names=names if order is None else tuple(order),
+            external_names=names if order is None else tuple(order),
             sign=tuple(values["sign"].get(x, 1) for x in names),
             scale=tuple(float(values["scale"].get(x, 1.0)) for x in names),
             offset=tuple(float(values["offset"].get(x, 0.0)) for x in names),
@@ -157,12 +159,12 @@ class JointConvention:
     @property
     def order(self) -> tuple[int, ...]:
         """Outside column that holds joint k."""
-        return tuple(self.outside_names.index(x) for x in self.joint_names)
+        return tuple(self.external_names.index(x) for x in self.joint_names)
 
     @property
     def gain(self) -> NDArray[np.float64]:
         """(n,) rad or m of `q[k]` per unit of its outside column, sign included."""
-        return np.array([s * c * FACTOR[u] for s, c, u in zip(self.sign, self.scale, self.unit, strict=True)])
+        return np.array([s * c * UNIT_FACTOR[u] for s, c, u in zip(self.sign, self.scale, self.unit, strict=True)])
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -173,32 +175,32 @@ class JointConvention:
 
     def to_embodiment(self, x: Vector) -> Vector:
         """Outside joint positions (*batch, n) to `q` (*batch, n) [rad or m]."""
-        return self._in(x, offset=True)
+        return self._apply(x, offset=True)
 
     def from_embodiment(self, q: Vector) -> Vector:
         """`q` (*batch, n) [rad or m] to outside joint positions (*batch, n); inverse of `to_embodiment`."""
-        return self._out(q, offset=True)
+        return self._invert(q, offset=True)
 
     def delta_to_embodiment(self, x: Vector) -> Vector:
         """Outside steps or velocities (*batch, n) to jidm's; as `to_embodiment` but without the offset."""
-        return self._in(x, offset=False)
+        return self._apply(x, offset=False)
 
     def delta_from_embodiment(self, delta_q: Vector) -> Vector:
         """Steps or velocities (*batch, n) [rad or m, per frame or second] to the outside; no offset."""
-        return self._out(delta_q, offset=False)
+        return self._invert(delta_q, offset=False)
 
-    def _in(self, x: Any, *, offset: bool) -> Any:
-        x = _floating(x, self.n)
-        q = x[..., list(self.order)] * _like(self.gain, x)
-        return q + _like(np.array(self.offset), x) if offset else q
+    def _apply(self, x: Any, *, offset: bool) -> Any:
+        x = _as_floating(x, self.n)
+        q = x[..., list(self.order)] * _as_like(self.gain, x)
+        return q + _as_like(np.array(self.offset), x) if offset else q
 
-    def _out(self, q: Any, *, offset: bool) -> Any:
-        q = _floating(q, self.n)
-        x = (q - _like(np.array(self.offset), q) if offset else q) / _like(self.gain, q)
-        return x[..., [self.joint_names.index(name) for name in self.outside_names]]
+    def _invert(self, q: Any, *, offset: bool) -> Any:
+        q = _as_floating(q, self.n)
+        x = (q - _as_like(np.array(self.offset), q) if offset else q) / _as_like(self.gain, q)
+        return x[..., [self.joint_names.index(name) for name in self.external_names]]
 
 
-def _floating(x: Any, n: int) -> Any:
+def _as_floating(x: Any, n: int) -> Any:
     """x as a floating array or tensor that ends in n; integers would silently lose what the map adds."""
     if not hasattr(x, "new_tensor"):
         x = np.asarray(x)
@@ -211,6 +213,6 @@ def _floating(x: Any, n: int) -> Any:
     return x
 
 
-def _like(values: NDArray[np.float64], x: Any) -> Any:
+def _as_like(values: NDArray[np.float64], x: Any) -> Any:
     """Constants in the dtype (and on the device) of x, without importing torch."""
     return x.new_tensor(values.tolist()) if hasattr(x, "new_tensor") else values.astype(x.dtype)

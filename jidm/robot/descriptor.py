@@ -24,22 +24,22 @@ from pathlib import Path
 from typing import Any
 
 from jidm.errors import EmbodimentError, JidmError, MissingExtraError, did_you_mean
-from jidm.robot import build
+from jidm.robot import factory
+from jidm.robot.composition import compose, rigid_transform
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.mesh_resolver import package_file, package_roots
 from jidm.robot.model import RobotModel
-from jidm.robot.mount import compose, rigid
-from jidm.robot.resources import package_file, package_roots
-from jidm.robot.urdf import read_urdf
+from jidm.robot.urdf.reader import read_urdf
 
-FILE = "embodiment.toml"
-_being_read: ContextVar[tuple[Path, ...]] = ContextVar("descriptors being read", default=())
-_TEXTS = ("name", "title", "licence", "source", "urdf")
-_NAMES = ("tip_links", "gripper_joints")
-_TABLES = ("joints", "locked", "notes", "cameras", "conventions", "compose")
-_VECTORS = ("home", "amplitude", "acceleration", "jerk", "lower", "upper", "velocity", "effort")
-_CAMERA = ("width", "height", "K", "T_camera_base", "eye", "target", "up", "fov_y")
-_CONVENTION = ("order", "sign", "scale", "offset", "unit", "normalised")
+DESCRIPTOR_FILE = "embodiment.toml"
+_loading: ContextVar[tuple[Path, ...]] = ContextVar("descriptors being read", default=())
+_STRING_KEYS = ("name", "title", "licence", "source", "urdf")
+_NAME_LIST_KEYS = ("tip_links", "gripper_joints")
+_TABLE_KEYS = ("joints", "locked", "notes", "cameras", "conventions", "compose")
+_VECTOR_KEYS = ("home", "amplitude", "acceleration", "jerk", "lower", "upper", "velocity", "effort")
+_CAMERA_KEYS = ("width", "height", "K", "T_camera_base", "eye", "target", "up", "fov_y")
+_CONVENTION_KEYS = ("order", "sign", "scale", "offset", "unit", "normalised")
 
 
 def read_descriptor(path: str | Path) -> Embodiment:
@@ -54,30 +54,30 @@ def read_descriptor(path: str | Path) -> Embodiment:
         MissingExtraError: the URDF is in a package that is not installed.
     """
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    path = path / DESCRIPTOR_FILE if path.is_dir() else path
     data = _read_toml(path)
-    _check_shape(data, path)
-    if (file := path.resolve()) in _being_read.get():
+    _check_schema(data, path)
+    if (file := path.resolve()) in _loading.get():
         raise EmbodimentError(f"{path}: this robot is made of itself; compose it of others")
-    token = _being_read.set((*_being_read.get(), file))
+    token = _loading.set((*_loading.get(), file))
     try:
-        return _composed(data, path) if "compose" in data else _single(data, path)
+        return _build_composed(data, path) if "compose" in data else _build_single(data, path)
     except MissingExtraError:
         raise
     except JidmError as error:
         text = str(error)
         raise type(error)(text if str(path) in text else f"{path}: {text}") from None
     finally:
-        _being_read.reset(token)
+        _loading.reset(token)
 
 
-def _single(data: dict[str, Any], path: Path) -> Embodiment:
+def _build_single(data: dict[str, Any], path: Path) -> Embodiment:
     for key in ("urdf", "joints"):
         if key not in data:
             raise EmbodimentError(
                 f"{path}: key '{key}' is missing; a descriptor has urdf and [joints], or [compose.<part>]"
             )
-    urdf, roots = _urdf(data["urdf"], path)
+    urdf, roots = _locate_urdf(data["urdf"], path)
     model = read_urdf(urdf, mesh_roots=roots)
     joints, locked = dict(data["joints"]), dict(data.get("locked", {}))
     names = tuple(joints.pop("names", ()))
@@ -87,40 +87,40 @@ def _single(data: dict[str, Any], path: Path) -> Embodiment:
             raise EmbodimentError(f"{path}: joints.{key} has {len(values)} values, joints.names has {len(names)}")
     types = {j.name: j.type for j in model.joints}
     conventions = _conventions(data, names, tuple(types[x] for x in names), path)
-    return build.from_model(
+    return factory.from_model(
         model, name=data["name"], joints=names, locked=locked, conventions=conventions,
-        fingerprint=[build.urdf_fingerprint(urdf, model), data], **joints, **_descriptive(data),
+        fingerprint=[factory.urdf_fingerprint(urdf, model), data], **joints, **_metadata(data),
     )  # fmt: skip
 
 
-def _composed(data: dict[str, Any], path: Path) -> Embodiment:
+def _build_composed(data: dict[str, Any], path: Path) -> Embodiment:
     for key in ("urdf", "joints", "locked"):
         if key in data:
             raise EmbodimentError(f"{path}: a descriptor has {key} or [compose], not both")
     parts: dict[str, Any] = {}
     for prefix, part in data["compose"].items():
-        body = Embodiment.load(part["embodiment"])
-        parts[prefix] = (body, rigid(part.get("xyz", (0, 0, 0)), part.get("rpy", (0, 0, 0))))
-    whole = compose(data["name"], **parts)
-    given = _descriptive(data)
-    if "cameras" in given:
-        given["cameras"] = {**whole.cameras, **given["cameras"]}
-    given["notes"] = {**whole.notes, **given.get("notes", {})}
-    conventions = _conventions(data, whole.joint_names, whole.joint_types, path)
+        embodiment = Embodiment.load(part["embodiment"])
+        parts[prefix] = (embodiment, rigid_transform(part.get("xyz", (0, 0, 0)), part.get("rpy", (0, 0, 0))))
+    composed = compose(data["name"], **parts)
+    metadata = _metadata(data)
+    if "cameras" in metadata:
+        metadata["cameras"] = {**composed.cameras, **metadata["cameras"]}
+    metadata["notes"] = {**composed.notes, **metadata.get("notes", {})}
+    conventions = _conventions(data, composed.joint_names, composed.joint_types, path)
     return replace(
-        whole,
-        content_hash=build.digest([whole.content_hash, data]),
-        conventions={**whole.conventions, **conventions},
-        **given,
+        composed,
+        content_hash=factory.digest([composed.content_hash, data]),
+        conventions={**composed.conventions, **conventions},
+        **metadata,
     )
 
 
-def _descriptive(data: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(data: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("title", "licence", "source", "control_dt", "tip_links", "gripper_joints", "cameras", "notes")
     return {key: tuple(v) if isinstance(v := data[key], list) else v for key in keys if key in data}
 
 
-def _urdf(reference: str, path: Path) -> tuple[Path, list[Path]]:
+def _locate_urdf(reference: str, path: Path) -> tuple[Path, list[Path]]:
     """The URDF file and the folders its meshes may lie in."""
     if ":" in reference:
         return package_file(reference), list(package_roots(reference))
@@ -153,69 +153,71 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EmbodimentError(f"cannot read {path}: {error.strerror}; give a folder with an {FILE}") from None
+        raise EmbodimentError(
+            f"cannot read {path}: {error.strerror}; give a folder with an {DESCRIPTOR_FILE}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EmbodimentError(f"{path} is not TOML: {error}") from None
 
 
-def _check_shape(data: dict[str, Any], path: Path) -> None:
+def _check_schema(data: dict[str, Any], path: Path) -> None:
     """Keys and types, before any meaning."""
-    _known(data, (*_TEXTS, *_NAMES, *_TABLES, "control_dt"), str(path))
+    _check_keys(data, (*_STRING_KEYS, *_NAME_LIST_KEYS, *_TABLE_KEYS, "control_dt"), str(path))
     for key in ("name", "title", "licence", "source"):
         if key not in data:
             raise EmbodimentError(f"{path}: key '{key}' is missing")
-    for key in _TEXTS:
+    for key in _STRING_KEYS:
         if key in data and not (isinstance(data[key], str) and data[key].strip()):
             raise EmbodimentError(f"{path}: {key} must be a text")
-    for key in _NAMES:
-        _texts(data.get(key, []), f"{path}: {key}")
-    for key in _TABLES:
+    for key in _NAME_LIST_KEYS:
+        _check_names(data.get(key, []), f"{path}: {key}")
+    for key in _TABLE_KEYS:
         if not isinstance(data.get(key, {}), dict):
             raise EmbodimentError(f"{path}: [{key}] must be a table")
-    if not _number(data.get("control_dt", 1.0)):
+    if not _is_number(data.get("control_dt", 1.0)):
         raise EmbodimentError(f"{path}: control_dt must be a number of seconds")
     joints = data.get("joints", {})
-    _known(joints, ("names", "reordered", *_VECTORS), f"{path}: joints")
-    _texts(joints.get("names", []), f"{path}: joints.names")
-    for key in _VECTORS:
+    _check_keys(joints, ("names", "reordered", *_VECTOR_KEYS), f"{path}: joints")
+    _check_names(joints.get("names", []), f"{path}: joints.names")
+    for key in _VECTOR_KEYS:
         if key in joints:
-            _numbers(joints[key], None, f"{path}: joints.{key}")
+            _check_numbers(joints[key], None, f"{path}: joints.{key}")
     for key, value in data.get("locked", {}).items():
-        if not _number(value):
+        if not _is_number(value):
             raise EmbodimentError(f"{path}: locked.{key} must be a number [rad or m]")
     for key, text in data.get("notes", {}).items():
         if not isinstance(text, str):
             raise EmbodimentError(f"{path}: notes.{key} must be a text")
-    for key, form in data.get("cameras", {}).items():
+    for key, camera in data.get("cameras", {}).items():
         where = f"{path}: cameras.{key}"
-        _known(form, _CAMERA, where)
+        _check_keys(camera, _CAMERA_KEYS, where)
         for vector in ("eye", "target", "up"):
-            if vector in form:
-                _numbers(form[vector], 3, f"{where}.{vector}")
+            if vector in camera:
+                _check_numbers(camera[vector], 3, f"{where}.{vector}")
     for key, table in data.get("conventions", {}).items():
         _check_convention(table, f"{path}: conventions.{key}")
     for key, part in data.get("compose", {}).items():
         where = f"{path}: compose.{key}"
-        _known(part, ("embodiment", "xyz", "rpy"), where)
+        _check_keys(part, ("embodiment", "xyz", "rpy"), where)
         if not isinstance(part.get("embodiment"), str):
             raise EmbodimentError(f"{where} lacks embodiment, the name of the robot to mount")
         for vector in ("xyz", "rpy"):
-            _numbers(part.get(vector, [0.0, 0.0, 0.0]), 3, f"{where}.{vector}")
+            _check_numbers(part.get(vector, [0.0, 0.0, 0.0]), 3, f"{where}.{vector}")
 
 
 def _check_convention(table: Any, where: str) -> None:
-    _known(table, _CONVENTION, where)
-    _texts(table.get("order", []), f"{where}.order")
+    _check_keys(table, _CONVENTION_KEYS, where)
+    _check_names(table.get("order", []), f"{where}.order")
     for field in ("sign", "scale", "offset", "unit", "normalised"):
         values = table.get(field, {})
         if not isinstance(values, dict):
             raise EmbodimentError(f"{where}.{field} must be a table from joint to value")
         for joint, value in values.items():
             if field == "normalised":
-                _numbers(value, 2, f"{where}.{field}.{joint}")
+                _check_numbers(value, 2, f"{where}.{field}.{joint}")
             elif field == "unit" and not isinstance(value, str):
                 raise EmbodimentError(f"{where}.{field}.{joint} must be a text")
-            elif field != "unit" and not _number(value):
+            elif field != "unit" and not _is_number(value):
                 raise EmbodimentError(f"{where}.{field}.{joint} must be a number")
 
 
@@ -243,7 +245,7 @@ def _check_joints(
         )
 
 
-def _known(table: Any, known: Iterable[str], where: str) -> None:
+def _check_keys(table: Any, known: Iterable[str], where: str) -> None:
     if not isinstance(table, dict):
         raise EmbodimentError(f"{where} must be a table")
     for key in table:
@@ -251,15 +253,15 @@ def _known(table: Any, known: Iterable[str], where: str) -> None:
             raise EmbodimentError(f"{where}: unknown key '{key}': {did_you_mean(key, known)}")
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _numbers(value: Any, length: int | None, where: str) -> None:
-    if not isinstance(value, list) or not all(_number(x) for x in value) or (length and len(value) != length):
+def _check_numbers(value: Any, length: int | None, where: str) -> None:
+    if not isinstance(value, list) or not all(_is_number(x) for x in value) or (length and len(value) != length):
         raise EmbodimentError(f"{where} must be a list of {length or 'as many numbers as joints, all'} numbers")
 
 
-def _texts(value: Any, where: str) -> None:
+def _check_names(value: Any, where: str) -> None:
     if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
         raise EmbodimentError(f"{where} must be a list of names")

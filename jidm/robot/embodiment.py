@@ -15,9 +15,9 @@ from jidm.robot.convention import JointConvention
 from jidm.robot.model import RobotModel
 
 if TYPE_CHECKING:
-    from jidm.robot.camera import Camera
+    from jidm.camera.model import Camera
 
-VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
+JOINT_VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
 """The per-joint numbers of an embodiment, each of shape (n,)."""
 
 
@@ -41,10 +41,10 @@ class Embodiment:
         tip_links: the links that do the work (fingertips, tool).
         gripper_joints: joints of `joint_names` that open and close a gripper.
         home: (n,) a good pose to start from [rad or m].
-        amplitude: (n,) how far self-play moves each joint to either side of home [rad or m], limits permitting.
+        exploration_range: (n,) how far self-play moves each joint to either side of home [rad or m], limits permitting.
         cameras: name -> look-at or matrix form of `Camera.from_dict`, in the base frame.
         conventions: name -> how outside data count these joints.
-        title, licence, source: the robot's full name, the licence of its files, where they come from.
+        title, license, source: the robot's full name, the licence of its files, where they come from.
         notes: key -> where that number comes from, or why it was chosen.
         content_hash: sha256 over URDF, meshes and descriptor; the same on every machine.
     """
@@ -65,18 +65,18 @@ class Embodiment:
     tip_links: tuple[str, ...]
     gripper_joints: tuple[str, ...]
     home: NDArray[np.float64]
-    amplitude: NDArray[np.float64]
+    exploration_range: NDArray[np.float64]
     content_hash: str
     cameras: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     conventions: Mapping[str, JointConvention] = field(default_factory=dict)
     title: str = ""
-    licence: str = ""
+    license: str = ""
     source: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._freeze()
-        self._check()
+        self._validate()
 
     # ---- where embodiments come from ----------------------------------------------------------------------------
 
@@ -116,12 +116,12 @@ class Embodiment:
     @classmethod
     def from_urdf(
         cls, path: str | Path, *, mesh_roots: Sequence[str | Path] = (), name: str | None = None,
-        joints: Sequence[str] | None = None, locked: Mapping[str, float] | None = None, **given: Any,
+        joints: Sequence[str] | None = None, locked: Mapping[str, float] | None = None, **overrides: Any,
     ) -> Embodiment:  # fmt: skip
-        """A usable embodiment from any URDF file; see `jidm.robot.build.from_urdf` for defaults and arguments."""
-        from jidm.robot import build
+        """A usable embodiment from any URDF file; see `jidm.robot.factory.from_urdf` for defaults and arguments."""
+        from jidm.robot import factory
 
-        return build.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **given)
+        return factory.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **overrides)
 
     # ---- what is asked of it ------------------------------------------------------------------------------------
 
@@ -150,22 +150,22 @@ class Embodiment:
             raise EmbodimentError(f"'{self.name}' has no joint '{name}': {did_you_mean(name, self.joint_names)}")
         return self.joint_names.index(name)
 
-    def camera(self, where: str | Path | Camera = "front") -> Camera:
+    def camera(self, source: str | Path | Camera = "front") -> Camera:
         """A camera: one of the robot's own by name, a JSON file, or one that is there already.
 
         Raises:
             CameraError: it is none of these, or the file is not a camera.
         """
-        from jidm.robot.camera import Camera
+        from jidm.camera.model import Camera
 
-        if isinstance(where, Camera):
-            return where
-        if where in self.cameras:
-            return Camera.from_dict(self.cameras[str(where)])
-        if str(where).lower().endswith(".json") or Path(where).exists():
-            return Camera.load(where)
+        if isinstance(source, Camera):
+            return source
+        if source in self.cameras:
+            return Camera.from_dict(self.cameras[str(source)])
+        if str(source).lower().endswith(".json") or Path(source).exists():
+            return Camera.load(source)
         raise CameraError(
-            f"'{where}' is neither a file nor a camera of '{self.name}': {did_you_mean(str(where), self.cameras)}"
+            f"'{source}' is neither a file nor a camera of '{self.name}': {did_you_mean(str(source), self.cameras)}"
         )
 
     def convention(self, name: str) -> JointConvention:
@@ -208,25 +208,25 @@ class Embodiment:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in (*VECTORS, "coupling_matrix", "coupling_offset"):
+        for name in (*JOINT_VECTORS, "coupling_matrix", "coupling_offset"):
             array = np.array(getattr(self, name), dtype=np.float64)
             array.flags.writeable = False
             put(name, array)
         for name in ("joint_names", "joint_types", "tip_links", "gripper_joints"):
             put(name, tuple(getattr(self, name)))
         for name in ("cameras", "conventions", "notes"):
-            put(name, _frozen(getattr(self, name)))
+            put(name, _deep_freeze(getattr(self, name)))
         for joint in self.model.joints:
             joint.T_parent_joint.flags.writeable = joint.axis.flags.writeable = False
         for link in self.model.links:
             for shape in (*link.visuals, *link.collisions):
                 shape.T_link_shape.flags.writeable = False
 
-    def _check(self) -> None:
+    def _validate(self) -> None:
         where, n = f"embodiment '{self.name}'", self.n
         if len(set(self.joint_names)) != n or len(self.joint_types) != n:
             raise EmbodimentError(f"{where}: joint names must be unique and each must have a type")
-        for name in VECTORS:
+        for name in JOINT_VECTORS:
             value = getattr(self, name)
             if value.shape != (n,):
                 raise EmbodimentError(f"{where}: {name} has {value.size} values, the robot has {n} joints")
@@ -264,10 +264,10 @@ class Embodiment:
 
 
 def compose(name: str | None = None, **parts: Any) -> Embodiment:
-    """Mount several robots on one new base link as one robot; see `jidm.robot.mount.compose`."""
-    from jidm.robot import mount
+    """Mount several robots on one new base link as one robot; see `jidm.robot.composition.compose`."""
+    from jidm.robot import composition
 
-    return mount.compose(name, **parts)
+    return composition.compose(name, **parts)
 
 
 class _FrozenDict(dict[str, Any]):
@@ -282,7 +282,7 @@ class _FrozenDict(dict[str, Any]):
         return _FrozenDict, (dict(self),)
 
 
-def _frozen(value: Any) -> Any:
+def _deep_freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _FrozenDict({key: _frozen(item) for key, item in value.items()})
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+        return _FrozenDict({key: _deep_freeze(item) for key, item in value.items()})
+    return tuple(_deep_freeze(item) for item in value) if isinstance(value, list) else value

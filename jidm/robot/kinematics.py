@@ -57,7 +57,7 @@ class Kinematics:
     def link_poses(self, q: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch links 4 4"]:
         """Poses `T_base_link` of all links [m] at joint positions q [rad or m]."""
         self._check(q)
-        constants = self._on(q)
+        constants = self._constants_on(q)
         q_full = q @ constants.A.T + constants.b
         features = torch.stack([torch.ones_like(q_full), q_full.sin(), 1 - q_full.cos(), q_full], dim=-2)
         # (*batch, 4, m) x (4, m, 16) -> T_parent_child of every movable joint
@@ -81,7 +81,7 @@ class Kinematics:
         Args:
             poses: what `link_poses` returned for the same q.
         """
-        constants = self._on(poses)
+        constants = self._constants_on(poses)
         frames = poses[..., self._tree.joint_link, :, :]  # the child link's frame is the joint frame, moved
         axis = torch.einsum("...mij,mj->...mi", frames[..., :3, :3], constants.axis)
         origin = frames[..., :3, 3]
@@ -135,7 +135,7 @@ class Kinematics:
         columns = torch.cat([v, w], dim=-1).permute(1, 2, 0) @ chain.A
         return pose.reshape(*q.shape[:-1], 4, 4), columns.reshape(*q.shape[:-1], 6, self.n)
 
-    def move_points(
+    def transform_points(
         self,
         poses: Float[Tensor, "*batch links 4 4"],
         link: Int[Tensor, " points"],
@@ -157,14 +157,14 @@ class Kinematics:
             if not 0 <= link < len(self.model.links):
                 raise InputError(f"link {link} is none of the {len(self.model.links)} links of '{self.model.name}'")
             with torch.inference_mode(False):
-                self._chains[key] = _Chain(self._tree, self._on(like), link)
+                self._chains[key] = _Chain(self._tree, self._constants_on(like), link)
         return self._chains[key]
 
     @cached_property
     def _tree(self) -> _Tree:
         return _Tree(self.model)
 
-    def _on(self, like: Tensor) -> _Constants:
+    def _constants_on(self, like: Tensor) -> _Constants:
         key = (like.dtype, like.device)
         if key not in self._constants:
             # Tensors made in inference mode could never take part in a gradient again.

@@ -152,8 +152,8 @@ class RobotModel:
             while name not in rows:
                 unit, mimic = np.zeros(len(actuated)), by_name[name].mimic
                 if name in chain:
-                    circle = " -> ".join((*chain, name))
-                    raise UrdfError(f"robot '{self.name}': joints mimic each other in a circle: {circle}")
+                    cycle = " -> ".join((*chain, name))
+                    raise UrdfError(f"robot '{self.name}': joints mimic each other in a circle: {cycle}")
                 if name in column:
                     unit[column[name]] = 1.0
                     rows[name] = (unit, 0.0)

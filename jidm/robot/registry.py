@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jidm.errors import EmbodimentError, did_you_mean
-from jidm.robot.descriptor import FILE, read_descriptor
+from jidm.robot.descriptor import DESCRIPTOR_FILE, read_descriptor
 from jidm.robot.embodiment import Embodiment
 
 ENTRY_POINT_GROUP = "jidm.embodiments"
@@ -19,7 +19,7 @@ returns one of them."""
 _registered: dict[str, Any] = {}
 
 
-def shipped_folder() -> Path:
+def bundled_folder() -> Path:
     """The folder of the descriptors that come with jidm: inside the wheel, or at the top of the repository."""
     package = Path(__file__).parents[1]
     inside, beside = package / "_embodiments", package.parent / "embodiments"
@@ -28,15 +28,15 @@ def shipped_folder() -> Path:
 
 def names() -> tuple[str, ...]:
     """All known names, sorted."""
-    return tuple(sorted({*_shipped(), *_registered, *_entry_points()}))
+    return tuple(sorted({*_bundled(), *_registered, *_entry_points()}))
 
 
 def load(name: str) -> Embodiment:
     """The embodiment of that name; see `Embodiment.load`."""
     if name in _registered:
         return resolve(_registered[name], name)
-    if name in (shipped := _shipped()):
-        return resolve(shipped[name], name)
+    if name in (bundled := _bundled()):
+        return resolve(bundled[name], name)
     if name in (points := _entry_points()):
         try:
             provider = points[name].load()
@@ -52,7 +52,7 @@ def register(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> 
     """Add a robot for this process; see `Embodiment.register`."""
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
         raise EmbodimentError(f"embodiment name '{name}' must be of letters, digits and _ . + -")
-    if name in _shipped() or (name in _registered and _registered[name] != source):
+    if name in _bundled() or (name in _registered and _registered[name] != source):
         raise EmbodimentError(f"embodiment '{name}' exists already; register yours under another name")
     _registered[name] = source
 
@@ -65,14 +65,14 @@ def resolve(source: Any, name: str) -> Embodiment:
         source = read_descriptor(source)
     if not isinstance(source, Embodiment):
         raise EmbodimentError(
-            f"embodiment '{name}': its provider gave {type(source).__name__}; it must give a folder with {FILE} or an Embodiment"
+            f"embodiment '{name}': its provider gave {type(source).__name__}; it must give a folder with {DESCRIPTOR_FILE} or an Embodiment"
         )
     return source
 
 
-def _shipped() -> dict[str, Path]:
-    folder = shipped_folder()
-    return {path.parent.name: path for path in folder.glob(f"*/{FILE}")} if folder.is_dir() else {}
+def _bundled() -> dict[str, Path]:
+    folder = bundled_folder()
+    return {path.parent.name: path for path in folder.glob(f"*/{DESCRIPTOR_FILE}")} if folder.is_dir() else {}
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import trimesh
 
 # A point of a housing's skin must be the first hit from at least one of this many directions.
-_DIRECTIONS = 64
+_NUM_DIRECTIONS = 64
 _ORTHOGRAPHIC_CELLS = 48
 # Depth slack of the z-buffer, as a share of the distance: thin plates (3 mm at 1 m) still hide what is behind them.
 _DEPTH_SLACK = 0.006
@@ -85,7 +85,7 @@ def sample_surface(
             continue
         elements = link.visuals if shapes == "visual" else link.collisions
         if elements:
-            p, normal, area = _skin(link, elements, model.name, seed + index)
+            p, normal, area = _outer_surface(link, elements, model.name, seed + index)
             skins.append((index, p, normal, area))
     if not skins:
         raise EmbodimentError(f"robot '{model.name}' has no {shapes} shapes to sample; add them to its URDF")
@@ -145,17 +145,17 @@ def visible_points(
     return inside & (cosine > _MIN_COSINE) & (depth <= nearest + slack)
 
 
-_ROUND = 2.5
+_SILHOUETTE_SLACK = 2.5
 """Cells by which the surface may recede within one at the outline of a link that is some cells thick."""
 
 
-def not_hidden(
+def unoccluded_points(
     uv: Float[Tensor, "K 2"],
     depth: Float[Tensor, " K"],
     link: Int[Tensor, " K"],
-    hiding_uv: Float[Tensor, "N 2"],
-    hiding_depth: Float[Tensor, " N"],
-    hiding_link: Int[Tensor, " N"],
+    occluder_uv: Float[Tensor, "N 2"],
+    occluder_depth: Float[Tensor, " N"],
+    occluder_link: Int[Tensor, " N"],
     *,
     width: int,
     height: int,
@@ -170,25 +170,25 @@ def not_hidden(
     """
     columns, rows = int(np.ceil(width / cell)), int(np.ceil(height / cell))
 
-    def place(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def buffer_index(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         inside = (z > 1e-3) & (x > -0.5).all(-1) & (x[..., 0] < width - 0.5) & (x[..., 1] < height - 0.5)
         column, row = ((x + 0.5) / cell).long().unbind(-1)
         return inside, torch.where(inside, row * columns + column, rows * columns)
 
-    hides, hiding_cell = place(hiding_uv, hiding_depth)
-    z = torch.where(hides, hiding_depth, torch.inf)
-    cells, links = rows * columns + 1, int(torch.cat([link, hiding_link]).max()) + 1
+    occludes, occluder_index = buffer_index(occluder_uv, occluder_depth)
+    z = torch.where(occludes, occluder_depth, torch.inf)
+    cells, links = rows * columns + 1, int(torch.cat([link, occluder_link]).max()) + 1
     nearest = z.new_full((links * cells,), torch.inf)
-    nearest = nearest.scatter_reduce(0, hiding_link * cells + hiding_cell, z, reduce="amin").view(links, cells)
-    inside, index = place(uv, depth)
-    before = depth - nearest[:, index]  # (links, K) by how much each link is before each point
-    own = torch.arange(links, device=link.device)[:, None] == link
-    most = torch.where(own, slack + _ROUND * cell * depth / focal, slack)
-    return inside & (before <= most).all(0)
+    nearest = nearest.scatter_reduce(0, occluder_link * cells + occluder_index, z, reduce="amin").view(links, cells)
+    inside, index = buffer_index(uv, depth)
+    depth_gap = depth - nearest[:, index]  # (links, K) by how much each link is before each point
+    same_link = torch.arange(links, device=link.device)[:, None] == link
+    tolerance = torch.where(same_link, slack + _SILHOUETTE_SLACK * cell * depth / focal, slack)
+    return inside & (depth_gap <= tolerance).all(0)
 
 
 @lru_cache(maxsize=512)
-def _load_mesh(path: Path, modified: float) -> trimesh.Trimesh:
+def _load_mesh(path: Path, mtime: float) -> trimesh.Trimesh:
     import trimesh
 
     try:
@@ -225,7 +225,7 @@ def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:
     return mesh
 
 
-def _skin(
+def _outer_surface(
     link: Link, shapes: Sequence[Shape], robot: str, seed: int, candidates: int = 12_000
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Points, outward normals and total area of the part of a link that can be seen from outside."""
@@ -256,8 +256,8 @@ def _seen_from_outside(
     """Which points are first hits from some direction, and the mean of the directions that see each."""
     from scipy.ndimage import grey_closing
 
-    k = np.arange(_DIRECTIONS) + 0.5  # Fibonacci sphere
-    z, angle = 1 - 2 * k / _DIRECTIONS, np.pi * (1 + 5**0.5) * k
+    k = np.arange(_NUM_DIRECTIONS) + 0.5  # Fibonacci sphere
+    z, angle = 1 - 2 * k / _NUM_DIRECTIONS, np.pi * (1 + 5**0.5) * k
     directions = np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], axis=-1)
     outward = np.zeros_like(p)
     extent = float(np.ptp(p, axis=0).max()) or 1.0

@@ -20,23 +20,23 @@ from jidm.robot.model import Geometry, Link, RobotModel, Shape
 if TYPE_CHECKING:
     import trimesh
 
-Colour = tuple[float, float, float, float]
+RGBA = tuple[float, float, float, float]
 
-DEFAULT_COLOUR: Colour = (0.82, 0.82, 0.82, 1.0)
+DEFAULT_COLOR: RGBA = (0.82, 0.82, 0.82, 1.0)
 """What a shape is painted in when neither its file nor the URDF names a colour."""
 
 # Names that exporters give to the absence of a material.
-_NAMELESS = {"none", "", "default", "defaultmaterial"}
+_PLACEHOLDER_MATERIALS = {"none", "", "default", "defaultmaterial"}
 
-_CREASE = 0.5
+_CREASE_ANGLE = 0.5
 """Neighbouring triangles that meet at a sharper angle than this [rad] keep a visible edge; others are shaded smooth."""
 
 
-def drawable(model: RobotModel, folder: Path, *, detail: float = 0.0) -> RobotModel:
+def export_visuals(model: RobotModel, folder: Path, *, mesh_tolerance: float = 0.0) -> RobotModel:
     """A copy of the model without collisions, its visuals written as OBJ files into `folder`.
 
     A colour inside a mesh file counts before the URDF's (as in RViz), and the URDF's before `DEFAULT_COLOUR`.
-    `detail` [m] is the size of features that need not be drawn, see `coarser`.
+    `mesh_tolerance` [m] is the size of features that need not be drawn, see `coarser`.
 
     Raises:
         EmbodimentError: a mesh is missing or unreadable, or the robot has no visual shapes.
@@ -46,7 +46,7 @@ def drawable(model: RobotModel, folder: Path, *, detail: float = 0.0) -> RobotMo
     links = []
     for index, link in enumerate(model.links):
         visuals = []
-        for k, (rgba, mesh) in enumerate(_parts_by_colour(link, model.name, detail).items()):
+        for k, (rgba, mesh) in enumerate(_parts_by_color(link, model.name, mesh_tolerance).items()):
             path = folder / f"link{index}_{k}.obj"
             path.write_text(_obj(mesh), encoding="ascii")
             visuals.append(Shape(Geometry("mesh", (1.0, 1.0, 1.0), str(path), path), np.eye(4), rgba))
@@ -54,23 +54,23 @@ def drawable(model: RobotModel, folder: Path, *, detail: float = 0.0) -> RobotMo
     return replace(model, links=tuple(links))
 
 
-def _parts_by_colour(link: Link, robot: str, detail: float = 0.0) -> dict[Colour, trimesh.Trimesh]:
-    parts: dict[Colour, list[trimesh.Trimesh]] = {}
+def _parts_by_color(link: Link, robot: str, mesh_tolerance: float = 0.0) -> dict[RGBA, trimesh.Trimesh]:
+    parts: dict[RGBA, list[trimesh.Trimesh]] = {}
     for shape in link.visuals:
-        for mesh, own in shape_meshes(shape.geometry, robot):
+        for mesh, file_color in shape_meshes(shape.geometry, robot):
             mesh.apply_transform(shape.T_link_shape)
-            parts.setdefault(own or shape.rgba or DEFAULT_COLOUR, []).extend(_shaded(mesh, detail))
-    return {rgba: _joined(meshes) for rgba, meshes in parts.items()}
+            parts.setdefault(file_color or shape.rgba or DEFAULT_COLOR, []).extend(_smooth_shaded(mesh, mesh_tolerance))
+    return {rgba: _concatenated(meshes) for rgba, meshes in parts.items()}
 
 
-def _joined(meshes: list[trimesh.Trimesh]) -> trimesh.Trimesh:
+def _concatenated(meshes: list[trimesh.Trimesh]) -> trimesh.Trimesh:
     import trimesh
 
     joined: Any = trimesh.util.concatenate(meshes)  # of meshes alone it makes a mesh, whatever its annotation says
     return joined
 
 
-def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, Colour | None]]:
+def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, RGBA | None]]:
     """The shape's parts in its own frame [m], each with the colour its file gives it."""
     import trimesh
 
@@ -98,51 +98,51 @@ def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, 
     found = []
     for part in scene.dump():
         if isinstance(part, trimesh.Trimesh) and len(part.faces):
-            own = _own_colour(part)
+            file_color = _file_color(part)
             part.apply_scale(size)
-            found.append((part, own))
+            found.append((part, file_color))
     return found
 
 
-def _own_colour(mesh: trimesh.Trimesh) -> Colour | None:
+def _file_color(mesh: trimesh.Trimesh) -> RGBA | None:
     """The colour a mesh file names for this part, if it names one; a picture counts with its mean colour."""
     visual: Any = mesh.visual
     material = getattr(visual, "material", None)
     if material is not None:
         name = getattr(material, "name", None)
-        if isinstance(name, str) and name.lower() in _NAMELESS:
+        if isinstance(name, str) and name.lower() in _PLACEHOLDER_MATERIALS:
             return None
-        picture = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
-        colour = material.main_color if picture is None else _mean_colour(picture)
+        texture = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
+        color = material.main_color if texture is None else _mean_color(texture)
     elif visual is not None and visual.defined:
-        colour = visual.main_color
+        color = visual.main_color
     else:
         return None
-    red, green, blue = (float(x) / 255 for x in colour[:3])
+    red, green, blue = (float(x) / 255 for x in color[:3])
     return (red, green, blue, 1.0)
 
 
-def _mean_colour(picture: Any) -> NDArray[np.float64]:
-    return np.asarray(picture.convert("RGB"), dtype=np.float64).reshape(-1, 3).mean(axis=0)
+def _mean_color(texture: Any) -> NDArray[np.float64]:
+    return np.asarray(texture.convert("RGB"), dtype=np.float64).reshape(-1, 3).mean(axis=0)
 
 
-def _shaded(mesh: trimesh.Trimesh, detail: float = 0.0) -> list[trimesh.Trimesh]:
+def _smooth_shaded(mesh: trimesh.Trimesh, mesh_tolerance: float = 0.0) -> list[trimesh.Trimesh]:
     """The same triangles with smooth normals, and a second time inside out where both sides can be seen.
 
     TinyRenderer leaves out triangles that turn their back to the camera, so open or inverted parts would have holes.
     """
     import trimesh
 
-    bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    bare.merge_vertices()
-    closed = _closed(bare)
+    merged = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    merged.merge_vertices()
+    is_closed = _faces_of_closed_bodies(merged)
     parts = []
-    for faces, two_sided in ((bare.faces[closed], False), (bare.faces[~closed], True)):
+    for faces, two_sided in ((merged.faces[is_closed], False), (merged.faces[~is_closed], True)):
         # Coarsened after the split, as it breaks the watertightness that tells inside from outside.
-        vertices, faces = coarser(bare.vertices, faces, detail)
+        vertices, faces = cluster_vertices(merged.vertices, faces, mesh_tolerance)
         if len(faces):
             part = trimesh.graph.smooth_shade(
-                trimesh.Trimesh(vertices, faces, process=False), angle=_CREASE, facet_minarea=None
+                trimesh.Trimesh(vertices, faces, process=False), angle=_CREASE_ANGLE, facet_minarea=None
             )
             parts.append(part)
             if two_sided:
@@ -152,17 +152,17 @@ def _shaded(mesh: trimesh.Trimesh, detail: float = 0.0) -> list[trimesh.Trimesh]
     return parts
 
 
-def coarser(
-    vertices: NDArray[np.float64], faces: NDArray[np.int64], detail: float
+def cluster_vertices(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], cell_size: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Vertices (V, 3) [m] and faces (F, 3) with all vertices inside a cell of side `detail` merged into their mean.
+    """Vertices (V, 3) [m] and faces (F, 3) with all vertices inside a cell of side `cell_size` merged into their mean.
 
     No vertex moves farther than the cell's diagonal; faces that shrink to a line or a point, or that repeat another
     with the same sense of rotation, are left out.
     """
-    if not detail > 0 or not len(faces):
+    if not cell_size > 0 or not len(faces):
         return vertices, faces
-    cell = np.floor(vertices / detail).astype(np.int64)
+    cell = np.floor(vertices / cell_size).astype(np.int64)
     _, group = np.unique(cell, axis=0, return_inverse=True)
     group = group.reshape(-1)
     count = np.bincount(group)
@@ -170,11 +170,11 @@ def coarser(
     faces = group[faces]
     faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
     first = faces.argmin(axis=1)
-    turned = np.stack([faces[np.arange(len(faces)), (first + k) % 3] for k in range(3)], axis=-1)
-    return merged, np.unique(turned, axis=0)
+    rotated = np.stack([faces[np.arange(len(faces)), (first + k) % 3] for k in range(3)], axis=-1)
+    return merged, np.unique(rotated, axis=0)
 
 
-def _closed(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
+def _faces_of_closed_bodies(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
     """Which faces (F,) belong to a closed body whose triangles all face outwards."""
     import trimesh
 
@@ -182,13 +182,13 @@ def _closed(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
     face_of_edge = mesh.edges_face
     ends, edge = np.unique(mesh.edges_sorted, axis=0, return_inverse=True)
     edge = edge.reshape(-1)
-    sense = np.where(mesh.edges[:, 0] < mesh.edges[:, 1], 1, -1)
-    count, balance = np.bincount(edge, minlength=len(ends)), np.bincount(edge, sense, minlength=len(ends))
-    loose = (count[edge] != 2) | (balance[edge] != 0)
+    direction = np.where(mesh.edges[:, 0] < mesh.edges[:, 1], 1, -1)
+    count, balance = np.bincount(edge, minlength=len(ends)), np.bincount(edge, direction, minlength=len(ends))
+    open_edge = (count[edge] != 2) | (balance[edge] != 0)
     a, b, c = np.swapaxes(mesh.triangles, 0, 1)
     volume = np.bincount(body, np.einsum("fi,fi->f", a, np.cross(b, c)))
-    broken = np.bincount(body[face_of_edge], loose, minlength=len(volume)) > 0
-    return ((volume > 0) & ~broken)[body]
+    has_open_edge = np.bincount(body[face_of_edge], open_edge, minlength=len(volume)) > 0
+    return ((volume > 0) & ~has_open_edge)[body]
 
 
 def _obj(mesh: trimesh.Trimesh) -> str:

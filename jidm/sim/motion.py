@@ -13,7 +13,7 @@ from jidm.errors import InputError
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
-_WAVES = 4
+_NUM_WAVES = 4
 """Sine waves per joint."""
 
 
@@ -58,32 +58,32 @@ def smooth_motion(
     if frames < 1 or not dt > 0 or not 0 < band[0] <= band[1] or not 0 < margin <= 1:
         raise InputError("smooth_motion needs frames >= 1, dt > 0, 0 < band[0] <= band[1] and 0 < margin <= 1")
     rng = np.random.default_rng([abs(seed), 0x5A])
-    weight = rng.uniform(0.4, 1.0, (n, _WAVES))
+    weight = rng.uniform(0.4, 1.0, (n, _NUM_WAVES))
     weight /= weight.sum(axis=1, keepdims=True)
-    frequency = np.exp(rng.uniform(np.log(band[0]), np.log(band[1]), (n, _WAVES)))
-    phase = rng.uniform(-np.pi, np.pi, (n, _WAVES))
+    frequency = np.exp(rng.uniform(np.log(band[0]), np.log(band[1]), (n, _NUM_WAVES)))
+    phase = rng.uniform(-np.pi, np.pi, (n, _NUM_WAVES))
     for name in joints or ():
         embodiment.joint_index(name)  # names the alternatives when it is wrong
     moves = np.array([joints is None or name in joints for name in embodiment.joint_names])
-    centre, reach = _room(embodiment, amplitude, scale * moves, start, margin)
+    center, half_range = _center_and_half_range(embodiment, amplitude, scale * moves, start, margin)
     omega = 2 * np.pi * frequency
     for order, limit in enumerate((embodiment.velocity, embodiment.acceleration, embodiment.jerk), start=1):
-        peak = reach * (weight * omega**order).sum(axis=1)
-        slower = np.where(peak > margin * limit, margin * limit / np.maximum(peak, 1e-300), 1.0) ** (1 / order)
-        omega = omega * slower[:, None]
+        peak = half_range * (weight * omega**order).sum(axis=1)
+        slowdown = np.where(peak > margin * limit, margin * limit / np.maximum(peak, 1e-300), 1.0) ** (1 / order)
+        omega = omega * slowdown[:, None]
     if start is not None:
         # Equal height in every wave puts their weighted sum at that height; rising or falling is left to chance.
         q0 = np.asarray(start, dtype=np.float64)
-        height = np.divide(q0 - centre, reach, out=np.zeros(n), where=reach > 0).clip(-1, 1)
-        rising = np.arcsin(height)[:, None]
+        initial_height = np.divide(q0 - center, half_range, out=np.zeros(n), where=half_range > 0).clip(-1, 1)
+        rising = np.arcsin(initial_height)[:, None]
         phase = np.where(phase > 0, rising, np.pi - rising)
-        centre = np.where(reach > 0, centre, q0)
+        center = np.where(half_range > 0, center, q0)
     time = np.arange(frames) * dt
     waves = np.sin(omega[None] * time[:, None, None] + phase[None])
-    return centre + reach * (weight * waves).sum(axis=-1)
+    return center + half_range * (weight * waves).sum(axis=-1)
 
 
-def _room(
+def _center_and_half_range(
     embodiment: Embodiment,
     amplitude: ArrayLike | None,
     scale: NDArray[np.float64],
@@ -92,8 +92,13 @@ def _room(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centre and amplitude (n,) of the motion, inside `margin` of the position range."""
     n, lower, upper = embodiment.n, embodiment.lower, embodiment.upper
-    wanted = np.asarray(embodiment.amplitude if amplitude is None else amplitude, dtype=np.float64)
-    if wanted.shape not in ((), (n,)) or not np.isfinite(wanted).all() or (wanted < 0).any() or not (scale >= 0).all():
+    requested = np.asarray(embodiment.exploration_range if amplitude is None else amplitude, dtype=np.float64)
+    if (
+        requested.shape not in ((), (n,))
+        or not np.isfinite(requested).all()
+        or (requested < 0).any()
+        or not (scale >= 0).all()
+    ):
         raise InputError(f"amplitude must be {n} finite numbers >= 0, or one, and scale >= 0")
     home = np.asarray(embodiment.home if start is None else start, dtype=np.float64)
     if home.shape != (n,) or not embodiment.within_limits(home).all():
@@ -102,5 +107,5 @@ def _room(
     slack = np.where(bounded, (1 - margin) / 2 * np.where(bounded, upper - lower, 0.0), 0.0)
     # A start close to a limit is allowed: the room is widened just enough to hold it.
     low, high = np.minimum(lower + slack, home), np.maximum(upper - slack, home)
-    reach = np.minimum(np.broadcast_to(wanted * scale, (n,)), (high - low) / 2)
-    return np.clip(home, low + reach, high - reach), reach
+    half_range = np.minimum(np.broadcast_to(requested * scale, (n,)), (high - low) / 2)
+    return np.clip(home, low + half_range, high - half_range), half_range

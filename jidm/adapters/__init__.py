@@ -1,1 +1,0 @@
-"""What other people's software calls."""

@@ -1,0 +1,141 @@
+"""EVA's inverse dynamics model: three frames in, absolute joint positions of the middle one out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jidm.baselines.base import Baseline, BaselineConfig, BidirectionalFlow, Prediction, check_choice
+from jidm.baselines.resnet import OWN, RESNETS, load_pretrained, make_trunk
+from jidm.baselines.trunk import cell_centers, make_mlp, normalize_image
+from jidm.fields.free.blocks import spatial_softmax
+from jidm.training.data.batch import PairBatch
+
+_FRAMES = 3
+_HIDDEN = (1024, 512)
+_BORDER_FRACTION = (
+    0.2  # share of training windows that lack a neighbour, as at a video's ends and beside a broken frame
+)
+
+
+@dataclass(frozen=True)
+class EvaConfig(BaselineConfig):
+    """As `BaselineConfig`; sizes are those of the own trunk or torchvision's "resnet18", "resnet34", "resnet50", and
+
+    Attributes:
+        norm: of a torchvision trunk: "group", or "batch" as pretrained weights need.
+    """
+
+    norm: str = "group"
+
+    SIZES: ClassVar[tuple[str, ...]] = (*OWN, *RESNETS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("norm", self.norm, ("group", "batch"))
+
+
+class EvaIDM(Baseline):
+    """EVA's IDM (2026; after Levine et al. 2016): frames t-1, t, t+1 as 9 channels, a residual trunk, spatial softmax,
+    a perceptron 1024-512-n, mean squared error of the normalised joint positions at t. Steps are differences.
+
+    Different from the original, each in its favour: the trunk's strides shrink with the picture, so that the softmax
+    keeps 8 or more cells a side (512 px pictures keep the original's 16); the softmax has a learned temperature per channel; a
+    fifth of the training windows lack a neighbour, which the middle frame then stands for, as when decoding a video's
+    ends; group norm unless weights are pretrained.
+    """
+
+    kind: ClassVar[str] = "eva"
+    Config = EvaConfig
+    config: EvaConfig
+
+    def __init__(self, config: EvaConfig) -> None:
+        super().__init__(config)
+        self.trunk, channels = make_trunk(config.size, 3 * _FRAMES, min(config.height, config.width), config.norm)
+        self.pool, numbers = self._make_pool(channels)
+        self.mlp = make_mlp(numbers, _HIDDEN, config.n)
+
+    @classmethod
+    def from_data(cls, *args: Any, pretrained: bool = False, **options: Any) -> EvaIDM:
+        """As `Baseline.from_data`.
+
+        Args:
+            pretrained: start a torchvision trunk from its ImageNet weights, fetched on first use; implies batch norm.
+        """
+        if not pretrained:
+            return super().from_data(*args, **options)
+        model = super().from_data(*args, **{**options, "norm": "batch"})
+        load_pretrained(model.trunk, model.config.size)
+        return model
+
+    def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
+        """Mean squared error of the positions at both frames, in standard deviations of the training poses.
+
+        Without `before` or `third` the windows there lack a neighbour.
+        """
+        before = batch.first if batch.before is None else batch.before
+        after = batch.second if batch.third is None else batch.third
+        middle = torch.cat([batch.first, batch.second])
+        neighbors = torch.cat([before, batch.first]), torch.cat([batch.second, after])
+        if self.training:
+            dropped = (batch.random_numbers()[:, :2].T < _BORDER_FRACTION)[..., None, None, None]
+            neighbors = tuple(torch.where(out, middle, x) for out, x in zip(dropped, neighbors))  # type: ignore[assignment]
+        target = (torch.cat([batch.q, batch.q_next]) - self.q_mean) / self.q_std
+        pose = F.mse_loss(self._scaled_position(neighbors[0], middle, neighbors[1]), target)
+        return {"state": pose, "loss": pose}
+
+    def positions(
+        self, before: Float[Tensor, "B 3 H W"], current: Float[Tensor, "B 3 H W"], after: Float[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, "B n"]:
+        """Joint positions of the middle frames [rad or m]; `current` stands for a neighbour that there is not."""
+        return self.q_mean + self.q_std * self._scaled_position(before, current, after)
+
+    def predict(
+        self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
+        before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
+    ) -> Prediction:  # fmt: skip
+        """See `Baseline.measure`; `motion` is not looked at. The frame after `second` is not known here."""
+        windows = (
+            torch.cat([first if before is None else before, first]),
+            torch.cat([first, second]),
+            torch.cat([second, second]),
+        )
+        here, there = self.positions(*windows).chunk(2)
+        return Prediction(there - here)
+
+    def _make_pool(self, channels: int) -> tuple[nn.Module, int]:
+        return SpatialSoftmax(channels), 2 * channels
+
+    def _scaled_position(self, before: Tensor, current: Tensor, after: Tensor) -> Float[Tensor, "B n"]:
+        window = torch.cat([normalize_image(before), normalize_image(current), normalize_image(after)], 1)
+        out: Tensor = self.mlp(self.pool(self.trunk(window)))
+        return out
+
+
+class EvaAveragePoolIDM(EvaIDM):
+    """The paper's ablation of `EvaIDM`: a global average in place of the spatial softmax."""
+
+    kind: ClassVar[str] = "eva_average_pool"
+
+    def _make_pool(self, channels: int) -> tuple[nn.Module, int]:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected (u, v) of every channel under its softmax, in [-1, 1], edges of the picture at -1 and 1.
+
+    `p = exp(F / T) / sum exp(F / T)`, `(u, v) = sum p (u, v)`: the paper's equation 4 with a temperature T per channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2"]:
+        sharp = maps * self.logit_scale.exp()[:, None, None]
+        return spatial_softmax(sharp, cell_centers(maps)).flatten(1)

@@ -1,0 +1,109 @@
+"""Where the baselines that read flow get it from: the batch, an estimator, or a small matching network of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.baselines.base import Baseline, BaselineConfig, BidirectionalFlow
+from jidm.baselines.matching import Match, MatchingNetwork, flow_loss
+from jidm.errors import InputError
+from jidm.flow import FlowEstimator, as_flow_estimator, bidirectional_flow
+from jidm.training.data.batch import PairBatch
+from jidm.training.data.flow_cache import letterbox_flow
+from jidm.video.letterbox import Letterbox
+
+LEARNED = "learned"
+
+
+@dataclass(frozen=True)
+class FlowConfig(BaselineConfig):
+    """As `BaselineConfig`, and
+
+    Attributes:
+        flow: "learned": a matching network of the model's own, trained on the batch's flow; or the name of an
+            estimator ("dis", "raft"), asked when decoding, and in training where the batch has no flow.
+        search_radius: of the matching network [cells of the grid].
+    """
+
+    flow: str = LEARNED
+    search_radius: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.search_radius < 1:
+            raise InputError(f"reach must be at least 1 cell, got {self.search_radius}")
+        if self.flow != LEARNED:
+            as_flow_estimator(self.flow)  # refuses unknown names
+
+
+class FlowBaseline(Baseline):
+    """A baseline that reads flow."""
+
+    config: FlowConfig
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__(config)
+        self.head = MatchingNetwork(config.size, config.search_radius) if config.flow == LEARNED else None
+
+    @property
+    def flow_estimator(self) -> str | None:
+        """Name of the flow estimator that decoding asks; None where the model measures flow itself."""
+        return None if self.config.flow == LEARNED else self.config.flow
+
+    def estimate_flow(self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]) -> BidirectionalFlow:
+        """What moved between frames at the config's size, by the model's own head or its estimator."""
+        if self.head is not None:
+            return _as_bidirectional_flow(self.head(first, second)[1])
+        return estimate_bidirectional_flow(as_flow_estimator(self.config.flow), first, second)
+
+    def training_flow(self, batch: PairBatch) -> tuple[BidirectionalFlow, Float[Tensor, ""] | None]:
+        """The flow that the inverse is trained on, and the loss of the head that measured it (None without a head)."""
+        if self.head is not None:
+            matches = self.head(batch.first, batch.second)
+            return _as_bidirectional_flow(matches[1]), flow_loss(matches, batch)
+        return self.batch_flow(batch), None
+
+    def batch_flow(self, batch: PairBatch) -> BidirectionalFlow:
+        """The batch's own flow, or the estimator's.
+
+        Raises:
+            InputError: there is neither.
+        """
+        if batch.flow is not None and batch.weight is not None:
+            return BidirectionalFlow(batch.flow, batch.weight, batch.flow_back, batch.weight_back)
+        if self.flow_estimator is None:
+            raise InputError(
+                f"{self.kind} learns from flow and the recording has none; train with estimated flow, e.g. flow 'dis'"
+            )
+        return self.estimate_flow(batch.first, batch.second)
+
+
+def _as_bidirectional_flow(match: tuple[Match, Match]) -> BidirectionalFlow:
+    there, back = match
+    return BidirectionalFlow(there.flow, there.log_weight.exp(), back.flow, back.log_weight.exp())
+
+
+def estimate_bidirectional_flow(
+    estimator: FlowEstimator,
+    first: Float[Tensor, "B 3 H W"],
+    second: Float[Tensor, "B 3 H W"],
+    letterbox: Letterbox | None = None,
+) -> BidirectionalFlow:
+    """An estimator's flow of recorded pictures, both ways, on the grid of the model's picture.
+
+    Args:
+        letterbox: how the recorded picture lies in the model's; the same size if not given.
+    """
+    height, width = first.shape[-2:]
+    letterbox = letterbox or Letterbox(height, width, height, width)
+    parts: list[Any] = []
+    with torch.no_grad():
+        for direction in bidirectional_flow(estimator, first, second):
+            found = letterbox_flow(direction, letterbox).to(first)
+            parts += [found.flow, found.weight]
+    return BidirectionalFlow(*parts)

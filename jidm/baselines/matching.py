@@ -1,0 +1,136 @@
+"""Flow by a small matching network: all-pairs correlation on the grid, then one closer look at the carried picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jidm.baselines.trunk import normalize_image, unshuffle_pixels
+from jidm.fields.free.blocks import ConvBlock, ResidualBlock
+from jidm.training.data.batch import GRID_STRIDE, PairBatch
+from jidm.training.distributed import weighted_mean
+
+_CHANNELS = {"tiny": (16, 32), "small": (24, 32), "base": (32, 48)}  # at 1/2 and 1/4 of the picture
+_OUTSIDE_LOGIT = -20.0  # correlation of a place beyond the picture
+_MAX_LOG_WEIGHT = 4.0  # confidences span e^-4 to e^4: unclamped ones run away
+_INITIAL_MATCH_WEIGHT = 0.3  # what the first look counts beside the second
+_MOTION_THRESHOLD, _MOTION_WEIGHT = (
+    0.25,
+    5.0,
+)  # [px] what moved farther counts so many times: most of a picture stands still
+_EPS = 1e-2  # [px] below this a flow error counts as its square (Charbonnier)
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """Flow of one direction of B pairs [px] and the log of its confidence [log 1/px^2], on the grid."""
+
+    flow: Float[Tensor, "B 2 h w"]
+    log_weight: Float[Tensor, "B h w"]
+
+
+class MatchingNetwork(nn.Module):
+    """Flow and confidence between pictures, both ways.
+
+    Args:
+        size: a key of `_CHANNELS`.
+        reach: largest motion that the correlation sees [cells of the grid].
+    """
+
+    offsets: Tensor
+
+    def __init__(self, size: str, search_radius: int) -> None:
+        super().__init__()
+        half, c = _CHANNELS[size]
+        self.search_radius, side = search_radius, 2 * search_radius + 1
+        d = torch.arange(side) - search_radius
+        self.register_buffer("offsets", torch.stack(torch.meshgrid(d, d, indexing="ij")[::-1]), persistent=False)
+        self.encoder = nn.Sequential(ConvBlock(3, half, 2), ConvBlock(half, c, 2), ResidualBlock(c), nn.Conv2d(c, c, 1))
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        # Before anything is recognised, standing still is the best guess.
+        self.motion_prior = nn.Parameter(-self.offsets.square().sum(0).flatten().float())
+        self.coarse = nn.Sequential(nn.Conv2d(side**2 + c, c, 1), nn.GELU(), ConvBlock(c, c), nn.Conv2d(c, 3, 1))
+        fine_inputs = 2 * 3 * GRID_STRIDE**2 + 2 * c
+        self.fine = nn.Sequential(
+            nn.Conv2d(fine_inputs, c, 1), nn.GELU(), ConvBlock(c, c), ConvBlock(c, c), nn.Conv2d(c, 3, 1)
+        )
+        for last in (self.coarse[-1], self.fine[-1]):  # starts as the correlation's own peak
+            nn.init.normal_(last.weight, std=1e-3)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]
+    ) -> tuple[tuple[Match, Match], tuple[Match, Match]]:
+        """First and second look, each from first to second and back."""
+        here, there = torch.cat([first, second]), torch.cat([second, first])  # both directions as one batch
+        x = self.encoder(normalize_image(here))
+        x = x / x.square().mean(1, keepdim=True).add(1e-4).sqrt()
+        other = x.roll(len(first), 0)
+        initial = self._initial_match(x, other[: len(first)])
+        refined = self._refine(here, x, there, other, initial.flow.detach())
+        return _split_directions(initial), _split_directions(refined)
+
+    def _initial_match(self, x: Tensor, second: Tensor) -> Match:
+        h, w = x.shape[-2:]
+        first = x[: len(second)]
+        volume = first.flatten(2).mT @ second.flatten(2) * (4 / x.shape[1] ** 0.5)
+        index, inside = self._window(h, w)
+        windows = torch.cat([v.gather(2, index.expand(len(v), -1, -1)) for v in (volume, volume.mT)])
+        windows = windows.masked_fill(~inside, _OUTSIDE_LOGIT).mT.unflatten(2, (h, w))
+        probability = (windows * self.logit_scale.exp() + self.motion_prior[:, None, None]).softmax(1)
+        peak = torch.einsum("bkhw,ck->bchw", probability, self.offsets.flatten(1).to(x))
+        return _make_match(peak * GRID_STRIDE, self.coarse(torch.cat([windows / 4, x], 1)))
+
+    def _refine(self, here: Tensor, x: Tensor, there: Tensor, other: Tensor, flow: Tensor) -> Match:
+        wide = F.interpolate(flow, size=here.shape[-2:], mode="bilinear", align_corners=False)
+        image_error = warp(there, wide) - here
+        feature_error = warp(other, flow / GRID_STRIDE) - x
+        inputs = torch.cat(
+            [unshuffle_pixels(normalize_image(here)), unshuffle_pixels(image_error) * 4, x, feature_error], 1
+        )
+        return _make_match(flow, self.fine(inputs))
+
+    def _window(self, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """For every cell (rows), the cells of its window (columns), kept in the grid, and which are really there."""
+        v, u = torch.meshgrid(*(torch.arange(s, device=self.offsets.device) for s in (h, w)), indexing="ij")
+        uu = u.reshape(-1, 1) + self.offsets[0].reshape(1, -1)
+        vv = v.reshape(-1, 1) + self.offsets[1].reshape(1, -1)
+        inside = (uu >= 0) & (uu < w) & (vv >= 0) & (vv < h)
+        return vv.clamp(0, h - 1) * w + uu.clamp(0, w - 1), inside
+
+
+def flow_loss(matches: tuple[tuple[Match, Match], tuple[Match, Match]], batch: PairBatch) -> Float[Tensor, ""]:
+    """Error of both looks under a Laplace distribution as wide as the confidence says; 0 where the batch has no flow."""
+    total = batch.first.new_zeros(())
+    for share, directions in zip((_INITIAL_MATCH_WEIGHT, 1.0), matches):
+        for match, flow, weight in zip(directions, (batch.flow, batch.flow_back), (batch.weight, batch.weight_back)):
+            if flow is None or weight is None:
+                continue
+            error = ((match.flow - flow).square().sum(1) + _EPS**2).sqrt()
+            half = match.log_weight / 2
+            counts = weight * (1 + (_MOTION_WEIGHT - 1) * (flow.square().sum(1) > _MOTION_THRESHOLD**2))
+            total = total + share * weighted_mean(error * half.exp() - half, counts)
+    return total
+
+
+def warp(image: Float[Tensor, "b c h w"], flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
+    """`image` at `x + flow(x)`, the flow in px of the image."""
+    h, w = image.shape[-2:]
+    v = torch.arange(h, dtype=flow.dtype, device=flow.device)[:, None]
+    u = torch.arange(w, dtype=flow.dtype, device=flow.device)
+    grid = torch.stack([(2 * (u + flow[:, 0]) + 1) / w - 1, (2 * (v + flow[:, 1]) + 1) / h - 1], -1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _make_match(start: Tensor, out: Tensor) -> Match:
+    log_weight = _MAX_LOG_WEIGHT * torch.tanh(out[:, 2] / _MAX_LOG_WEIGHT)
+    return Match(start + out[:, :2] * GRID_STRIDE, log_weight)
+
+
+def _split_directions(match: Match) -> tuple[Match, Match]:
+    flow, log_weight = match.flow.chunk(2), match.log_weight.chunk(2)
+    return Match(flow[0], log_weight[0]), Match(flow[1], log_weight[1])

@@ -1,0 +1,93 @@
+"""One column of a data set as `info.json` describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jidm.errors import DatasetError
+
+STATE = "observation.state"
+ACTION = "action"
+IMAGE_PREFIX = "observation.images."
+VISUAL_DTYPES = ("video", "image")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What one frame holds under one key.
+
+    Attributes:
+        dtype: a NumPy name such as "float32", or "video", "image", "string".
+        shape: of one frame's value, (1,) for a number; pictures are always (H, W, 3) here.
+        names: what the entries are called, in whatever form the file has it; None if it does not say.
+        info: further facts, for a video its codec and rate.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    names: Any = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, key: str, data: Any) -> Feature:
+        """One entry of `features` in `info.json`.
+
+        Raises:
+            DatasetError: dtype or shape is absent or of the wrong kind.
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("dtype"), str):
+            raise DatasetError(f"feature '{key}' states no dtype; mend features in info.json")
+        shape = data.get("shape")
+        if not isinstance(shape, (list, tuple)) or not all(isinstance(x, int) and x >= 0 for x in shape):
+            raise DatasetError(f"feature '{key}' states no shape (it says {shape!r}); mend features in info.json")
+        shape, names = tuple(shape), data.get("names")
+        if data["dtype"] in VISUAL_DTYPES:
+            shape, names = _channels_last(shape, names)
+        return cls(data["dtype"], shape, names, data.get("info") or data.get("video_info") or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry for `info.json`."""
+        entry = {"dtype": self.dtype, "shape": list(self.shape), "names": self.names}
+        return {**entry, "info": dict(self.info)} if self.info else entry
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a colour picture per frame (depth maps stored as video are not)."""
+        depth = self.info.get("is_depth_map") or self.info.get("video.is_depth_map")
+        return self.dtype in VISUAL_DTYPES and not depth
+
+
+def flat_names(feature: Feature) -> tuple[str, ...] | None:
+    """Names of the entries of a vector, whichever of the forms in use holds them; None unless they fit its length.
+
+    In use are a list, a list in a list, a mapping from group to list, and a mapping from name to place.
+    """
+    names = feature.names
+    if isinstance(names, Mapping) and names and all(isinstance(x, int) for x in names.values()):
+        names = sorted(names, key=lambda name: names[name])
+    flat = tuple(_leaves(names))
+    return flat if feature.shape == (len(flat),) and len(set(flat)) == len(flat) else None
+
+
+def camera_name(key: str) -> str:
+    """ "observation.images.cam_high" -> "cam_high"."""
+    return key.removeprefix(IMAGE_PREFIX).removeprefix("observation.")
+
+
+def _leaves(names: Any) -> Iterator[str]:
+    if isinstance(names, Mapping):
+        names = list(names.values())
+    if isinstance(names, (list, tuple)):
+        for name in names:
+            yield from _leaves(name)
+    elif names is not None:
+        yield str(names)
+
+
+def _channels_last(shape: tuple[int, ...], names: Any) -> tuple[tuple[int, ...], Any]:
+    first = str(names[0]) if isinstance(names, (list, tuple)) and names else ""
+    if len(shape) == 3 and (first.startswith("channel") or (not first and shape[0] == 3 and shape[2] != 3)):
+        return (shape[1], shape[2], shape[0]), ["height", "width", "channels"]
+    return shape, names

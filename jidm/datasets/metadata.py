@@ -1,0 +1,395 @@
+"""The files under `meta/` of a data set, read and written: `info.json`, tasks, and every episode with where its rows and
+images are stored. LeRobot's v3.0 and v2.1 forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jidm.datasets import stats
+from jidm.datasets.feature import Feature
+from jidm.datasets.staging import StagingFolder
+from jidm.datasets.table import read_columns, to_numpy
+from jidm.datasets.video_file import VideoSegment
+from jidm.errors import DatasetError
+
+V30_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+V30_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+V21_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+V21_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+
+
+@dataclass(frozen=True)
+class EpisodeMetadata:
+    """One listed episode.
+
+    Attributes:
+        index: its number; numbers may have gaps.
+        length: frames.
+        tasks: what was done, in words.
+        table: file with its rows.
+        shared_table: whether that file may hold other episodes too.
+        videos: feature key -> its pictures.
+    """
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    table: Path
+    shared_table: bool
+    videos: Mapping[str, VideoSegment]
+
+
+@dataclass(frozen=True)
+class DatasetMetadata:
+    """`info.json` and the episodes of a data set.
+
+    Attributes:
+        root: folder. info: `info.json` as it stands. features: as parsed.
+        episodes: the listed episodes whose table exists, by index.
+        missing_tables: indices of listed episodes without a table.
+        missing_videos: cameras that info.json declares but no file holds (files laid out flat only).
+    """
+
+    root: Path
+    info: Mapping[str, Any]
+    features: Mapping[str, Feature]
+    episodes: Mapping[int, EpisodeMetadata]
+    missing_tables: tuple[int, ...]
+    missing_videos: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """ "v3.0", "v2.1" or "v2.0"."""
+        return str(self.info["codebase_version"])
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return float(self.info["fps"])
+
+
+def read_metadata(path: str | Path) -> DatasetMetadata:
+    """Read what a folder says of itself.
+
+    Raises:
+        DatasetError: it is no data set, of an unknown version, or its meta files are damaged.
+    """
+    root = Path(path)
+    meta = next((folder for folder in (root / "meta", root) if (folder / "info.json").is_file()), None)
+    if meta is None:
+        raise DatasetError(f"{root}: no data set: there is no meta/info.json; give the folder that holds meta/")
+    info = _read_info(meta / "info.json")
+    features = {key: Feature.from_dict(key, entry) for key, entry in info["features"].items()}
+    if info["codebase_version"].startswith("v3"):
+        found = list(_episodes_v30(root, info, features))
+    else:
+        found = list(_episodes_v2(root, meta, info, features))
+        if meta == root:
+            features, found = _infer_flat_cameras(root, features, found)
+    present = [entry for entry in found if entry.table.is_file()]
+    episodes = {entry.index: entry for entry in sorted(present, key=lambda entry: entry.index)}
+    if len(episodes) != len(present):
+        raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; mend the list")
+    missing_tables = tuple(sorted({entry.index for entry in found} - set(episodes)))
+    return DatasetMetadata(root, info, features, episodes, missing_tables, tuple(set(info["features"]) - set(features)))
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    info = _read_json(path)
+    version = info.get("codebase_version") if isinstance(info, dict) else None
+    if not isinstance(version, str) or not version.startswith(("v3.", "v2.")):
+        raise DatasetError(
+            f"{path}: codebase_version is {version!r}; v3.0, v2.1 and v2.0 are read, convert others with LeRobot's tools"
+        )
+    if not isinstance(info.get("features"), dict):
+        raise DatasetError(f"{path}: states no features; copy it again")
+    fps = info.get("fps")
+    if not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
+        raise DatasetError(f"{path}: fps is {fps!r}; it must be a positive number")
+    return info
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not readable as JSON ({error}); copy it again") from None
+
+
+# ---- v2.0 and v2.1: one file per episode -----------------------------------------------------------------------------
+
+
+def _episodes_v2(
+    root: Path, meta: Path, info: Mapping[str, Any], features: Mapping[str, Feature]
+) -> Iterator[EpisodeMetadata]:
+    chunk_size = int(info.get("chunks_size") or 1000)
+    data, video = str(info.get("data_path") or V21_DATA), str(info.get("video_path") or V21_VIDEO)
+    flat = meta == root
+    for line in _read_json_lines(meta / "episodes.jsonl"):
+        try:
+            index, length = int(line["episode_index"]), int(line["length"])
+        except (KeyError, TypeError, ValueError):
+            raise DatasetError(f"{meta / 'episodes.jsonl'}: {line} lacks episode_index or length; mend it") from None
+        place = {"episode_index": index, "episode_chunk": index // chunk_size}
+        table = root / _format_path(data, info, **place)
+        videos = {
+            key: VideoSegment(root / _format_path(video, info, video_key=key, **place))
+            for key, feature in features.items()
+            if feature.dtype == "video"
+        }
+        if flat:
+            table = _first_existing(table, root / "data" / table.name)
+            videos = {
+                key: VideoSegment(
+                    _first_existing(film.path, root / "videos" / key / film.path.name, root / "videos" / film.path.name)
+                )
+                for key, film in videos.items()
+            }
+        yield EpisodeMetadata(index, length, tuple(str(t) for t in line.get("tasks") or ()), table, False, videos)
+
+
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise DatasetError(f"{path}: this file is missing, so no episode is listed; copy the data set again")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DatasetError(f"{path}: line {number} is not JSON ({error}); copy it again") from None
+
+
+def _first_existing(*candidates: Path) -> Path:
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _format_path(template: str, info: Mapping[str, Any], **place: Any) -> str:
+    try:
+        return template.format(**place)
+    except (KeyError, IndexError, ValueError):
+        raise DatasetError(
+            f"info.json ({info['codebase_version']}): the path '{template}' cannot be filled in; mend it"
+        ) from None
+
+
+def _infer_flat_cameras(
+    root: Path, features: Mapping[str, Feature], episodes: list[EpisodeMetadata]
+) -> tuple[dict[str, Feature], list[EpisodeMetadata]]:
+    """Where files lie flat, `videos/episode_000000.mp4` does not say which camera it is of: `modality.json` may, or
+    the picture's size; cameras that are not there are left out."""
+    from jidm.datasets.video_file import open_video_file
+
+    keys = [key for key, feature in features.items() if feature.dtype == "video"]
+    first = next((e for e in episodes if e.table.is_file()), None)
+    if first is None or len(keys) < 2 or len({first.videos[key].path for key in keys}) == len(keys):
+        return dict(features), episodes
+    named = []
+    if (root / "modality.json").is_file():
+        videos = _read_json(root / "modality.json").get("video") or {}
+        named = [key for key in keys if any(key == entry.get("original_key") for entry in videos.values())]
+    with open_video_file(first.videos[keys[0]].path) as container:
+        stream = container.streams.video[0]
+        sized = [key for key in keys if features[key].shape[:2] == (stream.height, stream.width)]
+    chosen = named if len(named) == 1 else sized
+    if len(chosen) != 1:
+        raise DatasetError(
+            f"{root}: {first.videos[keys[0]].path.name} may be of any of {', '.join(keys)}; move the videos to "
+            f"videos/<camera>/, or take the cameras that are not there out of info.json"
+        )
+    dropped = set(keys) - set(chosen)
+    kept = [
+        EpisodeMetadata(
+            e.index, e.length, e.tasks, e.table, False, {k: f for k, f in e.videos.items() if k not in dropped}
+        )
+        for e in episodes
+    ]
+    return {key: feature for key, feature in features.items() if key not in dropped}, kept
+
+
+# ---- v3.0: files of any number of episodes, and a table that says where each lies -------------------------------------
+
+
+def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[EpisodeMetadata]:
+    data, video = str(info.get("data_path") or V30_DATA), str(info.get("video_path") or V30_VIDEO)
+    video_keys = [key for key, feature in features.items() if feature.dtype == "video"]
+    keys = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    for key in video_keys:
+        keys += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    files = sorted(f for f in (root / "meta" / "episodes").glob("*/*.parquet") if not f.name.startswith("."))
+    if not files:
+        raise DatasetError(f"{root}: meta/episodes/ holds no table, so no episode is listed; copy the data set again")
+    for file in files:
+        arrays = read_columns(file, [*keys, "tasks"])
+        tasks = arrays.pop("tasks").to_pylist()
+        rows = {key: to_numpy(array, f"{file}: {key}").tolist() for key, array in arrays.items()}
+        for k, (index, length) in enumerate(zip(rows["episode_index"], rows["length"])):
+            place = {"chunk_index": rows["data/chunk_index"][k], "file_index": rows["data/file_index"][k]}
+            table = root / _format_path(data, info, **place)
+            videos = {
+                key: VideoSegment(
+                    root
+                    / _format_path(
+                        video,
+                        info,
+                        video_key=key,
+                        chunk_index=rows[f"videos/{key}/chunk_index"][k],
+                        file_index=rows[f"videos/{key}/file_index"][k],
+                    ),
+                    float(rows[f"videos/{key}/from_timestamp"][k]),
+                )
+                for key in video_keys
+            }
+            yield EpisodeMetadata(index, length, tuple(str(t) for t in tasks[k] or ()), table, True, videos)
+
+
+CHUNK_SIZE = 1000
+"""Files per chunk folder."""
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One episode on disk.
+
+    Attributes:
+        index: its number. length: frames. task: in words. task_index: of the task. from_index: its first row among all.
+        stats: per feature.
+    """
+
+    index: int
+    length: int
+    task: str
+    task_index: int
+    from_index: int
+    stats: Mapping[str, stats.FeatureStats]
+
+    @property
+    def to_index(self) -> int:
+        """One behind its last row."""
+        return self.from_index + self.length
+
+
+def data_path(version: str, index: int) -> str:
+    """Where an episode's table goes, relative to the root."""
+    return (V30_DATA if version == "v3.0" else V21_DATA).format(**_path_fields(index))
+
+
+def video_path(version: str, index: int, key: str) -> str:
+    """Where an episode's video goes, relative to the root."""
+    return (V30_VIDEO if version == "v3.0" else V21_VIDEO).format(video_key=key, **_path_fields(index))
+
+
+def _path_fields(index: int) -> dict[str, int]:
+    chunk, file = divmod(index, CHUNK_SIZE)
+    return {"chunk_index": chunk, "file_index": file, "episode_chunk": chunk, "episode_index": index}
+
+
+def write_metadata(
+    staging: StagingFolder, version: str, fps: float, robot_type: str, features: Mapping[str, Feature],
+    recipe: Mapping[str, Any], episodes: Sequence[EpisodeRecord],
+) -> None:  # fmt: skip
+    """Write every file under `meta/`; info.json last, so that a reader never sees it before the others."""
+    meta = staging.root / "meta"
+    tasks = {e.task_index: e.task for e in episodes}
+    videos = [key for key, feature in features.items() if feature.dtype == "video"]
+    if version == "v3.0":
+        _write_episodes_v30(staging, meta, videos, fps, episodes)
+        _write_tasks_v30(staging, meta / "tasks.parquet", [tasks[k] for k in sorted(tasks)])
+        _write_json(staging, meta / "stats.json", stats.aggregate_stats([e.stats for e in episodes]))
+    else:
+        lines = [{"episode_index": e.index, "tasks": [e.task], "length": e.length} for e in episodes]
+        _write_json_lines(staging, meta / "episodes.jsonl", lines)
+        _write_json_lines(
+            staging, meta / "episodes_stats.jsonl", [{"episode_index": e.index, "stats": e.stats} for e in episodes]
+        )
+        _write_json_lines(staging, meta / "tasks.jsonl", [{"task_index": k, "task": tasks[k]} for k in sorted(tasks)])
+    info: dict[str, Any] = {
+        "codebase_version": version,
+        "robot_type": robot_type or None,
+        "total_episodes": len(episodes),
+        "total_frames": sum(e.length for e in episodes),
+        "total_tasks": len(tasks),
+        "chunks_size": CHUNK_SIZE,
+        "fps": int(fps) if fps == int(fps) else fps,
+        "splits": {"train": f"0:{len(episodes)}"},
+        "data_path": V30_DATA if version == "v3.0" else V21_DATA,
+        "video_path": (V30_VIDEO if version == "v3.0" else V21_VIDEO) if videos else None,
+        "features": {key: feature.to_dict() for key, feature in features.items()},
+    }
+    if version == "v3.0":
+        info |= {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
+    else:
+        chunks = len({e.index // CHUNK_SIZE for e in episodes})
+        info |= {"total_videos": len(episodes) * len(videos), "total_chunks": chunks}
+    if recipe:
+        info["jidm"] = dict(recipe)
+    _write_json(staging, meta / "info.json", info)
+
+
+def _write_json(staging: StagingFolder, path: Path, data: Any) -> None:
+    with staging.atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=4, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_json_lines(staging: StagingFolder, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with staging.atomic_file(path) as temporary:
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _write_episodes_v30(
+    staging: StagingFolder, meta: Path, videos: Sequence[str], fps: float, episodes: Sequence[EpisodeRecord]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def integers(values: Sequence[int]) -> Any:
+        return pa.array(values, pa.int64())
+
+    places = [_path_fields(e.index) for e in episodes]
+    files = {name: integers([place[name] for place in places]) for name in ("chunk_index", "file_index")}
+    columns: dict[str, Any] = {
+        "episode_index": integers([e.index for e in episodes]),
+        "tasks": pa.array([[e.task] for e in episodes], pa.list_(pa.string())),
+        "length": integers([e.length for e in episodes]),
+        "data/chunk_index": files["chunk_index"],
+        "data/file_index": files["file_index"],
+        "dataset_from_index": integers([e.from_index for e in episodes]),
+        "dataset_to_index": integers([e.to_index for e in episodes]),
+    }
+    for key in videos:
+        columns[f"videos/{key}/chunk_index"] = files["chunk_index"]
+        columns[f"videos/{key}/file_index"] = files["file_index"]
+        columns[f"videos/{key}/from_timestamp"] = pa.array([0.0] * len(episodes), pa.float64())
+        columns[f"videos/{key}/to_timestamp"] = pa.array([e.length / fps for e in episodes], pa.float64())
+    for key, feature_stats in episodes[0].stats.items() if episodes else ():
+        for name in feature_stats:
+            columns[f"stats/{key}/{name}"] = pa.array([e.stats[key][name] for e in episodes])
+    zeros = integers([0] * len(episodes))
+    columns |= {"meta/episodes/chunk_index": zeros, "meta/episodes/file_index": zeros}
+    path = meta / "episodes" / "chunk-000" / "file-000.parquet"
+    with staging.atomic_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def _write_tasks_v30(staging: StagingFolder, path: Path, tasks: Sequence[str]) -> None:
+    """The task is the table's index to pandas, by which LeRobot looks it up; without this note it finds none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def column(name: str, kind: str, dtype: str) -> dict[str, Any]:
+        return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+
+    pandas_metadata = {
+        "index_columns": ["task"],
+        "column_indexes": [{**column("", "unicode", "object"), "name": None, "field_name": None, "metadata": {"encoding": "UTF-8"}}],
+        "columns": [column("task_index", "int64", "int64"), column("task", "unicode", "object")],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.0",
+    }  # fmt: skip
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    with staging.atomic_file(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(pandas_metadata).encode()}), temporary)

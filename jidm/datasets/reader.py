@@ -1,0 +1,216 @@
+"""Recorded episodes, read one at a time and column by column."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+from numpy.typing import NDArray
+
+from jidm.datasets.feature import ACTION, IMAGE_PREFIX, STATE, Feature, camera_name, flat_names
+from jidm.datasets.metadata import DatasetMetadata, EpisodeMetadata, read_metadata
+from jidm.datasets.table import SharedTableReader, read_columns, to_numpy
+from jidm.datasets.video_file import decode
+from jidm.errors import DatasetError, did_you_mean
+
+
+def open_dataset(path: str | Path, *, decode_threads: int = 1) -> RecordedDataset:
+    """A LeRobot data set of version 3.0, 2.1 or 2.0, with its meta files in `meta/` or laid out flat.
+
+    Args:
+        path: its folder.
+        decode_threads: threads of the video decoder; 0 lets it choose.
+
+    Raises:
+        DatasetError: it is no data set, of an unknown version, or its meta files are damaged.
+    """
+    return RecordedDataset(read_metadata(path), decode_threads)
+
+
+class RecordedDataset:
+    """A recording on disk; its list of episodes is held in memory, and of files that many episodes share the columns
+    last read.
+
+    Attributes:
+        root: its folder. version: "v3.0", "v2.1" or "v2.0". fps: frames per second. robot_type: as recorded, or "".
+        joint_names: names of the n entries of observation.state; "joint_0".. if the file names none.
+        cameras: names of the cameras, "observation.images.cam_high" is "cam_high".
+        features: every feature, as in info.json.
+        recipe: how it was made, where jidm made it (embodiment, embodiment_hash, seed, ...); else empty.
+        episode_indices: the listed episodes whose table exists, ascending; gaps are fine.
+    """
+
+    def __init__(self, metadata: DatasetMetadata, decode_threads: int = 1) -> None:
+        self.metadata = metadata
+        self.decode_threads = decode_threads
+        self.shared_tables = SharedTableReader()
+        self.root, self.version, self.fps = metadata.root, metadata.version, metadata.fps
+        self.robot_type = str(metadata.info.get("robot_type") or "")
+        self.features: Mapping[str, Feature] = metadata.features
+        self.recipe: Mapping[str, Any] = metadata.info.get("jidm") or {}
+        self._camera_keys = {camera_name(key): key for key, f in self.features.items() if f.is_image}
+        self.cameras = tuple(self._camera_keys)
+        self.joint_names = self._joint_names()
+        self.episode_indices = tuple(metadata.episodes)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over info.json, the episodes' lengths and all joint positions; pictures are not read."""
+        digest = hashlib.sha256()
+        info = {key: value for key, value in self.metadata.info.items() if not key.endswith("_path")}
+        digest.update(json.dumps(info, sort_keys=True).encode())
+        for episode in self:
+            digest.update(f"{episode.index}:{episode.length}\n".encode())
+            digest.update(np.ascontiguousarray(episode.state, dtype="<f8").tobytes())
+        return digest.hexdigest()
+
+    def episode(self, index: int) -> Episode:
+        """The episode of that number.
+
+        Raises:
+            DatasetError: there is none.
+        """
+        if index not in self.metadata.episodes:
+            first = ", ".join(map(str, self.episode_indices[:8])) + (", ..." if len(self) > 8 else "")
+            raise DatasetError(f"{self.root}: has no episode {index}; it has {len(self)}: {first}")
+        return Episode(self, self.metadata.episodes[index])
+
+    def camera_key(self, camera: str | None = None) -> str:
+        """The feature of a camera, given by name or key; the only one if None.
+
+        Raises:
+            DatasetError: no such camera, or several and none named.
+        """
+        if camera is None and len(self.cameras) == 1:
+            return next(iter(self._camera_keys.values()))
+        if camera is None:
+            raise DatasetError(f"{self.root}: has {len(self.cameras)} cameras ({', '.join(self.cameras)}); name one")
+        key = self._camera_keys.get(camera.removeprefix(IMAGE_PREFIX))
+        if key is None:
+            raise DatasetError(f"{self.root}: has no camera '{camera}': {did_you_mean(camera, self.cameras)}")
+        return key
+
+    def __len__(self) -> int:
+        return len(self.episode_indices)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self.episode(index) for index in self.episode_indices)
+
+    def __repr__(self) -> str:
+        return f"RecordedDataset({str(self.root)!r}, {self.version}, {len(self)} episodes, {self.fps:g} fps)"
+
+    def _joint_names(self) -> tuple[str, ...]:
+        feature = self.features.get(STATE)
+        if feature is None:
+            return ()
+        count = feature.shape[0] if feature.shape else 0
+        return flat_names(feature) or tuple(f"joint_{k}" for k in range(count))
+
+
+class Episode:
+    """One episode of T frames; every column is read when it is asked for.
+
+    Attributes:
+        index: its number. length: T. task: what was done, in words, or "".
+    """
+
+    def __init__(self, dataset: RecordedDataset, metadata: EpisodeMetadata) -> None:
+        self.dataset, self.metadata = dataset, metadata
+        self.index, self.length = metadata.index, metadata.length
+        self.task = next((task for task in metadata.tasks if task), "")
+
+    @cached_property
+    def time(self) -> Float64[np.ndarray, " T"]:
+        """(T,) time of each frame [s] as recorded."""
+        return self.column("timestamp").astype(np.float64).reshape(self.length)
+
+    @cached_property
+    def state(self) -> Float64[np.ndarray, "T n"]:
+        """(T, n) joint positions as recorded [rad or m, if the recording keeps to that], in the order of joint_names."""
+        return self._float_vectors(STATE)
+
+    @cached_property
+    def action(self) -> Float64[np.ndarray, "T m"] | None:
+        """(T, m) recorded actions; None if there are none."""
+        return self._float_vectors(ACTION) if ACTION in self.dataset.features else None
+
+    def column(self, key: str) -> NDArray[Any]:
+        """(T, ...) values of any feature that is not a picture; a feature of shape (1,) gives (T,).
+
+        Raises:
+            DatasetError: there is no such column, or it has another length or shape than stated.
+        """
+        feature = self.dataset.features.get(key)
+        if feature is None:
+            known = [k for k, f in self.dataset.features.items() if not f.is_image]
+            raise DatasetError(f"{self.dataset.root}: has no feature '{key}': {did_you_mean(key, known)}")
+        if feature.dtype in ("video", "image"):
+            raise DatasetError(f"'{key}' is pictures; read them with frames('{camera_name(key)}')")
+        values = to_numpy(self._read_column(key), f"{self._where()}: {key}")
+        expected = () if feature.shape == (1,) else feature.shape
+        if values.shape[1:] not in (expected, feature.shape):
+            raise DatasetError(
+                f"{self._where()}: {key} is {values.shape[1:]} per frame, info.json says {feature.shape}"
+            )
+        return values.reshape(self.length, *expected)
+
+    def frames(self, camera: str | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The T pictures of a camera, RGB, one after the other.
+
+        Args:
+            camera: name of the camera; may be left out where there is only one.
+
+        Raises:
+            DatasetError: no such camera, or its video is absent, damaged or of another length.
+        """
+        key = self.dataset.camera_key(camera)
+        if self.dataset.features[key].dtype == "image":
+            return self._decode_images(key)
+        return decode(self.metadata.videos[key], self.length, self.dataset.fps, threads=self.dataset.decode_threads)
+
+    def video(self, camera: str | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+        """All pictures of a camera at once; see `frames`."""
+        return np.stack(list(self.frames(camera)))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __repr__(self) -> str:
+        return f"Episode({self.index}, {self.length} frames, {self.task!r})"
+
+    def _float_vectors(self, key: str) -> NDArray[np.float64]:
+        values = self.column(key)
+        if values.dtype.kind not in "fiub":
+            raise DatasetError(f"{self._where()}: {key} holds {values.dtype}, not numbers; record it again")
+        return values.astype(np.float64).reshape(self.length, -1)
+
+    def _read_column(self, key: str) -> Any:
+        if self.metadata.shared_table:
+            array = self.dataset.shared_tables.column(self.metadata.table, key, self.index)
+        else:
+            array = read_columns(self.metadata.table, [key])[key]
+        if len(array) != self.length:
+            raise DatasetError(
+                f"{self._where()}: {self.metadata.table.name} has {len(array)} rows, the list of episodes says "
+                f"{self.length}; leave the episode out or mend the list"
+            )
+        return array
+
+    def _decode_images(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        import cv2
+
+        for k, cell in enumerate(self._read_column(key).to_pylist()):
+            data = cell.get("bytes") if isinstance(cell, dict) else cell
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+            if image is None:
+                raise DatasetError(f"{self._where()}: {key} of frame {k} is not a stored picture; record it again")
+            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+    def _where(self) -> str:
+        return f"{self.dataset.root}: episode {self.index}"

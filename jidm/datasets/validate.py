@@ -1,0 +1,280 @@
+"""What is wrong with a data set, found before training stumbles over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jidm.datasets.feature import ACTION, STATE, flat_names
+from jidm.datasets.reader import Episode, RecordedDataset, open_dataset
+from jidm.datasets.table import column_names
+from jidm.datasets.video_file import open_video_file
+from jidm.errors import DatasetError, JidmError
+
+if TYPE_CHECKING:
+    from jidm.robot.embodiment import Embodiment
+
+_TIMESTAMP_TOLERANCE = 0.02
+"""Share of the frame time by which a time stamp may be off; 32-bit stamps of long recordings need some."""
+
+_COUNTERS = ("timestamp", "frame_index", "episode_index")
+
+_LIMIT_TOLERANCE = 0.05
+"""Share of a joint's range by which positions may pass its limits: sensors are off by as much."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        episode: its number; None if it concerns the whole set.
+        message: what is wrong, with names and numbers.
+        remedy: what to do about it.
+    """
+
+    episode: int | None
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = "" if self.episode is None else f"episode {self.episode}: "
+        return f"{where}{self.message}; {self.remedy}"
+
+
+def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, decode: bool = False) -> list[Problem]:
+    """Everything found wrong with a recording; empty if it can be trained on as it is.
+
+    Looks at the listed files, the columns' lengths, shapes and numbers, time stamps, and the number, times and size of
+    the pictures. A folder that is no data set is one problem, not an error.
+
+    Args:
+        path: folder of the data set.
+        embodiment: also hold joint names, number of joints and limits against this robot.
+        decode: also decode every picture, which finds damage inside the videos; slow.
+    """
+    try:
+        dataset = open_dataset(path)
+    except DatasetError as error:
+        return [_from_error(None, error)]
+    _presentation_times.cache_clear()
+    _table_columns.cache_clear()
+    problems = [*_check_metadata(dataset), *_check_columns(dataset)]
+    if embodiment is not None and dataset.joint_names:
+        problems += _check_joints(dataset, embodiment)
+    for episode in dataset:
+        problems += _run_check(episode, _check_rows)
+        if STATE in dataset.features and not any(p.episode == episode.index for p in problems):
+            problems += _run_check(episode, partial(_check_positions, robot=embodiment))
+        for key in episode.metadata.videos:
+            problems += _run_check(episode, partial(_check_videos, key=key))
+        if decode:
+            for camera in dataset.cameras:
+                problems += _run_check(episode, partial(_check_decoding, camera=camera))
+    return list(dict.fromkeys(problems))
+
+
+# ---- the set ---------------------------------------------------------------------------------------------------------
+
+
+def _check_metadata(dataset: RecordedDataset) -> Iterator[Problem]:
+    metadata = dataset.metadata
+    for index in metadata.missing_tables:
+        yield Problem(index, "is listed, but its table is missing", "copy it again, or take it out of the list")
+    for key in metadata.missing_videos:
+        yield Problem(None, f"'{key}' is declared, but there is no video of it", "take it out of info.json")
+    if not dataset.episode_indices:
+        yield Problem(None, "holds no episode", "record some, or run the recording's last step")
+    if STATE not in dataset.features:
+        yield Problem(None, f"has no {STATE}: joint positions are what is learned from", "record joint positions")
+    elif flat_names(dataset.features[STATE]) is None and dataset.features[STATE].names:
+        shape = dataset.features[STATE].shape
+        yield Problem(
+            None, f"the names of {STATE} are not {shape[0] if shape else 0} distinct ones", "mend them in info.json"
+        )
+    if not dataset.cameras:
+        yield Problem(None, "has no camera", "record pictures as observation.images.<camera>")
+    counted = len(metadata.episodes) + len(metadata.missing_tables)
+    stated = metadata.info.get("total_episodes")
+    if isinstance(stated, int) and stated != counted:
+        yield Problem(
+            None,
+            f"info.json says {stated} episodes, {counted} are listed",
+            "finish the recording, or mend total_episodes",
+        )
+    frames = sum(entry.length for entry in metadata.episodes.values())
+    stated = metadata.info.get("total_frames")
+    if isinstance(stated, int) and not metadata.missing_tables and stated != frames:
+        yield Problem(
+            None,
+            f"info.json says {stated} frames, the episodes have {frames}",
+            "finish the recording, or mend total_frames",
+        )
+
+
+def _check_joints(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Problem]:
+    recorded, joints = dataset.joint_names, robot.joint_names
+    if len(recorded) != len(joints):
+        yield Problem(
+            None,
+            f"has {len(recorded)} joints, '{robot.name}' has {len(joints)}",
+            "name the robot that was recorded, or write one with these joints",
+        )
+    elif recorded != joints and recorded != tuple(f"joint_{k}" for k in range(len(joints))):
+        pair = next((a, b) for a, b in zip(recorded, joints) if a != b)
+        yield Problem(
+            None,
+            f"its joints are not those of '{robot.name}': '{pair[0]}' stands where '{pair[1]}' should",
+            f"mend the names of {STATE} in info.json, or the order of its columns",
+        )
+
+
+def _check_columns(dataset: RecordedDataset) -> Iterator[Problem]:
+    """Declared columns that tables lack; state, action and counters are looked into episode by episode."""
+    declared = {key for key, f in dataset.features.items() if f.dtype != "video"} - {STATE, ACTION, *_COUNTERS}
+    lacking: dict[str, list[int]] = {}
+    for episode in dataset:
+        try:
+            present = _table_columns(episode.metadata.table)
+        except DatasetError:
+            continue  # said where its rows are read
+        for key in sorted(declared.difference(present)):
+            lacking.setdefault(key, []).append(episode.index)
+    for key, episodes in lacking.items():
+        if len(episodes) == len(dataset):
+            yield Problem(None, f"'{key}' is declared, but no table has it", "take it out of info.json")
+        else:
+            for index in episodes:
+                yield Problem(
+                    index,
+                    f"its table has no '{key}', others have",
+                    "leave the episode out, or take it out of info.json",
+                )
+
+
+# ---- one episode -----------------------------------------------------------------------------------------------------
+
+
+def _check_rows(episode: Episode) -> Iterator[Problem]:
+    """Lengths, counters and times."""
+    features, fps, index = episode.dataset.features, episode.dataset.fps, episode.index
+    if episode.length < 2:
+        yield Problem(index, f"has {episode.length} frame(s), motion lies between two", "leave it out")
+        return
+    if "timestamp" not in features:
+        yield Problem(None, "has no timestamp column", "record it again with times")
+        return
+    steps = np.diff(episode.time)
+    off = np.flatnonzero(~(np.abs(steps - 1 / fps) <= _TIMESTAMP_TOLERANCE / fps))
+    if len(off):
+        k = int(off[0])
+        yield Problem(
+            index,
+            f"frames {k} and {k + 1} are {steps[k]:.4f} s apart, {fps:g} frames per second are {1 / fps:.4f} s "
+            f"({len(off)} such steps)",
+            "resample the episode to the stated rate, or mend fps",
+        )
+    elif episode.metadata.shared_table and abs(episode.time[0]) > 0.5 / fps:
+        yield Problem(index, f"its times start at {episode.time[0]:.4f} s, not 0", "subtract the first time")
+    expected = {"frame_index": np.arange(episode.length), "episode_index": np.full(episode.length, index)}
+    for key, values in expected.items():
+        if key in features and not np.array_equal(episode.column(key), values):
+            k = int(np.flatnonzero(episode.column(key) != values)[0])
+            yield Problem(
+                index, f"{key} is {episode.column(key)[k]} in row {k}, must be {values[k]}", "write the table again"
+            )
+
+
+def _check_positions(episode: Episode, robot: Embodiment | None) -> Iterator[Problem]:
+    """Numbers of state and action."""
+    names = episode.dataset.joint_names
+    for key, values in ((STATE, episode.state), (ACTION, episode.action)):
+        if values is not None and not np.isfinite(values).all():
+            t, k = np.argwhere(~np.isfinite(values))[0]
+            which = f"'{names[k]}'" if key == STATE else f"entry {k}"
+            count = int((~np.isfinite(values)).any(1).sum())
+            yield Problem(
+                episode.index, f"{key} of {which} is {values[t, k]} in frame {t} ({count} such frames)", "leave it out"
+            )
+    if robot is None or len(names) != len(robot.joint_names):
+        return
+    lower, upper = episode.state.min(0), episode.state.max(0)
+    slack = np.where(np.isfinite(robot.upper - robot.lower), _LIMIT_TOLERANCE * (robot.upper - robot.lower), 0.0)
+    for k in np.flatnonzero((lower < robot.lower - slack) | (upper > robot.upper + slack)):
+        yield Problem(
+            episode.index,
+            f"'{names[k]}' goes from {lower[k]:.3f} to {upper[k]:.3f}, the limits are {robot.lower[k]:.3f} to "
+            f"{robot.upper[k]:.3f}",
+            "convert the recording to rad and m, or mend its signs and offsets",
+        )
+
+
+def _check_videos(episode: Episode, key: str) -> Iterator[Problem]:
+    """Number, times and size of the pictures, without decoding them."""
+    segment, fps, length = episode.metadata.videos[key], episode.dataset.fps, episode.length
+    times, size = _presentation_times(segment.path)
+    if segment.start is not None:
+        times = times[(times > segment.start - 0.5 / fps) & (times < segment.start + (length - 0.5) / fps)]
+    if len(times) != length:
+        yield Problem(
+            episode.index,
+            f"{key} has {len(times)} pictures, the table has {length} rows ({segment.path.name})",
+            "leave the episode out, or write its video again",
+        )
+        return
+    begin = times[0] if segment.start is None else segment.start
+    off = np.abs(times - begin - np.arange(length) / fps)
+    if off.max() > 0.25 / fps:
+        k = int(off.argmax())
+        yield Problem(
+            episode.index,
+            f"{key}: picture {k} is shown {off[k]:.4f} s away from its row's time ({segment.path.name})",
+            "write the video again at the rate of the set",
+        )
+    height, width = episode.dataset.features[key].shape[:2]
+    if size != (height, width):
+        yield Problem(
+            episode.index,
+            f"{key} is {size[1]}x{size[0]}, info.json says {width}x{height} ({segment.path.name})",
+            "mend the shape in info.json, or scale the video",
+        )
+
+
+@lru_cache(maxsize=8)  # several episodes may lie in one file
+def _table_columns(path: Path) -> frozenset[str]:
+    return frozenset(column_names(path))
+
+
+@lru_cache(maxsize=8)
+def _presentation_times(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """Presentation times [s] of all pictures, ascending, and (height, width)."""
+    with open_video_file(path) as container:
+        stream = container.streams.video[0]
+        stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
+        return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base), (stream.height, stream.width)
+
+
+def _check_decoding(episode: Episode, camera: str) -> Iterator[Problem]:
+    for _ in episode.frames(camera):
+        pass
+    yield from ()
+
+
+def _run_check(episode: Episode, check: Callable[[Episode], Iterator[Problem]]) -> list[Problem]:
+    """The check's problems; whatever stops it is one more."""
+    found: list[Problem] = []
+    try:
+        found.extend(check(episode))
+    except JidmError as error:
+        found.append(_from_error(episode.index, error))
+    return found
+
+
+def _from_error(episode: int | None, error: JidmError) -> Problem:
+    what, _, remedy = str(error).rpartition("; ")
+    return Problem(episode, what or remedy, remedy if what else "see the message")

@@ -1,0 +1,292 @@
+"""Writing a LeRobot data set so that several processes may write at once and any of them may die at any moment.
+
+Every episode has its own files, its table is the last to appear, and the table alone says that the episode is there.
+What concerns all episodes together, under `meta/`, is made by `finish` from the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.datasets import stats
+from jidm.datasets.feature import ACTION, IMAGE_PREFIX, STATE, Feature
+from jidm.datasets.metadata import EpisodeRecord, data_path, video_path, write_metadata
+from jidm.datasets.staging import StagingFolder, move
+from jidm.datasets.table import read_columns, read_notes, to_arrow, write_table
+from jidm.datasets.video_file import NEAR_LOSSLESS_CRF, encode
+from jidm.errors import DatasetError
+
+VERSIONS = ("v3.0", "v2.1")
+_SCALAR_SHAPE = (1,)
+
+
+class DatasetWriter:
+    """Writes episodes into a folder, then the files that list them.
+
+    Several writers, in one process or many, may share a folder: an episode is a function of what `write_episode` is
+    given, and `finish`, called when all are done, of the episodes. A killed process leaves whole episodes only; the
+    next one goes on with `done()`.
+
+    Args:
+        root: folder; made if absent.
+        fps: frames per second.
+        joint_names: names of the n entries of the state.
+        cameras: name -> (width, height) [px], both even.
+        action_names: names of the m entries of the action; those of the joints if None, no action if empty.
+        robot_type: name of the robot.
+        extras: further columns, key -> Feature; written losslessly.
+        recipe: how it is made, kept in info.json under "jidm" (anything JSON can hold).
+        version: "v3.0" or "v2.1".
+        crf: quality of the video, 0 (finest) to 51.
+
+    Raises:
+        DatasetError: an unknown version, odd picture sizes, doubled names, or a recipe that JSON cannot hold.
+    """
+
+    def __init__(
+        self, root: str | Path, *, fps: float, joint_names: Sequence[str], cameras: Mapping[str, tuple[int, int]],
+        action_names: Sequence[str] | None = None, robot_type: str = "", extras: Mapping[str, Feature] | None = None,
+        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", crf: int = NEAR_LOSSLESS_CRF,
+    ) -> None:  # fmt: skip
+        self.root, self.version, self.fps, self.robot_type, self.crf = Path(root), version, float(fps), robot_type, crf
+        if version not in VERSIONS:
+            raise DatasetError(f"data sets of version {version!r} are not written; choose {' or '.join(VERSIONS)}")
+        if not 0 < self.fps < float("inf"):
+            raise DatasetError(f"fps={fps} must be a positive number of frames per second")
+        self.joint_names = _check_unique("joint", joint_names)
+        self.action_names = self.joint_names if action_names is None else _check_unique("action", action_names)
+        self.extras = dict(extras or {})
+        self.recipe = _as_json(recipe or {})
+        self._camera_keys = {name: f"{IMAGE_PREFIX}{name}" for name in cameras}
+        self.features = self._build_features(cameras)
+        self._schema_hash = self._compute_schema_hash()
+        self._staging = StagingFolder(self.root)
+
+    def write_episode(
+        self, index: int, frames: Mapping[str, NDArray[Any]], state: NDArray[Any],
+        action: NDArray[Any] | None = None, time: NDArray[Any] | None = None,
+        extras: Mapping[str, NDArray[Any]] | None = None, task: str = "",
+    ) -> None:  # fmt: skip
+        """Write one episode; afterwards it is whole, or absent if the process dies. Does nothing if it is there.
+
+        Args:
+            index: its number, from 0; several processes must not share one unless they write the same. Gaps are fine
+                here, but LeRobot's own reader wants all numbers below the count.
+            frames: camera -> (T, H, W, 3) uint8 RGB.
+            state: (T, n) joint positions [rad or m].
+            action: (T, m); None if the data set has no actions.
+            time: (T,) [s]; must be k / fps to 0.1 ms, and is so if not given.
+            extras: key -> (T, ...) values of the extra features.
+            task: what is done, in words.
+
+        Raises:
+            DatasetError: something is missing, of another shape, or not finite.
+        """
+        target = self.root / data_path(self.version, index)
+        if target.is_file():
+            return
+        columns = self._build_columns(index, state, action, time, dict(extras or {}))
+        length = len(columns["timestamp"])
+        self._check_frames(index, frames, length)
+        # A guess of where its rows lie among all, right where all episodes are of one length; `finish` knows.
+        first = index * length
+        columns["index"] = columns["frame_index"] + first
+        gathered = {key: stats.value_stats(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
+        gathered |= {self._camera_keys[name]: stats.image_stats(frames[name]) for name in self._camera_keys}
+        record = EpisodeRecord(index, length, task, 0, first, gathered)
+        try:
+            with self._staging.temporary_folder(f"episode-{index:06d}") as folder:
+                self._write_files(folder, target, record, columns, frames)
+        except FileNotFoundError:
+            # Another process was quicker with the same episode and has cleared up; else it is a fault.
+            if not target.is_file():
+                raise
+
+    def completed_episodes(self) -> set[int]:
+        """Indices of the episodes that are there, whole.
+
+        Raises:
+            DatasetError: some were written to another plan (features, rate, recipe).
+        """
+        return {episode.index for episode in self._read_records()}
+
+    def finalize(self) -> None:
+        """Write `meta/` for all episodes that are there. May be called again; the bytes depend on the episodes alone.
+
+        Raises:
+            DatasetError: some episodes were written to another plan (features, rate, recipe).
+        """
+        found, listed, first = self._read_records(), [], 0
+        tasks: dict[str, int] = {}
+        for episode in found:
+            task = tasks.setdefault(episode.task, len(tasks))
+            placed = replace(episode, from_index=first, task_index=task)
+            gathered = {key: stats.value_stats(values) for key, values in _index_columns(placed).items()}
+            placed = replace(placed, stats={**episode.stats, **gathered})
+            if placed != episode:
+                self._rewrite_indices(placed)
+            listed.append(placed)
+            first = placed.to_index
+        write_metadata(self._staging, self.version, self.fps, self.robot_type, self.features, self.recipe, listed)
+        self._staging.remove_stale({episode.index for episode in found})
+
+    def _write_files(
+        self, folder: Path, target: Path, record: EpisodeRecord, columns: Mapping[str, NDArray[Any]],
+        frames: Mapping[str, NDArray[np.uint8]],
+    ) -> None:  # fmt: skip
+        """All files of an episode in the hidden folder, then into their places."""
+        for name, key in self._camera_keys.items():
+            encode(folder / f"{key}.mp4", frames[name], self.fps, crf=self.crf)
+        arrays = {key: to_arrow(columns[key], self.features[key]) for key in self._table_keys()}
+        write_table(folder / "table.parquet", arrays, self._encode_record(record))
+        for key in self._camera_keys.values():
+            move(folder / f"{key}.mp4", self.root / video_path(self.version, record.index, key))
+        move(folder / "table.parquet", target)  # last: this makes the episode
+
+    # ---- what goes in ------------------------------------------------------------------------------------------------
+
+    def _build_features(self, cameras: Mapping[str, tuple[int, int]]) -> dict[str, Feature]:
+        features = {STATE: Feature("float64", (len(self.joint_names),), list(self.joint_names))}
+        if self.action_names:
+            features[ACTION] = Feature("float64", (len(self.action_names),), list(self.action_names))
+        for name, (width, height) in cameras.items():
+            if width < 2 or height < 2 or width % 2 or height % 2:
+                raise DatasetError(
+                    f"camera '{name}' is {width}x{height}; video needs even sizes, crop or pad by a pixel"
+                )
+            features[self._camera_keys[name]] = Feature(
+                "video", (height, width, 3), ["height", "width", "channels"],
+                {"video.height": height, "video.width": width, "video.codec": "h264", "video.pix_fmt": "yuv420p",
+                 "video.is_depth_map": False, "video.fps": self.fps, "video.channels": 3, "has_audio": False},
+            )  # fmt: skip
+        for key, feature in self.extras.items():
+            if key in features or "/" in key or feature.dtype in ("video", "image") or not feature.shape:
+                raise DatasetError(
+                    f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is taken or of no use here"
+                )
+            features[key] = feature
+        features["timestamp"] = Feature("float32", _SCALAR_SHAPE)
+        return features | {
+            key: Feature("int64", _SCALAR_SHAPE) for key in ("frame_index", "episode_index", "index", "task_index")
+        }
+
+    def _build_columns(
+        self, index: int, state: NDArray[Any], action: NDArray[Any] | None, time: NDArray[Any] | None,
+        extras: dict[str, NDArray[Any]],
+    ) -> dict[str, NDArray[Any]]:  # fmt: skip
+        if index < 0:
+            raise DatasetError(f"episode {index}: numbers start at 0")
+        given = {STATE: state, **({} if action is None else {ACTION: action}), **extras}
+        wanted = {key for key in self.features if key in (STATE, ACTION) or key in self.extras}
+        if set(given) != wanted:
+            raise DatasetError(
+                f"episode {index}: columns {sorted(set(given) ^ wanted)} are missing or unknown; give {sorted(wanted)}"
+            )
+        length = len(state)
+        ticks = np.arange(length) / self.fps
+        if length < 1:
+            raise DatasetError(f"episode {index}: has no frames; leave it out")
+        if time is not None and (np.shape(time) != (length,) or not np.abs(np.asarray(time) - ticks).max() <= 1e-4):
+            raise DatasetError(f"episode {index}: times are not k / {self.fps:g} s; resample it to the rate of the set")
+        columns = {
+            key: self._validate_column(index, key, np.asarray(given[key]), length)
+            for key in self.features
+            if key in wanted
+        }
+        counter = np.arange(length, dtype=np.int64)
+        return columns | {
+            "timestamp": ticks.astype(np.float32), "frame_index": counter, "episode_index": np.full_like(counter, index),
+            "index": counter, "task_index": np.zeros_like(counter),
+        }  # fmt: skip
+
+    def _validate_column(self, index: int, key: str, values: NDArray[Any], length: int) -> NDArray[Any]:
+        feature = self.features[key]
+        if feature.shape == _SCALAR_SHAPE and values.shape == (length,):
+            values = values[:, None]
+        dtype = np.dtype(feature.dtype)
+        if values.shape != (length, *feature.shape) or not np.can_cast(values.dtype, dtype, "same_kind"):
+            raise DatasetError(
+                f"episode {index}: {key} is {values.dtype} {values.shape}, must be {dtype} {(length, *feature.shape)}"
+            )
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DatasetError(f"episode {index}: {key} is not finite everywhere; leave the episode out")
+        return values.astype(dtype)
+
+    def _check_frames(self, index: int, frames: Mapping[str, NDArray[Any]], length: int) -> None:
+        if set(frames) != set(self._camera_keys):
+            raise DatasetError(f"episode {index}: pictures of {sorted(frames)}, must be of {sorted(self._camera_keys)}")
+        for name, key in self._camera_keys.items():
+            expected = (length, *self.features[key].shape)
+            if frames[name].dtype != np.uint8 or frames[name].shape != expected:
+                raise DatasetError(
+                    f"episode {index}: pictures of '{name}' are {frames[name].dtype} {frames[name].shape}, "
+                    f"must be uint8 {expected}"
+                )
+
+    # ---- what is there -----------------------------------------------------------------------------------------------
+
+    def _table_keys(self) -> list[str]:
+        return [key for key, feature in self.features.items() if feature.dtype != "video"]
+
+    def _compute_schema_hash(self) -> str:
+        schema = {
+            "version": self.version, "fps": self.fps, "recipe": self.recipe, "robot_type": self.robot_type, "crf": self.crf,
+            "features": {key: feature.to_dict() for key, feature in self.features.items()},
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
+
+    def _encode_record(self, episode: EpisodeRecord) -> bytes:
+        return json.dumps({"plan": self._schema_hash, **vars(episode)}, sort_keys=True, allow_nan=False).encode()
+
+    def _read_records(self) -> list[EpisodeRecord]:
+        pattern = "data/chunk-*/file-*.parquet" if self.version == "v3.0" else "data/chunk-*/episode_*.parquet"
+        found = []
+        for path in self.root.glob(pattern):
+            fields = json.loads(read_notes(path) or b"{}")
+            if fields.pop("plan", None) != self._schema_hash:
+                raise DatasetError(
+                    f"{path}: was not written with these features, rate and recipe; write into another folder, "
+                    f"or delete this one to start anew"
+                )
+            found.append(EpisodeRecord(**fields))
+        return sorted(found, key=lambda episode: episode.index)
+
+    def _rewrite_indices(self, episode: EpisodeRecord) -> None:
+        """Write the episode's table again, with its rows' places among all and the number of its task."""
+        path = self.root / data_path(self.version, episode.index)
+        arrays = read_columns(path, self._table_keys())
+        for key, values in _index_columns(episode).items():
+            arrays[key] = to_arrow(values, self.features[key])
+        with self._staging.atomic_file(path) as temporary:
+            write_table(temporary, arrays, self._encode_record(episode))
+
+
+def _index_columns(episode: EpisodeRecord) -> dict[str, NDArray[np.int64]]:
+    """The columns that depend on the other episodes."""
+    count = np.arange(episode.length, dtype=np.int64)
+    return {"index": count + episode.from_index, "task_index": np.full_like(count, episode.task_index)}
+
+
+def _as_json(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Through JSON and back, so that what is compared is what a file gives."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(recipe), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"the recipe cannot be kept as JSON ({error}); give numbers, text, lists, dicts") from None
+    return plain
+
+
+def _check_unique(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(str(name) for name in names)
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled or (what == "joint" and not names):
+        raise DatasetError(f"{what} names must be distinct and not empty: {', '.join(doubled) or 'there are none'}")
+    return names

@@ -1,0 +1,137 @@
+"""Lines of the robot matched to edges of the picture: an anchor that does not drift.
+
+Every visible contour point is searched along its normal for the nearest strong edge. The distance it finds is a
+measurement of the pose itself, not of a step. Each point finds its edge with an offset of its own (a highlight beside
+a crease, a rounded rim), nearly constant from frame to frame; the offsets are remembered and subtracted, so steps are
+measured between like and like and only what moves slowly is left to the absolute position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from jidm.estimation.background_model import BackgroundModel
+from jidm.estimation.factors.photometric import Quadratic
+from jidm.estimation.robust import tukey_weight
+from jidm.fields.base import ContourField, ContourJacobian, FieldAtPose
+from jidm.video.pyramid import BrightnessPyramid
+
+_SAMPLE_SPACING = 0.5  # [px] between samples along the normal
+_SAMPLES_PER_PIXEL = 2  # samples a pixel
+_MIN_STRENGTH = 0.012  # brightness per px; a fainter edge is noise
+_DISTANCE_SIGMA = 0.6  # nearer edges win: weight exp(-(distance / (focus * reach))^2 / 2)
+_MIN_SCALE = 0.05  # [px]
+_MIN_POINTS = 20  # points; fewer are no measurement
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeMatch:
+    """Edges found near contour points.
+
+    Attributes:
+        offset: (K,) signed distance along the normal to the edge [px].
+        strength: (K,) brightness change across the edge per px.
+        found: (K,) whether there was an edge within reach.
+    """
+
+    offset: Float[Tensor, " K"]
+    strength: Float[Tensor, " K"]
+    found: Bool[Tensor, " K"]
+
+
+def match_edges(
+    contour: ContourJacobian,
+    pyramid: BrightnessPyramid,
+    search_radius: float,
+    background: BackgroundModel | None = None,
+) -> EdgeMatch:
+    """Search the finest level along each point's normal, up to `search_radius` px either way, sub-pixel.
+
+    Where the background is known, an edge is as strong as it stays when that is taken away: lines behind the robot are
+    not the robot's.
+    """
+    half = round(search_radius / _SAMPLE_SPACING) + _SAMPLES_PER_PIXEL
+    s = torch.arange(-half, half + 1, dtype=contour.points.dtype, device=contour.points.device) * _SAMPLE_SPACING
+    positions = contour.points[:, None] + s[:, None] * contour.normals[:, None]
+    _, gradient = pyramid.sample(0, positions)
+    slope = torch.einsum("ksa,ka->ks", gradient, contour.normals).abs()
+    background_gradient = None if background is None else background.gradient(positions)
+    if background_gradient is not None:
+        foreground_slope = torch.einsum("ksa,ka->ks", gradient - background_gradient[0], contour.normals).abs()
+        slope = torch.where(background_gradient[1] > 0, torch.minimum(slope, foreground_slope), slope)
+    score = slope * torch.exp(-0.5 * (s / (_DISTANCE_SIGMA * search_radius)) ** 2)
+    interior = slice(_SAMPLES_PER_PIXEL, -_SAMPLES_PER_PIXEL)
+    peak = (slope[:, interior] >= slope[:, 1:-3]) & (slope[:, interior] >= slope[:, 3:-1])
+    best = (
+        torch.where(peak, score[:, interior], torch.zeros_like(score[:, interior])).argmax(dim=1, keepdim=True)
+        + _SAMPLES_PER_PIXEL
+    )
+    # A parabola through the peak and the samples a pixel away. Nearer ones lie on the same straight pieces that
+    # interpolation draws between pixels, and would pull every edge to a pixel's centre by up to a quarter of a pixel.
+    before, top, after = (slope.gather(1, best + k)[:, 0] for k in (-_SAMPLES_PER_PIXEL, 0, _SAMPLES_PER_PIXEL))
+    shift = 0.5 * (before - after) / (before - 2 * top + after).clamp(max=-1e-9)
+    offset = s[best[:, 0]] + shift.clamp(-0.5, 0.5)
+    is_peak = peak.gather(1, best - _SAMPLES_PER_PIXEL)[:, 0]
+    found = is_peak & (top > _MIN_STRENGTH) & pyramid.inside(contour.points, margin=3.0)
+    return EdgeMatch(offset, top, found)
+
+
+class ContourFactor:
+    """Contour matching over a whole video, with the memory of each point's own offset and of the background."""
+
+    def __init__(self, field: ContourField, *, learning_rate: float = 0.05, unknown_weight: float = 0.3) -> None:
+        self.field = field
+        self._learning_rate = learning_rate
+        self._unknown_weight = unknown_weight
+        self.background = BackgroundModel()
+        self._offset = torch.zeros(field.contour_points, dtype=torch.float64)
+        # Contrast of each point's edge at the last known pose; 0 = never seen at one.
+        self._strength = torch.zeros(field.contour_points, dtype=torch.float64)
+
+    def update(self, pose: FieldAtPose, pyramid: BrightnessPyramid, *, known_pose: bool = False) -> None:
+        """Update the background and the points' offsets from a frame: offsets fully where its pose is known, else slowly.
+
+        A point never seen at a known pose starts without offset: its edge is taken at its word.
+        """
+        self.background.update(pose.surface().points, pyramid)
+        contour = self.field.contour(pose.q, self.field.visible_contour(pose.q))
+        match = match_edges(contour, pyramid, 2.5, self.background)
+        index = contour.index[match.found].cpu()
+        offset, strength = (x[match.found].double().cpu() for x in (match.offset, match.strength))
+        if known_pose:
+            self._offset[index], self._strength[index] = offset, strength
+            return
+        self._offset[index] += self._learning_rate * (offset - self._offset[index])
+        rate = torch.where(self._strength[index] > 0, self._learning_rate, 0.0)
+        self._strength[index] += rate * (strength - self._strength[index])
+
+    def linearize(
+        self,
+        q: Float[Tensor, " n"],
+        pyramid: BrightnessPyramid,
+        index: Int[Tensor, " K"],
+        search_radius: float,
+        part_scale: float = 1.0,
+    ) -> Quadratic | None:
+        """Point-to-line model at pose q over the contour points `index`; None where too few find an edge.
+
+        `part_scale` as of `tukey_weight`.
+        """
+        contour = self.field.contour(q, index)
+        match = match_edges(contour, pyramid, search_radius, self.background)
+        offset, strength = (x[index.cpu()].to(q) for x in (self._offset, self._strength))
+        residual = match.offset - offset
+        known = strength > 0
+        # The same edge cannot double its contrast from one frame to the next; another edge can.
+        similar_contrast = (match.strength < 2 * strength) & (2 * match.strength > strength)
+        inliers = match.found & (similar_contrast | ~known)
+        if int(inliers.sum()) < _MIN_POINTS:
+            return None
+        weight = inliers * tukey_weight(residual, inliers, _MIN_SCALE, contour.part, part_scale)
+        weight = weight * torch.where(known, 1.0, self._unknown_weight)
+        weighted = contour.jacobian * weight[:, None]
+        return Quadratic(weighted.T @ contour.jacobian, weighted.T @ residual, float(inliers.sum()))

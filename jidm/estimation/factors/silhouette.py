@@ -1,0 +1,144 @@
+"""The robot's silhouette, told from a background that was seen before: it leads a pose back that brightness has lost.
+
+Where the background was ever uncovered, a pixel shows it or something in front of it, whatever the robot's texture and
+whatever the last frame looked like. Each point of the robot's rim is moved along its normal to where the robot ends;
+the search may reach far, since no edge of the background and no crease of the robot is mistaken for its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from jidm.estimation.factors.photometric import Quadratic
+from jidm.estimation.robust import MAD
+from jidm.fields.base import FieldAtPose, JacobianField
+from jidm.video.pyramid import bilinear_sample
+
+_MASK_CELLS = 150  # of the robot's mask, along the longer side of the picture
+_MAX_POINTS = 600  # of the rim at most
+_MIN_POINTS = 20  # points; fewer are no measurement
+_MIN_CONTRAST = 0.35  # mean evidence, robot on one side and background on the other, below which a point says nothing
+_MIN_SCALE = 1.0  # [px] to which an end is found
+_DISTANCE_PENALTY = 0.01  # of evidence by which an end at the full reach must be clearer than one close by
+
+
+@dataclass(frozen=True, eq=False)
+class SilhouetteBoundary:
+    """Points of the robot that lie on the border of its silhouette.
+
+    Attributes:
+        points: (K, 2) pixels (u, v). normals: (K, 2) unit vectors that lead off the robot.
+        jacobian: (K, n) motion along the normal per unit of each joint [px/rad or px/m].
+        mask: (h, w) 1 in cells that show the robot. cell: their edge [px].
+    """
+
+    points: Float[Tensor, "K 2"]
+    normals: Float[Tensor, "K 2"]
+    jacobian: Float[Tensor, "K n"]
+    mask: Float[Tensor, "h w"]
+    cell: float
+
+    @classmethod
+    def of(cls, pose: FieldAtPose, height: int, width: int) -> SilhouetteBoundary:
+        """The rim at a pose, in a picture of that size; points at the picture's border are left out."""
+        surface, cell = pose.surface(), max(height, width) / _MASK_CELLS
+        mask = robot_mask(surface.points, height, width, cell)
+        eroded = -F.max_pool2d(-mask[None], 5, 1, 2)[0]
+        blurred = F.avg_pool2d(F.pad(mask[None, None], (3,) * 4, mode="replicate"), 5, 1)
+        blurred = F.avg_pool2d(blurred, 3, 1)[0, 0]
+        along_u = F.pad(blurred[:, 2:] - blurred[:, :-2], (1, 1))
+        along_v = F.pad(blurred[2:] - blurred[:-2], (0, 0, 1, 1))
+        values = bilinear_sample(torch.stack([eroded, along_u, along_v]), surface.points, cell)
+        gradient = values[1:].T
+        gradient_norm = gradient.norm(dim=-1)
+        u, v = surface.points.unbind(-1)
+        margin = 2 * cell
+        inside = (u > margin) & (v > margin) & (u < width - margin) & (v < height - margin)
+        index = ((values[0] < 0.5) & (gradient_norm > 0.1) & inside).nonzero()[:_MAX_POINTS, 0]
+        normals = -gradient[index] / gradient_norm[index, None]
+        normal_jacobian = torch.einsum("ka,kan->kn", normals, surface.jacobian[index])
+        return cls(surface.points[index], normals, normal_jacobian, mask, cell)
+
+
+def robot_mask(points: Float[Tensor, "N 2"], height: int, width: int, cell: float) -> Float[Tensor, "h w"]:
+    """1 in the picture's cells that hold one of the robot's points, hidden ones as well; small gaps are closed."""
+    h, w = int(-(-height // cell)), int(-(-width // cell))
+    u, v = ((points + 0.5) / cell).floor().long().unbind(-1)
+    inside = (u >= 0) & (v >= 0) & (u < w) & (v < h)
+    mask = points.new_zeros(h, w)
+    mask[v[inside], u[inside]] = 1
+    return -F.max_pool2d(-F.max_pool2d(mask[None, None], 3, 1, 1), 3, 1, 1)[0, 0]
+
+
+class SilhouetteFactor:
+    """A robot's silhouette in one frame.
+
+    Args:
+        field: the robot and its camera.
+        evidence: (H, W) 1 where the frame surely shows something in front of the background, -1 where it surely shows the
+            background, 0 where neither is known (`Background.evidence`).
+    """
+
+    def __init__(self, field: JacobianField, foreground_score: Float[Tensor, "H W"]) -> None:
+        self.field = field
+        self.foreground_score = foreground_score
+
+    def linearize(self, q: Float[Tensor, " n"], search_radius: float) -> Quadratic | None:
+        """Point-to-line model at pose q, ends searched up to `search_radius` px either way; None where too few are found."""
+        offset, contrast, jacobian = self._boundary_offsets(q, search_radius)
+        weight = ((contrast - _MIN_CONTRAST) / (1 - _MIN_CONTRAST)).clamp(min=0)
+        used = weight > 0
+        if int(used.sum()) < _MIN_POINTS:
+            return None
+        # Cauchy's weight: far ends pull, but a few of them do not outvote the others.
+        scale = _MIN_SCALE + MAD * offset[used].abs().median()
+        weight = weight / (1 + (offset / (2 * scale)) ** 2) / scale**2
+        weighted = jacobian * weight[:, None]
+        return Quadratic(weighted.T @ jacobian, weighted.T @ offset, float(used.sum()))
+
+    def mismatch(self, q: Float[Tensor, " n"]) -> float:
+        """Size of what is seen of the robot at pose q where it is not, and not seen where it is, over the robot's size.
+
+        What else moves in the picture counts as well, so only differences between poses mean something.
+        """
+        height, width = self.foreground_score.shape
+        points = self.field.at(q).surface().points
+        mask = robot_mask(points, height, width, max(height, width) / _MASK_CELLS)
+        observed = F.interpolate(self.foreground_score[None, None], size=mask.shape, mode="area")[0, 0].to(mask)
+        wrong = mask * (-observed).clamp(min=0) + (1 - mask) * observed.clamp(min=0)
+        return float(wrong.sum() / mask.sum().clamp(min=1))
+
+    def _boundary_offsets(
+        self, q: Float[Tensor, " n"], search_radius: float
+    ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K n"]]:
+        """How far off its expected end the robot ends along each normal [px], how clearly (0 to 1), and the Jacobian."""
+        boundary = SilhouetteBoundary.of(self.field.at(q), *self.foreground_score.shape)
+        step = max(0.5, search_radius / 12)
+        window = round(search_radius / step)
+        s = torch.arange(-2 * window, 2 * window + 1).to(boundary.points) * step
+        positions = boundary.points[:, None] + s[:, None] * boundary.normals[:, None]
+        measured, contrast = _locate_boundary(bilinear_sample(self.foreground_score[None], positions)[0], s, window)
+        # Sought in the mask alike, so that what the search is off by cancels.
+        expected, _ = _locate_boundary(
+            bilinear_sample(2 * boundary.mask[None] - 1, positions, boundary.cell)[0], s, window
+        )
+        return measured - expected, contrast, boundary.jacobian
+
+
+def _locate_boundary(
+    profile: Float[Tensor, "K S"], s: Float[Tensor, " S"], window: int
+) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
+    """Where along each row 1 turns best into -1, and how well: half the difference of the means over a window each."""
+    middle = len(s) // 2
+    total = F.pad(profile.cumsum(-1), (1, 0))
+    center = torch.arange(middle - window, middle + window + 1, device=profile.device)
+    before = total[:, center + 1] - total[:, center - window]
+    after = total[:, center + window + 1] - total[:, center]
+    contrast = (before - after) / (2 * (window + 1))
+    best = (contrast - _DISTANCE_PENALTY * s[center].abs() / s[center[-1]]).argmax(-1, keepdim=True)
+    return s[center][best[:, 0]], contrast.gather(1, best)[:, 0]

@@ -1,0 +1,57 @@
+"""Dense fields and points brought into one layout for the solver."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.errors import InputError
+
+FieldLayout = Literal["dense", "points"]
+
+
+def flatten_field(
+    jacobian: Tensor, flow: Tensor, weight: Tensor | None, layout: FieldLayout | None
+) -> tuple[torch.Size, Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"]]:
+    """One layout for dense fields (as a view) and points: batch flattened, pixels last."""
+    if _resolve_layout(jacobian, flow, layout) == "dense":
+        batch, expected_weight = flow.shape[:-3], (*flow.shape[:-3], *flow.shape[-2:])
+        J, f = jacobian.flatten(-2), flow.flatten(-2)
+    else:
+        batch, expected_weight = flow.shape[:-2], tuple(flow.shape[:-1])
+        # Copied once: every re-weighting then runs along memory.
+        J, f = jacobian.movedim(-3, -1).contiguous(), flow.transpose(-1, -2)
+    if weight is None:
+        weight = torch.ones(expected_weight, dtype=flow.dtype, device=flow.device)
+    if tuple(weight.shape) != expected_weight:
+        raise InputError(f"weight must be {expected_weight} for this flow, got {tuple(weight.shape)}")
+    if (weight < 0).any():
+        raise InputError("weight must not be negative; 0 makes a pixel count for nothing")
+    dtype = torch.promote_types(J.dtype, f.dtype)
+    count = batch.numel()  # reshape(-1) could not tell it for an empty batch
+    w = weight.to(dtype).reshape(count, f.shape[-1])
+    f = f.to(dtype).reshape(count, 2, f.shape[-1])
+    f = f.masked_fill(~(w > 0)[:, None], 0.0)  # 0 * NaN is NaN
+    return batch, J.to(dtype).reshape(count, *J.shape[-3:]), f, w
+
+
+def _resolve_layout(jacobian: Tensor, flow: Tensor, layout: FieldLayout | None) -> FieldLayout:
+    J, f = tuple(jacobian.shape), tuple(flow.shape)
+    # dense: J is f with the joints put in after the 2; points: J is f with the joints put at the end.
+    dense = len(f) >= 3 and len(J) == len(f) + 1 and f[-3] == 2 and (*J[:-3], *J[-2:]) == f
+    points = len(f) >= 2 and f[-1] == 2 and J[:-1] == f
+    if layout is None and dense and points:
+        raise InputError(f"jacobian {J} and flow {f} are a dense field or points alike; say layout='dense' or 'points'")
+    fits = {"dense": dense, "points": points}
+    for name, fit in fits.items():
+        if fit and layout in (None, name):
+            return "dense" if name == "dense" else "points"
+    if layout not in (None, *fits):
+        raise InputError(f"layout must be 'dense', 'points' or None, got {layout!r}")
+    raise InputError(
+        "jacobian and flow must be (*batch, 2, n, H, W) with (*batch, 2, H, W), or (*batch, N, 2, n) with "
+        f"(*batch, N, 2); got {J} and {f}" + (f" for layout='{layout}'" if layout else "")
+    )

@@ -1,0 +1,71 @@
+"""A joint step guessed from how the picture moved, by regression: right about what the robot usually does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jidm.fields.free.blocks import ConvBlock, ResidualBlock
+
+_POOL_SIZE = 4  # per side, of the grid pooled to: keeps where things are
+_BOTTLENECK = 32
+_HIDDEN = 256
+_FLOW_SCALE = 2.0  # [px] of a typical motion
+_MIN_LOG_WEIGHT = -8.0  # of flow that nobody knows
+_LOG_STD_RANGE = 3.0  # standard deviations lie between e^-4 and e^2 of a typical step's
+
+
+class StepRegressionHead(nn.Module):
+    """Joint steps by regression from flow and the features of the picture it starts from, both ways.
+
+    Flow and frame to step, as the rival of Li et al. 2026 ("direct IDM on flow") does it. A field measures what joints do;
+    this knows what they usually do, which helps where a field is rough or a joint hardly seen.
+
+    Args:
+        features: channels of the picture's features at 1/4. levels: channels of the head at 1/4, 1/8 and 1/16.
+        n: number of joints.
+    """
+
+    def __init__(self, features: int, levels: tuple[int, int, int], n: int) -> None:
+        super().__init__()
+        quarter, eighth, sixteenth = levels
+        self.from_image = nn.Conv2d(features, quarter, 1)
+        # Not normalised before it meets the picture: how far things moved is the very thing asked for.
+        self.from_flow = nn.Sequential(nn.Conv2d(5, quarter, 3, 1, 1), nn.GELU(), nn.Conv2d(quarter, quarter, 3, 1, 1))
+        self.trunk = nn.Sequential(
+            ConvBlock(quarter, eighth, 2), ResidualBlock(eighth), ConvBlock(eighth, sixteenth, 2), ResidualBlock(sixteenth),
+            nn.Conv2d(sixteenth, _BOTTLENECK, 1), nn.GELU(), nn.AdaptiveAvgPool2d(_POOL_SIZE), nn.Flatten(),
+        )  # fmt: skip
+        self.out = nn.Sequential(nn.Linear(_BOTTLENECK * _POOL_SIZE**2, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, 2 * n))
+
+    def forward(
+        self, features: Sequence[Float[Tensor, "b c h w"]], flows: Sequence[tuple[Tensor, Tensor]], grid: Tensor
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """Step and its log standard deviation, both in typical steps.
+
+        Args:
+            features: features of the first and of the second picture.
+            flows: (b, 2, h, w) [px] with (b, h, w) log-confidence; from first to second and, if known, back. With both, the
+                answer is half the difference of two, so that swapping the pictures flips its sign exactly.
+            grid: (2, h, w) coordinates of the cells.
+        """
+        count = len(flows)
+        flow_channels = torch.cat(
+            [
+                torch.cat([flow / _FLOW_SCALE, _normalize_log_weight(log_weight)[:, None]], 1)
+                for flow, log_weight in flows
+            ]
+        )
+        flow_channels = torch.cat([flow_channels, grid.expand(len(flow_channels), -1, -1, -1)], 1)
+        out = self.out(self.trunk(self.from_image(torch.cat(tuple(features[:count]))) + self.from_flow(flow_channels)))
+        step, log_std = out.unflatten(0, (count, -1)).chunk(2, -1)
+        sign = step.new_tensor([1.0, -1.0])[:count, None, None]
+        return (sign * step).mean(0), _LOG_STD_RANGE * torch.tanh(log_std.mean(0) / _LOG_STD_RANGE) - 1
+
+
+def _normalize_log_weight(log_weight: Tensor) -> Tensor:
+    return F.relu(log_weight - _MIN_LOG_WEIGHT) / -_MIN_LOG_WEIGHT

@@ -1,0 +1,173 @@
+"""What a flow is, what an estimator of flow must do, and the arithmetic all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jidm.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Motion of the picture from a first to a second frame, on the first frame's pixel grid.
+
+    Attributes:
+        flow: (*batch, 2, H, W) displacement (u right, v down) [px], finite everywhere.
+        weight: (*batch, H, W) confidence in [0, 1]; 0 = ignore this pixel.
+    """
+
+    flow: Float[Tensor, "*batch 2 H W"]
+    weight: Float[Tensor, "*batch H W"]
+
+    def __post_init__(self) -> None:
+        expected = (*self.flow.shape[:-3], *self.flow.shape[-2:])
+        if self.flow.ndim < 3 or self.flow.shape[-3] != 2 or tuple(self.weight.shape) != expected:
+            raise InputError(
+                f"flow must be (*batch, 2, H, W) and weight (*batch, H, W), "
+                f"got {tuple(self.flow.shape)} and {tuple(self.weight.shape)}"
+            )
+
+    def __getitem__(self, index: Any) -> Flow:
+        """Index the batch axes."""
+        return Flow(self.flow[index], self.weight[index])
+
+    def to(self, *args: Any, **kwargs: Any) -> Flow:
+        """Same flow on another device or dtype, arguments as for `Tensor.to`."""
+        return Flow(self.flow.to(*args, **kwargs), self.weight.to(*args, **kwargs))
+
+    def resized(self, height: int, width: int) -> Flow:
+        """The same motion on another grid; pixels of no weight do not leak into their neighbours."""
+        mass = _interpolate(self.weight[..., None, :, :], height, width)
+        mean = resize_flow(self.flow * self.weight[..., None, :, :], height, width) / mass.clamp(min=1e-6)
+        return Flow(torch.where(mass > 1e-6, mean, torch.zeros_like(mean)), mass[..., 0, :, :].clamp(0.0, 1.0))
+
+
+@runtime_checkable
+class FlowEstimator(Protocol):
+    """Anything that measures motion between frames."""
+
+    def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
+        """Flow from `first` to `second`, both RGB in [0, 1].
+
+        An item with a non-finite pixel gets zero flow and zero weight; its neighbours in the batch are untouched.
+        """
+        ...
+
+
+def resize_flow(flow: Float[Tensor, "*batch 2 h w"], height: int, width: int) -> Float[Tensor, "*batch 2 H W"]:
+    """Flow of the same motion on a `height` x `width` grid: resampled, and each channel scaled with its axis [px]."""
+    scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]])
+    return _interpolate(flow, height, width) * scale[:, None, None]
+
+
+def _interpolate(x: Tensor, height: int, width: int) -> Tensor:
+    flat = x.reshape(-1, *x.shape[-3:])
+    smaller = height < x.shape[-2] or width < x.shape[-1]
+    out = torch.nn.functional.interpolate(
+        flat, size=(height, width), mode="bilinear", align_corners=False, antialias=smaller
+    )
+    return out.reshape(*x.shape[:-2], height, width)
+
+
+def forward_backward_weight(
+    forward: Float[Tensor, "*batch 2 H W"],
+    backward: Float[Tensor, "*batch 2 H W"],
+    *,
+    sigma: float = 0.1,
+    relative: float = 0.05,
+) -> Float[Tensor, "*batch H W"]:
+    """Confidence from the round trip: `1 / (1 + |f(x) + b(x + f(x))|^2 / s^2)`, 0 where x + f(x) leaves the frame.
+
+    The round trip's error estimates the error of the flow, so this is a weight by inverse variance with a floor.
+    It is a relative weight: on noisy video every pixel's is small, and only their ratios mean something.
+
+    Args:
+        forward, backward: flow first -> second and second -> first [px].
+        sigma, relative: the floor `s = sigma + relative * |f|` [px].
+    """
+    height, width = forward.shape[-2:]
+    f, b = forward.reshape(-1, 2, height, width), backward.reshape(-1, 2, height, width)
+    v, u = torch.meshgrid(
+        torch.arange(height, dtype=f.dtype, device=f.device),
+        torch.arange(width, dtype=f.dtype, device=f.device),
+        indexing="ij",
+    )
+    target_u, target_v = u + f[:, 0], v + f[:, 1]
+    grid = torch.stack([(2 * target_u + 1) / width - 1, (2 * target_v + 1) / height - 1], dim=-1)
+    returned = torch.nn.functional.grid_sample(b, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    error = (f + returned).square().sum(1)
+    floor = sigma + relative * f.square().sum(1).clamp(min=1e-12).sqrt()
+    inside = (target_u >= 0) & (target_u <= width - 1) & (target_v >= 0) & (target_v <= height - 1)
+    weight = inside / (1 + error / floor.square())
+    return weight.reshape(*forward.shape[:-3], height, width)
+
+
+def finite_items(*frames: Float[Tensor, "*batch 3 H W"]) -> Tensor:
+    """(*batch) bool: the items all of whose frames are finite."""
+    checks = [frame.isfinite().flatten(-3).all(-1) for frame in frames]
+    return torch.stack(checks).all(0)
+
+
+def check_pair(first: Tensor, second: Tensor) -> None:
+    """Refuse what cannot be two frames of one size."""
+    if first.shape != second.shape or first.ndim < 3 or first.shape[-3] != 3:
+        raise InputError(
+            f"two frames of one shape (*batch, 3, H, W) are needed, got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+
+
+def bidirectional_flow(
+    estimator: FlowEstimator, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
+) -> tuple[Flow, Flow]:
+    """Flow from `first` to `second` and back; for the price of one where the estimator has a `bidirectional_flow` of its own."""
+    method = getattr(estimator, "both_ways", None)
+    if method is not None:
+        flows: tuple[Flow, Flow] = method(first, second)
+        return flows
+    return estimator(first, second), estimator(second, first)
+
+
+@runtime_checkable
+class FrameIndexedFlow(Protocol):
+    """A source that knows the whole video already and is asked by frame numbers."""
+
+    def between(
+        self,
+        first: Float[Tensor, "*batch 3 H W"],
+        second: Float[Tensor, "*batch 3 H W"],
+        start: int,
+        stop: int,
+    ) -> Flow:
+        """Flow from frame number `start` to frame number `stop`; the pictures give size, type and device."""
+        ...
+
+
+def flow_between(
+    estimator: FlowEstimator,
+    first: Float[Tensor, "*batch 3 H W"],
+    second: Float[Tensor, "*batch 3 H W"],
+    start: int,
+    stop: int,
+) -> Flow:
+    """Flow between frames number `start` and `stop` of one video: sources that know the video are asked by number."""
+    if isinstance(estimator, FrameIndexedFlow):
+        return estimator.between(first, second, start, stop)
+    return estimator(first, second)
+
+
+def mask_invalid(
+    flow: Float[Tensor, "*batch 2 H W"],
+    weight: Float[Tensor, "*batch H W"],
+    valid: Bool[Tensor, "*batch"] | None = None,
+) -> Flow:
+    """Flow with weights in [0, 1]; both are 0 where either is not finite and in the items that are not `valid`."""
+    good = flow.isfinite().all(-3) & weight.isfinite()
+    if valid is not None:
+        good = good & valid[..., None, None].to(good.device)
+    weight = torch.where(good, weight, torch.zeros_like(weight)).clamp(0.0, 1.0)
+    return Flow(torch.where(good[..., None, :, :], flow, torch.zeros_like(flow)), weight)

@@ -1,0 +1,90 @@
+"""An estimator out of whatever the user hands over: a name, a function, an array, an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from jidm.errors import InputError, did_you_mean
+from jidm.flow.base import Flow, FlowEstimator, FrameIndexedFlow, check_pair, finite_items, mask_invalid
+from jidm.flow.dis import DisFlow
+from jidm.flow.point_tracks import PointTrackFlow
+from jidm.flow.precomputed import PrecomputedFlow
+from jidm.flow.raft import MODELS, RaftFlow
+
+
+@dataclass(frozen=True)
+class CallableFlow:
+    """Any function `(first, second) -> flow` or `(flow, weight)` or `Flow` as an estimator; its answer is checked.
+
+    A missing weight is 1. Items with a non-finite pixel, and pixels of non-finite flow or weight, get zero flow and
+    zero weight. An object with a `both_ways(first, second)` of two such answers is asked by that for both directions.
+    """
+
+    function: Callable[[Tensor, Tensor], Any]
+
+    def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
+        check_pair(first, second)
+        return self._validated(self.function(first, second), first, second)
+
+    def bidirectional(
+        self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
+    ) -> tuple[Flow, Flow]:
+        """Flow from `first` to `second` and back."""
+        method = getattr(self.function, "both_ways", None)
+        if method is None:
+            return self(first, second), self(second, first)
+        check_pair(first, second)
+        forward, backward = method(first, second)
+        return self._validated(forward, first, second), self._validated(backward, second, first)
+
+    def _validated(self, answer: Any, first: Tensor, second: Tensor) -> Flow:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        if isinstance(answer, Flow):
+            flow, weight = answer.flow, answer.weight
+        elif isinstance(answer, tuple) and len(answer) == 2:
+            flow, weight = torch.as_tensor(answer[0]), torch.as_tensor(answer[1])
+        else:
+            flow = torch.as_tensor(answer)
+            weight = torch.ones_like(flow[..., 0, :, :])
+        expected = (*first.shape[:-3], 2, *first.shape[-2:])
+        if tuple(flow.shape) != expected:
+            raise InputError(f"flow function '{name}' gave shape {tuple(flow.shape)}; expected {expected}")
+        return mask_invalid(flow, weight, finite_items(first, second))
+
+
+def as_flow_estimator(source: Any) -> FlowEstimator:
+    """An estimator from whatever was handed over.
+
+    Args:
+        source: an estimator; "dis"; "raft" (which is "raft_large") or "raft_small" with torchvision's default weights,
+            fetched on first use; an array (*batch, T-1, 2, H, W) of flow; or any function `(first, second) -> flow, (flow, weight)
+            or Flow`.
+
+    Raises:
+        InputError: nothing of the kind.
+    """
+    if isinstance(source, (DisFlow, RaftFlow, PointTrackFlow, PrecomputedFlow, CallableFlow)):
+        return source
+    if isinstance(source, str):
+        if source == "dis":
+            return DisFlow()
+        model = {"raft": "raft_large"}.get(source, source)
+        if model in MODELS:
+            return RaftFlow(model, weights="DEFAULT")
+        raise InputError(f"unknown flow '{source}'; {did_you_mean(source, ('dis', 'raft', *MODELS))}")
+    if isinstance(source, (Tensor, np.ndarray)):
+        return PrecomputedFlow(source)
+    if isinstance(source, FrameIndexedFlow) and callable(source):
+        return source
+    if callable(source):
+        return CallableFlow(source)
+    raise InputError(
+        f"cannot measure flow with {type(source).__name__}: pass 'dis', an estimator, an array or a function"
+    )

@@ -1,0 +1,266 @@
+"""Making embodiments: from any URDF file, from parts mounted on one base, from a model and what is known about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jidm.errors import EmbodimentError, did_you_mean
+from jidm.robot.convention import JointConvention
+from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
+from jidm.robot.model import Joint, RobotModel
+from jidm.robot.urdf.reader import read_urdf
+
+DEFAULT_CONTROL_DT = 0.02
+"""Control period of a robot whose descriptor states none [s]."""
+
+
+def from_urdf(
+    path: str | Path,
+    *,
+    mesh_roots: Sequence[str | Path] = (),
+    name: str | None = None,
+    joints: Sequence[str] | None = None,
+    locked: Mapping[str, float] | None = None,
+    **overrides: Any,
+) -> Embodiment:
+    """A usable embodiment from any URDF file.
+
+    What the file does not say is filled in like this, and each default is written into `notes`:
+    joints: every movable joint that is not a mimic, in the file's depth-first order; position limits: infinite for
+    continuous joints; velocity and effort: the file's, infinite where it states none or zero; acceleration and jerk:
+    infinite (a URDF has no place for them); control period: 0.02 s; tip links: the leaves of the tree; gripper
+    joints: none (they are never guessed); home: zero where the limits allow it, else the middle of the range;
+    amplitude: a quarter of the range, at most 0.5 rad, 0.05 m for unlimited prismatic joints; camera `front`: placed
+    so that the robot's links stay in view over its range.
+
+    Args:
+        path: URDF file.
+        mesh_roots: folders that its meshes may lie in, beside the file's own.
+        name: name of the embodiment; the URDF's robot name if not given.
+        joints: the actuated joints in the order wanted for `q`.
+        locked: joints held at a value [rad or m] instead of being actuated.
+        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, amplitude ((n,) each), control_dt [s],
+            tip_links, gripper_joints, cameras, conventions, title, licence, source, notes.
+
+    Raises:
+        UrdfError: the file is malformed.
+        EmbodimentError: what was given contradicts the file.
+    """
+    path = Path(path)
+    model = read_urdf(path, mesh_roots=[Path(root) for root in mesh_roots])
+    arguments = {"name": name, "joints": joints, "locked": locked, **overrides}
+    return from_model(
+        model,
+        name=name or model.name,
+        joints=joints,
+        locked=locked,
+        fingerprint=[urdf_fingerprint(path, model), arguments],
+        **overrides,
+    )
+
+
+def from_model(
+    model: RobotModel,
+    *,
+    name: str,
+    fingerprint: Any,
+    joints: Sequence[str] | None = None,
+    locked: Mapping[str, float] | None = None,
+    coupling: tuple[ArrayLike, ArrayLike] | None = None,
+    **overrides: Any,
+) -> Embodiment:
+    """An embodiment from a model that has been read; defaults as in `from_urdf`.
+
+    Args:
+        fingerprint: plain data (numbers, texts, lists, mappings) that stands for everything the content hash covers.
+        coupling: (A, b) if it is already known; otherwise worked out from mimics and locked joints.
+    """
+    locked, where = dict(locked or {}), f"embodiment '{name}'"
+    movable = {j.name: j for j in model.movable_joints}
+    names = _actuated(movable, locked) if joints is None else tuple(joints)
+    for joint in (*names, *locked):
+        if joint not in movable:
+            raise EmbodimentError(f"{where}: no movable joint '{joint}' in the URDF: {did_you_mean(joint, movable)}")
+    if both := [joint for joint in names if joint in locked]:
+        raise EmbodimentError(f"{where}: joint '{both[0]}' is both actuated and locked; choose one")
+    if not names:
+        raise EmbodimentError(f"{where}: no joint moves; jidm needs at least one actuated joint")
+    for key in overrides:
+        if key not in (*JOINT_VECTORS, *_METADATA_KEYS):
+            raise EmbodimentError(
+                f"{where}: unknown argument '{key}': {did_you_mean(key, (*JOINT_VECTORS, *_METADATA_KEYS))}"
+            )
+    actuated = [movable[joint] for joint in names]
+    A, b = model.coupling(names, locked) if coupling is None else coupling
+    vectors, notes = _vectors(
+        actuated, {key: overrides[key] for key in JOINT_VECTORS if overrides.get(key) is not None}, where
+    )
+    metadata: dict[str, Any] = {
+        key: tuple(v) if isinstance(v := overrides[key], list) else v for key in _METADATA_KEYS if key in overrides
+    }
+    parents = {j.parent for j in model.joints}
+    metadata.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
+    if "control_dt" not in metadata:
+        metadata["control_dt"], notes["control_dt"] = DEFAULT_CONTROL_DT, "not stated; jidm's default"
+    metadata["notes"] = {**notes, **metadata.get("notes", {})}
+    embodiment = Embodiment(
+        name=name, model=model, joint_names=names, joint_types=tuple(j.type for j in actuated), **vectors,
+        coupling_matrix=np.asarray(A), coupling_offset=np.asarray(b), content_hash=digest(fingerprint),
+        **{"gripper_joints": (), **metadata},
+    )  # fmt: skip
+    return embodiment if embodiment.cameras else replace(embodiment, cameras={"front": _default_camera(embodiment)})
+
+
+_METADATA_KEYS = (
+    "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "licence", "source", "notes",
+)  # fmt: skip
+
+
+def _actuated(movable: Mapping[str, Joint], locked: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(name for name, joint in movable.items() if joint.mimic is None and name not in locked)
+
+
+def _vectors(
+    joints: Sequence[Joint], overrides: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The (n,) vectors: as given, else from the URDF, else worked out; and notes on what had to be filled in."""
+    out: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    for name, value in overrides.items():
+        out[name] = np.asarray(value, dtype=np.float64)
+        if out[name].shape != (len(joints),):
+            raise EmbodimentError(f"{where}: {name} has {out[name].size} values, the robot has {len(joints)} joints")
+    for name in (x for x in JOINT_VECTORS if x not in out):
+        if name in ("lower", "upper", "velocity", "effort"):
+            out[name], lacking = _from_limits(joints, name)
+            if lacking:
+                notes[name] = f"not stated for {', '.join(lacking)}; taken as unlimited"
+        elif name in ("acceleration", "jerk"):
+            out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
+    if "home" not in out:
+        out["home"], notes["home"] = _default_home(out["lower"], out["upper"]), "not stated; worked out from the limits"
+    if "amplitude" not in out:
+        out["amplitude"] = _default_exploration_range(joints, out["lower"], out["upper"])
+        notes["amplitude"] = "not stated; worked out from the limits"
+    return out, notes
+
+
+def _from_limits(joints: Sequence[Joint], field: str) -> tuple[NDArray[np.float64], list[str]]:
+    """One limit of every joint, and the names of joints that state none."""
+    missing = -math.inf if field == "lower" else math.inf
+    values, lacking = [], []
+    for joint in joints:
+        value = getattr(joint.limit, field)
+        unstated = value is None or (field in ("lower", "upper") and joint.type == "continuous")
+        # Many exporters write velocity="0" or effort="0" where they know nothing; it cannot be meant.
+        if unstated or (value == 0 and field in ("velocity", "effort")):
+            value = missing
+            lacking.append(joint.name)
+        values.append(value)
+    return np.array(values, dtype=np.float64), lacking
+
+
+def _default_home(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Zero where allowed, else the middle of the range (the nearer end if one side is unlimited)."""
+    with np.errstate(invalid="ignore"):
+        middle = np.where(np.isfinite(lower) & np.isfinite(upper), (lower + upper) / 2, np.clip(0.0, lower, upper))
+    return np.where((lower <= 0) & (upper >= 0), 0.0, middle)
+
+
+def _default_exploration_range(
+    joints: Sequence[Joint], lower: NDArray[np.float64], upper: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    maximum = np.array([math.inf if j.type == "prismatic" else 0.5 for j in joints])
+    quarter = (upper - lower) / 4
+    unlimited = np.array([0.05 if j.type == "prismatic" else 0.5 for j in joints])
+    return np.minimum(np.where(np.isfinite(quarter), quarter, unlimited), maximum)
+
+
+# ---- cameras --------------------------------------------------------------------------------------------------------
+
+
+def _default_camera(e: Embodiment, samples: int = 64) -> dict[str, Any]:
+    """A look-at camera from the front and above that keeps the link origins of random poses in view.
+
+    Link origins, not shapes, are what is framed, so a quarter more room is left all around.
+    """
+    rng = np.random.default_rng(0)
+    low, high = (
+        np.clip(x, e.home - 2 * e.exploration_range, e.home + 2 * e.exploration_range) for x in (e.lower, e.upper)
+    )
+    q = np.vstack([e.home, rng.uniform(low, high, size=(samples, e.n))])
+    points = _link_origins(e, q).reshape(-1, 3)
+    center = (points.min(axis=0) + points.max(axis=0)) / 2
+    radius = max(1.25 * float(np.linalg.norm(points - center, axis=1).max()), 0.05)
+    fov_y = 45.0
+    direction = np.array([1.0, 0.6, 0.5]) / np.linalg.norm([1.0, 0.6, 0.5])
+    eye = center + direction * radius / math.sin(math.radians(fov_y) / 2)
+    return {
+        "eye": eye.round(3).tolist(),
+        "target": center.round(3).tolist(),
+        "fov_y": fov_y,
+        "width": 320,
+        "height": 240,
+    }
+
+
+def _link_origins(e: Embodiment, q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(poses, links, 3) link origins in the base frame [m] at q (poses, n).
+
+    Not by `Kinematics`: describing a robot must not import torch.
+    """
+    q_full = q @ e.coupling_matrix.T + e.coupling_offset
+    value = {j.name: q_full[:, k] for k, j in enumerate(e.model.movable_joints)}
+    pose = {e.model.root: np.tile(np.eye(4), (len(q), 1, 1))}
+    for joint in e.model.joints:
+        motion = np.tile(np.eye(4), (len(q), 1, 1))
+        if joint.type == "prismatic":
+            motion[:, :3, 3] = joint.axis * value[joint.name][:, None]
+        elif joint.movable:
+            x, y, z = joint.axis
+            K = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+            s, c = (f(value[joint.name])[:, None, None] for f in (np.sin, np.cos))
+            motion[:, :3, :3] += s * K + (1 - c) * K @ K
+        pose[joint.child] = pose[joint.parent] @ joint.T_parent_joint @ motion
+    return np.stack([T[:, :3, 3] for T in pose.values()], axis=1)
+
+
+# ---- content hash ---------------------------------------------------------------------------------------------------
+
+
+def urdf_fingerprint(path: Path, model: RobotModel) -> list[Any]:
+    """Digests of the URDF's bytes and of every mesh it refers to, by the reference as written: no path of this machine."""
+    meshes: dict[str, str] = {}
+    for link in model.links:
+        for shape in (*link.visuals, *link.collisions):
+            reference, file = shape.geometry.filename, shape.geometry.path
+            if reference is not None and reference not in meshes:
+                meshes[reference] = "absent" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    # Line endings are the checkout's business, not the robot's.
+    text = path.read_bytes().replace(b"\r\n", b"\n")
+    return [hashlib.sha256(text).hexdigest(), sorted(meshes.items())]
+
+
+def digest(fingerprint: Any) -> str:
+    """sha256 of plain data, the same whatever the order of mapping keys; arrays count as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (np.ndarray, np.generic)):
+            return value.tolist()
+        if isinstance(value, JointConvention):
+            return vars(value)
+        raise EmbodimentError(
+            f"a descriptor holds {type(value).__name__}, which has no content hash; give numbers and texts"
+        )
+
+    text = json.dumps(fingerprint, sort_keys=True, default=plain, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,132 @@
+"""Points on the edges of the robot's meshes, and which of them draw a line in the picture.
+
+An edge of a mesh shows as a line where it is a crease (its two faces differ in shading) or where it is on the outline
+(one face looks to the camera, the other away). Both are known from the geometry alone, whatever the robot's texture:
+white arms have no texture, but they have outlines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from jidm.robot.surface import check_links, shape_mesh
+
+if TYPE_CHECKING:
+    from jidm.robot.model import RobotModel
+
+_COPLANAR_ANGLE = np.deg2rad(0.5)  # faces this parallel are one face
+_CREASE_ANGLE = np.deg2rad(25.0)  # below this, shading changes too little to draw a line
+_MIN_FACING_COSINE = 0.05  # cosine under which a face counts as seen edge-on
+
+
+@dataclass(frozen=True, eq=False)
+class MeshEdges:
+    """Points on mesh edges, fixed to links.
+
+    Attributes:
+        link: (N,) index into `model.links`.
+        p_link: (N, 3) position [m].
+        tangent_link: (N, 3) unit direction of the edge.
+        normal_a, normal_b: (N, 3) outward unit normals of the two faces that meet there.
+        crease: (N,) whether the faces meet at an angle that shading shows.
+        convex: (N,) whether the edge is convex (only convex edges can be on the outline).
+    """
+
+    link: Int[Tensor, " N"]
+    p_link: Float[Tensor, "N 3"]
+    tangent_link: Float[Tensor, "N 3"]
+    normal_a: Float[Tensor, "N 3"]
+    normal_b: Float[Tensor, "N 3"]
+    crease: Bool[Tensor, " N"]
+    convex: Bool[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return self.link.shape[0]
+
+    def __getitem__(self, index: Int[Tensor, " K"]) -> MeshEdges:
+        return MeshEdges(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def to(self, like: Tensor) -> MeshEdges:
+        """Same points in the dtype and on the device of `like`."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return MeshEdges(*(v.to(like) if v.is_floating_point() else v.to(like.device) for v in values))
+
+
+def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None) -> MeshEdges:
+    """Points on the edges of the links' visual shapes, by the square root of each link's edge length.
+
+    Args:
+        count: number of points; an empty contour if no shape has an edge.
+        links: names of the links to sample; all if not given.
+    """
+    check_links(model, links)
+    rng = np.random.default_rng(seed)
+    parts: list[tuple[np.ndarray, ...]] = []
+    for index, link in enumerate(model.links):
+        if links is not None and link.name not in links:
+            continue
+        for shape in link.visuals:
+            mesh = shape_mesh(shape, model.name)
+            mesh.merge_vertices(merge_tex=True, merge_norm=True)  # else every face is an island without neighbours
+            if len(mesh.face_adjacency):
+                parts.append(_mesh_edges(mesh, index))
+    if not parts:
+        empty = torch.zeros(0, 3, dtype=torch.float64)
+        flag = torch.zeros(0, dtype=torch.bool)
+        return MeshEdges(torch.zeros(0, dtype=torch.long), empty, empty, empty, empty, flag, flag)
+    link_id, start, end, angle, normal_a, normal_b, convex = (np.concatenate(x) for x in zip(*parts, strict=True))
+    length = np.linalg.norm(end - start, axis=-1)
+    weight = length.copy()
+    for k in np.unique(link_id):
+        weight[link_id == k] /= np.sqrt(length[link_id == k].sum())
+    pick = rng.choice(len(length), size=count, p=weight / weight.sum())
+    along = rng.random((count, 1))
+    as_tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x))  # noqa: E731
+    return MeshEdges(
+        as_tensor(link_id[pick]),
+        as_tensor(start[pick] * (1 - along) + end[pick] * along),
+        as_tensor((end - start)[pick] / length[pick, None]),
+        as_tensor(normal_a[pick]),
+        as_tensor(normal_b[pick]),
+        as_tensor(angle[pick] > _CREASE_ANGLE),
+        as_tensor(convex[pick]),
+    )
+
+
+def feature_edges(
+    edges: MeshEdges, rotation: Float[Tensor, "*batch N 3 3"], to_camera: Float[Tensor, "*batch N 3"]
+) -> Bool[Tensor, "*batch N"]:
+    """Which edge points draw a line, occlusion left aside: outlines, and creases with a face towards the camera.
+
+    Args:
+        rotation: (*batch, N, 3, 3) rotation of each point's link in the base frame.
+        to_camera: (*batch, N, 3) vector from each point to the camera in the base frame [m].
+    """
+    view = to_camera / to_camera.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    facing = torch.einsum("...ij,...i->...j", rotation, view)  # the direction to the camera in the link's frame
+    a, b = (facing * edges.normal_a).sum(-1), (facing * edges.normal_b).sum(-1)
+    silhouette = (a * b < 0) & edges.convex
+    return silhouette | (edges.crease & (torch.maximum(a, b) > _MIN_FACING_COSINE))
+
+
+def _mesh_edges(mesh, index: int) -> tuple[np.ndarray, ...]:  # type: ignore[no-untyped-def]
+    ends = mesh.vertices[mesh.face_adjacency_edges]
+    angle = mesh.face_adjacency_angles
+    keep = (angle > _COPLANAR_ANGLE) & (np.linalg.norm(ends[:, 1] - ends[:, 0], axis=-1) > 1e-6)
+    normals = mesh.face_normals[mesh.face_adjacency[keep]]
+    return (
+        np.full(keep.sum(), index),
+        ends[keep, 0],
+        ends[keep, 1],
+        angle[keep],
+        normals[:, 0],
+        normals[:, 1],
+        mesh.face_adjacency_convex[keep],
+    )

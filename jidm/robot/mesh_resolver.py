@@ -1,0 +1,244 @@
+"""Files of robots: where installed packages keep them, and which mesh references may be followed.
+
+A URDF is text from strangers. A mesh reference in it may name a file inside the robot's own folders and nothing else,
+in whatever spelling: `..`, absolute paths, `file://`, `package://x/../..`, percent-encoding, backslashes and symbolic
+links are all judged by where they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote
+
+from jidm.errors import MissingExtraError, UrdfError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_MAX_PARENT_LEVELS = 4
+"""A package folder is looked for this many levels above the file that names it."""
+_URDF_FOLDER_NAMES = frozenset({"urdf", "urdfs", "robots", "xacro", "xml"})
+"""Folders that by custom hold URDFs beside `meshes/`; from these alone may `../meshes` be followed unasked."""
+
+
+class MeshResolver:
+    """Finds the files that mesh references name.
+
+    Allowed without asking: the URDF's own folder; the folder of its ROS package (the nearest of four folders above
+    that holds a `package.xml`, or that has the name a `package://` reference asks for); for a URDF in a folder with a
+    customary name such as `urdf/` also that folder's parent, because meshes lie beside it as a rule. Never a home
+    folder, what lies above it, or the root of a file system: a URDF downloaded to `~/urdf` may not read `~`.
+
+    Args:
+        roots: folders meshes may lie in as well. A package is looked for in each (`root/package/rest`), and a root
+            that has the package's name is taken for it (`root/rest`).
+    """
+
+    def __init__(self, roots: Sequence[str | Path] = ()) -> None:
+        self.roots = tuple(_realpath(Path(root)) for root in roots)
+        # A robot has hundreds of meshes in a few folders; looking at those once is enough.
+        self._allowed_cache: dict[Path, tuple[Path, ...]] = {}
+        self._packages: dict[tuple[str, Path | None], list[tuple[Path, tuple[Path, ...]]]] = {}
+
+    def resolve(self, reference: str, urdf_dir: str | Path | None) -> Path | None:
+        """The file a reference names, symbolic links resolved; None if there is no such file where one may be.
+
+        Args:
+            reference: as written: `package://name/rest`, a path relative to the URDF (or, after that, to a root), or
+                an absolute or `file://` path.
+            urdf_dir: folder of the URDF; None for text without a file.
+
+        Raises:
+            UrdfError: the reference leads outside the allowed folders, or to the network.
+        """
+        base_dir = None if urdf_dir is None else _realpath(Path(urdf_dir))
+        # Some tools decode %20, some do not: both readings must stay inside, and the one that exists is taken.
+        candidates = dict.fromkeys(spelling.strip().replace("\\", "/") for spelling in (reference, unquote(reference)))
+        found = [self._resolve(candidate, reference, base_dir) for candidate in candidates]
+        return next((path for path in found if path is not None), None)
+
+    def _resolve(self, candidate: str, reference: str, base_dir: Path | None) -> Path | None:
+        if not candidate or "\0" in candidate:
+            raise UrdfError(f"mesh {reference!r} is empty or holds a zero byte; name a mesh file")
+        scheme = _SCHEME.match(candidate)
+        kind = scheme[1].lower() if scheme else ""
+        if kind == "package":
+            return self._resolve_in_package(candidate[len("package:") :].lstrip("/"), reference, base_dir)
+        if kind == "file":
+            candidate = _local_path(candidate[len("file:") :], reference)
+        elif len(kind) == 1:
+            raise UrdfError(f"mesh {reference!r} is a path of another system; write it relative to the URDF")
+        elif kind:
+            raise UrdfError(
+                f"mesh {reference!r} is not a file: nothing is loaded from the network; download it and name the file"
+            )
+        allowed = (*self.roots, *self._allowed_folders(base_dir))
+        if candidate.startswith("/"):
+            return _first_inside([(Path(candidate), allowed)], reference)
+        starts = [*([base_dir] if base_dir else []), *self.roots]
+        if not starts:  # nowhere to look, but what leads out of any usual layout is refused all the same
+            starts, allowed = [Path("/robot/urdf")], (Path("/robot"),)
+        return _first_inside([(start / candidate, allowed) for start in starts], reference)
+
+    def _resolve_in_package(self, rest: str, reference: str, base_dir: Path | None) -> Path | None:
+        package, _, inside = rest.partition("/")
+        if package in ("", ".", "..") or not inside.strip("/"):
+            raise UrdfError(f"mesh {reference!r} must read package://<package>/<path>; name a file in a package")
+        if ".." in os.path.normpath(inside).split("/") or inside.startswith("/"):
+            raise UrdfError(f"mesh {reference!r} leads outside its package; write package://<its package>/<path>")
+        if (package, base_dir) not in self._packages:
+            # A package folder that is a link elsewhere holds no resolved path, and so brings in nothing.
+            self._packages[package, base_dir] = [
+                (f, (*self.roots, f)) for f in self._package_folders(package, base_dir)
+            ]
+        folders = self._packages[package, base_dir]
+        return _first_inside([(folder / inside, allowed) for folder, allowed in folders], reference)
+
+    def _package_folders(self, package: str, base_dir: Path | None) -> Iterator[Path]:
+        """Where the folder of a package may be, best first; most of them do not exist."""
+        yield from (root / package for root in self.roots)
+        yield from (root for root in self.roots if root.name == package)
+        yield from (folder / package for folder in self._allowed_folders(base_dir))
+        for ancestor in _ancestors(base_dir) if base_dir else ():
+            if ancestor.name == package:
+                yield ancestor
+            elif (ancestor / package / "package.xml").is_file():
+                yield ancestor / package
+
+    def _allowed_folders(self, base_dir: Path | None) -> tuple[Path, ...]:
+        if base_dir is None:
+            return ()
+        if base_dir not in self._allowed_cache:
+            self._allowed_cache[base_dir] = tuple(_default_folders(base_dir))
+        return self._allowed_cache[base_dir]
+
+
+def _local_path(rest: str, reference: str) -> str:
+    """Path of a `file:` address, whose part before `file:` has been cut off."""
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise UrdfError(f"mesh {reference!r} names the host {host!r}; write file:/// and an absolute path")
+        return f"/{path.lstrip('/')}"
+    return f"/{rest.lstrip('/')}"
+
+
+def _default_folders(base_dir: Path) -> Iterator[Path]:
+    """Folders a URDF in `base_dir` may refer into without being asked."""
+    yield base_dir
+    ancestors = list(_ancestors(base_dir))
+    package = next((folder for folder in (base_dir, *ancestors) if (folder / "package.xml").is_file()), None)
+    if package is not None:
+        yield package
+    if base_dir.name.lower() in _URDF_FOLDER_NAMES and base_dir.parent in ancestors:
+        yield base_dir.parent
+
+
+def _ancestors(folder: Path) -> Iterator[Path]:
+    """The folder (if it has a name) and a few above it, short of home folders and the root of the file system."""
+    try:
+        user_home = _realpath(Path.home())
+    except RuntimeError:  # a user without a home
+        user_home = Path("/nonexistent")
+    for ancestor in (folder, *folder.parents)[: _MAX_PARENT_LEVELS + 1]:
+        # The first condition matters on a drive that holds no home folder.
+        if ancestor.parent == ancestor or user_home.is_relative_to(ancestor):
+            return
+        yield ancestor
+
+
+def _first_inside(candidates: Sequence[tuple[Path, Sequence[Path]]], reference: str) -> Path | None:
+    """The first candidate that is a file inside its allowed folders; None if there is none where one may be.
+
+    A candidate outside counts against the reference if it exists, or if no other leads inside.
+    """
+    some_inside = some_outside = False
+    for path, allowed in candidates:
+        real = _realpath(path)
+        if any(real.is_relative_to(folder) for folder in allowed):
+            if os.path.isfile(real):
+                return real
+            some_inside = True
+        elif os.path.lexists(path):
+            raise _outside_error(reference)
+        else:
+            some_outside = True
+    if some_outside and not some_inside:
+        raise _outside_error(reference)
+    return None
+
+
+def _outside_error(reference: str) -> UrdfError:
+    return UrdfError(
+        f"mesh {reference!r} leads outside the robot's folders; move it there, or pass mesh_roots= with the folder it lies in"
+    )
+
+
+def _realpath(path: Path) -> Path:
+    # Unlike Path.resolve, never raises on loops of links; such a path is no file then.
+    return Path(os.path.realpath(path))
+
+
+def package_file(spec: str) -> Path:
+    """A file shipped by an installed package, found without importing the package.
+
+    Args:
+        spec: "<package>:<path inside it>", for instance "pybullet_data:kuka_iiwa/model.urdf"; paths of
+            "example_robot_data" start in its folder of robots: "example_robot_data:panda_description/urdf/panda.urdf".
+
+    Raises:
+        MissingExtraError: a package of the extra `sim` is not installed.
+        UrdfError: another one is not, or the package has no such file.
+    """
+    package, _, inside = spec.partition(":")
+    folder = _package_folder(package)
+    path = _realpath(folder / inside)
+    if not inside or not path.is_relative_to(folder) or not os.path.isfile(path):
+        raise UrdfError(f"package '{package}' has no file '{inside}'; is another version of it installed?")
+    return path
+
+
+def package_roots(spec: str) -> tuple[Path, ...]:
+    """Folders in which meshes of a `package_file` may lie; `MeshLocator` takes them as its roots."""
+    package = spec.partition(":")[0]
+    folder = _package_folder(package)
+    # example-robot-data names its meshes package://example-robot-data/robots/..., so the root lies two folders up.
+    return (folder.parent.parent, folder) if package == _EXAMPLE_ROBOT_DATA else (folder,)
+
+
+_EXAMPLE_ROBOT_DATA = "example_robot_data"
+_SIM_EXTRA_PACKAGES = {_EXAMPLE_ROBOT_DATA: "example-robot-data", "pybullet_data": "pybullet"}
+
+
+def _package_folder(package: str) -> Path:
+    folder = _example_robot_data_folder() if package == _EXAMPLE_ROBOT_DATA else _top_level_folder(package)
+    if folder is not None:
+        return _realpath(folder)
+    if package in _SIM_EXTRA_PACKAGES:
+        raise MissingExtraError("this robot's description", _SIM_EXTRA_PACKAGES[package], "sim")
+    raise UrdfError(f"package '{package}' is not installed; pip install it, or name the URDF by its path")
+
+
+def _example_robot_data_folder() -> Path | None:
+    """<site-packages>/cmeel.prefix/share/example-robot-data/robots of the wheel, or where conda and ROS put it."""
+    inside = Path("share", "example-robot-data", "robots")
+    places = [Path(sys.prefix) / inside, *(Path(entry) / "cmeel.prefix" / inside for entry in sys.path if entry)]
+    with contextlib.suppress(PackageNotFoundError):
+        places.insert(0, Path(str(distribution("example-robot-data").locate_file("cmeel.prefix"))) / inside)
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _top_level_folder(package: str) -> Path | None:
+    if not package.isidentifier():  # for a dotted name find_spec would import the parent
+        raise UrdfError(f"'{package}' is no package; write <package>:<path>, for instance pybullet_data:r2d2.urdf")
+    try:
+        spec = find_spec(package)
+    except (ValueError, ImportError):  # a module without a spec, as __main__
+        return None
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return Path(places[0]) if places else None

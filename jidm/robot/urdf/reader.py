@@ -1,0 +1,413 @@
+"""A strict, safe URDF reader.
+
+Strict: what other readers repair in silence (truncated files, cycles, zero axes, lower > upper, NaN) is refused with
+file, element and remedy. Safe: no entities, no files outside the robot's folders, no network, a size cap, no recursion.
+Only direct children of <robot> are links and joints; <transmission> and <gazebo> hold namesakes that are not.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.errors import UrdfError, did_you_mean
+from jidm.robot.mesh_resolver import MeshResolver
+from jidm.robot.model import Geometry, Joint, JointType, Limit, Link, Mimic, RobotModel, Shape
+from jidm.robot.urdf.writer import write_urdf
+from jidm.robot.urdf.xml import MAX_BYTES, check_size, one_line, parse_xml
+
+__all__ = ["MAX_BYTES", "parse_urdf", "read_urdf", "write_urdf"]
+
+_JOINT_TYPES: tuple[str, ...] = get_args(JointType)
+_LIMITED_TYPES = ("revolute", "prismatic")
+# Attributes of links and joints that hold names, not numbers: a link may be called "nan".
+_NAME_ATTRIBUTES = frozenset({"name", "filename", "link", "joint", "type", "group"})
+Color = tuple[float, float, float, float]
+
+
+def read_urdf(path: str | Path, *, mesh_roots: Sequence[str | Path] = ()) -> RobotModel:
+    """Robot model from a URDF file.
+
+    Values: lengths in metres, angles in radians. Axes are normalised. Of a revolute or prismatic joint's bounds one may
+    be left out and is then 0, as the format defines; both missing are refused. Bounds of other joint types mean
+    nothing and are dropped. A velocity or effort limit of 0 counts as not stated: exporters write 0 where nobody
+    filled in the field. Inertias, transmissions, sensors and whatever else the model has no place for are not read,
+    but a NaN or infinity anywhere in a link or joint is refused.
+
+    Args:
+        path: the file.
+        mesh_roots: folders that meshes may lie in, besides the file's own package (see `MeshLocator`). A mesh that is
+            not on disk leaves `Geometry.path` empty; one that leads outside these folders is refused.
+
+    Raises:
+        UrdfError: the file is unreadable, malformed, unsafe or ambiguous; the message names file, element, remedy.
+    """
+    path = Path(path)
+    where = one_line(str(path))
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe or a device could wait for ever
+        data = b""
+        if regular:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UrdfError(f"{where}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError:  # a zero byte in the path
+        raise UrdfError(f"{where}: is no file name; check the path") from None
+    if not regular:
+        raise UrdfError(f"{where}: is not a file; name the URDF file itself")
+    check_size(len(data), where)
+    return parse_urdf(data, where=where, directory=path.parent, mesh_roots=mesh_roots)
+
+
+def parse_urdf(
+    text: str | bytes,
+    *,
+    where: str = "<string>",
+    directory: Path | None = None,
+    mesh_roots: Sequence[str | Path] = (),
+) -> RobotModel:
+    """Robot model from URDF text, as `read_urdf`.
+
+    Args:
+        where: names the text in messages.
+        directory: folder that relative meshes start from; without one only `mesh_roots` are looked in.
+    """
+    return _Reader(where, directory, MeshResolver(mesh_roots)).model(parse_xml(text, where))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    where: str
+    directory: Path | None
+    locator: MeshResolver
+
+    def model(self, root: Element) -> RobotModel:
+        self._refuse_xacro(root)
+        colors = self._colors(root)
+        links = self._unique("link", (self._link(e, k, colors) for k, e in enumerate(root.findall("link"))))
+        joints = self._unique("joint", (self._joint(e, k) for k, e in enumerate(root.findall("joint"))))
+        if not links:
+            raise self._error("<robot>", "has no links; add at least one <link>")
+        self._check_mimics(joints)
+        children = self._children(links, joints)
+        link_order, joint_order = self._depth_first(root, links, children)
+        return RobotModel(root.get("name") or "robot", tuple(links[n] for n in link_order), tuple(joint_order))
+
+    # ---- elements ----------------------------------------------------------------------------------------------------
+
+    def _link(self, e: Element, index: int, colors: dict[str, Color]) -> Link:
+        name = self._name(e, index)
+        place = f"link '{name}'"
+        self._refuse_non_finite(e, place)
+        visuals = (self._shape(x, f"{place} <visual>", colors) for x in e.findall("visual"))
+        collisions = (self._shape(x, f"{place} <collision>", None) for x in e.findall("collision"))
+        return Link(name, tuple(s for s in visuals if s), tuple(s for s in collisions if s))
+
+    def _shape(self, e: Element, place: str, colors: dict[str, Color] | None) -> Shape | None:
+        holder = self._optional_child(e, "geometry", place)
+        if holder is None:
+            raise self._error(place, "has no <geometry>; add one or remove the element")
+        if len(holder) != 1:
+            raise self._error(
+                place, f"<geometry> must hold one shape, it holds {len(holder)}; use one element for each"
+            )
+        geometry = self._geometry(holder[0], place)
+        if geometry is None:
+            return None
+        rgba = None
+        if colors is not None and (material := self._optional_child(e, "material", place)) is not None:
+            rgba = self._color(material, place) or colors.get(material.get("name") or "")
+        return Shape(geometry, self._origin(e, place), rgba)
+
+    def _geometry(self, e: Element, place: str) -> Geometry | None:
+        place = f"{place} <{e.tag}>"
+        if e.tag == "box":
+            return Geometry("box", self._sizes(e, ("size",), place, count=3))
+        if e.tag == "sphere":
+            return Geometry("sphere", self._sizes(e, ("radius",), place))
+        if e.tag in ("cylinder", "capsule"):
+            return Geometry(e.tag, self._sizes(e, ("radius", "length"), place))  # type: ignore[arg-type]
+        if e.tag == "mesh":
+            return self._mesh(e, place)
+        if ":" in e.tag or e.tag in ("plane", "ellipsoid", "convex"):
+            return None  # another tool's extension: it draws nothing here
+        raise self._error(place, "is no shape a URDF knows; use box, sphere, cylinder, capsule or mesh")
+
+    def _mesh(self, e: Element, place: str) -> Geometry:
+        filename = e.get("filename")
+        if not filename:
+            raise self._error(place, "has no filename; name the mesh file")
+        scale = tuple(self._numbers(e, "scale", 3, place, default="1 1 1"))
+        if 0.0 in scale:
+            raise self._error(place, "has a scale of zero; a mesh needs three non-zero factors")
+        try:
+            path = self.locator.resolve(filename, self.directory)
+        except UrdfError as error:
+            raise self._error(place, str(error)) from None
+        return Geometry("mesh", scale, filename, path)
+
+    def _joint(self, e: Element, index: int) -> Joint:
+        name = self._name(e, index)
+        place = f"joint '{name}'"
+        self._refuse_non_finite(e, place)
+        kind = e.get("type") or ""
+        if kind not in _JOINT_TYPES:
+            raise self._error(place, f"has unknown type '{kind}'; {did_you_mean(kind[:80], _JOINT_TYPES)}")
+        ends = {}
+        for tag in ("parent", "child"):
+            found = e.findall(tag)
+            if len(found) != 1 or not found[0].get("link"):
+                raise self._error(place, f"must name one {tag} link, as <{tag} link=.../>")
+            ends[tag] = str(found[0].get("link"))
+        axis = self._axis(self._optional_child(e, "axis", place), place, moves=kind not in ("fixed", "floating"))
+        limit = self._limit(self._optional_child(e, "limit", place), place, kind)
+        mimic = self._mimic(self._optional_child(e, "mimic", place), place)
+        return Joint(name, kind, ends["parent"], ends["child"], self._origin(e, place), axis, limit, mimic)  # type: ignore[arg-type]
+
+    def _axis(self, e: Element | None, place: str, *, moves: bool) -> NDArray[np.float64]:
+        if e is None or not moves:
+            return np.array([1.0, 0.0, 0.0])  # the format's default; a fixed joint's axis means nothing
+        v = np.array(self._numbers(e, "xyz", 3, f"{place} <axis>"))
+        largest = float(np.abs(v).max())
+        if largest < 1e-9:
+            raise self._error(place, "has a zero axis; give its direction, for instance xyz='0 0 1'")
+        v = v / largest  # first, so that no square overflows
+        return v / np.linalg.norm(v)
+
+    def _limit(self, e: Element | None, place: str, kind: str) -> Limit:
+        remedy = (
+            "give it lower and upper [rad], or make it continuous"
+            if kind == "revolute"
+            else "give it lower and upper [m]"
+        )
+        if e is None:
+            if kind in _LIMITED_TYPES:
+                raise self._error(place, f"is {kind} and has no <limit>; {remedy}")
+            return Limit()
+        values = {k: self._number(e, k, f"{place} <limit>") for k in ("lower", "upper", "velocity", "effort")}
+        lower, upper = values["lower"], values["upper"]
+        if kind not in _LIMITED_TYPES:
+            lower = upper = None
+        elif lower is None and upper is None:
+            # The format's default is 0 for each; both omitted would lock the joint without a word.
+            raise self._error(place, f"has a <limit> without lower and upper; {remedy}")
+        else:
+            lower, upper = lower or 0.0, upper or 0.0
+            if lower > upper:
+                raise self._error(place, f"has lower {lower:g} > upper {upper:g}; swap them")
+        for k in ("velocity", "effort"):
+            value = values[k]
+            if value is not None and value < 0:
+                raise self._error(place, f"has a negative {k} limit {value:g}; write its magnitude")
+        # Exporters write 0 where nobody filled in the field; a joint that may not move is a fixed one.
+        return Limit(lower, upper, values["velocity"] or None, values["effort"] or None)
+
+    def _mimic(self, e: Element | None, place: str) -> Mimic | None:
+        if e is None:
+            return None
+        joint, place = e.get("joint"), f"{place} <mimic>"
+        if not joint:
+            raise self._error(place, "names no joint; add joint=...")
+        multiplier, offset = (self._number(e, key, place) for key in ("multiplier", "offset"))
+        return Mimic(joint, 1.0 if multiplier is None else multiplier, offset or 0.0)
+
+    def _origin(self, e: Element, place: str) -> NDArray[np.float64]:
+        T = np.eye(4)
+        origin = self._optional_child(e, "origin", place)
+        if origin is not None:
+            place = f"{place} <origin>"
+            T[:3, 3] = self._numbers(origin, "xyz", 3, place, default="0 0 0")
+            T[:3, :3] = _rotation(*self._numbers(origin, "rpy", 3, place, default="0 0 0"))
+        return T
+
+    # ---- the whole ---------------------------------------------------------------------------------------------------
+
+    def _refuse_xacro(self, root: Element) -> None:
+        # A macro call that a generator left behind is ignored like any other tool's element; definitions say that
+        # this is the source of a URDF, of which only a part would be read.
+        for e in root:
+            if e.tag in ("xacro:include", "xacro:macro", "xacro:property", "xacro:arg", "xacro:if", "xacro:unless"):
+                raise self._error(
+                    "<robot>", f"holds <{e.tag}>; this is a xacro file: run xacro on it and read the result"
+                )
+
+    def _colors(self, root: Element) -> dict[str, Color]:
+        """Colours by material name: definitions below <robot> first, then those inside visuals in file order."""
+        colors: dict[str, Color] = {}
+        for material in root.findall("material"):
+            place = f"material '{material.get('name', '')}'"
+            self._refuse_non_finite(material, place)
+            rgba = self._color(material, place)
+            if rgba and colors.setdefault(material.get("name", ""), rgba) != rgba:
+                raise self._error(place, "is defined twice with different colours; keep one")
+        for material in root.iterfind("link/visual/material"):
+            rgba = self._color(material, "<visual>") if material.get("name") not in colors else None
+            if rgba:
+                colors[material.get("name", "")] = rgba
+        return colors
+
+    def _check_mimics(self, joints: dict[str, Joint]) -> None:
+        good: set[str] = set()
+        for name in joints:
+            chain: dict[str, None] = {}
+            while name not in good and (mimic := joints[name].mimic) is not None:
+                chain[name] = None
+                if mimic.joint not in joints:
+                    what = f"mimics '{mimic.joint}', which does not exist; {_suggest(mimic.joint, joints)}"
+                    raise self._error(f"joint '{name}'", what)
+                if mimic.joint in chain:
+                    cycle = [*list(chain)[list(chain).index(mimic.joint) :], mimic.joint]
+                    what = "itself" if len(cycle) == 2 else "in a circle: " + " -> ".join(cycle)
+                    raise self._error(f"joint '{name}'", f"mimics {what}; one joint must be free")
+                name = mimic.joint
+            good.update(chain)
+
+    def _children(self, links: dict[str, Link], joints: dict[str, Joint]) -> dict[str, list[Joint]]:
+        """The joints that hang on each link, in file order; every link but the roots is the child of one joint."""
+        children: dict[str, list[Joint]] = {name: [] for name in links}
+        above: dict[str, str] = {}
+        for joint in joints.values():
+            place = f"joint '{joint.name}'"
+            for role, link in (("parent", joint.parent), ("child", joint.child)):
+                if link not in links:
+                    what = f"has {role} '{link}', which is no link; add <link name='{link}'/> or correct the name"
+                    raise self._error(place, f"{what}: {_suggest(link, links)}")
+            if joint.parent == joint.child:
+                raise self._error(place, f"joins link '{joint.child}' to itself: a cycle; remove it")
+            if joint.child in above:
+                what = f"hangs on two joints, '{above[joint.child]}' and '{joint.name}'; a URDF is a tree, remove one"
+                raise self._error(f"link '{joint.child}'", what)
+            above[joint.child] = joint.name
+            children[joint.parent].append(joint)
+        return children
+
+    def _depth_first(
+        self, root: Element, links: dict[str, Link], children: dict[str, list[Joint]]
+    ) -> tuple[list[str], list[Joint]]:
+        hanging = {joint.child for joints in children.values() for joint in joints}
+        roots = [name for name in links if name not in hanging]
+        if not roots:
+            raise self._error("<robot>", "has no root link, its joints form a cycle; remove one joint")
+        if len(roots) > 1:
+            foreign = next((e.tag for e in root if e.tag.endswith(":joint")), None)
+            note = f" (<{foreign}> is another tool's element and not read)" if foreign else ""
+            names = ", ".join(roots[:5]) + (", ..." if len(roots) > 5 else "")
+            raise self._error("<robot>", f"has {len(roots)} root links ({names}){note}; join them by fixed joints")
+        link_order, joint_order, stack = [roots[0]], [], children[roots[0]][::-1]
+        while stack:
+            joint = stack.pop()
+            joint_order.append(joint)
+            link_order.append(joint.child)
+            stack.extend(reversed(children[joint.child]))
+        if len(link_order) < len(links):
+            reached = set(link_order)
+            unreachable = next(name for name in links if name not in reached)
+            raise self._error(
+                f"link '{unreachable}'", "is part of a cycle that the root does not reach; remove one joint"
+            )
+        return link_order, joint_order
+
+    # ---- values ------------------------------------------------------------------------------------------------------
+
+    def _name(self, e: Element, index: int) -> str:
+        name = e.get("name")
+        if not name:
+            raise self._error(f"<{e.tag}> number {index + 1}", "has no name; every link and joint needs one")
+        return name
+
+    def _unique(self, kind: str, items: Iterator[Any]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for item in items:
+            if item.name in result:
+                raise self._error(f"{kind} '{item.name}'", "occurs twice; give each its own name")
+            result[item.name] = item
+        return result
+
+    def _optional_child(self, e: Element, tag: str, place: str) -> Element | None:
+        found = e.findall(tag)
+        if len(found) > 1:
+            raise self._error(place, f"holds {len(found)} <{tag}> elements where one is meant; keep one")
+        return found[0] if found else None
+
+    def _color(self, material: Element, place: str) -> Color | None:
+        color = self._optional_child(material, "color", place)
+        if color is None:
+            return None
+        r, g, b, a = self._numbers(color, "rgba", 4, f"{place} <color>")
+        return r, g, b, a
+
+    def _numbers(self, e: Element, key: str, count: int, place: str, *, default: str | None = None) -> list[float]:
+        text = e.get(key, default)
+        if text is None:
+            raise self._error(place, f"has no {key}; add {key}= with {count} number{'s' * (count > 1)}")
+        if "$" in text:
+            raise self._error(place, f"{key}='{text}' is an unexpanded xacro expression; run xacro on the file first")
+        parts = text.split()
+        if len(parts) != count:
+            raise self._error(place, f"{key}='{text}' must hold {count} number{'s' * (count > 1)}; correct it")
+        return [self._finite_float(part, key, place) for part in parts]
+
+    def _number(self, e: Element, key: str, place: str) -> float | None:
+        return None if e.get(key) is None else self._numbers(e, key, 1, place)[0]
+
+    def _sizes(self, e: Element, keys: Sequence[str], place: str, count: int = 1) -> tuple[float, ...]:
+        values = [x for key in keys for x in self._numbers(e, key, count, place)]
+        if min(values) < 0:
+            raise self._error(place, f"has a negative size {values}; sizes are lengths [m]")
+        return tuple(values)
+
+    def _finite_float(self, text: str, key: str, place: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or "_" in text or not text.isascii():  # Python alone accepts 1_000 and ١
+            raise self._error(place, f"{key}='{text}' is not a finite number; write one, as 0.5 or 1e-3")
+        return value
+
+    def _refuse_non_finite(self, e: Element, place: str) -> None:
+        for x in e.iter():
+            for key, text in x.attrib.items():
+                if key in _NAME_ATTRIBUTES:
+                    continue
+                for token in text.split():
+                    if not _is_finite_or_text(token):
+                        what = f"{key}='{text}' is not a finite number; write one, as 0.5 or 1e-3"
+                        raise self._error(place if x is e else f"{place} <{x.tag}>", what)
+
+    def _error(self, place: str, what: str) -> UrdfError:
+        return UrdfError(f"{self.where}: {one_line(f'{place} {what}')}")
+
+
+def _is_finite_or_text(token: str) -> bool:
+    try:
+        return math.isfinite(float(token))
+    except ValueError:
+        return "#" not in token  # 1.#QNAN, -1.#IND and 1.#INF are one compiler's spellings
+
+
+def _suggest(name: str, known: Collection[str]) -> str:
+    # Looking for the nearest of many long names takes time that a hostile file should not be given.
+    short = [x for x in known if len(x) <= 200]
+    return did_you_mean(name[:200], short) if len(short) <= 300 else f"there are {len(known)}"
+
+
+def _rotation(roll: float, pitch: float, yaw: float) -> NDArray[np.float64]:
+    """URDF's fixed-axis convention: Rz(yaw) Ry(pitch) Rx(roll)."""
+    cr, sr, cp, sp, cy, sy = (f(x) for x in (roll, pitch, yaw) for f in (math.cos, math.sin))
+    return np.array(
+        [
+            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+            [-sp, cp * sr, cp * cr],
+        ]
+    )

@@ -1,0 +1,198 @@
+"""What the picture looks like besides the robot's pose: textures, light, background. Everything follows from seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.errors import InputError
+from jidm.sim.textures import patches
+
+RGB = tuple[float, float, float]
+
+_NOISE_CELLS = 64
+"""Cells per side of the periodic noise block."""
+
+
+@dataclass(frozen=True)
+class Light:
+    """One directional light plus ambient light.
+
+    Attributes:
+        direction: towards the light, in the base frame (any length).
+        color: RGB in [0, 1].
+        ambient, diffuse, specular: weights of the three terms of the reflected light.
+        shadows: draw the robot's shadows on itself. TinyRenderer darkens by 20 % at most and needs twice the time.
+    """
+
+    direction: RGB = (1.0, 0.6, 2.0)
+    color: RGB = (1.0, 1.0, 1.0)
+    ambient: float = 0.45
+    diffuse: float = 0.45
+    specular: float = 0.05
+    shadows: bool = False
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.direction).all() or np.linalg.norm(self.direction) < 1e-9:
+            raise InputError(f"the light needs a direction of non-zero length, got {self.direction}")
+
+
+@dataclass(frozen=True)
+class Texture:
+    """How the robot's skin is painted.
+
+    Attributes:
+        kind: 'plain' keeps the colours of URDF and meshes; 'noise' paints every link with solid noise fixed to the link.
+        contrast: standard deviation of the noise as a share of the brightness.
+        grain: size of the noise's smallest features [m].
+        saturation: 0 for grey noise, 1 for three independent channels.
+    """
+
+    kind: str = "plain"
+    contrast: float = 0.3
+    grain: float = 0.012
+    saturation: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("plain", "noise"):
+            raise InputError(f"unknown texture '{self.kind}'; known: plain, noise")
+        if not self.grain > 0:
+            raise InputError(f"the grain of a texture must be a positive length in m, got {self.grain}")
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is seen behind the robot.
+
+    Attributes:
+        kind: 'plain' one colour; 'picture' a still picture of soft noise; 'moving' such a picture that slides;
+            'patches' overlapping shapes with sharp edges, which slide where `velocity` is not zero.
+        color: RGB in [0, 1] of the plain one and mean of the others.
+        contrast: standard deviation of the picture in [0, 1] units.
+        grain: size of the picture's smallest features, as a share of the image height.
+        velocity: (u, v) of those that slide, in image heights per frame.
+    """
+
+    kind: str = "plain"
+    color: RGB = (0.36, 0.40, 0.44)
+    contrast: float = 0.1
+    grain: float = 0.025
+    velocity: tuple[float, float] = (0.008, 0.003)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("plain", "picture", "moving", "patches"):
+            raise InputError(f"unknown background '{self.kind}'; known: plain, picture, moving, patches")
+        if not self.grain > 0:
+            raise InputError(f"the grain of a background must be a positive share of the height, got {self.grain}")
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether frames differ."""
+        return self.kind in ("moving", "patches") and any(self.velocity)
+
+    def image(self, width: int, height: int, *, seed: int = 0, frame: float = 0.0) -> NDArray[np.float32]:
+        """The background in [0, 1], (height, width, 3), at a frame number (matters only when it moves)."""
+        base = np.broadcast_to(np.asarray(self.color, np.float32), (height, width, 3))
+        if self.kind == "plain":
+            return base.copy()
+        shift = np.multiply(self.velocity, frame * height) if self.is_moving else (0.0, 0.0)
+        v, u = np.meshgrid(np.arange(height) - shift[1], np.arange(width) - shift[0], indexing="ij")
+        if self.kind == "patches":
+            shapes = patches((u - width / 2) / height, (v - height / 2) / height, seed, 1 / height)
+            return np.clip(base + 2 * self.contrast * shapes, 0.0, 1.0).astype(np.float32)
+        cell = self.grain * height
+        picture = np.zeros((height, width, 3), np.float32)
+        # Three scales: small features to measure motion by, large ones so that it resembles a room.
+        for octave, (size, weight) in enumerate(((1.0, 0.5), (4.0, 0.6), (12.0, 0.6))):
+            p = np.stack([u, v], axis=-1) / (cell * size)
+            # Mostly grey, as rooms are; the first channel is shared.
+            noise = solid_noise(p, seed=seed + 31 * octave, channels=3)
+            picture += weight * (0.75 * noise[..., :1] + 0.25 * noise)
+        return np.clip(base + self.contrast * picture, 0.0, 1.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Textures, light and background of a world."""
+
+    texture: Texture = field(default_factory=Texture)
+    light: Light = field(default_factory=Light)
+    background: Background = field(default_factory=Background)
+
+    @classmethod
+    def plain(cls) -> Appearance:
+        """The robot in its own colours before one colour: real robots are white and textureless. The default."""
+        return cls()
+
+    @classmethod
+    def textured(cls, background: str = "plain") -> Appearance:
+        """Every link covered with trackable noise."""
+        return cls(texture=Texture("noise"), background=Background(background))
+
+    @classmethod
+    def random(cls, seed: int) -> Appearance:
+        """A look drawn at random: half of them textured, light from anywhere above, any background."""
+        rng = np.random.default_rng([seed, 0x100C])
+        direction = rng.normal(size=3)
+        direction[2] = abs(direction[2]) + 0.3
+        light = Light(
+            direction=_rgb(direction),
+            color=_rgb(rng.uniform(0.85, 1.0, 3)),
+            ambient=float(rng.uniform(0.35, 0.6)),
+            diffuse=float(rng.uniform(0.35, 0.6)),
+            specular=float(rng.uniform(0.0, 0.15)),
+        )
+        texture = Texture(
+            "noise" if rng.random() < 0.5 else "plain",
+            contrast=float(rng.uniform(0.1, 0.4)),
+            grain=float(rng.uniform(0.008, 0.03)),
+            saturation=float(rng.uniform(0, 1)),
+        )
+        background = Background(
+            str(rng.choice(["plain", "picture", "moving", "patches", "patches"])),
+            color=_rgb(rng.uniform(0.15, 0.85, 3)),
+            contrast=float(rng.uniform(0.05, 0.2)),
+            grain=float(rng.uniform(0.015, 0.06)),
+            velocity=(float(rng.normal(0, 0.006)), float(rng.normal(0, 0.006))),
+        )
+        if background.kind == "patches" and rng.random() < 0.5:
+            background = replace(background, velocity=(0.0, 0.0))
+        return replace(cls(), texture=texture, light=light, background=background)
+
+
+def solid_noise(p: NDArray[np.float64], *, seed: int, channels: int = 1) -> NDArray[np.float32]:
+    """Smooth random numbers in space, mean 0, standard deviation 1, features about one unit of `p` in size.
+
+    Args:
+        p: (*batch, 3) points, or (*batch, 2) for a plane through the noise, which repeats every 64 / 3 units.
+
+    Returns:
+        (*batch, channels), a function of p, seed and channel alone.
+    """
+    from scipy.ndimage import map_coordinates
+
+    coordinates = np.moveaxis(np.asarray(p, np.float64), -1, 0) * 3.0  # a feature is about three cells wide
+    planes = []
+    for k in range(channels):
+        block = _noise_block(seed, k) if len(coordinates) == 3 else _noise_block(seed, k)[0]
+        planes.append(map_coordinates(block, coordinates, order=1, mode="grid-wrap", prefilter=False))
+    return np.stack(planes, axis=-1).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _noise_block(seed: int, channel: int) -> NDArray[np.float32]:
+    """One periodic block of low-pass noise, (64, 64, 64), mean 0 and standard deviation 1."""
+    rng = np.random.default_rng([abs(seed), channel, 0x7E8])
+    spectrum = np.fft.rfftn(rng.standard_normal((_NOISE_CELLS,) * 3))
+    f = np.fft.fftfreq(_NOISE_CELLS)
+    radius = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + np.fft.rfftfreq(_NOISE_CELLS)[None, None, :] ** 2)
+    block = np.fft.irfftn(spectrum * np.exp(-((radius / 0.14) ** 4)), s=(_NOISE_CELLS,) * 3, axes=(0, 1, 2))
+    block -= block.mean()
+    return (block / block.std()).astype(np.float32)
+
+
+def _rgb(values: NDArray[np.float64]) -> RGB:
+    return float(values[0]), float(values[1]), float(values[2])

@@ -1,0 +1,270 @@
+"""What cameras, light and passers-by do to pictures: colour, tone, blur, noise, JPEG, things in front.
+
+All frames of a pair get the same change, give or take a flicker, so the motion between them stays what it was. Nothing
+is shifted, turned or stretched: flow, field and joint positions keep their meaning. The changes of step s depend on (seed, s)
+alone and are drawn for the whole common batch, so that a process can take its part of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jidm.errors import InputError, did_you_mean
+from jidm.training.data.batch import GRID_STRIDE, PairBatch
+
+_FRAMES = ("before", "first", "second", "third")
+_NOISE_BANK_SIZE = (
+    1 << 20
+)  # normal numbers drawn once; noise is cut out of them, for drawing costs more than everything else
+_BLUR_SIZE = 7  # px, of the kernel
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """How strong and how often.
+
+    Attributes:
+        color: spread of brightness, contrast and saturation (0.2 = a fifth up or down), and of hue [turns / 4].
+        flicker: spread of brightness from one frame to the next.
+        tone: strongest bend of the tone curve, x + tone x (1 - x).
+        noise: largest standard deviation of the noise, of the range 0..1.
+        blur: share of pairs blurred; blur_sigma: largest standard deviation [px].
+        jpeg: share of pairs compressed; jpeg_quality: lowest and highest quality.
+        background: share of pairs that get the background of another frame of the recording, where it tells the robot apart and
+            flow was not measured in the pictures.
+        erase: share of pairs with something in front; erase_size: largest side as a share of the picture's.
+    """
+
+    color: float = 0.0
+    flicker: float = 0.0
+    tone: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    blur_sigma: float = 1.2
+    jpeg: float = 0.0
+    jpeg_quality: tuple[int, int] = (30, 90)
+    background: float = 0.0
+    erase: float = 0.0
+    erase_size: float = 0.4
+
+
+PRESETS: Mapping[str, AugmentOptions | None] = {
+    "none": None,
+    "light": AugmentOptions(color=0.15, flicker=0.01, tone=0.15, noise=0.02, background=0.5),
+    "full": AugmentOptions(
+        color=0.3, flicker=0.02, tone=0.3, noise=0.04, blur=0.2, jpeg=0.2, background=0.5, erase=0.3,
+    ),
+}  # fmt: skip
+"""Ready mixtures by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class AugmentParams:
+    """What happens to each of B pairs, over F = 4 frames (before, first, second, third).
+
+    Attributes:
+        matrix: (B, 3, 3) and offset (B, F, 3): colour x -> matrix x + offset.
+        tone: (B,). noise: (B,) standard deviation; noise_at: (B, F) where in the bank.
+        blur: (B,) standard deviation [px], 0 = none. jpeg: (B,) quality, 0 = none.
+        box: (B, F, 4) left, top, right, bottom of the thing in front, as shares of the picture; empty = none.
+        box_color: (B, 3); box_at: (B,) where in the bank its texture is.
+    """
+
+    matrix: Float[Tensor, "B 3 3"]
+    offset: Float[Tensor, "B F 3"]
+    tone: Float[Tensor, " B"]
+    noise: Float[Tensor, " B"]
+    noise_at: NDArray[np.int64]
+    blur: Float[Tensor, " B"]
+    jpeg: NDArray[np.int64]
+    box: Float[Tensor, "B F 4"]
+    box_color: Float[Tensor, "B 3"]
+    box_at: NDArray[np.int64]
+
+    def shard(self, rank: int, world: int) -> AugmentParams:
+        """Every world-th pair's, from the rank-th on."""
+        return replace(self, **{field.name: getattr(self, field.name)[rank::world] for field in fields(self)})
+
+
+def make_augmentation(preset: str, seed: int) -> Augment | None:
+    """The ready mixture of that name; None for "none".
+
+    Raises:
+        InputError: no such name.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"unknown augmentation '{preset}': {did_you_mean(preset, PRESETS)}")
+    options = PRESETS[preset]
+    return None if options is None else Augment(options, seed)
+
+
+class Augment:
+    """Changes pictures of pairs."""
+
+    def __init__(self, options: AugmentOptions, seed: int) -> None:
+        self.options, self.seed = options, seed
+        self._noise_bank = torch.randn(_NOISE_BANK_SIZE, generator=torch.Generator().manual_seed(seed))
+
+    def sample(self, step: int, size: int) -> AugmentParams:
+        """The changes of training step `step` for a common batch of `size` pairs."""
+        o, random = self.options, np.random.default_rng((self.seed, step, 2))
+
+        def uniform(scale: float, *shape: int) -> NDArray[np.float64]:
+            return random.uniform(-scale, scale, size=(size, *shape))
+
+        def some(share: float, values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.where(random.random(size) < share, values, 0.0)
+
+        brightness, contrast, saturation = uniform(o.color), 1 + uniform(o.color), 1 + uniform(o.color)
+        matrix = contrast[:, None, None] * _color_matrix(saturation, uniform(o.color / 4))
+        # Contrast turns about mid grey, so that it does not move brightness.
+        offset = (brightness + 0.5 * (1 - contrast))[:, None, None] + uniform(o.flicker, len(_FRAMES), 1)
+        low, high = o.jpeg_quality
+        half_bank = _NOISE_BANK_SIZE // 2  # noise of one frame starts in the first half and must end within the bank
+        numbers = {
+            "matrix": matrix,
+            "offset": np.broadcast_to(offset, (size, len(_FRAMES), 3)),
+            "tone": uniform(o.tone),
+            "noise": random.uniform(0, o.noise, size),
+            "blur": some(o.blur, random.uniform(0.3, o.blur_sigma, size)),
+            "box": _boxes(random, size, o.erase, o.erase_size),
+            "box_colour": random.uniform(0, 1, (size, 3)),
+        }
+        return AugmentParams(
+            **{name: torch.from_numpy(np.ascontiguousarray(x)).float() for name, x in numbers.items()},
+            noise_at=random.integers(half_bank, size=(size, len(_FRAMES))),
+            jpeg=some(o.jpeg, random.integers(low, high + 1, size).astype(float)).astype(np.int64),
+            box_at=random.integers(half_bank, size=size),
+        )
+
+    def apply(self, batch: PairBatch, params: AugmentParams) -> PairBatch:
+        """The changed pairs; flow has no weight, and there is no robot, where something stands in front of it."""
+        if (params.box[..., 2] > params.box[..., 0]).any():
+            batch = _mask_occluded(batch, params.box)
+        pictures = {}
+        for f, name in enumerate(_FRAMES):
+            if (picture := getattr(batch, name)) is not None:
+                pictures[name] = self._augment_frame(picture.clone(), params, f)
+        return replace(batch, **pictures)
+
+    def _augment_frame(self, x: Float[Tensor, "B 3 H W"], params: AugmentParams, f: int) -> Float[Tensor, "B 3 H W"]:
+        device, (height, width) = x.device, x.shape[-2:]
+        self._erase(x, params, f)
+        x = torch.baddbmm(
+            params.offset[:, f, :, None].to(device), params.matrix.to(device), x.flatten(2)
+        ).unflatten(2, (height, width))  # fmt: skip
+        x = x.clamp_(0, 1)
+        if self.options.tone:
+            x = torch.addcmul(x, x * (1 - x), params.tone[:, None, None, None].to(device))
+        x = _blur(x, params.blur)
+        if self.options.noise:
+            for i, at in enumerate(params.noise_at[:, f].tolist()):
+                x[i].add_(self._texture(at, x[i]), alpha=float(params.noise[i]))
+        return _jpeg(x.clamp_(0, 1), params.jpeg)
+
+    def _erase(self, x: Tensor, params: AugmentParams, f: int) -> None:
+        size = x.new_tensor([x.shape[-1], x.shape[-2]] * 2).cpu()
+        for i, box in enumerate((params.box[:, f] * size).round().long().clamp(min=0).tolist()):
+            left, top, right, bottom = box
+            part = x[i, :, top:bottom, left:right]
+            if part.numel():
+                texture = self._texture(int(params.box_at[i]), part) * 0.15
+                part.copy_((texture + params.box_color[i, :, None, None].to(x.device)).clamp(0, 1))
+
+    def _texture(self, at: int, like: Tensor) -> Tensor:
+        start = at % max(1, _NOISE_BANK_SIZE - like.numel())
+        return self._noise_bank[start : start + like.numel()].view(like.shape).to(like.device)
+
+
+# ---- the single changes ----------------------------------------------------------------------------------------------
+
+
+def _color_matrix(saturation: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B, 3, 3): colours turned by `hue` [turns] and stretched by `saturation` about the grey axis; grey stays grey."""
+    gray = np.full((3, 3), 1 / 3)
+    cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3)
+    angle = 2 * np.pi * hue
+    rotation = np.cos(angle)[:, None, None] * (np.eye(3) - gray) + np.sin(angle)[:, None, None] * cross
+    return gray + saturation[:, None, None] * rotation
+
+
+def _boxes(random: np.random.Generator, size: int, share: float, largest: float) -> NDArray[np.float64]:
+    """(B, F, 4) things in front, which drift from frame to frame; empty where there is none."""
+    side = random.uniform(0.25 * largest, largest, (size, 2)) * (random.random(size) < share)[:, None]
+    drift = random.uniform(-0.1, 0.1, (size, 2))[:, None] * np.arange(len(_FRAMES))[None, :, None]
+    corner = random.uniform(-0.1, 1.0, (size, 2))[:, None] + drift
+    # Clipped, so that a thing beyond the picture's edge is small or nothing.
+    return np.clip(np.concatenate([corner, corner + side[:, None]], axis=-1), 0.0, 1.0)
+
+
+def _blur(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+    some = sigma.nonzero()[:, 0].to(x.device)
+    if not len(some):
+        return x
+    from kornia.filters import gaussian_blur2d
+
+    chosen = sigma.to(x.device)[some]
+    x[some] = gaussian_blur2d(x[some], _BLUR_SIZE, torch.stack([chosen, chosen], dim=1), border_type="replicate")
+    return x
+
+
+def _jpeg(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Float[Tensor, "B 3 H W"]:
+    some = np.flatnonzero(quality).tolist()
+    if not some:
+        return x
+    if x.device.type != "cpu":
+        from kornia.enhance import jpeg_codec_differentiable
+
+        chosen = torch.as_tensor(quality[some], device=x.device, dtype=x.dtype)
+        x[some] = jpeg_codec_differentiable(x[some], chosen).clamp(0, 1)
+        return x
+    import cv2
+
+    # The real codec is many times faster on the CPU than one written in tensors.
+    for i in some:
+        pixels = (x[i].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        _, stream = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(quality[i])])
+        decoded: Any = cv2.imdecode(stream, cv2.IMREAD_COLOR)
+        x[i] = torch.from_numpy(decoded[..., ::-1].copy()).permute(2, 0, 1).float() / 255
+    return x
+
+
+def _mask_occluded(batch: PairBatch, box: Float[Tensor, "B F 4"]) -> PairBatch:
+    box = box.to(batch.first.device)
+    boxes = {name: box[:, _FRAMES.index(name)] for name in ("first", "second")}
+    changed = {}
+    for suffix, here, there in (("", "first", "second"), ("_back", "second", "first")):
+        for name in ("mask" + suffix, "field_weight" + suffix, "tangent_weight" + suffix):
+            if (confidence := getattr(batch, name)) is not None:
+                changed[name] = confidence * ~_covered(boxes[here], *confidence.shape[-2:])
+        flow, weight = (getattr(batch, name + suffix) for name in ("flow", "weight"))
+        if flow is not None:
+            hidden, landing = (_covered(boxes[name], *flow.shape[-2:]) for name in (here, there))
+            changed["weight" + suffix] = weight * ~(hidden | _lands_in(flow, landing))
+            changed["flow" + suffix] = flow * ~hidden[:, None]
+    return replace(batch, **changed)
+
+
+def _covered(box: Float[Tensor, "B 4"], h: int, w: int) -> Bool[Tensor, "B h w"]:
+    """Cells that a box touches."""
+    u, v = torch.arange(w, device=box.device), torch.arange(h, device=box.device)
+    left, top, right, bottom = (box * box.new_tensor([w, h, w, h])).unbind(-1)
+    across = (u + 1 > left[:, None]) & (u < right[:, None]) & (right > left)[:, None]
+    down = (v + 1 > top[:, None]) & (v < bottom[:, None]) & (bottom > top)[:, None]
+    return down[:, :, None] & across[:, None, :]
+
+
+def _lands_in(flow: Float[Tensor, "B 2 h w"], hidden: Bool[Tensor, "B h w"]) -> Bool[Tensor, "B h w"]:
+    """Cells whose flow leads to a hidden cell."""
+    _, _, h, w = flow.shape
+    u = (torch.arange(w, device=flow.device) + flow[:, 0] / GRID_STRIDE).round().clamp(0, w - 1).long()
+    v = (torch.arange(h, device=flow.device)[:, None] + flow[:, 1] / GRID_STRIDE).round().clamp(0, h - 1).long()
+    return hidden.flatten(1).gather(1, (v * w + u).flatten(1)).view(-1, h, w)

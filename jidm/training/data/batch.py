@@ -1,0 +1,158 @@
+"""What a model learns from: pairs of frames with the joint positions they were recorded at, and what moved between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from jidm.errors import InputError
+from jidm.fields.free.config import FLOW_STRIDE, STRIDE
+
+GRID_STRIDE = FLOW_STRIDE
+"""Pixels of the picture per cell of the grid on which flow is given."""
+
+FIELD_STRIDE = STRIDE
+"""Pixels per cell of the finer grid on which field and mask are given."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """B pairs of frames (t, t + k) of recordings, anywhere in time and in any order.
+
+    The grid of flow is (h, w) = (H / 4, W / 4); its cell (i, j) stands for the pixel (4 j + 1.5, 4 i + 1.5) of the
+    picture. Field and mask are on a grid (y, x) = (H / 2, W / 2), as fine as the learned field's.
+    Pictures may be larger by a whole number, the model's `detail`; px are those of the (H, W) picture all the same.
+    Flow is None where nothing measured it; its weight is 0 where nothing is known, and flow is 0 there.
+
+    Attributes:
+        first, second: (B, 3, detail H, detail W) RGB in [0, 1].
+        q, q_next: (B, n) joint positions at the two frames [rad or m].
+        before: (B, 3, H, W) the frame one recorded step before `first` (at an episode's start, `first` itself).
+        flow: (B, 2, h, w) from first to second, px of the (H, W) picture, on the grid of `first`.
+        weight: (B, h, w) confidence of the flow in [0, 1]; 0 = no supervision there.
+        mask: (B, y, x) 1 where `first` shows the robot, else 0; None where nobody knows.
+        flow_back, weight_back, mask_back: the same from second to first, on the grid of `second`.
+        field: (B, 2, n, y, x) what the field at `first` should be [px per rad or m], where every joint's own motion is known:
+            in simulation; field_weight: (B, y, x) its confidence. field_back, field_weight_back: the same at `second`.
+        tangent: (B, 2, h, w) what the field at `first` times `tangent_step` should be: motion to first order, without the
+            curvature of the paths [px]; tangent_weight: (B, h, w) its confidence; tangent_step: (B, n) [rad or m].
+        tangent_back, tangent_weight_back, tangent_step_back: the same at `second`.
+        third, q_third: one more frame after `second`, and its joint positions.
+        random: (B, 2, n + 2) even numbers in [0, 1), n + 2 for each of the two frames, for losses that draw something: they
+            come from seed and step, and a pair has the same ones in whichever process it is.
+        episode, frame: (B,) where each pair comes from: episode index and t.
+    """
+
+    first: Float[Tensor, "B 3 H W"]
+    second: Float[Tensor, "B 3 H W"]
+    q: Float[Tensor, "B n"]
+    q_next: Float[Tensor, "B n"]
+    before: Float[Tensor, "B 3 H W"] | None = None
+    flow: Float[Tensor, "B 2 h w"] | None = None
+    weight: Float[Tensor, "B h w"] | None = None
+    mask: Float[Tensor, "B y x"] | None = None
+    flow_back: Float[Tensor, "B 2 h w"] | None = None
+    weight_back: Float[Tensor, "B h w"] | None = None
+    mask_back: Float[Tensor, "B y x"] | None = None
+    field: Float[Tensor, "B 2 n y x"] | None = None
+    field_weight: Float[Tensor, "B y x"] | None = None
+    field_back: Float[Tensor, "B 2 n y x"] | None = None
+    field_weight_back: Float[Tensor, "B y x"] | None = None
+    tangent: Float[Tensor, "B 2 h w"] | None = None
+    tangent_weight: Float[Tensor, "B h w"] | None = None
+    tangent_step: Float[Tensor, "B n"] | None = None
+    tangent_back: Float[Tensor, "B 2 h w"] | None = None
+    tangent_weight_back: Float[Tensor, "B h w"] | None = None
+    tangent_step_back: Float[Tensor, "B n"] | None = None
+    third: Float[Tensor, "B 3 H W"] | None = None
+    q_third: Float[Tensor, "B n"] | None = None
+    random: Float[Tensor, "B 2 numbers"] | None = None
+    episode: Int[Tensor, " B"] | None = None
+    frame: Int[Tensor, " B"] | None = None
+
+    def __post_init__(self) -> None:
+        for flow, weight in ((self.flow, self.weight), (self.flow_back, self.weight_back)):
+            if (flow is None) != (weight is None):
+                raise InputError("flow and its weight come together; give both or neither")
+        if (self.third is None) != (self.q_third is None):
+            raise InputError("third and q_third come together; give both or neither")
+
+    def __len__(self) -> int:
+        return self.first.shape[0]
+
+    @property
+    def delta_q(self) -> Float[Tensor, "B n"]:
+        """Joint step from first to second [rad or m]."""
+        return self.q_next - self.q
+
+    def random_numbers(self) -> Float[Tensor, "frames numbers"]:
+        """`random` of all first frames, then of all second frames; drawn now where the batch brings none."""
+        if self.random is not None:
+            return self.random.transpose(0, 1).flatten(0, 1)
+        return torch.rand(2 * len(self), self.q.shape[1] + 2, device=self.q.device, dtype=self.q.dtype)
+
+    def tensors(self) -> Iterator[tuple[str, Shaped[Tensor, "B ..."]]]:
+        """Names and values of all fields that are not None."""
+        for entry in fields(self):
+            if (value := getattr(self, entry.name)) is not None:
+                yield entry.name, value
+
+    def to(self, *args: Any, **kwargs: Any) -> PairBatch:
+        """The same pairs on another device or floating type, arguments as for `Tensor.to`; whole numbers keep theirs."""
+
+        def moved(x: Tensor) -> Tensor:
+            if x.is_floating_point():
+                return x.to(*args, **kwargs)
+            return x.to(torch.zeros(0, device=x.device).to(*args, **kwargs).device)
+
+        return replace(self, **{name: moved(x) for name, x in self.tensors()})
+
+    def pin_memory(self) -> PairBatch:
+        """The same pairs in page-locked memory, from which copies to a GPU run beside the computation."""
+        return replace(self, **{name: x.pin_memory() for name, x in self.tensors()})
+
+    def __getitem__(self, index: slice | Tensor) -> PairBatch:
+        """Some of the pairs."""
+        return replace(self, **{name: x[index] for name, x in self.tensors()})
+
+    def time_reversed(self) -> PairBatch:
+        """The same pairs backwards in time: second becomes first, flow becomes flow_back; no `before`, no `third`."""
+        return replace(
+            self, first=self.second, second=self.first, q=self.q_next, q_next=self.q, before=None, third=None, q_third=None,
+            flow=self.flow_back, weight=self.weight_back, mask=self.mask_back,
+            flow_back=self.flow, weight_back=self.weight, mask_back=self.mask,
+            field=self.field_back, field_weight=self.field_weight_back,
+            field_back=self.field, field_weight_back=self.field_weight,
+            tangent=self.tangent_back, tangent_weight=self.tangent_weight_back, tangent_step=self.tangent_step_back,
+            tangent_back=self.tangent, tangent_weight_back=self.tangent_weight, tangent_step_back=self.tangent_step,
+            random=None if self.random is None else self.random.flip(1),
+        )  # fmt: skip
+
+
+def normal_from_uniform(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Standard normal numbers out of even ones in [0, 1), within 5 standard deviations."""
+    return torch.special.ndtri(uniform.clamp(3e-7, 1 - 3e-7))
+
+
+@dataclass(frozen=True)
+class JointStats:
+    """Per-joint numbers of the training data, from which models take their scales; n entries each [rad or m].
+
+    Attributes:
+        q_mean, q_std: mean and standard deviation of the positions.
+        delta_std: standard deviation of the steps between neighbouring frames.
+        q_lower, q_upper: smallest and largest position.
+        delta_correlation: n rows of n, of the steps; empty where joints move independently.
+    """
+
+    q_mean: tuple[float, ...]
+    q_std: tuple[float, ...]
+    delta_std: tuple[float, ...]
+    q_lower: tuple[float, ...]
+    q_upper: tuple[float, ...]
+    delta_correlation: tuple[tuple[float, ...], ...] = ()

@@ -1,0 +1,266 @@
+"""Pairs of frames for training: which ones a step takes, and their tensors.
+
+The pairs of step s depend on (seed, s) alone. So a run that was cut off goes on with exactly the pairs it would have
+seen, and several processes take disjoint parts of one common batch without talking to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+from torch.nn import functional as F
+
+from jidm.errors import DatasetError, InputError
+from jidm.robot.kinematics import Kinematics
+from jidm.training.data.batch import FIELD_STRIDE, GRID_STRIDE, PairBatch
+from jidm.training.data.flow_cache import EstimatedFlow
+from jidm.training.data.frame_store import FrameStore
+from jidm.training.data.geometric_flow import (
+    DepthView,
+    downsample_flow,
+    exact_field,
+    geometric_flow,
+    grid_intrinsics,
+    link_poses,
+)
+
+_BORDER_WEIGHT = 0.5
+"""What the field counts in cells beside the robot, some of whose pixels still show it."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampledPairs:
+    """B triples of frames: rows of the recording's tables.
+
+    Attributes:
+        before, first, second, third: (B,) rows at t - k, t, t + k and t + k + k'; `before` stops at the episode's start.
+        stride: (B,) k.
+        episode: (B,) place of the episode in the recording.
+        background: (B,) row of the frame whose background the pair gets, -1 = keeps its own; None = all keep theirs.
+    """
+
+    before: Int[Tensor, " B"]
+    first: Int[Tensor, " B"]
+    second: Int[Tensor, " B"]
+    third: Int[Tensor, " B"]
+    stride: Int[Tensor, " B"]
+    episode: Int[Tensor, " B"]
+    background: Int[Tensor, " B"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, index: slice | Tensor) -> SampledPairs:
+        """Some of the triples."""
+        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "backdrop"}
+        return SampledPairs(**chosen, background=None if self.background is None else self.background[index])
+
+    def shard(self, rank: int, world: int) -> SampledPairs:
+        """Every world-th triple, from the rank-th on."""
+        return self[rank::world]
+
+
+class PairSampler:
+    """Draws triples evenly over strides and, for a pair of strides, over all places where it fits into an episode.
+
+    Args:
+        strides: the k to draw from [frames]; both steps of a triple are drawn independently.
+        third: whether a frame t + k + k' is needed; without it `third` repeats `second`.
+
+    Raises:
+        DatasetError: no episode is long enough for a pair.
+    """
+
+    def __init__(self, store: FrameStore, strides: Sequence[int], *, seed: int, third: bool = True) -> None:
+        if not strides or min(strides) < 1:
+            raise InputError(f"strides must be whole numbers from 1, got {tuple(strides)}")
+        self.seed, self.third, self.min_stride = seed, third, min(strides)
+        self._first, self._length = store.first.numpy(), store.length.numpy()
+        longest = int(self._length.max())
+        steps = [(k, j) for k in strides for j in (strides if third else (0,)) if k + j < longest]
+        if not steps:
+            needed = min(strides) * (2 if third else 1) + 1
+            raise DatasetError(
+                f"{store.source}: the longest episode has {longest} frames, {needed} are needed for strides "
+                f"{', '.join(map(str, strides))}; use smaller --strides"
+            )
+        self._steps = np.array(steps)
+        # How many starts there are in all episodes up to each, per pair of strides.
+        free = np.maximum(self._length[None] - self._steps.sum(1)[:, None], 0)
+        self._cumulative = free.cumsum(1)
+
+    def sample(self, step: int, size: int) -> SampledPairs:
+        """The common batch of training step `step`."""
+        return self._sample(np.random.default_rng((self.seed, step)), size)
+
+    def sample_backgrounds(self, step: int, size: int, share: float) -> Int[Tensor, " B"]:
+        """For that share of the pairs of a step a frame of the recording, any one; -1 for the others."""
+        random = np.random.default_rng((self.seed, step, 4))
+        rows = random.integers(self._length.sum(), size=size)
+        return torch.from_numpy(np.where(random.random(size) < share, rows, -1))
+
+    def fixed_sample(self, size: int) -> SampledPairs:
+        """A batch to measure by, the same every time and for every seed."""
+        return self._sample(np.random.default_rng((0, 0, 1)), size)
+
+    def _sample(self, random: np.random.Generator, size: int) -> SampledPairs:
+        which = random.integers(len(self._steps), size=size)
+        place = (random.random(size) * self._cumulative[which, -1]).astype(np.int64)
+        episode = (self._cumulative[which] <= place[:, None]).sum(1)
+        earlier = np.where(episode > 0, self._cumulative[which, np.maximum(episode - 1, 0)], 0)
+        start = self._first[episode]
+        first = start + place - earlier
+        k, j = self._steps[which].T
+        rows = {"before": np.maximum(first - k, start), "first": first, "second": first + k, "third": first + k + j}
+        return SampledPairs(
+            **{n: torch.from_numpy(x) for n, x in {**rows, "stride": k.copy(), "episode": episode}.items()}
+        )
+
+
+class PairSource:
+    """Makes batches out of a recording.
+
+    Args:
+        recording: the tables.
+        kinematics: moves the robot's links, in the order of `recording.state_names`; needed for exact flow.
+        estimated: flow measured in the pictures, where there is no exact one.
+        static_background: whether everything but the robot stays where it is, so that zero flow there is a fact.
+        before, third: whether those frames are handed out.
+        device: where batches are put together; the tables are copied there once.
+    """
+
+    def __init__(
+        self, store: FrameStore, *, kinematics: Kinematics | None = None, estimated_flow: EstimatedFlow | None = None,
+        static_background: bool = False, before: bool = True, third: bool = True, device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        self.store, self.kinematics, self.estimated_flow = store, kinematics, estimated_flow
+        self.static_background, self.before, self.third = static_background, before, third
+        self.device, self._q = torch.device(device), store.q
+        if kinematics is not None and store.geometry is None:
+            raise DatasetError(f"{store.source}: exact flow needs recorded depth, links and cameras; use --flow dis")
+        self._tables = {"frames": store.frames, "state": store.state, "joints": store.joints}
+        if (g := store.geometry) is not None:
+            self._tables["link"] = g.link
+            if kinematics is not None:
+                self._tables |= {"depth": g.depth, "intrinsics": g.intrinsics, "T": g.T_camera_base}
+        if self.device.type != "cpu":
+            self._tables = {name: x.to(self.device) for name, x in self._tables.items()}
+
+    def batch(self, pairs: SampledPairs) -> PairBatch:
+        """The drawn pairs, float32, with the best flow there is."""
+        state = {name: self._take("state", getattr(pairs, name)) for name in ("first", "second")}
+        fields: dict[str, Any] = {
+            "first": self._images_with_background(pairs, pairs.first),
+            "second": self._images_with_background(pairs, pairs.second),
+            "q": self._learned_joints(state["first"]),
+            "q_next": self._learned_joints(state["second"]),
+            "episode": self.store.episode[pairs.episode],
+            "frame": pairs.first - self.store.first[pairs.episode],
+        }
+        if self.before:
+            fields["before"] = self._images_with_background(pairs, pairs.before)
+        if self.third:
+            fields["third"] = self._images_with_background(pairs, pairs.third)
+            fields["q_third"] = self._learned_joints(self._take("state", pairs.third))
+        if self.kinematics is not None:
+            fields |= self._exact_targets(self.kinematics, pairs, state["first"], state["second"])
+        elif self.estimated_flow is not None:
+            flow = self.estimated_flow.for_pairs(pairs.first, pairs.stride) | self._central_difference(
+                self.estimated_flow, pairs
+            )
+            fields |= {name: x.to(self.device) for name, x in flow.items()}
+        return PairBatch(**fields)
+
+    def frames_at(self, rows: Int[Tensor, " T"]) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T n"]]:
+        """Single frames of the recording, and their joint positions [rad or m]."""
+        return self._images(rows), self._learned_joints(self._take("state", rows))
+
+    def _exact_targets(
+        self, kinematics: Kinematics, pairs: SampledPairs, q: Tensor, q_next: Tensor
+    ) -> dict[str, Tensor]:
+        poses = link_poses(kinematics, torch.cat([q, q_next]))
+        one, two = self._view(pairs.first, poses[: len(q)]), self._view(pairs.second, poses[len(q) :])
+        still = (one.T_camera_base == two.T_camera_base).flatten(1).all(1) & (one.intrinsics == two.intrinsics).all(1)
+        fields: dict[str, Tensor] = {}
+        for suffix, a, b in (("", one, two), ("_back", two, one)):
+            flow, weight = geometric_flow(a, b)
+            field, beside = exact_field(a.dilated(), kinematics)
+            fields["field" + suffix] = self._learned_joints(field, 2) * FIELD_STRIDE
+            fields["field_weight" + suffix] = beside * torch.where(a.link >= 0, 1.0, _BORDER_WEIGHT).to(beside)
+            factor = GRID_STRIDE // FIELD_STRIDE
+            flow, weight = downsample_flow(flow * FIELD_STRIDE, weight, factor)
+            if self.static_background:
+                weight = weight + _static_background_mask(a, b, factor) * still[:, None, None]
+            fields["flow" + suffix], fields["weight" + suffix] = flow, weight
+            fields["mask" + suffix] = (a.link >= 0).to(flow.dtype)
+        return fields
+
+    def _central_difference(self, estimated_flow: EstimatedFlow, pairs: SampledPairs) -> dict[str, Tensor]:
+        """First-order motion out of measured flow: half the way ahead less half the way back from the same frame.
+
+        The paths' curvature is the same in both and cancels. At an episode's end, where one of them is missing, the
+        other one stands alone.
+        """
+        k, fields = pairs.stride, {}
+        start = self.store.first[pairs.episode]
+        stop = start + self.store.length[pairs.episode]
+        state = self._q
+        for suffix, at, sign in (("", pairs.first, 1.0), ("_back", pairs.second, -1.0)):
+            has = torch.stack([at + k < stop, at - k >= start]).float()
+            forward = estimated_flow.for_pairs(torch.where(at + k < stop, at, at - k), k)
+            backward = estimated_flow.for_pairs(torch.where(at - k >= start, at - k, at), k)
+            share = (has / has.sum(0))[:, :, None, None]
+            motion = share[0][:, None] * forward["flow"] - share[1][:, None] * backward["flow_back"]
+            weight = torch.where(has[0, :, None, None] > 0, forward["weight"], torch.ones_like(forward["weight"]))
+            weight = weight * torch.where(has[1, :, None, None] > 0, backward["weight_back"], torch.ones_like(weight))
+            there, then = torch.minimum(at + k, stop - 1), torch.maximum(at - k, start)
+            moved = share[0, :, 0] * (state[there] - state[at]) - share[1, :, 0] * (state[then] - state[at])
+            fields["tangent" + suffix], fields["tangent_weight" + suffix] = sign * motion, weight
+            fields["tangent_step" + suffix] = sign * moved.float()
+        return fields
+
+    def _images_with_background(self, pairs: SampledPairs, rows: Tensor) -> Tensor:
+        """Pictures of the drawn pairs, before the background that was drawn for them.
+
+        Where the other frame shows a robot of its own, theirs stays: one robot is enough. Flow measured in the pictures is
+        that of their own backgrounds, so with it they keep them.
+        """
+        own = self._images(rows)
+        if pairs.background is None or self.estimated_flow is not None or "link" not in self._tables:
+            return own
+        other = pairs.background.clamp(min=0)
+        kept = torch.maximum(self._robot_mask(rows, own), self._robot_mask(other, own))
+        kept = torch.maximum(kept, (pairs.background < 0).to(kept)[:, None, None, None])
+        return torch.lerp(self._images(other), own, kept)
+
+    def _robot_mask(self, rows: Tensor, like: Tensor) -> Tensor:
+        """(B, 1, H, W) how much of each pixel the robot covers, as fine as is known."""
+        robot = (self._take("link", rows) >= 0).to(like)[:, None]
+        return F.interpolate(robot, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _view(self, rows: Tensor, poses: Tensor) -> DepthView:
+        height, width = self.store.size
+        depth = self._take("depth", rows)
+        K = grid_intrinsics(self._take("intrinsics", rows), height, width, *depth.shape[1:])
+        return DepthView(depth, self._take("link", rows), K, self._take("T", rows), poses)
+
+    def _take(self, name: str, rows: Tensor) -> Num[Tensor, "B ..."]:
+        return self._tables[name].index_select(0, rows.to(self.device))
+
+    def _images(self, rows: Tensor) -> Tensor:
+        return self._take("frames", rows).to(torch.float32).mul_(1 / 255)
+
+    def _learned_joints(self, state: Tensor, axis: int = 1) -> Tensor:
+        return state.index_select(axis, self._tables["joints"]).float()
+
+
+def _static_background_mask(one: DepthView, two: DepthView, factor: int) -> Tensor:
+    """(B, h, w) on a grid so many times as coarse: 1 where neither frame shows the robot in the cell or next to it."""
+    robot = F.max_pool2d(((one.link >= 0) | (two.link >= 0)).float()[:, None], factor)
+    return 1 - F.max_pool2d(robot, 3, stride=1, padding=1)[:, 0]

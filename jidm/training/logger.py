@@ -1,0 +1,70 @@
+"""The numbers of a run: lines on the screen, JSON lines in its folder, and tensorboard where that is installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RunLogger:
+    """Writes `log.jsonl` into a run's folder.
+
+    Args:
+        folder: the run's.
+        step: the step the run goes on from; lines of later steps, of a sitting that was cut off, are dropped.
+        report: gets a short line for people.
+    """
+
+    def __init__(self, folder: Path, step: int, report: Callable[[str], None]) -> None:
+        self.file, self.report = folder / "log.jsonl", report
+        kept = [line for line in _lines(self.file) if line["step"] <= step]
+        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._writer = _tensorboard(folder / "tensorboard", step)
+
+    def log(self, part: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """One line: which part ("train" or "validation"), the step, time used up so far [s], its numbers."""
+        with open(self.file, "a", encoding="utf-8") as stream:
+            stream.write(
+                json.dumps({"part": part, "step": step, "seconds": round(seconds, 3), "values": dict(values)}) + "\n"
+            )
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{part}/{name}", value, step)
+        shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "progress")
+        share = f" ({100 * values['progress']:.0f} %)" if "progress" in values else ""
+        if values:
+            self.report(f"step {step}{share} {part}: {shown}")
+
+    def log_image(self, file: Path, step: int) -> None:
+        """Show a picture file on the board."""
+        if self._writer is None or not file.exists():
+            return
+        import cv2
+
+        if (pixels := cv2.imread(str(file))) is not None:
+            self._writer.add_image("pictures", pixels[..., ::-1].copy(), step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of an earlier sitting; a line that was cut off is none."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step)

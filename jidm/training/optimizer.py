@@ -1,0 +1,87 @@
+"""AdamW for vectors and maps, Muon for convolutions: on a small budget half the steps reach the same loss.
+
+Muon (K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") replaces the averaged gradient
+of a weight matrix by the nearest matrix with orthonormal rows, found by a Newton-Schulz iteration. torch offers it for
+matrices only; here convolutions count as matrices of (outputs, inputs x kernel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_MOMENTUM = 0.95
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # the iteration's polynomial: the slope at zero as steep as convergence allows
+_ITERATIONS = 5
+_ADAM_BETAS = (0.9, 0.98)
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW with a group of convolutions that goes by Muon instead.
+
+    Args:
+        model: its convolutions between feature maps go by Muon, everything else by AdamW.
+        learning_rate: of AdamW; Muon's is `muon` times that.
+        weight_decay: of both; biases, scales and the like do not decay.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float, weight_decay: float, *, muon: float = 10.0) -> None:
+        kernels: list[Tensor] = []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
+        for p in (p for p in model.parameters() if p.requires_grad):
+            if p.ndim == 4 and p.shape[-1] > 1 and p.shape[1] > 3:
+                kernels.append(p)
+            else:
+                (matrices if p.ndim > 1 else others).append(p)
+        groups = [
+            {"params": kernels, "weight_decay": weight_decay / muon, "muon": muon},
+            {"params": matrices, "weight_decay": weight_decay, "muon": 0.0},
+            {"params": others, "weight_decay": 0.0, "muon": 0.0},
+        ]
+        super().__init__([g for g in groups if g["params"]], lr=learning_rate, betas=_ADAM_BETAS)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        hidden = []
+        for group in self.param_groups:
+            for p in group["params"] if group["muon"] else ():
+                if p.grad is not None:
+                    self._muon(p, p.grad, group["lr"] * group["muon"], group["weight_decay"])
+                    hidden.append((p, p.grad))
+                    p.grad = None  # AdamW leaves it alone
+        super().step()
+        for p, gradient in hidden:
+            p.grad = gradient
+        return loss
+
+    def _muon(self, p: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+            state["step"] = torch.zeros(())  # Adam's own reading of saved states asks for it
+        state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        nesterov = gradient.lerp(state["momentum"], _MOMENTUM)  # Nesterov's
+        step = orthogonalize(nesterov.flatten(1))
+        p.mul_(1 - rate * decay)
+        p.add_(step.reshape(p.shape), alpha=-rate * max(1.0, step.shape[0] / step.shape[1]) ** 0.5)
+
+
+def orthogonalize(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+    """About the nearest matrix whose singular values are all one (0.7 to 1.2), by Newton-Schulz."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    a, b, c = _QUINTIC
+    for _ in range(_ITERATIONS):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x

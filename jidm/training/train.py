@@ -1,0 +1,224 @@
+"""Training a model on a recording: one function, for the command line and for benchmarks alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jidm import model_registry
+from jidm.atomic_io import atomic_write
+from jidm.checkpoint import load_checkpoint, save_checkpoint
+from jidm.errors import CheckpointError, InputError, MissingExtraError
+from jidm.training.config import TrainConfig
+from jidm.training.data.datamodule import Report, TrainingSetup, prepare_training, provenance
+
+if TYPE_CHECKING:
+    from jidm.robot.embodiment import Embodiment
+    from jidm.training.lightning_module import Visualizer
+
+
+_RECORD = "run.json"
+
+
+def quiet(line: str) -> None:
+    """A report that nobody reads."""
+
+
+def train(
+    config: TrainConfig, *, dataset: Any = None, robot: Embodiment | None = None, report: Report = quiet,
+    visualizer: Visualizer | None = None,
+) -> Path:  # fmt: skip
+    """Train a model; its checkpoint is at `config.out` from the first validation on and replaced by better ones.
+
+    The run's state goes to `config.run_folder`; with `config.resume` it goes on from there.
+
+    Args:
+        dataset: the data set, if it is open already; else `config.data` is opened.
+        robot: the robot `config.embodiment` names, if it is loaded already.
+        report: called with lines that tell how it goes.
+        visualizer: draws what the model sees, at every validation; see `jidm.training.lightning_module.Pictures`. With several
+            processes it must be a plain function of a module.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        DatasetError, InputError: data, robot and configuration do not fit; or there is an earlier run.
+        JidmError: the loss stayed not finite.
+        MissingExtraError: Lightning is not installed.
+    """
+    try:
+        import lightning  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("training", "lightning", "train") from None
+    if dataset is None:
+        from jidm.datasets import open_dataset
+
+        dataset = open_dataset(config.data)
+    if robot is None and config.embodiment is not None:
+        from jidm.robot import registry
+
+        robot = registry.load(config.embodiment)
+    _prepare_run_folder(config, dataset)
+    if config.devices > 1 and "LOCAL_RANK" not in os.environ:
+        prepare_training(config, dataset, robot, report)  # decodes once, for all processes
+        _launch(config, dataset, robot, report, visualizer)
+    else:
+        run(config, dataset, robot, report, visualizer)
+    return Path(config.out)
+
+
+def run(
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None
+) -> None:  # fmt: skip
+    """This process's part of a run whose folder is open."""
+    from jidm.training.lightning_module import LAST_CHECKPOINT, TrainingModule, make_trainer
+    from jidm.training.logger import RunLogger
+
+    _quiet_lightning()
+    is_rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    trainer = make_trainer(config)
+    setup = prepare_training(config, dataset, robot, report if is_rank_zero else quiet, _batch_device(trainer))
+    state = config.run_folder / LAST_CHECKPOINT
+    resuming = config.resume and state.exists()
+    run_logger = None
+    if is_rank_zero:
+        _create_run_folder(config, setup)
+        step = int(torch.load(state, map_location="cpu", weights_only=True)["global_step"]) if resuming else 0
+        run_logger = RunLogger(config.run_folder, step, report)
+        if resuming:
+            report(f"going on from step {step}")
+    module = TrainingModule(setup, config, _make_saver(config, setup), run_logger, visualizer if is_rank_zero else None)
+    try:
+        trainer.fit(module, ckpt_path=str(state) if resuming else None)
+    finally:
+        if run_logger:
+            run_logger.close()
+
+
+# ---- the run's folder ------------------------------------------------------------------------------------------------
+
+
+def _prepare_run_folder(config: TrainConfig, dataset: Any) -> None:
+    """Nothing, if the run may begin or go on; an earlier one is thrown away if that was asked for.
+
+    Raises:
+        InputError: an earlier run is in the way, or is another one than this.
+    """
+    out, folder = Path(config.out), config.run_folder
+    if config.overwrite and not config.resume:
+        if out.exists():
+            load_checkpoint(out)  # whatever else is there is not ours to remove
+            shutil.rmtree(out)
+        shutil.rmtree(folder, ignore_errors=True)
+    if not config.resume and (out.exists() or folder.exists()):
+        raise InputError(
+            f"{out}: there is an earlier run of that name; --resume goes on with it, --overwrite throws it away"
+        )
+    record = folder / _RECORD
+    if record.exists():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        config.check_resumable(earlier["recipe"])
+        if earlier["data_hash"] != dataset.content_hash:
+            raise InputError(f"{folder}: the data set has changed since the run began; train anew under another --out")
+    elif out.exists():
+        raise InputError(f"{out}: its run {folder.name} is gone, so it cannot be resumed; train under another --out")
+
+
+def _create_run_folder(config: TrainConfig, setup: TrainingSetup) -> None:
+    """Make the run's folder, now that nothing speaks against the run."""
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    if not (config.run_folder / _RECORD).exists():
+        record = {"recipe": config.recipe(), "data_hash": setup.record["data_hash"]}
+        with atomic_write(config.run_folder / _RECORD) as path:
+            path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _make_saver(config: TrainConfig, setup: TrainingSetup) -> Callable[[dict[str, torch.Tensor], dict[str, Any]], None]:
+    facts = {"recipe": config.recipe(), "seed": config.seed, "data": setup.record, **provenance()}
+
+    def save(tensors: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
+        model: Any = setup.model
+        try:
+            save_checkpoint(
+                config.out, kind=config.kind, config=asdict(model.config), tensors=tensors,
+                embodiment=setup.embodiment, training={**facts, "result": result},
+            )  # fmt: skip
+        except CheckpointError as error:
+            if "finite" not in str(error):
+                raise
+            # A bad mean must not end a run that may recover; the earlier checkpoint stays.
+
+    return save
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def _launch(
+    config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None
+) -> None:  # fmt: skip
+    from torch.multiprocessing.spawn import ProcessRaisedException, spawn
+
+    arguments = (
+        config,
+        dataset,
+        robot,
+        report,
+        visualizer,
+        _free_port(),
+        dict(model_registry.KINDS),
+        torch.get_num_threads(),
+    )
+    try:
+        spawn(_worker, args=arguments, nprocs=config.devices)
+    except ProcessRaisedException as error:
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(f"a training process failed: {last}") from error
+
+
+def _worker(
+    rank: int, config: TrainConfig, dataset: Any, robot: Embodiment | None, report: Report, visualizer: Visualizer | None,
+    port: int, kinds: dict[str, tuple[str, str]], threads: int,
+) -> None:  # fmt: skip
+    # With these set, Lightning takes this process as one that others have started, and starts none itself.
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0",
+        "WORLD_SIZE": str(config.devices),
+    }  # fmt: skip
+    torch.set_num_threads(max(1, threads // config.devices))
+    model_registry.KINDS.update(kinds)
+    run(config, dataset, robot, report, visualizer)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _batch_device(trainer: Any) -> torch.device:
+    """The GPU, which has memory for all pictures and is not to wait for the CPU; else the CPU."""
+    root: torch.device = trainer.strategy.root_device
+    return root if root.type == "cuda" else torch.device("cpu")
+
+
+def _quiet_lightning() -> None:
+    """Lightning's advice (more workers, a logger) is not for this loop."""
+    import logging
+    import warnings
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -1,0 +1,397 @@
+"""Video files and folders of images: read whole, read as a bounded stream, write.
+
+Decoding and encoding go through PyAV. Pictures leave as `(T, 3, H, W)` RGB, times as seconds from the container.
+Missing and visibly damaged pictures are refused; damage that still decodes to a picture the codec does not mark
+cannot be told, and shows as motion no joint explains.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from jidm.errors import VideoError
+from jidm.video.layouts import as_video
+
+__all__ = ["Video", "VideoStream", "as_video", "open_video", "read_video", "write_video"]
+
+_BT601 = 5  # AVCOL_SPC_BT470BG
+_SIZE_NOTE = re.compile(r"jidm size (?P<width>\d+)x(?P<height>\d+)")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Decoded frames and when they were shown.
+
+    Attributes:
+        pixels: (T, 3, H, W) uint8 RGB (a quarter of the memory of `frames`).
+        time: (T,) float64 presentation time [s], strictly increasing; None for images without a stated rate.
+    """
+
+    pixels: UInt8[Tensor, "T 3 H W"]
+    time: Float[Tensor, " T"] | None
+
+    @property
+    def frames(self) -> Float[Tensor, "T 3 H W"]:
+        """(T, 3, H, W) float32 RGB in [0, 1], made anew on each access."""
+        return self.pixels.to(torch.float32) / 255.0
+
+    @property
+    def fps(self) -> float | None:
+        """Mean frame rate [1/s]; None for one frame or without times."""
+        if self.time is None or len(self) < 2:
+            return None
+        return (len(self) - 1) / float(self.time[-1] - self.time[0])
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    def __getitem__(self, index: slice) -> Video:
+        return Video(self.pixels[index], None if self.time is None else self.time[index])
+
+    def resampled(self, fps: float) -> Video:
+        """The frame nearest in time to each tick of a regular clock of `fps` [1/s], started at the first frame.
+
+        Frames are chosen, never mixed: a blend of two pictures moves like neither. `time` is the clock's, so a
+        moved frame is off by at most half the local frame distance.
+        """
+        if self.time is None:
+            raise VideoError("images without a stated rate cannot be resampled: read them with fps=")
+        _check_fps(fps)
+        ticks, frames = zip(*_resample(zip(self.time.tolist(), self.pixels, strict=True), fps), strict=True)
+        return Video(torch.stack(frames), torch.tensor(ticks, dtype=torch.float64))
+
+
+def _resample(frames: Iterable[tuple[float, Tensor]], fps: float) -> Iterator[tuple[float, Tensor]]:
+    """The nearest frame to each tick of a clock started at the first frame, holding one frame at a time."""
+    start, count, last = 0.0, 0, None
+    for time, pixels in frames:
+        start = time if last is None else start
+        while last is not None and (tick := start + count / fps) < (last[0] + time) / 2:
+            yield tick, last[1]
+            count += 1
+        last = (time, pixels)
+    while last is not None and (tick := start + count / fps) <= last[0] + 1e-6:
+        yield tick, last[1]
+        count += 1
+
+
+def _check_fps(fps: float) -> None:
+    if not (np.isfinite(fps) and fps > 0):
+        raise VideoError(f"fps={fps} must be a positive number of frames per second")
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class VideoStream:
+    """Frames of one video, decoded as they are asked for; memory does not grow with length.
+
+    Iterating gives `(3, H, W)` float32 RGB in [0, 1]; each iteration starts anew from the first frame.
+
+    Attributes:
+        path: the file or folder.
+        length: number of frames the container declares (edit lists may hide a few); None when it does not say or
+            the stream is resampled.
+        fps: nominal rate [1/s], None when unknown.
+        height, width: picture size [px], rotation applied.
+    """
+
+    def __init__(self, path: str | Path, *, fps: float | None = None) -> None:
+        if fps is not None:
+            _check_fps(fps)
+        self.path = Path(path)
+        self._requested_fps = fps
+        if not self.path.exists():
+            raise VideoError(f"{self.path}: no such file or folder")
+        self._images = _image_files(self.path) if self.path.is_dir() else None
+        self.length: int | None = None
+        self.fps: float | None = fps
+        if self._images is not None:
+            self.length = len(self._images)
+        elif fps is None:
+            with _open_container(self.path) as container:
+                stream = container.streams.video[0]
+                self.length = stream.frames or None
+                rate = stream.average_rate or stream.guessed_rate
+                self.fps = float(rate) if rate else None
+        first = next(self.pixels())[1]
+        self.height, self.width = int(first.shape[-2]), int(first.shape[-1])
+
+    def __iter__(self) -> Iterator[Float[Tensor, "3 H W"]]:
+        for _, pixels in self.pixels():
+            yield pixels.to(torch.float32) / 255.0
+
+    def pixels(self, *, start: float | None = None) -> Iterator[tuple[float | None, UInt8[Tensor, "3 H W"]]]:
+        """Pairs of presentation time [s] (None for images without fps) and (3, H, W) uint8 RGB.
+
+        Args:
+            start: leave out frames before this time [s]; a file is entered at the key frame before it.
+        """
+        if self._images is not None:
+            pairs = _decode_images(self._images, self._requested_fps)
+            return pairs if start is None else (pair for pair in pairs if pair[0] is None or pair[0] >= start)
+        frames = _decode_container(self.path, start)
+        return frames if self._requested_fps is None else _resample(frames, self._requested_fps)
+
+
+def open_video(path: str | Path, *, fps: float | None = None) -> VideoStream:
+    """A stream over a video file or a folder of images, for videos that do not fit in memory.
+
+    Args:
+        fps: for a file, resample to this rate [1/s] as `Video.resampled` does; for a folder of images (natural order
+            of names), the rate they were taken at.
+
+    Raises:
+        VideoError: the file is missing, corrupt, truncated or holds no pictures.
+    """
+    return VideoStream(path, fps=fps)
+
+
+def read_video(path: str | Path, *, fps: float | None = None, min_frames: int = 1, max_bytes: int = 4 * 2**30) -> Video:
+    """All frames of a video file or a folder of images.
+
+    Args:
+        fps: as for `open_video`.
+        min_frames: fewest frames accepted; motion needs 2.
+        max_bytes: most memory the pixels may take; longer videos are for `open_video`.
+
+    Raises:
+        VideoError: the file is missing, corrupt, truncated, too long, holds no pictures or fewer than min_frames.
+    """
+    times, frames, size = [], [], 0
+    for time, pixels in open_video(path, fps=fps).pixels():
+        times.append(time)
+        frames.append(pixels)
+        size += pixels.nbytes
+        if size > max_bytes:
+            raise VideoError(
+                f"{path}: more than {max_bytes / 2**20:.0f} MiB of pixels; "
+                "stream it with open_video or raise max_bytes="
+            )
+    if len(frames) < min_frames:
+        raise VideoError(
+            f"{path}: {len(frames)} frame(s), at least {min_frames} are needed: motion lies between frames"
+        )
+    known = [t for t in times if t is not None]
+    time_axis = torch.tensor(known, dtype=torch.float64) if len(known) == len(times) else None
+    return Video(torch.stack(frames), time_axis)
+
+
+def _open_container(path: Path) -> Any:
+    import av
+
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: not a readable video ({_reason(error)}); copy or encode it again") from None
+    if not container.streams.video:
+        found = ", ".join(stream.type for stream in container.streams) or "no stream at all"
+        container.close()
+        raise VideoError(f"{path}: holds no pictures ({found}); copy it again or pass another file")
+    return container
+
+
+def _reason(error: Exception) -> str:
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).split(":")[0].lower()
+
+
+def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[float, Tensor]]:
+    import av
+
+    count, last, size = 0, -np.inf, None
+    with _open_container(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 30)
+        origin = float((stream.start_time or 0) * stream.time_base)
+        end = origin + float(stream.duration * stream.time_base) if stream.duration else None
+        original_size = _original_size(container)
+        try:
+            if start is not None:
+                container.seek(max(0, int(start / stream.time_base)), stream=stream, backward=True)
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise VideoError(f"{path}: damaged or cut off after frame {count}; copy or encode the file again")
+                time = frame.time if frame.time is not None else origin + count / rate
+                if time <= last:
+                    raise VideoError(
+                        f"{path}: frame {count} at {time:.6f} s does not follow {last:.6f} s; encode it again"
+                    )
+                count, last = count + 1, time
+                if start is not None and time < start - 1e-6:
+                    continue
+                pixels = _crop_padding(_frame_pixels(frame), original_size)
+                size = size or pixels.shape
+                if pixels.shape != size:
+                    raise VideoError(f"{path}: the picture size changes at {time:.3f} s; encode it again at one size")
+                yield time, pixels
+        except av.error.FFmpegError as error:
+            raise VideoError(
+                f"{path}: broken after frame {count} ({_reason(error)}); copy or encode it again"
+            ) from None
+    if count == 0:
+        raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
+    # Both must fall short: an edit list hides frames the container still counts, a last frame may be shown for long.
+    if start is None and count < declared and end is not None and last < end - 1.5 / rate:
+        raise VideoError(f"{path}: truncated, {count} of {declared} frames are there; copy it again")
+
+
+def _original_size(container: Any) -> tuple[int, int] | None:
+    """(height, width) before `write_video` padded odd sizes; None for other files."""
+    comment = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "")
+    match = _SIZE_NOTE.fullmatch(comment)
+    return (int(match["height"]), int(match["width"])) if match else None
+
+
+def _crop_padding(pixels: Tensor, original_size: tuple[int, int] | None) -> Tensor:
+    if original_size is None or any(
+        not 0 <= have - want <= 1 for have, want in zip(pixels.shape[-2:], original_size, strict=True)
+    ):
+        return pixels  # no note, or one that a later tool carried over to another picture
+    return pixels[:, : original_size[0], : original_size[1]]
+
+
+def _frame_pixels(frame: Any) -> Tensor:
+    """(3, H, W) uint8 RGB, upright, composited over black."""
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        array = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+    else:
+        array = frame.to_ndarray(format="rgb24")
+    if frame.rotation:  # degrees counter-clockwise, as FFmpeg's display matrix counts
+        array = np.rot90(array, round(frame.rotation / 90))
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
+    if not files:
+        raise VideoError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+
+    def natural_key(path: Path) -> list[tuple[int, int, str]]:
+        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+
+    return sorted(files, key=natural_key)
+
+
+def _decode_images(files: list[Path], fps: float | None) -> Iterator[tuple[float | None, Tensor]]:
+    import av
+
+    size = None
+    for index, file in enumerate(files):
+        with _open_container(file) as container:
+            try:
+                pixels = _frame_pixels(next(container.decode(video=0)))
+            except (av.error.FFmpegError, StopIteration):
+                raise VideoError(f"{file}: not a readable image; save it again or take it out of the folder") from None
+        size = size or pixels.shape
+        if pixels.shape != size:
+            raise VideoError(
+                f"{file}: {pixels.shape[-1]}x{pixels.shape[-2]}, but {files[0].name} is {size[-1]}x{size[-2]}; "
+                "all images of a folder must be of one size"
+            )
+        yield None if fps is None else index / fps, pixels
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18, layout: str | None = None) -> None:
+    """Write RGB frames as h264 (yuv420p); the file appears whole or not at all.
+
+    yuv420p has even sizes only: an odd size is padded by one repeated row or column and noted in the file, so that
+    `read_video` gives back the size that was written.
+
+    Args:
+        path: where to; the suffix chooses the container (.mp4, .mkv, ...).
+        frames: any video `as_video` understands without batch axes, or an iterator of frames, each (3, H, W) or
+            (H, W, 3) uint8, float in [0, 1], or PIL. Non-finite pixels are written black.
+        fps: frames per second.
+        crf: quality of x264, 0 (finest) to 51.
+        layout: of a tensor or array, where `as_video` cannot tell it.
+
+    Raises:
+        VideoError: no frames, frames of different size, a value out of range, or a place that cannot be written.
+    """
+    import av
+
+    _check_fps(fps)
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise VideoError(f"{path}: cannot be written, the folder {path.parent} does not exist; make it first")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        container = av.open(str(temporary), "w")
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise VideoError(
+            f"{path}: cannot be written ({_reason(error)}); use a suffix like .mp4 and a folder that can be written"
+        ) from None
+    try:
+        with container:
+            _encode(container, _frames_to_write(frames, layout), Fraction(fps).limit_denominator(1001), crf)
+        temporary.replace(path)
+    except av.error.FFmpegError as error:
+        raise VideoError(
+            f"{path}: writing failed ({_reason(error)}); check the space on the disk and the suffix"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _encode(container: Any, frames: Iterable[np.ndarray], rate: Fraction, crf: int) -> None:
+    import av
+
+    stream, size = None, (0, 0)
+    for index, image in enumerate(frames):
+        if stream is None:
+            size = image.shape[:2]
+            stream = container.add_stream("libx264", rate=rate)
+            stream.height, stream.width, stream.pix_fmt = size[0] + size[0] % 2, size[1] + size[1] % 2, "yuv420p"
+            stream.options = {"crf": str(crf)}
+            stream.codec_context.time_base = 1 / rate
+            stream.codec_context.colorspace = _BT601  # what swscale converts to; unsaid, players assume BT.709 for HD
+            if size != (stream.height, stream.width):
+                container.metadata["comment"] = f"jidm size {size[1]}x{size[0]}"
+        if image.shape[:2] != size:
+            raise VideoError(f"frames differ in size: {image.shape[1]}x{image.shape[0]} after {size[1]}x{size[0]}")
+        padded = np.pad(image, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
+        frame.pts, frame.time_base = index, 1 / rate
+        container.mux(stream.encode(frame))
+    if stream is None:
+        raise VideoError("there are no frames to write")
+    container.mux(stream.encode())
+
+
+def _frames_to_write(frames: Any, layout: str | None) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8, one at a time."""
+    if isinstance(frames, Video):
+        frames, layout = frames.pixels, "TCHW"
+    elif isinstance(frames, (Tensor, np.ndarray, list, tuple)):
+        frames = as_video(frames, layout=layout)
+        if frames.ndim != 4:
+            raise VideoError(f"cannot write a batch of shape {tuple(frames.shape)} into one file; pass one video")
+        layout = "TCHW"
+    for frame in frames:
+        floating = frame.is_floating_point() if isinstance(frame, Tensor) else _is_float_array(frame)
+        image = (
+            as_video([frame], layout=layout, value_range=(0.0, 1.0) if floating else None)[0].detach().nan_to_num(0.0)
+        )
+        yield (image * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def _is_float_array(frame: Any) -> bool:
+    return isinstance(frame, np.ndarray) and frame.dtype.kind == "f"

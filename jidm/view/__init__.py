@@ -1,6 +1,0 @@
-"""Pictures of what was decoded: curves with their uncertainty, and the video beside its explanation."""
-
-from jidm.view.overlay import write_overlay
-from jidm.view.plot import plot_motion
-
-__all__ = ["plot_motion", "write_overlay"]
