@@ -43,6 +43,7 @@ demo: $(VENV)/.demo
 	$(BIN)/jidm demo --out jidm_demo
 
 test: $(VENV)/.dev
+	@echo "The default tests take up to ten minutes on two cores; PYTEST_ARGS=\"-k camera\" runs a part of them."
 	$(PYTEST)
 
 slow: $(VENV)/.dev

@@ -22,6 +22,7 @@ SOURCE = "https://github.com/jidm/jidm/blob/main"
 NOT_API = {"cli"}  # a command line is documented by `jidm VERB --help`
 
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.S)
+_LOADED = re.compile(r"""<(?:script|img|iframe|link rel="(?:stylesheet|preload)")[^>]*?(?:src|href)="(https?://[^"]+)""")
 _UP = re.compile(r"\]\(((?:\.\./)+)([^)]*)\)")
 
 
@@ -85,3 +86,14 @@ def on_page_content(content: str, **_: Any) -> str:
         return drawing.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')  # bars as high as letters
 
     return _EQUATION.sub(drawn, content)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that loads something from the network.
+
+    Raises:
+        PluginError: it does.
+    """
+    if found := _LOADED.search(output):
+        raise PluginError(f"{page.file.src_uri} loads {found[1]} from the network; ship the file in docs/assets")
+    return output

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,19 +87,40 @@ def test_snippets_run_and_say_the_right_shapes(document: Path, workspace: Path, 
     names["frames"] = np.zeros((5, 128, 128, 3), np.uint8)
     for program in blocks(document, "python"):
         exec(compile(program, name_of(document), "exec"), names)
-        for expression, shape in re.findall(r"^([\w.]+) +# \(([^()]*,[^()]*)\)", program, flags=re.M):
-            assert tuple(eval(expression, names).shape) == sizes(shape, len(names["videos"])), expression
+        for expression, shape in SHAPE.findall(program):
+            assert fits(tuple(eval(expression, names).shape), shape, len(names["videos"])), (expression, shape)
 
 
-def sizes(shape: str, videos: int) -> tuple[int, ...]:
+SHAPE = re.compile(r"^([\w.]+)(?: = [^#\n]*)? +# \(([^()]*,[^()]*)\)", flags=re.M)
+
+
+def fits(found: tuple[int, ...], shape: str, videos: int) -> bool:
+    """Whether a shape is the written one; letters other than T and N may be any size."""
     values = {"T": 5, "T-1": 4, "N": videos}
-    return tuple(values[part] if part in values else int(part) for part in map(str.strip, shape.split(",")) if part)
+    written = [part for part in map(str.strip, shape.split(",")) if part]
+    sizes = [values.get(part, int(part) if part.isdigit() else size) for part, size in zip(written, found)]
+    return len(written) == len(found) and sizes == list(found)
+
+
+def test_client_of_the_how_to_is_answered():
+    pytest.importorskip("websockets", reason="serves: extra serve")
+    names: dict[str, Any] = {"frames": np.zeros((2, 128, 128, 3), np.uint8)}
+    exec(blocks(DOCS / "howto" / "serve.md", "python")[0], names)
+    command = [sys.executable, "-m", "jidm.cli", "serve", "--checkpoint", "panda-sim", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stdout is not None
+            port = int(re.findall(r":(\d+),", server.stdout.readline())[0])
+            assert names["run"](port).shape[1] == 8
+        finally:
+            server.terminate()
 
 
 def test_shapes_are_really_compared():
-    assert sizes("T-1, 8", 2) == (4, 8) and sizes("N,", 2) == (2,)
-    found = [re.findall(r"^[\w.]+ +# \(", p, flags=re.M) for d in WITH_SNIPPETS for p in blocks(d, "python")]
-    assert sum(map(len, found)) > 20
+    assert fits((4, 8), "T-1, 8", 2) and fits((2,), "N,", 2) and fits((5, 7, 9, 3), "T, H, W, 3", 2)
+    assert not fits((4, 7), "T-1, 8", 2) and not fits((4,), "T-1, 8", 2) and not fits((3,), "N,", 2)
+    assert sum(len(SHAPE.findall(p)) for d in WITH_SNIPPETS for p in blocks(d, "python")) >= 25
 
 
 def test_quickstart_is_short():
