@@ -22,7 +22,9 @@ SOURCE = "https://github.com/jidm/jidm/blob/main"
 NOT_API = {"cli"}  # a command line is documented by `jidm VERB --help`
 
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.S)
-_LOADED = re.compile(r"""<(?:script|img|iframe|link rel="(?:stylesheet|preload)")[^>]*?(?:src|href)="(https?://[^"]+)""")
+_LOADED = re.compile(
+    r"""<(?:script|img|iframe|link rel="(?:stylesheet|preload)")[^>]*?(?:src|href)="(https?://[^"]+)"""
+)
 _UP = re.compile(r"\]\(((?:\.\./)+)([^)]*)\)")
 
 

@@ -260,3 +260,12 @@ def test_commands_exist_with_their_flags(document: Path, capsys: pytest.CaptureF
             helped = capsys.readouterr().out
             for flag in (word.split("=")[0] for word in words if word.startswith("--")):
                 assert flag in helped, f"{line}: no {flag}"
+
+
+def test_shared_entries_of_docstrings_are_split():
+    pytest.importorskip("griffe", reason="builds the site: extra docs")
+    split = docs_module("griffe_names").split
+    text = "Limits.\n\nArgs:\n    lower, upper: limits\n        [rad].\n    dt: time, of\n        a step: [s]."
+    assert split(text) == (
+        "Limits.\n\nArgs:\n    lower: limits\n        [rad].\n    upper: limits\n        [rad].\n    dt: time, of\n        a step: [s]."
+    )
