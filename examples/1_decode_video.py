@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jidm import Embodiment, JacobianIDM, write_video
+from jidm import Embodiment, JacobianIDM, load_embodiment, write_video
 from jidm.visualization import plot_motion
 
 
@@ -45,7 +45,7 @@ def main(
         out: folder for results.
     """
     out.mkdir(parents=True, exist_ok=True)
-    robot = Embodiment.load(embodiment)
+    robot = load_embodiment(embodiment)
     truth = None
     if video is None:
         video = out / "rendered.mp4"

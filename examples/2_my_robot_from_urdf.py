@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jidm import Camera, Embodiment, JacobianIDM
+from jidm import Camera, JacobianIDM, embodiment_from_urdf
 from jidm.sim import Scene, smooth_motion
 
 LINK = """
@@ -46,7 +46,7 @@ def main(frames: int = 24, out: Path = Path("my_robot")) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "robot.urdf").write_text(urdf())
-    robot = Embodiment.from_urdf(out / "robot.urdf", home=[0.3, 0.7, 0.9])
+    robot = embodiment_from_urdf(out / "robot.urdf", home=[0.3, 0.7, 0.9])
     print(f"{robot.n} joints: {', '.join(robot.joint_names)}")
     for key, note in robot.notes.items():
         print(f"  {key}: {note}")  # what the URDF did not say, and the default that was taken

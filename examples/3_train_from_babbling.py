@@ -14,7 +14,7 @@ from jidm import JacobianIDM
 from jidm.datasets import open_dataset
 from jidm.sim.babble import BabbleConfig, babble
 from jidm.training.config import TrainConfig
-from jidm.training.training import train
+from jidm.training.train import train
 
 
 def main(

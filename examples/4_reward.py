@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import tyro
 
-from jidm import Embodiment
+from jidm import load_embodiment
 from jidm.rewards import ExecutabilityReward
 from jidm.sim import Scene, smooth_motion
 from jidm.sim.camera_placement import fit_camera_to_robot
@@ -22,7 +22,7 @@ def main(frames: int = 25, size: int = 256, fps: float = 12.5) -> None:
         size: of the pictures [px].
         fps: frames a second.
     """
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     camera = fit_camera_to_robot(robot, robot.camera("front"), size, size, crop_fraction=0.15)
     with Scene(robot, seed=0) as scene:
         q = smooth_motion(robot, frames, 1 / fps, seed=3, start=robot.home)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import tyro
 
-from jidm import Embodiment, JacobianIDM
+from jidm import JacobianIDM, load_embodiment
 from jidm.control import ActionDecoder, AsyncController, MotionLimits
 from jidm.sim import Scene, smooth_motion
 from jidm.sim.camera_placement import fit_camera_to_robot
@@ -30,7 +30,7 @@ def main(
         video_rate: frames a second of the plan.
         control_rate: commands a second.
     """
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     camera = fit_camera_to_robot(robot, robot.camera("front"), size, size, crop_fraction=0.15)
     goal = smooth_motion(robot, 1000, 1 / video_rate, seed=2, start=robot.home)
     scene, lock, planned = Scene(robot, seed=0), Lock(), 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import tyro
 
-from jidm import Embodiment, JacobianIDM
+from jidm import JacobianIDM, load_embodiment
 from jidm.sim import Scene, smooth_motion
 
 
 def decode(name: str, frames: int, fps: float) -> float:
     """Render a robot's random motion, decode it, and return the mean error of a step over the mean step."""
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     camera = robot.camera("front")
     truth = smooth_motion(robot, frames, 1 / fps, seed=4)
     with Scene(robot) as scene:

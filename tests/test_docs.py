@@ -34,7 +34,7 @@ def name_of(document: Path) -> str:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the snippets expect."""
     pytest.importorskip("pybullet", reason="renders videos: extra sim")
-    from jidm import Camera, Embodiment, write_video
+    from jidm import Camera, Embodiment, embodiment_from_urdf, load_embodiment, write_video
     from jidm.sim import Scene, smooth_motion
 
     folder = tmp_path_factory.mktemp("workspace")
@@ -47,19 +47,19 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
         write_video(path, iter(images), 16)
 
-    panda = Embodiment.load("panda")
+    panda = load_embodiment("panda")
     camera = panda.camera().resized(160, 120)
     camera.save(folder / "camera.json")
     film(folder / "robot.mp4", panda, camera, 5)
     (folder / "good" / "0.mp4").write_bytes((folder / "robot.mp4").read_bytes())
-    finger = Embodiment.load("planar_finger_5")
+    finger = load_embodiment("planar_finger_5")
     film(folder / "finger.mp4", finger, finger.camera().resized(224, 320), 5)
 
     sys.path.insert(0, str(REPOSITORY / "examples"))
     from importlib import import_module
 
     (folder / "my_robot.urdf").write_text(import_module("2_my_robot_from_urdf").urdf())
-    mine = Embodiment.from_urdf(folder / "my_robot.urdf")
+    mine = embodiment_from_urdf(folder / "my_robot.urdf")
     view = {"eye": [0.6, -0.9, 0.7], "target": [0.0, 0.0, 0.3], "fov_y": 45.0}
     film(folder / "my_video.mp4", mine, Camera.from_dict({"width": 320, "height": 240, **view}), 3)
     (folder / "my_finger").symlink_to(REPOSITORY / "checkpoints" / "finger-5")
