@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jidm import Embodiment, JacobianIDM, write_video
+from jidm import Embodiment, JacobianIDM, load_embodiment, write_video
 from jidm.visualization import plot_motion
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    robot = Embodiment.load(args.embodiment)
+    robot = load_embodiment(args.embodiment)
     truth = None
     if args.video is None:
         args.video = args.out / "rendered.mp4"

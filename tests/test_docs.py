@@ -24,10 +24,10 @@ def blocks(document: str, language: str) -> list[str]:
 def rendered(tmp_path: Path) -> Path:
     """A folder with robot.mp4 and camera.json, as the README's snippets expect them."""
     pytest.importorskip("pybullet", reason="renders a video: extra sim")
-    from jidm import Embodiment, write_video
+    from jidm import load_embodiment, write_video
     from jidm.sim import Scene, smooth_motion
 
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     camera = robot.camera().resized(160, 120)
     camera.save(tmp_path / "camera.json")
     with Scene(robot, supersample=1) as world:
