@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from jidm import AnalyticField, Camera, Embodiment
+from jidm import AnalyticField, Camera, Embodiment, load_embodiment
 from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.flow import DisFlow, Flow
 from jidm.sim import Appearance, Background, Scene, Texture, exact_flow, smooth_motion
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--first-seed", type=int, default=3000)
     args = parser.parse_args()
-    robot = Embodiment.load(args.embodiment)
+    robot = load_embodiment(args.embodiment)
     camera = robot.camera()
     field = AnalyticField(robot, camera)
     errors: dict[str, dict[str, list[float]]] = {}

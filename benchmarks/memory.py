@@ -24,11 +24,11 @@ LOOP = 60  # rendered frames, shown forwards and backwards again and again
 
 def write_loop(path: Path, frames: int) -> list[float]:
     """A video of that many frames; returns the first pose."""
-    from jidm import Embodiment
+    from jidm import load_embodiment
     from jidm.sim import Scene, smooth_motion
     from jidm.video.io import write_video
 
-    robot = Embodiment.load(ROBOT)
+    robot = load_embodiment(ROBOT)
     q = smooth_motion(robot, LOOP, 1 / FPS, 0)
     with Scene(robot) as world:
         rgb = world.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
@@ -48,10 +48,10 @@ def peak_mib() -> float:
 
 def decode(path: str, q0: list[float], refine: str) -> None:
     """What the child process does."""
-    from jidm import Embodiment, JacobianIDM
+    from jidm import JacobianIDM, load_embodiment
     from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
 
-    robot = Embodiment.load(ROBOT)
+    robot = load_embodiment(ROBOT)
     camera = robot.camera().resized(WIDTH, HEIGHT)
     idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticTrackerOptions(refine=refine))  # type: ignore[arg-type]
     began = time.perf_counter()

@@ -15,7 +15,7 @@ import json
 import numpy as np
 import torch
 
-from jidm import AnalyticField, Embodiment, JacobianIDM
+from jidm import AnalyticField, JacobianIDM, load_embodiment
 from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
 from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.flow import Flow
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=4000, help="surface points in use")
     parser.add_argument("--first-seed", type=int, default=2000)
     args = parser.parse_args()
-    robot = Embodiment.load(args.embodiment)
+    robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
     idm = JacobianIDM.from_embodiment(
         robot, camera=camera, points=args.points, options=AnalyticTrackerOptions(refine="none")

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from jidm import Embodiment, JacobianIDM, Kinematics
+from jidm import Embodiment, JacobianIDM, Kinematics, load_embodiment
 from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
 from jidm.fields.analytic import AnalyticField
 from jidm.sim import Appearance, Scene, smooth_motion
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--no-anchor", action="store_true", help="without outlines, to see what they bring")
     args = parser.parse_args()
 
-    robot = Embodiment.load(args.embodiment)
+    robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
     idm = JacobianIDM.from_embodiment(
         robot, camera=camera, options=AnalyticTrackerOptions(use_contours=not args.no_anchor)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jidm import Embodiment, JacobianIDM
+from jidm import Embodiment, JacobianIDM, load_embodiment
 from jidm.errors import InputError
 from jidm.fields.analytic import AnalyticField
 from jidm.flow import as_flow_estimator
@@ -60,7 +60,7 @@ class EpisodeGenerator:
             embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, range_fraction=range_fraction, width=side,
             height=side, crop_fraction=_CROP_FRACTION.get(robot, 0.15),
         )  # fmt: skip
-        self.robot, self.seed, self._recorder = Embodiment.load(robot), seed, Recorder(config)
+        self.robot, self.seed, self._recorder = load_embodiment(robot), seed, Recorder(config)
         self.camera = self._recorder.cameras["front"]
         self._scene = Scene(self.robot, supersample=2, exact=False, mesh_tolerance=0.003)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from jidm import Embodiment
+from jidm import load_embodiment
 from jidm.serving import Client, pack
 
 SIDE, RATE = 128, 12.5
@@ -193,7 +193,7 @@ if __name__ == "__main__":
     assert server.stdout is not None
     port = int(re.search(r"127\.0\.0\.1:(\d+)", server.stdout.readline())[1])  # type: ignore[index]
     with Client(port=port) as client:
-        robot = Embodiment.load(client.metadata["embodiment"])
+        robot = load_embodiment(client.metadata["embodiment"])
     report: dict[str, Any] = {}
     try:
         alone = WellBehavedClient(port, robot.home, 0, time.monotonic() + 30)

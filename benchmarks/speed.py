@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jidm import AnalyticField, Embodiment
+from jidm import AnalyticField, Embodiment, load_embodiment
 from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.estimation.solver import normal_equations, solve_normal_equations
 from jidm.robot.kinematics import Kinematics
@@ -66,7 +66,7 @@ def rendered_field(field: AnalyticField, world: Scene, q: torch.Tensor) -> tuple
 
 def field_and_solve(runs: int) -> dict[str, object]:
     """Field at a pose, at its points and solved from a given flow, against rendering depth and links and making J."""
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     camera = robot.camera().resized(WIDTH, HEIGHT)
     field = AnalyticField(robot, camera)
     q = torch.from_numpy(smooth_motion(robot, 200, 1 / 16, 0)).float()
@@ -167,7 +167,7 @@ def kinematics(runs: int) -> dict[str, object]:
     """Pose and Jacobian of the Panda's hand for batches of joint positions, against pytorch_kinematics."""
     import pytorch_kinematics as pk
 
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     tip = "panda_hand"
     chain = pk.build_serial_chain_from_urdf(_urdf_without_meshes(robot), tip).to(dtype=torch.float32)
     ours = Kinematics.from_embodiment(robot)

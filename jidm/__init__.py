@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from jidm.estimation.result import JointMotion
     from jidm.fields.analytic import AnalyticField
     from jidm.idm import JacobianIDM
-    from jidm.robot.embodiment import Embodiment, compose
+    from jidm.robot.composition import compose
+    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.factory import embodiment_from_urdf
     from jidm.robot.kinematics import Kinematics
+    from jidm.robot.registry import embodiment_names, load_embodiment, register_embodiment
     from jidm.video.io import read_video, write_video
 
 __version__ = "0.1.0"
@@ -42,8 +45,12 @@ _EXPORTS = {
     "MissingExtraError": "jidm.errors",
     "UrdfError": "jidm.errors",
     "VideoError": "jidm.errors",
-    "compose": "jidm.robot.embodiment",
+    "compose": "jidm.robot.composition",
+    "embodiment_from_urdf": "jidm.robot.factory",
+    "embodiment_names": "jidm.robot.registry",
+    "load_embodiment": "jidm.robot.registry",
     "read_video": "jidm.video.io",
+    "register_embodiment": "jidm.robot.registry",
     "write_video": "jidm.video.io",
 }
 
@@ -62,7 +69,11 @@ __all__ = [
     "UrdfError",
     "VideoError",
     "compose",
+    "embodiment_from_urdf",
+    "embodiment_names",
+    "load_embodiment",
     "read_video",
+    "register_embodiment",
     "write_video",
 ]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jidm import Camera, Embodiment
+from jidm import Camera, Embodiment, load_embodiment
 from jidm.flow import Flow
 from jidm.sim import Appearance, Scene, exact_flow, smooth_motion
 
@@ -40,7 +40,7 @@ class Clip:
 @lru_cache(maxsize=8)
 def clip(name: str, frames: int = 8, seed: int = 0, textured: bool = False) -> Clip:
     """A clip of smooth random motion about home, the robot in its own colours or covered with noise."""
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     camera = robot.camera().resized(WIDTH, HEIGHT)
     q = smooth_motion(robot, frames, 1 / FPS, seed)
     with Scene(robot, seed=seed, appearance=Appearance.textured() if textured else Appearance.plain()) as world:

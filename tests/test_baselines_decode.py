@@ -11,7 +11,7 @@ import torch
 from test_baselines import VARIANTS, every_variant, make
 from toy_arm import JOINTS, SIDE, arm_video
 
-from jidm import Embodiment, JointMotion
+from jidm import JointMotion, load_embodiment
 from jidm.baselines import BaselineIDM, DirectIDM, EvaIDM
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import CheckpointError, InputError, VideoError
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_for_another_robot_is_refused(tmp_path: Path) -> None:
-    finger, longer = Embodiment.load("planar_finger_2"), Embodiment.load("planar_finger_3")
+    finger, longer = load_embodiment("planar_finger_2"), load_embodiment("planar_finger_3")
     make("direct").save_pretrained(tmp_path / "model", embodiment=finger)
     BaselineIDM.from_pretrained(tmp_path / "model", embodiment=finger)
     with pytest.raises(CheckpointError, match="joints added"):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import jidm.checkpoint as checkpoints
-from jidm import Embodiment
+from jidm import load_embodiment
 from jidm.atomic_io import remove_stale_temporaries
 from jidm.checkpoint import CONFIG, WEIGHTS, embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError
@@ -43,7 +43,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
         "y": torch.tensor([1, 2], dtype=torch.int64),
         "z": torch.ones(2).half(),
     }
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     found = load_checkpoint(save(tmp_path / "c", tensors=half, embodiment=embodiment_record(robot)))
     assert found.kind == "linear" and found.config == {"inputs": 3, "names": ["a", "b"]}
     assert found.training == {"seed": 4} and found.source == str(tmp_path / "c")
@@ -291,7 +291,7 @@ def test_the_difference_between_robots_is_named(tmp_path: Path, change: dict[str
 
 
 def test_a_real_robot_with_unlimited_joints_is_recorded(tmp_path: Path) -> None:
-    robots = [Embodiment.load(name) for name in ("panda", "allegro_right")]
+    robots = [load_embodiment(name) for name in ("panda", "allegro_right")]
     found = load_checkpoint(save(tmp_path / "c", embodiment=embodiment_record(robots[0])))
     found.check_embodiment(robots[0])
     with pytest.raises(CheckpointError, match=r"joints removed: .* and \d+ more; joints added: "):

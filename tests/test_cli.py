@@ -20,6 +20,7 @@ from jidm.camera.model import Camera
 from jidm.cli import doctor, inputs
 from jidm.errors import CameraError, InputError, JidmError
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import embodiment_names, load_embodiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,7 +32,7 @@ def jidm(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finger() -> Embodiment:
-    return Embodiment.load("planar_finger_2")
+    return load_embodiment("planar_finger_2")
 
 
 # ---- what it loads ----------------------------------------------------------------------------------------------------
@@ -238,11 +239,11 @@ def test_robot_by_name_urdf_and_folder():
 def test_table_lists_every_robot(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["embodiments"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(Embodiment.names())
+    assert [line.split()[0] for line in lines[1:]] == list(embodiment_names())
 
 
 def test_show_says_everything(capsys: pytest.CaptureFixture[str]):
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     assert cli.main(["embodiments", "show", "panda"]) == 0
     text = capsys.readouterr().out
     for word in (
@@ -351,7 +352,7 @@ def test_decode_of_the_same_file_gives_the_same_motion(demo: Path, tmp_path: Pat
     from jidm.estimation.result import JointMotion
 
     camera = tmp_path / "camera.json"
-    Embodiment.load("planar_finger_2").camera().save(camera)
+    load_embodiment("planar_finger_2").camera().save(camera)
     line = f"decode {demo}/input.mp4 --embodiment planar_finger_2 --camera {camera} --q0 {demo}/truth.npy --out {tmp_path}/d"
     assert cli.main(line.split()) == 0
     assert "frames in" in capsys.readouterr().out

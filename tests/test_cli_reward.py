@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jidm import Embodiment, cli
+from jidm import cli, load_embodiment
 from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
 from jidm.video.io import write_video
@@ -22,7 +22,7 @@ NAME, FRAMES, FPS, VIDEOS = "planar_finger_2", 6, 16.0, 5
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos, one of them broken, their first poses, a camera and scales."""
     folder = tmp_path_factory.mktemp("reward")
-    robot = Embodiment.load(NAME)
+    robot = load_embodiment(NAME)
     camera = robot.camera().resized(70, 100)
     camera.save(folder / "camera.json")
     poses = {}

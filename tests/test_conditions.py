@@ -14,7 +14,7 @@ from jidm.errors import InputError
 from jidm.evaluation import corruptions
 from jidm.evaluation.evaluate import EvalClip, HeldOut, evaluate
 from jidm.evaluation.ground_truth import GroundTruthView, make_surface_field
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 
 NAMES = ("joint_1", "joint_2")
 
@@ -22,7 +22,7 @@ NAMES = ("joint_1", "joint_2")
 @pytest.fixture(scope="module")
 def clip() -> EvalClip:
     """Noise as pictures, three frames of a finger that moves."""
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     view = GroundTruthView(make_surface_field(robot), (robot.camera().resized(64, 64),), None, None)
     q = torch.tensor([[0.0, 0.0], [0.3, 0.3], [0.6, 0.6]], dtype=torch.float64)
     video = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

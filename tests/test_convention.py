@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jidm.errors import EmbodimentError
 from jidm.robot.convention import UNIT_FACTOR, JointConvention
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 
 NAMES = ("a", "b", "c", "d")
 
@@ -141,9 +141,9 @@ def test_a_vector_of_the_wrong_length_is_refused() -> None:
 
 
 def test_shipped_conventions_keep_home_inside_the_robot() -> None:
-    degrees = Embodiment.load("so100").convention("degrees")
+    degrees = load_embodiment("so100").convention("degrees")
     np.testing.assert_allclose(degrees.to_embodiment(np.full(6, 180.0)), np.pi)
-    piper = Embodiment.load("piper")
+    piper = load_embodiment("piper")
     sdk = piper.convention("sdk").from_embodiment(piper.upper)
     np.testing.assert_allclose(sdk, [154, 195, 0, 106, 75, 100, 70], atol=1e-9)
     with pytest.raises(EmbodimentError, match="did you mean 'sdk'"):

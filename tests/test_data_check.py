@@ -15,7 +15,7 @@ import pytest
 from conftest import material
 from lerobot_files import CAMERA, EpisodeArrays, encode, make_episode, make_v2, make_v30
 
-from jidm import Embodiment
+from jidm import Embodiment, load_embodiment
 from jidm.cli import main
 from jidm.datasets import open_dataset, validate_dataset
 from jidm.datasets.summary import sample_camera, summarize_dataset
@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_data_set_is_one_problem(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finger() -> Embodiment:
-    return Embodiment.load("planar_finger_3")
+    return load_embodiment("planar_finger_3")
 
 
 def of_robot(tmp_path: Path, names: list[str], state: np.ndarray) -> Path:
@@ -177,7 +177,7 @@ def test_joints_and_limits_are_held_against_the_robot(tmp_path: Path, finger: Em
     (wrong,) = validate_dataset(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
     assert f"'{names[-1]}' stands where '{names[0]}' should" in wrong.message
     (wrong,) = validate_dataset(
-        of_robot(tmp_path / "dof", names, inside), embodiment=Embodiment.load("planar_finger_2")
+        of_robot(tmp_path / "dof", names, inside), embodiment=load_embodiment("planar_finger_2")
     )
     assert wrong.message == "has 3 joints, 'planar_finger_2' has 2"
     degrees = validate_dataset(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)

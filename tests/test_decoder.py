@@ -10,12 +10,12 @@ import pytest
 import torch
 from test_decoder_spline import _exceeded
 
-from jidm import Embodiment, JacobianIDM
+from jidm import JacobianIDM, load_embodiment
 from jidm.control import ActionDecoder, Commands, MotionLimits
 from jidm.errors import InputError, VideoError
 
 RATE = 12.5
-ROBOT = Embodiment.load("panda")
+ROBOT = load_embodiment("panda")
 REACH = 4.0  # [rad] that a pixel's range stands for, to either side
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jidm import Embodiment
+from jidm import embodiment_names, load_embodiment
 from jidm.control import LimitedSpline, MotionLimits
 from jidm.errors import InputError
 
@@ -43,9 +43,9 @@ def _exceeded(q: np.ndarray, limits: MotionLimits, dt: float) -> float:
     return max(worst, 1 + float(np.nan_to_num(out / np.where(np.isfinite(span), span, 1.0), neginf=-1.0).max()))
 
 
-@pytest.mark.parametrize("name", Embodiment.names())
+@pytest.mark.parametrize("name", embodiment_names())
 def test_no_limit_of_any_robot_is_exceeded(name: str) -> None:
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     limits = MotionLimits.from_embodiment(robot)
     rng = np.random.default_rng(0)
     low, high = np.nan_to_num(robot.lower, neginf=-3.0), np.nan_to_num(robot.upper, posinf=3.0)
@@ -194,6 +194,6 @@ def test_wrong_limits_are_refused() -> None:
         with pytest.raises(InputError):
             _limits(**wrong)
     with pytest.raises(InputError, match="share"):
-        MotionLimits.from_embodiment(Embodiment.load("panda"), scale=1.5)
-    half = MotionLimits.from_embodiment(Embodiment.load("panda"), scale=0.5)
-    np.testing.assert_allclose(half.velocity, Embodiment.load("panda").velocity / 2)
+        MotionLimits.from_embodiment(load_embodiment("panda"), scale=1.5)
+    half = MotionLimits.from_embodiment(load_embodiment("panda"), scale=0.5)
+    np.testing.assert_allclose(half.velocity, load_embodiment("panda").velocity / 2)

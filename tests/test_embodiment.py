@@ -16,8 +16,9 @@ import pytest
 
 from jidm.errors import EmbodimentError
 from jidm.robot import registry
-from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
+from jidm.robot.embodiment import JOINT_VECTORS
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import embodiment_names, load_embodiment, register_embodiment
 
 NAMES = (
     *("allegro_left", "allegro_right", "cobot_magic", "iiwa7", "panda", "piper"),
@@ -30,13 +31,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_the_registry_holds_what_is_shipped() -> None:
-    assert set(NAMES) <= set(Embodiment.names())
-    assert list(Embodiment.names()) == sorted(Embodiment.names())
+    assert set(NAMES) <= set(embodiment_names())
+    assert list(embodiment_names()) == sorted(embodiment_names())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_descriptor_is_complete_and_consistent(name: str) -> None:
-    e = Embodiment.load(name)
+    e = load_embodiment(name)
     assert e.name == name and e.n == JOINTS[name] and e.base_link == e.model.root
     for vector in JOINT_VECTORS:
         assert getattr(e, vector).shape == (e.n,), vector
@@ -56,7 +57,7 @@ def test_descriptor_is_complete_and_consistent(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_limits_are_those_of_the_urdf_unless_the_notes_say_so(name: str) -> None:
-    e = Embodiment.load(name)
+    e = load_embodiment(name)
     limits = {j.name: j.limit for j in e.model.joints}
     overridden = {"iiwa7": {"velocity", "effort"}}.get(name, set())
     for field in {"lower", "upper", "velocity", "effort"} - overridden:
@@ -66,7 +67,7 @@ def test_limits_are_those_of_the_urdf_unless_the_notes_say_so(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_coupling_map_moves_actuated_joints_one_to_one(name: str) -> None:
-    e = Embodiment.load(name)
+    e = load_embodiment(name)
     movable = [j.name for j in e.model.movable_joints]
     assert e.coupling_matrix.shape == (len(movable), e.n)
     rows = [movable.index(x) for x in e.joint_names]
@@ -75,7 +76,7 @@ def test_coupling_map_moves_actuated_joints_one_to_one(name: str) -> None:
 
 
 def test_panda_is_seven_joints_and_one_gripper() -> None:
-    e = Embodiment.load("panda")
+    e = load_embodiment("panda")
     assert e.gripper_joints == ("panda_finger_joint1",) and e.joint_types[-1] == "prismatic"
     row = [j.name for j in e.model.movable_joints].index("panda_finger_joint2")
     np.testing.assert_array_equal(e.coupling_matrix[row], np.eye(8)[7])
@@ -86,7 +87,7 @@ def test_panda_is_seven_joints_and_one_gripper() -> None:
 
 def test_allegro_hands_count_index_to_thumb() -> None:
     for side in ("left", "right"):
-        assert Embodiment.load(f"allegro_{side}").joint_names == tuple(f"joint_{k}.0" for k in range(16))
+        assert load_embodiment(f"allegro_{side}").joint_names == tuple(f"joint_{k}.0" for k in range(16))
 
 
 def test_allegro_hands_mirror_each_other() -> None:
@@ -95,7 +96,7 @@ def test_allegro_hands_mirror_each_other() -> None:
 
     tips = {}
     for side, sign in (("right", 1.0), ("left", -1.0)):
-        e = Embodiment.load(f"allegro_{side}")
+        e = load_embodiment(f"allegro_{side}")
         q = torch.as_tensor(np.array(e.home))
         q[[0, 4, 8]] = torch.tensor([0.1, -0.2, 0.3], dtype=q.dtype) * sign
         poses = Kinematics.from_embodiment(e).link_poses(q)
@@ -107,7 +108,7 @@ def test_allegro_hands_mirror_each_other() -> None:
 def test_planar_finger_stays_in_its_plane_and_reaches(n: int) -> None:
     import torch
 
-    e = Embodiment.load(f"planar_finger_{n}")
+    e = load_embodiment(f"planar_finger_{n}")
     kinematics = Kinematics.from_embodiment(e)
     q = torch.as_tensor(np.random.default_rng(0).uniform(e.lower, e.upper, size=(50, n)))
     tip = kinematics.link_poses(q)[..., e.model.link_index("tip"), :3, 3]
@@ -122,7 +123,7 @@ def test_default_cameras_see_the_robot(name: str) -> None:
     """Link origins stay inside the picture at home and, for `front`, in nearly all self-play poses."""
     import torch
 
-    e = Embodiment.load(name)
+    e = load_embodiment(name)
     low, high = np.maximum(e.lower, e.home - e.exploration_range), np.minimum(e.upper, e.home + e.exploration_range)
     play = np.random.default_rng(0).uniform(low, high, size=(200, e.n))
     q = torch.as_tensor(np.vstack([e.home, play]))
@@ -144,7 +145,7 @@ def test_default_cameras_see_the_robot(name: str) -> None:
 
 
 def test_an_embodiment_cannot_change() -> None:
-    e = Embodiment.load("piper")
+    e = load_embodiment("piper")
     with pytest.raises(dataclasses.FrozenInstanceError):
         e.name = "other"  # type: ignore[misc]
     for array in (e.home, e.lower, e.coupling_matrix, e.model.joints[0].axis, e.model.joints[1].T_parent_joint):
@@ -157,7 +158,7 @@ def test_an_embodiment_cannot_change() -> None:
 
 
 def test_an_embodiment_is_a_value() -> None:
-    a, b, other = Embodiment.load("piper"), Embodiment.load("piper"), Embodiment.load("planar_finger_2")
+    a, b, other = load_embodiment("piper"), load_embodiment("piper"), load_embodiment("planar_finger_2")
     assert a == b and a is not b and hash(a) == hash(b) and a != other and a != "piper"
     assert len({a, b, other}) == 2
     assert copy.deepcopy(a) == a
@@ -172,7 +173,7 @@ def test_an_embodiment_is_a_value() -> None:
 def test_a_read_only_embodiment_still_makes_tensors() -> None:
     import torch
 
-    e = Embodiment.load("planar_finger_2")
+    e = load_embodiment("planar_finger_2")
     q = torch.as_tensor(np.array(e.home))
     q += 1
     assert e.home[0] == 0.5
@@ -200,34 +201,34 @@ def own_robot(tmp_path: Path) -> Path:
 
 
 def test_hash_follows_urdf_mesh_and_descriptor_and_nothing_else(own_robot: Path, tmp_path: Path) -> None:
-    hashes = [registry.resolve(own_robot, "hinge").content_hash]
+    hashes = [load_embodiment(own_robot).content_hash]
     moved = tmp_path / "elsewhere" / "hinge"
     moved.parent.mkdir()
     own_robot.rename(moved)
-    assert registry.resolve(moved, "hinge").content_hash == hashes[0], "the folder's place must not matter"
+    assert load_embodiment(moved).content_hash == hashes[0], "the folder's place must not matter"
     toml, urdf = moved / "embodiment.toml", moved / "robot.urdf"
     toml.write_text("# a comment\n" + toml.read_text())
     urdf.write_bytes(urdf.read_bytes().replace(b"\n", b"\r\n"))
-    assert registry.resolve(moved, "hinge").content_hash == hashes[0], "nor comments and line endings"
+    assert load_embodiment(moved).content_hash == hashes[0], "nor comments and line endings"
     for path, old, new in (
         (toml, "0.25", "0.5"),
         (urdf, 'upper="1"', 'upper="1.5"'),
         (moved / "part.stl", "solid a", "solid c"),
     ):
         path.write_text(path.read_text().replace(old, new))
-        hashes.append(registry.resolve(moved, "hinge").content_hash)
+        hashes.append(load_embodiment(moved).content_hash)
     assert len(set(hashes)) == 4
 
 
 def test_hash_is_the_same_in_another_process() -> None:
-    code = "from jidm.robot.embodiment import Embodiment as E; print(E.load('piper').content_hash)"
+    code = "from jidm.robot.registry import load_embodiment; print(load_embodiment('piper').content_hash)"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     out = subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPOSITORY, capture_output=True, text=True)
-    assert out.stdout.strip() == Embodiment.load("piper").content_hash, out.stderr
+    assert out.stdout.strip() == load_embodiment("piper").content_hash, out.stderr
 
 
 def test_describing_a_robot_needs_no_torch() -> None:
-    code = "import sys; from jidm.robot.embodiment import Embodiment as E; E.load('cobot_magic'); print('torch' in sys.modules)"
+    code = "import sys, jidm; jidm.load_embodiment('cobot_magic'); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     if "torch" in (REPOSITORY / "jidm" / "__init__.py").read_text():
         pytest.skip("the package itself imports torch")
@@ -244,28 +245,28 @@ def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(EmbodimentError, match=r"unknown embodiment 'pnda': did you mean 'panda'\? known: allegro_left"):
-        Embodiment.load("pnda")
+        load_embodiment("pnda")
 
 
 @pytest.mark.usefixtures("empty_registry")
 def test_registering_folders_embodiments_and_callables(own_robot: Path) -> None:
-    Embodiment.register("by_folder", own_robot)
-    Embodiment.register("by_file", str(own_robot / "embodiment.toml"))
-    Embodiment.register("by_callable", lambda: own_robot)
-    Embodiment.register("by_value", Embodiment.load("planar_finger_1"))
+    register_embodiment("by_folder", own_robot)
+    register_embodiment("by_file", str(own_robot / "embodiment.toml"))
+    register_embodiment("by_callable", lambda: own_robot)
+    register_embodiment("by_value", load_embodiment("planar_finger_1"))
     for name in ("by_folder", "by_file", "by_callable"):
-        assert name in Embodiment.names() and Embodiment.load(name).name == "hinge"
-    assert Embodiment.load("by_value").name == "planar_finger_1"
-    Embodiment.register("by_folder", own_robot)  # the same again, as when a notebook cell is run twice
+        assert name in embodiment_names() and load_embodiment(name).name == "hinge"
+    assert load_embodiment("by_value").name == "planar_finger_1"
+    register_embodiment("by_folder", own_robot)  # the same again, as when a notebook cell is run twice
     with pytest.raises(EmbodimentError, match="exists already"):
-        Embodiment.register("by_folder", own_robot.parent)
+        register_embodiment("by_folder", own_robot.parent)
     with pytest.raises(EmbodimentError, match="exists already"):
-        Embodiment.register("panda", own_robot)
+        register_embodiment("panda", own_robot)
     with pytest.raises(EmbodimentError, match="letters, digits"):
-        Embodiment.register("../panda", own_robot)
-    Embodiment.register("wrong", lambda: 3)
+        register_embodiment("../panda", own_robot)
+    register_embodiment("wrong", lambda: 3)
     with pytest.raises(EmbodimentError, match="gave int"):
-        Embodiment.load("wrong")
+        load_embodiment("wrong")
 
 
 def test_robots_of_other_packages_are_found(own_robot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +279,7 @@ def test_robots_of_other_packages_are_found(own_robot: Path, monkeypatch: pytest
         "[jidm.embodiments]\ntheirs_called = theirs:robot\ntheirs_named = theirs:FOLDER\ntheirs_gone = theirs:nothing\n"
     )
     monkeypatch.syspath_prepend(site)
-    assert {"theirs_called", "theirs_named"} <= set(Embodiment.names())
-    assert Embodiment.load("theirs_called") == Embodiment.load("theirs_named")
+    assert {"theirs_called", "theirs_named"} <= set(embodiment_names())
+    assert load_embodiment("theirs_called") == load_embodiment("theirs_named")
     with pytest.raises(EmbodimentError, match=r"theirs_gone.*theirs:nothing"):
-        Embodiment.load("theirs_gone")
+        load_embodiment("theirs_gone")

@@ -11,9 +11,11 @@ from aloha_scene import aloha_embodiment
 from conftest import material
 
 from jidm.errors import EmbodimentError, UrdfError
-from jidm.robot.composition import rigid_transform
-from jidm.robot.embodiment import Embodiment, compose
+from jidm.robot.composition import compose, rigid_transform
+from jidm.robot.embodiment import Embodiment
+from jidm.robot.factory import embodiment_from_urdf
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import load_embodiment
 
 
 def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
@@ -26,7 +28,7 @@ def poses(e: Embodiment, q: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_each_part_moves_as_it_does_alone() -> None:
     """T_base_part @ (pose of the link in the part alone) = pose of the link in the whole, mimics included."""
-    arm, finger = Embodiment.load("piper"), Embodiment.load("planar_finger_3")
+    arm, finger = load_embodiment("piper"), load_embodiment("planar_finger_3")
     T_left, T_right = (
         rigid_transform((0.1, 0.4, 0.02), (0.3, -0.2, 1.0)),
         rigid_transform((-0.3, 0.0, 0.5), (0.0, 3.0, -2.0)),
@@ -42,8 +44,8 @@ def test_each_part_moves_as_it_does_alone() -> None:
 
 
 def test_numbers_names_and_conventions_are_joined() -> None:
-    e = Embodiment.load("cobot_magic")
-    arm = Embodiment.load("piper")
+    e = load_embodiment("cobot_magic")
+    arm = load_embodiment("piper")
     assert e.joint_names == tuple(f"{side}_{x}" for side in ("left", "right") for x in arm.joint_names)
     assert e.gripper_joints == ("left_gripper", "right_gripper")
     assert e.tip_links == ("left_finger1", "left_finger2", "right_finger1", "right_finger2")
@@ -58,7 +60,7 @@ def test_numbers_names_and_conventions_are_joined() -> None:
 
 
 def test_a_parts_camera_sees_the_same_picture() -> None:
-    finger = Embodiment.load("planar_finger_2")
+    finger = load_embodiment("planar_finger_2")
     T = rigid_transform((0.5, -0.2, 0.3), (0.1, 0.2, 0.3))
     whole = compose(a=finger, b=(finger, T))
     alone = poses(finger, finger.home)["tip"][:3, 3]
@@ -69,7 +71,7 @@ def test_a_parts_camera_sees_the_same_picture() -> None:
 
 
 def test_a_matrix_camera_of_a_part_moves_along(tmp_path: Path) -> None:
-    one = from_text(tmp_path, cameras={"front": Embodiment.load("planar_finger_1").camera("front").to_dict()})
+    one = from_text(tmp_path, cameras={"front": load_embodiment("planar_finger_1").camera("front").to_dict()})
     T = rigid_transform((0.5, -0.2, 0.3), (0.1, 0.2, 0.3))
     whole = compose(b=(one, T))
     p = np.array([0.05, 0.02, 0.01])
@@ -82,24 +84,25 @@ def test_a_matrix_camera_of_a_part_moves_along(tmp_path: Path) -> None:
 
 
 def test_composing_depends_on_every_part_and_place() -> None:
-    a, b = Embodiment.load("planar_finger_1"), Embodiment.load("planar_finger_2")
+    a, b = load_embodiment("planar_finger_1"), load_embodiment("planar_finger_2")
     T = rigid_transform((1.0, 0, 0))
     hashes = {compose("x", left=a, right=(b, T)).content_hash for _ in range(2)}
     hashes |= {compose("x", left=a, right=(b, np.eye(4))).content_hash, compose("x", left=a, right=(a, T)).content_hash}
     hashes |= {compose("x", right=a, left=(b, T)).content_hash, compose("y", left=a, right=(b, T)).content_hash}
     assert len(hashes) == 5
-    assert compose(left="planar_finger_1", right=b).name == "planar_finger_1+planar_finger_2"
+    assert compose(left=a, right=b).name == "planar_finger_1+planar_finger_2"
 
 
 def test_compositions_nest() -> None:
-    pair = compose("pair", a="planar_finger_1", b=("planar_finger_1", rigid_transform((0, 1, 0))))
+    finger = load_embodiment("planar_finger_1")
+    pair = compose("pair", a=finger, b=(finger, rigid_transform((0, 1, 0))))
     four = compose("four", left=pair, right=(pair, rigid_transform((1, 0, 0))))
     assert four.joint_names == ("left_a_hinge1", "left_b_hinge1", "right_a_hinge1", "right_b_hinge1")
     np.testing.assert_allclose(poses(four, np.zeros(4))["right_b_tip"][:3, 3], [1.1, 1, 0], atol=1e-12)
 
 
 def test_wrong_parts_are_refused() -> None:
-    finger = Embodiment.load("planar_finger_1")
+    finger = load_embodiment("planar_finger_1")
     with pytest.raises(EmbodimentError, match="at least one part"):
         compose("nothing")
     mirror = np.diag([1.0, 1.0, -1.0, 1.0])
@@ -108,8 +111,8 @@ def test_wrong_parts_are_refused() -> None:
             compose(left=(finger, T))
     with pytest.raises(EmbodimentError, match="part 'left' must be an embodiment"):
         compose(left=3)
-    with pytest.raises(EmbodimentError, match="did you mean 'piper'"):
-        compose(left="pipr")
+    with pytest.raises(EmbodimentError, match="got 'piper'; load a robot by its name with load_embodiment"):
+        compose(left="piper")
 
 
 # ---- any URDF -------------------------------------------------------------------------------------------------------
@@ -127,7 +130,7 @@ BARE = """<robot name="bare"><link name="w"/><link name="a"/><link name="b"/><li
 def from_text(folder: Path, **options: object) -> Embodiment:
     path = folder / "bare.urdf"
     path.write_text(BARE)
-    return Embodiment.from_urdf(path, **options)
+    return embodiment_from_urdf(path, **options)
 
 
 def test_any_urdf_becomes_a_usable_embodiment(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_urdfs_written_by_others_become_embodiments() -> None:
     made = 0
     for path in sorted((material("urdf_conformance") / "real").rglob("*.[uU][rR][dD][fF]")):
         try:
-            e = Embodiment.from_urdf(path)
+            e = embodiment_from_urdf(path)
         except UrdfError:
             continue  # the reader's business
         except EmbodimentError as error:

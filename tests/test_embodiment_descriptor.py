@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from jidm.errors import EmbodimentError, JidmError
-from jidm.robot.descriptor import read_descriptor
-from jidm.robot.registry import bundled_folder
+from jidm.robot.registry import bundled_folder, load_embodiment
 
 URDF = """<robot name="two"><link name="base"/><link name="a"/><link name="b"/><link name="c"/>
 <joint name="j1" type="revolute"><parent link="base"/><child link="a"/><axis xyz="0 0 1"/>
@@ -55,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_right_descriptor_is_read_as_written(folder: Path) -> None:
-    e = read_descriptor(folder)
+    e = load_embodiment(folder)
     assert e.name == "two" and e.joint_names == ("j1", "j2") and e.joint_types == ("revolute", "prismatic")
     np.testing.assert_array_equal(e.lower, [-1, 0])
     np.testing.assert_array_equal(e.velocity, [2, 0.2])
@@ -114,7 +113,7 @@ def test_a_wrong_descriptor_names_file_key_and_remedy(folder: Path, old: str, ne
     assert old in TOML
     file.write_text(TOML.replace(old, new, 1))
     with pytest.raises(EmbodimentError) as caught:
-        read_descriptor(folder)
+        load_embodiment(folder)
     text = str(caught.value)
     assert re.search(message, text), text
     assert str(file) in text and "\n" not in text
@@ -123,7 +122,7 @@ def test_a_wrong_descriptor_names_file_key_and_remedy(folder: Path, old: str, ne
 def test_another_order_must_be_meant(folder: Path) -> None:
     text = TOML.replace('names = ["j1", "j2"]', 'reordered = true\nnames = ["j2", "j1"]')
     (folder / "embodiment.toml").write_text(text.replace("home = [0.1, 0.2]", "home = [0.2, 0.1]"))
-    e = read_descriptor(folder)
+    e = load_embodiment(folder)
     assert e.joint_names == ("j2", "j1")
     np.testing.assert_array_equal(e.coupling_matrix, [[0, 1], [1, 0], [2, 0]])
     np.testing.assert_array_equal(e.upper, [0.5, 1])
@@ -134,9 +133,9 @@ def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
     one = re.sub(r"^(home|amplitude|acceleration|jerk) = \[([\d.]+), [\d.]+\]", r"\1 = [\2]", one, flags=re.M)
     (folder / "embodiment.toml").write_text(one)
     with pytest.raises(EmbodimentError, match=r"'j2' of the URDF is neither in joints.names nor in \[locked\]"):
-        read_descriptor(folder)
+        load_embodiment(folder)
     (folder / "embodiment.toml").write_text(one.replace("[notes]", "[locked]\nj2 = 0.3\n[notes]"))
-    e = read_descriptor(folder)
+    e = load_embodiment(folder)
     np.testing.assert_array_equal(e.coupling_matrix, [[1], [0], [0]])
     np.testing.assert_allclose(e.coupling_offset, [0, 0.3, 0.7])
 
@@ -156,7 +155,7 @@ def test_a_wrong_part_is_named(folder: Path, part: str, message: str) -> None:
     text = f'name = "x"\ntitle = "x"\nlicence = "x"\nsource = "x"\n[compose.left]\n{part}\n'
     (folder / "embodiment.toml").write_text(text)
     with pytest.raises(EmbodimentError, match=message) as caught:
-        read_descriptor(folder)
+        load_embodiment(folder)
     assert str(folder / "embodiment.toml") in str(caught.value)
 
 
@@ -168,7 +167,7 @@ def test_a_robot_made_of_itself_is_refused(folder: Path, monkeypatch: pytest.Mon
         'name = "ouroboros"\ntitle = "x"\nlicence = "x"\nsource = "x"\n[compose.left]\nembodiment = "ouroboros"\n'
     )
     with pytest.raises(EmbodimentError, match="made of itself"):
-        read_descriptor(folder)
+        load_embodiment(folder)
 
 
 def test_the_urdf_lies_beside_the_descriptor(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -179,15 +178,15 @@ def test_the_urdf_lies_beside_the_descriptor(folder: Path, tmp_path_factory: pyt
     for reference in (outside, f"../{outside.parent.name}/robot.urdf", "link.urdf"):
         (folder / "embodiment.toml").write_text(TOML.replace("robot.urdf", str(reference)))
         with pytest.raises(EmbodimentError, match="put the file beside the descriptor"):
-            read_descriptor(folder)
+            load_embodiment(folder)
 
 
 def test_missing_folder_and_missing_package(folder: Path) -> None:
     with pytest.raises(EmbodimentError, match=r"cannot read .*give a folder with an embodiment.toml"):
-        read_descriptor(folder / "nowhere")
+        load_embodiment(folder / "nowhere")
     (folder / "embodiment.toml").write_text(TOML.replace("robot.urdf", "no_such_package:robot.urdf"))
     with pytest.raises(JidmError, match="no_such_package"):
-        read_descriptor(folder)
+        load_embodiment(folder)
 
 
 def test_shipped_descriptors_carry_their_folders_name() -> None:

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import load_embodiment
 
 # AgileX, modified convention: T = Rx(alpha) Tx(a) Rz(theta + theta0) Tz(d), lengths in mm, angles in degrees.
 A = (0.0, 0.0, 285.03, -21.98, 0.0, 0.0)
@@ -34,7 +35,7 @@ def table_frames(q: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 @pytest.fixture(scope="module")
 def piper() -> Embodiment:
-    return Embodiment.load("piper")
+    return load_embodiment("piper")
 
 
 def poses(e: Embodiment, q: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

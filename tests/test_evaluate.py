@@ -27,6 +27,7 @@ from jidm.idm import JacobianIDM
 from jidm.model_registry import model_class
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import load_embodiment
 from jidm.training.data.batch import JointStats
 from jidm.video.letterbox import Letterbox
 
@@ -207,7 +208,7 @@ def test_a_change_of_the_pictures_reaches_the_model(recording: InMemoryDataset):
 
 @pytest.fixture(scope="module")
 def finger() -> Embodiment:
-    return Embodiment.load("planar_finger_2")
+    return load_embodiment("planar_finger_2")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from jidm.errors import InputError, UrdfError
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.base import ContourField, FieldAtPose, JacobianField
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.factory import embodiment_from_urdf
 from jidm.robot.mesh_edges import feature_edges, sample_mesh_edges
+from jidm.robot.registry import embodiment_names, load_embodiment
 from jidm.robot.surface import shape_mesh
 
 # Mimic gripper on a slide, four fingers, two arms, the toy.
@@ -22,7 +24,7 @@ _fields: dict[str, AnalyticField] = {}
 
 def field_of(name: str) -> AnalyticField:
     if name not in _fields:
-        e = Embodiment.load(name)
+        e = load_embodiment(name)
         _fields[name] = AnalyticField(e, e.camera(), points=500, occluders=8000, contour_points=4000)
     return _fields[name]
 
@@ -42,9 +44,9 @@ def slopes(function, q: Tensor, h: float = 1e-6) -> Tensor:
 # ---- points ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", Embodiment.names())
+@pytest.mark.parametrize("name", embodiment_names())
 def test_image_jacobians_are_the_slopes_of_the_points(name: str) -> None:
-    e = Embodiment.load(name)
+    e = load_embodiment(name)
     if name in KINDS:
         field = field_of(name)
     else:
@@ -116,7 +118,7 @@ def test_precision_gradients_and_protocols() -> None:
 
 
 def test_points_must_be_among_the_occluders() -> None:
-    e = Embodiment.load("planar_finger_1")
+    e = load_embodiment("planar_finger_1")
     for points, occluders in ((0, 10), (11, 10)):
         with pytest.raises(InputError, match=r"1\.\.occluders"):
             AnalyticField(e, e.camera(), points=points, occluders=occluders)
@@ -137,7 +139,7 @@ def test_the_dense_field_explains_the_simulators_flow(
     pytest.importorskip("pybullet")
     from jidm.sim import Scene, exact_flow
 
-    e = Embodiment.load(name)
+    e = load_embodiment(name)
     camera = e.camera().resized(160, 120)
     field = AnalyticField(e, camera)
     q = near_home(e, seed=1)
@@ -171,7 +173,7 @@ def test_the_dense_field_is_in_pixels_of_its_grid() -> None:
 def test_contour_points_lie_on_mesh_edges() -> None:
     import trimesh
 
-    model = Embodiment.load("allegro_right").model
+    model = load_embodiment("allegro_right").model
     contour = sample_mesh_edges(model, 400, seed=1)
     again = sample_mesh_edges(model, 400, seed=1)
     assert len(contour) == 400 and torch.equal(contour.p_link, again.p_link)
@@ -193,7 +195,7 @@ def test_contour_points_lie_on_mesh_edges() -> None:
 
 def test_no_two_contour_points_share_a_place_in_the_picture() -> None:
     """So a gripper's small edges do not outvote the arm; and the number of candidates hardly matters."""
-    e = Embodiment.load("panda")
+    e = load_embodiment("panda")
     q = torch.zeros(e.n).double()
     q[3], q[5] = -1.5, 1.5
     found = {}
@@ -215,7 +217,7 @@ def one_shape(tmp_path, geometry: str) -> AnalyticField:
         f'{geometry}</geometry></visual></link><joint name="slide" type="prismatic"><parent link="base"/>'
         '<child link="body"/><axis xyz="0 1 0"/><limit lower="-1" upper="1" effort="1" velocity="1"/></joint></robot>'
     )
-    e = Embodiment.from_urdf(path)
+    e = embodiment_from_urdf(path)
     return AnalyticField(e, Camera.look_at((1.5, 0, 0.6), (0, 0, 0)), points=100, contour_points=6000)
 
 

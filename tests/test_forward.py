@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from jidm import Embodiment, JacobianIDM
+from jidm import JacobianIDM, load_embodiment
 from jidm.errors import InputError
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.warp import warp_frame
 
 pytest.importorskip("pybullet", reason="renders: extra sim")
 
-ROBOT = Embodiment.load("panda")
+ROBOT = load_embodiment("panda")
 
 
 @pytest.fixture(scope="module")

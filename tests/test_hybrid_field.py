@@ -8,7 +8,7 @@ from rendered import Clip, clip
 from step_fields import config, random_images, untrained
 from torch import Tensor
 
-from jidm import AnalyticField, Embodiment
+from jidm import AnalyticField, Embodiment, load_embodiment
 from jidm.errors import CheckpointError
 from jidm.estimation.alignment import AlignOptions
 from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits
@@ -25,7 +25,7 @@ ROBOT = "planar_finger_2"
 
 @pytest.fixture(scope="module")
 def robot() -> Embodiment:
-    return Embodiment.load(ROBOT)
+    return load_embodiment(ROBOT)
 
 
 def test_it_is_the_exact_field_and_reads_what_the_network_reads(robot: Embodiment) -> None:
@@ -48,7 +48,7 @@ def test_other_joints_are_refused(robot: Embodiment) -> None:
     with pytest.raises(CheckpointError, match=r"knows the joints hinge2, hinge1, 'planar_finger_2' has hinge1, hinge2"):
         HybridField(other, robot, robot.camera())
     with pytest.raises(CheckpointError, match="use the robot it was trained for"):
-        HybridField(untrained(), Embodiment.load("planar_finger_3"), robot.camera())
+        HybridField(untrained(), load_embodiment("planar_finger_3"), robot.camera())
 
 
 # ---- the first pose --------------------------------------------------------------------------------------------------

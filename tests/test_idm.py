@@ -12,7 +12,7 @@ import torch
 from rendered import FPS, HEIGHT, WIDTH, Clip, clip
 from torch import Tensor
 
-from jidm import Camera, Embodiment, JacobianIDM, JointMotion
+from jidm import Camera, Embodiment, JacobianIDM, JointMotion, load_embodiment
 from jidm.errors import InputError, VideoError
 from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
 from jidm.flow import Flow
@@ -192,7 +192,7 @@ def test_speed_limit_binds_and_can_be_lifted(finger: Clip, by_flow: JacobianIDM)
 
 def test_joint_seen_end_on_is_flagged(finger: Clip) -> None:
     """A far camera in the finger's plane sees the hinge turn the finger towards it and away: next to nothing."""
-    robot = Embodiment.load("planar_finger_1")
+    robot = load_embodiment("planar_finger_1")
     size = {"fov_y": 2.0, "width": WIDTH, "height": HEIGHT}
     along = Camera.look_at((0.05, -10.0, 0.0), (0.05, 0.0, 0.0), **size)
     above = Camera.look_at((0.05, 0.0, 10.0), (0.05, 0.0, 0.0), up=(0.0, 1.0, 0.0), **size)

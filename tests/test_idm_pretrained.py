@@ -13,7 +13,7 @@ import torch
 from step_fields import FINGER, SIDE, config, random_images
 from torch import Tensor
 
-from jidm import Embodiment, JacobianIDM, JointMotion
+from jidm import JacobianIDM, JointMotion, load_embodiment
 from jidm.checkpoint import embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError, InputError, VideoError
 from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
@@ -38,7 +38,7 @@ def saved(
     torch.manual_seed(0)
     model = TrainableField(config())
     model.step_std_scale.copy_(torch.tensor([1.5, 2.5]))
-    embodiment = None if robot is None else {**embodiment_record(Embodiment.load(robot)), **record}
+    embodiment = None if robot is None else {**embodiment_record(load_embodiment(robot)), **record}
     return save_checkpoint(
         folder, kind=kind, config=asdict(model.config), tensors=model.state_dict(), embodiment=embodiment,
         training=training or {},
@@ -81,7 +81,7 @@ def assert_sound(motion: JointMotion, lower: np.ndarray, upper: np.ndarray, velo
 
 def test_a_folder_is_enough(idm: JacobianIDM, folder: Path) -> None:
     motion = idm.decode(video(), fps=FPS)
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     assert motion.joint_names == idm.joint_names == FINGER
     assert motion.position.shape == (5, 2) and motion.delta_q.shape == (4, 2) and motion.valid.shape == (4,)
     assert_sound(motion, robot.lower, robot.upper, robot.velocity.max())
@@ -222,7 +222,7 @@ def test_a_nan_frame_spoils_its_two_steps_alone(idm: JacobianIDM) -> None:
     broken[3, 1, 20, 20] = torch.nan
     motion = idm.decode(broken, fps=FPS)
     assert motion.valid.tolist() == [True, True, False, False, True, True]
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     assert_sound(motion, robot.lower, robot.upper, robot.velocity.max())
     torch.testing.assert_close(motion.delta_q[:2], clean.delta_q[:2])
     assert not motion.delta_q[2:4].any() and torch.equal(motion.position[3], motion.position[2])
@@ -245,12 +245,12 @@ def test_nonsense_stays_finite_and_inside_the_limits(idm: JacobianIDM, picture: 
     frames = torch.zeros(4, 3, SIDE, SIDE)
     if picture == "noise":
         frames = torch.rand(frames.shape, generator=torch.Generator().manual_seed(0))
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     assert_sound(idm.decode(frames, fps=FPS), robot.lower, robot.upper, robot.velocity.max())
 
 
 def test_wild_flow_never_breaks_a_limit(idm: JacobianIDM) -> None:
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     for size in (300.0, -300.0, 1e30):
         wild = Flow(torch.full((4, 2, SIDE, SIDE), size), torch.ones(4, SIDE, SIDE))
         motion = idm.decode(video(), fps=FPS, flow=wild, q0=robot.upper - 0.01)
@@ -261,7 +261,7 @@ def test_wild_flow_never_breaks_a_limit(idm: JacobianIDM) -> None:
 
 
 def test_with_a_camera_the_exact_field_is_followed_and_the_network_reads_the_first_pose(folder: Path) -> None:
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     camera = robot.camera("front").resized(160, 120)
     hybrid = JacobianIDM.from_pretrained(folder, camera=camera)
     assert isinstance(hybrid.field, HybridField) and isinstance(hybrid.options, AnalyticTrackerOptions)
@@ -284,7 +284,7 @@ def test_with_a_camera_the_exact_field_is_followed_and_the_network_reads_the_fir
 def test_the_camera_of_the_self_play_is_remembered(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="states no camera; pass camera="):
         JacobianIDM.from_pretrained(folder, camera="trained")
-    camera = Embodiment.load("planar_finger_2").camera("front").resized(128, 96)
+    camera = load_embodiment("planar_finger_2").camera("front").resized(128, 96)
     data = {"camera": "front", "data_recipe": {"cameras": {"front": camera.to_dict()}}}
     saved(tmp_path / "c", training={"data": data})
     idm = JacobianIDM.from_pretrained(tmp_path / "c", camera="trained")
@@ -295,7 +295,7 @@ def test_the_camera_of_the_self_play_is_remembered(folder: Path, tmp_path: Path)
 
 
 def test_other_cameras_and_robots(folder: Path, tmp_path: Path) -> None:
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     camera = robot.camera().resized(SIDE, 48)
     path = tmp_path / "camera.json"
     camera.save(path)
@@ -395,7 +395,7 @@ def test_an_analytic_idm_does_not_read_poses() -> None:
 
 
 def test_speed_limits_can_be_lifted(idm: JacobianIDM) -> None:
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     flow = Flow(torch.full((3, 2, SIDE, SIDE), 6.0), torch.ones(3, SIDE, SIDE))
     fast = idm.decode(video(4), fps=1000.0, flow=flow)
     assert_sound(fast, robot.lower, robot.upper, robot.velocity.max())
@@ -416,7 +416,7 @@ def test_decode_from_the_command_line_needs_the_checkpoint_alone(
     write_video(tmp_path / "v.mp4", iter(frames), 16.0)
     more = ["--embodiment", "planar_finger_2", "--camera", "front"] if camera else []
     if camera:  # of the robot's own shape of picture
-        robot = Embodiment.load("planar_finger_2").camera("front")
+        robot = load_embodiment("planar_finger_2").camera("front")
         wide = torch.nn.functional.interpolate(video(7), size=(robot.height // 8, robot.width // 8))
         write_video(tmp_path / "v.mp4", iter((wide.permute(0, 2, 3, 1) * 255).byte().numpy()), 16.0)
     line = ["decode", str(tmp_path / "v.mp4"), "--checkpoint", str(folder), "--out", str(tmp_path / "out"), *more]

@@ -189,7 +189,7 @@ HEAVY = sorted(SLOW_TO_LOAD | NEVER_IN_CORE)
     [
         ("import jidm", set()),
         ("import jidm; jidm.JidmError", set()),
-        ("import jidm; jidm.Embodiment.names()", {"numpy"}),
+        ("import jidm; jidm.embodiment_names()", {"numpy"}),
         ("import jidm; jidm.JacobianIDM, jidm.Embodiment, jidm.Camera, jidm.AnalyticField", {"numpy", "torch"}),
     ],
 )

@@ -14,15 +14,16 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import embodiment_names, load_embodiment
 from jidm.robot.urdf.reader import parse_urdf, write_urdf
 
-NAMES = Embodiment.names()
+NAMES = embodiment_names()
 # One robot of every kind: mimic gripper on a slide, four fingers, two arms on one base, wheels of the toy.
 KINDS = ("panda", "allegro_left", "cobot_magic", "planar_finger_3")
 
 
 def loaded(name: str) -> tuple[Embodiment, Kinematics]:
-    embodiment = Embodiment.load(name)
+    embodiment = load_embodiment(name)
     return embodiment, Kinematics.from_embodiment(embodiment)
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from lerobot_files import make_episode, make_v30, read_reference
 
-from jidm import Embodiment, JacobianIDM, write_video
+from jidm import JacobianIDM, load_embodiment, write_video
 from jidm.control.action_labeling import (
     COVARIANCE,
     VALID,
@@ -31,7 +31,7 @@ from jidm.control.action_labeling import (
 from jidm.datasets import DatasetWriter, Feature, open_dataset
 from jidm.errors import DatasetError, InputError
 
-ROBOT = Embodiment.load("planar_finger_5")
+ROBOT = load_embodiment("planar_finger_5")
 FPS = 10.0
 
 

@@ -12,7 +12,7 @@ import torch
 from recorded import FakeDataset, rendered_dataset
 from rendered import Clip, clip
 
-from jidm import Embodiment
+from jidm import load_embodiment
 from jidm.errors import CheckpointError
 from jidm.model_registry import KINDS, load_idm, load_model
 from jidm.training.config import TrainConfig
@@ -44,7 +44,7 @@ def test_trains_saves_loads_and_decodes(kind: str, recorded: tuple[Clip, FakeDat
     motion = load_idm(out, embodiment=truth.robot).decode(truth.frames.float(), q0=truth.q[0], fps=16.0)
     assert motion.position.shape == (6, 3) and torch.as_tensor(motion.delta_q).isfinite().all()
     with pytest.raises(CheckpointError, match="joints added: "):
-        load_idm(out, embodiment=Embodiment.load("planar_finger_4"))
+        load_idm(out, embodiment=load_embodiment("planar_finger_4"))
 
 
 @pytest.mark.slow

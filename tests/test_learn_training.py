@@ -18,7 +18,7 @@ from rendered import clip
 from safetensors.torch import load_file
 from standin import KIND, StandIn, blob_dataset
 
-from jidm import Embodiment, model_registry
+from jidm import load_embodiment, model_registry
 from jidm.checkpoint import load_checkpoint
 from jidm.errors import DatasetError, InputError, JidmError
 from jidm.training.config import TrainConfig
@@ -143,7 +143,7 @@ def test_test_episodes_are_never_opened_and_no_episode_is_used_twice(tmp_path: P
 
 def test_exact_flow_reaches_the_model_and_a_robot_is_recorded(tmp_path: Path) -> None:
     dataset = rendered_dataset(tmp_path / "rendered", {0: clip("planar_finger_3", frames=8)})
-    robot = Embodiment.load("planar_finger_3")
+    robot = load_embodiment("planar_finger_3")
     out = train(config(tmp_path, steps=2, flow="exact", height=64, width=80, embodiment=robot.name), dataset=dataset)
     checkpoint = load_checkpoint(out)
     assert checkpoint.training["data"]["flow"] == "exact"
@@ -360,7 +360,7 @@ def test_two_processes_follow_one(tmp_path: Path) -> None:
 
 
 def test_joints_are_those_of_the_robot(tmp_path: Path) -> None:
-    dataset, robot = blob_dataset(tmp_path / "blobs"), Embodiment.load("planar_finger_2")
+    dataset, robot = blob_dataset(tmp_path / "blobs"), load_embodiment("planar_finger_2")
     assert joint_order(dataset, None) == ("across", "down")
     with pytest.raises(
         DatasetError, match=r"records 2 joints, 'planar_finger_2' has 2: it lacks .* has also across, down"
@@ -371,7 +371,7 @@ def test_joints_are_those_of_the_robot(tmp_path: Path) -> None:
     dataset.joint_names = ("joint_0", "joint_1")
     assert joint_order(dataset, robot) == ("joint_0", "joint_1")
     with pytest.raises(DatasetError, match="'planar_finger_3' has 3"):
-        joint_order(dataset, Embodiment.load("planar_finger_3"))
+        joint_order(dataset, load_embodiment("planar_finger_3"))
 
 
 def test_unknown_kinds_are_named() -> None:

@@ -13,6 +13,7 @@ from jidm.evaluation import metrics
 from jidm.fields.analytic import AnalyticField
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import load_embodiment
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -98,7 +99,7 @@ def test_integrating_true_steps_returns_the_trajectory():
 
 
 def test_tip_error_of_one_joint_is_the_arc_it_cuts():
-    robot = Embodiment.load("planar_finger_1")
+    robot = load_embodiment("planar_finger_1")
     kinematics = Kinematics.from_embodiment(robot)
     tip = robot.model.link_index(robot.tip_links[0])
     q = torch.zeros(1, dtype=torch.float64)
@@ -133,7 +134,7 @@ def test_endpoint_error_by_hand():
 
 
 def test_field_error_laws():
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     field = AnalyticField(robot, robot.camera(), points=500, occluders=3000)
     exact, mask = field.dense(torch.zeros(1, 2, dtype=torch.float64), 30, 40)
     assert mask.sum() > 10

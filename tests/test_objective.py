@@ -11,7 +11,7 @@ from recorded import numbered_dataset
 from step_fields import FINGER, FLOW_GRID, GRID, SIDE, TwoPivots, random_images
 from torch import Tensor
 
-from jidm import Embodiment
+from jidm import Embodiment, load_embodiment
 from jidm.errors import InputError
 from jidm.estimation.factors.learned import StepEstimate, estimate_step, step_prior
 from jidm.estimation.refinement import FieldEvaluation, FlowMeasurement
@@ -486,7 +486,7 @@ def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.Mon
 
 def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, AnalyticField, DepthView, Kinematics]:
     """The coarse view of a robot that its own analytic field would have recorded."""
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     camera = robot.camera()
     camera = camera.resized(64, 64 * camera.height // camera.width)
     field = AnalyticField(robot, camera, points=4000, occluders=8000, seed=0)
@@ -513,8 +513,8 @@ def depth_and_link(field: AnalyticField, q: Tensor, h: int, w: int) -> tuple[Ten
 
 @pytest.mark.parametrize("name", ["planar_finger_2", "panda"])
 def test_the_exact_field_of_a_recording_is_the_analytic_one_and_the_motion_of_short_steps(name: str) -> None:
-    n = Embodiment.load(name).n
-    q = torch.tensor(Embodiment.load(name).home)[None].expand(2, n).double() + torch.tensor([[0.0], [0.2]]).double()
+    n = load_embodiment(name).n
+    q = torch.tensor(load_embodiment(name).home)[None].expand(2, n).double() + torch.tensor([[0.0], [0.2]]).double()
     _, field, view, kinematics = finger_view(q, name)
     h, w = view.depth.shape[1:]
     found, on_robot = exact_field(view, kinematics)

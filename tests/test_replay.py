@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jidm import Embodiment
+from jidm import Embodiment, load_embodiment
 from jidm.errors import InputError
 from jidm.sim.replay import replay
 
@@ -14,7 +14,7 @@ DT = 1 / 16
 
 @pytest.fixture(scope="module")
 def panda() -> Embodiment:
-    return Embodiment.load("panda")
+    return load_embodiment("panda")
 
 
 def _sine(robot: Embodiment, share: float, frames: int = 33) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jidm import Embodiment, JacobianIDM
+from jidm import JacobianIDM, load_embodiment
 from jidm.errors import InputError, VideoError
 from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
 from jidm.rewards import TERMS, ExecutabilityReward, TermScales, eva_reward
@@ -33,7 +33,7 @@ GOOD = 5
 @pytest.fixture(scope="module")
 def scene():
     """Videos (N, T, 3, H, W), their true positions (N, T, n), and an uncalibrated reward."""
-    robot = Embodiment.load(NAME)
+    robot = load_embodiment(NAME)
     camera = robot.camera().resized(SIZE, SIZE * 10 // 7)
     motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
     with Scene(robot, appearance=Appearance.textured(), exact=False) as world:

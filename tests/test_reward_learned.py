@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jidm import Camera, Embodiment, JacobianIDM
+from jidm import Camera, Embodiment, JacobianIDM, load_embodiment
 from jidm.checkpoint import bundled_folder, load_checkpoint
 from jidm.errors import InputError
 from jidm.rewards import ExecutabilityReward, TermScales
@@ -37,7 +37,7 @@ def filmed(robot: Embodiment, camera: Camera, count: int) -> Tensor:
 def videos() -> Tensor:
     checkpoint = load_checkpoint(NAME)
     camera = Camera.from_dict(checkpoint.training_camera())
-    return filmed(Embodiment.load(checkpoint.training["recipe"]["embodiment"]), camera, GOOD)
+    return filmed(load_embodiment(checkpoint.training["recipe"]["embodiment"]), camera, GOOD)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_followed_rewards_have_no_gradient(videos, followed):
 
 
 def test_gradients_are_refused_where_there_are_none():
-    robot = Embodiment.load("planar_finger_3")
+    robot = load_embodiment("planar_finger_3")
     with pytest.raises(InputError, match="learned field"):
         ExecutabilityReward(JacobianIDM.from_embodiment(robot, limits="none"), differentiable=True)
 
@@ -115,7 +115,7 @@ def test_scales_may_lie_beside_the_checkpoint(followed, tmp_path: Path):
 
 
 def test_no_robot_or_another_one_scores_low_and_finite(videos, followed):
-    other = Embodiment.load("planar_finger_2")
+    other = load_embodiment("planar_finger_2")
     camera = other.camera().resized(videos.shape[-1], videos.shape[-2])
     noise = torch.rand(videos[0].shape, generator=torch.Generator().manual_seed(0))
     wrong = torch.stack([noise.double(), torch.full_like(videos[0], 0.5), filmed(other, camera, 1)[0]])

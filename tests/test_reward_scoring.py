@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from jidm import Embodiment
+from jidm import load_embodiment
 from jidm.errors import InputError
 from jidm.rewards import ExecutabilityReward, scoring
 from jidm.rewards.scoring import RewardConfig, read_scores, score_files
@@ -34,7 +34,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory):
     from jidm.sim.motion import smooth_motion
 
     folder = tmp_path_factory.mktemp("scoring")
-    robot = Embodiment.load(NAME)
+    robot = load_embodiment(NAME)
     camera = robot.camera().resized(70, 100)
     paths, poses, videos = [], {}, []
     with Scene(robot, appearance=Appearance.textured(), exact=False) as world:
@@ -83,7 +83,7 @@ def test_lines_are_what_the_reward_says_and_finite(scene, tmp_path: Path):
     expected = recipe.build()(paths[:2], q0=[recipe.initial_pose(path) for path in paths[:2]])
     assert [record["reward"] for record in records[:2]] == pytest.approx(expected.tolist())
     assert records[2]["reward"] == 0 and "absent.mp4" in records[2]["problem"]
-    assert set(records[0]["by_joint"]) == set(Embodiment.load(NAME).joint_names)
+    assert set(records[0]["by_joint"]) == set(load_embodiment(NAME).joint_names)
     assert all(len(values) == FRAMES - 1 and np.isfinite(values).all() for values in records[0]["by_frame"].values())
 
 

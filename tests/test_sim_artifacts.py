@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jidm.errors import InputError
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.sim.appearance import Appearance, Background
 from jidm.sim.camera_placement import fit_camera_to_robot
 from jidm.sim.failures import FAILURE_KINDS, RenderedEpisode, corrupt
@@ -23,7 +23,7 @@ BEGUN = {"stretched", "melted", "missing", "doubled", "jump", "teleport"}
 
 @pytest.fixture(scope="module")
 def take():
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     camera = fit_camera_to_robot(robot, robot.camera("front"), 96, 96, crop_fraction=0.15)
     with Scene(
         robot, appearance=Appearance(background=Background("picture")), supersample=2, mesh_tolerance=0.01, exact=False

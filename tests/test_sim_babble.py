@@ -18,7 +18,7 @@ from jidm.camera.model import Camera
 from jidm.cli import main
 from jidm.datasets import open_dataset, validate_dataset
 from jidm.errors import DatasetError, InputError
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.sim.appearance import Appearance
 from jidm.sim.babble import BabbleConfig, Recorder, babble, episode_arrays, jitter_camera
 from jidm.sim.babble_motion import usable_range
@@ -165,7 +165,7 @@ def test_another_plan_in_the_same_folder_is_refused(plain: Path):
 def test_the_data_set_reads_back(plain: Path):
     assert validate_dataset(plain) == []
     data = open_dataset(plain)
-    robot = Embodiment.load(SMALL.embodiment)
+    robot = load_embodiment(SMALL.embodiment)
     assert len(data) == SMALL.episodes and data.joint_names == robot.joint_names and data.fps == SMALL.fps
     recipe = data.recipe
     assert recipe["embodiment_hash"] == robot.content_hash and recipe["action"] == "delta_q"
@@ -186,7 +186,7 @@ def test_the_data_set_reads_back(plain: Path):
 def test_depth_links_and_camera_agree_with_an_exact_rendering():
     """Drawn anew from the recorded pose by the recorded camera, sampled at the grid's own pixel centres."""
     config = replace(SMALL, width=96, height=96, objects=0, look="plain", frames=3)
-    robot = Embodiment.load(config.embodiment)
+    robot = load_embodiment(config.embodiment)
     with Scene(robot, supersample=1) as sim:
         for index in range(3):
             made = episode_arrays(config, index)
@@ -241,7 +241,7 @@ def test_episodes_vary_in_everything():
 
 
 def test_camera_jitter_is_as_large_as_asked():
-    camera = Embodiment.load("planar_finger_2").camera("front")
+    camera = load_embodiment("planar_finger_2").camera("front")
     assert jitter_camera(camera, (0.0, 0.0, 0.0), np.random.default_rng(0)).to_dict() == camera.to_dict()
     rng = np.random.default_rng(1)
     made = [jitter_camera(camera, (0.02, 1.0, 0.05), rng) for _ in range(400)]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_sim_motion import Limits, check
 
 from jidm.errors import InputError
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.sim.babble_motion import babble_motion, minimum_jerk_motion, usable_range
 
 SEEDS = st.integers(0, 2**31)
-FINGER = Embodiment.load("planar_finger_3")
+FINGER = load_embodiment("planar_finger_3")
 
 
 @given(seed=SEEDS, speed=st.sampled_from([0.3, 1.0, 8.0]), at_rest=st.booleans())
@@ -141,8 +141,9 @@ def test_a_robot_runs_it_without_the_simulator():
 import sys
 sys.modules["pybullet"] = None
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.sim.babble_motion import babble_motion
-robot = Embodiment.load("planar_finger_2")
+robot = load_embodiment("planar_finger_2")
 print(babble_motion(robot, 500, 0.02, 1, at_rest=True, is_free=lambda q: q[0] < 0.5)[:, 0].max() < 0.5)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

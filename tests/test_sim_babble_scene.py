@@ -16,6 +16,8 @@ from test_sim_world import LIT_EVENLY, single_link, visual
 from jidm.camera.model import Camera
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.factory import embodiment_from_urdf
+from jidm.robot.registry import load_embodiment
 from jidm.sim.appearance import Background
 from jidm.sim.babble import BabbleConfig
 from jidm.sim.babble_motion import usable_range
@@ -33,7 +35,7 @@ CAMERA = Camera.look_at((2, 0, 0), (0, 0, 0), width=96, height=64)
 
 @pytest.fixture(scope="module")
 def panda() -> Embodiment:
-    return Embodiment.load("panda")
+    return load_embodiment("panda")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def crane(tmp_path: Path) -> Embodiment:
         <joint name="z" type="prismatic"><parent link="slide"/><child link="hook"/><axis xyz="0 0 1"/>{limit}</joint>
         </robot>"""
     )
-    return Embodiment.from_urdf(path, name="crane", home=[0.6, 0.0])
+    return embodiment_from_urdf(path, name="crane", home=[0.6, 0.0])
 
 
 def test_distances_decide(tmp_path: Path):
@@ -102,7 +104,7 @@ def test_free_poses_have_no_points_near_others_or_below_the_floor(panda: Embodim
     [("panda", True), ("so100", True), ("allegro_right", False), ("planar_finger_5", False)],
 )
 def test_arms_stand_on_the_floor_and_hands_and_planar_fingers_do_not(name: str, stands: bool):
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     assert floor_height(robot) == (0 if stands else -np.inf)
 
 
@@ -266,7 +268,7 @@ def test_at_centres_votes_and_prefers_the_nearer():
     ("name", "size"), [("panda", (128, 128)), ("planar_finger_5", (96, 96)), ("planar_finger_5", (160, 96))]
 )
 def test_the_working_range_fills_the_picture(name: str, size: tuple[int, int]):
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     given = robot.camera("front")
     camera = fit_camera_to_robot(robot, given, *size)
     assert (camera.width, camera.height) == size

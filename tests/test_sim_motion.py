@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jidm.errors import InputError, JidmError, MissingExtraError
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.sim.motion import smooth_motion
 
 SEEDS = st.integers(0, 2**31)
@@ -116,6 +117,6 @@ def test_wrong_arguments_are_named():
 
 def _load(name: str) -> Embodiment:
     try:
-        return Embodiment.load(name)
+        return load_embodiment(name)
     except MissingExtraError as missing:
         pytest.skip(str(missing))

@@ -11,6 +11,7 @@ from scipy.ndimage import map_coordinates
 
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 
 pytest.importorskip("pybullet")
 
@@ -22,7 +23,7 @@ EVEN_LIGHT = Light(ambient=1.0, diffuse=0.0, specular=0.0)
 @pytest.fixture(scope="module", params=["panda", "allegro_right"])
 def scene(request: pytest.FixtureRequest):
     """World, camera, two poses a frame apart and their pictures, textured and evenly lit."""
-    embodiment = Embodiment.load(request.param)
+    embodiment = load_embodiment(request.param)
     look = replace(Appearance.textured(), light=EVEN_LIGHT, texture=Texture("noise", grain=0.02 * size_of(embodiment)))
     q = smooth_motion(embodiment, 12, 1 / 16, seed=3)[[2, 5]]
     with Scene(embodiment, appearance=look) as sim:

@@ -16,8 +16,10 @@ from jidm.camera.model import Camera
 from jidm.errors import EmbodimentError, InputError
 from jidm.robot.composition import compose
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.factory import embodiment_from_urdf
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.model import Shape
+from jidm.robot.registry import embodiment_names, load_embodiment
 from jidm.robot.surface import shape_mesh
 
 pytest.importorskip("pybullet")
@@ -39,7 +41,7 @@ def single_link(tmp_path: Path, visual: str, name: str = "thing") -> Embodiment:
         <joint name="slide" type="prismatic"><parent link="base"/><child link="body"/><axis xyz="0 1 0"/>
         <limit lower="-1" upper="1" velocity="1" effort="1"/></joint></robot>"""
     )
-    return Embodiment.from_urdf(path)
+    return embodiment_from_urdf(path)
 
 
 def visual(geometry: str, extra: str = "") -> str:
@@ -48,7 +50,7 @@ def visual(geometry: str, extra: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def panda() -> Embodiment:
-    return Embodiment.load("panda")
+    return load_embodiment("panda")
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +166,10 @@ def distance_to_shape(p_link: np.ndarray, shape: Shape, robot: str) -> np.ndarra
     return np.abs(np.sqrt(x**2 + y**2 + np.maximum(np.abs(z) - size[1] / 2, 0) ** 2) - size[0])
 
 
-@pytest.mark.parametrize("name", Embodiment.names())
+@pytest.mark.parametrize("name", embodiment_names())
 def test_every_robot_is_drawn_where_its_meshes_are(name: str):
     """Every pixel's depth lies on the meshes of the link it names, placed by our own kinematics at a random pose."""
-    embodiment = Embodiment.load(name)
+    embodiment = load_embodiment(name)
     rng = np.random.default_rng(11)
     q = np.clip(embodiment.home + rng.uniform(-0.3, 0.3, embodiment.n), embodiment.lower, embodiment.upper)
     camera = embodiment.camera()
@@ -190,7 +192,7 @@ def test_every_robot_is_drawn_where_its_meshes_are(name: str):
 
 @pytest.mark.parametrize("name", ["panda", "allegro_right", "so100"])
 def test_two_oracles_agree_on_link_poses(name: str):
-    embodiment = Embodiment.load(name)
+    embodiment = load_embodiment(name)
     rng = np.random.default_rng(5)
     kinematics = Kinematics.from_embodiment(embodiment)
     with Scene(embodiment) as sim:

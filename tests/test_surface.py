@@ -8,7 +8,7 @@ import torch
 
 from jidm.camera.model import Camera
 from jidm.errors import EmbodimentError, InputError, UrdfError
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.robot.surface import sample_surface, shape_mesh, visible_points
 from jidm.robot.urdf.reader import parse_urdf
 
@@ -34,7 +34,7 @@ def robot(*elements: str):
 
 @pytest.mark.parametrize("count", [1, 7, 1000, 20_000])
 def test_the_count_is_kept_and_the_seed_decides(count: int) -> None:
-    model = Embodiment.load("planar_finger_3").model
+    model = load_embodiment("planar_finger_3").model
     a, b, other = (sample_surface(model, count, seed=s) for s in (0, 0, 1))
     assert len(a) == count == a.p_link.shape[0] == a.normal_link.shape[0]
     assert torch.equal(a.p_link, b.p_link) and torch.equal(a.link, b.link)
@@ -47,7 +47,7 @@ def test_the_count_is_kept_and_the_seed_decides(count: int) -> None:
 def test_points_lie_on_the_meshes_of_their_link(name: str) -> None:
     import trimesh
 
-    model = Embodiment.load(name).model
+    model = load_embodiment(name).model
     surface = sample_surface(model, 600)
     with_shapes = {k for k, x in enumerate(model.links) if x.visuals}
     assert set(surface.link.tolist()) == with_shapes, "every link with a shape gets points"
@@ -147,8 +147,8 @@ def test_links_and_shapes_can_be_chosen_and_wrong_ones_are_named() -> None:
         joined("a", "b"),
     )
     assert (sample_surface(model, 50, shapes="collision").p_link.norm(dim=-1) < 0.11).all()
-    assert set(sample_surface(Embodiment.load("piper").model, 50, links=["link3"]).link.tolist()) == {
-        Embodiment.load("piper").model.link_index("link3")
+    assert set(sample_surface(load_embodiment("piper").model, 50, links=["link3"]).link.tolist()) == {
+        load_embodiment("piper").model.link_index("link3")
     }
     with pytest.raises(UrdfError, match="no link 'c'"):
         sample_surface(model, 50, links=["c"])
@@ -207,7 +207,7 @@ def test_visible_points_show_the_link_that_the_simulator_draws(name: str) -> Non
     from jidm.fields.analytic import AnalyticField
     from jidm.sim import Scene
 
-    e = Embodiment.load(name)
+    e = load_embodiment(name)
     camera = e.camera()
     field = AnalyticField(e, camera)
     q = torch.as_tensor(np.array(e.home))

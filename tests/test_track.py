@@ -10,7 +10,7 @@ import pytest
 import torch
 from rendered import FPS, HEIGHT, WIDTH, Clip, clip
 
-from jidm import AnalyticField, Embodiment
+from jidm import AnalyticField, load_embodiment
 from jidm.estimation.alignment import Alignment, AlignOptions, align
 from jidm.estimation.analytic_tracker import AnalyticTracker, AnalyticTrackerOptions, JointLimits
 from jidm.estimation.factors.contour import ContourFactor
@@ -216,7 +216,7 @@ def test_a_joint_goes_on_as_it_moved_and_one_that_rests_is_expected_to_rest(
 @pytest.mark.parametrize(("name", "size"), [("planar_finger_3", 0.2), ("planar_finger_5", 0.1)])
 def test_one_link_that_moves_alone_is_followed(name: str, size: float) -> None:
     """Everything else fits perfectly, and on that scale all of the moving link's points are outliers."""
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     camera = robot.camera().resized(WIDTH, HEIGHT)
     q = np.stack([robot.home, robot.home])
     q[1, -1] += size

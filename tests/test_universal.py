@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_kinematics import pinocchio_poses
 
-from jidm import Embodiment
+from jidm import load_embodiment
 from jidm.errors import InputError
 from jidm.serving.lingbot_format import LINGBOT_LAYOUTS, LingBotFormat, find_arms
 from jidm.serving.normalization import QuantileNormalizer
@@ -21,7 +21,7 @@ pinocchio = pytest.importorskip("pinocchio")
 def test_golden_vector_of_a_left_arm() -> None:
     """Two links of 0.1 m in the plane, from straight along +y: the elbow turns by +90 degrees, the tip goes from (0, 0.2)
     to (-0.1, 0.1) and turns with it."""
-    format_ = LingBotFormat(Embodiment.load("planar_finger_2"), layout="lingbot_va", side="left")
+    format_ = LingBotFormat(load_embodiment("planar_finger_2"), layout="lingbot_va", side="left")
     got = format_.pack([[np.pi / 2, 0.0], [np.pi / 2, np.pi / 2]])
     half = np.sqrt(0.5)
     first = [0, 0, 0, 0, 0, 0, 1, *[0] * 7, np.pi / 2, 0, *[0] * 14]
@@ -31,7 +31,7 @@ def test_golden_vector_of_a_left_arm() -> None:
 
 def test_golden_vectors_of_two_arms() -> None:
     """Joints and grippers of both arms at known numbers; nothing has moved, so the poses are nothing and no turn."""
-    robot = Embodiment.load("cobot_magic")
+    robot = load_embodiment("cobot_magic")
     q = np.array([0.1, 0.2, -0.3, 0.4, 0.5, 0.6, 0.0, 1.1, 1.2, -1.3, 1.4, 1.15, 1.6, robot.upper[13]])
     no_turn = [0, 0, 0, 0, 0, 0, 1]
     left, right = [0.1, 0.2, -0.3, 0.4, 0.5, 0.6], [1.1, 1.2, -1.3, 1.4, 1.15, 1.6]
@@ -46,7 +46,7 @@ def test_golden_vectors_of_two_arms() -> None:
 
 
 def test_golden_vectors_of_a_right_arm() -> None:
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     q = np.array([0.1, -0.2, 0.3, -0.4, 0.5, 0.6, 0.7, 0.01])
     joints, no_turn = q[:7].tolist(), [0, 0, 0, 0, 0, 0, 1]
     expected = {
@@ -62,7 +62,7 @@ def test_golden_vectors_of_a_right_arm() -> None:
 @pytest.mark.parametrize("name", ["panda", "piper", "iiwa7", "ur5", "xarm7", "so100", "cobot_magic", "planar_finger_5"])
 @pytest.mark.parametrize("layout", LINGBOT_LAYOUTS)
 def test_round_trip(name: str, layout: str) -> None:
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     side = None if layout == "lingbot_vla" or name == "cobot_magic" else "right"
     format_ = LingBotFormat(robot, layout=layout, side=side)
     low, high = np.nan_to_num(robot.lower, neginf=-3), np.nan_to_num(robot.upper, posinf=3)
@@ -75,7 +75,7 @@ def test_round_trip(name: str, layout: str) -> None:
 @pytest.mark.parametrize(("name", "frame"), [("panda", "panda_hand_tcp"), ("ur5", "tool0"), ("xarm7", "link_eef")])
 def test_poses_are_those_of_pinocchio(name: str, frame: str) -> None:
     """LingBot-VA's client adds the first position and multiplies the first rotation from the left."""
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     link = robot.model.link_index(frame)
     format_ = LingBotFormat(robot, layout="lingbot_va", side="left")
     rng = np.random.default_rng(1)
@@ -91,7 +91,7 @@ def test_poses_are_those_of_pinocchio(name: str, frame: str) -> None:
 
 
 def test_poses_come_back() -> None:
-    robot = Embodiment.load("cobot_magic")
+    robot = load_embodiment("cobot_magic")
     format_ = LingBotFormat(robot, layout="paper_per_arm")
     q = np.random.default_rng(2).uniform(robot.lower, robot.upper, (6, robot.n))
     found = format_.end_effector_poses(format_.pack(q), q[0])
@@ -101,12 +101,12 @@ def test_poses_come_back() -> None:
 
 
 def test_arms_are_found() -> None:
-    told = [(arm.joints, arm.gripper, arm.link) for arm in find_arms(Embodiment.load("cobot_magic"))]
+    told = [(arm.joints, arm.gripper, arm.link) for arm in find_arms(load_embodiment("cobot_magic"))]
     assert told == [((0, 1, 2, 3, 4, 5), 6, "left_link6"), ((7, 8, 9, 10, 11, 12), 13, "right_link6")]
 
 
 def test_what_is_ambiguous_is_refused() -> None:
-    panda, pair, hand = (Embodiment.load(name) for name in ("panda", "cobot_magic", "allegro_right"))
+    panda, pair, hand = (load_embodiment(name) for name in ("panda", "cobot_magic", "allegro_right"))
     with pytest.raises(InputError, match=r"name the layout.*three orders"):
         LingBotFormat(panda, layout=None, side="left")
     with pytest.raises(InputError, match="did you mean 'lingbot_va'"):
@@ -122,7 +122,7 @@ def test_what_is_ambiguous_is_refused() -> None:
 
 
 def test_numbers_of_another_layout_side_or_scale_are_noticed() -> None:
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     left = LingBotFormat(robot, layout="lingbot_va", side="left")
     numbers = left.pack(robot.home[None])
     for other in (("lingbot_va", "right"), ("paper_per_arm", "left"), ("lingbot_vla", None)):

@@ -13,7 +13,7 @@ from jidm.errors import InputError
 from jidm.estimation.result import JointMotion, stack
 from jidm.fields.analytic import AnalyticField
 from jidm.flow import Flow
-from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 from jidm.video.io import read_video
 from jidm.visualization import overlay, plot_motion, write_overlay
 from jidm.visualization.plot import draw_motion
@@ -23,7 +23,7 @@ FRAMES, HEIGHT, WIDTH = 6, 48, 64
 
 @pytest.fixture(scope="module")
 def field() -> AnalyticField:
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     return AnalyticField(robot, robot.camera().resized(WIDTH, HEIGHT), points=1500, occluders=6000)
 
 
@@ -145,7 +145,7 @@ def test_heat_rises():
 
 
 def test_explained_motion_leaves_nothing_and_background_stays(field: AnalyticField):
-    q = torch.tensor(Embodiment.load("planar_finger_2").home).float()
+    q = torch.tensor(load_embodiment("planar_finger_2").home).float()
     delta_q = torch.tensor([0.03, -0.02])
     jacobian, mask = field.dense(q, HEIGHT, WIDTH)
     flow = torch.einsum("cnhw,n->chw", jacobian, delta_q)
@@ -174,7 +174,7 @@ def test_unexplained_is_in_pixels_of_the_video(field: AnalyticField):
 
 
 def test_points_are_drawn_on_the_robot(field: AnalyticField):
-    q = torch.tensor(Embodiment.load("planar_finger_2").home).float()
+    q = torch.tensor(load_embodiment("planar_finger_2").home).float()
     black = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     drawn = overlay.draw_points(black, field, q).any(axis=-1)
     _, mask = field.dense(q, HEIGHT, WIDTH)

@@ -85,12 +85,12 @@ def test_every_embodiment_loads_from_the_wheel(wheel: Path, tmp_path: Path):
     program = """
 import json, jidm, jidm.robot.registry
 robots = {}
-for name in jidm.Embodiment.names():
+for name in jidm.embodiment_names():
     try:
-        robots[name] = jidm.Embodiment.load(name).n
+        robots[name] = jidm.load_embodiment(name).n
     except jidm.MissingExtraError as error:
         robots[name] = str(error)
-print(json.dumps([jidm.__file__, str(jidm.robot.registry.shipped_folder()), robots]))
+print(json.dumps([jidm.__file__, str(jidm.robot.registry.bundled_folder()), robots]))
 """
     file, folder, robots = json.loads(call(python, "-c", program, cwd=tmp_path))
     assert Path(file).is_relative_to(home) and Path(folder).is_relative_to(home)

@@ -36,9 +36,9 @@ class ShowRobot:
     """Print JSON instead of text."""
 
     def run(self) -> int:
-        from jidm.robot.embodiment import Embodiment
+        from jidm.robot.registry import load_embodiment
 
-        robot = Embodiment.load(self.name)
+        robot = load_embodiment(self.name)
         print(json.dumps(as_dict(robot), indent=2) if self.json else describe(robot))
         return 0
 
@@ -70,12 +70,12 @@ def table() -> list[RobotRow]:
     """All registered robots, sorted by name; one that cannot be loaded says why in place of its title."""
     from tqdm import tqdm
 
-    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.registry import embodiment_names, load_embodiment
 
     rows = []
-    for name in tqdm(Embodiment.names(), desc="reading robots", unit="robot", delay=2, leave=False):
+    for name in tqdm(embodiment_names(), desc="reading robots", unit="robot", delay=2, leave=False):
         try:
-            robot = Embodiment.load(name)
+            robot = load_embodiment(name)
         except JidmError as error:
             rows.append(RobotRow(name, "?", str(error), "", ""))
             continue

@@ -22,15 +22,9 @@ def find_robot(given: str) -> Embodiment:
         EmbodimentError: no such name, or the descriptor is wrong.
         UrdfError: the URDF is malformed.
     """
-    from jidm.robot import registry
-    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.registry import load_embodiment
 
-    path = Path(given)
-    if path.suffix.lower() in (".urdf", ".xml"):
-        return Embodiment.from_urdf(path)
-    if path.name == "embodiment.toml" or (path / "embodiment.toml").is_file():
-        return registry.resolve(path, given)
-    return Embodiment.load(given)
+    return load_embodiment(given)
 
 
 def resize_camera(camera: Camera, width: int, height: int, video: Path) -> Camera:

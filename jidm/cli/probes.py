@@ -71,10 +71,10 @@ def video() -> str:
 
 
 def sim() -> str:
-    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.registry import load_embodiment
     from jidm.sim import Scene
 
-    robot = Embodiment.load("planar_finger_2")
+    robot = load_embodiment("planar_finger_2")
     with Scene(robot) as world:
         seen = int(world.render(robot.home, robot.camera(next(iter(robot.cameras)))).on_robot.sum())
     if not seen:
@@ -83,10 +83,10 @@ def sim() -> str:
 
 
 def meshes() -> str:
-    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.registry import load_embodiment
     from jidm.robot.surface import sample_surface
 
-    robot = Embodiment.load("panda")
+    robot = load_embodiment("panda")
     return f"panda: {robot.n} joints, {len(sample_surface(robot.model, 500))} surface points"
 
 

@@ -389,9 +389,9 @@ def recorded_robot(dataset: Any) -> Embodiment | None:
     name, recorded = dataset.recipe.get("embodiment"), dataset.recipe.get("embodiment_hash")
     if not name:
         return None
-    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.registry import load_embodiment
 
-    robot = Embodiment.load(name)
+    robot = load_embodiment(name)
     if recorded and robot.content_hash != recorded:
         raise DatasetError(
             f"{dataset.root}: recorded of a '{name}' with content hash {recorded[:12]}, the '{name}' known here has "

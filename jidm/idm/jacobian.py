@@ -101,9 +101,9 @@ class JacobianIDM:
             seed: of the surface sampling.
             options: `options`, `limits` and `flow_side` of the constructor.
         """
-        from jidm.robot.embodiment import Embodiment
+        from jidm.robot.registry import load_embodiment
 
-        robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
+        robot = load_embodiment(embodiment)
         camera_model = robot.camera(camera)
         field = AnalyticField(robot, camera_model, points=points, occluders=max(20000, points), seed=seed)
         return cls(robot, field, as_flow_estimator(flow), **options)
@@ -437,14 +437,14 @@ class JacobianIDM:
 
 def _checkpoint_embodiment(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:
     """The robot a checkpoint is used on; None where nobody knows one."""
-    from jidm.robot.embodiment import Embodiment
+    from jidm.robot.registry import embodiment_names, load_embodiment
 
     if embodiment is None:
         record = checkpoint.embodiment
-        if record is None or record["name"] not in Embodiment.names():
+        if record is None or record["name"] not in embodiment_names():
             return None
         embodiment = str(record["name"])
-    robot = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
+    robot = load_embodiment(embodiment)
     checkpoint.check_embodiment(robot)
     return robot
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.registry import load_embodiment
 
 VELOCITY_FRACTION = 0.85
 """Share of a joint's velocity limit that is allowed."""
@@ -69,7 +70,7 @@ class EvaLimits:
             gripper_velocity, gripper_acceleration: of an opening that goes from 0 to 1 [1/s, 1/s^2].
             gripper_weight: what a gripper counts beside a joint's 1.
         """
-        robot = Embodiment.load(robot) if isinstance(robot, str) else robot
+        robot = load_embodiment(robot)
         gripper, opening = robot.gripper_mask, robot.upper - robot.lower
         opens = gripper & np.isfinite(opening) & (opening > 0)
 

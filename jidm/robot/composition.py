@@ -13,7 +13,7 @@ from jidm.errors import EmbodimentError
 from jidm.robot import model as robot_model
 from jidm.robot.convention import JointConvention
 from jidm.robot.embodiment import JOINT_VECTORS, Embodiment
-from jidm.robot.factory import from_model
+from jidm.robot.factory import embodiment_from_model
 
 
 def compose(name: str | None = None, **parts: Any) -> Embodiment:
@@ -25,10 +25,10 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
 
     Args:
         name: name of the new robot; the parts' names joined by "+" if not given.
-        parts: prefix -> embodiment (or registered name), or (embodiment, T_base_part (4, 4) [m]).
+        parts: prefix -> embodiment, or (embodiment, T_base_part (4, 4) [m]).
 
     Raises:
-        EmbodimentError: no part, or a transform that is not rigid.
+        EmbodimentError: no part, a part that is no embodiment, or a transform that is not rigid.
     """
     if not parts:
         raise EmbodimentError(
@@ -44,7 +44,7 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
 
     shared = [key for key in embodiments[0].conventions if all(key in e.conventions for e in embodiments)]
     vectors: dict[str, Any] = {v: np.concatenate([getattr(e, v) for e in embodiments]) for v in JOINT_VECTORS}
-    composed = from_model(
+    composed = embodiment_from_model(
         model,
         name=name,
         joints=prefixed("joint_names"),
@@ -90,10 +90,10 @@ def rigid_transform(
 
 def _resolve_part(prefix: str, part: Any) -> tuple[Embodiment, NDArray[np.float64]]:
     embodiment, T = part if isinstance(part, tuple) and len(part) == 2 else (part, np.eye(4))
-    embodiment = Embodiment.load(embodiment) if isinstance(embodiment, str) else embodiment
     if not isinstance(embodiment, Embodiment):
         raise EmbodimentError(
-            f"compose: part '{prefix}' must be an embodiment, its name, or (embodiment, 4x4 transform)"
+            f"compose: part '{prefix}' must be an embodiment or (embodiment, 4x4 transform), got {embodiment!r}; "
+            "load a robot by its name with load_embodiment"
         )
     T = np.array(T, dtype=np.float64)
     is_homogeneous = T.shape == (4, 4) and np.isfinite(T).all() and np.allclose(T[3], (0, 0, 0, 1))

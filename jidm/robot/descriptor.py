@@ -17,7 +17,7 @@ tip_links, gripper_joints        names
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +42,12 @@ _CAMERA_KEYS = ("width", "height", "K", "T_camera_base", "eye", "target", "up", 
 _CONVENTION_KEYS = ("order", "sign", "scale", "offset", "unit", "normalised")
 
 
-def read_descriptor(path: str | Path) -> Embodiment:
+def read_descriptor(path: str | Path, load_part: Callable[[str], Embodiment]) -> Embodiment:
     """The embodiment described by a folder's `embodiment.toml`.
 
     Args:
         path: the folder, or the file.
+        load_part: gives the embodiment of a name, for the parts of a robot that is composed of others.
 
     Raises:
         EmbodimentError: unknown key, wrong length or type, or a contradiction with the URDF; names file and key.
@@ -61,7 +62,7 @@ def read_descriptor(path: str | Path) -> Embodiment:
         raise EmbodimentError(f"{path}: this robot is made of itself; compose it of others")
     token = _loading.set((*_loading.get(), file))
     try:
-        return _build_composed(data, path) if "compose" in data else _build_single(data, path)
+        return _build_composed(data, path, load_part) if "compose" in data else _build_single(data, path)
     except MissingExtraError:
         raise
     except JidmError as error:
@@ -87,19 +88,19 @@ def _build_single(data: dict[str, Any], path: Path) -> Embodiment:
             raise EmbodimentError(f"{path}: joints.{key} has {len(values)} values, joints.names has {len(names)}")
     types = {j.name: j.type for j in model.joints}
     conventions = _conventions(data, names, tuple(types[x] for x in names), path)
-    return factory.from_model(
+    return factory.embodiment_from_model(
         model, name=data["name"], joints=names, locked=locked, conventions=conventions,
         fingerprint=[factory.urdf_fingerprint(urdf, model), data], **joints, **_metadata(data),
     )  # fmt: skip
 
 
-def _build_composed(data: dict[str, Any], path: Path) -> Embodiment:
+def _build_composed(data: dict[str, Any], path: Path, load_part: Callable[[str], Embodiment]) -> Embodiment:
     for key in ("urdf", "joints", "locked"):
         if key in data:
             raise EmbodimentError(f"{path}: a descriptor has {key} or [compose], not both")
     parts: dict[str, Any] = {}
     for prefix, part in data["compose"].items():
-        embodiment = Embodiment.load(part["embodiment"])
+        embodiment = load_part(part["embodiment"])
         parts[prefix] = (embodiment, rigid_transform(part.get("xyz", (0, 0, 0)), part.get("rpy", (0, 0, 0))))
     composed = compose(data["name"], **parts)
     metadata = _metadata(data)

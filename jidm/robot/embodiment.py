@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ class Embodiment:
     """One robot: its links, its n actuated joints in a fixed order, their limits, and default cameras.
 
     The base frame is the frame of the root link. Every array is read-only; two embodiments are equal when their
-    content hashes are. Make one with `load`, `from_urdf` or `compose` rather than by hand.
+    content hashes are. Make one with `load_embodiment`, `embodiment_from_urdf` or `compose` rather than by hand.
 
     Attributes:
         name: registry name.
@@ -77,53 +77,6 @@ class Embodiment:
     def __post_init__(self) -> None:
         self._freeze()
         self._validate()
-
-    # ---- where embodiments come from ----------------------------------------------------------------------------
-
-    @classmethod
-    def load(cls, name: str) -> Embodiment:
-        """The registered embodiment of that name.
-
-        Raises:
-            EmbodimentError: no such name (the message suggests the nearest), or its descriptor is wrong.
-            MissingExtraError: its URDF is in a package that is not installed.
-        """
-        from jidm.robot import registry
-
-        return registry.load(name)
-
-    @staticmethod
-    def names() -> tuple[str, ...]:
-        """All registered names, sorted; nothing is loaded."""
-        from jidm.robot import registry
-
-        return registry.names()
-
-    @staticmethod
-    def register(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> None:
-        """Add a robot of your own for this process; others find theirs by the entry-point group `jidm.embodiments`.
-
-        Args:
-            source: folder with an `embodiment.toml` (or that file), an Embodiment, or a callable that returns either.
-
-        Raises:
-            EmbodimentError: the name is taken or not a plain word.
-        """
-        from jidm.robot import registry
-
-        registry.register(name, source)
-
-    @classmethod
-    def from_urdf(
-        cls, path: str | Path, *, mesh_roots: Sequence[str | Path] = (), name: str | None = None,
-        joints: Sequence[str] | None = None, locked: Mapping[str, float] | None = None, **overrides: Any,
-    ) -> Embodiment:  # fmt: skip
-        """A usable embodiment from any URDF file; see `jidm.robot.factory.from_urdf` for defaults and arguments."""
-        from jidm.robot import factory
-
-        return factory.from_urdf(path, mesh_roots=mesh_roots, name=name, joints=joints, locked=locked, **overrides)
-
-    # ---- what is asked of it ------------------------------------------------------------------------------------
 
     @property
     def n(self) -> int:
@@ -261,13 +214,6 @@ class Embodiment:
         for name, convention in self.conventions.items():
             if convention.joint_names != self.joint_names:
                 raise EmbodimentError(f"{where}: convention '{name}' is for other joints: {convention.joint_names}")
-
-
-def compose(name: str | None = None, **parts: Any) -> Embodiment:
-    """Mount several robots on one new base link as one robot; see `jidm.robot.composition.compose`."""
-    from jidm.robot import composition
-
-    return composition.compose(name, **parts)
 
 
 class _FrozenDict(dict[str, Any]):

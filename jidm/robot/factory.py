@@ -23,7 +23,7 @@ DEFAULT_CONTROL_DT = 0.02
 """Control period of a robot whose descriptor states none [s]."""
 
 
-def from_urdf(
+def embodiment_from_urdf(
     path: str | Path,
     *,
     mesh_roots: Sequence[str | Path] = (),
@@ -58,7 +58,7 @@ def from_urdf(
     path = Path(path)
     model = read_urdf(path, mesh_roots=[Path(root) for root in mesh_roots])
     arguments = {"name": name, "joints": joints, "locked": locked, **overrides}
-    return from_model(
+    return embodiment_from_model(
         model,
         name=name or model.name,
         joints=joints,
@@ -68,7 +68,7 @@ def from_urdf(
     )
 
 
-def from_model(
+def embodiment_from_model(
     model: RobotModel,
     *,
     name: str,
@@ -78,7 +78,7 @@ def from_model(
     coupling: tuple[ArrayLike, ArrayLike] | None = None,
     **overrides: Any,
 ) -> Embodiment:
-    """An embodiment from a model that has been read; defaults as in `from_urdf`.
+    """An embodiment from a model that has been read; defaults as in `embodiment_from_urdf`.
 
     Args:
         fingerprint: plain data (numbers, texts, lists, mappings) that stands for everything the content hash covers.

@@ -1,4 +1,7 @@
-"""Which robots are known by name. A registry is data: nothing is read before it is asked for."""
+"""Robots known by name: those that come with jidm, those registered in this process, those of installed packages.
+
+A registry is data: no descriptor is read before it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from jidm.errors import EmbodimentError, did_you_mean
 from jidm.robot.descriptor import DESCRIPTOR_FILE, read_descriptor
 from jidm.robot.embodiment import Embodiment
+from jidm.robot.factory import embodiment_from_urdf
 
 ENTRY_POINT_GROUP = "jidm.embodiments"
 """Packages name their robots here; the value is a folder with an embodiment.toml, an Embodiment, or a callable that
@@ -26,30 +30,45 @@ def bundled_folder() -> Path:
     return inside if inside.is_dir() else beside
 
 
-def names() -> tuple[str, ...]:
-    """All known names, sorted."""
+def embodiment_names() -> tuple[str, ...]:
+    """All registered names, sorted; no embodiment is loaded."""
     return tuple(sorted({*_bundled(), *_registered, *_entry_points()}))
 
 
-def load(name: str) -> Embodiment:
-    """The embodiment of that name; see `Embodiment.load`."""
-    if name in _registered:
-        return resolve(_registered[name], name)
-    if name in (bundled := _bundled()):
-        return resolve(bundled[name], name)
-    if name in (points := _entry_points()):
-        try:
-            provider = points[name].load()
-        except Exception as error:  # other people's package: whatever it raises is one clear line here
-            raise EmbodimentError(
-                f"embodiment '{name}': its entry point {points[name].value} does not load: {error}; mend that package"
-            ) from error
-        return resolve(provider, name)
-    raise EmbodimentError(f"unknown embodiment '{name}': {did_you_mean(name, names())}")
+def load_embodiment(source: str | Path | Embodiment) -> Embodiment:
+    """An embodiment by its registered name or from a file.
+
+    Args:
+        source: a registered name, a URDF file (`.urdf` or `.xml`), a folder with an `embodiment.toml` or that file; an
+            Embodiment is returned as it is. A text is a registered name first.
+
+    Raises:
+        EmbodimentError: no such name (the message suggests the nearest), or the descriptor is wrong.
+        UrdfError: the URDF is malformed.
+        MissingExtraError: the URDF is in a package that is not installed.
+    """
+    if isinstance(source, Embodiment):
+        return source
+    if isinstance(source, str) and (provider := _provider(source)) is not None:
+        return _resolve(provider, source)
+    path = Path(source)
+    if path.suffix.lower() in (".urdf", ".xml"):
+        return embodiment_from_urdf(path)
+    if isinstance(source, Path) or path.name == DESCRIPTOR_FILE or (path / DESCRIPTOR_FILE).is_file():
+        return read_descriptor(path, _load_named)
+    return _load_named(source)
 
 
-def register(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> None:
-    """Add a robot for this process; see `Embodiment.register`."""
+def register_embodiment(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> None:
+    """Add a robot of your own for this process; packages add theirs by the entry-point group `jidm.embodiments`.
+
+    Args:
+        name: letters, digits and `_ . + -`.
+        source: folder with an `embodiment.toml` (or that file), an Embodiment, or a callable that returns either.
+
+    Raises:
+        EmbodimentError: the name is taken or holds other characters.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
         raise EmbodimentError(f"embodiment name '{name}' must be of letters, digits and _ . + -")
     if name in _bundled() or (name in _registered and _registered[name] != source):
@@ -57,17 +76,39 @@ def register(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> 
     _registered[name] = source
 
 
-def resolve(source: Any, name: str) -> Embodiment:
-    """An embodiment from whatever a registration or entry point holds: folder, file, Embodiment or callable."""
-    if callable(source) and not isinstance(source, Embodiment):
-        source = source()
-    if isinstance(source, (str, Path)):
-        source = read_descriptor(source)
-    if not isinstance(source, Embodiment):
+def _load_named(name: str) -> Embodiment:
+    if (provider := _provider(name)) is None:
+        raise EmbodimentError(f"unknown embodiment '{name}': {did_you_mean(name, embodiment_names())}")
+    return _resolve(provider, name)
+
+
+def _provider(name: str) -> Any:
+    """What is registered under a name: folder, file, Embodiment or callable; None if nothing is."""
+    if name in _registered:
+        return _registered[name]
+    if name in (bundled := _bundled()):
+        return bundled[name]
+    if name not in (points := _entry_points()):
+        return None
+    try:
+        return points[name].load()
+    except Exception as error:  # code of another package: whatever it raises becomes one clear line here
         raise EmbodimentError(
-            f"embodiment '{name}': its provider gave {type(source).__name__}; it must give a folder with {DESCRIPTOR_FILE} or an Embodiment"
+            f"embodiment '{name}': its entry point {points[name].value} does not load: {error}; mend that package"
+        ) from error
+
+
+def _resolve(provider: Any, name: str) -> Embodiment:
+    if callable(provider) and not isinstance(provider, Embodiment):
+        provider = provider()
+    if isinstance(provider, (str, Path)):
+        provider = read_descriptor(provider, _load_named)
+    if not isinstance(provider, Embodiment):
+        raise EmbodimentError(
+            f"embodiment '{name}': its provider gave {type(provider).__name__}; "
+            f"it must give a folder with {DESCRIPTOR_FILE} or an Embodiment"
         )
-    return source
+    return provider
 
 
 def _bundled() -> dict[str, Path]:

@@ -104,10 +104,10 @@ class Recorder:
     """A robot ready to be recorded: loaded once, used for any number of episodes."""
 
     def __init__(self, config: BabbleConfig, embodiment: Embodiment | None = None) -> None:
-        from jidm.robot.embodiment import Embodiment
+        from jidm.robot.registry import load_embodiment
 
         self.config = config
-        self.embodiment = embodiment or Embodiment.load(config.embodiment)
+        self.embodiment = embodiment or load_embodiment(config.embodiment)
         self.cameras = {
             name: fit_camera_to_robot(
                 self.embodiment,

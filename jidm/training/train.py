@@ -64,9 +64,9 @@ def train(
 
         dataset = open_dataset(config.data)
     if robot is None and config.embodiment is not None:
-        from jidm.robot import registry
+        from jidm.robot.registry import load_embodiment
 
-        robot = registry.load(config.embodiment)
+        robot = load_embodiment(config.embodiment)
     _prepare_run_folder(config, dataset)
     if config.devices > 1 and "LOCAL_RANK" not in os.environ:
         prepare_training(config, dataset, robot, report)  # decodes once, for all processes

@@ -21,6 +21,7 @@ from jidm.fields.free.network import LearnedField
 from jidm.model_registry import extra_frames, model_class
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
+from jidm.robot.registry import load_embodiment
 from jidm.training.config import TrainConfig
 from jidm.training.data.augment import Augment, make_augmentation
 from jidm.training.data.batch import PairBatch
@@ -273,7 +274,7 @@ def _flow_source(
     elif robot is None and recorded_robot is None:
         problem = "nobody named the robot"
     else:
-        robot = robot or Embodiment.load(str(recorded_robot))
+        robot = robot or load_embodiment(str(recorded_robot))
         if dataset.recipe.get("embodiment_hash") not in (None, robot.content_hash):
             problem = f"it was made with another version of '{robot.name}'"
         elif store.state_names != robot.joint_names and len(store.state_names) != robot.n:
