@@ -167,9 +167,9 @@ def docs_module(name: str) -> Any:
 def test_table_of_robots_is_fresh():
     embodiment_table = docs_module("embodiment_table")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert embodiment_table.renewed(text) == text, "out of date: run python docs/embodiment_table.py"
+    assert embodiment_table.updated(text) == text, "out of date: run python docs/embodiment_table.py"
     stale = text.replace("| `panda` |", "| `pnda` |")
-    assert embodiment_table.renewed(stale) == text
+    assert embodiment_table.updated(stale) == text
 
 
 def test_import_graph_is_fresh():
