@@ -10,12 +10,14 @@ PYTEST_ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format types boundaries bench clean
+.PHONY: help demo test slow lint format types boundaries spell docs serve-docs bench clean
 
 help:
 	@echo "make demo    render a robot video, decode it, write plot, overlay and error table to jidm_demo/"
 	@echo "make test    the default test suite;  make slow: the long tests"
 	@echo "make lint    ruff;  make types: mypy;  make boundaries: what may import what;  make format: rewrite"
+	@echo "make docs    the documentation site in site/;  make serve-docs: the same on http://127.0.0.1:8000"
+	@echo "make spell   codespell, American spelling"
 	@echo "make bench   the measurements of docs/benchmarks.md"
 	@echo "make clean   remove the virtual environment and what was written"
 
@@ -33,10 +35,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,serve,dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/jidm demo --out jidm_demo
 
 test: $(VENV)/.dev
+	@echo "The default tests take up to ten minutes on two cores; PYTEST_ARGS=\"-k camera\" runs a part of them."
 	$(PYTEST)
 
 slow: $(VENV)/.dev
@@ -57,6 +64,16 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 	@for script in benchmarks/*.py; do MYPYPATH=tests $(BIN)/mypy $$script || exit 1; done
 
+spell: $(VENV)/.dev
+	git ls-files -z | xargs -0 $(BIN)/codespell
+
+# Material announces its successor on every build; the variable keeps that out of the log.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+serve-docs: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
+
 # These measure trained models and must be told which.
 TRAINED = benchmarks/idm_accuracy.py benchmarks/decode_speed.py
 
@@ -64,4 +81,4 @@ bench: $(VENV)/.dev
 	@for script in $(filter-out $(TRAINED),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) jidm_demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) jidm_demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
