@@ -79,7 +79,7 @@ def compared(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str
         for key in dict.fromkeys([*after, *before]):
             a, b = before.get(key), after.get(key)
             metric = metrics.get(key[-1], Metric(key[-1]))
-            shown = ["" if x is None else metric.shown(x["value"]) for x in (a, b)]
+            shown = ["" if x is None else metric.shown(x["value"], x.get("rounding")) for x in (a, b)]
             verdict = "same file" if untouched else judged(run, metric, a, b, targets, limit)
             ratio = f"{b['value'] / a['value']:.3f}" if a and b and a["value"] else ""
             lines.append(Line((run, *key), shown[0], shown[1], ratio, verdict))

@@ -175,13 +175,14 @@ SECTIONS = (
         (
             Table(("reward-formula",), layout="tall"),
             Table(
-                ("reward-panda", "reward-allegro", "reward-cobot"),
+                ("reward-panda", "reward-allegro"),
                 AUROC,
                 "matrix",
                 text="How often a clean video is ranked above a spoiled one: AUROC at failure strengths .25 / .5 / 1. "
                 "`late`, `wrong_goal` and `penetration` look like any other motion; only task or scene can tell. Stretched "
                 "links are the weak spot: a learned field follows a robot that has grown.",
             ),
+            Table(("reward-cobot",), AUROC, "matrix", text="Dual PiPER, judged by the exact field of URDF and camera:"),
             Table(
                 ("reward-panda", "reward-allegro", "reward-cobot"),
                 text="`executed error` is how far the tips end up from the intended motion when the decoded actions are "
@@ -282,9 +283,9 @@ class Figures:
     def number(self, one: Mapping[str, Any]) -> str:
         """Value and, over seeds, lowest and highest."""
         metric = self.metrics[one["metric"]]
-        text = metric.shown(one["value"])
+        text = metric.shown(one["value"], one.get("rounding"))
         if "spread" in one:
-            low, high = (metric.shown(x).removesuffix(" %") for x in one["spread"])
+            low, high = (metric.shown(x, one.get("rounding")).removesuffix(" %") for x in one["spread"])
             text += f" ({low} to {high})"
         return text
 
@@ -415,7 +416,7 @@ def about(name: str, result: Mapping[str, Any]) -> str:
     # The steps before the last are not recorded; they are known where that one is still the same.
     same = job is not None and job.commands[-1] == result["command"]
     commands = job.commands if job is not None and same else (result["command"],)
-    needs = f" Needs {' and '.join(f'`{x}`' for x in job.needs)}." if job is not None and job.needs else ""
+    needs = f" Needs {', '.join(f'`{x}`' for x in job.needs)}." if job is not None and job.needs else ""
     return "\n".join([f"- `{name}`: {', '.join(parts)}.{note}{needs}", *(f"  `{x}`  " for x in commands)]).rstrip()
 
 

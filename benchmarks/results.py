@@ -73,11 +73,25 @@ class Metric:
         """Label with unit."""
         return self.label if self.unit in ("", "%") else f"{self.label} [{self.unit}]"
 
-    def shown(self, value: float) -> str:
-        """The value as the page writes it, without its unit unless that is a percentage."""
-        text = f"{100 * value if self.unit == '%' else value:.{self.digits}g}"
-        if "e" in text and 1 <= abs(value) < 1e6:
-            text = f"{value:,.0f}"
+    def shown(self, value: float, rounding: float | None = None) -> str:
+        """The value as the page writes it, without its unit unless that is a percentage.
+
+        Args:
+            rounding: half the last digit that is known; where it is not given, `digits` significant ones are.
+        """
+        scale = 100 if self.unit == "%" else 1
+        value = value * scale
+        last = None if not rounding else math.floor(math.log10(2.001 * rounding * scale))  # decimal place of that digit
+        if value == round(value) and abs(value) < 1e6 and last is None:
+            text = f"{value:.0f}"
+        elif abs(value) < 1e-3:
+            digits = self.digits if last is None or not value else math.floor(math.log10(abs(value))) - last + 1
+            text = f"{value:.{min(digits, self.digits) - 1}e}".replace("e-0", "e-")
+        elif last is not None:
+            text = f"{value:.{max(0, -last)}f}"
+        else:
+            text = f"{value:#.{self.digits}g}".rstrip(".")
+            text = f"{value:,.0f}" if "e" in text else text
         return f"{text} %" if self.unit == "%" else text
 
 
@@ -94,13 +108,20 @@ class Bound:
 
     def shown(self, metric: Metric) -> str:
         """As the page writes it."""
+        percent = metric.unit == "%"
+
+        def plain(value: float) -> str:
+            return f"{100 * value if percent else value:.6g}".replace("e-0", "e-")
+
         if self.low == self.high:
-            return metric.shown(self.low)
-        if math.isinf(self.low):
-            return f"≤ {metric.shown(self.high)}"
-        if math.isinf(self.high):
-            return f"≥ {metric.shown(self.low)}"
-        return f"{metric.shown(self.low).removesuffix(' %')} to {metric.shown(self.high)}"
+            text = plain(self.low)
+        elif math.isinf(self.low):
+            text = f"≤ {plain(self.high)}"
+        elif math.isinf(self.high):
+            text = f"≥ {plain(self.low)}"
+        else:
+            text = f"{plain(self.low)} to {plain(self.high)}"
+        return f"{text} %" if percent else text
 
 
 @dataclass(frozen=True)
