@@ -193,6 +193,16 @@ def add_save(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What a script was asked for, for its report: all options but `--save`."""
+    return {key: value for key, value in vars(args).items() if key != "save"}
+
+
+def material(name: str) -> Path:
+    """Where third-party files are, or should be: in the folder that the environment variable JIDM_MATERIAL names."""
+    return Path(os.environ.get("JIDM_MATERIAL") or REPOSITORY / MATERIAL) / name
+
+
 def row(
     robot: str, method: str, metric: str, value: float, *, case: str = "", spread: Sequence[float] | None = None
 ) -> dict[str, Any]:
@@ -306,6 +316,19 @@ def _folded(value: Any, depth: int) -> str:
         return "[\n" + ",\n".join(inner + _folded(x, depth + 1) for x in value) + f"\n{outer}]"
     items = (f"{inner}{json.dumps(k, ensure_ascii=False)}: {_folded(x, depth + 1)}" for k, x in value.items())
     return "{\n" + ",\n".join(items) + f"\n{outer}}}"
+
+
+def requirements(run: str, figures: Iterable[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    """A line for each figure of a run that has a must, and whether it is reached."""
+    known, among, lines = metrics(), targets(), []
+    for one in figures:
+        target, metric = target_of(run, one, among), known[one["metric"]]
+        if target is not None and target.must is not None:
+            what = ", ".join(filter(None, (one["robot"], one["method"], one.get("case", ""), metric.label)))
+            holds = target.must.holds(one["value"])
+            figure = metric.shown(one["value"])
+            lines.append((f"{what}: {figure}, must {target.must.shown(metric)}{'' if holds else ': MISSED'}", holds))
+    return lines
 
 
 def _plain(value: Any) -> Any:
