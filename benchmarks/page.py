@@ -122,7 +122,8 @@ SECTIONS = (
     Section(
         "Trained models",
         "All models of a table train on the same recordings for the same time and decode the same held-out videos from the "
-        "true first pose. `learned field` is ours; the baselines are described in [learning](learning.md#baselines).",
+        "true first pose. `learned field` is ours; the baselines are those of `jidm train --kind`: direct regression from "
+        "images (UniPi), from flow, EVA's and VERA's inverse dynamics models.",
         (),
     ),
     Section(
@@ -162,7 +163,7 @@ SECTIONS = (
     ),
     Section(
         "Bundled checkpoints",
-        "`JacobianIDM.from_pretrained(NAME)`; [how they were made](../checkpoints/README.md). No URDF and no camera; the "
+        "`JacobianIDM.from_pretrained(NAME)`; `checkpoints/README.md` says how they were made. No URDF and no camera; the "
         "first pose is given. `action MSE over that of direct` compares with the tables above, whose models had ten "
         "minutes and 1,200 longer episodes.",
         (Table(("bundled-*",), (*MODELS, "action_mse_over_direct")),),
