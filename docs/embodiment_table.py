@@ -15,7 +15,7 @@ BEGIN, END = "<!-- robots: written by docs/embodiment_table.py -->", "<!-- end o
 
 def markdown() -> str:
     """The registry as a Markdown table."""
-    lines = ["| name | robot | joints + gripper | files and licence |", "|---|---|---|---|"]
+    lines = ["| name | robot | joints + gripper | files and license |", "|---|---|---|---|"]
     lines += [f"| `{r.name}` | {r.title} | {r.joints} | {r.license} |" for r in table()]
     return "\n".join(lines)
 

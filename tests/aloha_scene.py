@@ -21,7 +21,7 @@ from jidm.robot.urdf.reader import parse_urdf
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 FINGER = "left_finger"
 FINGER_CLOSED, FINGER_OPEN = 0.01844, 0.058
-"""Finger position at normalised gripper 0 and 1 [m]."""
+"""Finger position at normalized gripper 0 and 1 [m]."""
 
 
 def viperx(material_path: Path) -> Embodiment:
@@ -51,7 +51,7 @@ def viperx(material_path: Path) -> Embodiment:
         control_dt=0.02,
         tip_links=("/ee_gripper_link",),
         gripper_joints=(FINGER,),
-        licence="BSD-3",
+        license="BSD-3",
         source="Interbotix vx300s URDF; see SOURCE.md of the material",
     )
 

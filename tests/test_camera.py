@@ -103,6 +103,55 @@ def test_any_batch_shape_and_either_precision(shape, dtype) -> None:
     assert skewed().to(torch.float32).K.dtype == torch.float32
 
 
+# ---- torch.func -----------------------------------------------------------------------------------------------------
+
+P_BASE = 0.3 * torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+FUNCTIONS = {
+    "project": lambda camera: camera.project(P_BASE)[0],
+    "depth": lambda camera: camera.project(P_BASE)[1],
+    "unproject": lambda camera: camera.unproject(P_BASE[:, :2] * 100, P_BASE[:, 2]),
+    "projection_jacobian": lambda camera: camera.projection_jacobian(P_BASE + 1),
+    "resized": lambda camera: camera.resized(64, 48).to(torch.float64).project(P_BASE)[0],
+    "position": lambda camera: camera.position,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("field", ["K", "T_camera_base"])
+def test_slopes_in_intrinsics_and_pose_are_those_of_finite_differences(field: str, name: str) -> None:
+    """jacfwd and jacrev with respect to all entries, also those that no rigid pose or pinhole camera would have."""
+    camera, h = skewed(), 1e-6
+
+    def function(value: Tensor) -> Tensor:
+        return FUNCTIONS[name](replace(camera, **{field: value}))
+
+    at = getattr(camera, field)
+    steps = h * torch.eye(at.numel(), dtype=torch.float64).unflatten(-1, at.shape)
+    slope = torch.stack([(function(at + s) - function(at - s)) / (2 * h) for s in steps], dim=-1).unflatten(
+        -1, at.shape
+    )
+    for transform in (torch.func.jacfwd, torch.func.jacrev):
+        torch.testing.assert_close(transform(function)(at), slope, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_many_cameras_by_vmap_are_a_loop(name: str) -> None:
+    eyes = ((1.1, -0.7, 0.9), (0.8, 0.9, 0.4), (-1.0, 0.3, 1.2))
+    cameras = [replace(Camera.look_at(eye, (0, 0, 0.3), width=321, height=197), K=skewed().K * s)
+               for eye, s in zip(eyes, (1.0, 1.1, 0.9), strict=True)]  # fmt: skip
+    K, T = torch.stack([c.K for c in cameras]), torch.stack([c.T_camera_base for c in cameras])
+    ours = torch.func.vmap(lambda K, T: FUNCTIONS[name](Camera(321, 197, K, T)))(K, T)
+    torch.testing.assert_close(ours, torch.stack([FUNCTIONS[name](c) for c in cameras]), rtol=0, atol=1e-9)
+
+
+def test_a_camera_made_by_hand_is_checked_when_asked() -> None:
+    camera = skewed()
+    assert camera.validated() is camera
+    for wrong in (replace(camera, K=-camera.K), replace(camera, T_camera_base=2 * camera.T_camera_base)):
+        with pytest.raises(CameraError):
+            wrong.validated()
+
+
 # ---- PyBullet -------------------------------------------------------------------------------------------------------
 
 

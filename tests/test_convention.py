@@ -86,10 +86,10 @@ def test_each_part_of_a_convention_by_hand() -> None:
     outside = np.array([20.0, 90.0, 0.25, 0.3])
     np.testing.assert_allclose(c.to_embodiment(outside), [math.pi / 2 + 0.5, -0.3, 0.02, 0.02], rtol=1e-14)
     np.testing.assert_allclose(c.delta_to_embodiment(outside), [math.pi / 2, -0.3, 0.02, 0.01], rtol=1e-14)
-    assert c.unit == ("deg", "rad", "mm", "normalised") and c.order == (1, 3, 0, 2)
+    assert c.unit == ("deg", "rad", "mm", "normalized") and c.order == (1, 3, 0, 2)
 
 
-def test_a_normalised_range_may_run_downwards() -> None:
+def test_a_normalized_range_may_run_downwards() -> None:
     c = JointConvention.make(("g",), joint_types=("prismatic",), normalized={"g": (0.04, 0.0)})
     np.testing.assert_allclose(c.to_embodiment(np.array([[0.0], [0.25], [1.0]]))[:, 0], [0.04, 0.03, 0.0], atol=1e-16)
 
@@ -124,10 +124,10 @@ def test_covariances_map_by_the_matrix() -> None:
         ({"offset": {"a": math.nan}}, "offset of 'a' must be finite"),
         ({"unit": {"a": "degree"}}, "did you mean 'deg'"),
         ({"unit": {"x": "deg"}}, "unit names 'x'"),
-        ({"order": ("a", "b", "c")}, "outside_names has 3 entries"),
+        ({"order": ("a", "b", "c")}, "external_names has 3 entries"),
         ({"order": ("a", "b", "c", "c")}, "must hold every joint once"),
-        ({"normalised": {"a": (1.0, 1.0)}}, "two different numbers"),
-        ({"normalised": {"a": (0.0, 1.0)}, "sign": {"a": -1}}, "give one of them"),
+        ({"normalized": {"a": (1.0, 1.0)}}, "two different numbers"),
+        ({"normalized": {"a": (0.0, 1.0)}, "sign": {"a": -1}}, "give one of them"),
     ],
 )
 def test_a_convention_that_cannot_be_inverted_is_refused(options: dict[str, Any], message: str) -> None:

@@ -204,9 +204,9 @@ def test_columns_of_a_shared_file_in_any_order(
 
     dataset = open_dataset(make_v30(tmp_path, truth, per_file=3, row_groups=row_groups))
     reads, real = [], module._read_table
-    monkeypatch.setattr(module, "_read", lambda *given: reads.append(given[-1]) or real(*given))
+    monkeypatch.setattr(module, "_read_table", lambda *given: reads.append(given[-1]) or real(*given))
     for room in (module._CACHE_BYTES, 0):
-        monkeypatch.setattr(module, "_HELD", room)
+        monkeypatch.setattr(module, "_CACHE_BYTES", room)
         for index in (4, 0, 2, 1, 0, 3):
             episode = dataset.episode(index)
             np.testing.assert_array_equal(episode.state, truth[index].state)

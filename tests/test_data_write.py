@@ -267,14 +267,14 @@ from pathlib import Path
 import av, pyarrow.parquet  # before "ready", so that kills strike while something is written, not while this loads
 from test_data_write import arrays, writer
 to = writer(Path(sys.argv[1]))
-done = to.done()
+done = to.completed_episodes()
 print("ready", flush=True)
 for index in range(int(sys.argv[2])):
     if index not in done:
         to.write_episode(index, **arrays(index))
         print(index, flush=True)
-    if index % 5 == 4: to.finish()
-to.finish()
+    if index % 5 == 4: to.finalize()
+to.finalize()
 """
 
 

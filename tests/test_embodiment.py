@@ -50,7 +50,7 @@ def test_descriptor_is_complete_and_consistent(name: str) -> None:
     assert e.joint_types == tuple(types[x] for x in e.joint_names)
     # Every number says where it comes from, or that it was chosen.
     parts = [""] if name != "cobot_magic" else ["left.", "right."]
-    for key in ("position", "velocity", "effort", "acceleration", "jerk", "control_dt", "home", "amplitude"):
+    for key in ("position", "velocity", "effort", "acceleration", "jerk", "control_dt", "home", "exploration_range"):
         for part in parts:
             assert len(e.notes[part + key]) > 2, key
 
@@ -194,7 +194,7 @@ def own_robot(tmp_path: Path) -> Path:
         '<limit lower="-1" upper="1" velocity="2" effort="3"/></joint></robot>'
     )
     (folder / "embodiment.toml").write_text(
-        'name = "hinge"\ntitle = "Hinge"\nlicence = "none"\nsource = "this test"\nurdf = "robot.urdf"\n'
+        'name = "hinge"\ntitle = "Hinge"\nlicense = "none"\nsource = "this test"\nurdf = "robot.urdf"\n'
         '[joints]\nnames = ["j"]\nhome = [0.25]\n'
     )
     return folder

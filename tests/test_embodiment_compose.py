@@ -49,7 +49,7 @@ def test_numbers_names_and_conventions_are_joined() -> None:
     assert e.joint_names == tuple(f"{side}_{x}" for side in ("left", "right") for x in arm.joint_names)
     assert e.gripper_joints == ("left_gripper", "right_gripper")
     assert e.tip_links == ("left_finger1", "left_finger2", "right_finger1", "right_finger2")
-    for vector in ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude"):
+    for vector in ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "exploration_range"):
         np.testing.assert_array_equal(getattr(e, vector), np.tile(getattr(arm, vector), 2))
     sdk = e.convention("sdk").from_embodiment(e.home)
     np.testing.assert_allclose(sdk, np.tile(arm.convention("sdk").from_embodiment(arm.home), 2))
@@ -214,7 +214,7 @@ def test_aloha_link_origins_are_the_simulators() -> None:
     assert np.linalg.norm(unflipped["left_/gripper_link"][:3, 3] - GRIPPER_LINK_AT_START["left"]) > 0.1
 
 
-def test_aloha_fingers_open_as_normalised() -> None:
+def test_aloha_fingers_open_as_normalized() -> None:
     e, convention, _ = aloha_embodiment(material("aloha_sim"))
     for x, apart in ((0.0, 2 * 0.01844), (1.0, 2 * 0.058)):
         links = poses(e, convention.to_embodiment(np.array([*START, x] * 2)))

@@ -22,7 +22,7 @@ URDF = """<robot name="two"><link name="base"/><link name="a"/><link name="b"/><
 
 TOML = """name = "two"
 title = "Two joints"
-licence = "none"
+license = "none"
 source = "this test"
 urdf = "robot.urdf"
 control_dt = 0.02
@@ -31,7 +31,7 @@ gripper_joints = ["j2"]
 [joints]
 names = ["j1", "j2"]
 home = [0.1, 0.2]
-amplitude = [0.5, 0.1]
+exploration_range = [0.5, 0.1]
 acceleration = [10.0, 1.0]
 jerk = [100.0, 10.0]
 [notes]
@@ -68,7 +68,7 @@ def test_a_right_descriptor_is_read_as_written(folder: Path) -> None:
     ("old", "new", "message"),
     [
         ('title = "Two joints"', 'titel = "Two joints"', "unknown key 'titel': did you mean 'title'"),
-        ('licence = "none"\n', "", "key 'licence' is missing"),
+        ('license = "none"\n', "", "key 'license' is missing"),
         ('urdf = "robot.urdf"\n', "", "key 'urdf' is missing"),
         ('urdf = "robot.urdf"', 'urdf = "other.urdf"', "'other.urdf' is not there"),
         ('urdf = "robot.urdf"', 'urdf = "../robot.urdf"', "'../robot.urdf'.*beside the descriptor"),
@@ -86,7 +86,11 @@ def test_a_right_descriptor_is_read_as_written(folder: Path) -> None:
         ("home = [0.1, 0.2]", "home = [nan, 0.2]", "home holds a value that is not a number"),
         ("home = [0.1, 0.2]", 'home = ["0.1", "0.2"]', "joints.home must be a list of"),
         ("home = [0.1, 0.2]", "home = [true, false]", "joints.home must be a list of"),
-        ("amplitude = [0.5, 0.1]", "amplitude = [-0.5, 0.1]", "amplitude of 'j1' must not be negative"),
+        (
+            "exploration_range = [0.5, 0.1]",
+            "exploration_range = [-0.5, 0.1]",
+            "exploration_range of 'j1' must not be negative",
+        ),
         ("acceleration = [10.0, 1.0]", "acceleration = [0.0, 1.0]", "acceleration of 'j1' must be positive"),
         ("jerk = [100.0, 10.0]", "jerks = [100.0, 10.0]", "unknown key 'jerks': did you mean 'jerk'"),
         ("jerk = [100.0, 10.0]", "lower = [2.0, 0.0]", "joint 'j1' has lower 2 > upper 1"),
@@ -130,7 +134,7 @@ def test_another_order_must_be_meant(folder: Path) -> None:
 
 def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
     one = TOML.replace('names = ["j1", "j2"]', 'names = ["j1"]').replace('gripper_joints = ["j2"]\n', "")
-    one = re.sub(r"^(home|amplitude|acceleration|jerk) = \[([\d.]+), [\d.]+\]", r"\1 = [\2]", one, flags=re.M)
+    one = re.sub(r"^(home|exploration_range|acceleration|jerk) = \[([\d.]+), [\d.]+\]", r"\1 = [\2]", one, flags=re.M)
     (folder / "embodiment.toml").write_text(one)
     with pytest.raises(EmbodimentError, match=r"'j2' of the URDF is neither in joints.names nor in \[locked\]"):
         load_embodiment(folder)
@@ -152,7 +156,7 @@ def test_a_joint_is_never_forgotten_but_may_be_locked(folder: Path) -> None:
     ],
 )
 def test_a_wrong_part_is_named(folder: Path, part: str, message: str) -> None:
-    text = f'name = "x"\ntitle = "x"\nlicence = "x"\nsource = "x"\n[compose.left]\n{part}\n'
+    text = f'name = "x"\ntitle = "x"\nlicense = "x"\nsource = "x"\n[compose.left]\n{part}\n'
     (folder / "embodiment.toml").write_text(text)
     with pytest.raises(EmbodimentError, match=message) as caught:
         load_embodiment(folder)
@@ -164,7 +168,7 @@ def test_a_robot_made_of_itself_is_refused(folder: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(registry, "_registered", {"ouroboros": folder})
     (folder / "embodiment.toml").write_text(
-        'name = "ouroboros"\ntitle = "x"\nlicence = "x"\nsource = "x"\n[compose.left]\nembodiment = "ouroboros"\n'
+        'name = "ouroboros"\ntitle = "x"\nlicense = "x"\nsource = "x"\n[compose.left]\nembodiment = "ouroboros"\n'
     )
     with pytest.raises(EmbodimentError, match="made of itself"):
         load_embodiment(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,109 @@ def test_what_was_asked_first_in_inference_mode_still_has_gradients() -> None:
     q = anywhere(e).requires_grad_()
     kinematics.link_jacobians(q).sum().backward()
     assert q.grad.isfinite().all()
+
+
+# ---- torch.func -----------------------------------------------------------------------------------------------------
+
+
+def twists(kinematics: Kinematics, q: Tensor) -> Tensor:
+    return kinematics.link_twists(kinematics.link_poses(q))
+
+
+def tip_pose(kinematics: Kinematics, q: Tensor) -> Tensor:
+    return kinematics.link_pose_and_jacobian(q, len(kinematics.model.links) - 1)[0]
+
+
+def tip_jacobian(kinematics: Kinematics, q: Tensor) -> Tensor:
+    return kinematics.link_pose_and_jacobian(q, len(kinematics.model.links) - 1)[1]
+
+
+FUNCTIONS = (Kinematics.link_poses, twists, tip_pose, tip_jacobian)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_link_is_that_link_of_all(name: str) -> None:
+    e, kinematics = loaded(name)
+    q = anywhere(e, 2, 3)
+    poses, jacobians = kinematics.link_poses(q), kinematics.link_jacobians(q)
+    for link in range(len(e.model.links)):
+        pose, jacobian = kinematics.link_pose_and_jacobian(q, link)
+        torch.testing.assert_close(pose, poses[..., link, :, :], rtol=0, atol=1e-13)
+        torch.testing.assert_close(jacobian, jacobians[..., link, :, :], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_first_call_may_be_in_a_transform_that_differentiates(name: str, function) -> None:
+    """jacfwd and jacrev of a new Kinematics equal central differences, and leave nothing behind that later calls meet."""
+    e, reference = loaded(name)
+    q, h = anywhere(e, seed=3), 1e-6
+    steps = h * torch.eye(e.n, dtype=torch.float64)
+    slope = torch.stack([(function(reference, q + s) - function(reference, q - s)) / (2 * h) for s in steps], dim=-1)
+    for transform in (torch.func.jacfwd, torch.func.jacrev):
+        kinematics = Kinematics.from_embodiment(e)
+        first = transform(lambda q, kinematics=kinematics: function(kinematics, q))(q)
+        torch.testing.assert_close(first, slope, rtol=0, atol=1e-8)
+        assert torch.equal(function(kinematics, q), function(reference, q))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_first_call_may_be_in_vmap(name: str, function, dtype: torch.dtype) -> None:
+    """vmap, and jacfwd in vmap, of a new Kinematics equal a loop, also where its constants must be converted first."""
+    e, reference = loaded(name)
+    q = anywhere(e, 3, dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    looped = torch.stack([function(reference, row) for row in q])
+    kinematics = Kinematics.from_embodiment(e)
+    torch.testing.assert_close(torch.func.vmap(lambda q: function(kinematics, q))(q), looped, rtol=0, atol=tolerance)
+    slopes = [torch.func.jacfwd(lambda q: function(reference, q))(row) for row in q]
+    kinematics = Kinematics.from_embodiment(e)
+    ours = torch.func.vmap(torch.func.jacfwd(lambda q: function(kinematics, q)))(q)
+    torch.testing.assert_close(ours, torch.stack(slopes), rtol=0, atol=tolerance)
+    torch.testing.assert_close(function(kinematics, q), looped, rtol=0, atol=tolerance)
+
+
+def test_the_first_call_may_be_in_functional_call() -> None:
+    e, reference = loaded("panda")
+    q = anywhere(e)
+
+    class Pose(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = torch.nn.Parameter(torch.zeros(e.n, dtype=torch.float64))
+            self.kinematics = Kinematics.from_embodiment(e)
+
+        def forward(self) -> Tensor:
+            return self.kinematics.link_poses(self.q)[-1, :3, 3]
+
+    module = Pose()
+    ours = torch.func.jacrev(lambda q: torch.func.functional_call(module, {"q": q}, ()))(q)
+    torch.testing.assert_close(ours, reference.link_jacobians(q)[-1, :3], rtol=0, atol=1e-12)
+
+
+def test_no_tensor_of_a_transform_outlives_it() -> None:
+    """A cached tensor that a transform wrapped would have no storage, so that it could not be pickled."""
+    e, kinematics = loaded("panda")
+    q = anywhere(e, dtype=torch.float32)
+    torch.func.jacfwd(lambda q: twists(kinematics, q))(q)
+    torch.func.jacfwd(lambda q: tip_jacobian(kinematics, q))(q)
+    again = pickle.loads(pickle.dumps(kinematics))
+    assert torch.equal(again.link_poses(q), kinematics.link_poses(q))
+
+
+def test_a_kinematics_made_in_a_transform_serves_afterwards() -> None:
+    e, reference = loaded("planar_finger_3")
+    q, made = anywhere(e), []
+
+    def function(q: Tensor) -> Tensor:
+        made.append(Kinematics.from_embodiment(e))
+        return made[-1].link_poses(q)
+
+    slope = torch.func.jacfwd(function)(q)
+    torch.testing.assert_close(slope, torch.func.jacfwd(reference.link_poses)(q))
+    torch.testing.assert_close(made[-1].link_poses(q), reference.link_poses(q))
 
 
 MIXED = """

@@ -361,4 +361,4 @@ def test_wrong_package_files_are_refused(spec: str, said: str) -> None:
 
 
 def test_a_packages_own_file_is_found() -> None:
-    assert package_file("jidm:robot/urdf.py").samefile(Path(mesh_resolver.__file__).with_name("urdf.py"))
+    assert package_file("jidm:robot/mesh_resolver.py").samefile(Path(mesh_resolver.__file__))

@@ -112,7 +112,7 @@ def test_encodings(encode: object) -> None:
     assert parse_urdf(encode(text)).root == "Gerät"  # type: ignore[operator]
 
 
-def test_axes_are_normalised() -> None:
+def test_axes_are_normalized() -> None:
     for xyz, expected in [
         ("0 0 2", (0, 0, 1)),
         ("3e-5 0 -4e-5", (0.6, 0, -0.8)),

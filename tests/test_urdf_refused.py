@@ -11,7 +11,9 @@ import pytest
 from urdf_text import LIMIT, chain, joint, links, mimic_joint, one_joint, one_visual, parse_error, robot
 
 from jidm.errors import UrdfError
-from jidm.robot.urdf.reader import MAX_BYTES, parse_urdf, read_urdf, xml
+from jidm.robot.urdf import xml
+from jidm.robot.urdf.reader import parse_urdf, read_urdf
+from jidm.robot.urdf.xml import MAX_BYTES
 
 ENTITIES = "<!ENTITY a 'ha'><!ENTITY b '&a;&a;&a;&a;'>"
 XML = {

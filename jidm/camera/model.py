@@ -1,7 +1,7 @@
-"""Pinhole camera in the OpenCV convention: x right, y down, z forward; pixel (0, 0) is centred at u = v = 0.
+"""Pinhole camera in the OpenCV convention: x right, y down, z forward; pixel (0, 0) is centered at u = v = 0.
 
-A continuous image of width W therefore spans u in [-0.5, W - 0.5], and a camera that looks along its own
-optical axis has its principal point at ((W - 1) / 2, (H - 1) / 2).
+A continuous image of width W therefore spans u in [-0.5, W - 0.5], and a symmetric camera has its principal point at
+((W - 1) / 2, (H - 1) / 2).
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ _OPENGL_TO_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """Where the camera is and how it projects.
+    """Pinhole camera: image size, intrinsics and pose.
+
+    The methods are pure functions of K and T_camera_base, so they work under `torch.func` transforms (jacfwd, vmap) with
+    respect to both: `jacfwd(lambda K: replace(camera, K=K).project(p)[0])(camera.K)`. The constructor therefore checks
+    size and shapes only. Cameras from files, dictionaries and matrices of PyBullet are checked in full; a camera built
+    by hand is checked by `validated`.
 
     Attributes:
         width, height: image size [px].
         K: (3, 3) intrinsics [px], last row (0, 0, 1).
         T_camera_base: (4, 4) pose of the robot base in the camera frame [m]: `T_camera_base @ p_base -> p_camera`.
+
+    Raises:
+        CameraError: the size is not positive, or K or T_camera_base has another shape.
     """
 
     width: int
@@ -41,9 +49,18 @@ class Camera:
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
             raise CameraError(f"camera size {self.width}x{self.height} must be positive")
-        K, T = self.K.detach().double().cpu(), self.T_camera_base.detach().double().cpu()
+        K, T = self.K, self.T_camera_base
         if K.shape != (3, 3) or T.shape != (4, 4):
             raise CameraError(f"K must be 3x3 and T_camera_base 4x4, got {tuple(K.shape)} and {tuple(T.shape)}")
+
+    def validated(self) -> Camera:
+        """This camera, after its values have been checked.
+
+        Raises:
+            CameraError: K or T_camera_base is not finite, K is not upper triangular with positive focal lengths, or
+                T_camera_base is not a rigid transform.
+        """
+        K, T = self.K.detach().double().cpu(), self.T_camera_base.detach().double().cpu()
         if not (K.isfinite().all() and T.isfinite().all()):
             raise CameraError("K and T_camera_base must be finite")
         if not torch.allclose(K[2], torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)) or K[1, 0].abs() > 1e-9:
@@ -55,6 +72,7 @@ class Camera:
             raise CameraError("T_camera_base must be a rigid transform: its 3x3 block is not a rotation (det +1)")
         if not torch.allclose(T[3], torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)):
             raise CameraError("the last row of T_camera_base must be (0, 0, 0, 1)")
+        return self
 
     # ---- constructors -------------------------------------------------------------------------------------------
 
@@ -74,6 +92,9 @@ class Camera:
         Args:
             up: direction that points up in the image; must not be parallel to the line of sight.
             fov_y: vertical field of view [degrees], in (0, 180).
+
+        Raises:
+            CameraError: a vector is not three finite numbers, they define no orientation, or fov_y is out of range.
         """
         if not 0.0 < fov_y < 180.0:
             raise CameraError(f"fov_y must lie in (0, 180) degrees, got {fov_y}")
@@ -98,6 +119,9 @@ class Camera:
         """Camera from `{width, height, K, T_camera_base}` or `{width, height, eye, target, up?, fov_y?}`.
 
         K may be 3x3 nested lists or (fx, fy, cx, cy).
+
+        Raises:
+            CameraError: a key is unknown or missing, or the values are not those of a pinhole camera.
         """
         known = {"width", "height", "K", "T_camera_base", "eye", "target", "up", "fov_y"}
         if unknown := set(data) - known:
@@ -115,7 +139,7 @@ class Camera:
                 raise CameraError(
                     f"K must be 3x3 or (fx, fy, cx, cy) and T_camera_base 4x4, got {tuple(K.shape)} and {tuple(T.shape)}"
                 )
-            return cls(width, height, K, T)
+            return cls(width, height, K, T).validated()
         except KeyError as missing:
             raise CameraError(
                 f"camera lacks {missing}; give width, height, K, T_camera_base or width, height, eye, target"
@@ -127,7 +151,11 @@ class Camera:
 
     @classmethod
     def load(cls, path: str | Path) -> Camera:
-        """Camera from a JSON file in either form of `from_dict`."""
+        """Camera from a JSON file in either form of `from_dict`.
+
+        Raises:
+            CameraError: the file cannot be read, is not JSON or holds no pinhole camera; the message names the file.
+        """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -155,6 +183,9 @@ class Camera:
 
         Args:
             T_world_base: (4, 4) pose of the robot base in PyBullet's world; identity if not given.
+
+        Raises:
+            CameraError: not 16 numbers each, or not the matrices of a pinhole camera.
         """
         if len(view) != 16 or len(projection) != 16:
             raise CameraError(f"view and projection must hold 16 numbers each, got {len(view)} and {len(projection)}")
@@ -169,7 +200,7 @@ class Camera:
         )
         T_camera_world = _OPENGL_TO_OPENCV @ V
         T_world_base = torch.eye(4, dtype=torch.float64) if T_world_base is None else T_world_base.double()
-        return cls(width, height, K, T_camera_world @ T_world_base)
+        return cls(width, height, K, T_camera_world @ T_world_base).validated()
 
     # ---- conversions --------------------------------------------------------------------------------------------
 
@@ -181,6 +212,9 @@ class Camera:
         Args:
             near, far: clipping distances [m].
             T_world_base: (4, 4) pose of the robot base in PyBullet's world; identity if not given.
+
+        Raises:
+            CameraError: the clipping distances are out of order, or K is skewed.
         """
         if not 0 < near < far:
             raise CameraError(f"clipping distances must satisfy 0 < near < far, got near={near}, far={far}")
@@ -222,7 +256,7 @@ class Camera:
     def resized(self, width: int, height: int) -> Camera:
         """Camera of the same view sampled on another grid (the image is stretched to width x height)."""
         sx, sy = width / self.width, height / self.height
-        # u' + 0.5 = (u + 0.5) * s, because pixel edges, not pixel centres, stay in place.
+        # u' + 0.5 = (u + 0.5) * s, because pixel edges, not pixel centers, stay in place.
         S = torch.tensor([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]], dtype=torch.float64)
         return replace(self, width=width, height=height, K=(S.to(self.K) @ self.K))
 
@@ -234,7 +268,7 @@ class Camera:
         return p_base @ T[:3, :3].T + T[:3, 3]
 
     def project_camera(self, p_camera: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 2"]:
-        """Points in the camera frame [m] to pixels (u, v). Points with z <= 0 lie behind the camera and mean nothing."""
+        """Points in the camera frame [m] to pixels (u, v). Points with z <= 0 lie behind the camera; their pixels have no meaning."""
         K = self.K.to(p_camera)
         x, y, z = p_camera.unbind(-1)
         z = torch.where(z.abs() < 1e-9, torch.full_like(z, 1e-9), z)

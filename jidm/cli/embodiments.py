@@ -20,7 +20,7 @@ class ListRobots:
     """One line per robot (what `jidm embodiments` alone does)."""
 
     def run(self) -> int:
-        rows = [("NAME", "JOINTS", "ROBOT", "LICENCE"), *((r.name, r.joints, r.title, r.license) for r in table())]
+        rows = [("NAME", "JOINTS", "ROBOT", "LICENSE"), *((r.name, r.joints, r.title, r.license) for r in table())]
         print(columns(rows))
         return 0
 
@@ -91,7 +91,7 @@ def as_dict(robot: Embodiment) -> dict[str, object]:
     def numbers(x: object) -> list[float | None]:
         return [float(v) if abs(float(v)) != float("inf") else None for v in x]  # type: ignore[attr-defined]
 
-    vectors = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
+    vectors = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "exploration_range")
     return {
         "name": robot.name,
         "title": robot.title,
@@ -106,7 +106,7 @@ def as_dict(robot: Embodiment) -> dict[str, object]:
         "links": len(robot.model.links),
         "cameras": {name: dict(camera) for name, camera in robot.cameras.items()},
         "conventions": sorted(robot.conventions),
-        "licence": robot.license,
+        "license": robot.license,
         "source": robot.source,
         "notes": dict(robot.notes),
         "content_hash": robot.content_hash,
@@ -130,7 +130,7 @@ def describe(robot: Embodiment) -> str:
         f"  control       every {robot.control_dt * 1000:g} ms",
         f"  cameras       {', '.join(robot.cameras) or 'none'}",
         f"  conventions   {', '.join(robot.conventions) or 'none'}",
-        f"  licence       {robot.license}",
+        f"  license       {robot.license}",
         f"  source        {robot.source}",
         f"  content hash  {robot.content_hash}",
         "",

@@ -244,14 +244,14 @@ class DatasetWriter:
         return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
 
     def _encode_record(self, episode: EpisodeRecord) -> bytes:
-        return json.dumps({"plan": self._schema_hash, **vars(episode)}, sort_keys=True, allow_nan=False).encode()
+        return json.dumps({"schema_hash": self._schema_hash, **vars(episode)}, sort_keys=True, allow_nan=False).encode()
 
     def _read_records(self) -> list[EpisodeRecord]:
         pattern = "data/chunk-*/file-*.parquet" if self.version == "v3.0" else "data/chunk-*/episode_*.parquet"
         found = []
         for path in self.root.glob(pattern):
             fields = json.loads(read_notes(path) or b"{}")
-            if fields.pop("plan", None) != self._schema_hash:
+            if fields.pop("schema_hash", None) != self._schema_hash:
                 raise DatasetError(
                     f"{path}: was not written with these features, rate and recipe; write into another folder, "
                     f"or delete this one to start anew"

@@ -167,7 +167,7 @@ def _camera_from_row(row: Tensor, width: int, height: int) -> Camera:
     K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
     T = torch.cat([row[4:].reshape(3, 4), torch.tensor([[0, 0, 0, 1.0]])])
     try:
-        return Camera(width, height, K, T)
+        return Camera(width, height, K, T).validated()
     except CameraError as error:
         raise DatasetError(
             f"observation.camera holds no camera: {error}; write fx, fy, cx, cy and the 3x4 pose"

@@ -125,7 +125,7 @@ def bidirectional_flow(
     estimator: FlowEstimator, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
 ) -> tuple[Flow, Flow]:
     """Flow from `first` to `second` and back; for the price of one where the estimator has a `bidirectional_flow` of its own."""
-    method = getattr(estimator, "both_ways", None)
+    method = getattr(estimator, "bidirectional", None)
     if method is not None:
         flows: tuple[Flow, Flow] = method(first, second)
         return flows

@@ -24,7 +24,7 @@ class CallableFlow:
     """Any function `(first, second) -> flow` or `(flow, weight)` or `Flow` as an estimator; its answer is checked.
 
     A missing weight is 1. Items with a non-finite pixel, and pixels of non-finite flow or weight, get zero flow and
-    zero weight. An object with a `both_ways(first, second)` of two such answers is asked by that for both directions.
+    zero weight. An object with a `bidirectional(first, second)` of two such answers is asked by that for both directions.
     """
 
     function: Callable[[Tensor, Tensor], Any]
@@ -37,7 +37,7 @@ class CallableFlow:
         self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
     ) -> tuple[Flow, Flow]:
         """Flow from `first` to `second` and back."""
-        method = getattr(self.function, "both_ways", None)
+        method = getattr(self.function, "bidirectional", None)
         if method is None:
             return self(first, second), self(second, first)
         check_pair(first, second)

@@ -84,7 +84,7 @@ class PointTrackFlow:
         """Motion of all points from frame `start` to frame `stop`; a point hidden in either has weight 0."""
         if self.tracker is not None:
             raise InputError(
-                "a tracker that runs pair by pair knows no frame numbers: use TrackFlow.from_video(tracker, video)"
+                "a tracker that runs pair by pair knows no frame numbers: use PointTrackFlow.from_video(tracker, video)"
             )
         length = self.tracks.shape[-3]
         if not (0 <= start < length and 0 <= stop < length):

@@ -61,7 +61,7 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
             key: JointConvention.compose({p: e.conventions[key] for p, (e, _) in mounted.items()}) for key in shared
         },
         title=" + ".join(e.title or e.name for e in embodiments),
-        licence="; ".join(dict.fromkeys(e.license for e in embodiments if e.license)),
+        license="; ".join(dict.fromkeys(e.license for e in embodiments if e.license)),
         source="; ".join(dict.fromkeys(e.source for e in embodiments if e.source)),
         notes={f"{prefix}.{key}": text for prefix, (e, _) in mounted.items() for key, text in e.notes.items()},
     )

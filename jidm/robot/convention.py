@@ -6,7 +6,7 @@ order of `embodiment.joint_names`), for joint k read from outside column `order[
 
     q[k] = sign[k] * scale[k] * factor(unit[k]) * x[order[k]] + offset[k]
 
-`factor` is 1 for rad, m and normalised, pi/180 for deg and 1/1000 for mm; `offset` is in rad or m.
+`factor` is 1 for rad, m and normalized, pi/180 for deg and 1/1000 for mm; `offset` is in rad or m.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from jidm.errors import EmbodimentError, did_you_mean
 
-UNIT_FACTOR: dict[str, float] = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "normalised": 1.0}
-"""Size of one outside unit in rad or m; a normalised joint's size is its `scale` alone."""
+UNIT_FACTOR: dict[str, float] = {"rad": 1.0, "deg": math.pi / 180.0, "m": 1.0, "mm": 1e-3, "normalized": 1.0}
+"""Size of one outside unit in rad or m; a normalized joint's size is its `scale` alone."""
 
 Vector = TypeVar("Vector")
 """A numpy array or torch tensor (*batch, n); what comes out is what went in, same dtype and device."""
@@ -39,7 +39,7 @@ class JointConvention:
         joint_names: the embodiment's joints, the order of `q`.
         external_names: the embodiment joint that each outside column holds (a permutation of `joint_names`).
         sign: +1 or -1.
-        scale: size of one outside unit; 1 unless the outside vector is stretched. For a normalised joint
+        scale: size of one outside unit; 1 unless the outside vector is stretched. For a normalized joint
             with range [low, high]: scale = high - low, offset = low.
         offset: `q` where the outside vector reads zero [rad or m].
         unit: what the outside vector is written in, one of the keys of `FACTOR`.
@@ -54,14 +54,14 @@ class JointConvention:
 
     def __post_init__(self) -> None:
         n = len(self.joint_names)
-        for field in ("outside_names", "sign", "scale", "offset", "unit"):
+        for field in ("external_names", "sign", "scale", "offset", "unit"):
             value = tuple(getattr(self, field))
             object.__setattr__(self, field, value)
             if len(value) != n:
                 raise EmbodimentError(f"joint convention: {field} has {len(value)} entries, the robot has {n} joints")
         if sorted(self.external_names) != sorted(self.joint_names) or len(set(self.joint_names)) != n:
             raise EmbodimentError(
-                f"joint convention: outside_names must hold every joint once; "
+                f"joint convention: external_names must hold every joint once; "
                 f"got {', '.join(self.external_names)} for {', '.join(self.joint_names)}"
             )
         for name, sign, scale, offset, unit in zip(
@@ -107,17 +107,17 @@ class JointConvention:
         """
         names = tuple(joint_names)
         tables: dict[str, Mapping[str, Any]] = {
-            "sign": sign or {}, "scale": scale or {}, "offset": offset or {}, "unit": unit or {}, "normalised": normalized or {}
+            "sign": sign or {}, "scale": scale or {}, "offset": offset or {}, "unit": unit or {}, "normalized": normalized or {}
         }  # fmt: skip
         for field, mapping in tables.items():
             for name in mapping:
                 if name not in names:
                     raise EmbodimentError(f"joint convention: {field} names '{name}': {did_you_mean(name, names)}")
         values = {field: dict(mapping) for field, mapping in tables.items()}
-        for name, bounds in values.pop("normalised").items():
+        for name, bounds in values.pop("normalized").items():
             if conflicts := [field for field, mapping in values.items() if name in mapping]:
                 raise EmbodimentError(
-                    f"joint convention: '{name}' is normalised and has {conflicts[0]} too; give one of them"
+                    f"joint convention: '{name}' is normalized and has {conflicts[0]} too; give one of them"
                 )
             if len(bounds) != 2 or not bounds[0] != bounds[1]:
                 raise EmbodimentError(
@@ -125,7 +125,7 @@ class JointConvention:
                 )
             low, high = float(bounds[0]), float(bounds[1])
             values["offset"][name], values["scale"][name] = low, abs(high - low)
-            values["sign"][name], values["unit"][name] = (1 if high > low else -1), "normalised"
+            values["sign"][name], values["unit"][name] = (1 if high > low else -1), "normalized"
         types = tuple(joint_types) if joint_types is not None else ("revolute",) * len(names)
         native = {x: "m" if t == "prismatic" else "rad" for x, t in zip(names, types, strict=True)}
         return cls(
@@ -147,7 +147,7 @@ class JointConvention:
             )
 
         return cls(
-            joined("joint_names", True), joined("outside_names", True),
+            joined("joint_names", True), joined("external_names", True),
             joined("sign"), joined("scale"), joined("offset"), joined("unit"),
         )  # fmt: skip
 

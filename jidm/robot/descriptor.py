@@ -1,16 +1,16 @@
 """embodiment.toml: the file that describes one robot. Read strictly, checked against its URDF.
 
-name, title, licence, source     texts; name is the folder's
+name, title, license, source     texts; name is the folder's
 urdf                             "robot.urdf" beside the file, or "package:path" of an installed pip package
 control_dt                       control period [s]
 tip_links, gripper_joints        names
-[joints]                         names = the order of q; home, amplitude, acceleration, jerk (one number per joint);
+[joints]                         names = the order of q; home, exploration_range, acceleration, jerk (one number per joint);
                                  lower, upper, velocity, effort only where the URDF lacks them or is wrong;
                                  reordered = true if names are not in the URDF's depth-first order
 [locked]                         joint = value [rad or m] it is held at
 [notes]                          where each number comes from
 [cameras.<name>]                 a look-at or matrix form of `Camera.from_dict`
-[conventions.<name>]             order, and tables sign, scale, offset, unit, normalised by joint: `JointConvention.make`
+[conventions.<name>]             order, and tables sign, scale, offset, unit, normalized by joint: `JointConvention.make`
 [compose.<part>]                 embodiment, xyz [m], rpy [rad]: other robots on one base, instead of urdf and joints
 """
 
@@ -34,12 +34,12 @@ from jidm.robot.urdf.reader import read_urdf
 
 DESCRIPTOR_FILE = "embodiment.toml"
 _loading: ContextVar[tuple[Path, ...]] = ContextVar("descriptors being read", default=())
-_STRING_KEYS = ("name", "title", "licence", "source", "urdf")
+_STRING_KEYS = ("name", "title", "license", "source", "urdf")
 _NAME_LIST_KEYS = ("tip_links", "gripper_joints")
 _TABLE_KEYS = ("joints", "locked", "notes", "cameras", "conventions", "compose")
-_VECTOR_KEYS = ("home", "amplitude", "acceleration", "jerk", "lower", "upper", "velocity", "effort")
+_VECTOR_KEYS = ("home", "exploration_range", "acceleration", "jerk", "lower", "upper", "velocity", "effort")
 _CAMERA_KEYS = ("width", "height", "K", "T_camera_base", "eye", "target", "up", "fov_y")
-_CONVENTION_KEYS = ("order", "sign", "scale", "offset", "unit", "normalised")
+_CONVENTION_KEYS = ("order", "sign", "scale", "offset", "unit", "normalized")
 
 
 def read_descriptor(path: str | Path, load_part: Callable[[str], Embodiment]) -> Embodiment:
@@ -117,7 +117,7 @@ def _build_composed(data: dict[str, Any], path: Path, load_part: Callable[[str],
 
 
 def _metadata(data: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("title", "licence", "source", "control_dt", "tip_links", "gripper_joints", "cameras", "notes")
+    keys = ("title", "license", "source", "control_dt", "tip_links", "gripper_joints", "cameras", "notes")
     return {key: tuple(v) if isinstance(v := data[key], list) else v for key in keys if key in data}
 
 
@@ -164,7 +164,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _check_schema(data: dict[str, Any], path: Path) -> None:
     """Keys and types, before any meaning."""
     _check_keys(data, (*_STRING_KEYS, *_NAME_LIST_KEYS, *_TABLE_KEYS, "control_dt"), str(path))
-    for key in ("name", "title", "licence", "source"):
+    for key in ("name", "title", "license", "source"):
         if key not in data:
             raise EmbodimentError(f"{path}: key '{key}' is missing")
     for key in _STRING_KEYS:
@@ -209,12 +209,12 @@ def _check_schema(data: dict[str, Any], path: Path) -> None:
 def _check_convention(table: Any, where: str) -> None:
     _check_keys(table, _CONVENTION_KEYS, where)
     _check_names(table.get("order", []), f"{where}.order")
-    for field in ("sign", "scale", "offset", "unit", "normalised"):
+    for field in ("sign", "scale", "offset", "unit", "normalized"):
         values = table.get(field, {})
         if not isinstance(values, dict):
             raise EmbodimentError(f"{where}.{field} must be a table from joint to value")
         for joint, value in values.items():
-            if field == "normalised":
+            if field == "normalized":
                 _check_numbers(value, 2, f"{where}.{field}.{joint}")
             elif field == "unit" and not isinstance(value, str):
                 raise EmbodimentError(f"{where}.{field}.{joint} must be a text")

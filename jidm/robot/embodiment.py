@@ -17,7 +17,7 @@ from jidm.robot.model import RobotModel
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
 
-JOINT_VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "amplitude")
+JOINT_VECTORS = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "exploration_range")
 """The per-joint numbers of an embodiment, each of shape (n,)."""
 
 
@@ -44,7 +44,7 @@ class Embodiment:
         exploration_range: (n,) how far self-play moves each joint to either side of home [rad or m], limits permitting.
         cameras: name -> look-at or matrix form of `Camera.from_dict`, in the base frame.
         conventions: name -> how outside data count these joints.
-        title, license, source: the robot's full name, the licence of its files, where they come from.
+        title, license, source: the robot's full name, the license of its files, where they come from.
         notes: key -> where that number comes from, or why it was chosen.
         content_hash: sha256 over URDF, meshes and descriptor; the same on every machine.
     """
@@ -104,15 +104,15 @@ class Embodiment:
         return self.joint_names.index(name)
 
     def camera(self, source: str | Path | Camera = "front") -> Camera:
-        """A camera: one of the robot's own by name, a JSON file, or one that is there already.
+        """A camera of the robot by name, of a JSON file, or a `Camera`, whose values are checked.
 
         Raises:
-            CameraError: it is none of these, or the file is not a camera.
+            CameraError: it is none of these, or not a pinhole camera.
         """
         from jidm.camera.model import Camera
 
         if isinstance(source, Camera):
-            return source
+            return source.validated()
         if source in self.cameras:
             return Camera.from_dict(self.cameras[str(source)])
         if str(source).lower().endswith(".json") or Path(source).exists():
@@ -183,7 +183,7 @@ class Embodiment:
             value = getattr(self, name)
             if value.shape != (n,):
                 raise EmbodimentError(f"{where}: {name} has {value.size} values, the robot has {n} joints")
-            if np.isnan(value).any() or (name in ("home", "amplitude") and not np.isfinite(value).all()):
+            if np.isnan(value).any() or (name in ("home", "exploration_range") and not np.isfinite(value).all()):
                 raise EmbodimentError(f"{where}: {name} holds a value that is not a number")
         m = len(self.model.movable_joints)
         if self.coupling_matrix.shape != (m, n) or self.coupling_offset.shape != (m,):
@@ -200,7 +200,7 @@ class Embodiment:
                     raise EmbodimentError(
                         f"{where}: {name} of '{joint}' must be positive, got {getattr(self, name)[k]:g}"
                     )
-            for name in ("effort", "amplitude"):
+            for name in ("effort", "exploration_range"):
                 if getattr(self, name)[k] < 0:
                     raise EmbodimentError(f"{where}: {name} of '{joint}' must not be negative")
         if not (np.isfinite(self.control_dt) and self.control_dt > 0):

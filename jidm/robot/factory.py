@@ -39,7 +39,7 @@ def embodiment_from_urdf(
     continuous joints; velocity and effort: the file's, infinite where it states none or zero; acceleration and jerk:
     infinite (a URDF has no place for them); control period: 0.02 s; tip links: the leaves of the tree; gripper
     joints: none (they are never guessed); home: zero where the limits allow it, else the middle of the range;
-    amplitude: a quarter of the range, at most 0.5 rad, 0.05 m for unlimited prismatic joints; camera `front`: placed
+    exploration_range: a quarter of the range, at most 0.5 rad, 0.05 m for unlimited prismatic joints; camera `front`: placed
     so that the robot's links stay in view over its range.
 
     Args:
@@ -48,8 +48,8 @@ def embodiment_from_urdf(
         name: name of the embodiment; the URDF's robot name if not given.
         joints: the actuated joints in the order wanted for `q`.
         locked: joints held at a value [rad or m] instead of being actuated.
-        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, amplitude ((n,) each), control_dt [s],
-            tip_links, gripper_joints, cameras, conventions, title, licence, source, notes.
+        overrides: any of lower, upper, velocity, acceleration, jerk, effort, home, exploration_range ((n,) each), control_dt [s],
+            tip_links, gripper_joints, cameras, conventions, title, license, source, notes.
 
     Raises:
         UrdfError: the file is malformed.
@@ -121,7 +121,7 @@ def embodiment_from_model(
 
 
 _METADATA_KEYS = (
-    "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "licence", "source", "notes",
+    "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "license", "source", "notes",
 )  # fmt: skip
 
 
@@ -148,9 +148,9 @@ def _vectors(
             out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
     if "home" not in out:
         out["home"], notes["home"] = _default_home(out["lower"], out["upper"]), "not stated; worked out from the limits"
-    if "amplitude" not in out:
-        out["amplitude"] = _default_exploration_range(joints, out["lower"], out["upper"])
-        notes["amplitude"] = "not stated; worked out from the limits"
+    if "exploration_range" not in out:
+        out["exploration_range"] = _default_exploration_range(joints, out["lower"], out["upper"])
+        notes["exploration_range"] = "not stated; worked out from the limits"
     return out, notes
 
 

@@ -1,15 +1,15 @@
 """Batched, differentiable forward kinematics and geometric Jacobians of a tree of links.
 
-Every joint transform is linear in (1, sin q, 1 - cos q, q) with constant 4x4 coefficients (Rodrigues' formula about
-a fixed axis), so all of them come from one matrix product; constant transforms of fixed joints are folded into those coefficients
-and each movable joint then costs one 4x4 product.
+Every joint transform is linear in (1, sin q, 1 - cos q, q) with constant 4x4 coefficients (Rodrigues' formula about a
+fixed axis), so all of them come from one matrix product. The transforms of fixed joints are folded into these
+coefficients, and each movable joint then costs one 4x4 product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ from jidm.robot.model import RobotModel
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
+_Cached = TypeVar("_Cached", bound="_Constants | _Chain")
+
 
 class Kinematics:
-    """Moves the links of one robot.
+    """Forward kinematics and Jacobians of one robot.
 
     Frames: the base frame is the frame of the model's root link. Order: links as in `model.links`, columns as in
-    `joint_names`. Works in the dtype and on the device of the `q` it is given.
+    `joint_names`. Works in the dtype and on the device of the `q` it is given, and under `torch.func` transforms
+    (jacfwd, vmap, functional_call).
 
     Args:
         model: links and joints.
@@ -41,8 +44,12 @@ class Kinematics:
     ) -> None:
         self.model = model
         self.joint_names = tuple(joint_names)
-        self._A, self._b = (torch.as_tensor(np.array(x), dtype=torch.float64) for x in coupling)
-        self._constants: dict[tuple[torch.dtype, torch.device], _Constants] = {}
+        A, b = (np.array(x, dtype=np.float64) for x in coupling)
+        self._tree = _Tree(model, A)
+        constants = _Constants.of_tree(self._tree, b)
+        self._constants: dict[tuple[torch.dtype, torch.device], _Constants] = {
+            (torch.float64, torch.device("cpu")): constants
+        }
         self._chains: dict[tuple[int, torch.dtype, torch.device], _Chain] = {}
 
     @classmethod
@@ -57,7 +64,7 @@ class Kinematics:
     def link_poses(self, q: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch links 4 4"]:
         """Poses `T_base_link` of all links [m] at joint positions q [rad or m]."""
         self._check(q)
-        constants = self._constants_on(q)
+        constants = self._constants_like(q)
         q_full = q @ constants.A.T + constants.b
         features = torch.stack([torch.ones_like(q_full), q_full.sin(), 1 - q_full.cos(), q_full], dim=-2)
         # (*batch, 4, m) x (4, m, 16) -> T_parent_child of every movable joint
@@ -70,7 +77,7 @@ class Kinematics:
             moved.append(step if parent is None else moved[parent] @ step)
         eye = torch.eye(4, dtype=q.dtype, device=q.device).expand(*batch, 4, 4)
         frames = torch.stack([eye, *moved], dim=-3)
-        return frames[..., self._tree.link_frame, :, :] @ constants.T_frame_link
+        return frames[..., constants.link_frame, :, :] @ constants.T_frame_link
 
     def link_twists(self, poses: Float[Tensor, "*batch links 4 4"]) -> Float[Tensor, "*batch links 6 n"]:
         """Spatial velocity of every link per unit joint velocity, in the base frame.
@@ -81,17 +88,17 @@ class Kinematics:
         Args:
             poses: what `link_poses` returned for the same q.
         """
-        constants = self._constants_on(poses)
-        frames = poses[..., self._tree.joint_link, :, :]  # the child link's frame is the joint frame, moved
+        constants = self._constants_like(poses)
+        frames = poses[..., constants.joint_link, :, :]  # the child link's frame is the joint frame, moved
         axis = torch.einsum("...mij,mj->...mi", frames[..., :3, :3], constants.axis)
         origin = frames[..., :3, 3]
         w = axis * constants.is_revolute[:, None]
         v = torch.linalg.cross(origin, w, dim=-1) + axis * (1 - constants.is_revolute)[:, None]
         per_joint = torch.cat([v, w], dim=-1)  # (*batch, m, 6)
-        # Column by column of A, which holds little but one entry a row: never the (links, m, n) product.
+        # Sum over the nonzero entries of A only, about one per row, instead of the (links, m, n) product.
         per_entry = per_joint[..., constants.entry_joint, :] * constants.entry_value[:, None]
-        twists = per_entry.mT.unsqueeze(-3) * constants.entry_carries[:, None, :]
-        if constants.one_to_one:
+        twists = per_entry.mT.unsqueeze(-3) * constants.entry_moves_link[:, None, :]
+        if self._tree.one_to_one:
             return twists
         return twists @ constants.entry_to_column
 
@@ -152,31 +159,41 @@ class Kinematics:
             raise InputError(f"q must be a floating-point tensor [rad or m], got {q.dtype}")
 
     def _chain(self, link: int, like: Tensor) -> _Chain:
-        key = (link, like.dtype, like.device)
-        if key not in self._chains:
-            if not 0 <= link < len(self.model.links):
-                raise InputError(f"link {link} is none of the {len(self.model.links)} links of '{self.model.name}'")
-            with torch.inference_mode(False):
-                self._chains[key] = _Chain(self._tree, self._constants_on(like), link)
-        return self._chains[key]
+        if not 0 <= link < len(self.model.links):
+            raise InputError(f"link {link} is none of the {len(self.model.links)} links of '{self.model.name}'")
+        return _remembered(
+            self._chains,
+            (link, like.dtype, like.device),
+            lambda: _Chain(self._tree, self._constants_like(like), link),
+        )
 
-    @cached_property
-    def _tree(self) -> _Tree:
-        return _Tree(self.model)
+    def _constants_like(self, like: Tensor) -> _Constants:
+        return _remembered(
+            self._constants,
+            (like.dtype, like.device),
+            lambda: self._constants[torch.float64, torch.device("cpu")].to(like.dtype, like.device),
+        )
 
-    def _constants_on(self, like: Tensor) -> _Constants:
-        key = (like.dtype, like.device)
-        if key not in self._constants:
-            # Tensors made in inference mode could never take part in a gradient again.
-            with torch.inference_mode(False):
-                self._constants[key] = _Constants(self._tree, self._A, self._b, like)
-        return self._constants[key]
+
+def _remembered(cache: dict[Any, _Cached], key: Hashable, make: Callable[[], _Cached]) -> _Cached:
+    """The cached value, or a new one, which is cached unless a tracer owns its tensors.
+
+    Inside a transform of torch.func or under torch.compile every new tensor is wrapped and dies with the transform.
+    """
+    if key in cache:
+        return cache[key]
+    # Tensors made in inference mode could never take part in a gradient again.
+    with torch.inference_mode(False):
+        made = make()
+    if type(made.A) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(made.A):
+        cache[key] = made
+    return made
 
 
 class _Tree:
-    """Static structure: which movable joint hangs on which, with which constant transforms in between."""
+    """Static structure of the links and the coupling map, in numpy: parents, ancestors, folded constant transforms."""
 
-    def __init__(self, model: RobotModel) -> None:
+    def __init__(self, model: RobotModel, A: NDArray[np.float64]) -> None:
         index = {link.name: k for k, link in enumerate(model.links)}
         frame_of_link: list[int | None] = [None]  # movable joint that carries the link; None = base
         T_frame_link: list[NDArray[np.float64]] = [np.eye(4)]
@@ -205,18 +222,16 @@ class _Tree:
         self.ancestors = np.zeros((len(model.links), len(self.joints)))
         for k, chain in enumerate(ancestors):
             self.ancestors[k, sorted(chain)] = 1.0
+        self.is_revolute = np.array([j.type != "prismatic" for j in self.joints], dtype=bool)
+        self.A = A
+        # The nonzero entries of A by column: which full joint (row) and which actuated joint (column).
+        self.entry_column, self.entry_joint = np.nonzero(A.T)
+        self.one_to_one = np.array_equal(self.entry_column, np.arange(A.shape[1]))
 
-
-class _Constants:
-    """The tree's constants in one dtype on one device."""
-
-    def __init__(self, tree: _Tree, A: Tensor, b: Tensor, like: Tensor) -> None:
-        def on(x: NDArray[np.float64] | Tensor) -> Tensor:
-            return torch.as_tensor(x).to(dtype=like.dtype, device=like.device)
-
-        m = len(tree.joints)
-        features = np.zeros((4, m, 4, 4))
-        for k, (joint, T) in enumerate(zip(tree.joints, tree.local, strict=True)):
+    def features(self) -> NDArray[np.float64]:
+        """(4, m, 16) coefficients of T_parent_child in (1, sin q, 1 - cos q, q)."""
+        features = np.zeros((4, len(self.joints), 4, 4))
+        for k, (joint, T) in enumerate(zip(self.joints, self.local, strict=True)):
             a = joint.axis
             K = np.array([[0, -a[2], a[1]], [a[2], 0, -a[0]], [-a[1], a[0], 0]])
             features[0, k] = T
@@ -225,18 +240,57 @@ class _Constants:
             else:
                 features[1, k, :3, :3] = T[:3, :3] @ K
                 features[2, k, :3, :3] = T[:3, :3] @ K @ K
-        self.features = on(features.reshape(4, m, 16))
-        self.T_frame_link = on(tree.T_frame_link)
-        # The entries of A, by column: which full joint, which actuated joint, how much, and which links they carry.
-        columns, rows = np.nonzero(A.numpy().T)
-        self.entry_joint = torch.as_tensor(rows, device=like.device)
-        self.entry_to_column = on(np.eye(A.shape[1])[columns])
-        self.entry_value = on(A.numpy()[rows, columns])
-        self.entry_carries = on(tree.ancestors[:, rows])
-        self.one_to_one = np.array_equal(columns, np.arange(A.shape[1]))
-        self.axis = on(np.stack([j.axis for j in tree.joints]) if m else np.zeros((0, 3)))
-        self.is_revolute = on(np.array([float(j.type != "prismatic") for j in tree.joints]))
-        self.A, self.b = on(A), on(b)
+        return features.reshape(4, len(self.joints), 16)
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """The tree's constants as tensors of one dtype on one device.
+
+    Shapes, with m movable joints, n actuated joints and e nonzero entries of A: A (m, n), b (m,), features (4, m, 16),
+    axis (m, 3), is_revolute (m,), T_frame_link (links, 4, 4), entry_value (e,), entry_moves_link (links, e),
+    entry_to_column (e, n); indices link_frame (links,), joint_link (m,), entry_joint (e,).
+    """
+
+    A: Tensor
+    b: Tensor
+    features: Tensor
+    axis: Tensor
+    is_revolute: Tensor
+    T_frame_link: Tensor
+    entry_value: Tensor
+    entry_moves_link: Tensor
+    entry_to_column: Tensor
+    link_frame: Tensor
+    joint_link: Tensor
+    entry_joint: Tensor
+
+    @classmethod
+    def of_tree(cls, tree: _Tree, b: NDArray[np.float64]) -> _Constants:
+        """float64 on the CPU."""
+        axes = [j.axis for j in tree.joints]
+        arrays = {
+            "A": tree.A,
+            "b": b,
+            "features": tree.features(),
+            "axis": np.stack(axes) if axes else np.zeros((0, 3)),
+            "is_revolute": tree.is_revolute.astype(np.float64),
+            "T_frame_link": tree.T_frame_link,
+            "entry_value": tree.A[tree.entry_joint, tree.entry_column],
+            "entry_moves_link": tree.ancestors[:, tree.entry_joint],
+            "entry_to_column": np.eye(tree.A.shape[1])[tree.entry_column],
+            "link_frame": np.array(tree.link_frame, dtype=np.int64),
+            "joint_link": np.array(tree.joint_link, dtype=np.int64),
+            "entry_joint": tree.entry_joint,
+        }
+        with torch.inference_mode(False):
+            return cls(**{name: torch.tensor(array) for name, array in arrays.items()})
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> _Constants:
+        """The same in another dtype (indices stay integers) and on another device."""
+        return _Constants(
+            **{k: x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype) for k, x in vars(self).items()}
+        )
 
 
 class _Chain:
@@ -251,4 +305,4 @@ class _Chain:
         self.T_frame_link = constants.T_frame_link[link]
         self.axis = constants.axis[joints, None, :, None]
         self.is_revolute = constants.is_revolute[joints, None, None] > 0
-        self.all_revolute = bool(self.is_revolute.all())
+        self.all_revolute = bool(tree.is_revolute[joints].all())
