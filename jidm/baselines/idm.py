@@ -86,7 +86,7 @@ class BaselineIDM:
 
         Args:
             q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. Without it, positions are those that
-                the model regresses (EVA), else they start at zero; the provenance says which.
+                the model regresses (EVA), else they start at zero; the provenance states which.
 
         Returns:
             `JointMotion` with the video's batch shape. A frame that is not finite makes the steps to and from it

@@ -148,18 +148,20 @@ def _field_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Errors of field and flow, where the recording has the exact ones and the model has its own."""
     values: dict[str, Any] = {"field_error_mean": None, "flow_epe_px": None}
     samples = [sample for e in evaluation.episodes for sample in e.field_samples]
-    known = [(x.prediction, x.jacobian, x.mask) for x in samples if x.jacobian is not None and x.mask is not None]
-    if known:
-        seen, exact, mask = (list(x) for x in zip(*known, strict=True))
+    exact_samples = [
+        (x.prediction, x.jacobian, x.mask) for x in samples if x.jacobian is not None and x.mask is not None
+    ]
+    if exact_samples:
+        predictions, exact, mask = (list(x) for x in zip(*exact_samples, strict=True))
         on_robot = torch.stack(mask)
-        made = torch.cat([x.jacobian.double() for x in seen])
-        per_joint = metrics.field_error(made, torch.stack(exact), on_robot)
+        jacobian = torch.cat([x.jacobian.double() for x in predictions])
+        per_joint = metrics.field_error(jacobian, torch.stack(exact), on_robot)
         values |= {
             "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.joint_mask),
             "field_error_mean": per_joint[evaluation.joint_mask].nanmean(),
         }
-        if all(x.mask is not None for x in seen):
-            a, b = torch.cat([x.mask for x in seen]) > 0.5, on_robot > 0.5
+        if all(x.mask is not None for x in predictions):
+            a, b = torch.cat([x.mask for x in predictions]) > 0.5, on_robot > 0.5
             values["mask_iou"] = (a & b).sum() / (a | b).sum().clamp(min=1)
     moved = [
         (x.prediction.flow, x.flow, x.flow_mask)
@@ -205,12 +207,12 @@ def step_flags(evaluation: Evaluation) -> dict[str, Tensor]:
     }
 
 
-def compare_models(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict[str, float | None]]:
+def compare_models(evaluations: Mapping[str, Evaluation], reference: str) -> dict[str, dict[str, float | None]]:
     """Action MSE of one model divided by that of each other, on the episodes that all of them decoded: below 1 is better.
 
     Args:
         evaluations: by name.
-        ours: name of the one model.
+        reference: name of the one model.
 
     Returns:
         other -> {"action_mse_ratio", "action_mse_pairs_ratio", "action_mse_smoothed_ratio"}.
@@ -219,12 +221,12 @@ def compare_models(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str
     errors = {name: _common_errors(x, common) for name, x in evaluations.items()}
     out: dict[str, dict[str, float | None]] = {}
     for name, other in errors.items():
-        if name != ours:
+        if name != reference:
             out[name] = {
                 f"{key}_ratio": None
-                if errors[ours][key] is None or other[key] is None
-                else _number(metrics.mse_ratio(errors[ours][key], other[key]))
-                for key in errors[ours]
+                if errors[reference][key] is None or other[key] is None
+                else _number(metrics.mse_ratio(errors[reference][key], other[key]))
+                for key in errors[reference]
             }
     return out
 

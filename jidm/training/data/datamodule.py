@@ -125,7 +125,7 @@ def joint_order(dataset: Any, robot: Embodiment | None) -> tuple[str, ...]:
     A data set with generic names ("joint_0", ...) is taken to have the robot's joints in the robot's order.
 
     Raises:
-        DatasetError: names or number differ; the message says which.
+        DatasetError: names or number differ; the message states which.
     """
     recorded = tuple(dataset.joint_names)
     if robot is None:
