@@ -1,4 +1,5 @@
-"""The baselines as models: shapes, gradients, learning, symmetries, and the parts that their papers define by formula."""
+"""The baselines as models: shapes, gradients, learning, symmetries, and the parts that their papers define by
+formula."""
 
 from __future__ import annotations
 

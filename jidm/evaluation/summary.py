@@ -24,9 +24,9 @@ _SMOOTHED_KEYS = (
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """All metrics of one model as JSON values; None where one does not exist (no field, no robot, no motion).
 
-    `nve` and `action_mse` are of steps decoded as a video from the known initial pose, including steps that are not valid;
-    `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without a given pose; `*_smoothed` are of the
-    motion smoothed over the whole video, see `DecodedEpisode.smoothed`.
+    `nve` and `action_mse` are of steps decoded as a video from the known initial pose, including steps that are not
+    valid; `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without a given pose; `*_smoothed`
+    are of the motion smoothed over the whole video, see `DecodedEpisode.smoothed`.
     """
     counts = evaluation.joint_mask.tolist()
     out: dict[str, Any] = {
@@ -191,8 +191,8 @@ def pair_errors(evaluation: Evaluation) -> Tensor | None:
 
 
 def step_flags(evaluation: Evaluation) -> dict[str, Tensor]:
-    """Of all decoded steps: `valid` (S,), `observable` (S, n), standard deviation `std` (S, n) [rad or m], and `claimed`
-    (S, 1), whether that was estimated at all: a regression only returns the variance of its training data."""
+    """Of all decoded steps: `valid` (S,), `observable` (S, n), standard deviation `std` (S, n) [rad or m], and
+    `claimed` (S, 1), whether that was estimated at all: a regression only returns the variance of its training data."""
     motions = [e.motion for e in evaluation.episodes]
     return {
         "valid": torch.cat([m.valid for m in motions]).bool(),
@@ -208,7 +208,8 @@ def step_flags(evaluation: Evaluation) -> dict[str, Tensor]:
 
 
 def compare_models(evaluations: Mapping[str, Evaluation], reference: str) -> dict[str, dict[str, float | None]]:
-    """Action MSE of one model divided by that of each other, on the episodes that all of them decoded: below 1 is better.
+    """Action MSE of one model divided by that of each other, on the episodes that all of them decoded: below 1 is
+    better.
 
     Args:
         evaluations: by name.
@@ -251,9 +252,9 @@ def compare_corrupted(clean: Evaluation, corrupted: Evaluation) -> dict[str, Any
         corrupted: under the corruption, of the same or of other episodes.
 
     Returns:
-        JSON values. `nve` and `nve_rise`, its ratio to the clean one; `invalid_share`; `unobservable_share` of the joints
-        that count; `widened_share`: steps whose claimed standard deviation (rms over these joints) is above the 95th
-        percentile of the clean steps'; `nve_trusted` of steps that are valid and not widened, and its ratio to the
+        JSON values. `nve` and `nve_rise`, its ratio to the clean one; `invalid_share`; `unobservable_share` of the
+        joints that count; `widened_share`: steps whose claimed standard deviation (rms over these joints) is above the
+        95th percentile of the clean steps'; `nve_trusted` of steps that are valid and not widened, and its ratio to the
         same of the clean steps; `coverage_95`: share of errors inside the claimed 95 % intervals.
     """
     out: dict[str, Any] = {"episodes": len(corrupted.episodes), "failed": dict(corrupted.failed)}

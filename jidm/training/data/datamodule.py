@@ -1,4 +1,4 @@
-"""From a data set and a configuration to what the training loop runs on: batches, an untrained model, a record of the data."""
+"""From a data set and a configuration to batches, an untrained model, and a record of the data."""
 
 from __future__ import annotations
 
