@@ -58,7 +58,9 @@ class NormalEquations:
         """
         names = dict(self.variables) | dict(other.variables)
         if not set(self.variables) <= set(names.items()):
-            raise ValueError(f"variables of one name must have one dimension, got {self.variables} and {other.variables}")
+            raise ValueError(
+                f"variables of one name must have one dimension, got {self.variables} and {other.variables}"
+            )
         one, two = (x if x.variables == tuple(names.items()) else x.embed(names) for x in (self, other))
         return NormalEquations(
             one.H + two.H,
