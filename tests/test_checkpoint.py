@@ -308,7 +308,10 @@ def test_leftovers_of_the_dead_are_removed_in_time(tmp_path: Path) -> None:
         (tmp_path / name / WEIGHTS).write_bytes(b"half")
         for x in (tmp_path / name / WEIGHTS, tmp_path / name):
             os.utime(x, (age, age))
-    remove_stale_temporaries(tmp_path / "c", older_than=1e6)
-    assert len(list(tmp_path.iterdir())) == 3  # too fresh
+    fresh = tmp_path / f".c.{child.pid}.tmp" / WEIGHTS
+    os.utime(fresh, (time.time(), time.time()))
+    remove_stale_temporaries(tmp_path / "c")
+    assert len(list(tmp_path.iterdir())) == 3  # changed too recently
+    os.utime(fresh, (old, old))
     save(tmp_path / "c")
     assert {x.name for x in tmp_path.iterdir()} == {"c", f".d.{child.pid}.tmp"}  # ours we have just used ourselves

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.atomic_io import atomic_write
-from jidm.datasets.summary import CameraSample, DatasetSummary, FlowSample
+from jidm.datasets.image_motion import CameraSample, FlowSample
+from jidm.datasets.summary import DatasetSummary
 from jidm.errors import InputError
 from jidm.visualization.overlay import RgbImage, flow_to_color
 
