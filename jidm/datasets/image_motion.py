@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from jidm.datasets.reader import RecordedDataset
 
 _MIN_PIXEL_CHANGE, _MAX_CHANGED_FRACTION = 8, 1e-4
-"""An image repeats its predecessor if less than this share of its pixels changes by more than these gray levels: codec noise
-of a still image stays below, a moving hand does not."""
+"""An image repeats its predecessor if less than this share of its pixels changes by more than these gray levels: the codec
+noise of a still image stays below, a moving hand does not."""
 
 _MIN_FLOW = 0.5
 """Speed from which pixels count as moving [px per frame]."""
@@ -72,8 +72,8 @@ def sample_camera(
         camera: name of the camera.
         episodes: number of episodes.
         frames: number of evenly spaced images per episode.
-        flow: measure the flow over one step of each, by DIS: the step at the upper quartile of joint speed, because most
-            recordings contain long pauses.
+        flow: measure the flow over one step of each, by DIS: the step at the upper quartile of joint speed, because
+            most recordings contain long pauses.
     """
     samples = []
     for place in _evenly_spaced(len(dataset), episodes):

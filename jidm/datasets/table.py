@@ -109,7 +109,7 @@ class SharedTableReader:
 
 
 def to_numpy(array: Any, what: str) -> NDArray[Any]:
-    """(T, ...) values of an Arrow array of numbers, text, or evenly nested lists of them; missing floating-point numbers are NaN.
+    """(T, ...) values of an Arrow array of numbers, text, or evenly nested lists of them; missing floats are NaN.
 
     Raises:
         DatasetError: lists of unequal length, or missing values that are not floating point.

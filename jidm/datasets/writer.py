@@ -230,7 +230,7 @@ class DatasetWriter:
                     f"must be uint8 {expected}"
                 )
 
-    # ---- episodes on disk ---------------------------------------------------------------------------------------------
+    # ---- episodes on disk --------------------------------------------------------------------------------------------
 
     def _table_keys(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature.dtype != "video"]

@@ -1,7 +1,7 @@
 """Video files and folders of images: read completely, read as a stream of bounded memory, write.
 
 Decoding and encoding use PyAV. Frames are returned as `(T, 3, H, W)` RGB, with the presentation times [s] of the
-container. Missing frames and frames that the codec marks as corrupt are refused. Damage that decodes without such a mark
+container. Missing frames and frames that the codec marks as corrupt are refused. Damage that decodes without a mark
 cannot be detected here; it appears as motion that no joint explains.
 """
 
@@ -232,7 +232,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
             ) from None
     if count == 0:
         raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
-    # Both must fall short: an edit list hides frames that the container counts, and a last frame may have a long duration.
+    # Both must fall short: an edit list hides frames that the container counts, and a last frame may last long.
     if start is None and count < declared and end is not None and last < end - 1.5 / rate:
         raise VideoError(f"{path}: truncated, {count} of {declared} frames are there; copy it again")
 
