@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -94,6 +94,7 @@ class Prediction:
     dt: float
 
 
+@runtime_checkable
 class MeasurementModel(Protocol):
     """How frames are measured with one kind of Jacobian field; holds what it needs of the last accepted frame."""
 
