@@ -39,14 +39,16 @@ from jidm.checkpoint import load_checkpoint
 from jidm.cli.text import columns
 from jidm.datasets import open_dataset
 from jidm.datasets.episode_selection import select_episodes
-from jidm.evaluation.corruptions import CORRUPTIONS, compare_corrupted
-from jidm.evaluation.evaluate import Corruption, EvalConfig, Evaluation, HeldOut, evaluate
+from jidm.evaluation.corruptions import CORRUPTIONS
+from jidm.evaluation.evaluate import Corruption, Evaluation, evaluate
 from jidm.evaluation.ground_truth import recorded_cameras
-from jidm.evaluation.summary import corruption_table, summarize
-from jidm.model_registry import KINDS, load_idm
+from jidm.evaluation.held_out import EvalConfig, HeldOut
+from jidm.evaluation.summary import compare_corrupted, summarize
+from jidm.evaluation.tables import corruption_table
+from jidm.model_registry import KINDS, load_idm, train
 from jidm.training.config import TrainConfig
-from jidm.training.train import train
-from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
+from jidm.visualization.field_plots import write_field_sheet
+from jidm.visualization.plot import plot_motion
 
 OURS = "jacobian_field"
 ANALYTIC = "analytic"  # nothing learned: the exact field of the robot as each episode's own camera saw it
@@ -371,7 +373,7 @@ def evaluate_exact(
     """As `evaluate`, by `make_idm(camera=...)` for each episode's camera, which differs between episodes of babbling."""
     parts = []
     for index in held_out.episodes:
-        cameras = recorded_cameras(held_out.dataset, held_out.dataset.episode(index), held_out.camera)
+        cameras = recorded_cameras(held_out.dataset, held_out.dataset.episode(index), held_out.image_key)
         if cameras is None:
             raise SystemExit("no exact field: the recording does not say what its camera is")
         one = HeldOut(
@@ -527,7 +529,7 @@ def write_figures(args: argparse.Namespace, work: Path, data: dict[str, Any]) ->
                 )  # fmt: skip
     if truth is not None:
         scored_joints = data["eval_config"].joints
-        plot_decoded(work / "curves.png", motions, truth, joints=scored_joints, title=f"episode {first[0]}")
+        plot_motion(motions, work / "curves.png", truth=truth, joints=scored_joints, title=f"episode {first[0]}")
 
 
 def report(document: dict[str, Any]) -> str:
