@@ -37,8 +37,8 @@ MAKERS = "against the maker's URDF, links 1 to 5", "against the maker's URDF, li
 def kinematics_errors(poses: int) -> dict[str, float]:
     """The largest differences over all robots: of poses from either simulator, of Jacobians relative to the largest entry."""
     origin, turn, jacobian = 0.0, 0.0, 0.0
-    for name in Embodiment.names():
-        robot = Embodiment.load(name)
+    for name in embodiment_names():
+        robot = load_embodiment(name)
         kinematics = Kinematics.from_embodiment(robot)
         q = kinematics_tests.anywhere(robot, poses)
         with tempfile.TemporaryDirectory() as folder:
@@ -69,8 +69,8 @@ def link_jacobian_error(kinematics: Kinematics, q: Tensor) -> float:
 def image_jacobian_error() -> float:
     """Of the analytic field's surface points at a pose near home, over all robots."""
     worst = 0.0
-    for name in Embodiment.names():
-        robot = Embodiment.load(name)
+    for name in embodiment_names():
+        robot = load_embodiment(name)
         field = AnalyticField(robot, robot.camera(), points=500, occluders=1000)
         q = field_tests.near_home(robot, seed=3)
         pose = field.at(q)
@@ -89,7 +89,7 @@ def relative(ours: Tensor, truth: Tensor) -> float:
 
 def piper_reach() -> float:
     """The largest distance of the flange from joint 2 over all poses [mm]."""
-    robot = Embodiment.load("piper")
+    robot = load_embodiment("piper")
 
     def farthest(x: np.ndarray) -> float:
         q = np.array(robot.home, dtype=np.float64)
@@ -108,7 +108,7 @@ def distance(robot: Embodiment, q: np.ndarray) -> float:
 
 def maker_errors() -> tuple[float, float] | None:
     """Differences of origins from the maker's URDF [mm]: links 1 to 5, link 6; None where the file is absent."""
-    robot = Embodiment.load("piper")
+    robot = load_embodiment("piper")
     q = piper_tests.anywhere(robot, 300)
     try:
         origins, _ = piper_tests.makers_frames(robot.convention("maker_urdf").from_embodiment(q))

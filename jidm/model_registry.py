@@ -54,7 +54,8 @@ def build_model(kind: str, config: dict[str, Any]) -> TrainableModel:
 
 
 def train(config: TrainConfig, **arguments: Any) -> Path:
-    """Train a model of the kind `config.kind`; further arguments, result and errors as of `jidm.training.train.train`."""
+    """Train a model of the kind `config.kind`; further arguments, result and errors as of
+    `jidm.training.train.train`."""
     from jidm.training.train import train as train_model
 
     return train_model(config, model_class(config.kind), **arguments)

@@ -114,7 +114,7 @@ class TwoPivots:
         return torch.stack([self.image_point(self.body_point(x, a), b) - x for a, b in pairs])
 
     def robot_probability(self, q: Tensor, grid: int = GRID) -> Tensor:
-        """Robot probability of each cell: a Gaussian fixed to the disc, smooth so that sums over cells approximate integrals."""
+        """Robot probability of each cell: a Gaussian fixed to the disc, so that sums approximate integrals."""
         offsets = [self.body_point(cell_centers(grid), one) - self.center[:, None, None] for one in q.double()]
         return torch.stack([(-d.square().sum(0) / (2 * self.radius**2)).exp() for d in offsets])
 

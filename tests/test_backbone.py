@@ -1,4 +1,4 @@
-"""Encoders made by others serve a learned field like its own."""
+"""Image encoders other than the built-in one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_torchvision_classifiers_give_all_levels(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
-def test_a_users_backbone_is_found_by_its_name() -> None:
+def test_a_registered_backbone_is_found_by_its_name() -> None:
     register_backbone("pyramid", Pyramid)
     with pytest.raises(InputError, match="already"):
         register_backbone("pyramid", Pyramid)
@@ -54,7 +54,7 @@ def test_a_users_backbone_is_found_by_its_name() -> None:
     assert a.shape == (1, 2, 2, 32, 48) and torch.equal(a, b)
 
 
-def test_what_is_no_backbone_is_refused() -> None:
+def test_an_unsuitable_backbone_is_refused() -> None:
     with pytest.raises(InputError, match="did you mean 'resnet18'"):
         make_encoder("resnt18", LEVELS)
     register_backbone("flat", lambda: nn.Sequential(nn.Conv2d(3, 4, 1)))

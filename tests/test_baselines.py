@@ -1,4 +1,5 @@
-"""The baselines as models: shapes, gradients, learning, symmetries, and the pieces their papers define by formula."""
+"""The baselines as models: shapes, gradients, learning, symmetries, and the parts that their papers define by
+formula."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def make(variant: str, seed: int = 0, side: int = SIDE, **options: Any) -> Basel
 
 
 def train(model: Baseline, batch: PairBatch, steps: int, rate: float = 3e-3) -> list[float]:
-    """Losses of so many Adam steps on one batch."""
+    """Losses over Adam steps on one batch."""
     torch.manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters(), rate)
     history = []
@@ -56,21 +57,21 @@ def train(model: Baseline, batch: PairBatch, steps: int, rate: float = 3e-3) -> 
     return history
 
 
-HEART = arm_batch(8, seed=3)
+BATCH = arm_batch(8, seed=3)
 
 
 @cache
-def learnt_by_heart(variant: str) -> tuple[Baseline, dict[str, float], dict[str, float]]:
-    """A model that saw `HEART` many times; its losses before and after, as when decoding."""
+def overfitted(variant: str) -> tuple[Baseline, dict[str, float], dict[str, float]]:
+    """A model trained on `BATCH` alone; its losses on it before and after, in evaluation mode."""
     model = make(variant)
-    before = parts(model)
-    train(model, HEART, 200 if variant == "vera" else 60)
-    return model, before, parts(model)
+    before = evaluation_losses(model)
+    train(model, BATCH, 200 if variant == "vera" else 60)
+    return model, before, evaluation_losses(model)
 
 
-def parts(model: Baseline) -> dict[str, float]:
+def evaluation_losses(model: Baseline) -> dict[str, float]:
     with torch.no_grad():
-        found = {name: float(x) for name, x in model.eval().losses(HEART).items()}
+        found = {name: float(x) for name, x in model.eval().losses(BATCH).items()}
     model.train()
     return found
 
@@ -78,10 +79,10 @@ def parts(model: Baseline) -> dict[str, float]:
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
-# ---- as any model ----------------------------------------------------------------------------------------------------
+# ---- all kinds -------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_but_ours_is_a_baseline_of_that_kind() -> None:
+def test_every_kind_but_the_field_is_a_baseline() -> None:
     kinds = {kind for kind in KINDS if kind != "jacobian_field"}
     assert kinds == {kind for kind, _ in VARIANTS.values()}
     for kind in kinds:
@@ -99,40 +100,40 @@ def test_steps_and_losses_of_any_number_of_pairs(variant: str, count: int) -> No
 
 
 @every_variant
-def test_wide_pictures(variant: str) -> None:
+def test_wide_images(variant: str) -> None:
     kind, options = VARIANTS[variant]
     model = model_class(kind).from_data(JOINTS, TYPES, 32, 64, STATS, **options)
     assert model.predict_steps(torch.rand(2, 3, 32, 64), torch.rand(2, 3, 32, 64)).shape == (2, 2)
 
 
 @every_variant
-def test_every_parameter_learns(variant: str) -> None:
+def test_every_parameter_is_trained(variant: str) -> None:
     model = make(variant)
     model.losses(arm_batch(3))["loss"].backward()
-    still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
-    # In half the difference of both orders of the frames this one cancels, up to rounding.
-    assert still <= ({"regressor.mlp.2.bias"} if variant.startswith("direct") else set())
+    untrained = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    # This one cancels in the difference of both orders of the frames, up to rounding.
+    assert untrained <= ({"regressor.mlp.2.bias"} if variant.startswith("direct") else set())
 
 
 @every_variant
-def test_eight_pairs_are_learnt_by_heart(variant: str) -> None:
-    _, before, after = learnt_by_heart(variant)
-    # The matching network's likelihood may be negative; the other parts have a zero.
-    judged = [name for name in before if name not in ("flow", "loss")]
-    assert judged
-    for name in judged:
+def test_eight_pairs_can_be_overfitted(variant: str) -> None:
+    _, before, after = overfitted(variant)
+    # The matching network's likelihood can be negative; the other terms are zero at best.
+    bounded = [name for name in before if name not in ("flow", "loss")]
+    assert bounded
+    for name in bounded:
         assert after[name] < before[name] / 10
 
 
 @every_variant
-def test_a_seed_decides_everything(variant: str) -> None:
+def test_training_is_determined_by_the_seed(variant: str) -> None:
     batch = arm_batch(3)
     one, same, other = (train(make(variant, seed), batch, 3) for seed in (0, 0, 1))
     assert one == same and one != other
 
 
 @pytest.mark.parametrize("variant", ["direct", "direct_grid", "direct_on_flow", "direct_on_flow_dis"])
-def test_swapped_frames_swap_the_sign(variant: str) -> None:
+def test_swapped_frames_flip_the_sign(variant: str) -> None:
     model, batch = make(variant), arm_batch(4)
     there, back = model.predict_steps(batch.first, batch.second), model.predict_steps(batch.second, batch.first)
     assert there.abs().max() > 1e-6
@@ -140,8 +141,8 @@ def test_swapped_frames_swap_the_sign(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["direct", "eva", "vera"])
-def test_answers_carry_the_units_of_the_training_data(variant: str) -> None:
-    """The same weights for a joint that moves ten times as far say ten times as much."""
+def test_predictions_have_the_units_of_the_training_data(variant: str) -> None:
+    """With the same weights, steps are ten times larger for joints that move ten times as far."""
     model = make(variant)
     wide = replace(
         model.config, delta_std=tuple(10 * x for x in STATS.delta_std), q_std=tuple(10 * x for x in STATS.q_std)
@@ -149,8 +150,8 @@ def test_answers_carry_the_units_of_the_training_data(variant: str) -> None:
     other = type(model).from_config(wide)
     other.load_state_dict(model.state_dict())
     batch = arm_batch(3)
-    ours, theirs = (m.predict_steps(batch.first, batch.second, batch.before) for m in (model.eval(), other.eval()))
-    torch.testing.assert_close(theirs, 10 * ours, rtol=1e-3, atol=1e-6)
+    original, scaled = (m.predict_steps(batch.first, batch.second, batch.before) for m in (model.eval(), other.eval()))
+    torch.testing.assert_close(scaled, 10 * original, rtol=1e-3, atol=1e-6)
 
 
 # ---- spatial softmax -------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def test_spatial_softmax_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("u, v", [(6.0, 6.0), (4.3, 7.8), (8.7, 3.1)])
-def test_spatial_softmax_finds_the_middle_of_a_blob(u: float, v: float) -> None:
+def test_spatial_softmax_locates_the_center_of_a_blob(u: float, v: float) -> None:
     """To a tenth of a cell, also between cells."""
     j, i = torch.arange(13.0), torch.arange(13.0)[:, None]
     log_blob = -((j - u) ** 2 + (i - v) ** 2) / (2 * 1.2**2)
@@ -179,7 +180,7 @@ def test_spatial_softmax_finds_the_middle_of_a_blob(u: float, v: float) -> None:
     assert (cells - torch.tensor([u, v])).abs().max() < 0.1
 
 
-# ---- EVA's -----------------------------------------------------------------------------------------------------------
+# ---- EVA -------------------------------------------------------------------------------------------------------------
 
 
 def test_eva_steps_are_differences_of_its_positions() -> None:
@@ -191,7 +192,7 @@ def test_eva_steps_are_differences_of_its_positions() -> None:
     torch.testing.assert_close(step, there - here, rtol=1e-3, atol=1e-7)
 
 
-def test_eva_looks_at_all_three_frames() -> None:
+def test_eva_depends_on_all_three_frames() -> None:
     model = make("eva")
     assert isinstance(model, EvaIDM)
     frames = [torch.rand(1, 3, SIDE, SIDE, requires_grad=True) for _ in range(3)]
@@ -201,7 +202,7 @@ def test_eva_looks_at_all_three_frames() -> None:
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "resnet18"])
 @pytest.mark.parametrize("side", [64, 96, 128])
-def test_small_pictures_keep_eight_cells_a_side(size: str, side: int) -> None:
+def test_small_images_keep_eight_cells_a_side(size: str, side: int) -> None:
     if size.startswith("resnet"):
         pytest.importorskip("torchvision")
     trunk, channels = make_trunk(size, 9, side, "group")
@@ -213,15 +214,15 @@ def test_small_pictures_keep_eight_cells_a_side(size: str, side: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["resnet18", "resnet34", "resnet50"])
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_published_trunks_learn(size: str, norm: str) -> None:
+def test_published_trunks_can_be_trained(size: str, norm: str) -> None:
     pytest.importorskip("torchvision")
     losses = train(make("eva", size=size, norm=norm, side=64), _resized(arm_batch(4), 64), 6, rate=3e-4)
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.slow
-def test_the_published_trunk_sees_what_the_paper_says() -> None:
-    """512 px pictures and ResNet-50: 2048 maps of 16 x 16."""
+def test_the_published_trunk_has_the_shape_of_the_paper() -> None:
+    """512 px images and ResNet-50: 2048 maps of 16 x 16."""
     pytest.importorskip("torchvision")
     trunk, channels = make_trunk("resnet50", 9, 512, "batch")
     with torch.no_grad():
@@ -236,12 +237,12 @@ def test_a_missing_torchvision_names_its_extra(monkeypatch: pytest.MonkeyPatch) 
 
 
 def _resized(batch: PairBatch, side: int) -> PairBatch:
-    pictures = {
+    images = {
         name: torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear")
         for name, x in batch.tensors()
         if name in ("first", "second", "before")
     }
-    return PairBatch(**pictures, q=batch.q, q_next=batch.q_next)
+    return PairBatch(**images, q=batch.q, q_next=batch.q_next)
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------------
@@ -249,39 +250,39 @@ def _resized(batch: PairBatch, side: int) -> PairBatch:
 
 @pytest.mark.parametrize("variant", ["direct_on_flow", "vera_learned_flow"])
 def test_learned_flow_approaches_the_exact_one(variant: str) -> None:
-    model, _, _ = learnt_by_heart(variant)
-    assert isinstance(model, FlowBaseline) and HEART.flow is not None and HEART.mask is not None
+    model, _, _ = overfitted(variant)
+    assert isinstance(model, FlowBaseline) and BATCH.flow is not None and BATCH.mask is not None
     with torch.no_grad():
-        told = model.estimate_flow(HEART.first, HEART.second).flow
-        guessed = make(variant).estimate_flow(HEART.first, HEART.second).flow  # type: ignore[operator]
-    robot = torch.nn.functional.max_pool2d(HEART.mask, 2)
-    missed, guess, moved = (
-        float((x.norm(dim=1) * robot).sum()) for x in (told - HEART.flow, guessed - HEART.flow, HEART.flow)
+        learned = model.estimate_flow(BATCH.first, BATCH.second).flow
+        untrained = make(variant).estimate_flow(BATCH.first, BATCH.second).flow  # type: ignore[operator]
+    robot = torch.nn.functional.max_pool2d(BATCH.mask, 2)
+    error, initial_error, motion = (
+        float((x.norm(dim=1) * robot).sum()) for x in (learned - BATCH.flow, untrained - BATCH.flow, BATCH.flow)
     )
-    assert missed < 0.75 * moved and missed < 0.5 * guess
+    assert error < 0.75 * motion and error < 0.5 * initial_error
 
 
 @pytest.mark.parametrize("variant", ["direct_on_flow", "vera", "vera_learned_flow"])
-def test_flow_without_weight_teaches_nothing(variant: str) -> None:
+def test_flow_without_weight_is_ignored(variant: str) -> None:
     batch = arm_batch(3)
     assert batch.flow is not None and batch.weight is not None
     ignored = batch.weight.clone()
     ignored[:, :, 6:] = 0
-    wild = torch.where(ignored[:, None] > 0, batch.flow, torch.full_like(batch.flow, 50.0))
+    extreme = torch.where(ignored[:, None] > 0, batch.flow, torch.full_like(batch.flow, 50.0))
     model = make(variant)
     torch.manual_seed(0)
-    tame_loss = model.losses(replace(batch, weight=ignored))["loss"].item()
-    wild_loss = model.losses(replace(batch, flow=wild, weight=ignored))["loss"].item()
-    assert tame_loss == wild_loss
-    assert model.losses(replace(batch, flow=wild))["loss"].item() > 2 * wild_loss
+    loss = model.losses(replace(batch, weight=ignored))["loss"].item()
+    extreme_loss = model.losses(replace(batch, flow=extreme, weight=ignored))["loss"].item()
+    assert loss == extreme_loss
+    assert model.losses(replace(batch, flow=extreme))["loss"].item() > 2 * extreme_loss
 
 
 @pytest.mark.parametrize("variant", ["direct_on_flow_dis", "vera"])
-def test_without_recorded_flow_the_estimator_is_asked(variant: str) -> None:
+def test_without_flow_in_the_batch_the_estimator_is_used(variant: str) -> None:
     batch = arm_batch(3)
     measured = estimate_bidirectional_flow(_dis(), batch.first, batch.second)
     bare = replace(batch, flow=None, weight=None, flow_back=None, weight_back=None)
-    told = replace(
+    given = replace(
         batch,
         flow=measured.flow,
         weight=measured.weight,
@@ -289,33 +290,33 @@ def test_without_recorded_flow_the_estimator_is_asked(variant: str) -> None:
         weight_back=measured.weight_back,
     )
     model = make(variant)
-    torch.testing.assert_close(model.losses(bare)["loss"], model.losses(told)["loss"])
+    torch.testing.assert_close(model.losses(bare)["loss"], model.losses(given)["loss"])
 
 
-def test_a_field_cannot_learn_from_no_flow_at_all() -> None:
+def test_a_field_cannot_be_trained_without_flow() -> None:
     batch = arm_batch(2, with_flow=False)
     with pytest.raises(InputError, match="train with estimated flow"):
         make("vera_learned_flow").losses(batch)
-    assert make("direct_on_flow").losses(batch)["step"].isfinite()  # its matching learns from the steps
+    assert make("direct_on_flow").losses(batch)["step"].isfinite()  # its matching network is trained by the steps
 
 
-def test_estimated_flow_is_in_px_of_the_models_picture() -> None:
-    """A recorded picture of 160 x 120, seen as 64 x 64 with black bands: 5 px across are 2; back is the other way."""
+def test_estimated_flow_is_in_px_of_the_models_image() -> None:
+    """A recorded image of 160 x 120 is letterboxed to 64 x 64: 5 px are 2; backward flow has the opposite sign."""
 
     def brighter_is_right(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        way = torch.sign(second.mean((-3, -2, -1)) - first.mean((-3, -2, -1)))
-        return (way[:, None] * torch.tensor([5.0, -2.5]))[..., None, None].expand(-1, 2, 120, 160)
+        sign = torch.sign(second.mean((-3, -2, -1)) - first.mean((-3, -2, -1)))
+        return (sign[:, None] * torch.tensor([5.0, -2.5]))[..., None, None].expand(-1, 2, 120, 160)
 
     dark, bright = torch.full((2, 3, 120, 160), 0.2), torch.full((2, 3, 120, 160), 0.7)
     motion = estimate_bidirectional_flow(CallableFlow(brighter_is_right), dark, bright, Letterbox(120, 160, 64, 64))
     assert motion.flow_back is not None and motion.weight_back is not None
-    for way, flow, weight in ((1.0, motion.flow, motion.weight), (-1.0, motion.flow_back, motion.weight_back)):
+    for sign, flow, weight in ((1.0, motion.flow, motion.weight), (-1.0, motion.flow_back, motion.weight_back)):
         assert flow.shape == (2, 2, 16, 16)
         seen = weight > 0
         assert not seen[:, :2].any() and not seen[:, -2:].any() and seen[:, 2:-2].all()
         for channel, px in enumerate((2.0, -1.0)):
-            told = flow[:, channel][seen]
-            torch.testing.assert_close(told, torch.full_like(told, way * px), rtol=1e-4, atol=0)
+            values = flow[:, channel][seen]
+            torch.testing.assert_close(values, torch.full_like(values, sign * px), rtol=1e-4, atol=0)
 
 
 def _dis() -> Any:
@@ -324,11 +325,11 @@ def _dis() -> Any:
     return as_flow_estimator("dis")
 
 
-# ---- VERA's ----------------------------------------------------------------------------------------------------------
+# ---- VERA ------------------------------------------------------------------------------------------------------------
 
 
 def test_vera_inverts_by_ridge_regression() -> None:
-    """Against numpy's least squares with the ridge as further rows."""
+    """Against numpy's least squares with the ridge as additional rows."""
     model = make("vera", ridge=3.0)
     assert isinstance(model, VeraField)
     J, flow, weight = torch.randn(2, 2, 2, 12, 12), torch.randn(2, 2, 12, 12), torch.rand(2, 12, 12)
@@ -347,7 +348,7 @@ def test_vera_inverts_by_ridge_regression() -> None:
 
 
 def test_veras_ridge_is_absolute() -> None:
-    """Unlike ours: twice the weight everywhere changes the answer."""
+    """Twice the weight everywhere changes the step, unlike with a relative ridge."""
     model = make("vera", ridge=50.0)
     assert isinstance(model, VeraField)
     J, flow, weight = torch.randn(1, 2, 2, 12, 12), torch.randn(1, 2, 12, 12), torch.rand(1, 12, 12)
@@ -356,14 +357,14 @@ def test_veras_ridge_is_absolute() -> None:
 
 
 def test_veras_field_is_that_of_the_arm() -> None:
-    """Learnt by heart, the field times a joint step is the arm's exact motion, and its inverse the step."""
-    model, _, _ = learnt_by_heart("vera")
-    assert isinstance(model, VeraField) and HEART.flow is not None and HEART.weight is not None
+    """After overfitting, the field times a joint step is the arm's exact motion, and the inverse gives the step."""
+    model, _, _ = overfitted("vera")
+    assert isinstance(model, VeraField) and BATCH.flow is not None and BATCH.weight is not None
     with torch.no_grad():
-        told = torch.einsum("bcnhw,bn->bchw", model.jacobian(HEART.first), HEART.delta_q)
-        step = model.predict(HEART.first, HEART.second, motion=BidirectionalFlow(HEART.flow, HEART.weight)).delta_q
-    assert (told - HEART.flow).norm() < 0.3 * HEART.flow.norm()
-    assert (step - HEART.delta_q).norm() < 0.3 * HEART.delta_q.norm()
+        motion = torch.einsum("bcnhw,bn->bchw", model.jacobian(BATCH.first), BATCH.delta_q)
+        step = model.predict(BATCH.first, BATCH.second, motion=BidirectionalFlow(BATCH.flow, BATCH.weight)).delta_q
+    assert (motion - BATCH.flow).norm() < 0.3 * BATCH.flow.norm()
+    assert (step - BATCH.delta_q).norm() < 0.3 * BATCH.delta_q.norm()
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
@@ -373,7 +374,7 @@ def test_veras_field_lies_on_the_grid_at_any_resolution(size: str) -> None:
     assert model.jacobian(torch.rand(1, 3, SIDE, SIDE)).shape == (1, 2, 2, SIDE // 4, SIDE // 4)
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -390,7 +391,7 @@ def test_veras_field_lies_on_the_grid_at_any_resolution(size: str) -> None:
         ("direct_on_flow", {"search_radius": 0}, "search_radius"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(variant: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(variant: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make(variant, **options)
 
@@ -400,7 +401,7 @@ def test_an_unknown_flow_is_refused() -> None:
         model_class("vera").from_data(JOINTS, TYPES, SIDE, SIDE, STATS, flow="diss")
 
 
-def test_statistics_that_fit_no_robot_are_refused() -> None:
+def test_invalid_statistics_are_refused() -> None:
     for broken in (
         replace(STATS, q_std=(0.5, 0.0)),
         replace(STATS, q_mean=(0.0,)),

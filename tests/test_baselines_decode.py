@@ -1,4 +1,4 @@
-"""The baselines as decoders of video: borders, broken frames, start, batches, files, checkpoints."""
+"""Decoding video with the baselines: ends, invalid frames, start pose, batches, files, checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ absolute_variant = pytest.mark.parametrize("variant", ["eva", "eva_average_pool"
 
 
 def close(a: Any, b: Any) -> None:
-    """Equal up to what another batch size changes in float32 convolutions."""
+    """Equal up to the differences of float32 convolutions in another batch size."""
     torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-3, atol=1e-6)
 
 
@@ -47,7 +47,7 @@ def test_a_decoded_video_is_a_joint_motion(variant: str) -> None:
 
 @stepwise_variant
 def test_steps_are_those_of_the_pairs(variant: str) -> None:
-    """Of many more frames than the network is given at once; none lost, none twice."""
+    """Over several chunks."""
     idm, (video, _) = BaselineIDM(make(variant)), arm_video(37)
     pairs = torch.cat([idm.predict_steps(video[t : t + 1], video[t + 1 : t + 2]) for t in range(36)])
     close(idm.decode(video, fps=FPS).delta_q, pairs)
@@ -55,7 +55,7 @@ def test_steps_are_those_of_the_pairs(variant: str) -> None:
 
 @absolute_variant
 def test_positions_are_those_of_the_windows(variant: str) -> None:
-    """At the ends the frame itself stands for the neighbour that there is not."""
+    """At the ends the frame itself replaces the missing neighbor."""
     model, (video, _) = make(variant).eval(), arm_video(37)
     assert isinstance(model, EvaIDM)
     motion = BaselineIDM(model).decode(video, fps=FPS)
@@ -75,33 +75,33 @@ def test_a_known_start_shifts_absolute_positions_as_a_whole(variant: str) -> Non
 
 
 @stepwise_variant
-def test_without_a_start_steps_add_up_from_zero_and_it_is_said(variant: str) -> None:
+def test_without_a_start_positions_begin_at_zero_and_the_provenance_states_it(variant: str) -> None:
     motion = BaselineIDM(make(variant)).decode(VIDEO, fps=FPS)
     assert (motion.position[0] == 0).all() and motion.provenance["start"].startswith("zero")
 
 
-# ---- broken frames ---------------------------------------------------------------------------------------------------
+# ---- frames that are not finite --------------------------------------------------------------------------------------
 
 
 @every_variant
-@pytest.mark.parametrize("broken", [0, 3, 6])
-def test_a_broken_frame_spoils_its_own_steps_alone(variant: str, broken: int) -> None:
+@pytest.mark.parametrize("invalid", [0, 3, 6])
+def test_an_invalid_frame_invalidates_its_own_steps_alone(variant: str, invalid: int) -> None:
     idm, video = BaselineIDM(make(variant)), VIDEO.clone()
-    video[broken, 1, 5, 5] = torch.nan
-    whole, hurt = idm.decode(VIDEO, q0=Q[0], fps=FPS), idm.decode(video, q0=Q[0], fps=FPS)
-    touched = {t for t in (broken - 1, broken) if 0 <= t < 6}
-    assert hurt.valid.tolist() == [t not in touched for t in range(6)] and all_finite(hurt)
-    assert (hurt.delta_q[sorted(touched)] == 0).all()
+    video[invalid, 1, 5, 5] = torch.nan
+    whole, damaged = idm.decode(VIDEO, q0=Q[0], fps=FPS), idm.decode(video, q0=Q[0], fps=FPS)
+    touched = {t for t in (invalid - 1, invalid) if 0 <= t < 6}
+    assert damaged.valid.tolist() == [t not in touched for t in range(6)] and all_finite(damaged)
+    assert (damaged.delta_q[sorted(touched)] == 0).all()
     away = [t for t in range(6) if t not in touched]
     if not variant.startswith("eva"):
-        close(hurt.delta_q[away], whole.delta_q[away])
-    else:  # the windows of the neighbours lack a frame as well
-        far = [t for t in away if t not in (broken - 2, broken + 1)]
-        close(hurt.delta_q[far], whole.delta_q[far])
+        close(damaged.delta_q[away], whole.delta_q[away])
+    else:  # the windows of the neighbors lack a frame as well
+        far = [t for t in away if t not in (invalid - 2, invalid + 1)]
+        close(damaged.delta_q[far], whole.delta_q[far])
 
 
 @stepwise_variant
-def test_after_a_broken_frame_the_position_goes_on_from_the_last_good_one(variant: str) -> None:
+def test_after_an_invalid_frame_the_position_continues_from_the_last_valid_one(variant: str) -> None:
     idm, video = BaselineIDM(make(variant)), VIDEO.clone()
     video[3] = torch.inf
     motion = idm.decode(video, q0=Q[0], fps=FPS)
@@ -110,22 +110,22 @@ def test_after_a_broken_frame_the_position_goes_on_from_the_last_good_one(varian
 
 
 @absolute_variant
-def test_after_a_broken_frame_absolute_positions_are_right_again(variant: str) -> None:
+def test_after_an_invalid_frame_absolute_positions_recover(variant: str) -> None:
     idm, video = BaselineIDM(make(variant)), VIDEO.clone()
     video[3] = torch.nan
-    whole, hurt = idm.decode(VIDEO, fps=FPS), idm.decode(video, fps=FPS)
-    close(hurt.position[3], hurt.position[2])
-    close(hurt.position[5:], whole.position[5:])
+    whole, damaged = idm.decode(VIDEO, fps=FPS), idm.decode(video, fps=FPS)
+    close(damaged.position[3], damaged.position[2])
+    close(damaged.position[5:], whole.position[5:])
 
 
 @every_variant
-def test_nothing_to_see_at_all(variant: str) -> None:
+def test_a_video_without_finite_frames(variant: str) -> None:
     motion = BaselineIDM(make(variant)).decode(torch.full_like(VIDEO, torch.nan), q0=Q[0], fps=FPS)
     assert not motion.valid.any() and all_finite(motion) and (motion.delta_q == 0).all()
     close(motion.position, Q[0].expand(7, 2))
 
 
-# ---- forms of video --------------------------------------------------------------------------------------------------
+# ---- video formats ---------------------------------------------------------------------------------------------------
 
 
 @every_variant
@@ -137,7 +137,7 @@ def test_batches_are_decoded_item_by_item(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["direct", "eva", "vera"])
-def test_pictures_of_another_size_are_fitted_as_in_training(variant: str) -> None:
+def test_frames_of_another_size_are_letterboxed_as_in_training(variant: str) -> None:
     idm = BaselineIDM(make(variant))
     large = torch.nn.functional.interpolate(VIDEO, size=(90, 120), mode="bilinear")
     motion = idm.decode(large, fps=FPS)
@@ -148,17 +148,16 @@ def test_pictures_of_another_size_are_fitted_as_in_training(variant: str) -> Non
         close(motion.delta_q, idm.decode(seen, fps=FPS).delta_q)
 
 
-def test_flow_is_measured_in_the_recorded_pictures() -> None:
-    """The estimator sees them at their own size."""
-    asked: list[tuple[int, ...]] = []
+def test_flow_is_estimated_at_the_size_of_the_recorded_frames() -> None:
+    sizes: list[tuple[int, ...]] = []
 
-    def still(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        asked.append(tuple(first.shape[-2:]))
+    def zero_flow(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(first.shape[-2:]))
         return torch.zeros(len(first), 2, *first.shape[-2:])
 
-    idm = BaselineIDM(make("vera"), flow=CallableFlow(still))
+    idm = BaselineIDM(make("vera"), flow=CallableFlow(zero_flow))
     motion = idm.decode(torch.rand(4, 3, 90, 120), fps=FPS)
-    assert set(asked) == {(90, 120)} and (motion.delta_q == 0).all() and motion.valid.all()
+    assert set(sizes) == {(90, 120)} and (motion.delta_q == 0).all() and motion.valid.all()
     with pytest.raises(InputError, match="uses no flow"):
         BaselineIDM(make("direct"), flow="dis")
 
@@ -191,7 +190,7 @@ def test_float64_video_gives_float64_motion() -> None:
         ({"fps": None}, "pass fps="),
     ],
 )
-def test_what_cannot_be_decoded_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         BaselineIDM(make("direct")).decode(VIDEO, **{"fps": FPS, **arguments})
 
@@ -201,7 +200,7 @@ def test_one_frame_has_no_motion() -> None:
         BaselineIDM(make("direct")).decode(VIDEO[:1], fps=FPS)
 
 
-def test_what_was_not_measured_is_said() -> None:
+def test_the_provenance_states_what_was_not_measured() -> None:
     direct = BaselineIDM(make("direct")).decode(VIDEO, fps=FPS)
     assert "residual" in direct.provenance["not_measured"] and (direct.residual == 0).all()
     vera = BaselineIDM(make("vera")).decode(VIDEO, fps=FPS)
@@ -212,7 +211,7 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 @every_variant
-def test_saved_and_loaded_it_decodes_to_the_last_bit(variant: str, tmp_path: Path) -> None:
+def test_a_restored_model_decodes_identically(variant: str, tmp_path: Path) -> None:
     idm = BaselineIDM(make(variant))
     idm.save_pretrained(tmp_path / "model", training={"seed": 0})
     again = load_idm(tmp_path / "model")

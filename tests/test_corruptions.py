@@ -1,4 +1,4 @@
-"""Worse pictures are worse in the stated way and measure, and what is said of the rise is right."""
+"""Image corruptions have the stated kind and strength, and their comparison with clean video is right."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("joint_1", "joint_2")
 
 @pytest.fixture(scope="module")
 def clip() -> EvalClip:
-    """Noise as pictures, three frames of a finger that moves."""
+    """Three frames of noise over the motion of a finger."""
     robot = load_embodiment("planar_finger_2")
     view = GroundTruthView(make_surface_field(robot), (robot.camera().resized(64, 64),), None, None)
     q = torch.tensor([[0.0, 0.0], [0.3, 0.3], [0.6, 0.6]], dtype=torch.float64)
@@ -32,14 +32,14 @@ def clip() -> EvalClip:
 
 
 @pytest.mark.parametrize("name", sorted(corruptions.CORRUPTIONS))
-def test_every_condition_changes_pictures_the_same_way_each_time(clip: EvalClip, name: str):
-    change = corruptions.CORRUPTIONS[name]
-    out = change(clip.video, clip)
+def test_every_corruption_is_deterministic(clip: EvalClip, name: str):
+    corrupt = corruptions.CORRUPTIONS[name]
+    out = corrupt(clip.video, clip)
     assert out.shape == clip.video.shape and out.dtype == clip.video.dtype
     assert float(out.min()) >= -1e-6 and float(out.max()) <= 1 + 1e-6 and bool(out.isfinite().all())
-    assert not torch.equal(out, clip.video) and torch.equal(out, change(clip.video, clip))
+    assert not torch.equal(out, clip.video) and torch.equal(out, corrupt(clip.video, clip))
     if name in ("background", "occlusion"):
-        assert not torch.equal(out, change(clip.video, replace(clip, index=6)))
+        assert not torch.equal(out, corrupt(clip.video, replace(clip, index=6)))
 
 
 def test_background_keeps_the_robot_and_nothing_else(clip: EvalClip):
@@ -48,17 +48,17 @@ def test_background_keeps_the_robot_and_nothing_else(clip: EvalClip):
         mask = clip.ground_truth.robot_mask(t, clip.q[t]).bool()
         kept = (out[t] == clip.video[t]).all(0)
         assert bool(kept[mask].all()) and 0 < int(mask.sum()) < 1500
-        # A rim of a pixel is kept too, nothing beyond.
+        # One pixel around it is kept too, nothing beyond.
         near = torch.nn.functional.max_pool2d(mask[None, None].float(), 3, 1, 1)[0, 0].bool()
         assert not bool(kept[~near].any())
     off = ~torch.stack([clip.ground_truth.robot_mask(t, clip.q[t]).bool() for t in range(3)]).any(0)
     off = torch.nn.functional.max_pool2d((~off)[None, None].float(), 5, 1, 2)[0, 0] == 0
-    assert torch.equal(out[0][:, off], out[2][:, off])  # the picture behind stands still
+    assert torch.equal(out[0][:, off], out[2][:, off])  # the background is static
     with pytest.raises(InputError, match="robot and camera are known"):
         corruptions.replace_background(clip.video, replace(clip, ground_truth=None))
 
 
-def test_occlusion_hides_a_fifth_at_the_same_place(clip: EvalClip):
+def test_occlusion_hides_a_fifth_at_the_same_place_in_all_frames(clip: EvalClip):
     out = corruptions.occlude(clip.video, clip)
     hidden = (out != clip.video).any(1)
     assert torch.equal(hidden[0], hidden[1]) and torch.equal(hidden[0], hidden[2])
@@ -66,17 +66,17 @@ def test_occlusion_hides_a_fifth_at_the_same_place(clip: EvalClip):
     assert torch.equal(out[0][:, hidden[0]], out[2][:, hidden[0]])
 
 
-def test_jpeg_is_what_another_encoder_makes_of_it(clip: EvalClip):
+def test_jpeg_agrees_with_another_encoder(clip: EvalClip):
     from PIL import Image
 
     smooth = torch.nn.functional.interpolate(clip.video[:1, :, :8, :8], size=(64, 64), mode="bilinear")
-    ours = corruptions.compress_jpeg(smooth, clip)[0]
+    found = corruptions.compress_jpeg(smooth, clip)[0]
     memory = io.BytesIO()
     Image.fromarray((smooth[0].movedim(0, -1) * 255).round().byte().numpy()).save(memory, "JPEG", quality=30)
-    theirs = torch.from_numpy(np.array(Image.open(memory))).movedim(-1, 0).float() / 255
-    damage = (theirs - smooth[0]).abs().mean()
+    expected = torch.from_numpy(np.array(Image.open(memory))).movedim(-1, 0).float() / 255
+    damage = (expected - smooth[0]).abs().mean()
     assert float(damage) > 0.005
-    assert float((ours - theirs).abs().mean()) < 0.35 * float(damage)
+    assert float((found - expected).abs().mean()) < 0.35 * float(damage)
 
 
 def test_blur_has_the_stated_width(clip: EvalClip):
@@ -89,14 +89,14 @@ def test_blur_has_the_stated_width(clip: EvalClip):
 
 
 def test_dead_leaves_have_edges_at_all_scales():
-    picture = corruptions.dead_leaves(128, 128, np.random.default_rng(0))
-    assert picture.shape == (128, 128, 3) and picture.min() >= 0 and picture.max() <= 1
-    steps = np.abs(np.diff(picture, axis=1)).max(-1)
+    image = corruptions.dead_leaves(128, 128, np.random.default_rng(0))
+    assert image.shape == (128, 128, 3) and image.min() >= 0 and image.max() <= 1
+    steps = np.abs(np.diff(image, axis=1)).max(-1)
     assert (steps > 0.2).mean() > 0.02 and (steps == 0).mean() > 0.5
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 40
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 40
 
 
-# ---- what is said of the rise ---------------------------------------------------------------------------------------
+# ---- comparison with clean video -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +108,14 @@ def held_out() -> HeldOut:
 def test_rise_is_the_ratio_of_errors(held_out: HeldOut):
     clean = evaluate(PixelPoseModel(NAMES, scale=0.9), held_out)
     worse = evaluate(PixelPoseModel(NAMES, scale=0.8), held_out)
-    told = compare_corrupted(clean, worse)
-    assert told["nve_rise"] == pytest.approx(2.0, rel=1e-3) and told["nve_trusted_rise"] == pytest.approx(2.0, rel=1e-3)
-    assert told["invalid_share"] == told["widened_share"] == told["unobservable_share"] == 0.0
+    result = compare_corrupted(clean, worse)
+    assert result["nve_rise"] == pytest.approx(2.0, rel=1e-3) and result["nve_trusted_rise"] == pytest.approx(
+        2.0, rel=1e-3
+    )
+    assert result["invalid_share"] == result["widened_share"] == result["unobservable_share"] == 0.0
 
 
-def test_a_model_that_says_so_is_seen_to_say_so(held_out: HeldOut):
+def test_wider_uncertainty_and_invalid_steps_are_reported(held_out: HeldOut):
     clean = evaluate(PixelPoseModel(NAMES, scale=0.9), held_out)
     wider = compare_corrupted(clean, evaluate(PixelPoseModel(NAMES, scale=0.5, std=0.1), held_out))
     assert wider["widened_share"] == 1.0 and wider["nve_trusted"] is None and wider["coverage_95"] == 1.0
@@ -122,10 +124,10 @@ def test_a_model_that_says_so_is_seen_to_say_so(held_out: HeldOut):
     assert gap["nve_trusted_rise"] == pytest.approx(1.0, rel=1e-2)
 
 
-def test_rise_against_nothing_is_no_figure(held_out: HeldOut):
+def test_without_decoded_episodes_there_is_no_ratio(held_out: HeldOut):
     class Broken(PixelPoseModel):
         def decode(self, video, **how):
             raise ValueError("no")
 
-    told = compare_corrupted(evaluate(PixelPoseModel(NAMES), held_out), evaluate(Broken(NAMES), held_out))
-    assert told["episodes"] == 0 and len(told["failed"]) == 3 and "nve_rise" not in told
+    result = compare_corrupted(evaluate(PixelPoseModel(NAMES), held_out), evaluate(Broken(NAMES), held_out))
+    assert result["episodes"] == 0 and len(result["failed"]) == 3 and "nve_rise" not in result

@@ -1,4 +1,4 @@
-"""Evaluation judges rightly: known errors give known figures, failures are told, exact fields and flows are exact."""
+"""Evaluation: known errors give known metrics, failures are reported, exact fields and flows are exact."""
 
 from __future__ import annotations
 
@@ -48,39 +48,39 @@ def recording() -> InMemoryDataset:
     return InMemoryDataset({k: smooth(60, k) for k in (0, 1, 4, 16)}, NAMES)
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
-def test_a_perfect_reader_gets_perfect_figures(recording: InMemoryDataset):
-    figures = summarize(evaluate(PixelPoseModel(NAMES), HeldOut(recording), name="perfect"))
-    assert figures["episodes"] == 4 and figures["failed"] == [] and figures["steps"] == 4 * 59
-    assert figures["nve"] < 1e-3 and figures["nve_pairs"] < 1e-3 and figures["position_share"] == 1.0
-    assert figures["correlation_mean"] == pytest.approx(1.0, abs=1e-6)
-    assert figures["coverage_68"] == figures["coverage_95"] == 1.0
-    assert json.dumps(figures, allow_nan=False)
+def test_a_perfect_model_gets_perfect_metrics(recording: InMemoryDataset):
+    summary = summarize(evaluate(PixelPoseModel(NAMES), HeldOut(recording), name="perfect"))
+    assert summary["episodes"] == 4 and summary["failed"] == [] and summary["steps"] == 4 * 59
+    assert summary["nve"] < 1e-3 and summary["nve_pairs"] < 1e-3 and summary["position_share"] == 1.0
+    assert summary["correlation_mean"] == pytest.approx(1.0, abs=1e-6)
+    assert summary["coverage_68"] == summary["coverage_95"] == 1.0
+    assert json.dumps(summary, allow_nan=False)
 
 
-def test_a_reader_that_errs_by_a_tenth_has_that_nve(recording: InMemoryDataset):
-    figures = summarize(evaluate(PixelPoseModel(NAMES, scale=0.9), HeldOut(recording), name="tenth"))
+def test_an_error_of_a_tenth_is_an_nve_of_a_tenth(recording: InMemoryDataset):
+    summary = summarize(evaluate(PixelPoseModel(NAMES, scale=0.9), HeldOut(recording), name="tenth"))
     truth = np.concatenate([np.diff(q, axis=0) for q in recording.q.values()])
-    assert figures["nve"] == pytest.approx(0.1, abs=1e-4)
-    assert list(figures["nve_per_joint"].values()) == pytest.approx([0.1, 0.1], abs=1e-4)
-    assert figures["nve_interval"] == pytest.approx([0.1, 0.1], abs=1e-4)
-    assert figures["action_mse"] == pytest.approx(0.01 * (truth**2).mean(), rel=1e-3)
+    assert summary["nve"] == pytest.approx(0.1, abs=1e-4)
+    assert list(summary["nve_per_joint"].values()) == pytest.approx([0.1, 0.1], abs=1e-4)
+    assert summary["nve_interval"] == pytest.approx([0.1, 0.1], abs=1e-4)
+    assert summary["action_mse"] == pytest.approx(0.01 * (truth**2).mean(), rel=1e-3)
     within = np.mean([np.abs(0.1 * (q[1:49] - q[0])) <= 0.05 for q in recording.q.values()])
-    assert figures["position_share"] == pytest.approx(within, abs=0.01) and within < 1
+    assert summary["position_share"] == pytest.approx(within, abs=0.01) and within < 1
     inside = (np.abs(0.1 * truth) <= 0.01 * 0.99446).mean()
-    assert figures["coverage_68"] == pytest.approx(inside, abs=1e-6)
+    assert summary["coverage_68"] == pytest.approx(inside, abs=1e-6)
 
 
-def test_a_step_that_is_not_valid_counts_as_it_stands(recording: InMemoryDataset):
-    figures = summarize(evaluate(PixelPoseModel(NAMES, invalid=3), HeldOut(recording), name="gap"))
+def test_invalid_steps_count_in_the_nve(recording: InMemoryDataset):
+    summary = summarize(evaluate(PixelPoseModel(NAMES, invalid=3), HeldOut(recording), name="gap"))
     steps = [np.abs(np.diff(q, axis=0)) for q in recording.q.values()]
-    assert figures["valid_share"] == pytest.approx(58 / 59)
-    assert figures["nve"] == pytest.approx(sum(s[3].sum() for s in steps) / sum(s.sum() for s in steps), abs=1e-4)
+    assert summary["valid_share"] == pytest.approx(58 / 59)
+    assert summary["nve"] == pytest.approx(sum(s[3].sum() for s in steps) / sum(s.sum() for s in steps), abs=1e-4)
 
 
-def test_only_the_judged_joints_count(recording: InMemoryDataset):
+def test_only_the_chosen_joints_count(recording: InMemoryDataset):
     class OneWrong(PixelPoseModel):
         def predict_steps(self, *args):
             return super().predict_steps(*args) * torch.tensor([1.0, 0.0])
@@ -96,12 +96,12 @@ def test_only_the_judged_joints_count(recording: InMemoryDataset):
 
 def test_joints_at_rest_have_no_correlation():
     q = {k: np.concatenate([smooth(30, k, 1), np.full((30, 1), 0.3)], axis=1) for k in range(2)}
-    figures = summarize(evaluate(PixelPoseModel(NAMES), HeldOut(InMemoryDataset(q, NAMES))))
-    assert list(figures["correlation"]) == ["joint_1"] == figures["moving_joints"]
-    assert figures["nve_per_joint"]["joint_2"] is None
+    summary = summarize(evaluate(PixelPoseModel(NAMES), HeldOut(InMemoryDataset(q, NAMES))))
+    assert list(summary["correlation"]) == ["joint_1"] == summary["moving_joints"]
+    assert summary["nve_per_joint"]["joint_2"] is None
 
 
-def test_ratios_are_of_the_episodes_that_all_decoded(recording: InMemoryDataset):
+def test_ratios_are_over_the_episodes_that_all_models_decoded(recording: InMemoryDataset):
     class Fails(PixelPoseModel):
         def decode(self, video, **how):
             if len(self.seen) == 1:
@@ -110,40 +110,40 @@ def test_ratios_are_of_the_episodes_that_all_decoded(recording: InMemoryDataset)
             self.seen.append(0)
             return super().decode(video, **how)
 
-    rival = Fails(NAMES, scale=0.8)
-    rival.seen = []
+    other = Fails(NAMES, scale=0.8)
+    other.seen = []
     both = {
         "ours": evaluate(PixelPoseModel(NAMES, scale=0.9), HeldOut(recording), name="ours"),
-        "rival": evaluate(rival, HeldOut(recording), name="rival"),
+        "other": evaluate(other, HeldOut(recording), name="other"),
     }
-    assert both["rival"].failed == {1: "RuntimeError: lens cap"} and len(both["rival"].episodes) == 3
-    assert compare_models(both, "ours")["rival"]["action_mse_ratio"] == pytest.approx(0.25, rel=1e-3)
+    assert both["other"].failed == {1: "RuntimeError: lens cap"} and len(both["other"].episodes) == 3
+    assert compare_models(both, "ours")["other"]["action_mse_ratio"] == pytest.approx(0.25, rel=1e-3)
     rows = summary_table([summarize(e) for e in both.values()])
     assert rows[0][0] == "MODEL" and rows[1][-1] == "4/4" and rows[2][-1] == "3/4"
     assert len({len(row) for row in rows}) == 1
 
 
-def test_figures_of_nothing_but_failures_are_told(recording: InMemoryDataset):
+def test_a_model_that_fails_everywhere_is_reported(recording: InMemoryDataset):
     class Broken(PixelPoseModel):
         def decode(self, video, **how):
             raise ValueError("no")
 
-    figures = summarize(evaluate(Broken(NAMES), HeldOut(recording), name="broken"))
-    assert figures["episodes"] == 0 and len(figures["failed"]) == 4
-    assert summary_table([figures])[1][-1] == "0/4"
+    summary = summarize(evaluate(Broken(NAMES), HeldOut(recording), name="broken"))
+    assert summary["episodes"] == 0 and len(summary["failed"]) == 4
+    assert summary_table([summary])[1][-1] == "0/4"
 
 
-# ---- protocol -------------------------------------------------------------------------------------------------------
+# ---- held-out episodes ----------------------------------------------------------------------------------------------
 
 
-def test_a_spread_that_was_not_measured_is_no_claim(recording: InMemoryDataset):
+def test_an_uncertainty_that_was_not_estimated_is_not_scored(recording: InMemoryDataset):
     class Regression(PixelPoseModel):
         def decode(self, video, **how):
             return replace(super().decode(video, **how), provenance={"not_measured": ["covariance"]})
 
-    figures = summarize(evaluate(Regression(NAMES), HeldOut(recording)))
-    assert figures["coverage_68"] is figures["coverage_95"] is figures["position_coverage_95"] is None
-    assert figures["nve"] < 1e-3
+    summary = summarize(evaluate(Regression(NAMES), HeldOut(recording)))
+    assert summary["coverage_68"] is summary["coverage_95"] is summary["position_coverage_95"] is None
+    assert summary["nve"] < 1e-3
 
 
 def test_stride_makes_longer_steps_at_a_lower_rate(recording: InMemoryDataset):
@@ -163,7 +163,7 @@ def test_the_frame_before_is_the_one_before(recording: InMemoryDataset):
 
     episode = evaluate(Backwards(NAMES), HeldOut(recording, EvalConfig(episodes=(1,)))).episodes[0]
     q = torch.from_numpy(recording.q[1])
-    expected = torch.cat([q[1:2] - q[:1], q[2:] - q[:-2]])  # at an episode's start the frame stands for its forerunner
+    expected = torch.cat([q[1:2] - q[:1], q[2:] - q[:-2]])  # at an episode's start the frame replaces the one before
     assert torch.allclose(episode.pair_steps, expected, atol=1e-5)
 
 
@@ -186,27 +186,27 @@ def test_wrong_choices_are_refused_by_name(recording: InMemoryDataset):
         HeldOut(foreign)
 
 
-def test_the_first_pose_is_told_or_kept_back(recording: InMemoryDataset):
-    told = []
+def test_the_initial_pose_is_given_or_not(recording: InMemoryDataset):
+    given = []
 
     class Listener(PixelPoseModel):
         def decode(self, video: torch.Tensor, *, q0: torch.Tensor | None, fps: float) -> JointMotion:
-            told.append(q0 is not None)
+            given.append(q0 is not None)
             return super().decode(video, q0=torch.zeros(len(NAMES)).double() if q0 is None else q0, fps=fps)
 
     for start in (True, False):
         evaluate(Listener(NAMES), HeldOut(recording, EvalConfig(given_initial_pose=start, episodes=(0,))), name="it")
-    assert told == [True, False]
+    assert given == [True, False]
 
 
-def test_a_change_of_the_pictures_reaches_the_model(recording: InMemoryDataset):
+def test_the_model_gets_the_corrupted_frames(recording: InMemoryDataset):
     frozen = evaluate(
         PixelPoseModel(NAMES), HeldOut(recording), corruption=lambda video, clip: video[:1].expand_as(video)
     )
     assert summarize(frozen)["nve"] == pytest.approx(1.0)
 
 
-# ---- the exact view -------------------------------------------------------------------------------------------------
+# ---- ground truth ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def camera(finger: Embodiment) -> Camera:
 
 @pytest.fixture(scope="module")
 def seen(finger: Embodiment, camera: Camera) -> InMemoryDataset:
-    """A recording with exact extras, computed by the surface points of the analytic field."""
+    """A recording with depth, links and camera, computed from the surface points of an analytic field."""
     q = {0: smooth(6, 0)}
     field = AnalyticField(finger, camera.resized(16, 16), points=20000, occluders=20000)
     depth, links = np.zeros((6, 16, 16), np.float32), np.full((6, 16, 16), -1, np.int16)
@@ -254,7 +254,7 @@ def test_recorded_camera_is_read_back(seen: InMemoryDataset, camera: Camera):
     )
 
 
-def test_what_stands_in_front_of_the_robot_is_not_the_robot(seen: InMemoryDataset):
+def test_objects_in_front_of_the_robot_are_not_the_robot(seen: InMemoryDataset):
     view = HeldOut(seen).clip(0, seen.joint_names).ground_truth
     q = torch.from_numpy(seen.q[0][2])
     v, u = (view.links[2] >= 0).nonzero()[5].tolist()
@@ -263,11 +263,11 @@ def test_what_stands_in_front_of_the_robot_is_not_the_robot(seen: InMemoryDatase
     assert view.jacobian(2, q, 16, 16)[1][v, u] == 0 and view.flow(2, q, q + 0.1, 16, 16)[1][v, u] == 0
 
 
-def test_a_fitted_camera_sees_points_where_the_fit_puts_them(camera: Camera):
-    fit = Letterbox(64, 64, 40, 72)
+def test_a_letterboxed_camera_projects_to_the_letterboxed_image(camera: Camera):
+    letterbox = Letterbox(64, 64, 40, 72)
     p = torch.tensor([[0.05, 0.02, 0.0], [-0.03, 0.1, 0.05]], dtype=torch.float64)
-    uv, other = camera.project(p)[0], letterbox_camera(camera, fit).project(p)[0]
-    scale, offset = torch.tensor([fit.scale_u, fit.scale_v]), torch.tensor([fit.left, fit.top])
+    uv, other = camera.project(p)[0], letterbox_camera(camera, letterbox).project(p)[0]
+    scale, offset = torch.tensor([letterbox.scale_u, letterbox.scale_v]), torch.tensor([letterbox.left, letterbox.top])
     assert torch.allclose(other, (uv + 0.5) * scale - 0.5 + offset)
 
 
@@ -284,7 +284,7 @@ def test_exact_flow_is_the_exact_field_times_a_small_step(seen: InMemoryDataset)
     )
 
 
-def test_exact_flow_is_in_pixels_of_the_full_picture(seen: InMemoryDataset, finger: Embodiment, camera: Camera):
+def test_exact_flow_is_in_pixels_of_the_full_image(seen: InMemoryDataset, finger: Embodiment, camera: Camera):
     view = HeldOut(seen).clip(0, seen.joint_names).ground_truth
     q, q_next = (torch.from_numpy(seen.q[0][t]) for t in (0, 5))
     flow, where = view.flow(0, q, q_next, 16, 16)
@@ -294,9 +294,9 @@ def test_exact_flow_is_in_pixels_of_the_full_picture(seen: InMemoryDataset, fing
     assert float((flow.norm(dim=0) * where).max()) == pytest.approx(float(largest), rel=0.1)
 
 
-def test_a_view_in_other_pictures_stays_exact(seen: InMemoryDataset):
+def test_a_letterboxed_view_stays_exact(seen: InMemoryDataset):
     clip = HeldOut(seen).clip(0, seen.joint_names)
-    other = clip.letterbox(64, 96)  # the same picture with black columns left and right
+    other = clip.letterbox(64, 96)  # the same image with black columns left and right
     assert other.video.shape[-2:] == (64, 96) and torch.equal(other.video[..., 16:80], clip.video)
     q = torch.from_numpy(seen.q[0][2])
     jacobian, mask = clip.ground_truth.jacobian(2, q, 16, 16)
@@ -312,7 +312,7 @@ def test_a_view_in_other_pictures_stays_exact(seen: InMemoryDataset):
 
 def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: InMemoryDataset, finger: Embodiment):
     class Exact(PixelPoseModel):
-        """Looks at its own idea of the pose, as `probe` hands it over, never at the truth."""
+        """Predicts exact field and flow at the pose that it is given, which is the decoded one."""
 
         wrong = 1.0
 
@@ -324,22 +324,22 @@ def test_an_exact_model_has_no_field_error_and_no_flow_error(seen: InMemoryDatas
             return FieldPrediction(self.wrong * jacobian[None], mask[None], flow[None], None, torch.zeros(1, 2))
 
     exact = Exact(seen.joint_names)
-    figures = summarize(evaluate(exact, HeldOut(seen, EvalConfig(field_samples=3))))
-    assert figures["field_error_mean"] < 1e-3 and figures["flow_epe_px"] < 2e-3 and figures["mask_iou"] == 1.0
-    assert figures["flow_length_px"] > 0.1 and figures["tip_error_mm"] < 0.01
+    summary = summarize(evaluate(exact, HeldOut(seen, EvalConfig(field_samples=3))))
+    assert summary["field_error_mean"] < 1e-3 and summary["flow_epe_px"] < 2e-3 and summary["mask_iou"] == 1.0
+    assert summary["flow_length_px"] > 0.1 and summary["tip_error_mm"] < 0.01
     exact.wrong = 0.7
-    figures = summarize(evaluate(exact, HeldOut(seen, EvalConfig(field_samples=3))))
-    assert list(figures["field_error"].values()) == pytest.approx([0.3, 0.3], abs=1e-3)
+    summary = summarize(evaluate(exact, HeldOut(seen, EvalConfig(field_samples=3))))
+    assert list(summary["field_error"].values()) == pytest.approx([0.3, 0.3], abs=1e-3)
 
 
-def test_the_analytic_model_is_judged_like_the_others(seen: InMemoryDataset, finger: Embodiment, camera: Camera):
+def test_the_analytic_model_is_evaluated_like_the_others(seen: InMemoryDataset, finger: Embodiment, camera: Camera):
     evaluation = evaluate(JacobianIDM.from_embodiment(finger, camera=camera), HeldOut(seen, EvalConfig(frames=4)))
-    figures = summarize(evaluation)
-    assert not evaluation.failed and figures["episodes"] == len(seen.episode_indices)
-    assert (figures["nve"] is not None and "nve_pairs" not in figures) or figures["nve_pairs"] is None
+    summary = summarize(evaluation)
+    assert not evaluation.failed and summary["episodes"] == len(seen.episode_indices)
+    assert (summary["nve"] is not None and "nve_pairs" not in summary) or summary["nve_pairs"] is None
 
 
-def test_a_surface_is_sampled_once_and_seen_by_any_camera(finger: Embodiment, camera: Camera):
+def test_a_surface_is_sampled_once_for_all_cameras(finger: Embodiment, camera: Camera):
     surface = make_surface_field(finger)
     q = torch.zeros(2, dtype=torch.float64)
     one = GroundTruthView(surface, (camera,), None, None)
@@ -349,12 +349,12 @@ def test_a_surface_is_sampled_once_and_seen_by_any_camera(finger: Embodiment, ca
     assert one.flow(0, q, q, 16, 16) is None
 
 
-def test_tip_error_of_a_drifting_reader(seen: InMemoryDataset, finger: Embodiment):
-    figures = summarize(evaluate(PixelPoseModel(seen.joint_names, scale=0.0), HeldOut(seen)))
+def test_tip_error_of_a_model_without_motion(seen: InMemoryDataset, finger: Embodiment):
+    summary = summarize(evaluate(PixelPoseModel(seen.joint_names, scale=0.0), HeldOut(seen)))
     kinematics = Kinematics.from_embodiment(finger)
     tip = finger.model.link_index(finger.tip_links[0])
     p = kinematics.link_poses(torch.from_numpy(seen.q[0]))[:, tip, :3, 3]
-    assert figures["tip_error_mm"] == pytest.approx(1000 * float((p[1:] - p[0]).norm(dim=-1).mean()))
+    assert summary["tip_error_mm"] == pytest.approx(1000 * float((p[1:] - p[0]).norm(dim=-1).mean()))
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_command_line_fails_when_a_model_decodes_nothing(shelf, tmp_path: Path, 
     assert "there is no episode 3" in capsys.readouterr().err
 
 
-# ---- looking into real models ---------------------------------------------------------------------------------------
+# ---- fields of real models ------------------------------------------------------------------------------------------
 
 
 def untrained(kind: str) -> object:
@@ -416,7 +416,7 @@ def frames() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).unbind(0)
 
 
-def test_a_probe_of_a_learned_field_is_the_field_at_that_pose():
+def test_the_prediction_of_a_learned_field_is_at_the_given_pose():
     idm = JacobianIDM(None, untrained("jacobian_field"), None)
     first, second = frames()
     q = torch.tensor([[0.1, 0.2], [0.0, -0.3], [0.4, 0.0]])
@@ -430,7 +430,7 @@ def test_a_probe_of_a_learned_field_is_the_field_at_that_pose():
     assert torch.allclose(alone.delta_q, seen.delta_q[1:2], atol=1e-5)
 
 
-def test_a_probe_of_veras_solves_for_what_it_decodes():
+def test_the_prediction_of_vera_has_the_decoded_step():
     idm = BaselineIDM(untrained("vera"))
     first, second = frames()
     seen = predict_field(idm, first, second, torch.zeros(3, 2))
@@ -439,6 +439,6 @@ def test_a_probe_of_veras_solves_for_what_it_decodes():
         assert torch.allclose(seen.jacobian, idm.model.jacobian(first))
 
 
-def test_a_model_without_a_field_has_nothing_to_look_into():
+def test_a_model_without_a_field_has_no_field_prediction():
     assert predict_field(BaselineIDM(untrained("direct")), *frames(), torch.zeros(3, 2)) is None
     assert input_size(BaselineIDM(untrained("direct"))) == (32, 32)

@@ -1,4 +1,4 @@
-"""Laws every flow obeys, held for the default estimator and the shared arithmetic."""
+"""Laws of optical flow, for the default estimator and the shared arithmetic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from jidm.flow import (
     FlowEstimator,
     PrecomputedFlow,
     as_flow_estimator,
-    flow_between,
     forward_backward_weight,
     read_flow,
     resize_flow,
@@ -28,7 +27,7 @@ from jidm.video.io import read_video
 
 
 def texture(seed: int = 0) -> Callable[[Tensor, Tensor], Tensor]:
-    """A smooth random picture that can be looked at between pixels: waves of 6 to 30 px, no interpolation."""
+    """A smooth random image as a function of continuous position: waves of 6 to 30 px, no interpolation."""
     g = torch.Generator().manual_seed(seed)
     angle, wave = torch.rand(40, generator=g) * 6.28, 6 + 24 * torch.rand(40, generator=g)
     phase, gain = torch.rand(3, 40, generator=g) * 6.28, torch.rand(3, 40, generator=g) * 0.05
@@ -115,7 +114,7 @@ def test_same_answer_every_time_and_from_any_number_of_threads() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("estimator", [DisFlow(), DisFlow(texture=0)])
-def test_a_dead_frame_spoils_only_itself(bad: float, estimator: DisFlow) -> None:
+def test_a_non_finite_frame_affects_only_its_own_item(bad: float, estimator: DisFlow) -> None:
     pairs = [shifted_pair((0.5, 0.5), seed=k) for k in range(3)]
     first, second = (torch.stack([p[i] for p in pairs]) for i in (0, 1))
     whole = estimator(first, second)
@@ -174,26 +173,24 @@ def test_wrong_frames_are_refused() -> None:
 # ---- shared arithmetic ----------------------------------------------------------------------------------------------
 
 
-def test_round_trip_weight_is_what_it_says() -> None:
+def test_forward_backward_weight_equals_its_formula() -> None:
     forward = torch.zeros(2, 6, 8)
     forward[0] = 2.0
     backward = -forward
-    weight = forward_backward_weight(forward, backward, sigma=0.1, relative=0.0)
+    weight = forward_backward_weight(forward, backward)
     assert torch.equal(weight[:, :6], torch.ones(6, 6)) and (weight[:, 6:] == 0).all()
-    backward[1] = 0.1  # a round trip that misses by as much as sigma is worth one half
-    torch.testing.assert_close(
-        forward_backward_weight(forward, backward, sigma=0.1, relative=0)[:, :6], torch.full((6, 6), 0.5)
-    )
-    # The backward flow must be read where the forward flow lands, not where it starts.
+    backward[1] = 0.1 + 0.05 * 2.0  # an error equal to the floor has the weight one half
+    torch.testing.assert_close(forward_backward_weight(forward, backward)[:, :6], torch.full((6, 6), 0.5))
+    # The backward flow must be sampled where the forward flow ends, not where it starts.
     backward = torch.zeros(2, 6, 8)
     backward[0, :, 4:] = -2.0
-    weight = forward_backward_weight(forward, backward, sigma=0.1, relative=0)
+    weight = forward_backward_weight(forward, backward)
     assert weight[3, 2] == 1 and weight[3, 0] < 0.01
 
 
 @pytest.mark.parametrize("size", [(60, 90), (48, 32), (97, 33), (24, 64)])
-def test_resized_flow_is_the_flow_of_the_resized_picture(size: tuple[int, int]) -> None:
-    """Points of a moving scene, projected by the resized camera, move as the resized flow says."""
+def test_resized_flow_is_the_flow_of_the_resized_image(size: tuple[int, int]) -> None:
+    """Points of a moving scene, projected by the resized camera, move by the resized flow."""
     height, width = 48, 64
     camera = Camera.look_at((0, 0, 2), (0, 0, 0), up=(0, 1, 0), width=width, height=height)
     smaller = camera.resized(size[1], size[0])
@@ -218,7 +215,7 @@ def test_resizing_scales_each_channel_with_its_axis() -> None:
     torch.testing.assert_close(got[..., 1, :, :], torch.full((4, 1, 30, 10), -6.0).double())
 
 
-def test_resized_weight_keeps_rubbish_out() -> None:
+def test_resizing_ignores_pixels_of_weight_zero() -> None:
     flow, weight = torch.ones(2, 8, 8), torch.ones(8, 8)
     flow[:, :, 4:], weight[:, 4:] = 1000.0, 0.0
     half = Flow(flow, weight).resized(4, 4)
@@ -226,14 +223,14 @@ def test_resized_weight_keeps_rubbish_out() -> None:
     assert (half.flow < 1).all() and (half.weight[:, 3] == 0).all() and half.weight.max() <= 1
 
 
-def test_flow_refuses_shapes_that_do_not_belong_together() -> None:
+def test_flow_refuses_inconsistent_shapes() -> None:
     with pytest.raises((InputError, TypeError)):
         Flow(torch.zeros(2, 4, 5), torch.zeros(4, 6))
     with pytest.raises((InputError, TypeError)):
         Flow(torch.zeros(3, 4, 5), torch.zeros(4, 5))
 
 
-# ---- anything as an estimator ---------------------------------------------------------------------------------------
+# ---- estimators from other objects ----------------------------------------------------------------------------------
 
 
 def test_functions_become_estimators() -> None:
@@ -259,7 +256,7 @@ def test_functions_become_estimators() -> None:
         as_flow_estimator(lambda x, y: torch.ones(2, 6, 7, 2))(a, b)
 
 
-def test_names_and_wrong_things() -> None:
+def test_estimators_by_name_and_unusable_sources() -> None:
     assert isinstance(as_flow_estimator("dis"), DisFlow)
     own = DisFlow(patch_stride=4)
     assert as_flow_estimator(own) is own
@@ -270,17 +267,10 @@ def test_names_and_wrong_things() -> None:
         as_flow_estimator(3.0)
 
 
-def test_sources_that_know_the_video_are_asked_by_number() -> None:
-    a, b = torch.rand(3, 6, 7), torch.rand(3, 6, 7)
-    stored = torch.arange(4.0)[:, None, None, None].expand(4, 2, 6, 7)
-    assert (flow_between(as_flow_estimator(stored), a, b, 2, 3).flow == 2).all()
-    assert (flow_between(as_flow_estimator(lambda x, y: torch.ones(2, 6, 7)), a, b, 2, 3).flow == 1).all()
+# ---- third-party images ---------------------------------------------------------------------------------------------
 
 
-# ---- other people's pictures ----------------------------------------------------------------------------------------
-
-
-def test_dis_on_kitti_against_its_truth() -> None:
+def test_dis_on_kitti_against_ground_truth() -> None:
     folder = material("flow_gt")
     truth = read_flow(folder / "KITTI_flow_gt.png")
     frames = [folder / "KITTI_frame1.png", folder / "KITTI_frame2.png"]
@@ -300,14 +290,14 @@ def test_dis_on_kitti_against_its_truth() -> None:
     assert trusted < 0.1 * still[known].mean()
 
 
-def test_dis_on_robot_video_sees_the_arms_and_not_the_table() -> None:
+def test_dis_on_robot_video_measures_the_arms_and_not_the_background() -> None:
     video = read_video(material("aloha_sim") / "aloha_sim_insertion_human.mp4")[100:103].frames
     answer = DisFlow()(video[0], video[2])
     moved = answer.flow.norm(dim=0) * (answer.weight > 0.05)
-    assert moved[220:330].max() > 1 and moved[:60].max() == 0  # black above the table: nothing to see, no weight
+    assert moved[220:330].max() > 1 and moved[:60].max() == 0  # black above the table: no texture, no weight
 
 
-def test_raft_by_name_is_the_large_one_with_its_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raft_by_name_is_raft_large_with_default_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     class Recorder(DisFlow):

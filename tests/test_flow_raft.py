@@ -1,4 +1,4 @@
-"""RAFT: torchvision's own network, its weights from files, and sizes it cannot take itself."""
+"""RAFT: equal to torchvision's network, weights from files, and sizes the network does not support."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def frames(*batch: int, height: int = 128, width: int = 136) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_is_torchvisions_raft(small: tuple[nn.Module, Path], suffix: str) -> None:
+def test_equals_torchvisions_raft(small: tuple[nn.Module, Path], suffix: str) -> None:
     model, folder = small
     a, b = frames()
     estimator = RaftFlow("raft_small", weights=folder / f"small.{suffix}", iterations=3)
@@ -48,7 +48,7 @@ def test_is_torchvisions_raft(small: tuple[nn.Module, Path], suffix: str) -> Non
 
 
 @pytest.mark.slow
-def test_large_too(tmp_path: Path) -> None:
+def test_raft_large_equals_torchvisions(tmp_path: Path) -> None:
     optical_flow = pytest.importorskip("torchvision.models.optical_flow")
     torch.manual_seed(0)
     model = optical_flow.raft_large(weights=None).eval()
@@ -60,7 +60,7 @@ def test_large_too(tmp_path: Path) -> None:
     torch.testing.assert_close(answer.flow, truth, atol=1e-3, rtol=1e-3)
 
 
-def test_batches_dead_frames_and_types(small: tuple[nn.Module, Path]) -> None:
+def test_batches_non_finite_frames_and_dtypes(small: tuple[nn.Module, Path]) -> None:
     estimator = RaftFlow("raft_small", weights=small[1] / "small.pth", iterations=1)
     a, b = frames(2, height=37, width=50)
     whole = estimator(a, b)
@@ -77,7 +77,7 @@ def test_batches_dead_frames_and_types(small: tuple[nn.Module, Path]) -> None:
 
 
 class Known(nn.Module):
-    """Stands in for RAFT: knows the true motion, and refuses the sizes RAFT refuses."""
+    """A fake RAFT that returns the true motion and refuses the sizes that RAFT refuses."""
 
     def __init__(self, share: tuple[float, float]) -> None:
         super().__init__()
@@ -86,14 +86,14 @@ class Known(nn.Module):
     def forward(self, first: Tensor, second: Tensor, num_flow_updates: int) -> list[Tensor]:
         n, _, height, width = first.shape
         assert height % 8 == 0 and width % 8 == 0 and min(height, width) >= 128 and first.abs().max() <= 1
-        # The motion is a share of the picture, which the padding makes no larger.
+        # The motion is a share of the image size without the padding.
         per_pixel = torch.tensor([self.share[0] * self.picture[1], self.share[1] * self.picture[0]])
         sign = torch.tensor([1.0, -1.0])[:, None, None, None]
         return [(sign * per_pixel[None, :, None, None]).expand(n, 2, height, width)]
 
 
 @pytest.mark.parametrize("size", [(128, 136), (131, 200), (40, 50), (64, 300), (150, 33)])
-def test_sizes_raft_cannot_take_are_fitted_and_flow_comes_back_in_the_inputs_pixels(size: tuple[int, int]) -> None:
+def test_unsupported_sizes_are_resized_and_flow_is_in_the_inputs_pixels(size: tuple[int, int]) -> None:
     model = Known((0.02, -0.01))
     enlarge = max(1.0, 128 / min(size))
     model.picture = tuple(max(128, round(n * enlarge)) if enlarge > 1 else n for n in size)
@@ -103,7 +103,7 @@ def test_sizes_raft_cannot_take_are_fitted_and_flow_comes_back_in_the_inputs_pix
     assert answer.weight[size[0] // 2, size[1] // 2] > 0.99 and (answer.weight[:, -1] == 0).all()
 
 
-def test_wrong_weights_say_so(small: tuple[nn.Module, Path], tmp_path: Path) -> None:
+def test_wrong_weights_are_named(small: tuple[nn.Module, Path], tmp_path: Path) -> None:
     folder = small[1]
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
@@ -157,7 +157,7 @@ def test_missing_or_mismatched_torchvision(
         RaftFlow("raft_small", weights="DEFAULT")
 
 
-def test_torchvision_is_not_loaded_with_the_room() -> None:
+def test_torchvision_is_imported_on_use_only() -> None:
     program = (
         "import sys, jidm.flow, jidm.video.io; print([m for m in ('torchvision', 'cv2', 'av') if m in sys.modules])"
     )
@@ -167,8 +167,8 @@ def test_torchvision_is_not_loaded_with_the_room() -> None:
     )
 
 
-def test_resize_helper_is_the_one_raft_uses() -> None:
-    """The bug RAFT wrappers ship: flow resized, its channels not."""
+def test_resize_flow_scales_the_channels() -> None:
+    """A frequent bug of RAFT wrappers: the grid is resized, the displacements are not scaled."""
     flow = torch.ones(2, 16, 16)
     assert torch.equal(resize_flow(flow, 8, 32)[0], torch.full((8, 32), 2.0))
     assert torch.equal(resize_flow(flow, 8, 32)[1], torch.full((8, 32), 0.5))

@@ -1,4 +1,4 @@
-"""The learned field without training: what holds whatever its weights are, and what its pieces compute."""
+"""The learned field without training: properties that hold for any weights, and its parts against formulas."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from jidm.fields.free.blocks import Modulation, pixel_grid, spatial_softmax
 from jidm.fields.free.correlation import CorrelationHead
 
 
-def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> CorrelationHead:
-    """A head that adds nothing of its own: its answers are those of the formulas around it."""
+def flat_head(search_radius: int = 2, grid: tuple[int, int] = (8, 10)) -> CorrelationHead:
+    """A head whose learned correction is zero, so that its output is given by a formula."""
     torch.manual_seed(0)
-    head = CorrelationHead(8, reach, grid)
+    head = CorrelationHead(8, search_radius, grid)
     torch.nn.init.zeros_(head.coarse_out.weight)
     return head
 
@@ -27,14 +27,15 @@ def flat_head(reach: int = 2, grid: tuple[int, int] = (8, 10)) -> CorrelationHea
 # ---- matching --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reach", [1, 2, 5])
-def test_correlation_is_the_products_of_all_neighbours(reach: int) -> None:
+@pytest.mark.parametrize("search_radius", [1, 2, 5])
+def test_correlation_is_the_products_of_all_neighbors(search_radius: int) -> None:
     h, w = 4, 5
     first, second = torch.randn(2, 2, 8, h, w).unbind(0)
-    windows = CorrelationHead(8, reach, (h, w)).correlate(first, second)
+    windows = CorrelationHead(8, search_radius, (h, w)).correlate(first, second)
     for window, (a, b) in zip(windows, ((first, second), (second, first)), strict=True):
-        assert window.shape == (2, (2 * reach + 1) ** 2, h, w)
-        for k, (dv, du) in enumerate((i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1)):
+        assert window.shape == (2, (2 * search_radius + 1) ** 2, h, w)
+        offsets = range(-search_radius, search_radius + 1)
+        for k, (dv, du) in enumerate((i, j) for i in offsets for j in offsets):
             for v in range(h):
                 for u in range(w):
                     inside = 0 <= v + dv < h and 0 <= u + du < w
@@ -42,12 +43,12 @@ def test_correlation_is_the_products_of_all_neighbours(reach: int) -> None:
                     torch.testing.assert_close(window[:, k, v, u], torch.as_tensor(expected).expand(2))
 
 
-def test_both_windows_are_one_volume_seen_from_its_two_sides() -> None:
+def test_both_windows_are_of_one_correlation_volume() -> None:
     first, second = torch.randn(2, 2, 8, 8, 10).unbind(0)
     head = flat_head()
     forward, backward = head.correlate(first, second)
     side = 2 * head.search_radius + 1
-    # Cell (v, u) with offset (dv, du) forwards is cell (v + dv, u + du) with offset (-dv, -du) backwards.
+    # Cell (v, u) with offset (dv, du) forward is cell (v + dv, u + du) with offset (-dv, -du) backward.
     f, b = forward.unflatten(1, (side, side)), backward.unflatten(1, (side, side)).flip(1, 2)
     for i, dv in enumerate(range(-2, 3)):
         for j, du in enumerate(range(-2, 3)):
@@ -60,16 +61,16 @@ def test_both_windows_are_one_volume_seen_from_its_two_sides() -> None:
 
 
 @pytest.mark.parametrize(("du", "dv"), [(2, 1), (-1, 2), (0, -2)])
-def test_first_look_finds_a_shift_within_reach(du: int, dv: int) -> None:
+def test_initial_flow_finds_a_shift_within_the_window(du: int, dv: int) -> None:
     head = flat_head()
     head.logit_scale.data.fill_(4.0)
     first = torch.randn(1, 8, 8, 10, generator=torch.Generator().manual_seed(1))
     first = first / first.square().mean(1, keepdim=True).sqrt() * 3  # of one length, as the network's features are
-    second = first.roll((dv, du), (2, 3))  # what was at (v, u) is at (v + dv, u + du)
+    second = first.roll((dv, du), (2, 3))  # what was at (v, u) is now at (v + dv, u + du)
     forward, backward = head.correlate(first, second)
     flow, log_weight = head.initial_flow(forward, first)
     back, _ = head.initial_flow(backward, second)
-    r = flow.shape[-1] // first.shape[-1]  # cells of the field per cell that is compared
+    r = flow.shape[-1] // first.shape[-1]  # cells of flow per coarse cell
     inside = slice(3 * r + r - 1, 5 * r - r + 1), slice(3 * r + r - 1, 7 * r - r + 1)
     for found, way in ((flow, 4.0 * r), (back, -4.0 * r)):
         middle = found[0, :, inside[0], inside[1]]
@@ -95,7 +96,7 @@ def read(field: LearnedField, image: torch.Tensor, q: torch.Tensor) -> tuple[tor
     return (*field.predict_pose(seen), *field.jacobian(seen, q))
 
 
-def test_detail_changes_nothing_that_does_not_look_closer() -> None:
+def test_input_scale_changes_neither_field_nor_pose() -> None:
     field, image, q = untrained(height=64, width=96), random_images(2, width=96), torch.randn(2, 2)
     close = LearnedField(replace(field.config, input_scale=2))
     close.load_state_dict(field.state_dict())
@@ -120,7 +121,7 @@ def test_a_batch_is_its_items_one_by_one() -> None:
     assert seen[1:].coarse.shape == (2, 32, 8, 12)
 
 
-def test_it_serves_as_a_dense_field() -> None:
+def test_it_is_a_dense_field() -> None:
     field = untrained(height=64, width=96)
     image, q = random_images(20, width=96), torch.randn(20, 2)
     jacobian, mask = field.dense(q, 32, 48, image)  # the network's own grid
@@ -148,7 +149,7 @@ def flows_between(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.T
     ]  # fmt: skip
 
 
-def test_a_guess_flips_with_the_order_of_the_pictures() -> None:
+def test_a_regressed_step_changes_sign_with_the_order_of_the_images() -> None:
     field = untrained()
     seen, flows = field.encode(random_images(6)), flows_between(3)
     (step, std), (back, same) = (
@@ -161,14 +162,14 @@ def test_a_guess_flips_with_the_order_of_the_pictures() -> None:
     assert step.abs().max() > 1e-5 and (one - step).abs().max() > 1e-5
 
 
-def test_flow_that_nobody_knows_is_no_reason_for_a_guess_that_is_not_finite() -> None:
+def test_a_step_regressed_from_unknown_flow_is_finite() -> None:
     field = untrained()
     seen, flows = field.encode(random_images(2)), flows_between(1)
     flows = [(flow, torch.full_like(sure, -torch.inf)) for flow, sure in flows]
     assert all(x.isfinite().all() for x in field.regress_step(seen[:1], seen[1:], flows))
 
 
-def test_guesses_learn_without_bending_what_the_field_sees() -> None:
+def test_step_regression_does_not_train_the_encoder() -> None:
     field = untrained().train()
     seen = field.encode(random_images(2))
     step, std = field.regress_step(seen[:1], seen[1:], flows_between(1))
@@ -177,14 +178,14 @@ def test_guesses_learn_without_bending_what_the_field_sees() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in field.step_head.parameters())
 
 
-def test_a_field_without_that_head_says_so() -> None:
+def test_a_field_without_a_regression_head_refuses_to_regress() -> None:
     field = untrained(step_regression=False)
     assert field.step_head is None
     with pytest.raises(InputError, match="step_regression=True"):
         field.regress_step(field.encode(random_images(1)), field.encode(random_images(1)), flows_between(1))
 
 
-def test_pose_and_picture_both_bend_the_field() -> None:
+def test_the_field_depends_on_pose_and_image() -> None:
     field = untrained()
     image, q = random_images(2), torch.zeros(1, 2)
     seen = field.encode(image)
@@ -195,14 +196,14 @@ def test_pose_and_picture_both_bend_the_field() -> None:
 
 
 def test_the_field_is_per_unit_of_joint() -> None:
-    """The same weights in a robot whose steps are ten times as large say a tenth, so that the pixels stay."""
+    """With the same weights, for a robot with ten times larger steps, the field is a tenth."""
     one, ten = untrained(delta_std=0.05), untrained(delta_std=0.5)
     seen, q = one.encode(random_images(1)), torch.zeros(1, 2)
     torch.testing.assert_close(one.jacobian(seen, q)[0], 10 * ten.jacobian(seen, q)[0])
 
 
 @pytest.mark.parametrize("log_std", [-1e6, 0.0, 1e6])
-def test_spread_of_the_state_is_positive_and_bounded(log_std: float) -> None:
+def test_the_standard_deviation_of_the_pose_is_positive_and_bounded(log_std: float) -> None:
     field = untrained()
     field.pose_out[-1].bias.data[2:] = log_std
     image = torch.cat([random_images(1), torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 3, SIDE, SIDE)])
@@ -214,8 +215,8 @@ def test_spread_of_the_state_is_positive_and_bounded(log_std: float) -> None:
     torch.testing.assert_close(wider / spread, torch.tensor([[1.0, 3.0]]).expand(3, 2))
 
 
-def test_the_grid_is_that_of_flow() -> None:
-    """Cell (i, j) of stride 4 stands for pixel (4 j + 1.5, 4 i + 1.5); the middle of the picture is 0."""
+def test_the_pixel_grid_is_that_of_flow() -> None:
+    """Cell (i, j) of stride 4 stands for pixel (4 j + 1.5, 4 i + 1.5); the center of the image is 0."""
     grid = pixel_grid(64, 96, 4)
     assert grid.shape == (2, 16, 24)
     assert float(grid[0, 0, 0]) == pytest.approx((1.5 - 47.5) / 48) and float(grid[1, 0, 0]) == pytest.approx(-30 / 48)
@@ -235,7 +236,7 @@ def test_modulation_adds_a_plane() -> None:
         assert step.abs().max() > 1e-3
 
 
-# ---- what it is made for ---------------------------------------------------------------------------------------------
+# ---- configuration ---------------------------------------------------------------------------------------------------
 
 
 def test_config_survives_json() -> None:
@@ -263,7 +264,7 @@ def test_config_survives_json() -> None:
         ({"delta_correlation": ((1.0, 0.0),)}, "2 rows of 2 numbers"),
     ],
 )
-def test_what_cannot_be_is_refused(change: dict[str, object], complaint: str) -> None:
+def test_an_invalid_configuration_is_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         replace(config(), **change)
 

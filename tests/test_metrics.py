@@ -1,4 +1,4 @@
-"""Figures of merit: hand-made numbers, laws, and independent oracles (NumPy, PyBullet-checked kinematics)."""
+"""Metrics against numbers by hand, invariances, and independent oracles (NumPy, PyBullet-checked kinematics)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_nve_by_hand():
     assert metrics.nve_per_joint(error, truth).tolist() == pytest.approx([1.0 / 4.0, 1.0 / 4.0])
 
 
-def test_nve_of_standing_still_is_one_and_of_the_truth_zero():
+def test_nve_of_no_motion_is_one_and_of_the_truth_zero():
     truth = draw(5, 7, 3)
     assert float(metrics.nve(-truth, truth)) == pytest.approx(1.0)
     assert float(metrics.nve(torch.zeros_like(truth), truth)) == 0.0
@@ -44,7 +44,7 @@ def test_nve_does_not_depend_on_the_unit_or_on_how_steps_are_batched():
     assert torch.allclose(metrics.nve(error.reshape(24, 2), truth.reshape(24, 2)), one)
 
 
-def test_nve_of_a_joint_that_never_moves_is_unknown():
+def test_nve_of_a_joint_that_never_moves_is_nan():
     truth = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     per_joint = metrics.nve_per_joint(torch.full_like(truth, 0.1), truth)
     assert float(per_joint[0]) == pytest.approx(0.1) and math.isnan(per_joint[1])
@@ -73,7 +73,7 @@ def test_correlation_ignores_scale_and_offset_but_not_sign():
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
-def test_correlation_with_a_joint_at_rest_is_unknown(constant: float):
+def test_correlation_with_a_constant_joint_is_nan(constant: float):
     still = torch.full((31, 1), constant)
     assert metrics.correlation(still, torch.rand(31, 1)).isnan().all()
     assert metrics.correlation(torch.rand(31, 1), still).isnan().all()
@@ -98,14 +98,14 @@ def test_integrating_true_steps_returns_the_trajectory():
     assert torch.allclose(metrics.integrate_steps(q[:, 0], q.diff(dim=1)), q)
 
 
-def test_tip_error_of_one_joint_is_the_arc_it_cuts():
+def test_tip_error_of_one_joint_is_the_chord():
     robot = load_embodiment("planar_finger_1")
     kinematics = Kinematics.from_embodiment(robot)
     tip = robot.model.link_index(robot.tip_links[0])
     q = torch.zeros(1, dtype=torch.float64)
     turn = torch.tensor([0.3], dtype=torch.float64)
     pose = kinematics.link_poses(q)[tip]
-    # All of the finger turns about the first joint; its axis goes through the joint's own origin.
+    # The whole finger rotates about the first joint, whose axis passes through the joint's origin.
     axis_link = robot.model.link_index(_first_moving_link(robot))
     radius = (pose[:3, 3] - kinematics.link_poses(q)[axis_link, :3, 3]).norm()
     assert float(metrics.tip_error(kinematics, [tip], q + turn, q)) == pytest.approx(
@@ -121,7 +121,7 @@ def _first_moving_link(robot: Embodiment) -> str:
     return robot.model.links[int(turned.nonzero()[0])].name
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- flow and field -------------------------------------------------------------------------------------------------
 
 
 def test_endpoint_error_by_hand():
@@ -143,14 +143,14 @@ def test_field_error_laws():
         assert metrics.field_error(made, exact, mask).tolist() == pytest.approx([expected] * 2, abs=1e-12)
 
 
-def test_field_error_is_of_each_joint_alone():
+def test_field_error_is_per_joint():
     exact = draw(2, 3, 4, 5)
     made = exact.clone()
     made[:, 1] *= 0.5
     assert metrics.field_error(made, exact, torch.ones(4, 5).double()).tolist() == pytest.approx([0.0, 0.5, 0.0])
 
 
-# ---- honesty --------------------------------------------------------------------------------------------------------
+# ---- uncertainty ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", [0.68, 0.95])
@@ -162,7 +162,7 @@ def test_true_gaussian_intervals_cover_their_level(level: float):
     assert float(metrics.coverage(error, std * 2, level)) > level + 0.03
 
 
-def test_coverage_counts_where_it_is_told_to():
+def test_coverage_counts_the_chosen_entries():
     error = torch.tensor([[0.1, 10.0], [0.1, 10.0]])
     std = torch.ones(2, 2)
     first = torch.tensor([[True, False], [True, False]])
@@ -181,7 +181,7 @@ def test_bootstrap_interval_matches_the_standard_error_of_the_mean():
     assert high - low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
 
 
-def test_bootstrap_draws_whole_episodes_and_follows_its_seed():
+def test_bootstrap_resamples_whole_episodes_and_is_determined_by_the_seed():
     numerator, denominator = torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0])
     assert metrics.ratio_interval(numerator, denominator) == pytest.approx((1.0, 2.0))
     assert metrics.ratio_interval(numerator, denominator, seed=3) == metrics.ratio_interval(

@@ -1,4 +1,4 @@
-"""Image augmentation: the motion is unchanged, occluded cells have no weight, and changes depend on seed and step alone."""
+"""Image augmentation keeps the motion, masks occluded cells, and depends on seed and step alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a field is trained on: losses that vanish at the truth, first-order motion, calibrated uncertainty."""
+"""Losses of a learned field, which vanish at the truth; calibration of its uncertainty; first-order motion."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def model(seed: int = 0) -> TrainableField:
 
 
 def batch(count: int = 2, *, flow: bool = True, seed: int = 0) -> PairBatch:
-    """Pictures that mean nothing, and the exact motion of `TwoPivots` between random poses."""
-    world, draws = TwoPivots(), torch.Generator().manual_seed(seed)
-    q = torch.rand(count, 2, generator=draws) - 0.5
-    q_next = q + 0.1 * torch.randn(count, 2, generator=draws)
+    """Random images, and the exact motion of `TwoPivots` between random poses."""
+    model, generator = TwoPivots(), torch.Generator().manual_seed(seed)
+    q = torch.rand(count, 2, generator=generator) - 0.5
+    q_next = q + 0.1 * torch.randn(count, 2, generator=generator)
     image = random_images(3 * count, seed)[: 2 * count]
     more: dict[str, Tensor] = {}
-    for tail, a, b in (("", q, q_next), ("_back", q_next, q)) if flow else ():
-        more["flow" + tail] = world.flow(a, b, FLOW_GRID).float()
-        more["weight" + tail] = world.robot_probability(a, FLOW_GRID).float()
-        more["mask" + tail] = (world.robot_probability(a) > 0.5).float()
-        tangent = torch.einsum("bcnhw,bn->bchw", world.jacobian(a), (b - a).double()).float()
-        more["tangent" + tail] = downsample(tangent, 2)
-        more["tangent_weight" + tail], more["tangent_step" + tail] = more["weight" + tail], b - a
+    for suffix, a, b in (("", q, q_next), ("_back", q_next, q)) if flow else ():
+        more["flow" + suffix] = model.flow(a, b, FLOW_GRID).float()
+        more["weight" + suffix] = model.robot_probability(a, FLOW_GRID).float()
+        more["mask" + suffix] = (model.robot_probability(a) > 0.5).float()
+        tangent = torch.einsum("bcnhw,bn->bchw", model.jacobian(a), (b - a).double()).float()
+        more["tangent" + suffix] = downsample(tangent, 2)
+        more["tangent_weight" + suffix], more["tangent_step" + suffix] = more["weight" + suffix], b - a
     return PairBatch(image[:count], image[count:], q, q_next, **more)
 
 
@@ -70,31 +70,31 @@ def coarse(field: torch.Tensor) -> torch.Tensor:
     return downsample(field.flatten(1, 2), GRID // FLOW_GRID).unflatten(1, field.shape[1:3])
 
 
-def test_field_loss_is_least_at_the_exact_field() -> None:
+def test_field_loss_is_minimal_at_the_exact_field() -> None:
     pairs = batch()
-    moves = BidirectionalMotion.from_batch(pairs)
-    assert moves is not None
+    motion = BidirectionalMotion.from_batch(pairs)
+    assert motion is not None
     exact = coarse(TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float()).requires_grad_()
-    loss = field_loss(exact, moves)
-    motion = (moves.tangent.norm(dim=1) * moves.tangent_weight).sum() / moves.tangent_weight.sum()
-    assert float(loss.detach()) == pytest.approx(0.01 / float(motion), rel=1e-3)  # the rounding of the distance at zero
+    loss = field_loss(exact, motion)
+    mean_motion = (motion.tangent.norm(dim=1) * motion.tangent_weight).sum() / motion.tangent_weight.sum()
+    assert float(loss.detach()) == pytest.approx(0.01 / float(mean_motion), rel=1e-3)  # epsilon of the Charbonnier loss
     loss.backward()
     assert exact.grad is not None and exact.grad.abs().max() < 1e-4
-    assert field_loss(exact.detach() * 1.1, moves) > 5 * loss
-    assert field_loss(exact.detach() * 0, moves) == pytest.approx(1.0, rel=1e-2)
-    # The whole motion holds the curvature of the paths as well: the exact field does not make it.
-    bent = replace(moves, tangent=moves.flow)
-    assert field_loss(exact.detach(), bent) > 3 * loss
+    assert field_loss(exact.detach() * 1.1, motion) > 5 * loss
+    assert field_loss(exact.detach() * 0, motion) == pytest.approx(1.0, rel=1e-2)
+    # The whole motion includes the curvature of the paths, which the exact field does not explain.
+    curved = replace(motion, tangent=motion.flow)
+    assert field_loss(exact.detach(), curved) > 3 * loss
 
 
-def test_without_first_order_motion_the_whole_one_serves_both_ways() -> None:
+def test_without_first_order_motion_flow_is_used_in_both_directions() -> None:
     pairs = batch()
     bare = replace(pairs, **{k: None for k, _ in pairs.tensors() if k.startswith("tangent")})
-    moves = BidirectionalMotion.from_batch(bare)
-    assert moves is not None
-    assert torch.equal(moves.tangent, torch.cat([pairs.flow, pairs.flow_back]))  # type: ignore[list-item]
+    motion = BidirectionalMotion.from_batch(bare)
+    assert motion is not None
+    assert torch.equal(motion.tangent, torch.cat([pairs.flow, pairs.flow_back]))  # type: ignore[list-item]
     exact = coarse(TwoPivots().jacobian(torch.cat([pairs.q, pairs.q_next])).float())
-    assert field_loss(exact, moves) < 0.3 * field_loss(0 * exact, moves)
+    assert field_loss(exact, motion) < 0.3 * field_loss(0 * exact, motion)
 
 
 def matched(flow: Tensor, back: Tensor, log_weight: float) -> tuple[FlowMeasurement, FlowMeasurement]:
@@ -102,40 +102,40 @@ def matched(flow: Tensor, back: Tensor, log_weight: float) -> tuple[FlowMeasurem
     return FlowMeasurement(flow, sure), FlowMeasurement(back, sure)
 
 
-def test_flow_loss_asks_for_the_right_flow_and_the_confidence_it_deserves() -> None:
+def test_flow_loss_is_minimal_at_the_right_flow_and_confidence() -> None:
     pairs = batch()
-    moves = BidirectionalMotion.from_batch(pairs)
-    assert moves is not None and pairs.flow is not None and pairs.flow_back is not None
-    exact = flow_loss(matched(pairs.flow, pairs.flow_back, 0.0), moves)
+    motion = BidirectionalMotion.from_batch(pairs)
+    assert motion is not None and pairs.flow is not None and pairs.flow_back is not None
+    exact = flow_loss(matched(pairs.flow, pairs.flow_back, 0.0), motion)
     assert float(exact) == pytest.approx(0.01, rel=1e-4)
     off = matched(pairs.flow + 1, pairs.flow_back, 0.0)
-    assert flow_loss(off, moves) > exact
-    # An error of e costs least where half the log-weight is -log e.
+    assert flow_loss(off, motion) > exact
+    # The loss of an error e is minimal where half the log-weight is -log e.
     error = 0.2
     wrong = [pairs.flow.clone(), pairs.flow_back.clone()]
     for x in wrong:
         x[:, 0] += error
     at_best = -2 * torch.tensor((error**2 + 0.01**2) ** 0.5).log().item()
-    costs = [float(flow_loss(matched(*wrong, w), moves)) for w in (at_best - 0.3, at_best, at_best + 0.3)]
+    costs = [float(flow_loss(matched(*wrong, w), motion)) for w in (at_best - 0.3, at_best, at_best + 0.3)]
     assert costs[1] < costs[0] and costs[1] < costs[2]
 
 
-def test_what_has_no_weight_is_not_learned_from() -> None:
+def test_flow_without_weight_is_ignored() -> None:
     pairs = batch()
     assert pairs.flow is not None and pairs.weight is not None
-    moves, spoiled = (
+    motion, spoiled = (
         BidirectionalMotion.from_batch(x)
         for x in (pairs, replace(pairs, flow=pairs.flow + 100 * (pairs.weight < 1e-3)[:, None]))
     )
-    assert moves is not None and spoiled is not None
-    looks = matched(pairs.flow, pairs.flow_back, 0.0)  # type: ignore[arg-type]
-    assert flow_loss(looks, spoiled) < flow_loss(looks, moves) + 0.1
-    empty = replace(moves, weight=0 * moves.weight, tangent_weight=0 * moves.tangent_weight)
-    assert flow_loss(looks, empty) == 0
+    assert motion is not None and spoiled is not None
+    measurements = matched(pairs.flow, pairs.flow_back, 0.0)  # type: ignore[arg-type]
+    assert flow_loss(measurements, spoiled) < flow_loss(measurements, motion) + 0.1
+    empty = replace(motion, weight=0 * motion.weight, tangent_weight=0 * motion.tangent_weight)
+    assert flow_loss(measurements, empty) == 0
     assert field_loss(torch.randn(4, 2, 2, FLOW_GRID, FLOW_GRID), empty) == 0
 
 
-def test_photometric_loss_is_least_at_the_motion_of_the_pictures() -> None:
+def test_photometric_loss_is_minimal_at_the_motion_of_the_images() -> None:
     first, shift = random_images(1), 4
     second = first.roll(shift, -1)  # what was at u is at u + 4
     field = torch.zeros(1, 2, 1, GRID, GRID)
@@ -145,7 +145,7 @@ def test_photometric_loss_is_least_at_the_motion_of_the_pictures() -> None:
     assert min(losses, key=losses.get) == 4  # type: ignore[arg-type]
 
 
-def test_smoothness_asks_less_at_edges() -> None:
+def test_smoothness_is_weaker_at_edges() -> None:
     flat, edge = torch.zeros(1, 1, SIDE, SIDE), torch.zeros(1, 1, SIDE, SIDE)
     edge[..., SIDE // 2 :] = 1.0
     field = torch.zeros(1, 2, 2, GRID, GRID)
@@ -156,7 +156,7 @@ def test_smoothness_asks_less_at_edges() -> None:
     assert float(smoothness(field, edge)) == pytest.approx(expected * torch.tensor(-10.0).exp().item(), rel=1e-3)
 
 
-def test_lengths_are_smooth_at_zero() -> None:
+def test_charbonnier_is_differentiable_at_zero() -> None:
     error = torch.zeros(1, 2, 3, 3, requires_grad=True)
     charbonnier(error).sum().backward()
     assert error.grad is not None and error.grad.isfinite().all()
@@ -166,60 +166,67 @@ def test_lengths_are_smooth_at_zero() -> None:
 
 def test_mask_loss() -> None:
     pairs = batch()
-    moves = BidirectionalMotion.from_batch(pairs)
-    assert moves is not None and moves.mask is not None
-    right = (2 * moves.mask - 1) * 20
-    assert mask_loss(right, moves) < 1e-6 < mask_loss(-right, moves)
+    motion = BidirectionalMotion.from_batch(pairs)
+    assert motion is not None and motion.mask is not None
+    right = (2 * motion.mask - 1) * 20
+    assert mask_loss(right, motion) < 1e-6 < mask_loss(-right, motion)
     unknown = BidirectionalMotion.from_batch(replace(pairs, mask=None, mask_back=None))
     assert unknown is not None
-    moving = (moves.flow.norm(dim=1) > 0.5).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert moving.shape == moves.mask.shape and mask_loss(20 * (2 * moving - 1), unknown) < 1e-6
-    # What rests may be the robot: to call it so costs a tenth of missing what moves.
-    weight = moves.weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    every, nothing = (float(mask_loss(torch.full_like(moving, x), unknown)) for x in (20.0, -20.0))
-    resting, restless = (float((weight * x).sum()) for x in (1 - moving, moving))
-    assert every / nothing == pytest.approx(0.1 * resting / restless, rel=1e-4)
+    moving = (motion.flow.norm(dim=1) > 0.5).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert moving.shape == motion.mask.shape and mask_loss(20 * (2 * moving - 1), unknown) < 1e-6
+    # A static cell may show the robot: predicting so costs a tenth of missing a moving one.
+    weight = motion.weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    everything, nothing = (float(mask_loss(torch.full_like(moving, x), unknown)) for x in (20.0, -20.0))
+    static_weight, moving_weight = (float((weight * x).sum()) for x in (1 - moving, moving))
+    assert everything / nothing == pytest.approx(0.1 * static_weight / moving_weight, rel=1e-4)
 
 
 def with_exact_field(pairs: PairBatch) -> PairBatch:
-    world = TwoPivots()
-    more = {"field": world.jacobian(pairs.q).float(), "field_back": world.jacobian(pairs.q_next).float()}
+    model = TwoPivots()
+    more = {"field": model.jacobian(pairs.q).float(), "field_back": model.jacobian(pairs.q_next).float()}
     more |= {
-        "field_weight": world.robot_probability(pairs.q).float(),
-        "field_weight_back": world.robot_probability(pairs.q_next).float(),
+        "field_weight": model.robot_probability(pairs.q).float(),
+        "field_weight_back": model.robot_probability(pairs.q_next).float(),
     }
     random = torch.rand(len(pairs), 2, 4, generator=torch.Generator().manual_seed(5))
     return replace(pairs, random=random, **more)
 
 
-def test_exact_columns_teach_every_joint_by_itself() -> None:
-    pairs, unit = with_exact_field(batch()), torch.tensor([0.05, 0.1])[:, None, None]
+def test_columns_loss_trains_every_joint_by_itself() -> None:
+    pairs, joint_scale = with_exact_field(batch()), torch.tensor([0.05, 0.1])[:, None, None]
     both = torch.cat([pairs.field, pairs.field_back])  # type: ignore[list-item]
-    right = columns_loss(both, pairs, unit)
-    # A field that is only right along the executed steps is wrong for columns, and costs.
+    right = columns_loss(both, pairs, joint_scale)
+    # A field that is right only along the executed steps has wrong columns, which costs.
     across = torch.cat([pairs.delta_q, -pairs.delta_q]).flip(-1) * torch.tensor([1.0, -1.0])
-    bent = both + 5 * across[:, None, :, None, None] / across.norm(dim=-1)[:, None, None, None, None]
-    moves = BidirectionalMotion.from_batch(pairs)
-    assert moves is not None
-    torch.testing.assert_close(field_loss(coarse(bent), moves), field_loss(coarse(both), moves), rtol=1e-3, atol=1e-4)
-    assert columns_loss(bent, pairs, unit) > right + 0.05
-    # Relative: larger pictures, the same loss.
+    wrong = both + 5 * across[:, None, :, None, None] / across.norm(dim=-1)[:, None, None, None, None]
+    motion = BidirectionalMotion.from_batch(pairs)
+    assert motion is not None
+    torch.testing.assert_close(
+        field_loss(coarse(wrong), motion), field_loss(coarse(both), motion), rtol=1e-3, atol=1e-4
+    )
+    assert columns_loss(wrong, pairs, joint_scale) > right + 0.05
+    # The loss is relative: in larger images it is the same.
     large = replace(pairs, field=2 * pairs.field, field_back=2 * pairs.field_back)  # type: ignore[operator]
-    torch.testing.assert_close(columns_loss(2 * bent, large, unit), columns_loss(bent, pairs, unit), rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        columns_loss(2 * wrong, large, joint_scale), columns_loss(wrong, pairs, joint_scale), rtol=0.05, atol=0
+    )
     assert model().losses(pairs)["field"] != model().losses(batch())["field"]
 
 
-def test_a_joint_that_moves_little_is_worth_learning() -> None:
-    pairs, unit = with_exact_field(batch()), torch.tensor([0.05, 0.1])[:, None, None]
+def test_a_joint_that_moves_little_counts_in_the_loss() -> None:
+    pairs, joint_scale = with_exact_field(batch()), torch.tensor([0.05, 0.1])[:, None, None]
     little = torch.tensor([1.0, 0.01])[:, None, None]
     pairs = replace(pairs, field=pairs.field * little, field_back=pairs.field_back * little)  # type: ignore[operator]
     both = torch.cat([pairs.field, pairs.field_back])  # type: ignore[list-item]
-    costs = [columns_loss(both * torch.tensor(kept)[:, None, None], pairs, unit) for kept in ([1.0, 1], [1, 0], [0, 1])]
+    costs = [
+        columns_loss(both * torch.tensor(kept)[:, None, None], pairs, joint_scale)
+        for kept in ([1.0, 1], [1, 0], [0, 1])
+    ]
     unknown_small, unknown_large = float(costs[1] - costs[0]), float(costs[2] - costs[0])
-    assert unknown_small > 0.03 * unknown_large > 0  # a hundredth of the motion, not of the loss
+    assert unknown_small > 0.03 * unknown_large > 0  # a hundredth of the motion, but not of the loss
 
 
-def test_flow_one_way_alone_is_refused() -> None:
+def test_flow_in_one_direction_is_refused() -> None:
     with pytest.raises(InputError, match="both directions"):
         model().losses(replace(batch(), flow_back=None, weight_back=None))
 
@@ -227,22 +234,24 @@ def test_flow_one_way_alone_is_refused() -> None:
 # ---- the whole loss --------------------------------------------------------------------------------------------------
 
 
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_given_poses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainableField, "_sample_poses", lambda self, *given: given[-2])
 
 
-def test_the_field_is_asked_at_nearly_right_poses_and_at_those_the_picture_is_not_quite_misread_to() -> None:
+def test_the_field_is_evaluated_at_noisy_true_poses_and_at_clamped_predicted_ones() -> None:
     field, pairs = model(), batch(64)
     q, random = torch.cat([pairs.q, pairs.q_next]), torch.rand(64, 2, 4, generator=torch.Generator().manual_seed(1))
     pairs = replace(pairs, random=random)
     wrong, right = (
         field._sample_poses(pairs, q, q + off * field.q_std) - q for off in (torch.tensor([-7.0, 9.0]), 0.01)
     )
-    read = pairs.random_numbers()[:, 0] < 0.5
-    torch.testing.assert_close(right[read], (0.01 * field.q_std).expand(int(read.sum()), 2), rtol=1e-2, atol=0)
-    torch.testing.assert_close(wrong[read], (torch.tensor([-0.3, 0.3]) * field.q_std).expand_as(wrong[read]))
-    assert torch.equal(wrong[~read], right[~read])  # the others are asked whatever was read
-    torch.testing.assert_close(wrong[~read].std(0), 0.05 * field.q_std, rtol=0.25, atol=0)
+    predicted = pairs.random_numbers()[:, 0] < 0.5
+    torch.testing.assert_close(
+        right[predicted], (0.01 * field.q_std).expand(int(predicted.sum()), 2), rtol=1e-2, atol=0
+    )
+    torch.testing.assert_close(wrong[predicted], (torch.tensor([-0.3, 0.3]) * field.q_std).expand_as(wrong[predicted]))
+    assert torch.equal(wrong[~predicted], right[~predicted])  # the others do not depend on the prediction
+    torch.testing.assert_close(wrong[~predicted].std(0), 0.05 * field.q_std, rtol=0.25, atol=0)
 
 
 def time_reversed(pairs: PairBatch) -> PairBatch:
@@ -260,8 +269,8 @@ def time_reversed(pairs: PairBatch) -> PairBatch:
     )
 
 
-def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    deterministic(monkeypatch)
+def test_a_pair_backward_in_time_has_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_given_poses(monkeypatch)
     field, pairs = model(), replace(batch(), random=torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(3)))
     field.progress = 1.0
     one, other = field.losses(pairs), field.losses(time_reversed(pairs))
@@ -270,59 +279,59 @@ def test_a_pair_taught_backwards_teaches_the_same(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_loss_is_the_weighted_sum_and_reaches_everything() -> None:
+def test_the_loss_is_the_weighted_sum_and_trains_every_parameter() -> None:
     field, pairs = model(), batch()
     field.weights = LossWeights(step=0.7)
-    parts = field.losses(pairs)
-    assert all(x.isfinite() and x.dim() == 0 for x in parts.values())
-    total = sum(getattr(field.weights, name) * value for name, value in parts.items() if name != "loss")
-    torch.testing.assert_close(parts["loss"], total)
-    parts["loss"].backward()
+    terms = field.losses(pairs)
+    assert all(x.isfinite() and x.dim() == 0 for x in terms.values())
+    total = sum(getattr(field.weights, name) * value for name, value in terms.items() if name != "loss")
+    torch.testing.assert_close(terms["loss"], total)
+    terms["loss"].backward()
     for name, p in field.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0, name
 
 
-def test_measured_flow_solved_by_the_field_teaches_field_and_mask_alone() -> None:
+def test_step_from_flow_trains_field_and_mask_alone() -> None:
     field, pairs = model(), batch()
     before = field.losses(pairs)["step_from_flow"]
     before.backward(retain_graph=True)
     for layer in (field.field_out, field.field_fine, field.mask_out):
         assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
     assert all(p.grad is None for p in field.correlation.parameters())
-    # Right field, right flow: nothing to learn but the size of the error of the linearisation.
-    world, q = TwoPivots(), torch.cat([pairs.q, pairs.q_next])
+    # With the right field and flow only the linearization error remains.
+    two_pivots, q = TwoPivots(), torch.cat([pairs.q, pairs.q_next])
     with torch.no_grad():
         at = FieldEvaluation.of(field, field.encode(torch.cat([pairs.first, pairs.second])), q)
-        shown = world.robot_probability(q).clamp(1e-4, 1 - 1e-4)
-        exact = FieldEvaluation(at.features, world.jacobian(q).float(), torch.logit(shown).float())
-        moves = BidirectionalMotion.from_batch(pairs)
-        assert moves is not None
-        assert field._step_from_flow_loss(pairs, exact, moves) < 0.2 * before
+        probability = two_pivots.robot_probability(q).clamp(1e-4, 1 - 1e-4)
+        exact = FieldEvaluation(at.features, two_pivots.jacobian(q).float(), torch.logit(probability).float())
+        motion = BidirectionalMotion.from_batch(pairs)
+        assert motion is not None
+        assert field._step_from_flow_loss(pairs, exact, motion) < 0.2 * before
 
 
 @pytest.mark.parametrize("flow", [True, False])
-def test_steps_teach_matching_and_bend_a_field_that_nobody_knows_last(flow: bool) -> None:
+def test_steps_train_matching_and_late_in_training_a_field_that_is_not_known(flow: bool) -> None:
     pairs = batch(flow=flow)
     for progress in (0.0, 0.69, 0.71, 1.0):
         field = model()
         field.progress = progress
-        parts = field.losses(pairs)
-        assert set(parts) == {"loss", "pose", "smooth", "step", "step_regression"} | (
+        terms = field.losses(pairs)
+        assert set(terms) == {"loss", "pose", "smooth", "step", "step_regression"} | (
             {"field", "mask", "flow", "step_from_flow"} if flow else {"photometric"}
         )
-        parts["step"].backward(retain_graph=True)
+        terms["step"].backward(retain_graph=True)
         assert (
             field.correlation.coarse_out.weight.grad is not None
             and field.correlation.coarse_out.weight.grad.abs().max() > 0
         )
-        bent = field.field_out.weight.grad is not None and bool(field.field_out.weight.grad.abs().max() > 0)
-        assert bent == (progress > 0.7)
+        trained = field.field_out.weight.grad is not None and bool(field.field_out.weight.grad.abs().max() > 0)
+        assert trained == (progress > 0.7)
         field.zero_grad()
-        parts["loss"].backward()
+        terms["loss"].backward()
         assert field.field_out.weight.grad is not None and field.field_out.weight.grad.abs().max() > 0
 
 
-def test_where_the_exact_field_is_known_steps_are_solved_with_it_and_teach_matching_alone() -> None:
+def test_with_an_exact_field_steps_are_solved_with_it_and_train_matching_alone() -> None:
     pairs = with_exact_field(batch())
     for progress in (0.31, 1.0):
         field = model()
@@ -338,36 +347,36 @@ def test_where_the_exact_field_is_known_steps_are_solved_with_it_and_teach_match
     torch.testing.assert_close(one, other)
 
 
-def test_without_flow_brightness_teaches() -> None:
+def test_without_flow_the_photometric_loss_trains_the_field() -> None:
     field = model()
-    parts = field.losses(batch(flow=False))
-    assert "photometric" in parts and "flow" not in parts and "field" not in parts
-    parts["photometric"].backward()
+    terms = field.losses(batch(flow=False))
+    assert "photometric" in terms and "flow" not in terms and "field" not in terms
+    terms["photometric"].backward()
     assert field.field_out.weight.grad is not None and field.field_out.weight.grad.abs().max() > 0
 
 
-def test_losses_of_a_still_pair_and_of_empty_flow_are_finite() -> None:
+def test_losses_of_a_static_pair_without_flow_are_finite() -> None:
     field, pairs = model(), batch()
     none = {
         k: torch.zeros_like(v) for k, v in pairs.tensors() if "flow" in k or "weight" in k or k.startswith("tangent")
     }
-    still = replace(pairs, second=pairs.first, q_next=pairs.q, **none)
-    field.losses(still)["loss"].backward()
+    static = replace(pairs, second=pairs.first, q_next=pairs.q, **none)
+    field.losses(static)["loss"].backward()
     for name, p in field.named_parameters():
         assert p.grad is None or p.grad.isfinite().all(), name
 
 
 def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    deterministic(monkeypatch)
+    with_given_poses(monkeypatch)
     field, pairs = model(), batch()
-    optimiser = torch.optim.Adam(field.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(field.parameters(), lr=3e-3)
     losses = []
     for _ in range(8):
-        parts = field.losses(pairs)
-        losses.append((float(parts["loss"].detach()), float(parts["pose"].detach())))
-        optimiser.zero_grad()
-        parts["loss"].backward()
-        optimiser.step()
+        terms = field.losses(pairs)
+        losses.append((float(terms["loss"].detach()), float(terms["pose"].detach())))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
     assert losses[-1][0] < 0.8 * losses[0][0]
     assert losses[-1][1] < losses[0][1]
 
@@ -375,7 +384,7 @@ def test_a_few_steps_of_training_lower_the_loss(monkeypatch: pytest.MonkeyPatch)
 # ---- calibration -----------------------------------------------------------------------------------------------------
 
 
-def test_spread_of_normal_errors_is_their_standard_deviation() -> None:
+def test_the_scale_of_gaussian_errors_is_their_standard_deviation() -> None:
     deviations = torch.randn(20000, 2, generator=torch.Generator().manual_seed(0)).abs() * torch.tensor([0.5, 3.0])
     spread = uncertainty_calibration._std_scale(deviations)
     torch.testing.assert_close(spread, torch.tensor([0.5, 3.0]), rtol=0.03, atol=0)
@@ -385,21 +394,21 @@ def test_spread_of_normal_errors_is_their_standard_deviation() -> None:
     assert uncertainty_calibration._std_scale(torch.zeros(10, 2)).tolist() == pytest.approx([1e-3, 1e-3])
 
 
-def test_a_joint_that_is_rarely_seen_is_not_trusted_for_it() -> None:
+def test_a_rarely_observable_joint_gets_the_scale_of_the_others() -> None:
     deviations = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1)).abs() * torch.tensor([2.0, 8.0, 8.0])
-    deviations[60:, 1] = torch.nan  # seen in 60 pairs: told by those
-    deviations[5:, 2] = torch.nan  # seen in 5: like the others
+    deviations[60:, 1] = torch.nan  # observable in 60 pairs: calibrated on those
+    deviations[5:, 2] = torch.nan  # observable in 5: like the others
     spread = uncertainty_calibration._std_scale(deviations)
     assert spread[0] == pytest.approx(2.0, rel=0.05) and spread[1] == pytest.approx(8.0, rel=0.25)
     assert float(spread[2]) == pytest.approx(float(spread[0] * spread[1]) ** 0.5)
     assert torch.equal(uncertainty_calibration._std_scale(torch.full((40, 2), torch.nan)), torch.ones(2))
 
 
-def test_pairs_that_do_not_show_a_joint_tell_nothing_of_its_spread() -> None:
+def test_pairs_in_which_a_joint_is_not_observable_do_not_count_for_it() -> None:
     field, pairs = model().eval(), batch(16, flow=False)
     seen = field.encode(torch.cat([pairs.first, pairs.second]))
     at = FieldEvaluation.of(field, seen, torch.cat([pairs.q, pairs.q_next]))
-    field.delta_std[1] *= 1e-6  # a typical step of this joint moves nothing one could see
+    field.delta_std[1] *= 1e-6  # a typical step of this joint moves no pixel visibly
     with torch.no_grad():
         _, deviations = uncertainty_calibration._evaluate_steps(
             field, [uncertainty_calibration._Pairs(at, pairs.delta_q)]
@@ -407,7 +416,7 @@ def test_pairs_that_do_not_show_a_joint_tell_nothing_of_its_spread() -> None:
     assert bool(deviations[:, 0].isfinite().any()) and bool(deviations[:, 1].isnan().all())
 
 
-def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
+def test_calibration_scales_both_uncertainties_to_the_errors() -> None:
     field, generator = model().eval(), torch.Generator().manual_seed(0)
     pairs = batch(16, flow=False)
     with torch.no_grad():
@@ -415,7 +424,7 @@ def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
         q, std = field.predict_pose(seen)
         q = q + 4 * std * torch.randn(q.shape, generator=generator)
         pairs = replace(pairs, q=q[:16], q_next=q[16:])
-    field.pose_std_scale.fill_(7.0)  # whatever was there before does not count
+    field.pose_std_scale.fill_(7.0)  # the previous value does not matter
     field.calibrate_uncertainty([pairs[:8], pairs[8:]])
     torch.testing.assert_close(field.pose_std_scale, torch.full((2,), 4.0), rtol=0.5, atol=0)
     with torch.no_grad():
@@ -423,13 +432,13 @@ def test_calibration_makes_both_uncertainties_those_of_the_errors() -> None:
         found = estimate_step(field, at[:16], at[16:], prior=step_prior(field, 16)).solution
         spread = found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         ratio = (found.delta_q - pairs.delta_q).abs() / spread
-    # Either the two shares are met or one lies above and the other below: the spread is their geometric mean.
+    # The scale is the geometric mean of those that make either interval hold.
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
     torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
-    assert torch.equal(field.flow_std_scale, field.step_std_scale)  # no flow was measured
+    assert torch.equal(field.flow_std_scale, field.step_std_scale)  # no flow was estimated
 
 
-def test_steps_from_measured_flow_are_calibrated_by_themselves() -> None:
+def test_steps_from_estimated_flow_are_calibrated_separately() -> None:
     field, pairs = model().eval(), batch(16)
     field.calibrate_uncertainty([pairs[:8], pairs[8:]])
     assert not torch.equal(field.flow_std_scale, field.step_std_scale)
@@ -437,19 +446,19 @@ def test_steps_from_measured_flow_are_calibrated_by_themselves() -> None:
         at = FieldEvaluation.of(
             field, field.encode(torch.cat([pairs.first, pairs.second])), torch.cat([pairs.q, pairs.q_next])
         )
-        moves = BidirectionalMotion.from_batch(pairs)
-        assert moves is not None
-        found = estimate_step(field, at[:16], at[16:], *moves.to_flow()).solution
+        motion = BidirectionalMotion.from_batch(pairs)
+        assert motion is not None
+        found = estimate_step(field, at[:16], at[16:], *motion.to_flow()).solution
         ratio = (found.delta_q - pairs.delta_q).abs() / found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     at_68, at_95 = (ratio.quantile(s, dim=0) / z for s, z in ((0.6827, 1.0), (0.95, 1.96)))
     torch.testing.assert_close((at_68 * at_95).sqrt(), torch.ones(2), rtol=0.02, atol=0)
-    # Exact flow of a simulator was not measured by anybody.
+    # Exact flow is not estimated flow.
     field.calibrate_uncertainty([with_exact_field(pairs)])
     assert torch.equal(field.flow_std_scale, field.step_std_scale)
 
 
 @pytest.mark.parametrize("helps", [True, False])
-def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
+def test_calibration_selects_step_regression_if_it_helps(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
     field, pairs = model().eval(), batch(32, flow=False)
     random = torch.Generator().manual_seed(0)
     off = (0.1 if helps else 30.0) * field.delta_std * torch.randn(32, 2, generator=random)
@@ -474,12 +483,12 @@ def test_calibration_finds_out_whether_guesses_help(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("helps", [True, False])
-def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
+def test_calibration_selects_refinement_if_it_helps(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
     field, pairs = model().eval(), batch(8, flow=False)
-    honest = uncertainty_calibration.estimate_pair_steps
+    original = uncertainty_calibration.estimate_pair_steps
 
     def spoiled(field: TrainableField, at: FieldEvaluation) -> StepEstimate:
-        found = honest(field, at)
+        found = original(field, at)
         off = 0.0 if bool(field.use_refinement) == helps else 10.0
         return replace(found, steps=(*found.steps[:-1], pairs.delta_q + off + 0 * found.steps[-1]))
 
@@ -493,7 +502,7 @@ def test_calibration_finds_out_whether_closer_looks_help(monkeypatch: pytest.Mon
 
 
 def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, AnalyticField, DepthView, Kinematics]:
-    """The coarse view of a robot that its own analytic field would have recorded."""
+    """The coarse view of a robot, computed from its analytic field."""
     robot = load_embodiment(name)
     camera = robot.camera()
     camera = camera.resized(64, 64 * camera.height // camera.width)
@@ -508,7 +517,7 @@ def finger_view(q: Tensor, name: str = "planar_finger_2") -> tuple[Embodiment, A
 
 
 def depth_and_link(field: AnalyticField, q: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """What `dense` itself puts into its cells."""
+    """Depth and link in each cell, as `dense` computes them."""
     from jidm.fields.analytic import _splat
 
     camera, surface = field.camera.resized(w, h), field.surface.to(q)
@@ -531,25 +540,25 @@ def test_the_exact_field_of_a_recording_is_the_analytic_one_and_the_motion_of_sh
     torch.testing.assert_close(found, J, rtol=0, atol=1e-4 * float(J.abs().max()))
     for joint in range(n):
         step = 1e-5 * torch.eye(n).double()[joint]
-        moved = replace(view, poses=link_poses(kinematics, q + step))
-        flow = geometric_flow(view, moved)[0] * 1e5
+        view_after = replace(view, poses=link_poses(kinematics, q + step))
+        flow = geometric_flow(view, view_after)[0] * 1e5
         torch.testing.assert_close(flow, found[:, :, joint], rtol=0, atol=1e-3 * float(J.abs().max()))
 
 
-def test_a_widened_view_reaches_one_cell_over_what_is_not_the_robot() -> None:
+def test_a_dilated_view_extends_one_cell_over_the_background() -> None:
     link, depth = torch.full((1, 5, 7), -1), torch.full((1, 5, 7), 9.0)
     link[0, 1, 1], depth[0, 1, 1] = 3, 2.0
     link[0, 3, 3], depth[0, 3, 3] = 5, 1.0
     unused = torch.zeros(1, 4), torch.zeros(1, 4, 4), torch.zeros(1, 1, 4, 4)
-    wide = DepthView(depth, link, *unused).dilated()
+    dilated = DepthView(depth, link, *unused).dilated()
     expected = torch.full((5, 7), -1)
     expected[:3, :3] = 3
     expected[2:, 2:5] = 5  # the nearer one where they meet
-    assert torch.equal(wide.link[0], expected)
-    assert torch.equal(wide.depth[0], torch.where(expected == 3, 2.0, torch.where(expected == 5, 1.0, 9.0)))
+    assert torch.equal(dilated.link[0], expected)
+    assert torch.equal(dilated.depth[0], torch.where(expected == 3, 2.0, torch.where(expected == 5, 1.0, 9.0)))
 
 
-# ---- the same out of measured flow -----------------------------------------------------------------------------------
+# ---- first-order motion from estimated flow --------------------------------------------------------------------------
 
 SLOPE = torch.tensor([[30.0, 10.0], [-5.0, 20.0]])
 
@@ -558,68 +567,68 @@ SLOPE = torch.tensor([[30.0, 10.0], [-5.0, 20.0]])
 def measured(tmp_path: Path):
     """Two episodes (5 and 4 frames, joints moving unevenly) and flow with curvature, filled in by hand.
 
-    From row s to row t the motion is `J (q_t - q_s) + c (t - s)^2`: c is what bends the paths.
+    From row s to row t the motion is `J (q_t - q_s) + c (t - s)^2`, with c the curvature of the paths.
     """
-    recording = load_frame_store(
+    store = load_frame_store(
         numbered_dataset(tmp_path / "measured", {0: 5, 1: 4}), (0, 1), height=16, width=16, cache=tmp_path / "cache"
     )
     q = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double() * 0.1
-    recording = replace(recording, state=q)
-    bend, strides = torch.tensor([0.7, -0.4]), (1, 2)
+    store = replace(store, state=q)
+    curvature, strides = torch.tensor([0.7, -0.4]), (1, 2)
     flow, weight = torch.zeros(9, 2, 2, 2, 4, 4), torch.zeros(9, 2, 2, 4, 4, dtype=torch.uint8)
     for first, length in ((0, 5), (5, 4)):
         for row in range(first, first + length):
             for column, k in enumerate(strides):
                 if row + k < first + length:
                     step = SLOPE @ (q[row + k] - q[row]).float()
-                    flow[row, column, 0] = (step + bend * k**2)[:, None, None]
-                    flow[row, column, 1] = (-step + bend * k**2)[:, None, None]
+                    flow[row, column, 0] = (step + curvature * k**2)[:, None, None]
+                    flow[row, column, 1] = (-step + curvature * k**2)[:, None, None]
                     weight[row, column, 0], weight[row, column, 1] = 200, 100
-    return recording, EstimatedFlow(strides, flow.half().float(), weight), bend
+    return store, EstimatedFlow(strides, flow.half().float(), weight), curvature
 
 
-def drawn(first: list[int], stride: list[int], episode: list[int]) -> SampledPairs:
+def sampled(first: list[int], stride: list[int], episode: list[int]) -> SampledPairs:
     t, k = torch.tensor(first), torch.tensor(stride)
     return SampledPairs(before=t, first=t, second=t + k, stride=k, episode=torch.tensor(episode))
 
 
-def test_the_curvature_of_measured_paths_cancels(measured) -> None:
-    recording, estimated, _ = measured
-    source = PairSource(recording, estimated_flow=estimated)
-    # Frames 1, 6 and 2 have neighbours on both sides, and so have their partners 2, 7 (stride 1).
-    pairs = source.batch(drawn([1, 6, 2], [1, 1, 1], [0, 1, 0]))
-    for tail in ("", "_back"):
-        tangent, step = getattr(pairs, "tangent" + tail), getattr(pairs, "tangent_step" + tail)
+def test_the_curvature_of_paths_cancels_in_central_differences(measured) -> None:
+    store, estimated, _ = measured
+    source = PairSource(store, estimated_flow=estimated)
+    # Frames 1, 6 and 2 have neighbors on both sides, and so have their partners 2, 7 (stride 1).
+    pairs = source.batch(sampled([1, 6, 2], [1, 1, 1], [0, 1, 0]))
+    for suffix in ("", "_back"):
+        tangent, step = getattr(pairs, "tangent" + suffix), getattr(pairs, "tangent_step" + suffix)
         expected = (step @ SLOPE.T)[..., None, None].expand_as(tangent)
         torch.testing.assert_close(tangent, expected, rtol=0, atol=0.01)
-        weight = getattr(pairs, "tangent_weight" + tail)
+        weight = getattr(pairs, "tangent_weight" + suffix)
         torch.testing.assert_close(weight, torch.full_like(weight, 200 * 100 / 255**2))
         assert weight.shape == (3, 4, 4) and step.abs().max() > 0.01
-    q = recording.q
+    q = store.q
     for i, t in enumerate((1, 6, 2)):
         torch.testing.assert_close(pairs.tangent_step[i], ((q[t + 1] - q[t - 1]) / 2).float())
         torch.testing.assert_close(pairs.tangent_step_back[i], (-(q[t + 2] - q[t]) / 2).float())
-    wide = source.batch(drawn([2], [2], [0]))
+    wide = source.batch(sampled([2], [2], [0]))
     torch.testing.assert_close(wide.tangent_step[0], ((q[4] - q[0]) / 2).float())
     torch.testing.assert_close(wide.tangent[0, :, 0, 0], SLOPE @ wide.tangent_step[0], rtol=0, atol=0.01)
 
 
-def test_at_an_episodes_end_one_side_stands_alone(measured) -> None:
-    recording, estimated, bend = measured
-    source = PairSource(recording, estimated_flow=estimated)
-    pairs = source.batch(drawn([0, 5, 3, 7], [1, 1, 1, 1], [0, 1, 0, 1]))
-    q = recording.q
-    # At the first frames only the way ahead is known; its curvature stays in.
+def test_at_the_ends_of_an_episode_the_difference_is_one_sided(measured) -> None:
+    store, estimated, curvature = measured
+    source = PairSource(store, estimated_flow=estimated)
+    pairs = source.batch(sampled([0, 5, 3, 7], [1, 1, 1, 1], [0, 1, 0, 1]))
+    q = store.q
+    # At the first frames only the forward flow is known; its curvature remains.
     for i, t in ((0, 0), (1, 5)):
         torch.testing.assert_close(pairs.tangent_step[i], (q[t + 1] - q[t]).float())
-        expected = SLOPE @ pairs.tangent_step[i] + bend
+        expected = SLOPE @ pairs.tangent_step[i] + curvature
         torch.testing.assert_close(pairs.tangent[i, :, 0, 0], expected, rtol=0, atol=0.01)
         assert (pairs.tangent_weight[i] == 200 / 255).all()
-    # At the last frames (the partners of 3 and 7) only the way back.
+    # At the last frames (the partners of 3 and 7) only the backward flow.
     for i, t in ((2, 4), (3, 8)):
         torch.testing.assert_close(pairs.tangent_step_back[i], -(q[t] - q[t - 1]).float())
-        expected = SLOPE @ pairs.tangent_step_back[i] + bend
+        expected = SLOPE @ pairs.tangent_step_back[i] + curvature
         torch.testing.assert_close(pairs.tangent_back[i, :, 0, 0], expected, rtol=0, atol=0.01)
         assert (pairs.tangent_weight_back[i] == 100 / 255).all()
-    whole = source.batch(drawn([0], [2], [0]))
+    whole = source.batch(sampled([0], [2], [0]))
     assert whole.tangent is not None and whole.tangent.isfinite().all()

@@ -24,7 +24,8 @@ class BidirectionalFlow:
     """Flow between the images of B pairs, on the grid (h, w) = (H / 4, W / 4), in px of the (H, W) image.
 
     Attributes:
-        flow, weight: (B, 2, h, w) from first to second, on first's grid, and its confidence (B, h, w), >= 0, 0 = unknown.
+        flow: (B, 2, h, w) from first to second, on first's grid.
+        weight: (B, h, w) its confidence, >= 0, 0 = unknown.
         flow_back, weight_back: from second to first, on second's grid; None where it was not measured.
     """
 

@@ -45,9 +45,10 @@ class DirectConfig(ModelConfig):
 class DirectIDM(Baseline):
     """UniPi's inverse dynamics model (Du et al. 2023): convolutions over both frames, pooling, a small MLP, MSE loss.
 
-    Differences from the original, each in its favor: strided convolutions with group normalization; the difference of the
-    frames and the pixel coordinates are input channels; optional pooling to 4 x 4 cells (`pool="average"` is UniPi's);
-    and the prediction is half the difference of both orders of the frames, so that swapping them flips its sign exactly.
+    Differences from the original, each in its favor: strided convolutions with group normalization; the difference of
+    the frames and the pixel coordinates are input channels; optional pooling to 4 x 4 cells (`pool="average"` is
+    UniPi's); and the prediction is half the difference of both orders of the frames, so that swapping them flips its
+    sign exactly.
     """
 
     kind: ClassVar[str] = "direct"

@@ -46,11 +46,12 @@ class DirectOnFlowConfig(FlowConfig):
 
 
 class DirectOnFlowIDM(FlowBaseline):
-    """The "direct IDM on flow" to which Li et al. (2026, VERA) compare theirs: flow and first frame to joint step, MSE loss.
+    """The "direct IDM on flow" to which Li et al. (2026, VERA) compare theirs: flow and first frame to joint step, MSE
+    loss.
 
-    The trunk is that of `DirectIDM`. Where flow is known in both directions, the prediction is half the difference of those
-    of the two directions, so that swapping the frames flips its sign exactly. With `flow="learned"` the loss of the step
-    also trains the matching network.
+    The trunk is that of `DirectIDM`. Where flow is known in both directions, the prediction is half the difference of
+    those of the two directions, so that swapping the frames flips its sign exactly. With `flow="learned"` the loss of
+    the step also trains the matching network.
     """
 
     kind: ClassVar[str] = "direct_on_flow"
@@ -94,7 +95,8 @@ class DirectOnFlowIDM(FlowBaseline):
         return (there - back) / 2
 
     def _one_way(self, image: Tensor, flow: Tensor, weight: Tensor) -> Float[Tensor, "B n"]:
-        # An estimator's weights have another scale than those of exact flow, so only whether a weight is positive is used.
+        # An estimator's weights have another scale than those of exact flow, so only whether a weight is positive is
+        # used.
         known = (weight > 0).to(flow) if self.head is None else weight.clamp(min=1e-6).log() / 4
         moved = append_coordinates(torch.cat([flow / FLOW_SCALE, known[:, None]], 1))
         out: Tensor = self.regressor(self.from_image(normalize_image(image)) + self.from_flow(moved))

@@ -44,10 +44,10 @@ class EvaIDM(Baseline):
     """EVA's IDM (2026; after Levine et al. 2016): frames t-1, t, t+1 as 9 channels, a residual trunk, spatial softmax,
     an MLP 1024-512-n, MSE loss of the normalized joint positions at t. Steps are differences of positions.
 
-    Differences from the original, each in its favor: the trunk has smaller strides for small images, so that the softmax
-    keeps 8 or more cells a side (512 px images keep the original's 16); the softmax has a learned temperature per channel; in a
-    fifth of the training windows the middle frame replaces a neighbor, as at the ends of a decoded video; group
-    normalization unless weights are pretrained.
+    Differences from the original, each in its favor: the trunk has smaller strides for small images, so that the
+    softmax keeps 8 or more cells a side (512 px images keep the original's 16); the softmax has a learned temperature
+    per channel; in a fifth of the training windows the middle frame replaces a neighbor, as at the ends of a decoded
+    video; group normalization unless weights are pretrained.
     """
 
     kind: ClassVar[str] = "eva"
@@ -67,7 +67,8 @@ class EvaIDM(Baseline):
         """As `TrainableModel.from_data`.
 
         Args:
-            pretrained: start a torchvision trunk from its ImageNet weights, downloaded on first use; implies batch norm.
+            pretrained: start a torchvision trunk from its ImageNet weights, downloaded on first use; implies batch
+                norm.
         """
         if not pretrained:
             return super().from_data(*args, **options)
@@ -78,7 +79,8 @@ class EvaIDM(Baseline):
     def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
         """Mean squared error of the positions in both frames, in standard deviations of the training poses.
 
-        The second frame's window, and without `before` the first's, has the frame itself in place of the missing neighbor.
+        The second frame's window, and without `before` the first's, has the frame itself in place of the missing
+        neighbor.
         """
         before = batch.first if batch.before is None else batch.before
         middle = torch.cat([batch.first, batch.second])
@@ -130,7 +132,8 @@ class EvaAveragePoolIDM(EvaIDM):
 class SpatialSoftmax(nn.Module):
     """Expected (u, v) of every channel under its softmax, in [-1, 1], edges of the image at -1 and 1.
 
-    `p = exp(F / T) / sum exp(F / T)`, `(u, v) = sum p (u, v)`: equation 4 of the paper with a learned temperature T per channel.
+    `p = exp(F / T) / sum exp(F / T)`, `(u, v) = sum p (u, v)`: equation 4 of the paper with a learned temperature T per
+    channel.
     """
 
     def __init__(self, channels: int) -> None:

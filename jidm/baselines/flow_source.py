@@ -1,4 +1,4 @@
-"""Flow for the baselines that need it: from the batch, from an estimator, or by a small matching network of their own."""
+"""Flow for the baselines that need it: from the batch, an estimator, or a small matching network."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class BaselineIDM:
     """A trained baseline that decodes video.
 
     A regression does not estimate its errors. So `covariance` and `position_std` of its motions are the variance of the
-    training data, and `residual` and `explained_fraction` are 0 unless the model measures them (VERA does); the provenance lists
-    what was not measured.
+    training data, and `residual` and `explained_fraction` are 0 unless the model measures them (VERA does); the
+    provenance lists what was not measured.
 
     Args:
         model: a baseline; it is put into evaluation mode.
@@ -86,7 +86,7 @@ class BaselineIDM:
 
         Args:
             q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. Without it, positions are those that
-                the model regresses (EVA), else they start at zero; the provenance says which.
+                the model regresses (EVA), else they start at zero; the provenance states which.
 
         Returns:
             `JointMotion` with the video's batch shape. A frame that is not finite makes the steps to and from it
@@ -115,7 +115,7 @@ class BaselineIDM:
         return self._joint_motion(predictions, None if stream.q0 is None else stream.q0.double().cpu())
 
     def _predict_video_steps(self, frames: Iterator[Tensor | None], predictions: _VideoPredictions) -> None:
-        """Steps from each finite frame to the next finite one; across a gap they move the position, but are not valid."""
+        """Steps from each finite frame to the next; across a gap they move the position, but are not valid."""
         for chunk in _chunks(_successive_pairs(frames)):
             prediction = self._predict(torch.stack([p[2] for p in chunk]), torch.stack([p[3] for p in chunk]))
             zero = prediction.delta_q.new_zeros(len(chunk))

@@ -95,7 +95,7 @@ class MatchingNetwork(nn.Module):
 
 
 def flow_loss(matches: tuple[tuple[Match, Match], tuple[Match, Match]], batch: PairBatch) -> Float[Tensor, ""]:
-    """Negative log-likelihood of both matches under a Laplace distribution of their confidence; 0 if the batch has no flow."""
+    """Laplace negative log-likelihood of both matches under their confidence; 0 if the batch has no flow."""
     total = batch.first.new_zeros(())
     for share, directions in zip((_INITIAL_MATCH_WEIGHT, 1.0), matches):
         for match, flow, weight in zip(directions, (batch.flow, batch.flow_back), (batch.weight, batch.weight_back)):

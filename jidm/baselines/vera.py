@@ -46,7 +46,8 @@ class VeraConfig(FlowConfig):
 
 class VeraField(FlowBaseline):
     """VERA's Jacobian IDM (Li et al. 2026) in its small configuration: a UNet of 3 levels and 32 filters from one
-    image to the field (2 n channels), MSE loss of the predicted flow, ridge regression with an absolute ridge when decoding.
+    image to the field (2 n channels), MSE loss of the predicted flow, ridge regression with an absolute ridge when
+    decoding.
 
     Differences from the original: group normalization; both directions of each pair; outputs are scaled by each joint's
     typical step, and the ridge acts on steps in that unit, so that rad and m are comparable; the UNet works at 1/4

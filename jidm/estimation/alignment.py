@@ -18,7 +18,7 @@ from jidm.estimation.factors.photometric import PhotometricFactor, SurfaceAppear
 from jidm.estimation.factors.prior import StudentTPrior
 from jidm.estimation.factors.silhouette import SilhouetteFactor
 from jidm.estimation.gauss_newton import bounded_step
-from jidm.estimation.problem import POSITION, NormalEquations, State, add_up
+from jidm.estimation.problem import POSITION, NormalEquations, State, marginal
 from jidm.video.pyramid import BrightnessPyramid
 
 _COARSE_POINTS = 500  # in use on the coarse levels; blurred images hold no more
@@ -218,8 +218,7 @@ class _AlignmentProblem:
         return ((self.bounds[1] - self.bounds[0]) / 2).clamp(min=1e-6)
 
     def _information(self, equations: Sequence[NormalEquations]) -> Tensor:
-        reduced = [x.eliminate(name for name, _ in x.variables if name != POSITION)[0] for x in equations]
-        return add_up(reduced).H / _CORRELATED_POINTS
+        return marginal(POSITION, equations)[0].H / _CORRELATED_POINTS
 
     def _step(
         self, state: State, equations: Sequence[NormalEquations], damping: float, prior_weight: float = 1.0

@@ -213,7 +213,7 @@ class AnalyticMeasurement:
 
     def _predict_pose(self, frame: Tensor, limits: JointLimits) -> Gaussian:
         assert isinstance(self.field, PosePredictor), "without q0 the field must predict the pose"
-        q, std = self.field.predict_pose(frame)
+        q, std = self.field.predict_pose_from_frame(frame)
         lower, upper = limits.lower.to(q), limits.upper.to(q)
         estimate = Gaussian(q.clamp(lower, upper), torch.diag(std**2))
         if self._contours is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,8 @@ from torch import Tensor
 from jidm.errors import InputError
 
 FieldLayout = Literal["dense", "points"]
+
+_Record = TypeVar("_Record")
 
 
 def flatten_field(
@@ -36,6 +39,12 @@ def flatten_field(
     f = f.to(dtype).reshape(count, 2, f.shape[-1])
     f = f.masked_fill(~(w > 0)[:, None], 0.0)  # 0 * NaN is NaN
     return batch, J.to(dtype).reshape(count, *J.shape[-3:]), f, w
+
+
+def unflatten(record: _Record, batch: torch.Size) -> _Record:
+    """The same record with the flat batch axis of every tensor unfolded again."""
+    tensors = {name: x for name, x in vars(record).items() if isinstance(x, Tensor)}
+    return replace(record, **{name: x.reshape((*batch, *x.shape[1:])) for name, x in tensors.items()})  # type: ignore[type-var]
 
 
 def _resolve_layout(jacobian: Tensor, flow: Tensor, layout: FieldLayout | None) -> FieldLayout:

@@ -13,7 +13,7 @@ from torch import Tensor
 from jidm.estimation.box_qp import solve_box_qp
 from jidm.estimation.factors.flow import FlowFactor
 from jidm.estimation.factors.prior import StudentTPrior
-from jidm.estimation.problem import POSITION, NormalEquations, State, add_up
+from jidm.estimation.problem import POSITION, NormalEquations, State, marginal
 from jidm.estimation.solver import Solution, solve_flow
 from jidm.fields.base import FieldAtPose
 
@@ -41,21 +41,15 @@ def bounded_step(
         The next state, and the largest motion of a joint [rad or m].
     """
     q = state[POSITION]
-    reduced, recover = zip(
-        *(x.eliminate(name for name, _ in x.variables if name != POSITION) for x in equations), strict=True
-    )
-    total = add_up(reduced)
+    total, recover = marginal(POSITION, equations)
     damped = total + prior.linearize(state)
     H = damped.H + damping * total.H.diagonal().mean() * torch.eye(len(q)).to(q)
     lower = torch.maximum(bounds[0] - q, torch.full_like(q, -max_step))
     upper = torch.minimum(bounds[1] - q, torch.full_like(q, max_step))
     step, _ = solve_box_qp(H.double(), damped.g.double(), lower.double(), torch.maximum(lower, upper).double())
     step = step.to(q)
-    following = {**state, POSITION: q + step}
-    for back in recover:
-        for name, change in back(step).items():
-            following[name] = state[name] + change if name in state else change
-    return following, float(step.abs().max())
+    others = {name: state[name] + change if name in state else change for name, change in recover(step).items()}
+    return {**state, POSITION: q + step, **others}, float(step.abs().max())
 
 
 def gauss_newton_step(

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import accumulate
+from operator import add
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -38,7 +40,7 @@ class NormalEquations:
         cost: (*batch,) sum of w |r|^2 at the linearization point.
         total_weight: (*batch,) sum of w.
         num_observations: (*batch,) effective number of residual vectors, after robust re-weighting.
-        variables: name and dimension of each block of H and g, in this order; one unnamed block if empty.
+        variables: name and dimension of each block of H and g, in this order.
     """
 
     H: Float[Tensor, "*batch m m"]
@@ -46,11 +48,19 @@ class NormalEquations:
     cost: Float[Tensor, "*batch"]
     total_weight: Float[Tensor, "*batch"]
     num_observations: Float[Tensor, "*batch"]
-    variables: tuple[tuple[str, int], ...] = ()
+    variables: tuple[tuple[str, int], ...]
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        """Both problems solved as one, for instance two cameras that see the same joint step."""
+        """Both problems solved as one, for instance two cameras that see the same joint step.
+
+        Raises:
+            ValueError: a variable has another dimension in the other problem.
+        """
         names = dict(self.variables) | dict(other.variables)
+        if not set(self.variables) <= set(names.items()):
+            raise ValueError(
+                f"variables of one name must have one dimension, got {self.variables} and {other.variables}"
+            )
         one, two = (x if x.variables == tuple(names.items()) else x.embed(names) for x in (self, other))
         return NormalEquations(
             one.H + two.H,
@@ -137,10 +147,15 @@ class Factor(Protocol):
 
 def add_up(equations: Sequence[NormalEquations]) -> NormalEquations:
     """Sum of at least one set of normal equations."""
-    total = equations[0]
-    for one in equations[1:]:
-        total = total + one
-    return total
+    return reduce(add, equations)
+
+
+def marginal(
+    name: str, equations: Sequence[NormalEquations]
+) -> tuple[NormalEquations, Callable[[Tensor], dict[str, Tensor]]]:
+    """The sum of normal equations with all variables but one eliminated, see `NormalEquations.eliminate`."""
+    total = add_up(equations)
+    return total.eliminate(other for other, _ in total.variables if other != name)
 
 
 def _rows(variables: Sequence[tuple[str, int]]) -> dict[str, slice]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -102,7 +101,7 @@ class FieldEvaluation:
         """Read the field at joint positions q [rad or m]."""
         return cls(features, *field.jacobian(features, q.to(features.gray)))
 
-    @cached_property
+    @property
     def on_flow_grid(self) -> tuple[Float[Tensor, "b 2 n i j"], Float[Tensor, "b i j"]]:
         """Field and probability of the robot on the coarser grid of flow."""
         factor = FLOW_STRIDE // STRIDE
@@ -115,10 +114,7 @@ class FieldEvaluation:
 
     def __getitem__(self, index: Any) -> FieldEvaluation:
         """Index the batch axis."""
-        item = FieldEvaluation(self.features[index], self.jacobian[index], self.mask[index])
-        if (coarser := self.__dict__.get("on_flow_grid")) is not None:
-            item.__dict__["on_flow_grid"] = tuple(x[index] for x in coarser)  # is not worked out again
-        return item
+        return FieldEvaluation(self.features[index], self.jacobian[index], self.mask[index])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,15 +17,11 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.estimation.box_qp import solve_box_qp
-from jidm.estimation.factors.flow import accumulate, unflatten, zero_nonfinite_items
-from jidm.estimation.field_layout import FieldLayout, flatten_field
+from jidm.estimation.factors.flow import accumulate, zero_nonfinite_items
+from jidm.estimation.field_layout import FieldLayout, flatten_field, unflatten
 from jidm.estimation.problem import NormalEquations
-from jidm.estimation.robust import TUKEY
+from jidm.estimation.robust import Kind, flow_weight
 
-# The residual scale (a median) is taken over all pixels that have weight, or over at least this many of them.
-_MEDIAN_SAMPLES = 4096
-_RAYLEIGH_MEDIAN = 1.17741  # median length of a 2-vector with unit normal components
-_CAUCHY = 2.385  # 95 % efficiency at the normal distribution, as TUKEY
 # Re-weighting shortens residuals. At normal noise a weighted residual variance times this is the variance to multiply
 # inv(J'WJ) with: (E[w^2 t^2] / E[w + w' t / 2]^2) E[w]^2 / E[w t^2] for a Rayleigh distributed length t.
 _VARIANCE_FACTOR = {"tukey": 1.0935, "cauchy": 1.0209}
@@ -171,7 +166,7 @@ def solve_flow(
     flow: Tensor,
     weight: Tensor | None = None,
     *,
-    robust: Literal["tukey", "cauchy"] | None = "tukey",
+    robust: Kind | None = "tukey",
     iterations: int = 6,
     ridge: float = 1e-6,
     joint_scale: Float[Tensor, " n"] | None = None,
@@ -206,8 +201,8 @@ def solve_flow(
     for k in range(iterations if robust else 0):
         best = _minimize(equations, ridge, joint_scale, flat_bounds)
         step = torch.where(best.finite[:, None], best.x * best.joint_scale, torch.zeros_like(best.x)).to(J)
-        kind: Literal["tukey", "cauchy"] = "tukey" if robust == "tukey" and k >= iterations // 2 else "cauchy"
-        w_robust = _robust_weight(_residual(J, f, step), w, kind)
+        kind: Kind = "tukey" if robust == "tukey" and k >= iterations // 2 else "cauchy"
+        w_robust = flow_weight(_residual(J, f, step), w, kind)
         num_observations = torch.where(w > 0, w_robust, torch.zeros_like(w)).sum(-1) / _VARIANCE_FACTOR[kind]
         equations = replace(accumulate(J, f, w * w_robust), num_observations=num_observations)
     solution = solve_normal_equations(
@@ -223,24 +218,6 @@ def _residual(J: Tensor, f: Tensor, delta_q: Float[Tensor, "B n"]) -> Float[Tens
     """Length of the flow left unexplained at every pixel [px]."""
     r = f - (delta_q.to(J)[:, None, None, :] @ J).squeeze(-2)
     return (r.square().sum(1) + torch.finfo(r.dtype).tiny ** 0.5).sqrt()  # sqrt'(0) is infinite
-
-
-def _robust_weight(
-    r: Float[Tensor, "B P"], w: Float[Tensor, "B P"], kind: Literal["tukey", "cauchy"]
-) -> Float[Tensor, "B P"]:
-    """Factor on every pixel's weight, from its residual's length against the median of them all."""
-    if not w.numel():
-        return w
-    has_weight = w > 0
-    fewest = torch.where(has_weight.any(-1), has_weight.sum(-1), w.shape[-1]).min().item()
-    stride = max(1, int(fewest) // _MEDIAN_SAMPLES) | 1  # odd, so that it walks all columns of an even image
-    sampled = torch.where(has_weight, r, torch.nan)[:, ::stride]
-    scale = sampled.nanmedian(dim=-1, keepdim=True).values.nan_to_num(0.0) / _RAYLEIGH_MEDIAN
-    # Below a thousandth of a pixel every residual is as good as zero.
-    t = r / scale.clamp(min=1e-3)
-    if kind == "tukey":
-        return (1 - (t / TUKEY) ** 2).clamp(min=0) ** 2
-    return 1 / (1 + (t / _CAUCHY) ** 2)
 
 
 def _to_float64(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Bool[Tensor, "*batch"]]:

@@ -27,7 +27,7 @@ from jidm.estimation.refinement import (
     photometric_error,
 )
 from jidm.estimation.solver import Solution, solve_normal_equations
-from jidm.fields.free.config import FLOW_STRIDE
+from jidm.fields.free.config import FLOW_STRIDE, STRIDE
 from jidm.flow.base import Flow, mask_invalid
 
 RIDGE = 1e-4
@@ -270,9 +270,8 @@ def _with_residual(
 
 def _external_flow(flow: Flow, first: FieldEvaluation) -> FlowMeasurement:
     """Flow measured elsewhere, on the grid of flow."""
-    _, like = first.on_flow_grid
-    b, h, w = like.shape
+    b, (h, w) = len(first.mask), (side * STRIDE // FLOW_STRIDE for side in first.mask.shape[1:])
     resized = mask_invalid(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
-    vectors = (resized.flow * FLOW_STRIDE).reshape(b, 2, h, w).to(like)
-    weight = resized.weight.reshape(b, h, w).to(like)
+    vectors = (resized.flow * FLOW_STRIDE).reshape(b, 2, h, w).to(first.mask)
+    weight = resized.weight.reshape(b, h, w).to(first.mask)
     return FlowMeasurement(vectors, weight.log())

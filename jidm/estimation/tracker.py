@@ -239,6 +239,10 @@ class Tracker:
             self._state = self._state.update_position(measured)
             self.q = self._state.q.to(self.q)
             self.position_covariance = self._state.position_covariance.to(self.q)
+            if self._history:
+                self._history[-1] = replace(self._history[-1], filtered=self._state.gaussian)
+            else:
+                self._initial_state = self._state.gaussian
         self._widen_limits()
         self.model.correct(self.q)
 

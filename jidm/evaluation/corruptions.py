@@ -1,7 +1,7 @@
 """Image corruptions of held-out video: other backgrounds, occlusion, JPEG and blur.
 
-Each changes the frames of a clip and nothing else, and depends on the clip's episode index alone, so every model gets the same.
-`jidm.evaluation.summary.compare_corrupted` compares an evaluation under a corruption with a clean one.
+Each changes the frames of a clip and nothing else, and depends on the clip's episode index alone, so every model gets
+the same. `jidm.evaluation.summary.compare_corrupted` compares an evaluation under a corruption with a clean one.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Video = Float[Tensor, "T 3 H W"]
 def replace_background(video: Video, clip: EvalClip) -> Video:
     """Replace everything but the robot by a static "dead leaves" image of overlapping colored discs and boxes.
 
-    Dead leaves have edge and scale statistics of photographs (Lee, Mumford and Huang 2001); no background in the simulated
-    training data is made like that.
+    Dead leaves have edge and scale statistics of photographs (Lee, Mumford and Huang 2001); no background in the
+    simulated training data is made like that.
 
     Raises:
         InputError: the robot's mask is not known.

@@ -60,7 +60,8 @@ class DecodedEpisode:
         index: of the episode.
         q: (T, n) ground truth [rad or m].
         motion: decoded frame by frame, each step from the frames up to it.
-        pair_steps: (T-1, n) steps of each pair of neighboring frames by itself [rad or m]; None for a model that cannot.
+        pair_steps: (T-1, n) steps of each pair of neighboring frames by itself [rad or m]; None for a model that
+            cannot.
         seconds: that decoding took [s].
         field_samples: field and flow at some pairs, where the model has them.
         smoothed_motion: the motion smoothed over the whole video by the model itself, where it can.
@@ -81,7 +82,7 @@ class DecodedEpisode:
 
     @cached_property
     def smoothed(self) -> DecodedEpisode:
-        """The same with the smoothed motion, by the model itself or else by `smooth_motion`; no steps of single pairs."""
+        """The same with the smoothed motion, by the model or else by `smooth_motion`; no steps of single pairs."""
         motion = smooth_motion(self.motion) if self.smoothed_motion is None else self.smoothed_motion
         return replace(self, motion=motion, pair_steps=None, field_samples=())
 
@@ -132,7 +133,8 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", corruption: Corrupt
         corruption: applied to the frames first.
 
     Returns:
-        Its results for every episode. One that cannot be read or decoded is reported in `failed` and does not stop the rest.
+        Its results for every episode. One that cannot be read or decoded is reported in `failed` and does not stop the
+        rest.
     """
     names = decoded_joints(idm)
     decoded, failed = [], {}

@@ -1,7 +1,7 @@
 """Exact camera, depth and links of a simulated recording, and from them the exact field and flow.
 
-Motor babbling in simulation records them beside the video (`observation.camera.<key>`, `.depth.`, `.links.`); a recording of
-a real robot has none of them, and then a field cannot be compared.
+Motor babbling in simulation records them beside the video (`observation.camera.<key>`, `.depth.`, `.links.`); a
+recording of a real robot has none of them, and then a field cannot be compared.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class GroundTruthView:
     ) -> tuple[Float[Tensor, "2 {height} {width}"], Float[Tensor, "{height} {width}"]] | None:
         """Exact flow of the robot's cells from q to q_next [px of the full image], and their mask.
 
-        None where depth and links were not recorded, or not on a multiple of that grid. The camera is assumed not to move
-        between the two.
+        None where depth and links were not recorded, or not on a multiple of that grid. The camera is assumed not to
+        move between the two.
         """
         factor = self._grid_ratio(height, width)
         if self.links is None or self.depth is None or not factor:
@@ -154,7 +154,8 @@ def letterbox_camera(camera: Camera, letterbox: Letterbox) -> Camera:
 
 
 def recorded_cameras(dataset: Any, episode: Any, image_key: str) -> tuple[Camera, ...] | None:
-    """The cameras of an episode's frames, one if it does not move: as recorded, else the recipe's; None if neither exists.
+    """The cameras of an episode's frames, one if it does not move: as recorded, else the recipe's; None if neither
+    exists.
 
     Raises:
         DatasetError: the recorded numbers are no camera.

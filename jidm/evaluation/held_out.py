@@ -64,7 +64,8 @@ class HeldOut:
         embodiment: the robot; if not given, the one that the data set's recipe names.
 
     Raises:
-        DatasetError: an episode or the image key is not in the data set, or its robot is not the one known by that name.
+        DatasetError: an episode or the image key is not in the data set, or its robot is not the one known by that
+            name.
     """
 
     def __init__(self, dataset: Any, config: EvalConfig | None = None, *, embodiment: Embodiment | None = None) -> None:

@@ -1,7 +1,7 @@
 """Metrics of decoded joint motion, as plain functions of tensors.
 
-Steps and positions are `(*batch, n)` with any leading axes (videos, frames), over which a metric pools. Nothing is masked
-silently: what a metric leaves out is given by its arguments.
+Steps and positions are `(*batch, n)` with any leading axes (videos, frames), over which a metric pools. Nothing is
+masked silently: what a metric leaves out is given by its arguments.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def field_error(
 ) -> Float[Tensor, " n"]:
     """Relative error of every joint's field over the robot's pixels: sum w |J - J*| / sum w |J*|.
 
-    |.| is the length of a pixel's motion per unit of the joint; a field of zeros scores 1. NaN for a joint that moves no
-    pixel.
+    |.| is the length of a pixel's motion per unit of the joint; a field of zeros scores 1. NaN for a joint that moves
+    no pixel.
     """
     weight = on_robot.unsqueeze(-3)
     distance = ((jacobian - exact).norm(dim=-4) * weight).flatten(-2).sum(-1)
@@ -123,7 +123,8 @@ def coverage(
     level: float,
     where: Bool[Tensor, "*batch n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Fraction of errors inside the two-sided Gaussian interval of that level (0.68, 0.95); calibrated if it equals `level`.
+    """Fraction of errors inside the two-sided Gaussian interval of that level (0.68, 0.95); calibrated if it equals
+    `level`.
 
     Args:
         std: the claimed standard deviation of each error [rad or m].

@@ -24,9 +24,9 @@ _SMOOTHED_KEYS = (
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """All metrics of one model as JSON values; None where one does not exist (no field, no robot, no motion).
 
-    `nve` and `action_mse` are of steps decoded as a video from the known initial pose, including steps that are not valid;
-    `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without a given pose; `*_smoothed` are of the
-    motion smoothed over the whole video, see `DecodedEpisode.smoothed`.
+    `nve` and `action_mse` are of steps decoded as a video from the known initial pose, including steps that are not
+    valid; `nve_pairs` and `action_mse_pairs` are of every pair of frames by itself, without a given pose; `*_smoothed`
+    are of the motion smoothed over the whole video, see `DecodedEpisode.smoothed`.
     """
     counts = evaluation.joint_mask.tolist()
     out: dict[str, Any] = {
@@ -148,18 +148,20 @@ def _field_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Errors of field and flow, where the recording has the exact ones and the model has its own."""
     values: dict[str, Any] = {"field_error_mean": None, "flow_epe_px": None}
     samples = [sample for e in evaluation.episodes for sample in e.field_samples]
-    known = [(x.prediction, x.jacobian, x.mask) for x in samples if x.jacobian is not None and x.mask is not None]
-    if known:
-        seen, exact, mask = (list(x) for x in zip(*known, strict=True))
+    exact_samples = [
+        (x.prediction, x.jacobian, x.mask) for x in samples if x.jacobian is not None and x.mask is not None
+    ]
+    if exact_samples:
+        predictions, exact, mask = (list(x) for x in zip(*exact_samples, strict=True))
         on_robot = torch.stack(mask)
-        made = torch.cat([x.jacobian.double() for x in seen])
-        per_joint = metrics.field_error(made, torch.stack(exact), on_robot)
+        jacobian = torch.cat([x.jacobian.double() for x in predictions])
+        per_joint = metrics.field_error(jacobian, torch.stack(exact), on_robot)
         values |= {
             "field_error": _by_name(evaluation.joint_names, per_joint, evaluation.joint_mask),
             "field_error_mean": per_joint[evaluation.joint_mask].nanmean(),
         }
-        if all(x.mask is not None for x in seen):
-            a, b = torch.cat([x.mask for x in seen]) > 0.5, on_robot > 0.5
+        if all(x.mask is not None for x in predictions):
+            a, b = torch.cat([x.mask for x in predictions]) > 0.5, on_robot > 0.5
             values["mask_iou"] = (a & b).sum() / (a | b).sum().clamp(min=1)
     moved = [
         (x.prediction.flow, x.flow, x.flow_mask)
@@ -189,8 +191,8 @@ def pair_errors(evaluation: Evaluation) -> Tensor | None:
 
 
 def step_flags(evaluation: Evaluation) -> dict[str, Tensor]:
-    """Of all decoded steps: `valid` (S,), `observable` (S, n), standard deviation `std` (S, n) [rad or m], and `claimed`
-    (S, 1), whether that was estimated at all: a regression only returns the variance of its training data."""
+    """Of all decoded steps: `valid` (S,), `observable` (S, n), standard deviation `std` (S, n) [rad or m], and
+    `claimed` (S, 1), whether that was estimated at all: a regression only returns the variance of its training data."""
     motions = [e.motion for e in evaluation.episodes]
     return {
         "valid": torch.cat([m.valid for m in motions]).bool(),
@@ -205,12 +207,13 @@ def step_flags(evaluation: Evaluation) -> dict[str, Tensor]:
     }
 
 
-def compare_models(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str, dict[str, float | None]]:
-    """Action MSE of one model divided by that of each other, on the episodes that all of them decoded: below 1 is better.
+def compare_models(evaluations: Mapping[str, Evaluation], reference: str) -> dict[str, dict[str, float | None]]:
+    """Action MSE of one model divided by that of each other, on the episodes that all of them decoded: below 1 is
+    better.
 
     Args:
         evaluations: by name.
-        ours: name of the one model.
+        reference: name of the one model.
 
     Returns:
         other -> {"action_mse_ratio", "action_mse_pairs_ratio", "action_mse_smoothed_ratio"}.
@@ -219,12 +222,12 @@ def compare_models(evaluations: Mapping[str, Evaluation], ours: str) -> dict[str
     errors = {name: _common_errors(x, common) for name, x in evaluations.items()}
     out: dict[str, dict[str, float | None]] = {}
     for name, other in errors.items():
-        if name != ours:
+        if name != reference:
             out[name] = {
                 f"{key}_ratio": None
-                if errors[ours][key] is None or other[key] is None
-                else _number(metrics.mse_ratio(errors[ours][key], other[key]))
-                for key in errors[ours]
+                if errors[reference][key] is None or other[key] is None
+                else _number(metrics.mse_ratio(errors[reference][key], other[key]))
+                for key in errors[reference]
             }
     return out
 
@@ -249,9 +252,9 @@ def compare_corrupted(clean: Evaluation, corrupted: Evaluation) -> dict[str, Any
         corrupted: under the corruption, of the same or of other episodes.
 
     Returns:
-        JSON values. `nve` and `nve_rise`, its ratio to the clean one; `invalid_share`; `unobservable_share` of the joints
-        that count; `widened_share`: steps whose claimed standard deviation (rms over these joints) is above the 95th
-        percentile of the clean steps'; `nve_trusted` of steps that are valid and not widened, and its ratio to the
+        JSON values. `nve` and `nve_rise`, its ratio to the clean one; `invalid_share`; `unobservable_share` of the
+        joints that count; `widened_share`: steps whose claimed standard deviation (rms over these joints) is above the
+        95th percentile of the clean steps'; `nve_trusted` of steps that are valid and not widened, and its ratio to the
         same of the clean steps; `coverage_95`: share of errors inside the claimed 95 % intervals.
     """
     out: dict[str, Any] = {"episodes": len(corrupted.episodes), "failed": dict(corrupted.failed)}

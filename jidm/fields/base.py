@@ -96,7 +96,7 @@ class ContourField(Protocol):
 class PosePredictor(Protocol):
     """A field that tells the pose of a robot it has never followed."""
 
-    def predict_pose(self, frame: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def predict_pose_from_frame(self, frame: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Joint positions shown by a frame and their standard deviation [rad or m]."""
         ...
 

@@ -49,7 +49,7 @@ class HybridField(AnalyticField):
         self.learned = learned
 
     @torch.no_grad()
-    def predict_pose(self, frame: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def predict_pose_from_frame(self, frame: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Joint positions as the network reads them off a frame, and their standard deviation [rad or m], in float64."""
         q, std = self.learned.predict_pose(self.learned.encode(self.learned.letterbox(frame)[None]))
         return q[0].double().to(frame.device), std[0].double().to(frame.device)

@@ -1,11 +1,10 @@
-"""Optical flow: what moved between two frames, and how far to trust it."""
+"""Optical flow between frames, with a confidence per pixel."""
 
 from jidm.flow.base import (
     Flow,
     FlowEstimator,
     FrameIndexedFlow,
     bidirectional_flow,
-    flow_between,
     forward_backward_weight,
     resize_flow,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "SparseFlow",
     "as_flow_estimator",
     "bidirectional_flow",
-    "flow_between",
     "forward_backward_weight",
     "read_flow",
     "resize_flow",

@@ -1,4 +1,4 @@
-"""What a flow is, what an estimator of flow must do, and the arithmetic all of them share."""
+"""Optical flow, the protocol of its estimators, and their shared arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jidm.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """Motion of the picture from a first to a second frame, on the first frame's pixel grid.
+    """Optical flow from a first to a second frame, on the first frame's pixel grid.
 
     Attributes:
         flow: (*batch, 2, H, W) displacement (u right, v down) [px], finite everywhere.
@@ -41,54 +41,60 @@ class Flow:
         return Flow(self.flow.to(*args, **kwargs), self.weight.to(*args, **kwargs))
 
     def resized(self, height: int, width: int) -> Flow:
-        """The same motion on another grid; pixels of no weight do not leak into their neighbours."""
-        mass = _interpolate(self.weight[..., None, :, :], height, width)
+        """The same motion on another grid, averaged by weight: pixels of weight 0 do not affect their neighbors."""
+        mass = resize_images(self.weight[..., None, :, :], height, width)
         mean = resize_flow(self.flow * self.weight[..., None, :, :], height, width) / mass.clamp(min=1e-6)
         return Flow(torch.where(mass > 1e-6, mean, torch.zeros_like(mean)), mass[..., 0, :, :].clamp(0.0, 1.0))
 
 
 @runtime_checkable
 class FlowEstimator(Protocol):
-    """Anything that measures motion between frames."""
+    """Measures optical flow between frames."""
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         """Flow from `first` to `second`, both RGB in [0, 1].
 
-        An item with a non-finite pixel gets zero flow and zero weight; its neighbours in the batch are untouched.
+        An item with a non-finite pixel gets zero flow and zero weight; other items of the batch are not affected.
         """
         ...
 
 
 def resize_flow(flow: Float[Tensor, "*batch 2 h w"], height: int, width: int) -> Float[Tensor, "*batch 2 H W"]:
-    """Flow of the same motion on a `height` x `width` grid: resampled, and each channel scaled with its axis [px]."""
+    """Flow of the same motion on a `height` x `width` grid: resampled, and each channel scaled with its axis [px].
+
+    Args:
+        flow: (*batch, 2, h, w) [px of its grid].
+        height, width: the new grid.
+    """
     scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]])
-    return _interpolate(flow, height, width) * scale[:, None, None]
+    return resize_images(flow, height, width) * scale[:, None, None]
 
 
-def _interpolate(x: Tensor, height: int, width: int) -> Tensor:
-    flat = x.reshape(-1, *x.shape[-3:])
-    smaller = height < x.shape[-2] or width < x.shape[-1]
+def resize_images(images: Float[Tensor, "*batch c h w"], height: int, width: int) -> Float[Tensor, "*batch c H W"]:
+    """Images resampled bilinearly (pixel edges aligned), with antialiasing where an axis shrinks."""
+    flat = images.reshape(-1, *images.shape[-3:])
+    smaller = height < images.shape[-2] or width < images.shape[-1]
     out = torch.nn.functional.interpolate(
         flat, size=(height, width), mode="bilinear", align_corners=False, antialias=smaller
     )
-    return out.reshape(*x.shape[:-2], height, width)
+    return out.reshape(*images.shape[:-2], height, width)
+
+
+# The floor of the standard deviation of the flow: constant [px] and share of the length of the flow.
+_SIGMA, _SIGMA_SHARE = 0.1, 0.05
 
 
 def forward_backward_weight(
-    forward: Float[Tensor, "*batch 2 H W"],
-    backward: Float[Tensor, "*batch 2 H W"],
-    *,
-    sigma: float = 0.1,
-    relative: float = 0.05,
+    forward: Float[Tensor, "*batch 2 H W"], backward: Float[Tensor, "*batch 2 H W"]
 ) -> Float[Tensor, "*batch H W"]:
-    """Confidence from the round trip: `1 / (1 + |f(x) + b(x + f(x))|^2 / s^2)`, 0 where x + f(x) leaves the frame.
+    """Confidence from forward-backward consistency: `1 / (1 + |f(x) + b(x + f(x))|^2 / s^2)`, `s = 0.1 px + 0.05 |f|`.
 
-    The round trip's error estimates the error of the flow, so this is a weight by inverse variance with a floor.
-    It is a relative weight: on noisy video every pixel's is small, and only their ratios mean something.
+    It is 0 where x + f(x) leaves the frame. The forward-backward error estimates the error of the flow, so this is an
+    inverse-variance weight with a floor s. It is relative: on noisy video the weights of all pixels are small, and only
+    their ratios matter.
 
     Args:
         forward, backward: flow first -> second and second -> first [px].
-        sigma, relative: the floor `s = sigma + relative * |f|` [px].
     """
     height, width = forward.shape[-2:]
     f, b = forward.reshape(-1, 2, height, width), backward.reshape(-1, 2, height, width)
@@ -101,20 +107,20 @@ def forward_backward_weight(
     grid = torch.stack([(2 * target_u + 1) / width - 1, (2 * target_v + 1) / height - 1], dim=-1)
     returned = torch.nn.functional.grid_sample(b, grid, mode="bilinear", padding_mode="border", align_corners=False)
     error = (f + returned).square().sum(1)
-    floor = sigma + relative * f.square().sum(1).clamp(min=1e-12).sqrt()
+    floor = _SIGMA + _SIGMA_SHARE * f.square().sum(1).clamp(min=1e-12).sqrt()
     inside = (target_u >= 0) & (target_u <= width - 1) & (target_v >= 0) & (target_v <= height - 1)
     weight = inside / (1 + error / floor.square())
     return weight.reshape(*forward.shape[:-3], height, width)
 
 
 def finite_items(*frames: Float[Tensor, "*batch 3 H W"]) -> Tensor:
-    """(*batch) bool: the items all of whose frames are finite."""
+    """(*batch) bool: items whose frames are all finite."""
     checks = [frame.isfinite().flatten(-3).all(-1) for frame in frames]
     return torch.stack(checks).all(0)
 
 
 def check_pair(first: Tensor, second: Tensor) -> None:
-    """Refuse what cannot be two frames of one size."""
+    """Raise InputError unless these are two frames of one size."""
     if first.shape != second.shape or first.ndim < 3 or first.shape[-3] != 3:
         raise InputError(
             f"two frames of one shape (*batch, 3, H, W) are needed, got {tuple(first.shape)} and {tuple(second.shape)}"
@@ -124,7 +130,7 @@ def check_pair(first: Tensor, second: Tensor) -> None:
 def bidirectional_flow(
     estimator: FlowEstimator, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
 ) -> tuple[Flow, Flow]:
-    """Flow from `first` to `second` and back; for the price of one where the estimator has a `bidirectional_flow` of its own."""
+    """Flow from `first` to `second` and back, by the estimator's own `bidirectional` method if it has one."""
     method = getattr(estimator, "bidirectional", None)
     if method is not None:
         flows: tuple[Flow, Flow] = method(first, second)
@@ -134,7 +140,7 @@ def bidirectional_flow(
 
 @runtime_checkable
 class FrameIndexedFlow(Protocol):
-    """A source that knows the whole video already and is asked by frame numbers."""
+    """A source that holds the flow of a whole video and is queried by frame numbers."""
 
     def between(
         self,
@@ -143,21 +149,8 @@ class FrameIndexedFlow(Protocol):
         start: int,
         stop: int,
     ) -> Flow:
-        """Flow from frame number `start` to frame number `stop`; the pictures give size, type and device."""
+        """Flow from frame number `start` to frame number `stop`; the frames define size, dtype and device."""
         ...
-
-
-def flow_between(
-    estimator: FlowEstimator,
-    first: Float[Tensor, "*batch 3 H W"],
-    second: Float[Tensor, "*batch 3 H W"],
-    start: int,
-    stop: int,
-) -> Flow:
-    """Flow between frames number `start` and `stop` of one video: sources that know the video are asked by number."""
-    if isinstance(estimator, FrameIndexedFlow):
-        return estimator.between(first, second, start, stop)
-    return estimator(first, second)
 
 
 def mask_invalid(

@@ -1,4 +1,4 @@
-"""Dense inverse search: the default estimator. Nothing to train, works everywhere."""
+"""Dense inverse search (DIS) optical flow: the default estimator, which needs no weights and no GPU."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.flow.base import Flow, check_pair, finite_items, forward_backward_weight
 
-_MIN_SIZE = 16  # OpenCV refuses images not larger than its patch [px]
-_MIN_CONTRAST = 32.0  # a range of fewer grey levels is noise rather than contrast; it is not stretched further
+_MIN_SIZE = 16  # [px] OpenCV refuses images not larger than its patch
+_MIN_CONTRAST = 32.0  # [gray levels] a smaller range is noise and is not stretched further
 
 
 @dataclass(frozen=True)
 class DisFlow:
-    """OpenCV's dense inverse search (Kroeger et al. 2016), tuned for half-pixel work on white robot arms.
+    """OpenCV's dense inverse search (Kroeger et al. 2016), tuned for sub-pixel motion of white robot arms.
 
-    The settings were chosen on rendered Panda video (320x240) and MuJoCo ALOHA video (640x480) with exact flow, by
-    the error of the joint steps that a robust, weighted least squares makes of the flow (mean |error| / mean
-    |delta_q| at the true pose). OpenCV's medium preset with an even weight gives .33 and .61 there; these settings
-    give .20 and .28. On Panda the gain comes from the finest scale, on ALOHA from the weight: the round trip
-    (`forward_backward_weight`) times the texture of the picture.
+    The settings were chosen on rendered Panda video (320x240) and MuJoCo ALOHA video (640x480) with exact flow, by the
+    error of the joint steps from robust, weighted least squares on the flow (mean |error| / mean |delta_q| at the true
+    pose). OpenCV's medium preset with uniform weights has .33 and .61; these settings have .20 and .28. On Panda the
+    gain comes from the finest scale, on ALOHA from the weight: forward-backward consistency (`forward_backward_weight`)
+    times the texture of the image.
 
     Attributes:
-        patch_size: edge of a patch [px]; 12 is steadier at 640x480 and worse at 320x240.
-        patch_stride: distance of patches [px]; 4 is as exact on small motion, and loses steps of 50 px and more.
-        gradient_iterations: gradient descent steps per patch; 16 is as exact as 50.
-        variational_iterations: iterations of variational refinement per level; 0 loses a fifth in end-point error.
-        smoothness: weight of smoothness in the refinement (OpenCV's alpha); 80 smears across joints.
-        blur: standard deviation of the blur before matching [px]; tames the staircase of rendered edges.
-        texture: corner strength at which the weight is one half, in squared grey levels of 0..255 per px^2;
-            0 = do not ask.
+        patch_size: edge of a patch [px]; 12 is better at 640x480 and worse at 320x240.
+        patch_stride: distance of patches [px]; 4 is as accurate for small motion, but fails for motion of 50 px and more.
+        gradient_iterations: gradient descent iterations per patch; 16 is as accurate as 50.
+        variational_iterations: iterations of variational refinement per level; 0 increases the end-point error by a
+            fifth.
+        smoothness: weight of smoothness in the refinement (OpenCV's alpha); 80 blurs the flow across joints.
+        blur: standard deviation of the blur before matching [px], against aliased edges of rendered images.
+        texture: corner strength at which the weight is one half, in squared gray levels of 0..255 per px^2; 0 turns the
+            texture weight off.
     """
 
     patch_size: int = 8
@@ -52,13 +53,13 @@ class DisFlow:
             raise InputError(f"DIS needs 1 <= patch_stride <= patch_size < {_MIN_SIZE}, got {self}")
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
-        """Flow from `first` to `second`, RGB in [0, 1]; see `FlowEstimator`. Works on the CPU, carries no gradient."""
+        """Flow from `first` to `second`, RGB in [0, 1]; see `FlowEstimator`. Runs on the CPU, without gradients."""
         return self.bidirectional(first, second)[0]
 
     def bidirectional(
         self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]
     ) -> tuple[Flow, Flow]:
-        """Flow from `first` to `second` and back, for the price of one: the round trip needs both anyway."""
+        """Flow from `first` to `second` and back, at the cost of one: the weight needs both directions in any case."""
         check_pair(first, second)
         batch, (height, width) = first.shape[:-3], first.shape[-2:]
         finite = finite_items(first, second).reshape(-1).cpu()
@@ -84,11 +85,11 @@ class DisFlow:
         return flows[0], flows[1]
 
     def _preprocess(self, *grays: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-        """Both frames blurred, stretched alike to the full 8 bits that OpenCV's DIS takes, and not too small."""
+        """Both frames blurred, contrast-stretched by the same map to the 8 bits of OpenCV's DIS, and padded to its minimum."""
         import cv2
 
         blurred = [cv2.GaussianBlur(x, (0, 0), self.blur) if self.blur > 0 else x for x in grays]
-        sample = np.stack([x[::2, ::2] for x in blurred])  # every other pixel: the percentiles in a third of the time
+        sample = np.stack([x[::2, ::2] for x in blurred])  # every second pixel: percentiles in a third of the time
         low, high = np.percentile(sample, [1, 99])
         gain = 255.0 / max(high - low, _MIN_CONTRAST)
         bottom, right = (max(0, _MIN_SIZE - n) for n in grays[0].shape)
@@ -96,7 +97,7 @@ class DisFlow:
         return [np.pad(x, ((0, bottom), (0, right)), mode="edge") for x in stretched]
 
     def _match(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> Tensor:
-        """(2, H, W) float32. The OpenCV object is made anew because it keeps buffers and threads must not share it."""
+        """(2, H, W) float32. The OpenCV object holds buffers that threads must not share, so each call creates one."""
         import cv2
 
         dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -117,7 +118,7 @@ def _to_gray(frames: Tensor) -> NDArray[np.float32]:
 
 
 def _corner_strength(gray: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) smaller eigenvalue of the structure tensor over 9x9 px: how well both directions of motion can be told."""
+    """(H, W) smaller eigenvalue of the structure tensor over 9x9 px (Shi and Tomasi 1994)."""
     import cv2
 
     gx, gy = cv2.Scharr(gray, -1, 1, 0) / 32, cv2.Scharr(gray, -1, 0, 1) / 32

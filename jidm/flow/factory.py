@@ -1,4 +1,4 @@
-"""An estimator out of whatever the user hands over: a name, a function, an array, an estimator."""
+"""Flow estimators from a name, a function, an array or an estimator."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from jidm.flow.raft import MODELS, RaftFlow
 
 @dataclass(frozen=True)
 class CallableFlow:
-    """Any function `(first, second) -> flow` or `(flow, weight)` or `Flow` as an estimator; its answer is checked.
+    """A function `(first, second) -> flow`, `(flow, weight)` or `Flow` as an estimator; its result is checked.
 
     A missing weight is 1. Items with a non-finite pixel, and pixels of non-finite flow or weight, get zero flow and
-    zero weight. An object with a `bidirectional(first, second)` of two such answers is asked by that for both directions.
+    zero weight. A method `bidirectional(first, second)` of the function that returns two such results is used for both
+    directions.
     """
 
     function: Callable[[Tensor, Tensor], Any]
@@ -55,20 +56,20 @@ class CallableFlow:
             weight = torch.ones_like(flow[..., 0, :, :])
         expected = (*first.shape[:-3], 2, *first.shape[-2:])
         if tuple(flow.shape) != expected:
-            raise InputError(f"flow function '{name}' gave shape {tuple(flow.shape)}; expected {expected}")
+            raise InputError(f"flow function '{name}' returned shape {tuple(flow.shape)}; expected {expected}")
         return mask_invalid(flow, weight, finite_items(first, second))
 
 
 def as_flow_estimator(source: Any) -> FlowEstimator:
-    """An estimator from whatever was handed over.
+    """A flow estimator.
 
     Args:
-        source: an estimator; "dis"; "raft" (which is "raft_large") or "raft_small" with torchvision's default weights,
-            fetched on first use; an array (*batch, T-1, 2, H, W) of flow; or any function `(first, second) -> flow, (flow, weight)
-            or Flow`.
+        source: an estimator; "dis"; "raft" (the same as "raft_large") or "raft_small" with torchvision's default
+            weights, downloaded on first use; an array (*batch, T-1, 2, H, W) of flow [px]; or a function
+            `(first, second) -> flow, (flow, weight) or Flow`.
 
     Raises:
-        InputError: nothing of the kind.
+        InputError: none of these.
     """
     if isinstance(source, (DisFlow, RaftFlow, PointTrackFlow, PrecomputedFlow, CallableFlow)):
         return source

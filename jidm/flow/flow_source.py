@@ -1,4 +1,4 @@
-"""Flow between the frames of one video: given by the user, measured by an estimator, or neither."""
+"""Flow between the frames of one video: precomputed, measured by an estimator, or none."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.flow.base import Flow, FlowEstimator, FrameIndexedFlow, bidirectional_flow, mask_invalid
+from jidm.flow.base import Flow, FlowEstimator, FrameIndexedFlow, bidirectional_flow, mask_invalid, resize_images
 from jidm.flow.precomputed import PrecomputedFlow
 
 
 @dataclass(frozen=True, eq=False)
 class FlowSource:
-    """Where the motion between two frames of a video comes from.
+    """Provides the flow between two frames of a video.
 
     Attributes:
-        estimator: asked where no flow is given, and across frames that were left out.
-        precomputed: (T-1, 2, H, W) [px] of neighbouring frames.
-        bidirectional: whether whoever asks has use for the flow back as well, where it can be measured.
-        resolution: measured on pictures reduced to this longer side [px]; as they are if None.
+        estimator: used where no flow is precomputed, and across frames that were left out.
+        precomputed: (T-1, 2, H, W) [px] between consecutive frames.
+        bidirectional: whether the flow back is returned as well, where it can be measured.
+        resolution: longer side [px] to which frames are reduced for the estimator; None for the full resolution.
     """
 
     estimator: FlowEstimator | None
@@ -34,17 +34,17 @@ class FlowSource:
     def between(
         self, first: Float[Tensor, "3 H W"], second: Float[Tensor, "3 H W"], start: int, stop: int
     ) -> tuple[Flow, ...]:
-        """Flow from frame number `start` to number `stop`, perhaps also back; empty where there is none.
+        """Flow from frame number `start` to `stop`, and back if `bidirectional`; empty if there is no source for it.
 
         Raises:
-            InputError: the flow given is not this video's.
+            InputError: the precomputed flow does not fit the video.
         """
         if self.precomputed is not None and stop == start + 1:
             return (self._precomputed_step(start, first),)
         if self.estimator is None:
             return ()
         if isinstance(self.estimator, PrecomputedFlow) and stop > start + 1:
-            return (Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0])),)  # it says nothing across a gap
+            return (Flow(torch.zeros_like(first[:2]), torch.zeros_like(first[0])),)  # it holds no flow across a gap
         if isinstance(self.estimator, FrameIndexedFlow):
             return (self.estimator.between(first, second, start, stop),)
         if self.bidirectional:
@@ -53,7 +53,7 @@ class FlowSource:
         scale = 1.0 if self.resolution is None else self.resolution / max(height, width)
         if scale >= 1:
             return (self.estimator(first, second),)
-        small = [_downsampled(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
+        small = [resize_images(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
         return (self.estimator(small[0], small[1]).resized(height, width),)
 
     def _precomputed_step(self, start: int, frame: Tensor) -> Flow:
@@ -72,10 +72,14 @@ class FlowSource:
 def split_flow(
     flow: Flow | Float[Tensor, "*batch S 2 H W"] | None, shape: torch.Size
 ) -> Iterable[Flow | Float[Tensor, "S 2 H W"] | None]:
-    """Flow of a batch of videos of that shape (*batch, T, 3, H, W), video by video.
+    """Flow of a batch of videos, split into one per video.
+
+    Args:
+        flow: flow of all videos [px]; None for none.
+        shape: of the videos, (*batch, T, 3, H, W).
 
     Raises:
-        InputError: it does not fit the videos.
+        InputError: the flow does not fit the videos.
     """
     batch = shape[:-4]
     count = math.prod(batch)
@@ -89,9 +93,3 @@ def split_flow(
         weight = flow.weight.reshape(count, *flow.weight.shape[len(batch) :])
         return [Flow(f, w) for f, w in zip(vectors.reshape(count, *expected[len(batch) :]), weight, strict=True)]
     return list(vectors.reshape(count, *expected[len(batch) :]))
-
-
-def _downsampled(frame: Float[Tensor, "3 H W"], height: int, width: int) -> Float[Tensor, "3 h w"]:
-    return torch.nn.functional.interpolate(
-        frame[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True
-    )[0]

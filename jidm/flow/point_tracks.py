@@ -1,4 +1,4 @@
-"""Point tracks as flow: exact where a point is, silent everywhere else."""
+"""Point tracks as sparse flow: known at the points, weight 0 elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PointTracker = Callable[[Tensor], tuple[Any, Any]]
 
 @dataclass(frozen=True, eq=False)
 class SparseFlow:
-    """Motion known at points only.
+    """Flow at points.
 
     Attributes:
         points: (*batch, N, 2) position (u, v) in the first frame [px].
@@ -33,9 +33,9 @@ class SparseFlow:
     weight: Float[Tensor, "*batch N"]
 
     def rasterize(self, height: int, width: int) -> Flow:
-        """Each point written to its nearest pixel, weight 0 elsewhere; points in one pixel are averaged by weight.
+        """Dense flow: each point at its nearest pixel, weight 0 elsewhere; points in one pixel are averaged by weight.
 
-        The weight of a pixel is the largest of its points'. Points outside the frame are dropped.
+        The weight of a pixel is the largest of its points. Points outside the frame are dropped.
         """
         batch, n = self.weight.shape[:-1], self.weight.shape[-1]
         uv = self.points.reshape(-1, n, 2).round()
@@ -45,7 +45,7 @@ class SparseFlow:
         mass = w.new_zeros(len(w), height * width).scatter_add_(1, pixel, w)
         moved = w[..., None] * self.displacement.reshape(-1, n, 2)
         total = w.new_zeros(len(w), height * width, 2).scatter_add_(1, pixel[..., None].expand(-1, -1, 2), moved)
-        # Divided by one where nothing landed: zero over zero would poison gradients.
+        # Empty pixels are divided by one: zero over zero would make gradients NaN.
         mean = total / torch.where(mass > 0, mass, torch.ones_like(mass))[..., None]
         weight = w.new_zeros(len(w), height * width).scatter_reduce_(1, pixel, w, reduce="amax")
         flow = mean.transpose(1, 2).reshape(*batch, 2, height, width)
@@ -53,15 +53,15 @@ class SparseFlow:
 
 
 class PointTrackFlow:
-    """Flow from point tracks, in the shapes CoTracker gives.
+    """Flow from point tracks, in the shapes of CoTracker.
 
     Args:
-        tracks: (*batch, T, N, 2) positions (u, v) of N points in each frame [px], or a `Tracker`, which is then run
-            on every pair of frames.
+        tracks: (*batch, T, N, 2) positions (u, v) of N points in each frame [px], or a `PointTracker`, which is then
+            run on every pair of frames.
         visibility: (*batch, T, N) bool or [0, 1], a trailing axis of 1 allowed; 1 everywhere if not given.
 
     Raises:
-        InputError: shapes do not agree.
+        InputError: shapes disagree.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class PointTrackFlow:
 
     @classmethod
     def from_video(cls, tracker: PointTracker, video: Float[Tensor, "*batch T 3 H W"]) -> PointTrackFlow:
-        """Run a tracker once over a whole video: tracks stay on their points, and any two frames can be compared."""
+        """Flow of a tracker that is run once over a whole video, so that any two frames can be compared."""
         return cls(*tracker(video))
 
     def sparse(self, start: int, stop: int) -> SparseFlow:
         """Motion of all points from frame `start` to frame `stop`; a point hidden in either has weight 0."""
         if self.tracker is not None:
             raise InputError(
-                "a tracker that runs pair by pair knows no frame numbers: use PointTrackFlow.from_video(tracker, video)"
+                "a tracker that runs on pairs has no frame numbers: use PointTrackFlow.from_video(tracker, video)"
             )
         length = self.tracks.shape[-3]
         if not (0 <= start < length and 0 <= stop < length):
@@ -98,13 +98,13 @@ class PointTrackFlow:
         start: int,
         stop: int,
     ) -> Flow:
-        """Rasterised flow from frame number `start` to `stop`; see `TimedFlow`."""
+        """Rasterized flow from frame number `start` to `stop`; see `FrameIndexedFlow`."""
         if self.tracker is not None:
             return self(first, second)
         return _rasterize_like(self.sparse(start, stop), first, second)
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
-        """Rasterised flow. With tracks, `first` and `second` are all T - 1 consecutive pairs (*batch, T-1, 3, H, W)."""
+        """Rasterized flow. With tracks, `first` and `second` are all T - 1 consecutive pairs (*batch, T-1, 3, H, W)."""
         check_pair(first, second)
         if self.tracker is not None:
             finite = finite_items(first, second)[..., None, None, None]
@@ -116,9 +116,8 @@ class PointTrackFlow:
             if length == 2 and first.shape[:-3] == self.tracks.shape[:-3]:
                 return self.between(first, second, 0, 1)
             raise InputError(
-                f"tracks of {length} frames answer for all {length - 1} pairs at once, "
-                f"got batch {tuple(first.shape[:-3])}; "
-                "use flow_between or .sparse(start, stop) for one pair"
+                f"tracks of {length} frames need all {length - 1} pairs at once, got batch {tuple(first.shape[:-3])}; "
+                "use .between(first, second, start, stop) or .sparse(start, stop) for one pair"
             )
         steps = _sparse(self.tracks, self.visibility, slice(0, -1), slice(1, None))
         return _rasterize_like(steps, first, second)
@@ -138,7 +137,7 @@ def _sparse(tracks: Tensor, visibility: Tensor, start: int | slice, stop: int | 
 
 
 def _rasterize_like(sparse: SparseFlow, first: Tensor, second: Tensor) -> Flow:
-    """On the frames' grid, device and type; frames with a non-finite pixel get weight 0."""
+    """Flow on the frames' grid, device and dtype; frames with a non-finite pixel get weight 0."""
     if sparse.weight.shape[:-1] != first.shape[:-3]:
         raise InputError(
             f"tracks of batch {tuple(sparse.weight.shape[:-1])} for frames of batch {tuple(first.shape[:-3])}"
@@ -158,5 +157,5 @@ def _validated(tracks: Any, visibility: Any) -> tuple[Tensor, Tensor]:
     if visible.shape == (*xy.shape[:-1], 1):
         visible = visible[..., 0]
     if visible.shape != xy.shape[:-1]:
-        raise InputError(f"visibility must be {tuple(xy.shape[:-1])} to go with the tracks, got {tuple(visible.shape)}")
+        raise InputError(f"visibility must be {tuple(xy.shape[:-1])} to match the tracks, got {tuple(visible.shape)}")
     return xy, visible.to(xy).nan_to_num(0.0).clamp(0.0, 1.0)

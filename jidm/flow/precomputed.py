@@ -1,4 +1,4 @@
-"""Flow that was measured before: arrays and the files data sets use."""
+"""Precomputed flow: arrays, and files in the formats of flow data sets."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from jidm.flow.base import Flow, check_pair, finite_items, mask_invalid
 
 FlowLayout = Literal["2HW", "HW2"]
 
-_MIDDLEBURY_TAG = 202021.25  # first float of every .flo file; also tells its byte order
-_MIDDLEBURY_UNKNOWN = 1e9  # larger values mean "not known"
+_MIDDLEBURY_TAG = 202021.25  # first float of every .flo file; it also identifies the byte order
+_MIDDLEBURY_UNKNOWN = 1e9  # larger values mark unknown flow
 _KITTI_ZERO, _KITTI_SCALE = 2.0**15, 64.0
 
 
 class PrecomputedFlow:
-    """Flow between consecutive frames of one video (or a batch of videos), measured elsewhere.
+    """Given flow between consecutive frames of one video, or of a batch of videos.
 
     Args:
         flow: (*batch, T-1, 2, H, W) or (*batch, T-1, H, W, 2) displacement (u right, v down) [px].
-        weight: (*batch, T-1, H, W) confidence in [0, 1]; 1 if not given. Where flow or weight is not finite the
-            weight becomes 0.
-        layout: of the last axes, "2HW" or "HW2"; needed only where the shape allows both.
+        weight: (*batch, T-1, H, W) confidence in [0, 1]; 1 if not given. It becomes 0 where flow or weight is not
+            finite.
+        layout: of the last axes, "2HW" or "HW2"; needed only if the shape allows both.
 
     Raises:
-        InputError: shapes do not agree or the layout cannot be told.
+        InputError: shapes disagree or the layout is ambiguous.
     """
 
     def __init__(
@@ -48,7 +48,11 @@ class PrecomputedFlow:
     def from_files(
         cls, paths: str | Path | Iterable[str | Path], *, layout: FlowLayout | None = None
     ) -> PrecomputedFlow:
-        """From one .npy / .npz file of a whole video, or one file per pair of frames (see `read_flow`), in order."""
+        """From one .npy / .npz file of a whole video, or one file per pair of frames in order (see `read_flow`).
+
+        Raises:
+            InputError: a file cannot be read, or the files differ in size.
+        """
         if isinstance(paths, (str, Path)):
             whole = read_flow(paths, layout=layout)
             return cls(whole.flow, whole.weight, layout="2HW")
@@ -70,45 +74,49 @@ class PrecomputedFlow:
         start: int,
         stop: int,
     ) -> Flow:
-        """Stored flow of the pair (start, start + 1); see `TimedFlow`."""
+        """Stored flow of the pair (start, start + 1); see `FrameIndexedFlow`."""
         if stop != start + 1 or not 0 <= start < len(self):
             raise InputError(
                 f"precomputed flow holds steps of one frame, 0 -> 1 to {len(self) - 1} -> {len(self)}; "
                 f"asked for {start} -> {stop}"
             )
-        return self._match_frames(
+        return self._on_frames(
             Flow(self.flow.flow[..., start, :, :, :], self.flow.weight[..., start, :, :]), first, second
         )
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
         """All stored pairs at once: `first` and `second` are (*batch, T-1, 3, H, W)."""
-        return self._match_frames(self.flow, first, second)
+        return self._on_frames(self.flow, first, second)
 
     @staticmethod
-    def _match_frames(flow: Flow, first: Tensor, second: Tensor) -> Flow:
+    def _on_frames(flow: Flow, first: Tensor, second: Tensor) -> Flow:
         check_pair(first, second)
         expected = (*first.shape[:-3], 2, *first.shape[-2:])
         if tuple(flow.flow.shape) != expected:
             raise InputError(
                 f"precomputed flow is {tuple(flow.flow.shape)}, the frames need {expected}; "
-                "resize it with Flow.resized, or ask for one pair with flow_between"
+                "resize it with Flow.resized, or query one pair by .between(first, second, start, stop)"
             )
         flow = flow.to(first)
         return mask_invalid(flow.flow, flow.weight, finite_items(first, second))
 
 
 def read_flow(path: str | Path, *, layout: FlowLayout | None = None) -> Flow:
-    """Flow from a file: .flo (Middlebury), .png (KITTI, 16 bit), .npy, .npz with `flow` and, if wanted, `weight`.
+    """Flow from a file: .flo (Middlebury), .png (KITTI, 16 bit), .npy, .npz with `flow` and optionally `weight`.
+
+    Args:
+        path: the file.
+        layout: of an array's last axes, "2HW" or "HW2"; needed only if the shape allows both.
 
     Returns:
-        Float32 (or the array's float64) flow (*batch, 2, H, W) [px]; weight 0 where the file knows nothing, else 1.
+        Float32 (or the array's float64) flow (*batch, 2, H, W) [px]; weight 0 where the file marks unknown flow, else 1.
 
     Raises:
         InputError: the file is missing, broken or of another kind.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file of flow")
+        raise InputError(f"{path}: no such flow file")
     readers = {".flo": _read_middlebury, ".png": _read_kitti}
     if path.suffix in readers:
         return readers[path.suffix](path)
@@ -147,7 +155,7 @@ def _read_middlebury(path: Path) -> Flow:
 def _read_kitti(path: Path) -> Flow:
     import cv2
 
-    # OpenCV hands channels over as B, G, R; the file's order is u, v, known.
+    # OpenCV returns channels as B, G, R; the file's order is u, v, known.
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise InputError(f"{path}: not a readable PNG; copy the file again")
@@ -178,5 +186,5 @@ def _channels_first(flow: Tensor | np.ndarray, layout: FlowLayout | None) -> Ten
 def _with_weight(flow: Tensor, weight: Tensor | np.ndarray | None) -> Flow:
     w = torch.ones_like(flow[..., 0, :, :]) if weight is None else torch.as_tensor(weight).to(flow)
     if w.shape != (*flow.shape[:-3], *flow.shape[-2:]):
-        raise InputError(f"weight of shape {tuple(w.shape)} does not go with flow of shape {tuple(flow.shape)}")
+        raise InputError(f"weight of shape {tuple(w.shape)} does not match flow of shape {tuple(flow.shape)}")
     return mask_invalid(flow, w)

@@ -1,4 +1,4 @@
-"""torchvision's RAFT as a flow estimator."""
+"""RAFT optical flow, by torchvision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.errors import InputError, JidmError, MissingExtraError, did_you_mean
-from jidm.flow.base import Flow, check_pair, finite_items, forward_backward_weight, mask_invalid, resize_flow
+from jidm.flow.base import (
+    Flow,
+    check_pair,
+    finite_items,
+    forward_backward_weight,
+    mask_invalid,
+    resize_flow,
+    resize_images,
+)
 
 MODELS = ("raft_large", "raft_small")
 _MIN_SIZE = 128  # RAFT's four correlation levels need 16 cells of 8 px
@@ -18,19 +26,19 @@ _STRIDE = 8
 
 
 class RaftFlow:
-    """RAFT (Teed and Deng 2020) with the round trip as confidence.
+    """RAFT (Teed and Deng 2020), with forward-backward consistency as confidence.
 
-    Sizes that are not a multiple of 8 are padded with their border, images under 128 px are enlarged; the flow comes
-    back on the input's grid in the input's pixels.
+    Sizes that are not a multiple of 8 are padded by border replication, images below 128 px are enlarged; the flow is
+    returned on the input's grid in the input's pixels.
 
     Args:
-        model: "raft_large", "raft_small", or a module called like torchvision's RAFT.
-        weights: a local file (.safetensors, or .pth / .pt holding a state dict, never unpickled) or a name that
-            torchvision knows ("DEFAULT", "C_T_SKHT_V2", ...; fetched from its hub). Not needed with a module.
-        iterations: updates of the flow; fewer is faster.
+        model: "raft_large", "raft_small", or a module with the call signature of torchvision's RAFT.
+        weights: a local file (.safetensors, or .pth / .pt with a state dict, never unpickled) or a name of torchvision's
+            weights ("DEFAULT", "C_T_SKHT_V2", ...; downloaded from its hub). Not needed with a module.
+        iterations: flow updates; fewer are faster.
 
     Raises:
-        MissingExtraError: torchvision is absent.
+        MissingExtraError: torchvision is not installed.
         JidmError: torchvision does not fit the installed torch.
         InputError: the weights cannot be read or belong to another model.
     """
@@ -44,7 +52,7 @@ class RaftFlow:
         self.module = (model if isinstance(model, nn.Module) else _build(model, weights)).eval()
 
     def __call__(self, first: Float[Tensor, "*batch 3 H W"], second: Float[Tensor, "*batch 3 H W"]) -> Flow:
-        """Flow from `first` to `second`, RGB in [0, 1], on their device; see `FlowEstimator`. Carries no gradient."""
+        """Flow from `first` to `second`, RGB in [0, 1], on their device; see `FlowEstimator`. No gradients."""
         check_pair(first, second)
         batch, (height, width) = first.shape[:-3], first.shape[-2:]
         finite = finite_items(first, second).reshape(-1)
@@ -60,32 +68,30 @@ class RaftFlow:
 
     @torch.no_grad()
     def _estimate_pair(self, first: Tensor, second: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """(2, H, W) there and back. One item at a time: the correlation volume of a batch would fill the memory."""
+        """Forward and backward flow (2, H, W) of one item: the correlation volume of a batch would exceed the memory."""
         tall, wide = first.shape[-2:]
         padding = (0, -wide % _STRIDE, 0, -tall % _STRIDE)
         images = torch.nn.functional.pad(torch.cat([first, second]), padding, mode="replicate")
         flow = self.module(images, images.flip(0), num_flow_updates=self.iterations)[-1][..., :tall, :wide]
-        there, back = resize_flow(flow, height, width) if (tall, wide) != (height, width) else flow
-        return there, back
+        forward, backward = resize_flow(flow, height, width) if (tall, wide) != (height, width) else flow
+        return forward, backward
 
 
 def _preprocess(frames: Tensor) -> Tensor:
-    """Frames in [-1, 1] float32, enlarged until neither side is under 128 px; zero where not finite."""
+    """Frames in [-1, 1] float32, enlarged so that no side is below 128 px; zero where not finite."""
     x = frames.to(torch.float32).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0) * 2 - 1
     scale = _MIN_SIZE / min(x.shape[-2:])
     if scale <= 1:
         return x
-    size = [max(_MIN_SIZE, round(n * scale)) for n in x.shape[-2:]]
-    return torch.nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    height, width = (max(_MIN_SIZE, round(n * scale)) for n in x.shape[-2:])
+    return resize_images(x, height, width)
 
 
 def _build(model: str, weights: str | Path | None) -> nn.Module:
     if model not in MODELS:
         raise InputError(f"unknown RAFT model '{model}'; {did_you_mean(model, MODELS)}")
     if weights is None:
-        raise InputError(
-            f"{model} without weights measures nothing: pass weights= (a file, or 'DEFAULT' from torchvision's hub)"
-        )
+        raise InputError(f"{model} needs weights: pass weights= (a file, or 'DEFAULT' from torchvision's hub)")
     optical_flow = _torchvision_optical_flow()
     path = Path(weights)
     if path.suffix in (".pth", ".pt", ".safetensors") or path.exists():
@@ -102,7 +108,7 @@ def _build(model: str, weights: str | Path | None) -> nn.Module:
         fetched: nn.Module = getattr(optical_flow, model)(weights=known[str(weights)])
     except OSError as error:
         raise InputError(
-            f"cannot fetch the weights '{weights}' of {model} ({error}); pass a local file as weights="
+            f"cannot download the weights '{weights}' of {model} ({error}); pass a local file as weights="
         ) from None
     return fetched
 
@@ -115,7 +121,7 @@ def _torchvision_optical_flow() -> Any:
             raise MissingExtraError("RAFT flow", "torchvision", "raft") from None
         raise
     except (RuntimeError, ImportError, OSError, AttributeError) as error:
-        # For instance "operator torchvision::nms does not exist": a torchvision made for another build of torch.
+        # For instance "operator torchvision::nms does not exist": a torchvision built for another torch.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JidmError(
             f"torchvision does not fit torch {torch.__version__} ({reason}): "
@@ -134,7 +140,7 @@ def _load(module: nn.Module, path: Path, model: str) -> None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and safetensors errors share no root
+    except Exception as error:  # errors of zip, pickle and safetensors have no common base class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: not a readable file of weights ({reason}); save a plain state dict") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

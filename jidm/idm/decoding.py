@@ -1,4 +1,4 @@
-"""What decoding a video has in common for all inverse dynamics models: frames with their times, start poses, batches."""
+"""What all inverse dynamics models share when decoding video: frames with times, start poses, batches."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def open_streams(
     """A video of any form as streams of frames, each with its start pose.
 
     Args:
-        video: path of a video or a folder of images (streamed), or frames in any layout `as_video` takes, with any batch
-            shape.
+        video: path of a video or a folder of images (streamed), or frames in any layout `as_video` takes, with any
+            batch shape.
         q0: from `check_q0`; its batch shape is broadcast to the video's.
         fps: frames a second; taken from the file or `video.time` where not given.
         layout, value_range: as for `as_video`.

@@ -31,8 +31,8 @@ class TrainConfig:
     """Folder of the checkpoint; the run's own state, log and figures go to `OUT.run` beside it."""
 
     embodiment: str | None = None
-    """Robot: a name from `jidm embodiments`; on the command line also a URDF file or a folder with an embodiment.toml. Without
-    one, only the data set's joint names are known."""
+    """Robot: a name from `jidm embodiments`; on the command line also a URDF file or a folder with an embodiment.toml.
+    Without one, only the data set's joint names are known."""
 
     kind: str = "jacobian_field"
     """Which model: jacobian_field, direct, direct_on_flow, eva, eva_average_pool or vera."""
@@ -72,8 +72,8 @@ class TrainConfig:
     """Distances in time of the two frames of a pair [recorded frames]."""
 
     flow: Literal["auto", "exact", "dis", "none"] = "auto"
-    """What supervises flow: exact (recorded geometry), dis (estimated from the images) or none; auto takes the first that is
-    available."""
+    """What supervises flow: exact (recorded geometry), dis (estimated from the images) or none; auto takes the first
+    that is available."""
 
     augment: Literal["none", "light", "full"] = "light"
     """Image augmentation: none, light (color and noise), or full (also blur, JPEG and occluders)."""
@@ -145,7 +145,8 @@ class TrainConfig:
     """Where to train."""
 
     cache: str | None = None
-    """Folder for decoded frames; else the environment variable JIDM_CACHE, else ~/.cache/jidm. Kept below JIDM_CACHE_GB."""
+    """Folder for decoded frames; else the environment variable JIDM_CACHE, else ~/.cache/jidm. Its size stays below
+    JIDM_CACHE_GB."""
 
     resume: bool = False
     """Continue the run of that name, or start it."""

@@ -1,7 +1,7 @@
 """Means over a batch that is split over several processes: each holds a part, and all divide by the same number.
 
-Frameworks average gradients over processes. With a weighted mean `sum(w x) / sum(w)` whose denominator is each process's
-own, that is not the loss of the whole batch; with the functions here it is.
+Frameworks average gradients over processes. With a weighted mean `sum(w x) / sum(w)` whose denominator is each
+process's own, that is not the loss of the whole batch; with the functions here it is.
 """
 
 from __future__ import annotations

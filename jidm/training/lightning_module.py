@@ -1,7 +1,7 @@
 """The training loop: a Lightning module around a `TrainableModel`. Imported on demand, because Lightning is heavy.
 
-Everything random in step s depends on (seed, s), and everything else is in the saved state. So a resumed run ends with the
-same weights, bit for bit, as an uninterrupted one (on one kind of machine, for a budget of steps).
+Everything random in step s depends on (seed, s), and everything else is in the saved state. So a resumed run ends with
+the same weights, bit for bit, as an uninterrupted one (on one kind of machine, for a budget of steps).
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class TrainingModule(lightning.LightningModule):
         self.ema_weights = {name: x.to(self.device) for name, x in self.ema_weights.items()}
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        # Random numbers that the model draws (dropout) depend on the step alone, so that they are the same after a resume.
+        # Random numbers that the model draws (dropout) depend on the step alone, so that they are the same after a
+        # resume.
         torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
         progress = self.progress()
         self.model.progress = progress
@@ -107,7 +108,7 @@ class TrainingModule(lightning.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the gradient's norm; if it is not finite, skip the step. Gradients are shared, so all processes decide alike."""
+        """Clip the gradient's norm; skip the step if it is not finite, in all processes, which share gradients."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         self._step_is_bad = not bool(norm.isfinite())

@@ -26,7 +26,8 @@ _ROBOT_WEIGHT = 4.0
 """Weight of cells on the robot in the mask loss: they are few, and missing one costs measurements."""
 _MOTION_THRESHOLD = 0.5  # [px] where no mask is known, what moves by more is the robot
 _STATIC_WEIGHT = 0.1
-"""Weight of a static cell there, which may show the robot at rest: what moves in a tenth of all pairs gets probability 1/2."""
+"""Weight of a static cell there, which may show the robot at rest: what moves in a tenth of all pairs gets
+probability 1/2."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class LossWeights:
     """Weight of each term of the loss.
 
     Attributes:
-        field: field against the exact one, or field times executed step against the observed motion; relative to either.
+        field: field against the exact one, or field times executed step against the observed motion; relative to
+            either.
         flow: of the correlation head, under the Laplace distribution of its confidence.
         step: joint steps solved from the network's own matches, in standard deviations of the training steps.
         step_from_flow: the same solved from estimated flow, where the exact field is unknown; trains how much such
@@ -96,21 +98,21 @@ def columns_loss(
 
 
 def flow_loss(measurements: Sequence[FlowMeasurement], motion: BidirectionalMotion) -> Float[Tensor, ""]:
-    """Negative log-likelihood of the matched flow under a Laplace distribution whose width is the predicted confidence."""
+    """Negative log-likelihood of the matched flow under the Laplace distribution of its confidence."""
     flow = torch.cat([x.flow for x in measurements])
     log_weight = torch.cat([x.log_weight for x in measurements])
     return weighted_mean(laplace_nll(flow - motion.flow, log_weight), motion.weight)
 
 
 def laplace_nll(error: Float[Tensor, "b 2 h w"], log_weight: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
-    """Negative log-likelihood of flow errors [px] under a (smoothed) Laplace distribution of scale `exp(-log_weight / 2)`,
-    up to a constant."""
+    """Negative log-likelihood of flow errors [px] under a (smoothed) Laplace distribution of scale
+    `exp(-log_weight / 2)`, up to a constant."""
     half = log_weight / 2
     return charbonnier(error) * half.exp() - half
 
 
 def mask_loss(logit: Float[Tensor, "b y x"], motion: BidirectionalMotion) -> Float[Tensor, ""]:
-    """Cross entropy against the robot's mask; without one, moving cells are the robot, and static ones weakly are not."""
+    """Cross entropy against the robot's mask; without one against what moves, with a small weight where static."""
     if motion.mask is not None:
         return F.binary_cross_entropy_with_logits(logit, motion.mask, pos_weight=logit.new_tensor(_ROBOT_WEIGHT))
     moved = (motion.flow.square().sum(1).sqrt() > _MOTION_THRESHOLD).to(logit)
@@ -150,5 +152,5 @@ def charbonnier(error: Float[Tensor, "b c *n h w"]) -> Float[Tensor, "b *n h w"]
 
 
 def gaussian_nll(error: Tensor, log_std: Tensor) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of Gaussian errors, up to a constant; gradients reach the standard deviations alone."""
+    """Mean negative log-likelihood of Gaussian errors, up to a constant; trains the standard deviations alone."""
     return ((error.detach() / log_std.exp()).square().clamp(max=_MAX_SQUARED_DEVIATION) / 2 + log_std).mean()

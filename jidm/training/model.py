@@ -19,7 +19,8 @@ ModelT = TypeVar("ModelT", bound="TrainableModel")
 
 
 class TrainableModel(nn.Module):
-    """A network that can be trained on pairs of frames. Subclasses define `kind`, `Config`, `losses` and `predict_steps`."""
+    """A network that can be trained on pairs of frames. Subclasses define `kind`, `Config`, `losses` and
+    `predict_steps`."""
 
     kind: ClassVar[str]
     Config: ClassVar[type[ModelConfig]]

@@ -177,7 +177,8 @@ def _launch(config: TrainConfig, *arguments: Any) -> None:
 
 
 def _worker(rank: int, port: int, threads: int, config: TrainConfig, *arguments: Any) -> None:
-    # With these variables set, Lightning takes this process for one that was launched by others and launches none itself.
+    # With these variables set, Lightning takes this process for one that was launched by others and launches none
+    # itself.
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0",
         "WORLD_SIZE": str(config.devices),

@@ -1,4 +1,4 @@
-"""How a learned field is trained: forward (flow) and inverse (joint steps through the solver) together, on pairs of frames."""
+"""A learned field with its losses: forward (flow) and inverse (joint steps through the solver) are trained together."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ the beginning would spoil it."""
 class TrainableField(LearnedField, TrainableModel):
     """A `LearnedField` with its losses.
 
-    Every pair is used in both directions: swapping the frames flips the sign of the step, and the solver gets flow in both
-    directions, so that the two are trained to agree.
+    Every pair is used in both directions: swapping the frames flips the sign of the step, and the solver gets flow in
+    both directions, so that the two are trained to agree.
     """
 
     Config: ClassVar[type[LearnedFieldConfig]] = LearnedFieldConfig
@@ -66,8 +66,8 @@ class TrainableField(LearnedField, TrainableModel):
         """Scalar terms of the loss, named as in `LossWeights`; "loss" is the weighted sum to minimize.
 
         Args:
-            batch: with flow, exact or estimated, or without: then the field learns from joint steps and image brightness
-                alone.
+            batch: with flow, exact or estimated, or without: then the field learns from joint steps and image
+                brightness alone.
         """
         weights, count = self.weights, len(batch)
         features = self.encode(torch.cat([batch.first, batch.second]))
@@ -122,8 +122,8 @@ class TrainableField(LearnedField, TrainableModel):
     ) -> dict[str, Tensor]:
         """Losses of the correlation head and of the step solved from its flow.
 
-        The step is solved without photometric refinement: that has no parameters of its own, and with an inaccurate field
-        its gradients are noise.
+        The step is solved without photometric refinement: that has no parameters of its own, and with an inaccurate
+        field its gradients are noise.
         """
         first, second = evaluation[: len(batch)], evaluation[len(batch) :]
         result = estimate_step(self, first, second, prior=step_prior(self, len(batch)), refinement_stages=())
@@ -142,7 +142,7 @@ class TrainableField(LearnedField, TrainableModel):
 
     @staticmethod
     def _regression_flows(result: StepEstimate, batch: PairBatch, motion: BidirectionalMotion | None) -> Flows:
-        """The network's matches; for half the pairs the estimated flow, if there is any: decoding may start from either."""
+        """The network's matches; for half the pairs estimated flow if there is any, since decoding may use either."""
         matched = matched_flows(result)
         if batch.field is not None or motion is None:
             return matched
@@ -175,9 +175,11 @@ class TrainableField(LearnedField, TrainableModel):
         return self.delta_std[:, None, None]
 
     def _sample_poses(self, batch: PairBatch, q: Tensor, q_predicted: Tensor) -> Tensor:
-        """Poses at which the field is evaluated: half of them true ones with noise, as in tracking, half predicted ones.
+        """Poses at which the field is evaluated: half of them true ones with noise, as in tracking, half predicted
+        ones.
 
-        Errors of predicted poses are clamped: a field that is evaluated at poses far from the truth learns to ignore them.
+        Errors of predicted poses are clamped: a field that is evaluated at poses far from the truth learns to ignore
+        them.
         """
         random = batch.random_numbers()
         noisy = q + _POSE_NOISE * self.q_std * normal_from_uniform(random[:, 2:])

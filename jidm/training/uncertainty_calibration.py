@@ -1,4 +1,4 @@
-"""Calibration of a trained field's uncertainty, and of which measurements it uses, on recordings it was not trained on."""
+"""Calibration of a field's uncertainty, and choice of its measurements, on data that it was not trained on."""
 
 from __future__ import annotations
 
@@ -39,16 +39,17 @@ class _Pairs:
 
 @torch.no_grad()
 def calibrate_uncertainty(field: LearnedField, batches: Iterable[PairBatch], rounds: int = 2) -> None:
-    """Scale a field's standard deviations to its errors, and decide whether refinement and regression improve its steps.
+    """Scale a field's standard deviations to its errors, and decide whether refinement and regression improve its
+    steps.
 
-    One factor per joint: the geometric mean of those that make the 68 % and the 95 % interval of a Gaussian hold. Where no
-    batch has estimated flow, steps from such flow get the factor of steps from the network's own matches.
+    One factor per joint: the geometric mean of those that make the 68 % and the 95 % interval of a Gaussian hold. Where
+    no batch has estimated flow, steps from such flow get the factor of steps from the network's own matches.
 
     Args:
         field: is changed in place.
         batches: pairs of recordings that the field was not trained on.
-        rounds: of scaling. The prior counts more the larger the standard deviations are, so the factor depends on itself;
-            two rounds are accurate, one suffices to monitor a run.
+        rounds: of scaling. The prior counts more the larger the standard deviations are, so the factor depends on
+            itself; two rounds are accurate, one suffices to monitor a run.
     """
     for std_scale in (field.step_std_scale, field.flow_std_scale, field.pose_std_scale, field.regression_std_scale):
         std_scale.fill_(1.0)
@@ -77,8 +78,8 @@ def calibrate_uncertainty(field: LearnedField, batches: Iterable[PairBatch], rou
 def calibrate_video_uncertainty(field: LearnedField, clips: Iterable[Clip]) -> None:
     """Scale the standard deviations of steps in videos to the errors of tracking some.
 
-    Errors are correlated in time: a field that is wrong at a pose is wrong there in the next frame too. The filter assumes
-    independent ones and would be overconfident.
+    Errors are correlated in time: a field that is wrong at a pose is wrong there in the next frame too. The filter
+    assumes independent ones and would be overconfident.
 
     Args:
         field: is changed in place.
@@ -126,7 +127,7 @@ def _regression_deviations(
 
 
 def _select_step_regression(field: LearnedField, batches: Sequence[_Pairs]) -> None:
-    """Decide whether fusing the regressed step lowers the error; its errors correlate with the solved step's, so both widen."""
+    """Decide whether fusing the regressed step lowers the error, and widen both: their errors are correlated."""
     alone = _evaluate_steps(field, batches)[0]
     field.use_step_regression.fill_(True)
     error, deviations = _evaluate_steps(field, batches)
@@ -136,8 +137,8 @@ def _select_step_regression(field: LearnedField, batches: Sequence[_Pairs]) -> N
 
 
 def _evaluate_steps(field: LearnedField, batches: Sequence[_Pairs]) -> tuple[float, Float[Tensor, "N n"]]:
-    """Mean absolute error of the steps [typical steps], and errors of the solutions in their standard deviations, NaN for
-    joints that are not observable in a pair."""
+    """Mean absolute error of the steps [typical steps], and errors of the solutions in their standard deviations, NaN
+    for joints that are not observable in a pair."""
     errors, deviations = [], []
     for pairs in batches:
         found = estimate_pair_steps(field, pairs.evaluation, *pairs.flows)

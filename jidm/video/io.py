@@ -1,14 +1,13 @@
-"""Video files and folders of images: read whole, read as a bounded stream, write.
+"""Video files and folders of images: read completely, read as a stream of bounded memory, write.
 
-Decoding and encoding go through PyAV. Pictures leave as `(T, 3, H, W)` RGB, times as seconds from the container.
-Missing and visibly damaged pictures are refused; damage that still decodes to a picture the codec does not mark
-cannot be told, and shows as motion no joint explains.
+Decoding and encoding use PyAV. Frames are returned as `(T, 3, H, W)` RGB, with the presentation times [s] of the
+container. Missing frames and frames that the codec marks as corrupt are refused. Damage that decodes without such a mark
+cannot be detected here; it appears as motion that no joint explains.
 """
 
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from jidm.atomic_io import atomic_write
 from jidm.errors import VideoError
 from jidm.video.layouts import as_video
 
@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Decoded frames and when they were shown.
+    """Decoded frames and their presentation times.
 
     Attributes:
         pixels: (T, 3, H, W) uint8 RGB (a quarter of the memory of `frames`).
@@ -45,7 +45,7 @@ class Video:
 
     @property
     def frames(self) -> Float[Tensor, "T 3 H W"]:
-        """(T, 3, H, W) float32 RGB in [0, 1], made anew on each access."""
+        """(T, 3, H, W) float32 RGB in [0, 1], converted on each access."""
         return self.pixels.to(torch.float32) / 255.0
 
     @property
@@ -61,21 +61,13 @@ class Video:
     def __getitem__(self, index: slice) -> Video:
         return Video(self.pixels[index], None if self.time is None else self.time[index])
 
-    def resampled(self, fps: float) -> Video:
-        """The frame nearest in time to each tick of a regular clock of `fps` [1/s], started at the first frame.
-
-        Frames are chosen, never mixed: a blend of two pictures moves like neither. `time` is the clock's, so a
-        moved frame is off by at most half the local frame distance.
-        """
-        if self.time is None:
-            raise VideoError("images without a stated rate cannot be resampled: read them with fps=")
-        _check_fps(fps)
-        ticks, frames = zip(*_resample(zip(self.time.tolist(), self.pixels, strict=True), fps), strict=True)
-        return Video(torch.stack(frames), torch.tensor(ticks, dtype=torch.float64))
-
 
 def _resample(frames: Iterable[tuple[float, Tensor]], fps: float) -> Iterator[tuple[float, Tensor]]:
-    """The nearest frame to each tick of a clock started at the first frame, holding one frame at a time."""
+    """The frame nearest in time to each tick of a regular clock that starts at the first frame; one frame in memory.
+
+    Frames are selected, never blended: a blend of two frames shows the motion of neither. Times are those of the clock,
+    so they deviate from a frame's own by at most half the local frame interval.
+    """
     start, count, last = 0.0, 0, None
     for time, pixels in frames:
         start = time if last is None else start
@@ -97,16 +89,16 @@ def _check_fps(fps: float) -> None:
 
 
 class VideoStream:
-    """Frames of one video, decoded as they are asked for; memory does not grow with length.
+    """Frames of one video, decoded on demand; memory does not grow with length.
 
-    Iterating gives `(3, H, W)` float32 RGB in [0, 1]; each iteration starts anew from the first frame.
+    Iteration yields `(3, H, W)` float32 RGB in [0, 1]; each iteration starts again at the first frame.
 
     Attributes:
         path: the file or folder.
-        length: number of frames the container declares (edit lists may hide a few); None when it does not say or
-            the stream is resampled.
-        fps: nominal rate [1/s], None when unknown.
-        height, width: picture size [px], rotation applied.
+        length: number of frames the container declares (edit lists may hide a few); None if it declares none or the
+            stream is resampled.
+        fps: nominal rate [1/s]; None if unknown.
+        height, width: image size [px], rotation applied.
     """
 
     def __init__(self, path: str | Path, *, fps: float | None = None) -> None:
@@ -138,7 +130,7 @@ class VideoStream:
         """Pairs of presentation time [s] (None for images without fps) and (3, H, W) uint8 RGB.
 
         Args:
-            start: leave out frames before this time [s]; a file is entered at the key frame before it.
+            start: frames before this time [s] are left out; decoding of a file starts at the key frame before it.
         """
         if self._images is not None:
             pairs = _decode_images(self._images, self._requested_fps)
@@ -151,25 +143,25 @@ def open_video(path: str | Path, *, fps: float | None = None) -> VideoStream:
     """A stream over a video file or a folder of images, for videos that do not fit in memory.
 
     Args:
-        fps: for a file, resample to this rate [1/s] as `Video.resampled` does; for a folder of images (natural order
-            of names), the rate they were taken at.
+        path: the file or folder.
+        fps: of a file, the rate [1/s] to resample to: each tick takes the frame nearest in time. Of a folder of images
+            (in natural order of names), the rate at which they were taken.
 
     Raises:
-        VideoError: the file is missing, corrupt, truncated or holds no pictures.
+        VideoError: the file is missing, corrupt, truncated or holds no images.
     """
     return VideoStream(path, fps=fps)
 
 
-def read_video(path: str | Path, *, fps: float | None = None, min_frames: int = 1, max_bytes: int = 4 * 2**30) -> Video:
+def read_video(path: str | Path, *, fps: float | None = None, max_bytes: int = 4 * 2**30) -> Video:
     """All frames of a video file or a folder of images.
 
     Args:
-        fps: as for `open_video`.
-        min_frames: fewest frames accepted; motion needs 2.
-        max_bytes: most memory the pixels may take; longer videos are for `open_video`.
+        path, fps: as for `open_video`.
+        max_bytes: upper bound of the memory of the pixels; read longer videos by `open_video`.
 
     Raises:
-        VideoError: the file is missing, corrupt, truncated, too long, holds no pictures or fewer than min_frames.
+        VideoError: the file is missing, corrupt, truncated, too long or holds no images.
     """
     times, frames, size = [], [], 0
     for time, pixels in open_video(path, fps=fps).pixels():
@@ -181,10 +173,6 @@ def read_video(path: str | Path, *, fps: float | None = None, min_frames: int = 
                 f"{path}: more than {max_bytes / 2**20:.0f} MiB of pixels; "
                 "stream it with open_video or raise max_bytes="
             )
-    if len(frames) < min_frames:
-        raise VideoError(
-            f"{path}: {len(frames)} frame(s), at least {min_frames} are needed: motion lies between frames"
-        )
     known = [t for t in times if t is not None]
     time_axis = torch.tensor(known, dtype=torch.float64) if len(known) == len(times) else None
     return Video(torch.stack(frames), time_axis)
@@ -200,7 +188,7 @@ def _open_container(path: Path) -> Any:
     if not container.streams.video:
         found = ", ".join(stream.type for stream in container.streams) or "no stream at all"
         container.close()
-        raise VideoError(f"{path}: holds no pictures ({found}); copy it again or pass another file")
+        raise VideoError(f"{path}: holds no images ({found}); copy it again or pass another file")
     return container
 
 
@@ -236,7 +224,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
                 pixels = _crop_padding(_frame_pixels(frame), original_size)
                 size = size or pixels.shape
                 if pixels.shape != size:
-                    raise VideoError(f"{path}: the picture size changes at {time:.3f} s; encode it again at one size")
+                    raise VideoError(f"{path}: the image size changes at {time:.3f} s; encode it again at one size")
                 yield time, pixels
         except av.error.FFmpegError as error:
             raise VideoError(
@@ -244,7 +232,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
             ) from None
     if count == 0:
         raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
-    # Both must fall short: an edit list hides frames the container still counts, a last frame may be shown for long.
+    # Both must fall short: an edit list hides frames that the container counts, and a last frame may have a long duration.
     if start is None and count < declared and end is not None and last < end - 1.5 / rate:
         raise VideoError(f"{path}: truncated, {count} of {declared} frames are there; copy it again")
 
@@ -260,7 +248,7 @@ def _crop_padding(pixels: Tensor, original_size: tuple[int, int] | None) -> Tens
     if original_size is None or any(
         not 0 <= have - want <= 1 for have, want in zip(pixels.shape[-2:], original_size, strict=True)
     ):
-        return pixels  # no note, or one that a later tool carried over to another picture
+        return pixels  # no note, or one that another tool copied to a video of another size
     return pixels[:, : original_size[0], : original_size[1]]
 
 
@@ -271,7 +259,7 @@ def _frame_pixels(frame: Any) -> Tensor:
         array = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
     else:
         array = frame.to_ndarray(format="rgb24")
-    if frame.rotation:  # degrees counter-clockwise, as FFmpeg's display matrix counts
+    if frame.rotation:  # degrees counterclockwise, as in FFmpeg's display matrix
         array = np.rot90(array, round(frame.rotation / 90))
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
@@ -310,45 +298,44 @@ def _decode_images(files: list[Path], fps: float | None) -> Iterator[tuple[float
 
 
 def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18, layout: str | None = None) -> None:
-    """Write RGB frames as h264 (yuv420p); the file appears whole or not at all.
+    """Write RGB frames as h264 (yuv420p), atomically.
 
     yuv420p has even sizes only: an odd size is padded by one repeated row or column and noted in the file, so that
-    `read_video` gives back the size that was written.
+    `read_video` returns the original size.
 
     Args:
-        path: where to; the suffix chooses the container (.mp4, .mkv, ...).
-        frames: any video `as_video` understands without batch axes, or an iterator of frames, each (3, H, W) or
+        path: the file; its suffix selects the container (.mp4, .mkv, ...).
+        frames: any video without batch axes that `as_video` accepts, or an iterator of frames, each (3, H, W) or
             (H, W, 3) uint8, float in [0, 1], or PIL. Non-finite pixels are written black.
         fps: frames per second.
-        crf: quality of x264, 0 (finest) to 51.
-        layout: of a tensor or array, where `as_video` cannot tell it.
+        crf: quality of x264, 0 (best) to 51.
+        layout: of a tensor or array whose layout `as_video` cannot infer.
 
     Raises:
-        VideoError: no frames, frames of different size, a value out of range, or a place that cannot be written.
+        InputError: the folder does not exist.
+        VideoError: no frames, frames of different size, a value out of range, or a path that cannot be written.
     """
     import av
 
     _check_fps(fps)
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise VideoError(f"{path}: cannot be written, the folder {path.parent} does not exist; make it first")
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        container = av.open(str(temporary), "w")
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise VideoError(
-            f"{path}: cannot be written ({_reason(error)}); use a suffix like .mp4 and a folder that can be written"
-        ) from None
-    try:
-        with container:
+        with atomic_write(path) as temporary, _create_container(temporary, Path(path)) as container:
             _encode(container, _frames_to_write(frames, layout), Fraction(fps).limit_denominator(1001), crf)
-        temporary.replace(path)
     except av.error.FFmpegError as error:
         raise VideoError(
             f"{path}: writing failed ({_reason(error)}); check the space on the disk and the suffix"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _create_container(temporary: Path, path: Path) -> Any:
+    import av
+
+    try:
+        return av.open(str(temporary), "w")
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise VideoError(
+            f"{path}: cannot be written ({_reason(error)}); use a suffix like .mp4 and a folder that can be written"
+        ) from None
 
 
 def _encode(container: Any, frames: Iterable[np.ndarray], rate: Fraction, crf: int) -> None:
@@ -362,7 +349,9 @@ def _encode(container: Any, frames: Iterable[np.ndarray], rate: Fraction, crf: i
             stream.height, stream.width, stream.pix_fmt = size[0] + size[0] % 2, size[1] + size[1] % 2, "yuv420p"
             stream.options = {"crf": str(crf)}
             stream.codec_context.time_base = 1 / rate
-            stream.codec_context.colorspace = _BT601  # what swscale converts to; unsaid, players assume BT.709 for HD
+            stream.codec_context.colorspace = (
+                _BT601  # the matrix of swscale's conversion; players assume BT.709 for HD without this tag
+            )
             if size != (stream.height, stream.width):
                 container.metadata["comment"] = f"jidm size {size[1]}x{size[0]}"
         if image.shape[:2] != size:

@@ -1,7 +1,7 @@
-"""Bring frames from anywhere into one form: `(*batch, T, 3, H, W)` float RGB in [0, 1].
+"""Conversion of frames in any common layout to `(*batch, T, 3, H, W)` float RGB in [0, 1].
 
-What is understood without being told is what diffusers, flow_grpo and cameras hand over. Where two readings
-of the same numbers are possible the call is refused, and the message names the argument that settles it.
+The layouts of diffusers, flow_grpo and cameras are inferred. Ambiguous input is refused, and the message names the
+argument that resolves it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from jidm.errors import VideoError
 
-_ROUNDING_TOLERANCE = 1e-3  # a value this far outside a range is rounding, not another range [of the range's unit]
-_OVERSHOOT = 0.05  # resampling and half precision overshoot a range by at most this much [fraction of its span]
+_ROUNDING_TOLERANCE = 1e-3  # a value outside a range by less is rounding [unit of the range]
+_OVERSHOOT = 0.05  # resampling and half precision exceed a range by at most this fraction of its span
 _GRAY, _RGB, _RGBA = 1, 3, 4
 
 
@@ -30,25 +30,25 @@ def as_video(
 ) -> Float[Tensor, "*batch T 3 H W"]:
     """Frames in any common layout as `(*batch, T, 3, H, W)` float RGB in [0, 1].
 
-    Understood without `layout`: `(*batch, T, H, W, C)` and `(*batch, T, C, H, W)` with 1, 3 or 4 channels,
-    `(*batch, 3, T, H, W)`, grey `(T, H, W)`; tensors, arrays, PIL images, `Video` objects, and (nested) lists of
-    these, one level per axis. Understood without `value_range`: uint8 is 0..255; float with negative values is
-    [-1, 1]; float within [0, 1] is [0, 1], except in the layout `(*batch, 3, T, H, W)`, whose owners use
-    [-1, 1]: there nothing in the data tells a bright [-1, 1] video from a [0, 1] one.
+    Inferred without `layout`: `(*batch, T, H, W, C)` and `(*batch, T, C, H, W)` with 1, 3 or 4 channels,
+    `(*batch, 3, T, H, W)`, gray `(T, H, W)`; tensors, arrays, PIL images, `Video` objects, and (nested) lists of these,
+    one level per axis. Inferred without `value_range`: uint8 is 0..255; float with negative values is [-1, 1]; float
+    within [0, 1] is [0, 1], except in the layout `(*batch, 3, T, H, W)`, which is used with [-1, 1]: a bright [-1, 1]
+    video cannot be distinguished from a [0, 1] one.
 
-    Grey is repeated into three channels. RGBA is composited over black, so that what an image holds beneath
-    transparent pixels never moves. Non-finite pixels are kept as NaN: the motion of such a frame is reported as
-    not valid, its neighbours are untouched. uint8 becomes float32, half precision float32, float64 stays; device
-    and gradients are kept.
+    Gray is repeated into three channels. RGBA is composited over black, so that hidden content of transparent pixels
+    never appears as motion. Non-finite pixels are kept as NaN: the motion of such a frame is reported as not valid, and
+    other frames are not affected. uint8 and half precision become float32, float64 stays; device and gradients are kept.
 
     Args:
-        layout: one letter per trailing axis, of B (batch), T or F (time), C, H, W: "THWC", "BCTHW", "THW" (grey);
-            axes in front of those named are batch.
+        frames: the video.
+        layout: one letter per trailing axis, of B (batch), T or F (time), C, H, W: "THWC", "BCTHW", "THW" (gray);
+            axes before those are batch.
         value_range: (black, white) of the input, for instance (-1, 1) or (0, 255).
-        min_frames: fewest frames accepted; motion needs 2.
+        min_frames: minimum number of frames; motion needs 2.
 
     Raises:
-        VideoError: the layout or range cannot be told, the frames are latents, sizes differ, or T < min_frames.
+        VideoError: layout or range are ambiguous, the frames are latents, sizes differ, or T < min_frames.
     """
     x, known = _to_tensor(frames)
     if x.numel() == 0:
@@ -66,11 +66,11 @@ def as_video(
     return video
 
 
-# ---- from anything to one tensor ------------------------------------------------------------------------------------
+# ---- to one tensor --------------------------------------------------------------------------------------------------
 
 
 def _to_tensor(frames: Any) -> tuple[Tensor, str | None]:
-    """The numbers, and the order of the last axes where the kind of object says it (PIL images, `Video`)."""
+    """The tensor, and the order of its last axes if the type of object defines it (PIL images, `Video`)."""
     known = None
     if isinstance(frames, Tensor):
         x = frames
@@ -88,14 +88,14 @@ def _to_tensor(frames: Any) -> tuple[Tensor, str | None]:
             "for a file use read_video(path)"
         )
     if x.is_complex() or x.dtype == torch.bool:
-        raise VideoError(f"frames of type {x.dtype} are not pictures: pass uint8 or float")
+        raise VideoError(f"frames of type {x.dtype} are not images: pass uint8 or float")
     return x, known
 
 
 def _from_numpy(array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
-        raise VideoError(f"frames of type {array.dtype} are not pictures: pass uint8 or float")
-    # torch takes neither negative strides, foreign byte order nor read-only memory without complaint.
+        raise VideoError(f"frames of type {array.dtype} are not images: pass uint8 or float")
+    # torch supports neither negative strides nor foreign byte order, and warns about read-only memory.
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
@@ -122,7 +122,7 @@ def _stack(items: Sequence[Any]) -> tuple[Tensor, str | None]:
 
 
 def _from_pil(image: Any) -> Tensor:
-    """(H, W, 3 or 4) uint8, or (H, W, 1) float in [0, 1] of a 16-bit grey image (PIL itself would clip it at 255)."""
+    """(H, W, 3 or 4) uint8, or (H, W, 1) float in [0, 1] of a 16-bit gray image (PIL's conversion would clip it at 255)."""
     if image.mode.startswith("I;16"):
         return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535.0)[..., None]
     if image.mode in ("I", "F"):
@@ -131,7 +131,7 @@ def _from_pil(image: Any) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGBA" if transparent else "RGB")))
 
 
-# ---- which axis is which --------------------------------------------------------------------------------------------
+# ---- axes -----------------------------------------------------------------------------------------------------------
 
 
 def _parse_layout(layout: str, x: Tensor) -> str:
@@ -147,7 +147,7 @@ def _parse_layout(layout: str, x: Tensor) -> str:
         channels = x.shape[order.index("C") - len(order)]
         if channels not in (_GRAY, _RGB, _RGBA):
             raise VideoError(
-                f"layout '{layout}' puts {channels} channels in shape {tuple(x.shape)}; pictures have 1, 3 or 4"
+                f"layout '{layout}' puts {channels} channels in shape {tuple(x.shape)}; images have 1, 3 or 4"
                 + _latent_hint(channels)
             )
     return order
@@ -160,8 +160,8 @@ def _infer_layout(x: Tensor) -> str:
     if x.ndim == 3:
         if shape[0] in (_RGB, _RGBA) or shape[-1] in (_GRAY, _RGB, _RGBA):
             raise VideoError(
-                f"shape {shape} may be one image or a short grey video: pass a list of images or x[None] "
-                'for one frame, layout="THW" for grey'
+                f"shape {shape} may be one image or a short gray video: pass a list of images or x[None] "
+                'for one frame, layout="THW" for gray'
             )
         return "THW"
     candidates = []
@@ -176,7 +176,7 @@ def _infer_layout(x: Tensor) -> str:
     if not candidates:
         channels = next((c for c in (shape[-3], shape[-4]) if c in (4, 16)), 0)
         raise VideoError(
-            f'shape {shape} has no axis of 1, 3 or 4 channels where one is expected: pass layout= ("BTHW" if grey)'
+            f'shape {shape} has no axis of 1, 3 or 4 channels where one is expected: pass layout= ("BTHW" if gray)'
             + _latent_hint(channels)
         )
     return candidates[0]
@@ -193,7 +193,7 @@ def _to_canonical_axes(x: Tensor, order: str) -> Tensor:
     return x.permute(*lead, *(len(lead) + order.index(axis) for axis in "TCHW"))
 
 
-# ---- what black and white are ---------------------------------------------------------------------------------------
+# ---- value range ----------------------------------------------------------------------------------------------------
 
 
 def _finite_extremes(x: Tensor) -> tuple[float, float] | None:
@@ -209,7 +209,7 @@ def _finite_extremes(x: Tensor) -> tuple[float, float] | None:
 
 
 def _refuse_latents(x: Tensor, order: str, value_range: tuple[float, float] | None) -> None:
-    """Four channels that are not last, in floating point, are latents: no software hands RGBA over that way."""
+    """Four channels that are not last, in floating point, are latents: no software passes RGBA in this form."""
     if not x.is_floating_point() or "C" not in order or value_range is not None:
         return
     if x.shape[order.index("C") - len(order)] == _RGBA and order[-1] != "C":
@@ -233,7 +233,7 @@ def _infer_range(x: Tensor, order: str) -> tuple[float, float]:
         raise VideoError(f"frames of type {x.dtype} have no known range: pass value_range=, for instance (0, 255)")
     extremes = _finite_extremes(x)
     if extremes is None:
-        return 0.0, 1.0  # nothing but NaN: no range matters, every frame is reported as not valid
+        return 0.0, 1.0  # only NaN: the range does not matter, every frame is reported as not valid
     low, high = extremes
     seen = f"float frames with values in [{low:.4g}, {high:.4g}]"
     if low >= -_ROUNDING_TOLERANCE and high <= 1 + _OVERSHOOT:
@@ -265,10 +265,10 @@ def _to_unit_range(video: Tensor, black: float, white: float) -> Tensor:
         span = white - black
         raise VideoError(
             f"values reach from {black + low * span:.4g} to {black + high * span:.4g}, "
-            f"which value_range=({black:g}, {white:g}) does not hold"
+            f"outside value_range=({black:g}, {white:g})"
         )
     if not bool(video.isfinite().all()):
-        video = torch.where(video.isfinite(), video, torch.nan)  # infinity must not be clamped into a white pixel
+        video = torch.where(video.isfinite(), video, torch.nan)  # infinity must not be clamped to white
     return video.clamp(0.0, 1.0) if low < 0.0 or high > 1.0 else video
 
 

@@ -1,6 +1,6 @@
-"""Pictures of one size put into another without stretching: scaled to fit and centred, the rest black.
+"""Letterboxing: images scaled into another size without stretching, centered, with black bands around.
 
-Training and decoding share this, so that a model sees a camera's pictures the same way in both.
+Training and decoding share it, so that a model gets the images of a camera in the same form in both.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.flow.base import Flow, mask_invalid
+from jidm.flow.base import Flow, mask_invalid, resize_images
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a (height_in, width_in) picture lies in a (height, width) one.
+    """The placement of a (height_in, width_in) image in a (height, width) one.
 
-    A pixel (u, v) of the original lies at `((u + 0.5) * scale_u - 0.5 + left, (v + 0.5) * scale_v - 0.5 + top)`.
+    A pixel (u, v) of the original is mapped to `((u + 0.5) * scale_u - 0.5 + left, (v + 0.5) * scale_v - 0.5 + top)`.
     The scales differ by the rounding of `inner_*` to whole pixels at most.
     """
 
@@ -30,16 +30,16 @@ class Letterbox:
 
     def __post_init__(self) -> None:
         if min(self.height_in, self.width_in, self.height, self.width) < 1:
-            raise InputError(f"picture sizes must be positive, got {self}")
+            raise InputError(f"image sizes must be positive, got {self}")
 
     @property
     def inner_height(self) -> int:
-        """Rows that show the picture."""
+        """Rows of the scaled image."""
         return max(1, min(self.height, round(self.height_in * self._scale)))
 
     @property
     def inner_width(self) -> int:
-        """Columns that show the picture."""
+        """Columns of the scaled image."""
         return max(1, min(self.width, round(self.width_in * self._scale)))
 
     @property
@@ -54,35 +54,32 @@ class Letterbox:
 
     @property
     def scale_u(self) -> float:
-        """Pixels across per pixel of the original."""
+        """Horizontal pixels per pixel of the original."""
         return self.inner_width / self.width_in
 
     @property
     def scale_v(self) -> float:
-        """Pixels down per pixel of the original."""
+        """Vertical pixels per pixel of the original."""
         return self.inner_height / self.height_in
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing changes."""
+        """Whether both sizes are equal."""
         return (self.height_in, self.width_in) == (self.height, self.width)
 
     def apply(self, frames: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
-        """Pictures in [0, 1] at the new size; smaller ones are averaged, not picked."""
+        """Images in [0, 1] at the new size, resized bilinearly with antialiasing."""
         if tuple(frames.shape[-2:]) != (self.height_in, self.width_in):
-            raise InputError(f"pictures are {tuple(frames.shape[-2:])}, expected {(self.height_in, self.width_in)}")
+            raise InputError(f"images are {tuple(frames.shape[-2:])}, expected {(self.height_in, self.width_in)}")
         if self.is_identity:
             return frames
-        flat = frames.reshape(-1, *frames.shape[-3:])
-        size = (self.inner_height, self.inner_width)
-        shrinks = size[0] < self.height_in or size[1] < self.width_in
-        inner = torch.nn.functional.interpolate(flat, size=size, mode="bilinear", antialias=shrinks).clamp(0.0, 1.0)
-        out = frames.new_zeros(len(flat), 3, self.height, self.width)
-        out[..., self.top : self.top + size[0], self.left : self.left + size[1]] = inner
-        return out.reshape(*frames.shape[:-2], self.height, self.width)
+        inner = resize_images(frames, self.inner_height, self.inner_width).clamp(0.0, 1.0)
+        out = frames.new_zeros(*frames.shape[:-2], self.height, self.width)
+        out[..., self.top : self.top + self.inner_height, self.left : self.left + self.inner_width] = inner
+        return out
 
     def apply_to_flow(self, flow: Flow) -> Flow:
-        """The same motion in pixels of the new picture; weight 0 in the black bands."""
+        """The same motion in pixels of the letterboxed image; weight 0 in the black bands."""
         if self.is_identity:
             return flow
         inner = mask_invalid(flow.flow, flow.weight).resized(self.inner_height, self.inner_width)
@@ -92,7 +89,7 @@ class Letterbox:
         return Flow(torch.nn.functional.pad(inner.flow, bands), torch.nn.functional.pad(inner.weight, bands))
 
     def apply_to_uint8(self, pixels: UInt8[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch 3 h w"]:
-        """The same for pictures of 0..255."""
+        """As `apply`, for images of 0..255."""
         if self.is_identity:
             return pixels
         return (self.apply(pixels.float() / 255.0) * 255.0).round().to(torch.uint8)
@@ -103,8 +100,11 @@ class Letterbox:
 
 
 def scaled_size(height_in: int, width_in: int, *, max_side: int, multiple: int) -> tuple[int, int]:
-    """(height, width) of a smaller picture of about the same shape: the longer side at most `max_side`, both sides
-    multiples of `multiple`; never larger than the original, unless that is smaller than one multiple."""
+    """(height, width) of a smaller image of about the same aspect ratio.
+
+    The longer side is at most `max_side`, both sides are multiples of `multiple`. The size never exceeds the original's,
+    unless that is smaller than one multiple.
+    """
     scale = min(1.0, max_side / max(height_in, width_in))
     sides = (max(1, int(side * scale / multiple + 0.5)) * multiple for side in (height_in, width_in))
     height, width = (min(side, max(max_side // multiple, 1) * multiple) for side in sides)

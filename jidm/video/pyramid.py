@@ -1,4 +1,4 @@
-"""Brightness of a frame and its gradient at several blur levels, sampled at sub-pixel positions."""
+"""Gaussian pyramid of a frame's brightness and gradient, sampled at sub-pixel positions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_BASE_SIGMA = 0.8  # [px]; below this, sampling between pixels is noise
-_OCTAVE_SIGMA = 1.3  # [px of the finer level]; with the 2x2 mean every level is blurred by about 0.8 of its pixels
-_MIN_SIDE = 24  # a coarser level would be smaller than a link
+_BASE_SIGMA = 0.8  # [px]; below it, interpolation between pixels is noise
+_OCTAVE_SIGMA = 1.3  # [px of the finer level]; with the 2x2 mean, the blur of every level is about 0.8 of its pixels
+_MIN_SIDE = 24  # [px]; a coarser level would be smaller than a link
+_MAX_LEVELS = 5
 
 
 @dataclass(frozen=True, eq=False)
 class BrightnessPyramid:
-    """One frame.
+    """The pyramid of one frame.
 
     Attributes:
-        levels: per level (3, h, w): brightness in [0, 1], and its derivatives by u and by v per pixel of the full
-            image. Level k has 2^-k of the resolution and a blur of about 0.8 * 2^k px.
+        levels: per level (3, h, w): brightness in [0, 1] and its derivatives by u and v per pixel of the full image.
+            Level k has 2^-k of the resolution and a blur of about 0.8 * 2^k px.
         color: (3, H, W) the frame itself, RGB in [0, 1].
     """
 
@@ -29,12 +30,12 @@ class BrightnessPyramid:
     color: Float[Tensor, "3 H W"]
 
     @classmethod
-    def from_frame(cls, frame: Float[Tensor, "3 H W"], levels: int = 5) -> BrightnessPyramid:
-        """Pyramid of an RGB frame in [0, 1]; stops early where the image gets too small."""
+    def from_frame(cls, frame: Float[Tensor, "3 H W"]) -> BrightnessPyramid:
+        """Pyramid of an RGB frame in [0, 1], with fewer levels for a small image."""
         luma = torch.tensor(_LUMA, dtype=frame.dtype, device=frame.device)
         image = _blur(torch.einsum("c,chw->hw", luma, frame), _BASE_SIGMA)
         result = []
-        for k in range(levels):
+        for k in range(_MAX_LEVELS):
             result.append(_with_gradient(image, 2.0**-k))
             if min(image.shape) < 2 * _MIN_SIDE:
                 break
@@ -55,7 +56,7 @@ class BrightnessPyramid:
         return values[0], values[1:].movedim(0, -1)
 
     def inside(self, uv: Float[Tensor, "*N 2"], margin: float = 2.0) -> Bool[Tensor, "*N"]:
-        """Whether positions lie in the picture, `margin` px away from its border."""
+        """Whether positions lie inside the image, at least `margin` px from its border."""
         h, w = self.size
         u, v = uv.unbind(-1)
         return (u > margin) & (v > margin) & (u < w - 1 - margin) & (v < h - 1 - margin)
@@ -64,9 +65,9 @@ class BrightnessPyramid:
 def bilinear_sample(
     image: Float[Tensor, "c h w"], uv: Float[Tensor, "*N 2"], scale: float = 1.0
 ) -> Float[Tensor, "c *N"]:
-    """Channels at pixel positions of a picture `scale` times as large, bilinear, clamped at the border."""
+    """Channels at pixel positions of an image `scale` times as large, bilinear, clamped at the border."""
     h, w = image.shape[-2:]
-    # Pixel edges stay in place from level to level: u_k + 0.5 = (u + 0.5) / 2^k; odd sizes lose a last column.
+    # Pixel edges are aligned between levels: u_k + 0.5 = (u + 0.5) / 2^k; odd sizes lose the last column.
     extent = torch.tensor([w, h], dtype=uv.dtype, device=uv.device) * scale
     grid = ((uv + 0.5) * 2 / extent - 1).reshape(1, 1, -1, 2)
     values = F.grid_sample(image[None].to(uv), grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -83,7 +84,7 @@ def _blur(image: Float[Tensor, "H W"], sigma: float) -> Float[Tensor, "H W"]:
 
 
 def _with_gradient(image: Float[Tensor, "H W"], scale: float) -> Float[Tensor, "3 H W"]:
-    # Scharr's derivative: rotationally the most even of the 3x3 ones (Jaehne, Scharr, Koerkel 1999).
+    # Scharr's derivative, the 3x3 filter with the best rotational symmetry (Jaehne, Scharr, Koerkel 1999).
     smooth = torch.tensor([3.0, 10.0, 3.0], dtype=image.dtype, device=image.device) / 16
     slope = torch.tensor([-0.5, 0.0, 0.5], dtype=image.dtype, device=image.device) * scale
     kernels = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]

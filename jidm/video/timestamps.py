@@ -1,4 +1,4 @@
-"""Frames and the time of each."""
+"""Frames with their timestamps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from jidm.errors import InputError, VideoError
 
 
 def timestamped_stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], Iterator[float], int | None]:
-    """Frames of a video file or a folder of images one after another, and the time of each.
+    """A video file or folder of images as a stream of frames and one of timestamps.
 
     Args:
-        fps: frames a second; the file's own clock if not given.
+        path: the file or folder.
+        fps: frames per second; the file's own timestamps if not given.
 
     Returns:
-        Frames (3, H, W) in [0, 1]; times [s], to be asked for after their frame; how many frames, where the file says.
+        Frames (3, H, W) in [0, 1]; timestamps [s], each available after its frame; the number of frames, if the file
+        declares it.
 
     Raises:
         VideoError: no frame rate is known.
@@ -45,11 +47,11 @@ def timestamped_stream(path: str | Path, fps: float | None) -> tuple[Iterator[Te
 
 
 def frame_timestamps(video: Any, fps: float | None, length: int) -> list[float]:
-    """Time of each of `length` frames [s]: by fps, or as `video.time` tells.
+    """Timestamps of `length` frames [s], from `fps` or from `video.time`.
 
     Raises:
         InputError: fps is not positive.
-        VideoError: nobody knows the time.
+        VideoError: neither is given.
     """
     if fps is not None:
         if not (math.isfinite(fps) and fps > 0):
@@ -57,5 +59,5 @@ def frame_timestamps(video: Any, fps: float | None, length: int) -> list[float]:
         return [k / fps for k in range(length)]
     time = getattr(video, "time", None)
     if time is None:
-        raise VideoError("frames without a clock: pass fps= (frames a second), velocities need it")
+        raise VideoError("frames without timestamps: pass fps= (frames per second), velocities need it")
     return [float(t) for t in time]

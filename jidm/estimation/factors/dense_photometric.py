@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from jidm.estimation.robust import cauchy
 from jidm.video.warping import gradients
 
 _PIXEL_NOISE = 0.03  # brightness noise between frames
@@ -60,7 +61,7 @@ def cell_equations(
     )
     products = torch.stack([(a * b).mean(1) for a, b in pairs], 1)
     # Cauchy's weight: what is occluded or lit otherwise counts little.
-    weighted = products * (weight / (noise**2 + products[:, 5:]))
+    weighted = products * (weight * cauchy(products[:, 5:] / noise**2) / noise**2)
     summed = F.avg_pool2d(weighted, cell_size, divisor_override=1) if cell_size > 1 else weighted
     uu, uv, vv, gradient, cost = summed[:, 0], summed[:, 1], summed[:, 2], summed[:, 3:5], summed[:, 5]
     hessian = torch.stack([uu, uv, uv, vv], 1).unflatten(1, (2, 2))

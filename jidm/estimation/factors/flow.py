@@ -6,15 +6,13 @@ formed in the input's dtype and solved in float64; at cond(J) above 1e3 in float
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jidm.estimation.field_layout import FieldLayout, flatten_field
+from jidm.estimation.field_layout import FieldLayout, flatten_field, unflatten
 from jidm.estimation.problem import STEP, NormalEquations, State
 from jidm.fields.base import FieldAtPose
 
@@ -30,27 +28,29 @@ class FlowFactor:
         pose: the field at the first frame's joint positions.
         flow: (*batch, N, 2) motion of its points [px].
         weight: (*batch, N) confidence, 0 for hidden points.
+        start: (*batch, N, 2) positions of its points in the first frame [px].
     """
 
     pose: FieldAtPose
     flow: Float[Tensor, "*batch N 2"]
     weight: Float[Tensor, "*batch N"]
+    start: Float[Tensor, "*batch N 2"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", self.pose.surface().points)
 
     def linearize(self, state: State) -> NormalEquations:
         """Normal equations of the joint step around `state["step"]` [rad or m]."""
         jacobian, residual = self.residual(state[STEP])
-        return normal_equations(jacobian, residual, self.weight, layout="points")
-
-    @cached_property
-    def _start(self) -> Float[Tensor, "*batch N 2"]:
-        return self.pose.surface().points
+        batch, J, f, w = flatten_field(jacobian, residual, self.weight, "points")
+        return unflatten(accumulate(J, f, w), batch)
 
     def residual(
         self, step: Float[Tensor, "*batch n"]
     ) -> tuple[Float[Tensor, "*batch N 2 n"], Float[Tensor, "*batch N 2"]]:
         """Jacobian after a joint step [rad or m], and the flow that the step leaves [px]."""
         surface = self.pose.surface(step)
-        return surface.jacobian, self.flow - (surface.points - self._start)
+        return surface.jacobian, self.flow - (surface.points - self.start)
 
 
 def normal_equations(
@@ -119,12 +119,3 @@ def zero_nonfinite_items(
         w = torch.where(bad[:, None], torch.zeros_like(w), w)
         equations = accumulate(J, f, w)
     return J, f, w, bad, equations
-
-
-_Record = TypeVar("_Record")
-
-
-def unflatten(record: _Record, batch: torch.Size) -> _Record:
-    """The same record with the flat batch axis of every tensor unfolded again."""
-    tensors = {name: x for name, x in vars(record).items() if isinstance(x, Tensor)}
-    return replace(record, **{name: x.reshape((*batch, *x.shape[1:])) for name, x in tensors.items()})  # type: ignore[type-var]

@@ -118,6 +118,7 @@ class PhotometricFactor:
             n = H.shape[-1] - 3
             H = H + torch.nn.functional.pad(stiffness * torch.eye(3).to(H), (n, 0, n, 0))
             g = g - torch.nn.functional.pad(stiffness * light, (n, 0))
+            cost = cost + stiffness * light.square().sum()
         return NormalEquations(H, g, cost, total, inside.sum().to(total), tuple(variables))
 
     def error(self, q: Float[Tensor, " n"]) -> float:

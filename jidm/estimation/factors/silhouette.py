@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.estimation.problem import POSITION, NormalEquations, State
-from jidm.estimation.robust import MAD
+from jidm.estimation.robust import cauchy, mad
 from jidm.fields.base import FieldAtPose, JacobianField
 from jidm.video.pyramid import bilinear_sample
 
@@ -99,8 +99,8 @@ class SilhouetteFactor:
         if int(used.sum()) < _MIN_POINTS:
             return None
         # Cauchy's weight: far points pull, but a few of them do not outvote the others.
-        scale = _MIN_SCALE + MAD * offset[used].abs().median()
-        weight = weight / (1 + (offset / (2 * scale)) ** 2) / scale**2
+        scale = _MIN_SCALE + mad(offset, used)
+        weight = weight * cauchy((offset / (2 * scale)) ** 2) / scale**2
         weighted = jacobian * weight[:, None]
         return NormalEquations(
             weighted.T @ jacobian,

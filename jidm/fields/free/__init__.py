@@ -1,4 +1,4 @@
-"""A Jacobian field whose 2n channels a network learns freely from videos of the robot: no CAD, no camera calibration."""
+"""A Jacobian field whose 2n channels a network learns freely from video: no CAD, no camera calibration."""
 
 from jidm.fields.free.backbone import register_backbone
 from jidm.fields.free.config import LearnedFieldConfig

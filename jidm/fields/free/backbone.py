@@ -91,7 +91,8 @@ class _TorchvisionStages(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         x, maps = (image - self.mean) / self.std, []
         for stage in self.stages:
-            # A classifier whose first layer reduces by 4 has no map at half the size; a small one of our own replaces it.
+            # A classifier whose first layer reduces by 4 has no map at half the size; a small one of our own replaces
+            # it.
             if isinstance(stage, ConvBlock):
                 maps.append(stage(x))
             else:

@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
 
 def pixel_grid(height: int, width: int, stride: int) -> Float[Tensor, "2 h w"]:
-    """Centers (u, v) of the cells of a grid over a `height x width` image, in units of half its longer side, 0 = middle."""
+    """Centers (u, v) of the cells of a grid over a `height x width` image, 0 = middle, unit = half the longer side."""
     half = max(height, width) / 2
     v = (torch.arange(height // stride) * stride + (stride - 1) / 2 - (height - 1) / 2) / half
     u = (torch.arange(width // stride) * stride + (stride - 1) / 2 - (width - 1) / 2) / half

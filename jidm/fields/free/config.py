@@ -22,7 +22,7 @@ ENCODER_STRIDE = 16
 """Pixels per cell of the encoders' coarsest level; both sides of an image are multiples of it."""
 
 FLOW_SCALE = 2.0
-"""[px] Image motion of a typical joint step. Networks read and write flow in this unit, so that weights start near 1."""
+"""[px] Image motion of a typical joint step: the unit of flow inside networks, so that weights start near 1."""
 
 ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
@@ -134,8 +134,8 @@ class LearnedFieldConfig(ModelConfig):
         delta_correlation: n rows of n: correlation of the training steps of any two joints; empty = independent.
         step_regression: whether it also has a head that regresses joint steps.
 
-    `height` and `width` are those of the image in whose pixels the field is given; `delta_std` scales each joint's column
-    of the field, so that the network's own numbers are pixels.
+    `height` and `width` are those of the image in whose pixels the field is given; `delta_std` scales each joint's
+    column of the field, so that the network's own numbers are pixels.
     """
 
     search_radius: int = 2

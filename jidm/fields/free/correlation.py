@@ -1,4 +1,4 @@
-"""Optical flow between two images by an all-pairs correlation volume on a coarse grid; photometric refinement starts from it."""
+"""Optical flow by a correlation volume on a coarse grid, from which photometric refinement starts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class CorrelationHead(nn.Module):
         return windows[0], windows[1]
 
     def initial_flow(self, window: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Flow [px of the image] and log-confidence on the grid of flow, from a correlation window (soft-argmax plus a correction)."""
+        """Flow [px of the image] and log-confidence on the grid of flow, by soft-argmax and a learned correction."""
         penalty = F.softplus(self.motion_penalty) * self.offsets.square().sum(0)[:, None, None]
         probability = (window * self.logit_scale.exp() / 4 - penalty).softmax(1)
         peak = torch.einsum("bkhw,ck->bchw", probability, self.offsets)
@@ -80,7 +80,7 @@ def clamp_log_weight(log_weight: Tensor) -> Tensor:
 def window_indices(
     h: int, w: int, search_radius: int, device: torch.device | None = None
 ) -> tuple[Int[Tensor, "hw k"], Bool[Tensor, "hw k"]]:
-    """Flat indices of the cells in the window around every cell, clamped into the grid, and which of them are inside it."""
+    """Flat indices of the window around every cell, clamped into the grid, and which of them are inside it."""
     v, u = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     d = torch.arange(-search_radius, search_radius + 1, device=device)
     dv, du = torch.meshgrid(d, d, indexing="ij")

@@ -125,7 +125,8 @@ class LearnedField(nn.Module):
         assert self.mask_out.bias is not None
         nn.init.constant_(self.mask_out.bias, _INITIAL_MASK_LOGIT)
         self.keypoints = nn.Conv2d(eighth + width, _KEYPOINTS, 1)
-        # With flat maps every keypoint starts at the middle of the image and learns slowly, so the softmax starts sharper.
+        # With flat maps every keypoint starts at the middle of the image and learns slowly, so the softmax starts
+        # sharper.
         self.keypoint_logit_scale = nn.Parameter(torch.full((_KEYPOINTS, 1, 1), _INITIAL_LOGIT_SCALE))
         self.pose_out = nn.Sequential(
             nn.Linear(2 * _KEYPOINTS, _POSE_HEAD_WIDTH), nn.GELU(), nn.Linear(_POSE_HEAD_WIDTH, 2 * n)
@@ -147,7 +148,8 @@ class LearnedField(nn.Module):
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Features:
         """Features of a batch of images, RGB in [0, 1], of `config.input_size`, for all heads.
 
-        Images already reduced to height x width give the same features; photometric refinement then sees no more detail.
+        Images already reduced to height x width give the same features; photometric refinement then sees no more
+        detail.
         """
         downsampled = downsample(image, image.shape[-1] // self.config.width)
         half, quarter, eighth, sixteenth = self.encoder(downsampled)
@@ -192,7 +194,7 @@ class LearnedField(nn.Module):
     def jacobian(
         self, features: Features, q: Float[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b 2 n h w"], Float[Tensor, "b h w"]]:
-        """The field at joint positions q [px of the image per rad or m], and the logit of each cell showing the robot."""
+        """The field at joint positions q [px of the image per rad or m], and the logit of the robot's mask."""
         pose = self.pose_embedding(torch.cat([(q - self.q_mean) / self.q_std, q.sin(), q.cos()], -1))
         x = self.decoder[0](self.modulate[0](self._coarse(features), pose, self.grid16))
         x = self.decoder[1](self.modulate[1](upsample2x(x) + self.from_eighth(features.eighth), pose, self.grid8))

@@ -23,8 +23,8 @@ class StepRegressionHead(nn.Module):
     """Joint step by regression from flow and the features of the image it starts from, in both directions.
 
     The "direct IDM on flow" to which Li et al. (2026) compare theirs, used here as a second measurement. The field
-    measures what the joints do; this head knows what they usually do, which helps where the field is inaccurate or a joint is
-    hardly visible.
+    measures what the joints do; this head knows what they usually do, which helps where the field is inaccurate or a
+    joint is hardly visible.
 
     Args:
         features: channels of the image's features at 1/4.
@@ -51,8 +51,9 @@ class StepRegressionHead(nn.Module):
 
         Args:
             features: of the first and of the second image.
-            flows: (b, 2, h, w) [px] with (b, h, w) log-confidence, from first to second and, if known, back. With both, the
-                result is half the difference of the two directions, so that swapping the images flips its sign exactly.
+            flows: (b, 2, h, w) [px] with (b, h, w) log-confidence, from first to second and, if known, back. With both,
+                the result is half the difference of the two directions, so that swapping the images flips its sign
+                exactly.
             grid: (2, h, w) coordinates of the cells.
         """
         count = len(flows)

@@ -1,8 +1,8 @@
 """Image augmentation: color, tone curve, blur, noise, JPEG, other backgrounds, occluders.
 
-All frames of a pair get the same change, apart from a small flicker, so the motion between them is unchanged. Nothing is
-shifted, rotated or scaled: flow, field and joint positions stay valid. The changes of step s depend on (seed, s) alone and are
-drawn for the whole common batch, so that each process can take its part of them.
+All frames of a pair get the same change, apart from a small flicker, so the motion between them is unchanged. Nothing
+is shifted, rotated or scaled: flow, field and joint positions stay valid. The changes of step s depend on (seed, s)
+alone and are drawn for the whole common batch, so that each process can take its part of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jidm.training.data.batch import PairBatch
 
 _FRAMES = ("before", "first", "second")
 _DRAWN_FRAMES = 4
-"""Numbers are drawn for a fourth frame that no model uses: with fewer, a seed would no longer reproduce earlier trainings."""
+"""One more than is used: with fewer draws, a seed would no longer reproduce earlier trainings."""
 _NOISE_BANK_SIZE = 1 << 20
 """Normal numbers drawn once; noise is cut out of them, because drawing costs more than everything else here."""
 _BLUR_SIZE = 7  # [px] of the kernel

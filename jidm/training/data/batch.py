@@ -21,10 +21,10 @@ FIELD_STRIDE = STRIDE
 class PairBatch:
     """B pairs of frames (t, t + k) of recordings, from anywhere in time and in any order.
 
-    The grid of flow is (h, w) = (H / 4, W / 4); its cell (i, j) stands for the pixel (4 j + 1.5, 4 i + 1.5) of the image.
-    Field and mask are on a grid (y, x) = (H / 2, W / 2), that of the learned field. Images may be larger by a whole factor
-    s, the model's `input_scale`; px are those of the (H, W) image all the same. Flow is None where nothing measured it; where a
-    cell's flow is unknown, weight and flow are 0.
+    The grid of flow is (h, w) = (H / 4, W / 4); its cell (i, j) stands for the pixel (4 j + 1.5, 4 i + 1.5) of the
+    image. Field and mask are on a grid (y, x) = (H / 2, W / 2), that of the learned field. Images may be larger by a
+    whole factor s, the model's `input_scale`; px are those of the (H, W) image all the same. Flow is None where nothing
+    measured it; where a cell's flow is unknown, weight and flow are 0.
 
     Attributes:
         first, second: (B, 3, s H, s W) RGB in [0, 1].
@@ -37,7 +37,8 @@ class PairBatch:
         field: (B, 2, n, y, x) the exact field at `first` [px per rad or m], where it is known: in simulation.
         field_weight: (B, y, x) its confidence.
         field_back, field_weight_back: the same at `second`.
-        tangent: (B, 2, h, w) image motion to first order [px]: what the field at `first` times `tangent_step` should be.
+        tangent: (B, 2, h, w) image motion to first order [px]: what the field at `first` times `tangent_step` should
+            be.
         tangent_weight: (B, h, w) its confidence.
         tangent_step: (B, n) the joint step that belongs to it [rad or m].
         tangent_back, tangent_weight_back, tangent_step_back: the same at `second`.
@@ -97,7 +98,7 @@ class PairBatch:
                 yield entry.name, value
 
     def to(self, *args: Any, **kwargs: Any) -> PairBatch:
-        """The same pairs on another device or in another floating type, arguments as for `Tensor.to`; integers keep theirs."""
+        """The same pairs on another device or in another floating type; arguments as for `Tensor.to`."""
 
         def moved(x: Tensor) -> Tensor:
             if x.is_floating_point():

@@ -1,7 +1,8 @@
-"""The cache of decoded recordings: folders that are made once, appear whole, and are evicted, least recently used first.
+"""The cache of decoded recordings: folders that are made once, appear whole, and are evicted, least recently used
+first.
 
-Every choice of episodes, image size and input scale is a folder of its own, gigabytes for a large recording; without a limit a
-month of experiments would fill a disk.
+Every choice of episodes, image size and input scale is a folder of its own, gigabytes for a large recording; without a
+limit a month of experiments would fill a disk.
 """
 
 from __future__ import annotations

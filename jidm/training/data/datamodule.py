@@ -1,4 +1,4 @@
-"""From a data set and a configuration to what the training loop runs on: batches, an untrained model, a record of the data."""
+"""From a data set and a configuration to batches, an untrained model, and a record of the data."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def joint_order(dataset: Any, robot: Embodiment | None) -> tuple[str, ...]:
     A data set with generic names ("joint_0", ...) is taken to have the robot's joints in the robot's order.
 
     Raises:
-        DatasetError: names or number differ; the message says which.
+        DatasetError: names or number differ; the message states which.
     """
     recorded = tuple(dataset.joint_names)
     if robot is None:

@@ -1,4 +1,4 @@
-"""Optical flow estimated from the recorded images, for recordings without geometry: computed once, kept in the cache."""
+"""Optical flow estimated from recorded images, for recordings without geometry; computed once and cached."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class _EpisodeFlow:
 
 
 def letterbox_flow(flow: Flow, letterbox: Letterbox) -> Flow:
-    """Flow of the recorded image converted to the training image [px] on the grid of flow; weight 0 in the black bands."""
+    """Flow of the recorded image as that of the training image [px], on its grid; weight 0 in the black bands."""
     padded = letterbox.apply_to_flow(flow)
     bands = (
         letterbox.left,

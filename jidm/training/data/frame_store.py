@@ -219,7 +219,7 @@ def _open_table(folder: Path, name: str) -> Tensor:
 
 
 def _source_hash(dataset: Any, image_key: str, height: int, width: int) -> str:
-    """Depends on everything the images depend on; videos count by size and modification time, which is faster than hashing."""
+    """Hash of everything the images depend on; of videos size and modification time, which is fast."""
     files = sorted((dataset.root / "videos").rglob("*.mp4")) if (dataset.root / "videos").is_dir() else []
     files = files or sorted(Path(dataset.root).rglob("*.mp4"))
     seen = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]

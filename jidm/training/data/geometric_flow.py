@@ -46,8 +46,8 @@ class DepthView:
     def dilated(self) -> DepthView:
         """The same view with every link dilated by one cell over the background, at the depth of its border.
 
-        Where several links meet, the nearest is taken. A cell shows what is at its center, but some of the pixels around
-        a center beside the robot still show the robot.
+        Where several links meet, the nearest is taken. A cell shows what is at its center, but some of the pixels
+        around a center beside the robot still show the robot.
         """
         robot = self.link >= 0
         far = torch.full_like(self.depth, torch.inf)

@@ -1,7 +1,7 @@
 """Pairs of frames for training: which ones each step takes, and their tensors.
 
-The pairs of step s depend on (seed, s) alone. So a resumed run continues with exactly the pairs it would have seen, and several
-processes take disjoint parts of one common batch without communicating.
+The pairs of step s depend on (seed, s) alone. So a resumed run continues with exactly the pairs it would have seen, and
+several processes take disjoint parts of one common batch without communicating.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class PairSource:
             self._tables = {name: x.to(self.device) for name, x in self._tables.items()}
 
     def batch(self, pairs: SampledPairs) -> PairBatch:
-        """The tensors of the sampled pairs, float32: exact flow and field if possible, else estimated flow, else none."""
+        """The tensors of the sampled pairs in float32, with exact flow and field, or estimated flow, or neither."""
         state = {name: self._take("state", getattr(pairs, name)) for name in ("first", "second")}
         fields: dict[str, Any] = {
             "first": self._images_with_background(pairs, pairs.first),
@@ -200,8 +200,8 @@ class PairSource:
     def _central_difference(self, estimated_flow: EstimatedFlow, pairs: SampledPairs) -> dict[str, Tensor]:
         """First-order motion by a central difference: half of (flow to t + k minus flow to t - k), both from frame t.
 
-        The curvature of the paths is the same in both and cancels. At an episode's ends, where one of the two frames does
-        not exist, the one-sided difference is used.
+        The curvature of the paths is the same in both and cancels. At an episode's ends, where one of the two frames
+        does not exist, the one-sided difference is used.
         """
         k, fields = pairs.stride, {}
         start = self.store.first[pairs.episode]
@@ -224,8 +224,8 @@ class PairSource:
     def _images_with_background(self, pairs: SampledPairs, rows: Tensor) -> Tensor:
         """Images of the sampled pairs in front of the background that was sampled for them.
 
-        Where the other frame shows the robot, the own background is kept. Flow that was estimated from the images belongs to
-        their own backgrounds, so with estimated flow they are kept as well.
+        Where the other frame shows the robot, the own background is kept. Flow that was estimated from the images
+        belongs to their own backgrounds, so with estimated flow they are kept as well.
         """
         own = self._images(rows)
         if pairs.background is None or self.estimated_flow is not None or "link" not in self._tables:

@@ -1,4 +1,4 @@
-"""Depth, links and cameras that a simulated recording holds beside its images, brought to the size of the training images."""
+"""Depth, links and cameras of a simulated recording, resampled to the size of the training images."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Geometry:
 
 
 def unpack_cameras(rows: NDArray[Any]) -> tuple[Float[np.ndarray, "T 4"], Float[np.ndarray, "T 4 4"]]:
-    """Intrinsics (fx, fy, cx, cy) [px] and `T_camera_base` from recorded rows (T, 16): the intrinsics, then the pose's upper
-    three rows."""
+    """Intrinsics (fx, fy, cx, cy) [px] and `T_camera_base` from recorded rows (T, 16): the intrinsics, then the pose's
+    upper three rows."""
     T = np.tile(np.eye(4), (len(rows), 1, 1))
     T[:, :3] = np.asarray(rows[:, 4:], dtype=np.float64).reshape(-1, 3, 4)
     return np.asarray(rows[:, :4], dtype=np.float64), T
@@ -68,7 +68,7 @@ def letterbox_geometry(
 def _resample(
     depth: NDArray[Any], link: NDArray[Any], letterbox: Letterbox, h: int, w: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """On another grid: links by the nearest cell; 1/depth bilinearly between four cells of one link, exact on planes."""
+    """Links by the nearest cell; 1/depth bilinearly between four cells of one link, which is exact on planes."""
 
     def axis(cells: int, offset: int, inner: int, cells_in: int) -> tuple[NDArray[Any], NDArray[Any]]:
         position = (np.arange(cells) + 0.5) * FIELD_STRIDE - offset  # from the image's edge, in training pixels

@@ -1,4 +1,4 @@
-"""Point tracks: sparse motion is exact, and written to pixels it stays where the points are."""
+"""Point tracks: sparse motion is exact, and its rasterization is confined to the points' pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.flow import PointTrackFlow, SparseFlow, as_flow_estimator, flow_between
+from jidm.flow import PointTrackFlow, SparseFlow, as_flow_estimator
 
 H, W = 20, 30
 
@@ -32,7 +32,7 @@ def test_sparse_motion_is_the_difference_of_tracks(batch: tuple[int, ...]) -> No
         assert torch.equal(got.weight > 0, seen[..., start, :] & seen[..., stop, :])
 
 
-def test_pixels_hold_their_points_and_nothing_else() -> None:
+def test_rasterized_pixels_hold_their_points_only() -> None:
     xy, seen = tracks(2)
     video = torch.rand(2, 5, 3, H, W)
     answer = PointTrackFlow(xy.numpy(), seen.numpy())(video[:, :-1], video[:, 1:])
@@ -62,13 +62,13 @@ def test_points_that_share_a_pixel_are_averaged_by_weight() -> None:
     assert got.weight[4, 3] == 1 and got.weight[19, 5] == 0.25 and int((got.weight > 0).sum()) == 2
 
 
-def test_gradients_through_pixels_are_finite() -> None:
+def test_gradients_through_rasterization_are_finite() -> None:
     points, moved, weight = torch.tensor([[3.0, 4.0]]), torch.ones(1, 2, requires_grad=True), torch.zeros(1)
     SparseFlow(points, moved, weight).rasterize(H, W).flow.sum().backward()
     assert moved.grad is not None and moved.grad.isfinite().all()
 
 
-def test_lost_points_and_dead_frames() -> None:
+def test_lost_points_and_non_finite_frames() -> None:
     xy, seen = tracks()
     seen = torch.ones_like(seen)
     xy[2, 3] = torch.nan
@@ -82,7 +82,7 @@ def test_lost_points_and_dead_frames() -> None:
     assert weight[0] == 0 and (weight[1:] > 0).all()
 
 
-def test_a_tracker_is_run_per_pair_or_once() -> None:
+def test_a_tracker_runs_per_pair_or_once_per_video() -> None:
     xy, seen = tracks(2)
     calls = []
 
@@ -102,7 +102,7 @@ def test_a_tracker_is_run_per_pair_or_once() -> None:
     assert (answer.weight[1] == 0).all() and torch.equal(
         answer.flow[0], PointTrackFlow(xy, seen).sparse(0, 1).rasterize(H, W).flow[0]
     )
-    assert torch.equal(flow_between(pairwise, video[:, 0], video[:, 1], 3, 4).flow, answer.flow)
+    assert torch.equal(pairwise.between(video[:, 0], video[:, 1], 3, 4).flow, answer.flow)
     with pytest.raises(InputError, match="from_video"):
         pairwise.sparse(0, 1)
 
@@ -111,7 +111,8 @@ def test_one_pair_by_number() -> None:
     xy, seen = tracks()
     video = torch.rand(5, 3, H, W, dtype=torch.float64)
     source = as_flow_estimator(PointTrackFlow(xy, seen))
-    got = flow_between(source, video[1], video[3], 1, 3)
+    assert isinstance(source, PointTrackFlow)
+    got = source.between(video[1], video[3], 1, 3)
     assert got.flow.dtype == torch.float64
     torch.testing.assert_close(got.flow.float(), PointTrackFlow(xy, seen).sparse(1, 3).rasterize(H, W).flow)
     two = PointTrackFlow(xy[:2], seen[:2])
@@ -124,7 +125,7 @@ def test_wrong_shapes_are_refused() -> None:
         with pytest.raises((InputError, TypeError)):
             PointTrackFlow(*bad)  # type: ignore[arg-type]
     source = PointTrackFlow(xy, seen)
-    with pytest.raises(InputError, match="flow_between"):
+    with pytest.raises(InputError, match="all 4 pairs at once"):
         source(torch.rand(3, H, W), torch.rand(3, H, W))
     with pytest.raises(InputError, match="not among the 5"):
         source.sparse(0, 5)

@@ -1,4 +1,4 @@
-"""Laws of smoothing: less noise, no bias on smooth motion, honest covariance, nothing lost."""
+"""Smoothing of decoded velocities: less noise, no bias on smooth motion, calibrated covariance, against dense least squares."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def std_of(motion: JointMotion) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
 @pytest.mark.parametrize("stated", [0.01, 0.03])
-def test_noise_falls_and_the_stated_error_with_it(batch: tuple[int, ...], stated: float) -> None:
+def test_noise_and_stated_variance_fall_together(batch: tuple[int, ...], stated: float) -> None:
     truth = waves(*batch)
     raw = motion_of(truth + noise_like(truth, 0.01), stated)
     out = smooth_motion(raw)
@@ -58,10 +58,10 @@ def test_noise_falls_and_the_stated_error_with_it(batch: tuple[int, ...], stated
         assert 0.6 < after / std_of(out).square().mean().sqrt() < 1.5
 
 
-def test_what_noise_does_not_account_for_stays_in_the_covariance() -> None:
+def test_systematic_error_stays_in_the_covariance() -> None:
     truth = waves(20)
-    lasting = 0.02 * torch.sign(waves(20, hertz=0.2))  # an error that does not change from step to step
-    raw = motion_of(truth + lasting + noise_like(truth, 0.005), 0.021)
+    systematic = 0.02 * torch.sign(waves(20, hertz=0.2))  # nearly constant from step to step
+    raw = motion_of(truth + systematic + noise_like(truth, 0.005), 0.021)
     out = smooth_motion(raw)
     z = (out.delta_q - truth).abs() / std_of(out)
     assert (z < 1.96).double().mean() > 0.9
@@ -73,21 +73,21 @@ def test_smooth_motion_without_noise_stays() -> None:
     assert (out.delta_q - truth).abs().max() < 0.02 * truth.abs().max()
 
 
-def test_a_jerky_robot_stays_jerky() -> None:
+def test_jerky_motion_is_kept() -> None:
     truth = waves(8) + noise_like(waves(8), 0.05)
     out = smooth_motion(motion_of(truth + noise_like(truth, 0.001, seed=2), 0.001))
     assert (out.delta_q - truth).abs().max() < 0.006
 
 
-def test_steps_that_are_not_valid_say_nothing_and_stay() -> None:
+def test_invalid_steps_have_no_influence_and_stay_invalid() -> None:
     truth = waves(3)
-    seen = truth + noise_like(truth, 0.01)
+    noisy = truth + noise_like(truth, 0.01)
     valid = torch.ones(3, STEPS, dtype=torch.bool)
     valid[:, 10:14] = False
     valid[2] = False
-    wild = seen.clone()
+    wild = noisy.clone()
     wild[:, 10:14] = 50.0
-    one, two = smooth_motion(motion_of(seen, 0.01, valid)), smooth_motion(motion_of(wild, 0.01, valid))
+    one, two = smooth_motion(motion_of(noisy, 0.01, valid)), smooth_motion(motion_of(wild, 0.01, valid))
     assert torch.equal(one.delta_q, two.delta_q)
     assert (one.delta_q[~valid] == 0).all() and torch.equal(one.valid, valid)
     assert one.delta_q.isfinite().all() and one.covariance.isfinite().all() and one.position.isfinite().all()
@@ -108,14 +108,14 @@ def test_unevenly_spaced_frames_and_short_videos() -> None:
 
 
 def test_against_dense_least_squares() -> None:
-    """The smoother is the minimum of all measurements' and all transitions' squared errors at once."""
-    steps, lively = 12, 0.3
+    """The smoother minimizes the squared errors of all measurements and all transitions together."""
+    steps, process_noise = 12, 0.3
     g = torch.Generator().manual_seed(5)
     measured = torch.randn(1, steps, generator=g, dtype=torch.float64)
     noise = 0.5 + torch.rand(1, steps, generator=g, dtype=torch.float64)
-    apart = 0.5 + torch.rand(steps, generator=g, dtype=torch.float64)
+    interval = 0.5 + torch.rand(steps, generator=g, dtype=torch.float64)
     found = _VelocityFilter(
-        measured, noise, torch.ones(1, steps, dtype=torch.bool), apart, torch.tensor([lively]).double()
+        measured, noise, torch.ones(1, steps, dtype=torch.bool), interval, torch.tensor([process_noise]).double()
     )
     rows, right = [], []
     for t in range(steps):
@@ -124,9 +124,9 @@ def test_against_dense_least_squares() -> None:
         rows.append(row / noise[0, t].sqrt())
         right.append(measured[0, t] / noise[0, t].sqrt())
         if t:
-            h = float(apart[t])
+            h = float(interval[t])
             F = torch.tensor([[1, h], [0, 1]]).double()
-            Q = lively * 3 * torch.tensor([[h**3 / 3, h**2 / 2], [h**2 / 2, h]]).double()
+            Q = process_noise * 3 * torch.tensor([[h**3 / 3, h**2 / 2], [h**2 / 2, h]]).double()
             root = torch.linalg.inv(torch.linalg.cholesky(Q))
             block = torch.zeros(2, 2 * steps, dtype=torch.float64)
             block[:, 2 * t : 2 * t + 2], block[:, 2 * t - 2 : 2 * t] = root, -root @ F

@@ -1,4 +1,4 @@
-"""Flow that was measured elsewhere: arrays, Middlebury and KITTI files, read like an independent reader reads them."""
+"""Precomputed flow: arrays, Middlebury and KITTI files, against independent readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jidm.flow import PrecomputedFlow, read_flow
 
 
 def write_flo(path: Path, flow: np.ndarray) -> Path:
-    """(H, W, 2) by the letter of the format, number by number."""
+    """(H, W, 2) written by the specification, number by number."""
     height, width, _ = flow.shape
     with path.open("wb") as f:
         f.write(b"PIEH" + struct.pack("<ii", width, height))
@@ -25,7 +25,7 @@ def write_flo(path: Path, flow: np.ndarray) -> Path:
     return path
 
 
-def test_middlebury_by_the_letter(tmp_path: Path) -> None:
+def test_middlebury_by_the_specification(tmp_path: Path) -> None:
     flow = np.random.default_rng(0).normal(size=(4, 7, 2)).astype(np.float32)
     flow[1, 2] = 1e10  # "unknown"
     got = read_flow(write_flo(tmp_path / "x.flo", flow))
@@ -77,7 +77,7 @@ def test_arrays_on_disk(tmp_path: Path) -> None:
     torch.testing.assert_close(listed.flow.flow.double(), torch.from_numpy(flow), atol=1e-6, rtol=0)
 
 
-def test_broken_files_say_so(tmp_path: Path) -> None:
+def test_broken_files_are_named(tmp_path: Path) -> None:
     import cv2
 
     whole = write_flo(tmp_path / "x.flo", np.zeros((4, 5, 2), np.float32)).read_bytes()
@@ -110,7 +110,7 @@ def test_broken_files_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_precomputed_answers_for_all_pairs_or_one(batch: tuple[int, ...]) -> None:
+def test_precomputed_flow_of_all_pairs_or_one(batch: tuple[int, ...]) -> None:
     flow = torch.randn(*batch, 4, 2, 5, 6)
     weight = torch.rand(*batch, 4, 5, 6)
     source = PrecomputedFlow(flow.movedim(-3, -1).numpy(), weight, layout="HW2")
@@ -127,7 +127,7 @@ def test_precomputed_answers_for_all_pairs_or_one(batch: tuple[int, ...]) -> Non
         source(first[..., :-1], first[..., :-1])
 
 
-def test_precomputed_keeps_nan_out() -> None:
+def test_precomputed_flow_masks_nan() -> None:
     flow = torch.ones(3, 2, 5, 6)
     flow[1, 0, 2, 2] = torch.nan
     video = torch.rand(4, 3, 5, 6)
@@ -136,7 +136,7 @@ def test_precomputed_keeps_nan_out() -> None:
     assert answer.flow.isfinite().all() and answer.weight.sum((-1, -2)).tolist() == [30, 29, 0]
 
 
-def test_layout_is_stated_or_certain() -> None:
+def test_layout_is_given_or_unambiguous() -> None:
     for shape, layout in [((3, 2, 5, 2), None), ((3, 4, 5, 6), None), ((3, 2, 5, 6), "HW2")]:
         with pytest.raises(InputError, match=r"layout|displacements"):
             PrecomputedFlow(torch.zeros(shape), layout=layout)  # type: ignore[arg-type]

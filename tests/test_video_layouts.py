@@ -1,4 +1,4 @@
-"""`as_video`: every layout the ecosystem hands over becomes the same video; what cannot be told is refused."""
+"""`as_video`: every common layout becomes the same video; ambiguous input is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def same(got: Tensor, truth: Tensor, dtype: torch.dtype = torch.float32, toleran
     torch.testing.assert_close(got.double(), truth.double() / 255, rtol=0, atol=tolerance)
 
 
-# ---- what must be understood without a word ------------------------------------------------------------------------
+# ---- inferred layouts -----------------------------------------------------------------------------------------------
 
 
 def test_ecosystem_layouts_are_one_video() -> None:
@@ -66,7 +66,7 @@ def test_one_video_without_batch() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.permutations("TCHW"), st.integers(0, 2), st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (1.0, 0.0)]))
-def test_stated_layout_and_range_are_obeyed(axes: list[str], batch: int, value_range: tuple[float, float]) -> None:
+def test_given_layout_and_range_are_applied(axes: list[str], batch: int, value_range: tuple[float, float]) -> None:
     x = bytes_video(*(2,) * batch, t=3)
     black, white = value_range
     values = x.double() / 255 * (white - black) + black
@@ -80,7 +80,7 @@ def test_type_device_and_gradient_are_kept() -> None:
     assert as_video(unit).dtype == torch.float64
     assert as_video(unit.half()).dtype == torch.float32 and as_video(unit.bfloat16()).dtype == torch.float32
     canonical = unit.float()
-    assert as_video(canonical).data_ptr() == canonical.data_ptr()  # nothing to do, nothing copied
+    assert as_video(canonical).data_ptr() == canonical.data_ptr()  # no conversion, no copy
     signed = (unit * 2 - 1).requires_grad_()
     as_video(signed).sum().backward()
     assert signed.grad is not None and torch.all(signed.grad == 0.5)
@@ -91,7 +91,7 @@ def test_gpu_video_stays_there() -> None:
     assert as_video(bytes_video().cuda()).device.type == "cuda"
 
 
-def test_numpy_oddities() -> None:
+def test_numpy_strides_byte_orders_and_read_only_arrays() -> None:
     x = bytes_video().permute(0, 2, 3, 1).numpy()
     same(as_video(x[::-1]), torch.from_numpy(x[::-1].copy()).permute(0, 3, 1, 2))
     readonly = x.copy()
@@ -100,18 +100,18 @@ def test_numpy_oddities() -> None:
     same(as_video((x / 255).astype(">f8")), bytes_video(), torch.float64)
 
 
-def test_grey_is_repeated_and_alpha_is_composited_over_black() -> None:
+def test_gray_is_repeated_and_alpha_is_composited_over_black() -> None:
     x = bytes_video()
-    grey = x[:, :1]
-    for frames in (grey[:, 0], grey, grey.movedim(1, -1), [PIL.fromarray(f[0].numpy()) for f in grey]):
-        same(as_video(frames), grey.expand(-1, 3, -1, -1))
-    alpha = torch.randint(0, 256, grey.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    gray = x[:, :1]
+    for frames in (gray[:, 0], gray, gray.movedim(1, -1), [PIL.fromarray(f[0].numpy()) for f in gray]):
+        same(as_video(frames), gray.expand(-1, 3, -1, -1))
+    alpha = torch.randint(0, 256, gray.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     rgba = torch.cat([x, alpha], 1)
     over_black = x.double() * alpha.double() / 255
     last = rgba.permute(0, 2, 3, 1)
     for frames in (rgba, last, last.float() / 255, [PIL.fromarray(f.numpy()) for f in last]):
         same(as_video(frames), over_black)
-    # The same palette picture with a transparent colour: PIL hides alpha in `info`.
+    # The same palette picture with a transparent color: PIL hides alpha in `info`.
     palette = PIL.new("P", (4, 4), 0)
     palette.putpalette([200, 100, 50] * 256)
     palette.info["transparency"] = 0
@@ -145,7 +145,7 @@ def test_non_finite_frames_stay_non_finite(bad: float, signed: bool) -> None:
     assert as_video(torch.full_like(unit, bad)).isnan().all()
 
 
-# ---- what must be refused -------------------------------------------------------------------------------------------
+# ---- refused input --------------------------------------------------------------------------------------------------
 
 RGB = torch.linspace(0, 1, 2 * 5 * 3 * 16 * 20).reshape(2, 5, 3, 16, 20)
 
@@ -153,9 +153,9 @@ REFUSED = {
     "two axes may be channels": (RGB[:, :3], "layout="),
     "one frame or one channel": (RGB[:1, :1].transpose(1, 2)[0], "layout="),
     "rows or channels": (torch.rand(5, 3, 16, 4), "layout="),
-    "image or short grey video": (RGB[0, 0], "x[None]"),
+    "image or short gray video": (RGB[0, 0], "x[None]"),
     "image, channels last": (RGB[0, 0].permute(1, 2, 0), "x[None]"),
-    "batch of grey": (torch.rand(2, 5, 16, 20), "layout="),
+    "batch of gray": (torch.rand(2, 5, 16, 20), "layout="),
     "bright (B,3,T,H,W)": (RGB.transpose(1, 2), "value_range="),
     "0..255 in floating point": (RGB * 255, "value_range="),
     "overshoot or signed": (RGB - 0.02, "value_range="),
@@ -184,7 +184,7 @@ def test_refused_with_a_remedy(case: str) -> None:
     assert remedy in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_ambiguity_ends_where_it_is_settled() -> None:
+def test_ambiguity_is_resolved_by_arguments() -> None:
     assert as_video(RGB[:, :3], layout="BTCHW").shape == (2, 3, 3, 16, 20)
     assert as_video(torch.rand(2, 5, 16, 20), layout="BTHW").shape == (2, 5, 3, 16, 20)
     torch.testing.assert_close(as_video(RGB.transpose(1, 2), value_range=(0, 1)), RGB)
@@ -200,14 +200,14 @@ def test_ambiguity_ends_where_it_is_settled() -> None:
         ({"layout": "TCHB"}, "must name T"),
         ({"layout": "TBCHW"}, "comes first"),
         ({"layout": "CTHW"}, "puts 5 channels"),
-        ({"value_range": (0, 0.2)}, "does not hold"),
+        ({"value_range": (0, 0.2)}, "outside value_range"),
         ({"value_range": (1, 1)}, "two different"),
         ({"min_frames": 6}, "at least 6"),
     ],
 )
-def test_wrong_statements_are_found(options: dict, message: str | None) -> None:
+def test_wrong_arguments_are_detected(options: dict, message: str | None) -> None:
     if message is None:
-        assert as_video(RGB, **options).shape == (2, 5, 3, 3, 16, 20)  # stated grey: three videos, as asked
+        assert as_video(RGB, **options).shape == (2, 5, 3, 3, 16, 20)  # gray as given: three videos
         return
     with pytest.raises(VideoError, match=message):
         as_video(RGB[0], **options)
@@ -220,22 +220,22 @@ def test_one_frame_is_too_few_for_motion() -> None:
         as_video(one, min_frames=2)
 
 
-def test_a_guess_is_the_only_colour_reading() -> None:
-    """Over all small shapes: where three channels can be read on one axis only, that is the guess; on two, none."""
+def test_an_inferred_layout_is_the_only_possible_one() -> None:
+    """Over all small shapes: a layout is inferred only if exactly one axis can be the channels."""
     for shape in itertools.product((1, 2, 3, 4, 16), (1, 3, 4, 6), (5, 3), (7, 3, 4)):
         x = torch.linspace(0, 255, int(np.prod(shape))).to(torch.uint8).reshape(shape)
         try:
             got = as_video(x)
         except VideoError:
             continue
-        coloured = [layout for layout, axis in (("TCHW", -3), ("THWC", -1), ("CTHW", -4)) if shape[axis] == 3]
-        assert len(coloured) <= 1, shape
-        if coloured:
-            assert torch.equal(got, as_video(x, layout=coloured[0])), shape
+        colored = [layout for layout, axis in (("TCHW", -3), ("THWC", -1), ("CTHW", -4)) if shape[axis] == 3]
+        assert len(colored) <= 1, shape
+        if colored:
+            assert torch.equal(got, as_video(x, layout=colored[0])), shape
 
 
-def test_objects_that_know_their_layout_are_never_ambiguous() -> None:
-    """Three frames of three channels, pictures four pixels wide: numbers alone could not tell."""
+def test_objects_with_a_known_layout_are_never_ambiguous() -> None:
+    """Three frames of three channels, four pixels wide, which are ambiguous as a plain array."""
     x = bytes_video(t=3, h=4, w=4)
     same(as_video(Video(x, None)), x)
     same(as_video([PIL.fromarray(f.permute(1, 2, 0).numpy()) for f in x]), x)
