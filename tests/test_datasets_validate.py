@@ -240,7 +240,7 @@ def test_non_finite_positions_have_no_summary(root: Path) -> None:
 
 
 def test_show_prints_figures_and_draws(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "pictures"
+    out = tmp_path / "images"
     assert main(["dataset", "show", str(root), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     for expected in ("LeRobot v2.1, robot toy", "episodes   2, of 6 to 8", "top: 64x48", "JOINT", "ACTION", "REPEATED"):
