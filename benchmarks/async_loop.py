@@ -26,7 +26,7 @@ from reward_validity import EpisodeGenerator
 from torch import Tensor
 
 from jidm import JacobianIDM
-from jidm.control import MODES, ActionDecoder, AsyncController
+from jidm.control import MODES, ActionDecoder, AsyncController, ControlConfig
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.warp import warp_frame
 from jidm.flow import as_flow_estimator
@@ -108,7 +108,7 @@ def run(
 ) -> tuple[list[float], float, str]:
     """Distance of the tips from the reference after each chunk [m], frames of it done a second, where the time went."""
     decoder, planning_executor = (
-        ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=CONTROL_RATE),
+        ActionDecoder(idm, ControlConfig(video_rate=VIDEO_RATE, control_rate=CONTROL_RATE)),
         DelayedExecutor(CHUNK * COMMANDS_PER_FRAME),
     )
     planner = OraclePlanner(episode, pose_decoder)

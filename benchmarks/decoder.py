@@ -21,7 +21,7 @@ from results import add_save, row, rows, save
 from reward_validity import EpisodeGenerator
 
 from jidm import JacobianIDM
-from jidm.control import ActionDecoder, MotionLimits
+from jidm.control import ActionDecoder, ControlConfig, MotionLimits
 from jidm.errors import InputError
 from jidm.sim.failures import FAILURE_KINDS, corrupt
 
@@ -44,7 +44,7 @@ def decode_in_chunks(
     idm: JacobianIDM, video: NDArray[np.uint8], q0: NDArray[np.float64], rate: float, chunk: int
 ) -> tuple[Any, list[float]]:
     """Positions commanded, and how long each push took [s]."""
-    decoder = ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=rate)
+    decoder = ActionDecoder(idm, ControlConfig(video_rate=VIDEO_RATE, control_rate=rate))
     decoder.reset(q0)
     decoder.push(video[0])
     positions, durations = [q0[None]], []

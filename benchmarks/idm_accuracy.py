@@ -46,7 +46,8 @@ from jidm.evaluation.summary import corruption_table, summarize
 from jidm.model_registry import KINDS, load_idm
 from jidm.training.config import TrainConfig
 from jidm.training.train import train
-from jidm.visualization.field_pictures import plot_decoded, write_field_sheet
+from jidm.visualization.field_plots import write_field_sheet
+from jidm.visualization.plot import plot_motion
 
 OURS = "jacobian_field"
 ANALYTIC = "analytic"  # nothing learned: the exact field of the robot as each episode's own camera saw it
@@ -527,7 +528,7 @@ def write_figures(args: argparse.Namespace, work: Path, data: dict[str, Any]) ->
                 )  # fmt: skip
     if truth is not None:
         scored_joints = data["eval_config"].joints
-        plot_decoded(work / "curves.png", motions, truth, joints=scored_joints, title=f"episode {first[0]}")
+        plot_motion(motions, work / "curves.png", truth=truth, joints=scored_joints, title=f"episode {first[0]}")
 
 
 def report(document: dict[str, Any]) -> str:
