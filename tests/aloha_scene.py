@@ -66,7 +66,7 @@ def aloha_embodiment(material_path: str | Path) -> tuple[Embodiment, JointConven
     Returns:
         embodiment: 14 joints, left arm then right arm, each 6 arm joints [rad] and the left finger's position [m].
         convention: `convention.to_embodiment(qpos)` turns the data set's (*batch, 14) `qpos` into `q`;
-            elbow and wrist_angle are turned round, the gripper's 0..1 becomes metres.
+            elbow and wrist_angle are turned round, the gripper's 0..1 becomes meters.
         camera: `Camera.from_dict` form of the 640x480 top camera; base frame = the data set's world frame.
     """
     arm = viperx(Path(material_path))
@@ -80,7 +80,7 @@ def aloha_embodiment(material_path: str | Path) -> tuple[Embodiment, JointConven
         sign={"elbow": -1, "wrist_angle": -1},
         normalized={FINGER: (FINGER_CLOSED, FINGER_OPEN)},
     )
-    # SOURCE.md counts cx, cy from the image's corner; jidm's pixel (0, 0) is centred at u = v = 0, half a pixel in.
+    # SOURCE.md counts cx, cy from the image's corner; jidm's pixel (0, 0) is centered at u = v = 0, half a pixel in.
     focal = 240 / math.tan(math.radians(39))
     T_camera_base = np.diag([1.0, -1.0, -1.0, 1.0])
     T_camera_base[:3, 3] = (0.0, 0.6, 0.8)

@@ -226,8 +226,8 @@ def test_the_outline_of_a_round_link_is_not_hidden_by_the_link_itself(tmp_path) 
     field = AnalyticField(near.embodiment, camera, points=100, contour_points=6000)
     q = torch.zeros(1).double()
     points = field.contour(q, field.visible_contour(q)).points
-    centre, _ = camera.project(torch.zeros(1, 3).double())
-    off = points - centre
+    center, _ = camera.project(torch.zeros(1, 3).double())
+    off = points - center
     radius = float(off.norm(dim=-1).median())
     assert 0.5 * field._cell < radius < 6 * field._cell
     angle = torch.atan2(off[:, 1], off[:, 0])

@@ -83,8 +83,8 @@ def test_a_reading_is_drawn_to_the_outlines(off: tuple[float, float, float], see
 
 def test_a_picture_without_lines_leaves_the_reading_as_it_is(seen: Clip, field: AnalyticField) -> None:
     start = reading(torch.from_numpy(seen.q[0]) + 0.04, 0.05)
-    grey = torch.full_like(seen.frames[0], 0.5)
-    found = initialize_pose(start, grey, ContourFactor(field), wide(3), AlignOptions())
+    gray = torch.full_like(seen.frames[0], 0.5)
+    found = initialize_pose(start, gray, ContourFactor(field), wide(3), AlignOptions())
     torch.testing.assert_close(found.mean, start.mean)
     torch.testing.assert_close(found.covariance, start.covariance)
 

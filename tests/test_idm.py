@@ -307,7 +307,7 @@ def test_one_clear_line(case: str, finger: Clip, by_flow: JacobianIDM) -> None:
 
 
 def test_a_layout_that_must_be_told_can_be_told(finger: Clip, by_flow: JacobianIDM) -> None:
-    three = finger.frames[:3]  # three frames of three channels: time and colour cannot be told apart
+    three = finger.frames[:3]  # three frames of three channels: time and color cannot be told apart
     with pytest.raises(VideoError, match="layout="):
         by_flow.decode(three, q0=finger.q[0], fps=FPS)
     told = by_flow.decode(three, q0=finger.q[0], fps=FPS, layout="TCHW")

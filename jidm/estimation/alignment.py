@@ -181,7 +181,7 @@ class _AlignmentProblem:
     def align_fine(
         self, factors: Sequence[PhotometricFactor], contours: ContourMemory | None, q: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Brightness of all references and the contours together, on the fine levels; q and both informations."""
+        """Brightness of all references and the contours together, on the fine levels; q and the information of both."""
         relative = absolute = torch.zeros(len(q), len(q)).to(q)
         state: State = {POSITION: q}
         # References share their errors with this frame: together they count as the root of their number.

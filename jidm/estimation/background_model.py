@@ -10,16 +10,16 @@ from torch.nn import functional as F
 from jidm.video.pyramid import BrightnessPyramid, bilinear_sample
 
 _MARGIN = 0.025  # share of the picture's shorter side by which the robot may be off where it is thought to be
-_COLOR_NOISE = 0.02  # by which the colour of a pixel that shows the same differs from frame to frame
-_PRIOR_LOG_ODDS = 4.0  # log odds of showing something else, for a pixel whose colour is the background's
+_COLOR_NOISE = 0.02  # by which the color of a pixel that shows the same differs from frame to frame
+_PRIOR_LOG_ODDS = 4.0  # log odds of showing something else, for a pixel whose color is the background's
 _LEARNING_RATE = 0.3  # share of a new frame in the memory: light may change, and a camera that moved is soon seen anew
 
 
 class BackgroundModel:
-    """Memory of brightness's slope and of colour around the robot, pixel by pixel."""
+    """Memory of brightness's slope and of color around the robot, pixel by pixel."""
 
     def __init__(self) -> None:
-        # (7, H, W) 1 where ever uncovered; means of brightness's two derivatives and of the colour; the colour's variance:
+        # (7, H, W) 1 where ever uncovered; means of brightness's two derivatives and of the color; the color's variance:
         # something else moves there, or light changes.
         self._statistics: Tensor | None = None
 
@@ -52,7 +52,7 @@ class BackgroundModel:
             return None
         known, color, variance = self._statistics[0], self._statistics[3:6], self._statistics[6]
         difference = (pyramid.color.to(color) - color).square().mean(0)
-        # Another thing's colour may be any; the background's is normally distributed around what was seen.
+        # Another thing's color may be any; the background's is normally distributed around what was seen.
         log_odds = difference / (2 * (_COLOR_NOISE**2 + variance)) - _PRIOR_LOG_ODDS
         return known * torch.tanh(log_odds / _PRIOR_LOG_ODDS)
 

@@ -1,4 +1,4 @@
-"""The exact Jacobian field of a robot whose URDF and camera are known. Nothing is trained, nothing is rasterised.
+"""The exact Jacobian field of a robot whose URDF and camera are known. Nothing is trained, nothing is rasterized.
 
 A point of link l at p in the base frame moves with `v_k + w_k x p` per unit of joint k (`Kinematics.link_twists`),
 and the pixel with the projection's derivative of that.
@@ -82,7 +82,7 @@ class AnalyticField:
         """The field on a `height x width` grid over the whole image.
 
         Every cell takes the nearest visible surface point in it (or, where the sampling left a gap, the nearest of
-        its neighbours), puts it at the cell's centre at that point's depth, and writes its exact Jacobian in pixels of
+        its neighbors), puts it at the cell's center at that point's depth, and writes its exact Jacobian in pixels of
         the grid. Batched over any shape.
 
         Returns:
@@ -284,7 +284,7 @@ def _splat(
 
 
 def _fill_gaps(depth: Tensor, link: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Give empty cells that have at least three occupied neighbours the nearest of those."""
+    """Give empty cells that have at least three occupied neighbors the nearest of those."""
     batch, count = depth.shape[:-1], depth.shape[:-1].numel()
     z = torch.nn.functional.pad(depth.reshape(count, 1, height, width), (1, 1, 1, 1), value=torch.inf)
     k = torch.nn.functional.pad(link.reshape(count, 1, height, width), (1, 1, 1, 1), value=-1)

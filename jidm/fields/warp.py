@@ -142,7 +142,7 @@ class _PixelSplats:
         vacated = torch.zeros_like(covered)
         vacated[self.row, self.column] = True
         composite = torch.where(covered, total[:3] / total[3].clamp(min=_MIN_COVERAGE), frame).clamp(0, 1)
-        # The rim of where it was is mixed with its colours; gaps in it now are pixels that moved apart.
+        # The rim of where it was is mixed with its colors; gaps in it now are pixels that moved apart.
         gaps = ~_dilate(~_dilate(covered, _DILATION_RADIUS), _DILATION_RADIUS)
         return _inpaint(composite, (_dilate(vacated & ~covered, _DILATION_RADIUS) | gaps) & ~covered)
 

@@ -74,7 +74,7 @@ def match_edges(
         + _SAMPLES_PER_PIXEL
     )
     # A parabola through the peak and the samples a pixel away. Nearer ones lie on the same straight pieces that
-    # interpolation draws between pixels, and would pull every edge to a pixel's centre by up to a quarter of a pixel.
+    # interpolation draws between pixels, and would pull every edge to a pixel's center by up to a quarter of a pixel.
     before, top, after = (slope.gather(1, best + k)[:, 0] for k in (-_SAMPLES_PER_PIXEL, 0, _SAMPLES_PER_PIXEL))
     shift = 0.5 * (before - after) / (before - 2 * top + after).clamp(max=-1e-9)
     offset = s[best[:, 0]] + shift.clamp(-0.5, 0.5)
