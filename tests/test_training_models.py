@@ -16,7 +16,7 @@ from jidm import load_embodiment
 from jidm.errors import CheckpointError
 from jidm.model_registry import KINDS, load_idm, load_model, train
 from jidm.training.config import TrainConfig
-from jidm.visualization.training_pictures import draw_pairs
+from jidm.visualization.training_plots import draw_pairs
 
 pytest.importorskip("lightning")
 

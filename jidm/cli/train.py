@@ -28,7 +28,7 @@ class Train:
         from functools import partial
 
         from jidm.model_registry import train
-        from jidm.visualization.training_pictures import draw_pairs
+        from jidm.visualization.training_plots import draw_pairs
 
         config = self.with_encoder()
         robot = None
