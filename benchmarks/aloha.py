@@ -1,6 +1,9 @@
 """Third-party video with exact truth: two ViperX arms in MuJoCo (see SOURCE.md of the material). Prints JSON.
 
-    python benchmarks/aloha.py --material ../shared/material/aloha_sim --out aloha_out
+    python benchmarks/aloha.py --stride 4 --skip through
+
+The files are looked for in aloha_sim of the folder that the environment variable JIDM_MATERIAL names, else in
+../shared/material beside the repository.
 
 Measures, over the 12 arm joints of each episode:
   * 2-frame steps decoded from the true pose, RMSE over the RMSE of predicting zero. `pair`: from the two pictures alone;
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import add_save, material, rows, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from aloha_scene import aloha_embodiment
@@ -27,18 +31,19 @@ from jidm import Camera, JacobianIDM, read_video
 from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.fields.analytic import AnalyticField
 
-EPISODES = ("transfer_cube_scripted", "insertion_human")
+EPISODES = {"transfer_cube_scripted": "transfer scripted", "insertion_human": "insertion human"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--material", type=Path, default=Path("../shared/material/aloha_sim"))
-    parser.add_argument("--out", type=Path, default=Path("aloha_out"))
-    parser.add_argument("--episodes", nargs="+", default=EPISODES)
+    parser.add_argument("--material", type=Path, default=material("aloha_sim"))
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks/aloha"))
+    parser.add_argument("--episodes", nargs="+", default=list(EPISODES))
     parser.add_argument("--frames", type=int, default=None, help="only so many frames of each episode")
     parser.add_argument("--stride", type=int, default=1, help="decode every so many-th step at the true pose")
     parser.add_argument("--skip", nargs="*", default=(), choices=("pair", "through", "tracked"))
     parser.add_argument("--no-contours", action="store_true")
+    add_save(parser)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     robot, convention, camera = aloha_embodiment(args.material)
@@ -46,6 +51,7 @@ def main() -> None:
         robot, camera=Camera.from_dict(camera), options=AnalyticOptions(use_contours=not args.no_contours)
     )
     arm = np.array([name not in robot.gripper_joints for name in robot.joint_names])
+    results = []
     for episode in args.episodes:
         video = read_video(args.material / f"aloha_sim_{episode}.mp4")[: args.frames]
         state = np.load(args.material / f"aloha_sim_{episode}_state.npz")["qpos"].astype(np.float64)
@@ -57,6 +63,30 @@ def main() -> None:
         if "tracked" not in args.skip:
             result["tracked"] = tracked(idm, video, q, arm, args.out / f"{episode}.png")
         print(json.dumps(result, indent=2), flush=True)
+        results.append(result)
+    note = "Third-party MuJoCo video, 640x480 at 50 fps, 12 arm joints. Settings were chosen on these two episodes too."
+    save(args.save, "aloha", [row for result in results for row in figures(result)], raw=results, note=note)
+
+
+def figures(result: dict) -> list[dict]:
+    """The rows of one episode."""
+    name, made = EPISODES.get(result["episode"], result["episode"]), []
+    for key, case in (("pair", ""), ("through", ", with the frame between")):
+        if key in result:
+            step = {"rmse_ratio": result[key]["ratio"], "correlation": result[key]["correlation"]}
+            made += rows("vx300s_pair", "analytic", step, case=f"{name}, each step from the true pose{case}")
+    if "tracked" in result:
+        found = result["tracked"]
+        whole = {
+            "rmse_ratio": found["steps"]["ratio"],
+            "position_error_200": found["error_after_200"],
+            "position_share_200": found["within_0.05_to_200"],
+            "position_error": found["mean_error"],
+            "position_share": found["within_0.05"],
+            "position_within_2_std": found["within_2_std"],
+        }
+        made += rows("vx300s_pair", "analytic", whole, case=f"{name}, tracked from the first pose")
+    return made
 
 
 def steps(idm: JacobianIDM, video, q: np.ndarray, arm: np.ndarray, stride: int, frame_stride: int) -> dict:  # type: ignore[no-untyped-def]

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from results import add_save, rows, save
 from reward_validity import EpisodeGenerator
 from torch import Tensor
 
 from jidm import JacobianIDM
-from jidm.control import MODES, ActionDecoder, AsyncController
+from jidm.control import MODES, ActionDecoder, AsyncController, ControlConfig
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.warp import warp_frame
 from jidm.flow import as_flow_estimator
@@ -107,7 +108,7 @@ def run(
 ) -> tuple[list[float], float, str]:
     """Distance of the tips from the reference after each chunk [m], frames of it done a second, where the time went."""
     decoder, planning_executor = (
-        ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=CONTROL_RATE),
+        ActionDecoder(idm, ControlConfig(video_rate=VIDEO_RATE, control_rate=CONTROL_RATE)),
         DelayedExecutor(CHUNK * COMMANDS_PER_FRAME),
     )
     planner = OraclePlanner(episode, pose_decoder)
@@ -149,6 +150,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--range-fraction", type=float, default=0.12, help="share of the joints' range that motions cover"
     )
+    add_save(parser)
     args = parser.parse_args()
     idm = JacobianIDM.from_pretrained(args.checkpoint)
     assert idm.embodiment is not None
@@ -163,7 +165,7 @@ if __name__ == "__main__":
         return warp_frame(dense_field, frame.double(), torch.from_numpy(q), torch.from_numpy(steps)).to(frame)
 
     methods: dict[str, tuple[str, Any]] = {mode: (mode, None) for mode in MODES}
-    methods["async_grounded, by URDF and camera"] = ("async_grounded", by_geometry)
+    methods["async_grounded_analytic"] = ("async_grounded", by_geometry)
     errors: dict[str, list[float]] = {way: [] for way in methods}
     rates: dict[str, list[float]] = {way: [] for way in methods}
     episodes = islice(filter(tips_in_view, map(generator.episode, count())), args.episodes)
@@ -184,3 +186,21 @@ if __name__ == "__main__":
         "frames a second": {mode: round(float(np.mean(values)), 2) for mode, values in rates.items()},
     }
     print(json.dumps(results, indent=1))
+    pace = {mode: float(np.mean(values)) for mode, values in rates.items()}
+    figures = []
+    for mode in methods:
+        measured = {
+            "tracking_error": 1000 * mean[mode],
+            "error_over_sync": mean[mode] / mean["sync"],
+            "reference_rate": pace[mode],
+            "rate_over_sync": pace[mode] / pace["sync"] if mode != "sync" else None,
+            "excess_over_naive": (mean[mode] - mean["sync"]) / (mean["async_naive"] - mean["sync"])
+            if mode.startswith("async_grounded")
+            else None,
+        }
+        figures += rows(idm.embodiment.name, mode, measured)
+    note = (
+        f"{args.episodes} motions of {args.chunks} chunks of {CHUNK} frames, tips at "
+        f"{results['speed of the reference [mm/s]']} mm/s on average."
+    )
+    save(args.save, "async_loop", figures, raw=results, seeds=(args.seed,), note=note)

@@ -19,10 +19,9 @@ from typing import Any
 from results import RESULTS, add_save, read, rows, save
 
 from jidm import JacobianIDM
-from jidm.checkpoint import load_checkpoint
-from jidm.data import open_dataset
-from jidm.learn.evaluate import HeldOut, Protocol, evaluate
-from jidm.learn.scores import scores
+from jidm.datasets import open_dataset
+from jidm.evaluation.evaluate import EvalConfig, HeldOut, evaluate
+from jidm.evaluation.summary import summarize
 from jidm.sim.babble import BabbleConfig, babble
 
 EPISODES, RECORDED = 24, 64
@@ -45,30 +44,39 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class Judged:
-    """How a checkpoint is judged: seed of its held-out videos, frames of each in use, the result with its rivals."""
+class HowJudged:
+    """How a checkpoint is judged.
 
+    Attributes:
+        recorded: what its training data were recorded with.
+        seed: of the held-out videos.
+        frames: of each video in use, all if None.
+        baselines: the result that has other models on the same videos.
+    """
+
+    recorded: dict[str, Any]
     seed: int
-    frames: int | None
-    rivals: str | None
+    frames: int | None = None
+    baselines: str | None = None
 
 
+_FINGER = {"embodiment": "planar_finger_5", "width": 224, "height": 320}
+_PANDA = {"embodiment": "panda", "width": 256, "height": 256, "crop_fraction": 0.15, "range_fraction": 0.75}
+_ALLEGRO = {"embodiment": "allegro_right", "width": 256, "height": 256, "crop_fraction": 0.05, "range_fraction": 0.75}
 CHECKPOINTS = {
-    "finger-5": Judged(2000, None, None),  # other videos than those of models-finger-5
-    "panda-sim": Judged(3000, 49, "models-panda"),
-    "allegro-right-sim": Judged(3000, 49, "models-allegro"),
+    "finger-5": HowJudged(_FINGER, 2000),  # other videos than those of models-finger-5
+    "panda-sim": HowJudged(_PANDA, 3000, 49, "models-panda"),
+    "allegro-right-sim": HowJudged(_ALLEGRO, 3000, 49, "models-allegro"),
 }
 
 
-def record(checkpoint: str, seed: int, out: Path) -> None:
-    """Held-out videos, made as its training data were but for seed and length."""
-    recipe = load_checkpoint(checkpoint).training["data"]["data_recipe"]
-    same = {key: recipe[key] for key in ("embodiment", "width", "height", "cropped", "amplitude")}
+def record(how: HowJudged, out: Path) -> None:
+    """Held-out videos, made as the checkpoint's training data were but for seed and length."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    babble(BabbleConfig(episodes=EPISODES, frames=RECORDED, seed=seed, **same), out, workers=2)
+    babble(BabbleConfig(episodes=EPISODES, frames=RECORDED, seed=how.seed, **how.recorded), out, workers=2)
 
 
-def rival_mse(result: str | None) -> float | None:
+def direct_mse(result: str | None) -> float | None:
     """Action MSE of the direct regression on the same videos, where a result has it."""
     file = RESULTS / f"{result}.json"
     if result is None or not file.exists():
@@ -86,15 +94,15 @@ def main() -> None:
     how = CHECKPOINTS[args.checkpoint]
     held_out = args.held_out or Path("out/benchmarks/data") / f"held-out-of-{args.checkpoint}"
     if args.held_out is None:
-        record(args.checkpoint, how.seed, held_out)
+        record(how, held_out)
     dataset = open_dataset(held_out)
     idm = JacobianIDM.from_pretrained(args.checkpoint)
-    found: dict[str, Any] = scores(
-        evaluate(idm, HeldOut(dataset, Protocol(episodes=tuple(dataset.episode_indices), frames=how.frames)))
+    found: dict[str, Any] = summarize(
+        evaluate(idm, HeldOut(dataset, EvalConfig(episodes=tuple(dataset.episode_indices), frames=how.frames)))
     )
     print(json.dumps(found, indent=1, default=str))
     figures: dict[str, float | None] = {metric: found.get(key) for metric, key in SHOWN.items()}
-    theirs = rival_mse(how.rivals)
+    theirs = direct_mse(how.baselines)
     if theirs is not None and figures["action_mse"] is not None:
         figures["action_mse_over_direct"] = figures["action_mse"] / theirs
     assert idm.embodiment is not None

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import torch
+from results import add_save, row, save
 
 from jidm.baselines import EvaIDM
 from jidm.baselines.idm import BaselineIDM
@@ -44,6 +45,7 @@ def decode_speed(checkpoint: str, data: str, rounds: int = 7) -> dict[str, Any]:
     pairs = [(rate(idm, video), rate(eva, large)) for _ in range(rounds)]
     ours, theirs = (statistics.median(x) for x in zip(*pairs, strict=True))
     return {
+        "embodiment": idm.embodiment.name,
         "ours_frames_per_second": ours,
         "ours_pixels": [c.height, c.width],
         "ours_picture": list(c.picture),
@@ -58,5 +60,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder, bundled name or hub id")
     parser.add_argument("--data", required=True, help="data set with videos of that robot")
+    add_save(parser)
     args = parser.parse_args()
-    print(json.dumps(decode_speed(args.checkpoint, args.data), indent=1))
+    found = decode_speed(args.checkpoint, args.data)
+    print(json.dumps(found, indent=1))
+    figures = [
+        row(found["embodiment"], "learned", "frames_per_second", found["ours_frames_per_second"]),
+        row(found["embodiment"], "eva_resnet50_512", "frames_per_second", found["eva_resnet50_512_frames_per_second"]),
+    ]
+    save(args.save, "decode_speed", figures, raw=found, note="Frame by frame, flow matching included.")

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from results import add_save, row, rows, save
 from reward_validity import EpisodeGenerator
 
 from jidm import JacobianIDM
-from jidm.control import ActionDecoder, MotionLimits
+from jidm.control import ActionDecoder, ControlConfig, MotionLimits
 from jidm.errors import InputError
 from jidm.sim.failures import FAILURE_KINDS, corrupt
 
@@ -43,7 +44,7 @@ def decode_in_chunks(
     idm: JacobianIDM, video: NDArray[np.uint8], q0: NDArray[np.float64], rate: float, chunk: int
 ) -> tuple[Any, list[float]]:
     """Positions commanded, and how long each push took [s]."""
-    decoder = ActionDecoder(idm, video_rate=VIDEO_RATE, control_rate=rate)
+    decoder = ActionDecoder(idm, ControlConfig(video_rate=VIDEO_RATE, control_rate=rate))
     decoder.reset(q0)
     decoder.push(video[0])
     positions, durations = [q0[None]], []
@@ -67,6 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint")
     parser.add_argument("--videos", type=int, default=100)
     parser.add_argument("--seed", type=int, required=True)
+    add_save(parser)
     args = parser.parse_args()
     idm = JacobianIDM.from_pretrained(args.checkpoint)
     assert idm.embodiment is not None
@@ -90,7 +92,7 @@ if __name__ == "__main__":
         jumps.append(boundary_jumps(coarse, 1 / CONTROL_RATE, per_chunk))
         latency += decode_in_chunks(idm, video, episode.q[0], CONTROL_RATE, 1)[1]
     p50, p99 = np.percentile(np.array(latency) * 1000, [50, 99])
-    report = {
+    report: dict[str, Any] = {
         "videos": args.videos,
         "largest share of a limit": {name: round(max(x[name] for x in usage), 6) for name in usage[0]},
         "change of velocity, largest": {"at borders": max(x[0] for x in jumps), "inside": max(x[1] for x in jumps)},
@@ -98,3 +100,23 @@ if __name__ == "__main__":
         "latency [ms]": {"p50": round(float(p50), 1), "p99": round(float(p99), 1)},
     }
     print(json.dumps(report, indent=1))
+    robot, largest = idm.embodiment.name, report["largest share of a limit"]
+    measured = {
+        "velocity_share": largest["velocity"],
+        "acceleration_share": largest["acceleration"],
+        "jerk_share": largest["jerk"],
+        "position_limit_share": largest["position"],
+        "rough_borders": report["videos whose borders are rougher than their chunks"],
+        "latency_p50": float(p50),
+        "latency_p99": float(p99),
+    }
+    figures = rows(robot, "learned", measured)
+    figures += [
+        row(robot, "learned", "velocity_change", max(x[k] for x in jumps), case=case)
+        for k, case in enumerate(("at chunk borders", "inside chunks"))
+    ]
+    note = (
+        f"{FRAMES} frames of {SIDE}x{SIDE} at {VIDEO_RATE:g} fps, every other video spoiled, {CONTROL_RATE:g} commands per "
+        f"second, limits judged at {CONTROL_RATE * _OVERSAMPLING:g} Hz."
+    )
+    save(args.save, "decoder", figures, raw=report, seeds=(args.seed,), note=note)

@@ -29,7 +29,7 @@ kinematics_tests, field_tests, piper_tests = (
     import_module(f"test_{name}") for name in ("kinematics", "field_analytic", "embodiment_piper")
 )
 
-from jidm import AnalyticField, Embodiment, Kinematics  # noqa: E402
+from jidm import AnalyticField, Embodiment, Kinematics, embodiment_names, load_embodiment  # noqa: E402
 
 MAKERS = "against the maker's URDF, links 1 to 5", "against the maker's URDF, link 6"
 

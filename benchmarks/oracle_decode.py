@@ -14,14 +14,24 @@ import json
 
 import numpy as np
 import torch
+from results import add_save, rows, save, settings
 
 from jidm import AnalyticField, JacobianIDM, load_embodiment
 from jidm.estimation.analytic_measurement import AnalyticOptions
-from jidm.estimation.solver import normal_equations, solve_normal_equations
+from jidm.estimation.factors.flow import normal_equations
+from jidm.estimation.solver import solve_normal_equations
 from jidm.flow import Flow
 from jidm.sim import Scene, exact_flow, smooth_motion
 
 UNSEEN_PX = 2.0
+SHOWN = {
+    "step_error": "delta_q_error",
+    "drift_mean": "drift_end_mean",
+    "drift_worst": "drift_end_max",
+    "unseen_flagged": "unseen_flagged",
+    "seen_not_flagged": "seen_not_flagged",
+}
+"""Metric -> its name here."""
 
 
 def main() -> None:
@@ -33,6 +43,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=3)
     parser.add_argument("--points", type=int, default=4000, help="surface points in use")
     parser.add_argument("--first-seed", type=int, default=2000)
+    add_save(parser)
     args = parser.parse_args()
     robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
@@ -65,15 +76,16 @@ def main() -> None:
         oracle = solve_normal_equations(equations, joint_scale=joint_scale, min_motion=UNSEEN_PX)
         totals.append(compare(motion, q, oracle.observable.numpy(), joint_scale.numpy()))
         print(json.dumps(totals[-1]), flush=True)
-    print(
-        json.dumps(
-            {
-                "benchmark": "oracle_decode",
-                **vars(args),
-                **{key: float(np.nanmean([t[key] for t in totals])) for key in totals[0]},
-            },
-            indent=2,
-        )
+    mean = {key: float(np.nanmean([t[key] for t in totals])) for key in totals[0]}
+    report = {"benchmark": "oracle_decode", **settings(args), **mean}
+    print(json.dumps(report, indent=2))
+    save(
+        args.save,
+        "oracle_decode",
+        rows(args.embodiment, "exact_flow", {metric: mean[key] for metric, key in SHOWN.items()}),
+        raw=report,
+        seeds=range(args.first_seed, args.first_seed + args.videos),
+        note=f"{args.videos} videos of {args.frames} frames at {args.fps:g} fps; the simulator's exact flow.",
     )
 
 

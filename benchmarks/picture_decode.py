@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+from results import add_save, rows, save, settings
 
 from jidm import Embodiment, JacobianIDM, Kinematics, load_embodiment
 from jidm.estimation.analytic_measurement import AnalyticOptions
@@ -31,23 +32,53 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=16.0)
     parser.add_argument("--appearance", default="plain", choices=("plain", "random"))
     parser.add_argument("--true-pose-steps", type=int, default=8, help="steps per video decoded from the true pose")
-    parser.add_argument("--no-contours", action="store_true", help="without outlines, to see what they bring")
+    parser.add_argument("--no-contours", action="store_true", help="without contours, to see what they bring")
+    add_save(parser)
     args = parser.parse_args()
 
     robot = load_embodiment(args.embodiment)
     camera = robot.camera(args.camera)
     idm = JacobianIDM.from_embodiment(robot, camera=camera, options=AnalyticOptions(use_contours=not args.no_contours))
     arm_joints = np.array([name not in robot.gripper_joints for name in robot.joint_names])
-    rows = []
+    videos = []
     for k in range(args.videos):
         seed = args.first_seed + k
         q = smooth_motion(robot, args.frames, 1 / args.fps, seed)
         appearance = Appearance.plain() if args.appearance == "plain" else Appearance.random(seed)
         with Scene(robot, seed=seed, appearance=appearance) as scene:
             video = torch.from_numpy(scene.render_video(q, camera).rgb.copy())
-        rows.append(one_video(idm, video, q, args, arm_joints) | {"seed": seed})
-        print(json.dumps({k: v for k, v in rows[-1].items() if not isinstance(v, list)}), file=sys.stderr, flush=True)
-    print(json.dumps(summary(rows, robot, args), indent=2))
+        videos.append(one_video(idm, video, q, args, arm_joints) | {"seed": seed})
+        print(json.dumps({k: v for k, v in videos[-1].items() if not isinstance(v, list)}), file=sys.stderr, flush=True)
+    report = summary(videos, robot, args)
+    print(json.dumps(report, indent=2))
+    camera_text = f"{camera.width}x{camera.height} at {args.fps:g} fps"
+    save(
+        args.save,
+        "picture_decode",
+        figures(args.embodiment, report),
+        raw=report,
+        seeds=range(args.first_seed, args.first_seed + args.videos),
+        note=f"{args.videos} videos of {args.frames} frames, {camera_text}, {args.appearance} appearance.",
+    )
+
+
+def figures(robot: str, report: dict) -> list[dict]:
+    """The rows of the result."""
+    true_pose = {"nve": report["nve_true_pose"], "nve_median": report["nve_true_pose_median_video"]}
+    tracked = {
+        "nve": report["nve_tracked"],
+        "nve_median": report["nve_tracked_median_video"],
+        "nve_over_true_pose": report["nve_tracked"] / report["nve_true_pose"],
+        "position_error": report["position_error_mean"],
+        "position_error_end": report["position_error_end"],
+        "tip_error": report["tip_mm"],
+        "reprojection": report["reprojection_px"],
+        "position_within_2_std": report["within_2_std"],
+    }
+    return [
+        *rows(robot, "analytic", true_pose, case="each step from the true pose"),
+        *rows(robot, "analytic", tracked, case="tracked from the first pose"),
+    ]
 
 
 def one_video(
@@ -99,9 +130,9 @@ def geometry_error(idm: JacobianIDM, position: np.ndarray, q: np.ndarray) -> tup
     return float((poses[0] - poses[1]).norm(dim=-1).mean() * 1000), float(px)
 
 
-def summary(rows: list[dict], robot: Embodiment, args: argparse.Namespace) -> dict:
+def summary(videos: list[dict], robot: Embodiment, args: argparse.Namespace) -> dict:
     def mean(key: str) -> np.ndarray:
-        return np.mean([row[key] for row in rows], axis=0)
+        return np.mean([video[key] for video in videos], axis=0)
 
     per_joint = {
         name: {"true_pose": round(float(a), 3), "tracked": round(float(b), 3)}
@@ -112,11 +143,11 @@ def summary(rows: list[dict], robot: Embodiment, args: argparse.Namespace) -> di
     arm_joints = np.array([name not in robot.gripper_joints for name in robot.joint_names])
     return {
         "benchmark": "picture_decode",
-        **vars(args),
+        **settings(args),
         "nve_true_pose": float(mean("true_error")[arm_joints].mean() / mean("step_true")[arm_joints].mean()),
         "nve_tracked": float(mean("tracked_error")[arm_joints].mean() / mean("step")[arm_joints].mean()),
-        "nve_true_pose_median_video": float(np.median([row["nve_true_pose"] for row in rows])),
-        "nve_tracked_median_video": float(np.median([row["nve_tracked"] for row in rows])),
+        "nve_true_pose_median_video": float(np.median([video["nve_true_pose"] for video in videos])),
+        "nve_tracked_median_video": float(np.median([video["nve_tracked"] for video in videos])),
         "per_joint": per_joint,
         "mean_step_rad": float(mean("step")[arm_joints].mean()),
         **{

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from results import add_save, rows, save
 from reward_validity import FPS, EpisodeGenerator
 
 from jidm.video.io import write_video
@@ -74,9 +75,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ray", action="store_true", help="on a local cluster of two workers")
     parser.add_argument("--out", type=Path, required=True, help="file of scores; must not be there")
+    add_save(parser)
     args = parser.parse_args()
     if args.out.exists():
         parser.error(f"{args.out} is there already; name another")
     with tempfile.TemporaryDirectory() as temporary:
         write_clips(Path(temporary))
-        print(json.dumps(score_while_killing(Path(temporary), args.out, args.ray), indent=1))
+        found = score_while_killing(Path(temporary), args.out, args.ray)
+    print(json.dumps(found, indent=1))
+    measured = {"lines": found["lines"], "videos": found["videos"], "exit_status": found["exit_status"]}
+    case = "Ray, workers and driver killed in turn" if args.ray else "process killed twice"
+    note = f"{_CLIPS:,} clips of {_FRAMES} frames, {_SIDE}x{_SIDE}; killed by SIGKILL at videos {found['killed_at']}."
+    figures = rows("panda", "ours", measured, case=case)
+    save(args.save, "reward_killed", figures, raw=found, seeds=(_SEED,), note=note)

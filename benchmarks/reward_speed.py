@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from results import add_save, row, save
 from reward_validity import FPS, FRAMES, EpisodeGenerator
 
 from jidm.rewards import ExecutabilityReward
@@ -56,6 +57,7 @@ def reward_speed(checkpoint: str) -> dict[str, Any]:
             process_per_core.append(frames / (time.perf_counter() - began))
     return {
         "checkpoint": checkpoint,
+        "embodiment": reward.idm.embodiment.name,
         "one_process_frames_per_second": statistics.median(single_process),
         "threads": torch.get_num_threads(),
         "a_process_per_core_frames_per_second": statistics.median(process_per_core),
@@ -67,4 +69,16 @@ def reward_speed(checkpoint: str) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder, bundled name or hub id, with scales beside it")
-    print(json.dumps(reward_speed(parser.parse_args().checkpoint), indent=1))
+    add_save(parser)
+    args = parser.parse_args()
+    found = reward_speed(args.checkpoint)
+    print(json.dumps(found, indent=1))
+    figures = [
+        row(found["embodiment"], "ours", "frames_per_second", found[f"{key}_frames_per_second"], case=case)
+        for key, case in (
+            ("one_process", "one process, all threads"),
+            ("a_process_per_core", "one process for each core"),
+        )
+    ]
+    note = f"Videos of {FRAMES} frames of {_SIDE}x{_SIDE}."
+    save(args.save, "reward_speed", figures, raw=found, seeds=(_SEED,), note=note)

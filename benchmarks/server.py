@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import add_save, rows, save
 
 from jidm import load_embodiment
 from jidm.serving import Client, pack
@@ -182,11 +183,34 @@ def percentiles(threads: list[WellBehavedClient]) -> dict[str, float]:
     }
 
 
+def figures(robot: str, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the result."""
+
+    def latency(found: dict[str, float]) -> dict[str, float | None]:
+        return {"latency_p50": found["p50"], "latency_p99": found["p99"], "answers": found["answers"]}
+
+    alone, beside, many = (report[key] for key in ("alone [ms]", "beside attackers [ms]", "16 clients [ms]"))
+    attacked = {"latency_over_alone": beside["p99"] / alone["p99"], "errors": len(report["errors of the one beside"])}
+    made = [
+        *rows(robot, "one_client", latency(alone), case="alone, 12.5 frames per second"),
+        *rows(robot, "one_client", latency(beside) | attacked, case="beside attackers"),
+        *rows(robot, "sixteen_clients", latency(many) | {"errors": len(report["their errors"])}, case="at once"),
+    ]
+    for when, key in (("before", "before"), ("after the attack", "after"), ("in the end", "in the end")):
+        made += rows(robot, "server", {"memory": report[f"memory {key} [MiB]"]}, case=when)
+    made += rows(robot, "server", {"exit_status": report["exit status"]}, case="in the end")
+    sent = report["mutated messages"]
+    for case, key in (("sent", "sent"), ("refused", "refused"), ("ended a connection", "disconnected")):
+        made += rows(robot, "attackers", {"messages": sent[key]}, case=case)
+    return made
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=5.0)
+    add_save(parser)
     args = parser.parse_args()
     command = [sys.executable, "-m", "jidm.cli", "serve", "--checkpoint", args.checkpoint, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -229,3 +253,10 @@ if __name__ == "__main__":
         server.terminate()
         report["exit status"] = server.wait(30)
     print(json.dumps(report, indent=1))
+    save(
+        args.save,
+        "server",
+        figures(robot.name, report),
+        raw=report,
+        note="Server, clients and attackers on the same cores.",
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
+from results import add_save, material, rows, save  # noqa: E402
 from urdf_oracle import PinocchioModel, disagreements  # noqa: E402
 
 from jidm.atomic_io import atomic_write  # noqa: E402
@@ -29,11 +29,11 @@ PACKAGES = ("example_robot_data", "pybullet_data")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("JIDM_MATERIAL") or REPOSITORY.parent / "shared" / "material") / "urdf_conformance"
-    parser.add_argument("--folder", type=Path, default=default, help="holds real/ and edge/")
+    parser.add_argument("--folder", type=Path, default=material("urdf_conformance"), help="holds real/ and edge/")
     parser.add_argument("--packages", action="store_true", help="the robots of installed packages as well")
     parser.add_argument("--poses", type=int, default=20, help="random poses compared per file")
     parser.add_argument("--markdown", type=Path, help="write the page of the docs here")
+    add_save(parser)
     args = parser.parse_args()
 
     sets: dict[str, tuple[Path, tuple[Path, ...]]] = {}
@@ -49,6 +49,24 @@ def main() -> None:
     if args.markdown:
         with atomic_write(args.markdown) as temporary:
             temporary.write_text(page(report), encoding="utf-8")
+    save(args.save, "urdf_conformance", figures(report), raw=report, seeds=(0,))
+
+
+def figures(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the result."""
+    made = []
+    for name, x in report.items():
+        measured = {
+            "files": x["files"],
+            "files_loaded": x["loaded"],
+            "files_compared": x["compared"],
+            "joint_disagreements": len(x["joint_disagreements"]),
+            "limit_disagreements": len(x["limit_disagreements"]),
+            "origin_error_m": x["largest_difference_m"],
+            "orientation_error": x["largest_difference_rad"],
+        }
+        made += rows(name, "urdf", measured) + rows(name, "pinocchio", {"files_loaded": x["loaded_by_pinocchio"]})
+    return made
 
 
 def urdfs(root: Path) -> list[Path]:

@@ -1,6 +1,6 @@
-"""jidm: joint velocities out of robot video, by flow, Jacobian field and an analytic inverse.
+"""jidm: joint velocities from robot video, by optical flow, a Jacobian field and its analytic inverse.
 
-What is named here is loaded when it is first touched, so that `import jidm` and the command line start at once.
+The names exported here are imported on first access, so that `import jidm` and the command line start quickly.
 """
 
 from __future__ import annotations

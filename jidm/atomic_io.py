@@ -33,26 +33,31 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_stale_temporaries(path: str | Path, *, older_than: float = 3600.0) -> None:
-    """Remove what killed processes left beside `path` under temporary names `.<name>.<process>.tmp`.
+_STALE_AGE = 3600.0
+"""Age [s] from which a temporary file counts as left over by a process of another machine that shares the disk."""
 
-    Files and folders stay as long as their process runs on this machine, or they changed within `older_than` seconds, for
-    it may run on another one that shares the disk.
+
+def remove_stale_temporaries(path: str | Path) -> None:
+    """Remove the temporary files and folders `.<name>.<process>.tmp` that killed processes left beside `path`.
+
+    They are kept while their process runs on this machine, and for an hour after their last change, because the process
+    may run on another machine that shares the disk.
     """
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         process = leftover.name.removesuffix(".tmp").rpartition(".")[2]
-        if not process.isdigit() or _is_running(int(process)):
+        if not process.isdigit() or is_running(int(process)):
             continue
         try:
             inside = [leftover, *leftover.iterdir()] if leftover.is_dir() else [leftover]
-            if time.time() - max(x.stat().st_mtime for x in inside) > older_than:
+            if time.time() - max(x.stat().st_mtime for x in inside) > _STALE_AGE:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         except OSError:
-            continue  # somebody else was faster, or it is not ours to remove
+            continue  # another process removed it, or removal is not permitted
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,7 +1,7 @@
-"""Trained models as folders of two files, `config.json` and `model.safetensors`: written whole, read strictly.
+"""Checkpoints: trained models as folders of two files, `config.json` and `model.safetensors`; written atomically.
 
-Nothing is ever unpickled. What the numbers mean is the business of the model named by `kind`; what is held here is that a
-checkpoint is complete, undamaged, finite, and meant for the robot it is used on.
+Nothing is ever unpickled. Reading checks that a checkpoint is complete, undamaged, finite, and made for the robot it is
+used with. The meaning of the weights is defined by the model named by `kind`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 @runtime_checkable
 class RobotDescription(Protocol):
-    """What is recorded of a robot, and compared when a checkpoint is loaded for one; `Embodiment` offers it."""
+    """The properties of a robot that a checkpoint records and compares; `Embodiment` has them."""
 
     @property
     def name(self) -> str: ...
@@ -50,15 +50,15 @@ class RobotDescription(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained model as it was saved.
+    """A saved model.
 
     Attributes:
-        kind: which model it is, for instance "jacobian_field".
-        config: what the model is built from; JSON values.
+        kind: kind of model, for instance "jacobian_field".
+        config: arguments of the model; JSON values.
         tensors: its weights by name, on the CPU, all finite.
-        embodiment: the robot it was trained for (see `embodiment_record`); None if nobody named one.
+        embodiment: the robot it was trained for (see `embodiment_record`); None if there is none.
         training: recipe, seed, data, versions.
-        source: where it was read from: a folder, or hub id and revision.
+        source: its folder, or hub id and revision.
         content_hash: sha256 over both files.
     """
 
@@ -71,7 +71,7 @@ class Checkpoint:
     content_hash: str
 
     def load_into(self, model: torch.nn.Module) -> None:
-        """Fill the model's parameters and buffers; nothing is changed unless everything fits.
+        """Load the model's parameters and buffers; nothing is changed unless all of them fit.
 
         Raises:
             CheckpointError: a tensor is missing, unknown, or of another shape or type.
@@ -94,10 +94,10 @@ class Checkpoint:
         model.load_state_dict(self.tensors)
 
     def check_embodiment(self, robot: RobotDescription) -> None:
-        """Nothing, if this was trained for exactly that robot, or for no robot with a name.
+        """Check that the model was trained for this robot, or for none in particular.
 
         Raises:
-            CheckpointError: it was trained for another; the message says how they differ.
+            CheckpointError: it was trained for another; the message names the differences.
         """
         if self.embodiment is None or self.embodiment.get("content_hash") == robot.content_hash:
             return
@@ -107,21 +107,21 @@ class Checkpoint:
         )
 
     def training_camera(self) -> Mapping[str, Any]:
-        """The camera that the training data states for all its episodes, as `Camera.from_dict` reads it.
+        """The camera of all episodes of the training data, in a form of `Camera.from_dict`.
 
         Raises:
-            CheckpointError: it states none, as a real robot's recording does not.
+            CheckpointError: the data contain none, as recordings of real robots.
         """
         data = self.training.get("data") or {}
         stated = ((data.get("data_recipe") or {}).get("cameras") or {}).get(data.get("image_key"))
         if stated is None:
-            raise CheckpointError(f"{self.source}: its training data states no camera; pass camera= yourself")
+            raise CheckpointError(f"{self.source}: its training data contain no camera; pass camera=")
         described: Mapping[str, Any] = stated
         return described
 
 
 def embodiment_record(robot: RobotDescription) -> dict[str, Any]:
-    """What a checkpoint keeps of its robot: JSON values; limits in rad or m, None where there is none."""
+    """The record of a robot in a checkpoint: JSON values; limits in rad or m, None where unlimited."""
 
     def finite(values: Any) -> list[float | None]:
         return [float(x) if abs(float(x)) != float("inf") else None for x in values]
@@ -148,16 +148,16 @@ def save_checkpoint(
     embodiment: Mapping[str, Any] | None,
     training: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint; the folder appears whole, and one that was there before is replaced whole.
+    """Write a checkpoint, or replace one, atomically.
 
-    Whenever the process dies, `load_checkpoint` finds either the old one or the new one.
+    If the process dies at any moment, `load_checkpoint` finds either the old or the new checkpoint.
 
     Args:
-        folder: where to; its parent must exist. A folder there must be a checkpoint itself.
+        folder: the folder; its parent must exist. An existing folder must be a checkpoint itself.
         kind, config, tensors, embodiment, training: see `Checkpoint`.
 
     Raises:
-        CheckpointError: a weight is not finite, a value is not JSON, or the folder holds something else.
+        CheckpointError: a weight is not finite, a value is not JSON, or the folder contains other files.
     """
     folder = Path(folder)
     if not folder.parent.is_dir():
@@ -188,14 +188,14 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, A
         raise CheckpointError(f"{folder}: the checkpoint's record is not JSON: {error}; use plain values") from None
     with atomic_write(folder / CONFIG) as path:
         path.write_text(text + "\n", encoding="utf-8")
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes a file that only its owner can read
-    for file in (WEIGHTS, CONFIG):  # a rename may reach the disk before what it names
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors creates a file that only its owner can read
+    for file in (WEIGHTS, CONFIG):  # a rename may reach the disk before the content
         with open(folder / file, "rb") as stream:
             os.fsync(stream.fileno())
 
 
 def _backup_folder(folder: Path) -> Path:
-    """Where an old checkpoint waits for the two renames of its replacement."""
+    """Place of the old checkpoint between the two renames of its replacement."""
     return folder.with_name(f".{folder.name}.previous")
 
 
@@ -225,18 +225,18 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        name_or_path: a folder; the name of a bundled one (see `bundled_names`); or a hub id, `user/repo` or
-            `user/repo@revision`, of which only the two files are fetched.
+        name_or_path: a folder; the name of a bundled checkpoint (see `bundled_names`); or a hub id, `user/repo` or
+            `user/repo@revision`, of which only the two files are downloaded.
 
     Raises:
-        CheckpointError: there is none, it is incomplete, damaged, of another format, or a weight is not finite.
+        CheckpointError: it does not exist, is incomplete, damaged or of another format, or a weight is not finite.
     """
     folder, source = find_checkpoint(name_or_path)
     document = _read_config(folder / CONFIG)
     digest = _sha256(folder / WEIGHTS)
     if digest != document["weights_sha256"]:
         raise CheckpointError(
-            f"{source}: {WEIGHTS} is not the file that was saved (its sha256 differs); fetch it again"
+            f"{source}: {WEIGHTS} is not the file that was saved (its sha256 differs); download it again"
         )
     tensors = _read_tensors(folder / WEIGHTS)
     _refuse_non_finite(tensors, source, "it cannot be used, train it again")
@@ -249,7 +249,7 @@ def find_checkpoint(name_or_path: str | Path) -> tuple[Path, str]:
     """The folder of a checkpoint and its name in messages; arguments and errors as for `load_checkpoint`."""
     path = Path(name_or_path)
     if not path.exists() and _backup_folder(path).is_dir():
-        path = _backup_folder(path)  # a replacement was cut off between its two renames
+        path = _backup_folder(path)  # a replacement was interrupted between its two renames
     if path.is_dir():
         return _require_complete(path, str(path)), str(path)
     if path.suffix.lower() in (*_PICKLE_SUFFIXES, ".safetensors") or path.is_file():
@@ -289,7 +289,7 @@ def _require_complete(folder: Path, source: str) -> Path:
             f"{source}: holds {_abbreviate(pickled)}, which could run code when read, but no {' and no '.join(missing)}; "
             f"only safetensors are read"
         )
-    raise CheckpointError(f"{source}: is not a checkpoint, it has no {' and no '.join(missing)}; name its folder")
+    raise CheckpointError(f"{source}: is not a checkpoint, it has no {' and no '.join(missing)}; give its folder")
 
 
 def _from_hub(name: str) -> Path:
@@ -298,9 +298,9 @@ def _from_hub(name: str) -> Path:
     repository, _, revision = name.partition("@")
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
-    except Exception as error:  # the hub's client raises dozens of kinds; all mean that it is not to be had
+    except Exception as error:  # the hub's client has dozens of exceptions, all of which mean that it is not available
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"no folder '{name}', and the hub does not give it: {reason[:300]}") from error
+        raise CheckpointError(f"no folder '{name}', and not available on the hub: {reason[:300]}") from error
     return _require_complete(Path(folder), name)
 
 
@@ -308,9 +308,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch or train the checkpoint again") from None
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON: {error}; download or train the checkpoint again"
+        ) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is not the record of a {FORMAT}; name a folder written by jidm")
+        raise CheckpointError(f"{path}: is not the record of a {FORMAT}; give a folder written by jidm")
     if document.get("format_version") != VERSION:
         raise CheckpointError(
             f"{path}: format version {document.get('format_version')} is not {VERSION}; use the jidm that wrote it"
@@ -318,7 +320,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     kinds: dict[str, tuple[type, ...]] = {"kind": (str,), "config": (dict,), "embodiment": (dict, type(None))}
     for key, kind in {**kinds, "training": (dict,), "weights_sha256": (str,)}.items():
         if key not in document or not isinstance(document[key], kind):
-            raise CheckpointError(f"{path}: its entry '{key}' is missing or of a wrong type; fetch or train it again")
+            raise CheckpointError(
+                f"{path}: its entry '{key}' is missing or of a wrong type; download or train it again"
+            )
     return document
 
 
@@ -329,14 +333,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not a safetensors file: {error}; fetch or train it again") from None
+        raise CheckpointError(f"{path}: is not a safetensors file: {error}; download or train it again") from None
 
 
-# ---- words and sums --------------------------------------------------------------------------------------------------
+# ---- messages and checksums ------------------------------------------------------------------------------------------
 
 
 def _difference(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How two robots' records differ, in words."""
+    """Description of the differences between two robots' records."""
     before, after = list(trained.get("joint_names", [])), list(now["joint_names"])
     removed, added = [x for x in before if x not in after], [x for x in after if x not in before]
     if removed or added:

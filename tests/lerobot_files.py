@@ -1,7 +1,7 @@
-"""LeRobot data sets made and read with plain pyarrow and PyAV, from the public layout, without anything of jidm.datasets.
+"""LeRobot data sets written and read with plain pyarrow and PyAV, by the public layout, without jidm.datasets.
 
-The makers write what LeRobot's own recorders write: several episodes in one table and one video (v3.0), one file per
-episode (v2.1, v2.0). The reader is the oracle for what jidm writes.
+The writers follow LeRobot's recorders: several episodes in one table and one video (v3.0), one file per episode (v2.1,
+v2.0). The reader is the oracle for the writer of jidm.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EpisodeArrays:
 
 
 def make_episode(seed: int, length: int, *, joints: int = 3, height: int = 48, width: int = 64) -> EpisodeArrays:
-    """A smooth picture that carries its frame number: the bar's right edge lies at `bar(t)`."""
+    """Smooth images that encode the frame number by the width of a bar, `bar_width(t)`."""
     rng = np.random.default_rng(seed)
     v, u = np.mgrid[:height, :width]
     frames = np.zeros((length, height, width, 3), np.uint8)
@@ -52,7 +52,7 @@ def bar_width(t: int) -> int:
 
 
 def measured_bar_width(frame: np.ndarray) -> int:
-    """Width of the bar in a decoded picture, to a pixel or so."""
+    """Width of the bar in a decoded image, to about a pixel."""
     row = frame[frame.shape[0] // 4].astype(int)
     return int(((row[:, 0] - row[:, 1]) > 90).sum())
 
@@ -130,16 +130,16 @@ def make_v30(
     row_groups: bool = True,
     **changes: Any,
 ) -> Path:
-    """As LeRobot packs them: `per_file` episodes to a table and to a video, found through meta/episodes."""
+    """LeRobot's v3.0 layout: `per_file` episodes per table and video, listed in meta/episodes."""
     tasks = sorted({episode.task for episode in episodes.values()})
     numbers, rows, first = list(episodes), [], 0
     for file in range(0, len(numbers), per_file):
-        tables, pictures, shown = [], [], 0
+        tables, images, shown = [], [], 0
         place = {"chunk_index": 0, "file_index": file // per_file}
         for index in numbers[file : file + per_file]:
             episode = episodes[index]
             tables.append(pa.table(_rows(index, episode, fps, first, tasks)))
-            pictures.append(episode.frames)
+            images.append(episode.frames)
             rows.append({
                 "episode_index": index, "tasks": [episode.task], "length": len(episode),
                 "data/chunk_index": 0, "data/file_index": file // per_file,
@@ -160,11 +160,11 @@ def make_v30(
         else:
             pq.write_table(pa.concat_tables(tables), path, compression="snappy")
         encode(root / "videos" / CAMERA / "chunk-{chunk_index:03d}/file-{file_index:03d}.mp4".format(**place),
-               np.concatenate(pictures), fps)  # fmt: skip
+               np.concatenate(images), fps)  # fmt: skip
     listed = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     listed.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), listed)
-    # LeRobot's pandas names the unnamed index like this.
+    # The name that pandas gives the unnamed index in LeRobot's files.
     table = pa.table({"task_index": list(range(len(tasks))), "__index_level_0__": tasks})
     pq.write_table(table, root / "meta" / "tasks.parquet")
     (root / "meta" / "info.json").write_text(json.dumps(info("v3.0", episodes, fps, **changes)))
@@ -199,7 +199,7 @@ def make_v2(
 
 
 def read_reference(root: Path) -> dict[int, dict[str, Any]]:
-    """Every episode of a v3.0 or v2.1 data set, by the documented route from info.json to rows and pictures."""
+    """Every episode of a v3.0 or v2.1 data set, by the documented layout from info.json to rows and images."""
     facts = json.loads((root / "meta" / "info.json").read_text())
     keys = [key for key, feature in facts["features"].items() if feature["dtype"] == "video"]
     v3 = facts["codebase_version"] == "v3.0"

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read strictly, refused for the wrong robot with the difference named."""
+"""Checkpoints: atomic writing, strict reading, and refusal for another robot with the differences named."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def save(folder: Path, value: float = 1.0, **changed: Any) -> Path:
     return save_checkpoint(folder, **{**given, **changed})
 
 
-# ---- there and back --------------------------------------------------------------------------------------------------
+# ---- save and load ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_saved_is_read(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_loads_unchanged(tmp_path: Path) -> None:
     half = {
         "x": torch.arange(6.0).reshape(2, 3).T,
         "y": torch.tensor([1, 2], dtype=torch.int64),
@@ -54,12 +54,12 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert sorted(x.name for x in (tmp_path / "c").iterdir()) == [CONFIG, WEIGHTS]
 
 
-def test_the_hash_is_of_the_contents(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_content(tmp_path: Path) -> None:
     hashes = [
         load_checkpoint(save(tmp_path / name, value)).content_hash for name, value in (("a", 1), ("b", 1), ("c", 2))
     ]
     again = load_checkpoint(save(tmp_path / "a", 1, training={"seed": 5})).content_hash
-    # A bias is drawn at random in each, so only the files themselves can be compared.
+    # Each has a random bias, so only copies of the files can be compared.
     (tmp_path / "copy").mkdir()
     for file in (CONFIG, WEIGHTS):
         (tmp_path / "copy" / file).write_bytes((tmp_path / "c" / file).read_bytes())
@@ -73,20 +73,20 @@ def test_tensors_that_share_memory_or_need_gradients_are_saved(tmp_path: Path) -
     assert torch.equal(found.tensors["y"], x[:2].detach()) and not found.tensors["x"].requires_grad
 
 
-# ---- whole or not at all ---------------------------------------------------------------------------------------------
+# ---- atomic writing --------------------------------------------------------------------------------------------------
 
 
-def _save_for_ever(folder: Path) -> None:
+def _save_forever(folder: Path) -> None:
     torch.set_num_threads(1)
     for k in range(1_000_000):
         save(folder, float(k), training={"count": k})
 
 
-def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> None:
     folder, random, last = tmp_path / "c", np.random.default_rng(0), -1
     save(folder, -1.0, training={"count": -1})
     for _ in range(12):
-        child = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(folder,))
+        child = multiprocessing.get_context("fork").Process(target=_save_forever, args=(folder,))
         child.start()
         time.sleep(float(random.uniform(0.02, 0.15)))
         child.kill()
@@ -94,12 +94,12 @@ def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         found = load_checkpoint(folder)
         last = max(last, found.training["count"])
         assert bool((found.tensors["weight"] == found.training["count"]).all())
-    assert last > 3  # the writers did get on
+    assert last > 3  # the writers made progress
     save(folder)
     assert load_checkpoint(folder).training == {"seed": 4}
 
 
-def test_a_replacement_cut_off_between_its_renames_is_the_old_one(tmp_path: Path) -> None:
+def test_a_replacement_interrupted_between_its_renames_loads_the_old_one(tmp_path: Path) -> None:
     save(tmp_path / "c", 7.0)
     (tmp_path / "c").rename(tmp_path / ".c.previous")
     assert load_checkpoint(tmp_path / "c").tensors["weight"][0, 0] == 7
@@ -107,7 +107,7 @@ def test_a_replacement_cut_off_between_its_renames_is_the_old_one(tmp_path: Path
     assert load_checkpoint(tmp_path / "c").tensors["weight"][0, 0] == 8
 
 
-def test_nothing_is_left_of_a_writer_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "c", 1.0)
     with pytest.raises(CheckpointError, match="is not JSON"):
         save(tmp_path / "c", 2.0, training={"when": object()})
@@ -148,7 +148,7 @@ def test_a_folder_of_other_things_is_never_overwritten(tmp_path: Path) -> None:
         (lambda c: edit(c, kind=3), "entry 'kind' is missing or of a wrong type"),
     ],
 )  # fmt: skip
-def test_damage_is_named(tmp_path: Path, damage: Any, complaint: str) -> None:
+def test_damage_is_reported(tmp_path: Path, damage: Any, complaint: str) -> None:
     damage(save(tmp_path / "c"))
     with pytest.raises(CheckpointError, match=complaint) as caught:
         load_checkpoint(tmp_path / "c")
@@ -161,7 +161,7 @@ def edit(folder: Path, **changed: Any) -> None:
 
 
 def rewrite_weights(folder: Path, data: bytes) -> None:
-    """Other weights under a matching sum, as an adversary or a careless tool would leave them."""
+    """Other weights with a matching checksum, as written by an attacker or a careless tool."""
     (folder / WEIGHTS).write_bytes(data)
     edit(folder, weights_sha256=checkpoints._sha256(folder / WEIGHTS))
 
@@ -203,7 +203,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         (nn.Linear(3, 2).double(), r"is float32 \(2,\), the linear needs float64 \(2,\)"),
     ],
 )
-def test_a_model_it_does_not_fit_is_left_alone(tmp_path: Path, model: nn.Module, complaint: str) -> None:
+def test_a_model_that_does_not_fit_is_not_changed(tmp_path: Path, model: nn.Module, complaint: str) -> None:
     before = {name: x.clone() for name, x in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=complaint):
         load_checkpoint(save(tmp_path / "c", 9.0)).load_into(model)
@@ -213,7 +213,7 @@ def test_a_model_it_does_not_fit_is_left_alone(tmp_path: Path, model: nn.Module,
     assert bool((fits.weight == 9).all())
 
 
-# ---- found by name ---------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 def test_bundled_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_bundled_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_checkpoint("panda_sim")
 
 
-def test_of_the_hub_only_the_two_files_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_two_files_are_downloaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     save(tmp_path / "snapshot", 5.0)
@@ -250,11 +250,11 @@ def test_of_the_hub_only_the_two_files_are_fetched(tmp_path: Path, monkeypatch: 
         raise OSError("no route\nto the hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(CheckpointError, match="no folder 'a/b', and the hub does not give it: no route to the hub"):
+    with pytest.raises(CheckpointError, match="no folder 'a/b', and not available on the hub: no route to the hub"):
         load_checkpoint("a/b")
 
 
-def test_paths_are_not_taken_for_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_not_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for where in (Path("a/b"), "../a/b", "a/b/c", "./a"):
         with pytest.raises(CheckpointError, match="not a folder"):
@@ -287,10 +287,10 @@ def test_the_difference_between_robots_is_named(tmp_path: Path, change: dict[str
     with pytest.raises(CheckpointError, match=complaint) as caught:
         found.check_embodiment(other)
     assert "trained for 'arm', which is not this 'leg'" in str(caught.value)
-    replace(found, embodiment=None).check_embodiment(other)  # nobody named a robot: nothing to compare
+    replace(found, embodiment=None).check_embodiment(other)  # no robot on record: nothing to compare
 
 
-def test_a_real_robot_with_unlimited_joints_is_recorded(tmp_path: Path) -> None:
+def test_robots_with_unlimited_joints_are_recorded(tmp_path: Path) -> None:
     robots = [load_embodiment(name) for name in ("panda", "allegro_right")]
     found = load_checkpoint(save(tmp_path / "c", embodiment=embodiment_record(robots[0])))
     found.check_embodiment(robots[0])
@@ -298,7 +298,7 @@ def test_a_real_robot_with_unlimited_joints_is_recorded(tmp_path: Path) -> None:
         found.check_embodiment(robots[1])
 
 
-def test_leftovers_of_the_dead_are_removed_in_time(tmp_path: Path) -> None:
+def test_files_of_dead_processes_are_removed_after_a_while(tmp_path: Path) -> None:
     child = multiprocessing.get_context("fork").Process(target=int)
     child.start()
     child.join()
@@ -308,7 +308,13 @@ def test_leftovers_of_the_dead_are_removed_in_time(tmp_path: Path) -> None:
         (tmp_path / name / WEIGHTS).write_bytes(b"half")
         for x in (tmp_path / name / WEIGHTS, tmp_path / name):
             os.utime(x, (age, age))
-    remove_stale_temporaries(tmp_path / "c", older_than=1e6)
-    assert len(list(tmp_path.iterdir())) == 3  # too fresh
+    fresh = tmp_path / f".c.{child.pid}.tmp" / WEIGHTS
+    os.utime(fresh, (time.time(), time.time()))
+    remove_stale_temporaries(tmp_path / "c")
+    assert len(list(tmp_path.iterdir())) == 3  # changed too recently
+    os.utime(fresh, (old, old))
     save(tmp_path / "c")
-    assert {x.name for x in tmp_path.iterdir()} == {"c", f".d.{child.pid}.tmp"}  # ours we have just used ourselves
+    assert {x.name for x in tmp_path.iterdir()} == {
+        "c",
+        f".d.{child.pid}.tmp",
+    }  # the one of this process was reused by save

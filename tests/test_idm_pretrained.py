@@ -282,7 +282,7 @@ def test_with_a_camera_the_exact_field_is_followed_and_the_network_reads_the_fir
 
 
 def test_the_camera_of_the_self_play_is_remembered(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="states no camera; pass camera="):
+    with pytest.raises(CheckpointError, match="contain no camera; pass camera="):
         JacobianIDM.from_pretrained(folder, camera="trained")
     camera = load_embodiment("planar_finger_2").camera("front").resized(128, 96)
     data = {"image_key": "front", "data_recipe": {"cameras": {"front": camera.to_dict()}}}

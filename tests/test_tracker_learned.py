@@ -1,8 +1,7 @@
-"""A pose followed through a film: steps add up, readings hold them, nothing leaves what the joints can do."""
+"""Tracking with a learned field: steps add up, predicted poses bound the drift, limits hold."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,20 +9,21 @@ import torch
 from step_fields import SIDE, ExactStepField, LinearMotion, TwoPivots, numbered_frames, random_images, untrained
 from torch import Tensor
 
-from jidm.estimation.analytic_tracker import JointLimits, TrackedStep
-from jidm.estimation.learned_tracker import LearnedTracker, LearnedTrackerOptions
+from jidm.estimation.kalman import FilterOptions
+from jidm.estimation.learned_measurement import LearnedMeasurement, LearnedOptions
 from jidm.estimation.refinement import JacobianPredictor
+from jidm.estimation.tracker import JointLimits, TrackedStep, Tracker
 from jidm.flow import Flow
 
 DT = 1 / 16
-MATCHING = LearnedTrackerOptions(refinement_stages=())
-"""Known fields tell motion by matching; their pictures have nothing to compare."""
-ALONE = replace(MATCHING, use_pose_readings=False)
+MATCHING = LearnedOptions(refinement_stages=())
+"""Images of an `ExactStepField` have no texture to align."""
+STEPS_ONLY = replace(MATCHING, use_pose_readings=False)
 
 
 @pytest.fixture(autouse=True)
 def no_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would hold every step back a little; how much, the tests of the step say."""
+    """The ridge shortens every step a little; see test_step_estimation."""
     monkeypatch.setattr("jidm.estimation.step_estimation.RIDGE", 1e-12)
 
 
@@ -32,262 +32,252 @@ def limits(upper: float = 1.2, velocity: float = 100.0, dtype: torch.dtype = tor
     return JointLimits(-upper * one, upper * one, velocity * one, one)
 
 
-def film(frames: int = 12) -> Tensor:
-    """(T, 2) a smooth motion [rad]."""
+def trajectory(frames: int = 12) -> Tensor:
+    """(T, 2) smooth joint positions [rad]."""
     t = torch.arange(frames).double()[:, None] * torch.tensor([0.31, 0.23]).double()
     return 0.5 * torch.sin(t + torch.tensor([0.0, 1.0]).double())
 
 
-def followed(
+def make_tracker(
+    field: JacobianPredictor,
+    options: LearnedOptions = STEPS_ONLY,
+    joint_limits: JointLimits | None = None,
+    keep_history: bool = False,
+) -> Tracker:
+    return Tracker(LearnedMeasurement(field, options), joint_limits or limits(), keep_history=keep_history)
+
+
+def track(
     field: JacobianPredictor,
     q: Tensor,
-    options: LearnedTrackerOptions = ALONE,
-    bounds: JointLimits | None = None,
+    options: LearnedOptions = STEPS_ONLY,
+    joint_limits: JointLimits | None = None,
     dt: float = DT,
-    lost: tuple[int, ...] = (),
+    skipped: tuple[int, ...] = (),
     given: bool = True,
-) -> tuple[LearnedTracker, list[TrackedStep]]:
-    follower = LearnedTracker(field, bounds or limits(), options)
+) -> list[TrackedStep]:
+    tracker = make_tracker(field, options, joint_limits)
     frames = numbered_frames(q)
-    follower.start(frames[0], q[0] if given else None)
-    steps = [follower.skip(dt) if k in lost else follower.step(frames[k], dt) for k in range(1, len(q))]
-    return follower, steps
+    tracker.start(frames[0], q[0] if given else None)
+    return [tracker.skip(dt) if k in skipped else tracker.step(frames[k], dt) for k in range(1, len(q))]
 
 
 def positions(steps: list[TrackedStep]) -> Tensor:
     return torch.stack([s.position for s in steps])
 
 
-def moves(steps: list[TrackedStep]) -> Tensor:
+def deltas(steps: list[TrackedStep]) -> Tensor:
     return torch.stack([s.delta_q for s in steps])
 
 
-# ---- steps and readings ----------------------------------------------------------------------------------------------
+# ---- steps and predicted poses ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("anchor", [True, False])
-def test_exact_steps_add_up_exactly(anchor: bool) -> None:
-    q = film()
-    _, steps = followed(ExactStepField(LinearMotion()), q, replace(MATCHING, use_pose_readings=anchor))
+@pytest.mark.parametrize("use_pose_readings", [True, False])
+def test_exact_steps_add_up_exactly(use_pose_readings: bool) -> None:
+    q = trajectory()
+    steps = track(ExactStepField(LinearMotion()), q, replace(MATCHING, use_pose_readings=use_pose_readings))
     torch.testing.assert_close(positions(steps), q[1:], rtol=0, atol=1e-8)
-    torch.testing.assert_close(moves(steps), q.diff(dim=0), rtol=0, atol=1e-8)
+    torch.testing.assert_close(deltas(steps), q.diff(dim=0), rtol=0, atol=1e-8)
     assert all(s.valid and s.accepted and s.observable.all() for s in steps)
 
 
-def test_curved_paths_are_followed() -> None:
-    """The field is bent by the pose that was tracked and by the one that is expected, not by one that is known."""
-    q = film(12)
-    _, steps = followed(ExactStepField(TwoPivots()), q)
+def test_curved_paths_are_tracked() -> None:
+    """The field is evaluated at tracked and at predicted poses, not at true ones."""
+    q = trajectory(12)
+    steps = track(ExactStepField(TwoPivots()), q)
     error = (positions(steps) - q[1:]).abs()
     assert error.max() < 0.02 * q.diff(dim=0).abs().sum(0).max()
 
 
-def test_expected_pose_bends_the_second_picture() -> None:
-    q, field = film(4), ExactStepField(LinearMotion())
-    lasting = replace(ALONE, velocity_time_constant=DT / math.log(2))
-    followed(field, q, lasting)
-    # Asked at the start, then for each frame at the expected pose, then where it was found.
-    torch.testing.assert_close(field.queried[0][0], q[0])
-    torch.testing.assert_close(field.queried[1][0], q[0])
-    torch.testing.assert_close(field.queried[2][0], q[1], rtol=0, atol=1e-8)
-    torch.testing.assert_close(field.queried[3][0], q[1] + 0.5 * (q[1] - q[0]), rtol=0, atol=1e-8)
-    gap = ExactStepField(LinearMotion())
-    followed(gap, q, lasting, lost=(2,))
-    torch.testing.assert_close(gap.queried[3][0], q[1] + 0.25 * 2 * (q[1] - q[0]), rtol=0, atol=1e-8)  # twice the time
-
-
-def test_readings_hold_what_steps_let_drift() -> None:
-    q, field = film(30), ExactStepField(LinearMotion())
+def test_predicted_poses_bound_the_drift_of_steps() -> None:
+    q, field = trajectory(30), ExactStepField(LinearMotion())
     field.correlation.drift, field.correlation.noise = 0.01, 1.0
     field.step_std_scale *= 10
-    free = positions(followed(field, q)[1]) - q[1:]
+    free = positions(track(field, q)) - q[1:]
     torch.testing.assert_close(free[-1], torch.full((2,), 0.29).double(), rtol=0.05, atol=0)
-    held = positions(followed(field, q, replace(MATCHING, correlation_length=1.0))[1]) - q[1:]
+    held = positions(track(field, q, replace(MATCHING, correlation_length=1.0))) - q[1:]
     assert held[-1].abs().max() < 0.1
-    assert held[-1].abs().max() < 1.2 * held[20].abs().max()  # it has settled
-    # Readings that are said to be alike over many frames count less.
-    loose = positions(followed(field, q, replace(MATCHING, correlation_length=16.0))[1]) - q[1:]
+    assert held[-1].abs().max() < 1.2 * held[20].abs().max()  # it has converged
+    # Predicted poses whose errors are correlated over many frames have less weight.
+    loose = positions(track(field, q, replace(MATCHING, correlation_length=16.0))) - q[1:]
     assert held[-1].abs().max() < loose[-1].abs().max() < free[-1].abs().max()
 
 
-def test_readings_that_cannot_be_are_not_believed() -> None:
-    q, field = film(10), ExactStepField(LinearMotion())
+def test_implausible_predicted_poses_are_rejected() -> None:
+    q, field = trajectory(10), ExactStepField(LinearMotion())
     field.correlation.noise = 1.0
     field.step_std_scale *= 10
-    expected = positions(followed(field, q)[1])
+    expected = positions(track(field, q))
     field.pose_bias += torch.tensor([0.9, 0.0]).double()
-    steps = followed(field, q, replace(MATCHING, correlation_length=1.0))[1]
-    torch.testing.assert_close(
-        positions(steps)[:, 0], expected[:, 0], rtol=0, atol=1e-3
-    )  # the other joint's tell a little
+    options = replace(MATCHING, correlation_length=1.0)
+    steps = track(field, q, options)
+    # The other joint's position has a little influence by its correlation.
+    torch.testing.assert_close(positions(steps)[:, 0], expected[:, 0], rtol=0, atol=1e-3)
     std = [s.position_covariance.diagonal().sqrt() for s in steps]
-    assert std[-1][0] > 1.2 * std[-1][1]  # only the other joint is held
-    open_gate = followed(field, q, replace(MATCHING, correlation_length=1.0, gate=1e6))[1]
-    assert positions(open_gate)[-1, 0] - q[-1, 0] > 0.1
+    assert std[-1][0] > 1.2 * std[-1][1]  # only the other joint is measured
+    ungated = track(field, q, replace(options, filter=FilterOptions(gate=None)))
+    assert positions(ungated)[-1, 0] - q[-1, 0] > 0.1
 
 
-def test_without_a_first_pose_it_is_read() -> None:
-    q, field = film(6), ExactStepField(LinearMotion())
+def test_without_q0_the_first_pose_is_predicted() -> None:
+    q, field = trajectory(6), ExactStepField(LinearMotion())
     field.pose_bias += 0.03
-    _, steps = followed(field, q, given=False)
+    steps = track(field, q, given=False)
     torch.testing.assert_close(positions(steps), q[1:] + 0.03, rtol=0, atol=1e-8)
     std = torch.stack([s.position_covariance.diagonal().sqrt() for s in steps])
     torch.testing.assert_close(std, torch.full_like(std, 0.05), rtol=1e-3, atol=0)
     field.pose_bias += 5.0
-    far = LearnedTracker(field, limits(), ALONE)
-    far.start(numbered_frames(q)[0], None)
-    torch.testing.assert_close(far.q, torch.full((2,), 1.2).double())
+    outside = make_tracker(field)
+    outside.start(numbered_frames(q)[0], None)
+    torch.testing.assert_close(outside.q, torch.full((2,), 1.2).double())
 
 
-def test_positions_do_not_depend_on_the_clock() -> None:
-    q, field = film(), ExactStepField(LinearMotion())
-    slow, fast = (positions(followed(field, q, MATCHING, dt=dt)[1]) for dt in (1.0, 1 / 64))
+def test_positions_do_not_depend_on_the_frame_rate() -> None:
+    q, field = trajectory(), ExactStepField(LinearMotion())
+    slow, fast = (positions(track(field, q, MATCHING, dt=dt)) for dt in (1.0, 1 / 64))
     torch.testing.assert_close(slow, fast, rtol=0, atol=1e-8)
 
 
-# ---- frames that show nothing ----------------------------------------------------------------------------------------
+# ---- frames without a measurement ------------------------------------------------------------------------------------
 
 
-def test_a_lost_frame_is_bridged() -> None:
-    q, field = film(), ExactStepField(LinearMotion())
-    _, steps = followed(field, q, lost=(4, 5))
+def test_skipped_frames_are_bridged() -> None:
+    q, field = trajectory(), ExactStepField(LinearMotion())
+    steps = track(field, q, skipped=(4, 5))
     assert [s.valid for s in steps] == [True] * 3 + [False] * 3 + [True] * 5
     assert [s.accepted for s in steps] == [True] * 3 + [False] * 2 + [True] * 6
     held = steps[2].position
     for s in steps[3:5]:
         assert torch.equal(s.position, held) and not s.delta_q.any() and not s.observable.any()
-    assert not steps[5].delta_q.any()  # motion over three frames is no step
+    assert not steps[5].delta_q.any()  # the motion over three intervals is not the step of one
     torch.testing.assert_close(positions(steps)[5:], q[6:], rtol=0, atol=1e-8)
 
 
-def test_not_knowing_grows_with_time_and_ends_when_something_is_seen() -> None:
-    q, field = film(), ExactStepField(LinearMotion())
-    _, steps = followed(field, q, lost=(4, 5), bounds=limits(velocity=2.0))
+def test_uncertainty_grows_over_skipped_frames_and_shrinks_with_the_next_measurement() -> None:
+    q, field = trajectory(), ExactStepField(LinearMotion())
+    steps = track(field, q, skipped=(4, 5), joint_limits=limits(velocity=2.0))
     std = [s.position_covariance.diagonal().sqrt().max() for s in steps]
     assert std[2] < 1e-3
     torch.testing.assert_close(std[3], torch.tensor(2.0 * DT).double(), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(std[4], torch.tensor(4.0 * DT).double(), rtol=1e-3, atol=1e-6)
     assert std[5] < 1e-3
-    _, never = followed(field, q, lost=tuple(range(1, 12)), bounds=limits(velocity=torch.inf))
+    never = track(field, q, skipped=tuple(range(1, 12)), joint_limits=limits(velocity=torch.inf))
     assert positions(never).isfinite().all()
     assert all(s.position_covariance.isfinite().all() and s.covariance.isfinite().all() for s in never)
 
 
-def test_motion_that_is_not_the_robots_is_called_so() -> None:
+def test_steps_that_leave_most_of_the_image_motion_unexplained_are_not_valid() -> None:
     field, still = ExactStepField(LinearMotion()), torch.zeros(5, 2).double()
-    assert all(s.valid for s in followed(field, still)[1])
+    assert all(s.valid for s in track(field, still))
     field.correlation.noise = 20.0
-    _, steps = followed(field, still)
+    steps = track(field, still)
     assert not any(s.valid for s in steps) and all(s.accepted for s in steps)
-    assert not moves(steps).any()
-    believing = followed(field, still, replace(ALONE, min_image_motion=50.0))[1]
-    assert all(s.valid for s in believing)
+    assert not deltas(steps).any()
+    assert all(s.valid for s in track(field, still, replace(STEPS_ONLY, min_image_motion=50.0)))
 
 
-def test_given_flow_moves_the_pose() -> None:
-    field = ExactStepField(LinearMotion())
+def test_external_flow_replaces_matching() -> None:
+    field, frames = ExactStepField(LinearMotion()), numbered_frames(trajectory())
     field.correlation.drift = 9.0
-    follower = LearnedTracker(field, limits(), ALONE)
-    follower.start(numbered_frames(film())[0], torch.zeros(2).double())
-    wanted = torch.tensor([0.03, -0.02]).double()
-    flow = torch.einsum("cn,n->c", field.motion_model.constant_jacobian[..., 0, 0], wanted)[:, None, None].expand(
-        2, SIDE, SIDE
-    )
-    step = follower.step(numbered_frames(film())[1], DT, Flow(flow, torch.ones(SIDE, SIDE).double()))
-    torch.testing.assert_close(step.delta_q, wanted, rtol=1e-3, atol=1e-6)
-    nothing = follower.step(numbered_frames(film())[2], DT, Flow(0 * flow, torch.zeros(SIDE, SIDE).double()))
-    assert not nothing.valid and not nothing.accepted and torch.equal(nothing.position, step.position)
+    tracker = make_tracker(field)
+    tracker.start(frames[0], torch.zeros(2).double())
+    expected = torch.tensor([0.03, -0.02]).double()
+    motion = field.motion_model.constant_jacobian[..., 0, 0] @ expected
+    flow = motion[:, None, None].expand(2, SIDE, SIDE)
+    step = tracker.step(frames[1], DT, Flow(flow, torch.ones(SIDE, SIDE).double()))
+    torch.testing.assert_close(step.delta_q, expected, rtol=1e-3, atol=1e-6)
+    without_weight = tracker.step(frames[2], DT, Flow(0 * flow, torch.zeros(SIDE, SIDE).double()))
+    assert not without_weight.valid and not without_weight.accepted
+    assert torch.equal(without_weight.position, step.position)
 
 
-# ---- the whole video -------------------------------------------------------------------------------------------------
+# ---- smoothing -------------------------------------------------------------------------------------------------------
 
 
 def test_later_frames_correct_earlier_steps() -> None:
-    q = film(14)
+    q = trajectory(14)
     errors = []
-    for remembers in (False, True):
+    for keep_history in (False, True):
         field = ExactStepField(LinearMotion())
         field.correlation.noise = 0.5
-        field.pose_std = 0.003  # poses read off the pictures are right
-        follower = LearnedTracker(field, limits(), replace(MATCHING, correlation_length=1.0), keep_history=remembers)
-        follower.start(numbered_frames(q)[0], q[0] + 0.05)
-        steps = [follower.step(frame, DT) for frame in numbered_frames(q)[1:]]
-        later = follower.smooth(steps)
-        errors.append((moves(later) - q.diff(dim=0)).abs().mean())
-        if remembers:
+        field.pose_std = 0.003  # predicted poses are exact
+        tracker = make_tracker(field, replace(MATCHING, correlation_length=1.0), keep_history=keep_history)
+        tracker.start(numbered_frames(q)[0], q[0] + 0.05)
+        steps = [tracker.step(frame, DT) for frame in numbered_frames(q)[1:]]
+        later = tracker.smooth(steps)
+        errors.append((deltas(later) - q.diff(dim=0)).abs().mean())
+        if keep_history:
             torch.testing.assert_close(later[-1].delta_q, steps[-1].delta_q, rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(positions(later).diff(dim=0), moves(later)[1:], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(positions(later).diff(dim=0), deltas(later)[1:], rtol=1e-4, atol=1e-6)
             assert all((a.covariance.diagonal() <= b.covariance.diagonal() * 1.001).all() for a, b in zip(later, steps))
         else:
-            assert later == steps  # nothing was remembered
+            assert later == steps  # there is no history
     assert errors[1] < 0.8 * errors[0]
 
 
-def test_looking_back_holds_what_was_not_seen() -> None:
-    q = film(8)
-    field = ExactStepField(LinearMotion())
-    follower = LearnedTracker(field, limits(), ALONE, keep_history=True)
-    follower.start(numbered_frames(q)[0], q[0])
-    steps = [follower.skip(DT) if k in (1, 4) else follower.step(numbered_frames(q)[k], DT) for k in range(1, 8)]
-    later = follower.smooth(steps)
-    assert [s.valid for s in later] == [s.valid for s in steps] and [s.accepted for s in later] == [
-        s.accepted for s in steps
-    ]
+def test_smoothing_holds_the_pose_at_skipped_frames() -> None:
+    q = trajectory(8)
+    tracker = make_tracker(ExactStepField(LinearMotion()), keep_history=True)
+    tracker.start(numbered_frames(q)[0], q[0])
+    steps = [tracker.skip(DT) if k in (1, 4) else tracker.step(numbered_frames(q)[k], DT) for k in range(1, 8)]
+    later = tracker.smooth(steps)
+    assert [(s.valid, s.accepted) for s in later] == [(s.valid, s.accepted) for s in steps]
     assert torch.equal(later[0].position, q[0]) and torch.equal(later[3].position, later[2].position)
     assert not later[0].delta_q.any() and not later[3].delta_q.any() and not later[4].delta_q.any()
     torch.testing.assert_close(positions(later)[-1], q[-1], rtol=0, atol=0.02)
 
 
-# ---- what joints can do ----------------------------------------------------------------------------------------------
+# ---- joint limits ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("anchor", [True, False])
+@pytest.mark.parametrize("use_pose_readings", [True, False])
 @pytest.mark.parametrize("drift", [0.3, -0.3, 40.0])
-def test_limits_are_never_left(drift: float, anchor: bool) -> None:
-    field, bounds = ExactStepField(LinearMotion()), limits(0.8, velocity=2.0)
+def test_limits_always_hold(drift: float, use_pose_readings: bool) -> None:
+    field, joint_limits = ExactStepField(LinearMotion()), limits(0.8, velocity=2.0)
     field.correlation.drift, field.correlation.noise = drift, 1.0
     field.step_std_scale *= 1e3
     field.pose_bias += drift / 3
-    _, steps = followed(field, film(8), replace(MATCHING, use_pose_readings=anchor, gate=1e9), bounds)
+    options = replace(MATCHING, use_pose_readings=use_pose_readings, filter=FilterOptions(gate=None))
+    steps = track(field, trajectory(8), options, joint_limits)
     assert positions(steps).abs().max() <= 0.8 + 1e-12
-    assert moves(steps).abs().max() <= 2.0 * DT + 1e-12
-    assert moves(steps).isfinite().all()
+    assert deltas(steps).abs().max() <= 2.0 * DT + 1e-12
+    assert deltas(steps).isfinite().all()
 
 
-def test_the_speed_limit_counts_the_time_since_the_last_good_frame() -> None:
+def test_the_speed_limit_covers_the_time_since_the_last_accepted_frame() -> None:
     q = torch.tensor([[0.0, 0.0], [0.1, 0.1], [0.2, 0.2], [0.3, 0.3]]).double()
-    field, bounds = ExactStepField(LinearMotion()), limits(velocity=0.101 / DT)
-    _, steps = followed(field, q, bounds=bounds, lost=(1, 2))
+    field = ExactStepField(LinearMotion())
+    steps = track(field, q, joint_limits=limits(velocity=0.101 / DT), skipped=(1, 2))
     torch.testing.assert_close(steps[-1].position, q[-1], rtol=0, atol=1e-8)
-    slow = followed(field, q, bounds=limits(velocity=0.05 / DT))[1]
+    slow = track(field, q, joint_limits=limits(velocity=0.05 / DT))
     torch.testing.assert_close(positions(slow), q[1:] / 2)
 
 
 @pytest.mark.parametrize("velocity", [2.0, 0.4])
-def test_a_joint_that_cannot_be_seen_is_as_uncertain_as_its_usual_steps_and_its_speed(velocity: float) -> None:
-    field, bounds = ExactStepField(LinearMotion()), limits(velocity=velocity)
+def test_an_unobservable_joint_is_as_uncertain_as_training_steps_and_its_speed_limit(velocity: float) -> None:
+    field = ExactStepField(LinearMotion())
     std = min(float(field.delta_std[1]), velocity * DT)
     field.motion_model.constant_jacobian[:, 1] = 0
-    _, steps = followed(field, film(4), bounds=bounds)
-    for step in steps:
+    for step in track(field, trajectory(4), joint_limits=limits(velocity=velocity)):
         assert step.observable.tolist() == [True, False]
         assert float(step.covariance[1, 1]) == pytest.approx(std**2, rel=1e-3)
         assert step.covariance[0, 0] < 1e-6
 
 
-@pytest.mark.parametrize("what", ["noise", "black", "white", "stripes"])
-def test_an_untrained_network_on_nonsense_stays_finite(what: str) -> None:
-    field, bounds = untrained(), limits(dtype=torch.float32, velocity=2.0)
+@pytest.mark.parametrize("content", ["noise", "black", "white", "stripes"])
+def test_an_untrained_network_on_meaningless_frames_stays_finite(content: str) -> None:
+    joint_limits = limits(dtype=torch.float32, velocity=2.0)
     frames = {
         "noise": torch.rand(6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)),
         "black": torch.zeros(6, 3, SIDE, SIDE),
         "white": torch.ones(6, 3, SIDE, SIDE),
         "stripes": random_images(6).round(),
-    }[what]
-    follower = LearnedTracker(field, bounds, LearnedTrackerOptions())
+    }[content]
+    tracker = make_tracker(untrained(), LearnedOptions(), joint_limits)
     with torch.no_grad():
-        follower.start(frames[0], None)
-        steps = [follower.step(frame, DT) for frame in frames[1:]]
+        tracker.start(frames[0], None)
+        steps = [tracker.step(frame, DT) for frame in frames[1:]]
     for step in steps:
         for value in (step.delta_q, step.position, step.position_covariance, step.covariance, step.residual):
             assert value.isfinite().all()

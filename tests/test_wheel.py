@@ -1,4 +1,4 @@
-"""The wheel alone is enough: built, installed into a fresh environment, every embodiment loads from it.
+"""The wheel is self-contained: built, installed into a fresh environment, and every embodiment loads from it.
 
 Dependencies are not installed twice: the fresh environment sees the running one's packages behind its own, and the
 test makes sure that jidm itself comes from the wheel.
@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SHIPPED = {path.parent.name for path in (REPOSITORY / "embodiments").glob("*/embodiment.toml")}
+BUNDLED = {path.parent.name for path in (REPOSITORY / "embodiments").glob("*/embodiment.toml")}
 TRAINED = {path.parent.name for path in (REPOSITORY / "checkpoints").glob("*/config.json")}
 
 
@@ -37,7 +37,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path) -> Path:
-    """Built from the unpacked source distribution, so that this is whole as well."""
+    """Built from the unpacked source distribution, so that this is tested as well."""
     source, out = sdist.parent / "source", sdist.parent / "wheel"
     with tarfile.open(sdist) as archive:
         if sys.version_info >= (3, 12):
@@ -48,14 +48,14 @@ def wheel(sdist: Path) -> Path:
     return next(out.glob("*.whl"))
 
 
-def test_wheel_holds_what_it_must_and_nothing_else(wheel: Path):
+def test_wheel_contains_the_package_data_and_nothing_else(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"jidm"}
     assert "jidm/py.typed" in names
-    assert {n.split("/")[2] for n in names if n.startswith("jidm/_embodiments/")} == SHIPPED
+    assert {n.split("/")[2] for n in names if n.startswith("jidm/_embodiments/")} == BUNDLED
     weights = {f"jidm/_checkpoints/{name}/model.safetensors" for name in TRAINED}
     assert weights and weights == {n for n in names if n.endswith(".safetensors")}
     sources = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "jidm").rglob("*.py")}
@@ -65,10 +65,10 @@ def test_wheel_holds_what_it_must_and_nothing_else(wheel: Path):
         assert f"Provides-Extra: {extra}" in metadata
 
 
-def test_sdist_holds_the_tests_and_the_robots(sdist: Path):
+def test_sdist_contains_the_tests_and_the_robots(sdist: Path):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert {f"embodiments/{name}/embodiment.toml" for name in SHIPPED} <= names
+    assert {f"embodiments/{name}/embodiment.toml" for name in BUNDLED} <= names
     assert {f"checkpoints/{name}/config.json" for name in TRAINED} <= names
     assert {"tests/test_wheel.py", "Makefile", "constraints.txt", "LICENSE", "README.md"} <= names
 
@@ -94,7 +94,7 @@ print(json.dumps([jidm.__file__, str(jidm.robot.registry.bundled_folder()), robo
 """
     file, folder, robots = json.loads(call(python, "-c", program, cwd=tmp_path))
     assert Path(file).is_relative_to(home) and Path(folder).is_relative_to(home)
-    assert set(robots) == SHIPPED
+    assert set(robots) == BUNDLED
     failed = {name: n for name, n in robots.items() if not isinstance(n, int)}
     assert not failed, failed
     assert "panda" in call(home / "bin" / "jidm", "embodiments", cwd=tmp_path)

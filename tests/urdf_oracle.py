@@ -116,8 +116,8 @@ def assert_same(a: RobotModel, b: RobotModel, *, filenames: bool = True, toleran
         assert _plain(one) == _plain(other)
         np.testing.assert_allclose(one.T_parent_joint, other.T_parent_joint, rtol=0, atol=tolerance)
         np.testing.assert_allclose(one.axis, other.axis, rtol=0, atol=tolerance)
-    for one, other in zip(a.links, b.links, strict=True):
-        for shapes, others in ((one.visuals, other.visuals), (one.collisions, other.collisions)):
+    for link, same in zip(a.links, b.links, strict=True):
+        for shapes, others in ((link.visuals, same.visuals), (link.collisions, same.collisions)):
             assert [_shape(s, filenames) for s in shapes] == [_shape(s, filenames) for s in others]
             for s, t in zip(shapes, others, strict=True):
                 np.testing.assert_allclose(s.T_link_shape, t.T_link_shape, rtol=0, atol=tolerance)

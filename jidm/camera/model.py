@@ -27,10 +27,10 @@ _OPENGL_TO_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.
 class Camera:
     """Pinhole camera: image size, intrinsics and pose.
 
-    The methods are pure functions of K and T_camera_base, so they work under `torch.func` transforms (jacfwd, vmap) with
-    respect to both: `jacfwd(lambda K: replace(camera, K=K).project(p)[0])(camera.K)`. The constructor therefore checks
-    size and shapes only. Cameras from files, dictionaries and matrices of PyBullet are checked in full; a camera built
-    by hand is checked by `validated`.
+    The methods are pure functions of K and T_camera_base, so they work under `torch.func` transforms (jacfwd, vmap)
+    with respect to both: `jacfwd(lambda K: replace(camera, K=K).project(p)[0])(camera.K)`. The constructor therefore
+    checks size and shapes only. Cameras from files, dictionaries and matrices of PyBullet are checked in full; a
+    camera built by hand is checked by `validated`.
 
     Attributes:
         width, height: image size [px].
@@ -240,7 +240,7 @@ class Camera:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON; the file appears whole or not at all."""
+        """Write `to_dict` as JSON, atomically."""
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -268,7 +268,7 @@ class Camera:
         return p_base @ T[:3, :3].T + T[:3, 3]
 
     def project_camera(self, p_camera: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 2"]:
-        """Points in the camera frame [m] to pixels (u, v). Points with z <= 0 lie behind the camera; their pixels have no meaning."""
+        """Points in the camera frame [m] to pixels (u, v), which have no meaning where z <= 0, behind the camera."""
         K = self.K.to(p_camera)
         x, y, z = p_camera.unbind(-1)
         z = torch.where(z.abs() < 1e-9, torch.full_like(z, 1e-9), z)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jidm.datasets import RecordedDataset
-    from jidm.datasets.summary import CameraSample, DatasetSummary
+    from jidm.datasets.image_motion import CameraSample
+    from jidm.datasets.summary import DatasetSummary
     from jidm.robot.embodiment import Embodiment
 
 
@@ -40,7 +41,8 @@ class Show:
 
     def run(self) -> int:
         from jidm.datasets import open_dataset
-        from jidm.datasets.summary import sample_camera, summarize_dataset
+        from jidm.datasets.image_motion import sample_camera
+        from jidm.datasets.summary import summarize_dataset
 
         dataset = open_dataset(self.folder)
         stats = summarize_dataset(dataset, _robot(dataset, self.embodiment))

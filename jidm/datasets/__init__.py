@@ -1,4 +1,4 @@
-"""What was recorded: LeRobot data sets, read (v3.0, v2.1, v2.0) and written (v3.0, v2.1)."""
+"""LeRobot data sets, read (v3.0, v2.1, v2.0) and written (v3.0, v2.1)."""
 
 from __future__ import annotations
 

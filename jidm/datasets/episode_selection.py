@@ -1,4 +1,4 @@
-"""Which episodes are meant: lists, ranges and rules in one short expression."""
+"""Selection of episodes by a short expression of lists, ranges and rules."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Sequence
 from jidm.errors import InputError
 
 FORMS = "'all', 'none', numbers and ranges like '0-79,90', 'last-digit:1,6', 'every:10' or 'every:10+3', 'not ...'"
-"""The forms an expression may have. Ranges include both ends; `every:10+3` is 3, 13, 23, ..."""
+"""The forms of an expression. Ranges include both ends; `every:10+3` is 3, 13, 23, ..."""
 
 
 def select_episodes(expression: str, available: Iterable[int]) -> tuple[int, ...]:
-    """The available episode indices that the expression names, in ascending order.
+    """The available episode indices that the expression selects, in ascending order.
 
-    Numbers in a list must exist; ranges take what is there, because recordings have gaps.
+    Numbers in a list must exist; ranges may contain gaps, because recordings do.
 
     Args:
-        expression: one of `FORMS`; several joined by ';' are united.
+        expression: one of `FORMS`; several, joined by ';', select their union.
         available: the data set's episode indices.
 
     Raises:
@@ -61,7 +61,7 @@ def _parse_list(part: str, known: Sequence[int]) -> set[int]:
 
 
 def describe_episodes(episodes: Sequence[int]) -> str:
-    """Few words for many indices: '3 episodes (0, 1, 7)', '72 episodes (1 to 99)'."""
+    """A short description of indices: '3 episodes (0, 1, 7)', '72 episodes (1 to 99)'."""
     if not episodes:
         return "no episodes"
     words = f"{len(episodes)} episode{'s' * (len(episodes) > 1)}"

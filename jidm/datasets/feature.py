@@ -1,4 +1,4 @@
-"""One column of a data set as `info.json` describes it."""
+"""Features: the columns of a data set as described in `info.json`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ VISUAL_DTYPES = ("video", "image")
 
 @dataclass(frozen=True)
 class Feature:
-    """What one frame holds under one key.
+    """Type and shape of the value that each frame has under one key.
 
     Attributes:
         dtype: a NumPy name such as "float32", or "video", "image", "string".
-        shape: of one frame's value, (1,) for a number; pictures are always (H, W, 3) here.
-        names: what the entries are called, in whatever form the file has it; None if it does not say.
-        info: further facts, for a video its codec and rate.
+        shape: of one frame's value, (1,) for a number; images are always (H, W, 3) here.
+        names: names of the entries in any of the file's forms; None if there are none.
+        info: further properties, for a video its codec and rate.
     """
 
     dtype: str
@@ -38,10 +38,10 @@ class Feature:
             DatasetError: dtype or shape is absent or of the wrong kind.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("dtype"), str):
-            raise DatasetError(f"feature '{key}' states no dtype; mend features in info.json")
+            raise DatasetError(f"feature '{key}' has no dtype; correct features in info.json")
         shape = data.get("shape")
         if not isinstance(shape, (list, tuple)) or not all(isinstance(x, int) and x >= 0 for x in shape):
-            raise DatasetError(f"feature '{key}' states no shape (it says {shape!r}); mend features in info.json")
+            raise DatasetError(f"feature '{key}' has no shape but {shape!r}; correct features in info.json")
         shape, names = tuple(shape), data.get("names")
         if data["dtype"] in VISUAL_DTYPES:
             shape, names = _channels_last(shape, names)
@@ -54,15 +54,15 @@ class Feature:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a colour picture per frame (depth maps stored as video are not)."""
+        """Whether it is a color image per frame (depth maps stored as video are not)."""
         depth = self.info.get("is_depth_map") or self.info.get("video.is_depth_map")
         return self.dtype in VISUAL_DTYPES and not depth
 
 
 def flat_names(feature: Feature) -> tuple[str, ...] | None:
-    """Names of the entries of a vector, whichever of the forms in use holds them; None unless they fit its length.
+    """Names of the entries of a vector; None unless they are distinct and as many as the entries.
 
-    In use are a list, a list in a list, a mapping from group to list, and a mapping from name to place.
+    Supported forms: a list, a list in a list, a mapping from group to list, and a mapping from name to index.
     """
     names = feature.names
     if isinstance(names, Mapping) and names and all(isinstance(x, int) for x in names.values()):

@@ -1,5 +1,5 @@
-"""The files under `meta/` of a data set, read and written: `info.json`, tasks, and every episode with where its rows and
-images are stored. LeRobot's v3.0 and v2.1 forms."""
+"""The files under `meta/` of a LeRobot data set (v3.0, v2.1), read and written: `info.json`, tasks, and the list of
+episodes with the files of their rows and images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class EpisodeMetadata:
 
     Attributes:
         index: its number; numbers may have gaps.
-        length: frames.
-        tasks: what was done, in words.
+        length: number of frames.
+        tasks: descriptions of its tasks.
         table: file with its rows.
-        shared_table: whether that file may hold other episodes too.
-        videos: feature key -> its pictures.
+        shared_table: whether that file may contain other episodes too.
+        videos: feature key -> video file and start.
     """
 
     index: int
@@ -48,10 +48,12 @@ class DatasetMetadata:
     """`info.json` and the episodes of a data set.
 
     Attributes:
-        root: folder. info: `info.json` as it stands. features: as parsed.
+        root: folder.
+        info: content of `info.json`.
+        features: parsed features.
         episodes: the listed episodes whose table exists, by index.
         missing_tables: indices of listed episodes without a table.
-        missing_videos: cameras that info.json declares but no file holds (files laid out flat only).
+        missing_videos: cameras in info.json without a video file (flat layout only).
     """
 
     root: Path
@@ -73,15 +75,18 @@ class DatasetMetadata:
 
 
 def read_metadata(path: str | Path) -> DatasetMetadata:
-    """Read what a folder says of itself.
+    """Metadata of a data set.
+
+    Args:
+        path: its folder, with the files in `meta/` or, in the flat layout, in the folder itself.
 
     Raises:
-        DatasetError: it is no data set, of an unknown version, or its meta files are damaged.
+        DatasetError: it is no data set, of an unknown version, or its metadata files are damaged.
     """
     root = Path(path)
     meta = next((folder for folder in (root / "meta", root) if (folder / "info.json").is_file()), None)
     if meta is None:
-        raise DatasetError(f"{root}: no data set: there is no meta/info.json; give the folder that holds meta/")
+        raise DatasetError(f"{root}: no data set: there is no meta/info.json; give the folder that contains meta/")
     info = _read_info(meta / "info.json")
     features = {key: Feature.from_dict(key, entry) for key, entry in info["features"].items()}
     if info["codebase_version"].startswith("v3"):
@@ -93,7 +98,7 @@ def read_metadata(path: str | Path) -> DatasetMetadata:
     present = [entry for entry in found if entry.table.is_file()]
     episodes = {entry.index: entry for entry in sorted(present, key=lambda entry: entry.index)}
     if len(episodes) != len(present):
-        raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; mend the list")
+        raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; correct the list")
     missing_tables = tuple(sorted({entry.index for entry in found} - set(episodes)))
     return DatasetMetadata(root, info, features, episodes, missing_tables, tuple(set(info["features"]) - set(features)))
 
@@ -106,7 +111,7 @@ def _read_info(path: Path) -> dict[str, Any]:
             f"{path}: codebase_version is {version!r}; v3.0, v2.1 and v2.0 are read, convert others with LeRobot's tools"
         )
     if not isinstance(info.get("features"), dict):
-        raise DatasetError(f"{path}: states no features; copy it again")
+        raise DatasetError(f"{path}: has no features; copy it again")
     fps = info.get("fps")
     if not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
         raise DatasetError(f"{path}: fps is {fps!r}; it must be a positive number")
@@ -133,7 +138,7 @@ def _episodes_v2(
         try:
             index, length = int(line["episode_index"]), int(line["length"])
         except (KeyError, TypeError, ValueError):
-            raise DatasetError(f"{meta / 'episodes.jsonl'}: {line} lacks episode_index or length; mend it") from None
+            raise DatasetError(f"{meta / 'episodes.jsonl'}: {line} lacks episode_index or length; correct it") from None
         place = {"episode_index": index, "episode_chunk": index // chunk_size}
         table = root / _format_path(data, info, **place)
         videos = {
@@ -145,9 +150,9 @@ def _episodes_v2(
             table = _first_existing(table, root / "data" / table.name)
             videos = {
                 key: VideoSegment(
-                    _first_existing(film.path, root / "videos" / key / film.path.name, root / "videos" / film.path.name)
+                    _first_existing(x.path, root / "videos" / key / x.path.name, root / "videos" / x.path.name)
                 )
-                for key, film in videos.items()
+                for key, x in videos.items()
             }
         yield EpisodeMetadata(index, length, tuple(str(t) for t in line.get("tasks") or ()), table, False, videos)
 
@@ -172,15 +177,17 @@ def _format_path(template: str, info: Mapping[str, Any], **place: Any) -> str:
         return template.format(**place)
     except (KeyError, IndexError, ValueError):
         raise DatasetError(
-            f"info.json ({info['codebase_version']}): the path '{template}' cannot be filled in; mend it"
+            f"info.json ({info['codebase_version']}): the path '{template}' cannot be filled in; correct it"
         ) from None
 
 
 def _infer_flat_cameras(
     root: Path, features: Mapping[str, Feature], episodes: list[EpisodeMetadata]
 ) -> tuple[dict[str, Feature], list[EpisodeMetadata]]:
-    """Where files lie flat, `videos/episode_000000.mp4` does not say which camera it is of: `modality.json` may, or
-    the picture's size; cameras that are not there are left out."""
+    """Features and episodes of the flat layout, where `videos/episode_000000.mp4` does not name its camera.
+
+    The camera is inferred from `modality.json` or from the size of the images; the other cameras are dropped.
+    """
     from jidm.datasets.video_file import open_video_file
 
     keys = [key for key, feature in features.items() if feature.dtype == "video"]
@@ -198,7 +205,7 @@ def _infer_flat_cameras(
     if len(chosen) != 1:
         raise DatasetError(
             f"{root}: {first.videos[keys[0]].path.name} may be of any of {', '.join(keys)}; move the videos to "
-            f"videos/<camera>/, or take the cameras that are not there out of info.json"
+            f"videos/<camera>/, or remove the missing cameras from info.json"
         )
     dropped = set(keys) - set(chosen)
     kept = [
@@ -210,7 +217,7 @@ def _infer_flat_cameras(
     return {key: feature for key, feature in features.items() if key not in dropped}, kept
 
 
-# ---- v3.0: files of any number of episodes, and a table that says where each lies -------------------------------------
+# ---- v3.0: files of any number of episodes, and a table of their places ----------------------------------------------
 
 
 def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[EpisodeMetadata]:
@@ -255,8 +262,12 @@ class EpisodeRecord:
     """One episode on disk.
 
     Attributes:
-        index: its number. length: frames. task: in words. task_index: of the task. from_index: its first row among all.
-        stats: per feature.
+        index: its number.
+        length: number of frames.
+        task: description of its task.
+        task_index: number of the task.
+        from_index: index of its first row among the rows of all episodes.
+        stats: statistics per feature.
     """
 
     index: int
@@ -268,17 +279,17 @@ class EpisodeRecord:
 
     @property
     def to_index(self) -> int:
-        """One behind its last row."""
+        """Index after its last row."""
         return self.from_index + self.length
 
 
 def data_path(version: str, index: int) -> str:
-    """Where an episode's table goes, relative to the root."""
+    """Path of an episode's table, relative to the root."""
     return (V30_DATA if version == "v3.0" else V21_DATA).format(**_path_fields(index))
 
 
 def video_path(version: str, index: int, key: str) -> str:
-    """Where an episode's video goes, relative to the root."""
+    """Path of an episode's video, relative to the root."""
     return (V30_VIDEO if version == "v3.0" else V21_VIDEO).format(video_key=key, **_path_fields(index))
 
 
@@ -291,7 +302,7 @@ def write_metadata(
     staging: StagingFolder, version: str, fps: float, robot_type: str, features: Mapping[str, Feature],
     recipe: Mapping[str, Any], episodes: Sequence[EpisodeRecord],
 ) -> None:  # fmt: skip
-    """Write every file under `meta/`; info.json last, so that a reader never sees it before the others."""
+    """Write every file under `meta/`; info.json last, so that it never exists without the others."""
     meta = staging.root / "meta"
     tasks = {e.task_index: e.task for e in episodes}
     videos = [key for key, feature in features.items() if feature.dtype == "video"]
@@ -376,7 +387,7 @@ def _write_episodes_v30(
 
 
 def _write_tasks_v30(staging: StagingFolder, path: Path, tasks: Sequence[str]) -> None:
-    """The task is the table's index to pandas, by which LeRobot looks it up; without this note it finds none."""
+    """Write the tasks with pandas metadata that makes the task the index, which LeRobot requires."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Recorded episodes, read one at a time and column by column."""
+"""Reader of LeRobot data sets: episodes one at a time, column by column."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ from jidm.datasets.video_file import decode
 from jidm.errors import DatasetError, did_you_mean
 
 
-def open_dataset(path: str | Path, *, decode_threads: int = 1) -> RecordedDataset:
-    """A LeRobot data set of version 3.0, 2.1 or 2.0, with its meta files in `meta/` or laid out flat.
+def open_dataset(path: str | Path) -> RecordedDataset:
+    """A LeRobot data set of version 3.0, 2.1 or 2.0, with its metadata files in `meta/` or in the flat layout.
 
     Args:
         path: its folder.
-        decode_threads: threads of the video decoder; 0 lets it choose.
 
     Raises:
-        DatasetError: it is no data set, of an unknown version, or its meta files are damaged.
+        DatasetError: it is no data set, of an unknown version, or its metadata files are damaged.
     """
-    return RecordedDataset(read_metadata(path), decode_threads)
+    return RecordedDataset(read_metadata(path))
 
 
 class RecordedDataset:
-    """A recording on disk; its list of episodes is held in memory, and of files that many episodes share the columns
-    last read.
+    """A data set on disk.
+
+    In memory are its list of episodes and, for files that many episodes share, the columns read last.
 
     Attributes:
-        root: its folder. version: "v3.0", "v2.1" or "v2.0". fps: frames per second. robot_type: as recorded, or "".
-        joint_names: names of the n entries of observation.state; "joint_0".. if the file names none.
-        cameras: names of the cameras, "observation.images.cam_high" is "cam_high".
+        root: its folder.
+        version: "v3.0", "v2.1" or "v2.0".
+        fps: frames per second.
+        robot_type: as recorded, or "".
+        joint_names: names of the n entries of observation.state; "joint_0".. if the file has none.
+        cameras: names of the cameras; "observation.images.cam_high" is "cam_high".
         features: every feature, as in info.json.
-        recipe: how it was made, where jidm made it (embodiment, embodiment_hash, seed, ...); else empty.
-        episode_indices: the listed episodes whose table exists, ascending; gaps are fine.
+        recipe: parameters of a recording made by jidm (embodiment, embodiment_hash, seed, ...); else empty.
+        episode_indices: the listed episodes whose table exists, ascending; there may be gaps.
     """
 
-    def __init__(self, metadata: DatasetMetadata, decode_threads: int = 1) -> None:
+    def __init__(self, metadata: DatasetMetadata) -> None:
         self.metadata = metadata
-        self.decode_threads = decode_threads
         self.shared_tables = SharedTableReader()
         self.root, self.version, self.fps = metadata.root, metadata.version, metadata.fps
         self.robot_type = str(metadata.info.get("robot_type") or "")
@@ -61,7 +63,7 @@ class RecordedDataset:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over info.json, the episodes' lengths and all joint positions; pictures are not read."""
+        """SHA-256 over info.json, the episodes' lengths and all joint positions; images are not included."""
         digest = hashlib.sha256()
         info = {key: value for key, value in self.metadata.info.items() if not key.endswith("_path")}
         digest.update(json.dumps(info, sort_keys=True).encode())
@@ -74,7 +76,7 @@ class RecordedDataset:
         """The episode of that number.
 
         Raises:
-            DatasetError: there is none.
+            DatasetError: there is no such episode.
         """
         if index not in self.metadata.episodes:
             first = ", ".join(map(str, self.episode_indices[:8])) + (", ..." if len(self) > 8 else "")
@@ -82,10 +84,13 @@ class RecordedDataset:
         return Episode(self, self.metadata.episodes[index])
 
     def camera_key(self, camera: str | None = None) -> str:
-        """The feature of a camera, given by name or key; the only one if None.
+        """Feature key of a camera.
+
+        Args:
+            camera: name or key; None for the only camera.
 
         Raises:
-            DatasetError: no such camera, or several and none named.
+            DatasetError: no such camera, or None with several cameras.
         """
         if camera is None and len(self.cameras) == 1:
             return next(iter(self._camera_keys.values()))
@@ -114,10 +119,12 @@ class RecordedDataset:
 
 
 class Episode:
-    """One episode of T frames; every column is read when it is asked for.
+    """One episode of T frames; columns are read on demand.
 
     Attributes:
-        index: its number. length: T. task: what was done, in words, or "".
+        index: its number.
+        length: T.
+        task: description of its task, or "".
     """
 
     def __init__(self, dataset: RecordedDataset, metadata: EpisodeMetadata) -> None:
@@ -132,7 +139,7 @@ class Episode:
 
     @cached_property
     def state(self) -> Float64[np.ndarray, "T n"]:
-        """(T, n) joint positions as recorded [rad or m, if the recording keeps to that], in the order of joint_names."""
+        """(T, n) joint positions as recorded [rad or m, unless the recording deviates], in the order of joint_names."""
         return self._float_vectors(STATE)
 
     @cached_property
@@ -141,17 +148,17 @@ class Episode:
         return self._float_vectors(ACTION) if ACTION in self.dataset.features else None
 
     def column(self, key: str) -> NDArray[Any]:
-        """(T, ...) values of any feature that is not a picture; a feature of shape (1,) gives (T,).
+        """(T, ...) values of any feature that is not an image; a feature of shape (1,) gives (T,).
 
         Raises:
-            DatasetError: there is no such column, or it has another length or shape than stated.
+            DatasetError: there is no such column, or its length or shape differs from the metadata.
         """
         feature = self.dataset.features.get(key)
         if feature is None:
             known = [k for k, f in self.dataset.features.items() if not f.is_image]
             raise DatasetError(f"{self.dataset.root}: has no feature '{key}': {did_you_mean(key, known)}")
         if feature.dtype in ("video", "image"):
-            raise DatasetError(f"'{key}' is pictures; read them with frames('{camera_name(key)}')")
+            raise DatasetError(f"'{key}' holds images; read them with frames('{camera_name(key)}')")
         values = to_numpy(self._read_column(key), f"{self._where()}: {key}")
         expected = () if feature.shape == (1,) else feature.shape
         if values.shape[1:] not in (expected, feature.shape):
@@ -161,10 +168,10 @@ class Episode:
         return values.reshape(self.length, *expected)
 
     def frames(self, camera: str | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """The T pictures of a camera, RGB, one after the other.
+        """The T images of a camera in order, RGB.
 
         Args:
-            camera: name of the camera; may be left out where there is only one.
+            camera: name of the camera; None for the only one.
 
         Raises:
             DatasetError: no such camera, or its video is absent, damaged or of another length.
@@ -172,10 +179,10 @@ class Episode:
         key = self.dataset.camera_key(camera)
         if self.dataset.features[key].dtype == "image":
             return self._decode_images(key)
-        return decode(self.metadata.videos[key], self.length, self.dataset.fps, threads=self.dataset.decode_threads)
+        return decode(self.metadata.videos[key], self.length, self.dataset.fps)
 
     def video(self, camera: str | None = None) -> UInt8[np.ndarray, "T H W 3"]:
-        """All pictures of a camera at once; see `frames`."""
+        """All images of a camera; see `frames`."""
         return np.stack(list(self.frames(camera)))
 
     def __len__(self) -> int:
@@ -198,7 +205,7 @@ class Episode:
         if len(array) != self.length:
             raise DatasetError(
                 f"{self._where()}: {self.metadata.table.name} has {len(array)} rows, the list of episodes says "
-                f"{self.length}; leave the episode out or mend the list"
+                f"{self.length}; leave the episode out or correct the list"
             )
         return array
 
@@ -209,7 +216,7 @@ class Episode:
             data = cell.get("bytes") if isinstance(cell, dict) else cell
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
             if image is None:
-                raise DatasetError(f"{self._where()}: {key} of frame {k} is not a stored picture; record it again")
+                raise DatasetError(f"{self._where()}: {key} of frame {k} is not a stored image; record it again")
             yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
     def _where(self) -> str:

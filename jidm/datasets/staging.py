@@ -1,5 +1,5 @@
-"""Where files are made before they appear: a hidden folder of the data set, so that half a file is never among the
-others, whoever lists them and whenever the process dies."""
+"""Staging of files in a hidden folder of the data set: a partial file is never visible among the others, whenever the
+process dies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jidm.atomic_io import is_running
+
 _STAGING_FOLDER = ".writing"
 _STALE_AGE = 24 * 3600.0
-"""Age [s] from which what a process on another machine left is taken for dead."""
+"""Age [s] from which a folder of a process on another machine counts as left over."""
 
 
 class StagingFolder:
@@ -26,11 +28,11 @@ class StagingFolder:
 
     @contextmanager
     def temporary_folder(self, purpose: str) -> Iterator[Path]:
-        """An empty folder to make files in; gone afterwards."""
+        """An empty folder for temporary files, removed afterwards."""
         folder = self._folder / f"{purpose}--{socket.gethostname()}--{os.getpid()}--{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True)
-        except FileNotFoundError:  # another process, having finished, took the empty hidden folder away in between
+        except FileNotFoundError:  # another process removed the empty hidden folder in between
             folder.mkdir(parents=True)
         try:
             yield folder
@@ -39,13 +41,13 @@ class StagingFolder:
 
     @contextmanager
     def atomic_file(self, target: Path) -> Iterator[Path]:
-        """A name to write to; becomes `target`, in one step, if the block succeeds."""
+        """A path to write to, which atomically becomes `target` if the block succeeds."""
         with self.temporary_folder("file") as folder:
             yield folder / target.name
             move(folder / target.name, target)
 
     def remove_stale(self, done: set[int]) -> None:
-        """Remove what dead processes left; what others are at stays."""
+        """Remove the folders of dead processes and of the episodes `done`; those of running processes are kept."""
         for folder in self._folder.glob("*--*--*--*"):
             purpose, host, pid, _ = folder.name.split("--")
             finished = purpose.startswith("episode-") and int(purpose.split("-")[1]) in done
@@ -56,20 +58,14 @@ class StagingFolder:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a file its place, in one step."""
+    """Move a file to its place atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(source, target)
 
 
 def _is_stale(folder: Path, host: str, pid: int) -> bool:
     if host == socket.gethostname():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not is_running(pid)
     try:
         return time.time() - folder.stat().st_mtime > _STALE_AGE
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Statistics that LeRobot keeps beside the data: per feature minimum, maximum, mean, deviation and count."""
+"""LeRobot's statistics per feature: minimum, maximum, mean, standard deviation and count."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 FeatureStats = dict[str, Any]
-"""min, max, mean, std (lists shaped like one value; pictures as (3, 1, 1) in [0, 1]) and count ([frames])."""
+"""min, max, mean, std (lists shaped like one value; images as (3, 1, 1) in [0, 1]) and count ([frames])."""
 
-_MAX_IMAGES = 100  # as many frames of an episode as LeRobot looks at
+_MAX_IMAGES = 100  # per episode, as in LeRobot
 
 
 def value_stats(values: NDArray[Any]) -> FeatureStats:
-    """Of a column (T,) or (T, k)."""
+    """Statistics of a column (T,) or (T, k)."""
     x = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     stats = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
     return {key: value.tolist() for key, value in stats.items()} | {"count": [len(x)]}
 
 
 def image_stats(frames: NDArray[np.uint8]) -> FeatureStats:
-    """Of (T, H, W, 3), at most a hundred evenly spread frames."""
+    """Statistics of images (T, H, W, 3), from at most a hundred evenly spaced frames."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MAX_IMAGES)).round().astype(int))
-    # Counting grey levels says the same as the pixels do, and needs no copy of them as numbers eight times the size.
+    # From histograms: the result is the same, without a float64 copy of the pixels, eight times their size.
     counts = np.zeros((3, 256), dtype=np.int64)
     for frame in frames[chosen]:
         for channel in range(3):

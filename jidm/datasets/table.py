@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _CACHE_BYTES = 256 * 2**20
-"""Bytes of columns kept from one part of a shared file; one column is kept whatever its size."""
+"""Size of the cache of columns from one part of a shared file; one column is cached at any size."""
 
 METADATA_KEY = b"jidm"
-"""Key of the table's own notes: what makes an episode whole without any other file."""
+"""Key of the table's notes, which make an episode complete without any other file."""
 
 
 def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
@@ -34,7 +34,7 @@ def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise DatasetError(f"{path}: this table is missing; copy the data set again, or take out what refers to it")
+        raise DatasetError(f"{path}: this table is missing; copy the data set again, or remove the references to it")
     try:
         return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowInvalid, OSError) as error:
@@ -63,10 +63,10 @@ def column_names(path: Path) -> tuple[str, ...]:
 
 
 class SharedTableReader:
-    """Columns of single episodes out of tables that hold many.
+    """Columns of single episodes from tables of many.
 
-    The footer and the rows last read are kept, for the next episode often lies among them: some recorders put every
-    episode into one row group, which cannot be read in part.
+    The footer and the rows read last are cached, because they often contain the next episode: some recorders write all
+    episodes into one row group, which cannot be read in part.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class SharedTableReader:
         return _one_array(table.take(pa.array(rows)), key)
 
     def _read_footer(self, path: Path) -> tuple[Any, Any, list[tuple[int, int]]]:
-        """What tells the file from others and from itself changed; its footer; least and greatest episode per group."""
+        """An identity of the file (path, time, size), its footer, and the minimum and maximum episode per row group."""
         if not path.is_file():
             open_table(path)
         place = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
@@ -109,7 +109,7 @@ class SharedTableReader:
 
 
 def to_numpy(array: Any, what: str) -> NDArray[Any]:
-    """(T, ...) values of an Arrow array of numbers, text, or evenly nested lists of them; a missing number is NaN.
+    """(T, ...) values of an Arrow array of numbers, text, or evenly nested lists of them; missing floats are NaN.
 
     Raises:
         DatasetError: lists of unequal length, or missing values that are not floating point.
@@ -118,12 +118,12 @@ def to_numpy(array: Any, what: str) -> NDArray[Any]:
     import pyarrow.compute as pc
 
     shape = [len(array)]
-    # Grids of LeRobot's own writer carry a type of their own, seen only where the package that registers it is loaded.
+    # Grids of LeRobot's writer have an extension type, which appears only if the package that registers it is loaded.
     while isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         if array.null_count:
-            raise DatasetError(f"{what}: {array.null_count} frames hold nothing; record it again")
+            raise DatasetError(f"{what}: {array.null_count} frames are empty; record it again")
         if pa.types.is_fixed_size_list(array.type):
             shape.append(array.type.list_size)
         else:
@@ -139,7 +139,7 @@ def to_numpy(array: Any, what: str) -> NDArray[Any]:
 
 
 def to_arrow(values: NDArray[Any], feature: Feature) -> pa.Array:
-    """The column of (T, *shape) values as LeRobot stores it: numbers plain, vectors of fixed size, grids nested."""
+    """(T, *shape) values as a column in LeRobot's form: plain numbers, vectors of fixed size, nested grids."""
     import pyarrow as pa
 
     array = pa.array(np.ascontiguousarray(values).reshape(-1))
@@ -165,7 +165,7 @@ def write_table(path: Path, columns: Mapping[str, Any], notes: bytes | None = No
 
 
 def read_notes(path: Path) -> bytes | None:
-    """What `write_table` was given as notes; None for other tables. Reads the footer only."""
+    """The notes of a table from `write_table`; None for other tables. Reads the footer only."""
     with open_table(path) as file:
         metadata = file.schema_arrow.metadata or {}
         return metadata.get(METADATA_KEY)
@@ -192,7 +192,7 @@ def _require_columns(path: Path, file: pq.ParquetFile, keys: Sequence[str]) -> N
 
 
 def _episode_ranges(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
-    """Least and greatest episode of each row group; everything where the file does not say."""
+    """Minimum and maximum episode of each row group; all episodes where the file has no statistics."""
     column = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index("episode_index")
     ranges = []
     for k in range(metadata.num_row_groups):

@@ -1,8 +1,8 @@
-"""What is wrong with a data set, found before training stumbles over it."""
+"""Validation of a data set before it is used for training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 _TIMESTAMP_TOLERANCE = 0.02
-"""Share of the frame time by which a time stamp may be off; 32-bit stamps of long recordings need some."""
+"""Share of the frame interval by which a timestamp may deviate; 32-bit timestamps of long recordings need some."""
 
 _COUNTERS = ("timestamp", "frame_index", "episode_index")
 
 _LIMIT_TOLERANCE = 0.05
-"""Share of a joint's range by which positions may pass its limits: sensors are off by as much."""
+"""Share of a joint's range by which positions may exceed its limits, for the errors of sensors."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem of a data set.
 
     Attributes:
-        episode: its number; None if it concerns the whole set.
-        message: what is wrong, with names and numbers.
-        remedy: what to do about it.
+        episode: its number; None if it concerns the whole data set.
+        message: the problem, with names and numbers.
+        remedy: how to correct it.
     """
 
     episode: int | None
@@ -48,15 +48,15 @@ class Problem:
 
 
 def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, decode: bool = False) -> list[Problem]:
-    """Everything found wrong with a recording; empty if it can be trained on as it is.
+    """All problems of a data set; none if it can be used for training as it is.
 
-    Looks at the listed files, the columns' lengths, shapes and numbers, time stamps, and the number, times and size of
-    the pictures. A folder that is no data set is one problem, not an error.
+    Checks the listed files, the lengths, shapes and values of columns, timestamps, and the number, times and size of
+    images. A folder that is no data set is one problem, not an error.
 
     Args:
         path: folder of the data set.
-        embodiment: also hold joint names, number of joints and limits against this robot.
-        decode: also decode every picture, which finds damage inside the videos; slow.
+        embodiment: also compare joint names, number of joints and limits with this robot.
+        decode: also decode every image, which finds damage inside the videos; slow.
     """
     try:
         dataset = open_dataset(path)
@@ -79,33 +79,33 @@ def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, 
     return list(dict.fromkeys(problems))
 
 
-# ---- the set ---------------------------------------------------------------------------------------------------------
+# ---- data set --------------------------------------------------------------------------------------------------------
 
 
 def _check_metadata(dataset: RecordedDataset) -> Iterator[Problem]:
     metadata = dataset.metadata
     for index in metadata.missing_tables:
-        yield Problem(index, "is listed, but its table is missing", "copy it again, or take it out of the list")
+        yield Problem(index, "is listed, but its table is missing", "copy it again, or remove it from the list")
     for key in metadata.missing_videos:
-        yield Problem(None, f"'{key}' is declared, but there is no video of it", "take it out of info.json")
+        yield Problem(None, f"'{key}' is declared, but it has no video", "remove it from info.json")
     if not dataset.episode_indices:
-        yield Problem(None, "holds no episode", "record some, or run the recording's last step")
+        yield Problem(None, "holds no episode", "record some, or run the last step of the recording")
     if STATE not in dataset.features:
-        yield Problem(None, f"has no {STATE}: joint positions are what is learned from", "record joint positions")
+        yield Problem(None, f"has no {STATE}: training needs joint positions", "record joint positions")
     elif flat_names(dataset.features[STATE]) is None and dataset.features[STATE].names:
         shape = dataset.features[STATE].shape
         yield Problem(
-            None, f"the names of {STATE} are not {shape[0] if shape else 0} distinct ones", "mend them in info.json"
+            None, f"the names of {STATE} are not {shape[0] if shape else 0} distinct ones", "correct them in info.json"
         )
     if not dataset.cameras:
-        yield Problem(None, "has no camera", "record pictures as observation.images.<camera>")
+        yield Problem(None, "has no camera", "record images as observation.images.<camera>")
     counted = len(metadata.episodes) + len(metadata.missing_tables)
     stated = metadata.info.get("total_episodes")
     if isinstance(stated, int) and stated != counted:
         yield Problem(
             None,
             f"info.json says {stated} episodes, {counted} are listed",
-            "finish the recording, or mend total_episodes",
+            "finish the recording, or correct total_episodes",
         )
     frames = sum(entry.length for entry in metadata.episodes.values())
     stated = metadata.info.get("total_frames")
@@ -113,7 +113,7 @@ def _check_metadata(dataset: RecordedDataset) -> Iterator[Problem]:
         yield Problem(
             None,
             f"info.json says {stated} frames, the episodes have {frames}",
-            "finish the recording, or mend total_frames",
+            "finish the recording, or correct total_frames",
         )
 
 
@@ -123,37 +123,37 @@ def _check_joints(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Probl
         yield Problem(
             None,
             f"has {len(recorded)} joints, '{robot.name}' has {len(joints)}",
-            "name the robot that was recorded, or write one with these joints",
+            "give the robot that was recorded, or describe one with these joints",
         )
     elif recorded != joints and recorded != tuple(f"joint_{k}" for k in range(len(joints))):
         pair = next((a, b) for a, b in zip(recorded, joints) if a != b)
         yield Problem(
             None,
-            f"its joints are not those of '{robot.name}': '{pair[0]}' stands where '{pair[1]}' should",
-            f"mend the names of {STATE} in info.json, or the order of its columns",
+            f"its joints are not those of '{robot.name}': '{pair[0]}' is in the place of '{pair[1]}'",
+            f"correct the names of {STATE} in info.json, or the order of its columns",
         )
 
 
 def _check_columns(dataset: RecordedDataset) -> Iterator[Problem]:
-    """Declared columns that tables lack; state, action and counters are looked into episode by episode."""
+    """Declared columns that tables lack; state, action and counters are checked episode by episode."""
     declared = {key for key, f in dataset.features.items() if f.dtype != "video"} - {STATE, ACTION, *_COUNTERS}
     lacking: dict[str, list[int]] = {}
     for episode in dataset:
         try:
             present = _table_columns(episode.metadata.table)
         except DatasetError:
-            continue  # said where its rows are read
+            continue  # reported where its rows are read
         for key in sorted(declared.difference(present)):
             lacking.setdefault(key, []).append(episode.index)
     for key, episodes in lacking.items():
         if len(episodes) == len(dataset):
-            yield Problem(None, f"'{key}' is declared, but no table has it", "take it out of info.json")
+            yield Problem(None, f"'{key}' is declared, but no table has it", "remove it from info.json")
         else:
             for index in episodes:
                 yield Problem(
                     index,
                     f"its table has no '{key}', others have",
-                    "leave the episode out, or take it out of info.json",
+                    "leave the episode out, or remove the column from info.json",
                 )
 
 
@@ -164,7 +164,7 @@ def _check_rows(episode: Episode) -> Iterator[Problem]:
     """Lengths, counters and times."""
     features, fps, index = episode.dataset.features, episode.dataset.fps, episode.index
     if episode.length < 2:
-        yield Problem(index, f"has {episode.length} frame(s), motion lies between two", "leave it out")
+        yield Problem(index, f"has {episode.length} frame(s), motion needs two", "leave it out")
         return
     if "timestamp" not in features:
         yield Problem(None, "has no timestamp column", "record it again with times")
@@ -177,7 +177,7 @@ def _check_rows(episode: Episode) -> Iterator[Problem]:
             index,
             f"frames {k} and {k + 1} are {steps[k]:.4f} s apart, {fps:g} frames per second are {1 / fps:.4f} s "
             f"({len(off)} such steps)",
-            "resample the episode to the stated rate, or mend fps",
+            "resample the episode to the declared rate, or correct fps",
         )
     elif episode.metadata.shared_table and abs(episode.time[0]) > 0.5 / fps:
         yield Problem(index, f"its times start at {episode.time[0]:.4f} s, not 0", "subtract the first time")
@@ -191,7 +191,7 @@ def _check_rows(episode: Episode) -> Iterator[Problem]:
 
 
 def _check_positions(episode: Episode, robot: Embodiment | None) -> Iterator[Problem]:
-    """Numbers of state and action."""
+    """Values of state and action."""
     names = episode.dataset.joint_names
     for key, values in ((STATE, episode.state), (ACTION, episode.action)):
         if values is not None and not np.isfinite(values).all():
@@ -210,12 +210,12 @@ def _check_positions(episode: Episode, robot: Embodiment | None) -> Iterator[Pro
             episode.index,
             f"'{names[k]}' goes from {lower[k]:.3f} to {upper[k]:.3f}, the limits are {robot.lower[k]:.3f} to "
             f"{robot.upper[k]:.3f}",
-            "convert the recording to rad and m, or mend its signs and offsets",
+            "convert the recording to rad and m, or correct its signs and offsets",
         )
 
 
 def _check_videos(episode: Episode, key: str) -> Iterator[Problem]:
-    """Number, times and size of the pictures, without decoding them."""
+    """Number, times and size of the images, without decoding them."""
     segment, fps, length = episode.metadata.videos[key], episode.dataset.fps, episode.length
     times, size = _presentation_times(segment.path)
     if segment.start is not None:
@@ -223,7 +223,7 @@ def _check_videos(episode: Episode, key: str) -> Iterator[Problem]:
     if len(times) != length:
         yield Problem(
             episode.index,
-            f"{key} has {len(times)} pictures, the table has {length} rows ({segment.path.name})",
+            f"{key} has {len(times)} images, the table has {length} rows ({segment.path.name})",
             "leave the episode out, or write its video again",
         )
         return
@@ -233,15 +233,15 @@ def _check_videos(episode: Episode, key: str) -> Iterator[Problem]:
         k = int(off.argmax())
         yield Problem(
             episode.index,
-            f"{key}: picture {k} is shown {off[k]:.4f} s away from its row's time ({segment.path.name})",
-            "write the video again at the rate of the set",
+            f"{key}: image {k} is presented {off[k]:.4f} s away from its row's time ({segment.path.name})",
+            "write the video again at the rate of the data set",
         )
     height, width = episode.dataset.features[key].shape[:2]
     if size != (height, width):
         yield Problem(
             episode.index,
             f"{key} is {size[1]}x{size[0]}, info.json says {width}x{height} ({segment.path.name})",
-            "mend the shape in info.json, or scale the video",
+            "correct the shape in info.json, or scale the video",
         )
 
 
@@ -252,21 +252,21 @@ def _table_columns(path: Path) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def _presentation_times(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """Presentation times [s] of all pictures, ascending, and (height, width)."""
+    """Presentation times [s] of all images, ascending, and (height, width)."""
     with open_video_file(path) as container:
         stream = container.streams.video[0]
         stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
         return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base), (stream.height, stream.width)
 
 
-def _check_decoding(episode: Episode, camera: str) -> Iterator[Problem]:
+def _check_decoding(episode: Episode, camera: str) -> tuple[()]:
     for _ in episode.frames(camera):
         pass
-    yield from ()
+    return ()
 
 
-def _run_check(episode: Episode, check: Callable[[Episode], Iterator[Problem]]) -> list[Problem]:
-    """The check's problems; whatever stops it is one more."""
+def _run_check(episode: Episode, check: Callable[[Episode], Iterable[Problem]]) -> list[Problem]:
+    """The problems found by a check; an error that stops it is one more."""
     found: list[Problem] = []
     try:
         found.extend(check(episode))

@@ -1,7 +1,7 @@
-"""Writing a LeRobot data set so that several processes may write at once and any of them may die at any moment.
+"""Writer of LeRobot data sets for several processes at once, any of which may be killed at any moment.
 
-Every episode has its own files, its table is the last to appear, and the table alone says that the episode is there.
-What concerns all episodes together, under `meta/`, is made by `finish` from the tables.
+Every episode has its own files. Its table appears last, and an episode exists if and only if its table does. The files
+under `meta/`, which concern all episodes, are written by `finalize` from the tables.
 """
 
 from __future__ import annotations
@@ -29,34 +29,33 @@ _SCALAR_SHAPE = (1,)
 
 
 class DatasetWriter:
-    """Writes episodes into a folder, then the files that list them.
+    """Writes episodes into a folder, then the metadata files.
 
-    Several writers, in one process or many, may share a folder: an episode is a function of what `write_episode` is
-    given, and `finish`, called when all are done, of the episodes. A killed process leaves whole episodes only; the
-    next one goes on with `done()`.
+    Several writers, in one process or many, may share a folder: the files of an episode depend only on the arguments of
+    `write_episode`, and those of `finalize`, called at the end, only on the episodes. A killed process leaves complete
+    episodes only; its successor continues after `completed_episodes()`.
 
     Args:
-        root: folder; made if absent.
+        root: folder; created if absent.
         fps: frames per second.
         joint_names: names of the n entries of the state.
         cameras: name -> (width, height) [px], both even.
         action_names: names of the m entries of the action; those of the joints if None, no action if empty.
         robot_type: name of the robot.
         extras: further columns, key -> Feature; written losslessly.
-        recipe: how it is made, kept in info.json under "jidm" (anything JSON can hold).
+        recipe: parameters of the recording, stored in info.json under "jidm" (any JSON value).
         version: "v3.0" or "v2.1".
-        crf: quality of the video, 0 (finest) to 51.
 
     Raises:
-        DatasetError: an unknown version, odd picture sizes, doubled names, or a recipe that JSON cannot hold.
+        DatasetError: an unknown version, odd image sizes, duplicate names, or a recipe that is no JSON.
     """
 
     def __init__(
         self, root: str | Path, *, fps: float, joint_names: Sequence[str], cameras: Mapping[str, tuple[int, int]],
         action_names: Sequence[str] | None = None, robot_type: str = "", extras: Mapping[str, Feature] | None = None,
-        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", crf: int = NEAR_LOSSLESS_CRF,
+        recipe: Mapping[str, Any] | None = None, version: str = "v3.0",
     ) -> None:  # fmt: skip
-        self.root, self.version, self.fps, self.robot_type, self.crf = Path(root), version, float(fps), robot_type, crf
+        self.root, self.version, self.fps, self.robot_type = Path(root), version, float(fps), robot_type
         if version not in VERSIONS:
             raise DatasetError(f"data sets of version {version!r} are not written; choose {' or '.join(VERSIONS)}")
         if not 0 < self.fps < float("inf"):
@@ -75,20 +74,20 @@ class DatasetWriter:
         action: NDArray[Any] | None = None, time: NDArray[Any] | None = None,
         extras: Mapping[str, NDArray[Any]] | None = None, task: str = "",
     ) -> None:  # fmt: skip
-        """Write one episode; afterwards it is whole, or absent if the process dies. Does nothing if it is there.
+        """Write one episode: it is complete afterwards, or absent if the process dies. No effect if it exists.
 
         Args:
-            index: its number, from 0; several processes must not share one unless they write the same. Gaps are fine
-                here, but LeRobot's own reader wants all numbers below the count.
+            index: its number, from 0; two processes must not use the same one unless they write the same data. Gaps are
+                allowed here, but LeRobot's reader expects all numbers below the count.
             frames: camera -> (T, H, W, 3) uint8 RGB.
             state: (T, n) joint positions [rad or m].
             action: (T, m); None if the data set has no actions.
-            time: (T,) [s]; must be k / fps to 0.1 ms, and is so if not given.
+            time: (T,) [s]; must equal k / fps within 0.1 ms, which is also the default.
             extras: key -> (T, ...) values of the extra features.
-            task: what is done, in words.
+            task: description of its task.
 
         Raises:
-            DatasetError: something is missing, of another shape, or not finite.
+            DatasetError: an array is missing, of another shape, or not finite.
         """
         target = self.root / data_path(self.version, index)
         if target.is_file():
@@ -96,7 +95,7 @@ class DatasetWriter:
         columns = self._build_columns(index, state, action, time, dict(extras or {}))
         length = len(columns["timestamp"])
         self._check_frames(index, frames, length)
-        # A guess of where its rows lie among all, right where all episodes are of one length; `finish` knows.
+        # A guess of its first row among all, right if all episodes have one length; `finalize` corrects it.
         first = index * length
         columns["index"] = columns["frame_index"] + first
         gathered = {key: stats.value_stats(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
@@ -106,23 +105,23 @@ class DatasetWriter:
             with self._staging.temporary_folder(f"episode-{index:06d}") as folder:
                 self._write_files(folder, target, record, columns, frames)
         except FileNotFoundError:
-            # Another process was quicker with the same episode and has cleared up; else it is a fault.
+            # Another process has finished the same episode and removed the folder; anything else is a fault.
             if not target.is_file():
                 raise
 
     def completed_episodes(self) -> set[int]:
-        """Indices of the episodes that are there, whole.
+        """Indices of the episodes on disk, all of which are complete.
 
         Raises:
-            DatasetError: some were written to another plan (features, rate, recipe).
+            DatasetError: some have another schema (features, rate, recipe).
         """
         return {episode.index for episode in self._read_records()}
 
     def finalize(self) -> None:
-        """Write `meta/` for all episodes that are there. May be called again; the bytes depend on the episodes alone.
+        """Write `meta/` for all episodes on disk. May be called again; the bytes depend on the episodes only.
 
         Raises:
-            DatasetError: some episodes were written to another plan (features, rate, recipe).
+            DatasetError: some episodes have another schema (features, rate, recipe).
         """
         found, listed, first = self._read_records(), [], 0
         tasks: dict[str, int] = {}
@@ -142,16 +141,16 @@ class DatasetWriter:
         self, folder: Path, target: Path, record: EpisodeRecord, columns: Mapping[str, NDArray[Any]],
         frames: Mapping[str, NDArray[np.uint8]],
     ) -> None:  # fmt: skip
-        """All files of an episode in the hidden folder, then into their places."""
+        """Write all files of an episode into the staging folder, then move them to their places."""
         for name, key in self._camera_keys.items():
-            encode(folder / f"{key}.mp4", frames[name], self.fps, crf=self.crf)
+            encode(folder / f"{key}.mp4", frames[name], self.fps)
         arrays = {key: to_arrow(columns[key], self.features[key]) for key in self._table_keys()}
         write_table(folder / "table.parquet", arrays, self._encode_record(record))
         for key in self._camera_keys.values():
             move(folder / f"{key}.mp4", self.root / video_path(self.version, record.index, key))
-        move(folder / "table.parquet", target)  # last: this makes the episode
+        move(folder / "table.parquet", target)  # last: with it the episode exists
 
-    # ---- what goes in ------------------------------------------------------------------------------------------------
+    # ---- columns -----------------------------------------------------------------------------------------------------
 
     def _build_features(self, cameras: Mapping[str, tuple[int, int]]) -> dict[str, Feature]:
         features = {STATE: Feature("float64", (len(self.joint_names),), list(self.joint_names))}
@@ -170,7 +169,7 @@ class DatasetWriter:
         for key, feature in self.extras.items():
             if key in features or "/" in key or feature.dtype in ("video", "image") or not feature.shape:
                 raise DatasetError(
-                    f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is taken or of no use here"
+                    f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is reserved or cannot be a column"
                 )
             features[key] = feature
         features["timestamp"] = Feature("float32", _SCALAR_SHAPE)
@@ -222,23 +221,23 @@ class DatasetWriter:
 
     def _check_frames(self, index: int, frames: Mapping[str, NDArray[Any]], length: int) -> None:
         if set(frames) != set(self._camera_keys):
-            raise DatasetError(f"episode {index}: pictures of {sorted(frames)}, must be of {sorted(self._camera_keys)}")
+            raise DatasetError(f"episode {index}: images of {sorted(frames)}, must be of {sorted(self._camera_keys)}")
         for name, key in self._camera_keys.items():
             expected = (length, *self.features[key].shape)
             if frames[name].dtype != np.uint8 or frames[name].shape != expected:
                 raise DatasetError(
-                    f"episode {index}: pictures of '{name}' are {frames[name].dtype} {frames[name].shape}, "
+                    f"episode {index}: images of '{name}' are {frames[name].dtype} {frames[name].shape}, "
                     f"must be uint8 {expected}"
                 )
 
-    # ---- what is there -----------------------------------------------------------------------------------------------
+    # ---- episodes on disk --------------------------------------------------------------------------------------------
 
     def _table_keys(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature.dtype != "video"]
 
     def _compute_schema_hash(self) -> str:
         schema = {
-            "version": self.version, "fps": self.fps, "recipe": self.recipe, "robot_type": self.robot_type, "crf": self.crf,
+            "version": self.version, "fps": self.fps, "recipe": self.recipe, "robot_type": self.robot_type, "crf": NEAR_LOSSLESS_CRF,
             "features": {key: feature.to_dict() for key, feature in self.features.items()},
         }  # fmt: skip
         return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
@@ -254,13 +253,13 @@ class DatasetWriter:
             if fields.pop("schema_hash", None) != self._schema_hash:
                 raise DatasetError(
                     f"{path}: was not written with these features, rate and recipe; write into another folder, "
-                    f"or delete this one to start anew"
+                    f"or delete this one to start again"
                 )
             found.append(EpisodeRecord(**fields))
         return sorted(found, key=lambda episode: episode.index)
 
     def _rewrite_indices(self, episode: EpisodeRecord) -> None:
-        """Write the episode's table again, with its rows' places among all and the number of its task."""
+        """Write the episode's table again with the final row indices and task number."""
         path = self.root / data_path(self.version, episode.index)
         arrays = read_columns(path, self._table_keys())
         for key, values in _index_columns(episode).items():
@@ -276,11 +275,11 @@ def _index_columns(episode: EpisodeRecord) -> dict[str, NDArray[np.int64]]:
 
 
 def _as_json(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Through JSON and back, so that what is compared is what a file gives."""
+    """The recipe after a round trip through JSON, as it will be read from the file."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(recipe), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise DatasetError(f"the recipe cannot be kept as JSON ({error}); give numbers, text, lists, dicts") from None
+        raise DatasetError(f"the recipe cannot be stored as JSON ({error}); give numbers, text, lists, dicts") from None
     return plain
 
 

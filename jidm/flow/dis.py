@@ -30,7 +30,7 @@ class DisFlow:
 
     Attributes:
         patch_size: edge of a patch [px]; 12 is better at 640x480 and worse at 320x240.
-        patch_stride: distance of patches [px]; 4 is as accurate for small motion, but fails for motion of 50 px and more.
+        patch_stride: distance of patches [px]; 4 is as accurate for small motion, but fails from 50 px on.
         gradient_iterations: gradient descent iterations per patch; 16 is as accurate as 50.
         variational_iterations: iterations of variational refinement per level; 0 increases the end-point error by a
             fifth.
@@ -85,7 +85,7 @@ class DisFlow:
         return flows[0], flows[1]
 
     def _preprocess(self, *grays: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-        """Both frames blurred, contrast-stretched by the same map to the 8 bits of OpenCV's DIS, and padded to its minimum."""
+        """Both frames blurred, stretched by one map to the 8 bits of OpenCV's DIS, and padded to its minimum size."""
         import cv2
 
         blurred = [cv2.GaussianBlur(x, (0, 0), self.blur) if self.blur > 0 else x for x in grays]

@@ -109,7 +109,7 @@ def read_flow(path: str | Path, *, layout: FlowLayout | None = None) -> Flow:
         layout: of an array's last axes, "2HW" or "HW2"; needed only if the shape allows both.
 
     Returns:
-        Float32 (or the array's float64) flow (*batch, 2, H, W) [px]; weight 0 where the file marks unknown flow, else 1.
+        Float32 (or the array's float64) flow (*batch, 2, H, W) [px]; weight 0 where the flow is unknown, else 1.
 
     Raises:
         InputError: the file is missing, broken or of another kind.

@@ -33,8 +33,8 @@ class RaftFlow:
 
     Args:
         model: "raft_large", "raft_small", or a module with the call signature of torchvision's RAFT.
-        weights: a local file (.safetensors, or .pth / .pt with a state dict, never unpickled) or a name of torchvision's
-            weights ("DEFAULT", "C_T_SKHT_V2", ...; downloaded from its hub). Not needed with a module.
+        weights: a local file (.safetensors, or .pth / .pt with a state dict, never unpickled), or a name of weights in
+            torchvision ("DEFAULT", "C_T_SKHT_V2", ...; downloaded from its hub). Not needed with a module.
         iterations: flow updates; fewer are faster.
 
     Raises:
@@ -68,7 +68,7 @@ class RaftFlow:
 
     @torch.no_grad()
     def _estimate_pair(self, first: Tensor, second: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Forward and backward flow (2, H, W) of one item: the correlation volume of a batch would exceed the memory."""
+        """Forward and backward flow (2, H, W) of one item: the correlation volume of a batch would not fit."""
         tall, wide = first.shape[-2:]
         padding = (0, -wide % _STRIDE, 0, -tall % _STRIDE)
         images = torch.nn.functional.pad(torch.cat([first, second]), padding, mode="replicate")

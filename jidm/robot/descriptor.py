@@ -10,7 +10,8 @@ tip_links, gripper_joints        names
 [locked]                         joint = value [rad or m] at which it is held
 [notes]                          where each number comes from
 [cameras.<name>]                 a look-at or matrix form of `Camera.from_dict`
-[conventions.<name>]             order, and tables sign, scale, offset, unit, normalized by joint: `JointConvention.make`
+[conventions.<name>]             arguments of `JointConvention.make`: order, and by joint sign, scale, offset, unit,
+                                 normalized
 [compose.<part>]                 embodiment, xyz [m], rpy [rad]: other robots on one base, instead of urdf and joints
 """
 

@@ -98,7 +98,7 @@ def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0) -> MeshEd
 def feature_edges(
     edges: MeshEdges, rotation: Float[Tensor, "*batch N 3 3"], to_camera: Float[Tensor, "*batch N 3"]
 ) -> Bool[Tensor, "*batch N"]:
-    """Which edge points are image edges, apart from occlusion: silhouettes, and creases with a face turned to the camera.
+    """Which edge points are image edges, occlusion aside: silhouettes, and creases with a face turned to the camera.
 
     Args:
         rotation: (*batch, N, 3, 3) rotation of each point's link in the base frame.

@@ -1,6 +1,6 @@
 """Robots known by name: those that come with jidm, those registered in this process, those of installed packages.
 
-A registry is data: no descriptor is read before it is asked for.
+A registry is data: a descriptor is read only when its robot is loaded.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def load_embodiment(source: str | Path | Embodiment) -> Embodiment:
     """An embodiment by its registered name or from a file.
 
     Args:
-        source: a registered name, a URDF file (`.urdf` or `.xml`), or a folder with an `embodiment.toml` or that file. A
-            text that is both a registered name and a path counts as the name. An Embodiment is returned unchanged.
+        source: a registered name, a URDF file (`.urdf` or `.xml`), or a folder with an `embodiment.toml` or that
+            file. A text that is both a registered name and a path counts as the name. An Embodiment is returned
+            unchanged.
 
     Raises:
         EmbodimentError: no such name (the message suggests the nearest), or the descriptor is wrong.

@@ -88,7 +88,7 @@ def unoccluded_points(
 def _buffer_index(
     uv: Float[Tensor, "*batch N 2"], depth: Float[Tensor, "*batch N"], width: int, height: int, cell: float
 ) -> tuple[Bool[Tensor, "*batch N"], Int[Tensor, "*batch N"], int]:
-    """Whether points are inside the image, their cells (one past the last for those outside), and the number of cells."""
+    """Whether points are inside the image, their cells (one past the last if outside), and the number of cells."""
     columns, rows = int(np.ceil(width / cell)), int(np.ceil(height / cell))
     inside = (depth > _MIN_DEPTH) & (uv > -0.5).all(-1) & (uv[..., 0] < width - 0.5) & (uv[..., 1] < height - 0.5)
     column = ((uv[..., 0] + 0.5) / cell).clamp(0, columns - 1).long()

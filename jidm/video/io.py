@@ -1,14 +1,14 @@
 """Video files and folders of images: read completely, read as a stream of bounded memory, write.
 
 Decoding and encoding use PyAV. Frames are returned as `(T, 3, H, W)` RGB, with the presentation times [s] of the
-container. Missing frames and frames that the codec marks as corrupt are refused. Damage that decodes without such a mark
+container. Missing frames and frames that the codec marks as corrupt are refused. Damage that decodes without a mark
 cannot be detected here; it appears as motion that no joint explains.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -232,7 +232,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
             ) from None
     if count == 0:
         raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
-    # Both must fall short: an edit list hides frames that the container counts, and a last frame may have a long duration.
+    # Both must fall short: an edit list hides frames that the container counts, and a last frame may last long.
     if start is None and count < declared and end is not None and last < end - 1.5 / rate:
         raise VideoError(f"{path}: truncated, {count} of {declared} frames are there; copy it again")
 
@@ -320,7 +320,8 @@ def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18, lay
     _check_fps(fps)
     try:
         with atomic_write(path) as temporary, _create_container(temporary, Path(path)) as container:
-            _encode(container, _frames_to_write(frames, layout), Fraction(fps).limit_denominator(1001), crf)
+            rate = Fraction(fps).limit_denominator(1001)
+            encode_h264(container, _frames_to_write(frames, layout), rate, {"crf": str(crf)})
     except av.error.FFmpegError as error:
         raise VideoError(
             f"{path}: writing failed ({_reason(error)}); check the space on the disk and the suffix"
@@ -338,7 +339,18 @@ def _create_container(temporary: Path, path: Path) -> Any:
         ) from None
 
 
-def _encode(container: Any, frames: Iterable[np.ndarray], rate: Fraction, crf: int) -> None:
+def encode_h264(container: Any, frames: Iterable[np.ndarray], rate: Fraction, options: Mapping[str, str]) -> None:
+    """Encode (H, W, 3) uint8 RGB frames of one size into an open output container of PyAV, as h264 (yuv420p).
+
+    Args:
+        container: the output.
+        frames: the frames; odd sizes are padded and noted in the container's comment.
+        rate: frames per second.
+        options: of x264; `threads` also limits the threads of the codec.
+
+    Raises:
+        VideoError: there are no frames, or they differ in size.
+    """
     import av
 
     stream, size = None, (0, 0)
@@ -347,7 +359,9 @@ def _encode(container: Any, frames: Iterable[np.ndarray], rate: Fraction, crf: i
             size = image.shape[:2]
             stream = container.add_stream("libx264", rate=rate)
             stream.height, stream.width, stream.pix_fmt = size[0] + size[0] % 2, size[1] + size[1] % 2, "yuv420p"
-            stream.options = {"crf": str(crf)}
+            stream.options = dict(options)
+            if "threads" in options:
+                stream.codec_context.thread_count = int(options["threads"])
             stream.codec_context.time_base = 1 / rate
             stream.codec_context.colorspace = (
                 _BT601  # the matrix of swscale's conversion; players assume BT.709 for HD without this tag

@@ -38,7 +38,7 @@ def as_video(
 
     Gray is repeated into three channels. RGBA is composited over black, so that hidden content of transparent pixels
     never appears as motion. Non-finite pixels are kept as NaN: the motion of such a frame is reported as not valid, and
-    other frames are not affected. uint8 and half precision become float32, float64 stays; device and gradients are kept.
+    other frames are not affected. uint8 and half precision become float32, float64 stays; device and gradients stay.
 
     Args:
         frames: the video.
@@ -122,7 +122,7 @@ def _stack(items: Sequence[Any]) -> tuple[Tensor, str | None]:
 
 
 def _from_pil(image: Any) -> Tensor:
-    """(H, W, 3 or 4) uint8, or (H, W, 1) float in [0, 1] of a 16-bit gray image (PIL's conversion would clip it at 255)."""
+    """(H, W, 3 or 4) uint8, or (H, W, 1) float in [0, 1] of a 16-bit gray image (PIL would clip it at 255)."""
     if image.mode.startswith("I;16"):
         return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535.0)[..., None]
     if image.mode in ("I", "F"):

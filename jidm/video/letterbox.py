@@ -102,8 +102,8 @@ class Letterbox:
 def scaled_size(height_in: int, width_in: int, *, max_side: int, multiple: int) -> tuple[int, int]:
     """(height, width) of a smaller image of about the same aspect ratio.
 
-    The longer side is at most `max_side`, both sides are multiples of `multiple`. The size never exceeds the original's,
-    unless that is smaller than one multiple.
+    The longer side is at most `max_side`, both sides are multiples of `multiple`. The size never exceeds that of the
+    original, unless that is smaller than one multiple.
     """
     scale = min(1.0, max_side / max(height_in, width_in))
     sides = (max(1, int(side * scale / multiple + 0.5)) * multiple for side in (height_in, width_in))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jidm.atomic_io import atomic_write
-from jidm.datasets.summary import CameraSample, DatasetSummary, FlowSample
+from jidm.datasets.image_motion import CameraSample, FlowSample
+from jidm.datasets.summary import DatasetSummary
 from jidm.visualization.image import RgbImage, flow_to_color, resize
 from jidm.visualization.plot import new_figure
 from jidm.visualization.sheet import Tile, tile_sheet

@@ -37,9 +37,9 @@ def read_urdf(path: str | Path, *, mesh_roots: Sequence[str | Path] = ()) -> Rob
 
     Values: lengths in meters, angles in radians. Axes are normalized. One bound of a revolute or prismatic joint may be
     left out and is then 0, as the format defines; a joint without both is refused. Bounds of other joint types have no
-    meaning and are dropped. A velocity or effort limit of 0 counts as not stated, because exporters write 0 for an empty
-    field. Inertias, transmissions, sensors and other elements without a place in the model are not read, but a NaN or
-    infinity anywhere in a link or joint is refused.
+    meaning and are dropped. A velocity or effort limit of 0 counts as not stated, because exporters write 0 for an
+    empty field. Inertias, transmissions, sensors and other elements without a place in the model are not read, but a
+    NaN or infinity anywhere in a link or joint is refused.
 
     Args:
         path: the file.

@@ -17,8 +17,8 @@ from jidm.robot.transforms import roll_pitch_yaw
 def write_urdf(model: RobotModel, path: str | Path | None = None) -> str:
     """URDF text of a model; reading it again gives the model back (poses to about 1e-15).
 
-    Meshes that were found are named by their absolute path, so read it with their folders as `mesh_roots`; the references
-    of other meshes are kept. Inertias are placeholders (1 kg, 0.01 kg m^2): the model holds none.
+    Meshes that were found are named by their absolute path, so read it with their folders as `mesh_roots`; references
+    to other meshes are kept. Inertias are placeholders (1 kg, 0.01 kg m^2): the model has none.
 
     Args:
         path: file to which the text is written as well, atomically.

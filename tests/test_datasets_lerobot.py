@@ -1,4 +1,4 @@
-"""LeRobot's own library as the other side: it reads what jidm writes, and jidm reads what it writes.
+"""Interoperability with LeRobot's library: it reads data sets of jidm, and jidm reads its data sets.
 
 Skipped where the package `lerobot` (0.4 or later) is not installed; no other part of the tests needs it.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lerobot_files import CAMERA, bar_width, make_episode, measured_bar_width, read_reference
-from test_data_write import EXTRAS, RECIPE, TOP, arrays, length_of, write
+from test_datasets_writer import EXTRAS, RECIPE, TOP, arrays, length_of, write
 
 from jidm.datasets import open_dataset, validate_dataset
 
@@ -77,7 +77,7 @@ def test_jidm_reads_what_lerobot_writes(tmp_path: Path, lerobot: Any) -> None:
         episode = dataset.episode(index)
         assert (episode.length, episode.task) == (len(expected), expected.task)
         np.testing.assert_array_equal(episode.state, expected.state.astype(np.float32))
-        # Needs the reader to know LeRobot's column type for grids, registered by now.
+        # The reader must handle LeRobot's extension type for grids, which is registered by now.
         grid = np.broadcast_to(np.arange(len(expected))[:, None, None], (len(expected), 2, 3))
         np.testing.assert_array_equal(episode.column("observation.grid"), grid)
         assert np.flatnonzero(episode.column("next.done")).tolist() == [len(expected) - 1]

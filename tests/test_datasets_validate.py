@@ -1,4 +1,4 @@
-"""The check finds what is broken, names it, and is silent about what is whole; `jidm dataset` shows both."""
+"""Validation finds and names every fault, and reports none in valid data sets; summaries; `jidm dataset`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lerobot_files import CAMERA, EpisodeArrays, encode, make_episode, make_v2, 
 from jidm import Embodiment, load_embodiment
 from jidm.cli import main
 from jidm.datasets import open_dataset, validate_dataset
-from jidm.datasets.summary import sample_camera, summarize_dataset
+from jidm.datasets.image_motion import sample_camera
+from jidm.datasets.summary import summarize_dataset
 from jidm.errors import DatasetError
 
 TABLE, VIDEO = "data/chunk-000/episode_000003.parquet", f"videos/chunk-000/{CAMERA}/episode_000003.mp4"
@@ -26,7 +27,7 @@ TABLE, VIDEO = "data/chunk-000/episode_000003.parquet", f"videos/chunk-000/{CAME
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Episodes 0 and 3 of 6 and 8 frames, whole."""
+    """A valid data set: episodes 0 and 3 of 6 and 8 frames."""
     made = make_v2(tmp_path / "set", {0: make_episode(0, 6), 3: make_episode(3, 8)})
     assert validate_dataset(made) == []
     return made
@@ -85,7 +86,7 @@ def damaged_inside(root: Path) -> None:
     (root / VIDEO).write_bytes(data)
 
 
-BREAKS: list[tuple[Callable[[Path], Any], int | None, str]] = [
+FAULTS: list[tuple[Callable[[Path], Any], int | None, str]] = [
     (no_state, None, "has no observation.state"),
     (lambda root: change(root, lambda f: f["features"].pop(CAMERA)), None, "has no camera"),
     (lambda root: change(root, lambda f: f.update(total_episodes=5)), None, "says 5 episodes, 2 are listed"),
@@ -95,8 +96,8 @@ BREAKS: list[tuple[Callable[[Path], Any], int | None, str]] = [
     (lambda root: (root / TABLE).write_bytes(b"PAR1 no"), 3, "not a readable parquet table"),
     (lambda root: (root / VIDEO).unlink(), 3, "this video is missing"),
     (lambda root: (root / VIDEO).write_bytes(b"no video"), 3, "not a readable video"),
-    (lambda root: encode(root / VIDEO, make_episode(3, 7).frames, 30), 3, f"{CAMERA} has 7 pictures, the table has 8 rows"),
-    (lambda root: encode(root / VIDEO, make_episode(3, 8).frames, 25), 3, "picture 7 is shown"),
+    (lambda root: encode(root / VIDEO, make_episode(3, 7).frames, 30), 3, f"{CAMERA} has 7 images, the table has 8 rows"),
+    (lambda root: encode(root / VIDEO, make_episode(3, 8).frames, 25), 3, "image 7 is presented"),
     (lambda root: encode(root / VIDEO, make_episode(3, 8, height=96, width=128).frames, 30), 3, "128x96, info.json says 64x48"),
     (other_length, 3, "has 7 rows, the list of episodes says 8"),
     (other_rate, 3, "frames 0 and 1 are 0.0400 s apart, 30 frames per second are 0.0333 s (7 such steps)"),
@@ -108,12 +109,12 @@ BREAKS: list[tuple[Callable[[Path], Any], int | None, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("damage", "episode", "what"), BREAKS, ids=[b[2][:40] for b in BREAKS])
-def test_every_break_is_found_and_named(root: Path, damage: Any, episode: int | None, what: str) -> None:
+@pytest.mark.parametrize(("damage", "episode", "what"), FAULTS, ids=[b[2][:40] for b in FAULTS])
+def test_every_fault_is_found_and_named(root: Path, damage: Any, episode: int | None, what: str) -> None:
     damage(root)
     problems = validate_dataset(root)
     assert any(what in p.message and p.episode == episode for p in problems), "\n".join(map(str, problems))
-    assert {p.episode for p in problems} <= {episode, None}  # the whole episode is not blamed
+    assert {p.episode for p in problems} <= {episode, None}  # the valid episode is not reported
     for p in problems:
         assert p.remedy and "\n" not in str(p) and str(p).endswith(p.remedy)
 
@@ -137,7 +138,7 @@ def test_damage_inside_a_video_is_found_by_decoding(root: Path) -> None:
     assert [p.episode for p in validate_dataset(root, decode=True)] == [3]
 
 
-def test_packed_videos_are_checked_where_the_episode_lies(tmp_path: Path) -> None:
+def test_packed_videos_are_checked_per_episode(tmp_path: Path) -> None:
     truth = {0: make_episode(0, 6), 1: make_episode(1, 8), 2: make_episode(2, 5)}
     root = make_v30(tmp_path, truth, per_file=3)
     encode(
@@ -146,13 +147,13 @@ def test_packed_videos_are_checked_where_the_episode_lies(tmp_path: Path) -> Non
         30,
     )
     assert [(p.episode, p.message.split(" (")[0]) for p in validate_dataset(root)] == [
-        (2, f"{CAMERA} has 3 pictures, the table has 5 rows")
+        (2, f"{CAMERA} has 3 images, the table has 5 rows")
     ]
 
 
 def test_a_folder_that_is_no_data_set_is_one_problem(tmp_path: Path) -> None:
     (problem,) = validate_dataset(tmp_path)
-    assert "no data set" in problem.message and problem.remedy == "give the folder that holds meta/"
+    assert "no data set" in problem.message and problem.remedy == "give the folder that contains meta/"
 
 
 # ---- against a robot -------------------------------------------------------------------------------------------------
@@ -170,12 +171,12 @@ def of_robot(tmp_path: Path, names: list[str], state: np.ndarray) -> Path:
     return root
 
 
-def test_joints_and_limits_are_held_against_the_robot(tmp_path: Path, finger: Embodiment) -> None:
+def test_joints_and_limits_are_compared_with_the_robot(tmp_path: Path, finger: Embodiment) -> None:
     inside = np.clip(np.linspace(-0.3, 0.3, 18).reshape(6, 3), finger.lower, finger.upper)
     names = list(finger.joint_names)
     assert validate_dataset(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
     (wrong,) = validate_dataset(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
-    assert f"'{names[-1]}' stands where '{names[0]}' should" in wrong.message
+    assert f"'{names[-1]}' is in the place of '{names[0]}'" in wrong.message
     (wrong,) = validate_dataset(
         of_robot(tmp_path / "dof", names, inside), embodiment=load_embodiment("planar_finger_2")
     )
@@ -186,11 +187,11 @@ def test_joints_and_limits_are_held_against_the_robot(tmp_path: Path, finger: Em
     )
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- summary ----------------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_a_known_motion(tmp_path: Path) -> None:
-    """Joint a sweeps its range evenly, b stands, c jumps between the ends."""
+def test_summary_of_a_known_motion(tmp_path: Path) -> None:
+    """Joint a sweeps its range uniformly, b rests, c alternates between the ends."""
     length = 41
     state = np.stack([np.linspace(-1, 1, length), np.full(length, 0.2), np.arange(length) % 2], 1)
     episode = make_episode(0, length)
@@ -206,8 +207,8 @@ def test_figures_of_a_known_motion(tmp_path: Path) -> None:
     assert figures.lengths == (41, 41, 41) and figures.frames == 41 and figures.tasks == {"reach": 1}
 
 
-def test_repeated_pictures_are_counted(tmp_path: Path) -> None:
-    """A camera of half the rate: every other picture is the one before."""
+def test_repeated_images_are_counted(tmp_path: Path) -> None:
+    """A camera of half the rate: every second image repeats its predecessor."""
     smooth, half = make_episode(0, 40), make_episode(0, 40)
     half.frames = half.frames[np.arange(40) // 2 * 2]
     state = np.stack([np.sin(np.arange(40) / 5)] * 3, 1)
@@ -220,7 +221,7 @@ def test_repeated_pictures_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("still", "expected"), [(slice(0, 20), 0.0), (slice(20, 40), 1.0)])
-def test_pictures_that_repeat_while_the_robot_rests_do_not_count(tmp_path: Path, still: slice, expected: float) -> None:
+def test_images_that_repeat_while_the_robot_rests_do_not_count(tmp_path: Path, still: slice, expected: float) -> None:
     episode = make_episode(0, 40)
     episode.frames[still] = episode.frames[still.start]
     state = np.cumsum(np.where(np.arange(40) < 20, 0.001, 0.1))[:, None].repeat(3, 1)
@@ -229,9 +230,9 @@ def test_pictures_that_repeat_while_the_robot_rests_do_not_count(tmp_path: Path,
     assert sample.repeated_fraction == pytest.approx(expected, abs=0.11) and sample.flow is None
 
 
-def test_positions_that_are_not_finite_have_no_figures(root: Path) -> None:
+def test_non_finite_positions_have_no_summary(root: Path) -> None:
     with_state(root, set_entry(1, 1, np.nan))
-    with pytest.raises(DatasetError, match="not finite everywhere; run jidm dataset check"):
+    with pytest.raises(DatasetError, match="not finite everywhere; run jidm dataset validate"):
         summarize_dataset(open_dataset(root))
 
 
@@ -239,7 +240,7 @@ def test_positions_that_are_not_finite_have_no_figures(root: Path) -> None:
 
 
 def test_show_prints_figures_and_draws(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "pictures"
+    out = tmp_path / "images"
     assert main(["dataset", "show", str(root), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     for expected in ("LeRobot v2.1, robot toy", "episodes   2, of 6 to 8", "top: 64x48", "JOINT", "ACTION", "REPEATED"):
@@ -250,7 +251,7 @@ def test_show_prints_figures_and_draws(root: Path, tmp_path: Path, capsys: pytes
         assert picture is not None and min(picture.shape[:2]) > 60 and picture.std() > 5
 
 
-def test_show_without_pictures_decodes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_without_images_decodes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for video in root.glob("videos/**/*.mp4"):
         video.unlink()
     assert main(["dataset", "show", str(root), "--episodes", "0"]) == 0
@@ -259,28 +260,26 @@ def test_show_without_pictures_decodes_nothing(root: Path, capsys: pytest.Captur
     assert "this video is missing" in capsys.readouterr().err
 
 
-def test_check_says_what_and_exits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dataset", "check", str(root)]) == 0
+def test_check_prints_problems_and_sets_the_exit_code(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dataset", "validate", str(root)]) == 0
     assert "no problem found" in capsys.readouterr().out
     (root / VIDEO).unlink()
-    assert main(["dataset", "check", str(root)]) == 1
+    assert main(["dataset", "validate", str(root)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].startswith("episode 3: ") and lines[1].endswith("1 problem(s)")
-    assert main(["dataset", "check", str(root), "--embodiment", "planar_finger_2"]) == 1
+    assert main(["dataset", "validate", str(root), "--embodiment", "planar_finger_2"]) == 1
     assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
 
 
-def test_check_holds_a_recording_against_the_robot_its_recipe_names(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_uses_the_robot_of_the_recipe(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(root, lambda f: f.update(jidm={"embodiment": "planar_finger_2"}))
-    assert main(["dataset", "check", str(root)]) == 1
+    assert main(["dataset", "validate", str(root)]) == 1
     assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
     change(root, lambda f: f.update(jidm={"embodiment": "a robot of another house"}))
-    assert main(["dataset", "check", str(root)]) == 0
+    assert main(["dataset", "validate", str(root)]) == 0
 
 
-def test_what_is_wrong_with_the_recordings_of_others() -> None:
+def test_problems_of_third_party_data_sets() -> None:
     assert validate_dataset(material("g1_inspire_real")) == []
     found = validate_dataset(material("gr1_sim"))
     assert {p.episode for p in found} == {3, 4, None} and len(found) == 3

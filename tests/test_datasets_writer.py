@@ -1,4 +1,4 @@
-"""Writing recordings: read back by plain pyarrow and PyAV, whole or absent, the same bytes whoever wrote them."""
+"""Writing data sets: against plain pyarrow and PyAV, atomic episodes, deterministic bytes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def length_of(index: int) -> int:
 
 
 def arrays(index: int, length: int | None = None) -> dict[str, Any]:
-    """What `write_episode` takes, a function of the index alone."""
+    """Arguments of `write_episode`, a function of the index only."""
     length = length or length_of(index)
     episode, rng = make_episode(index, length), np.random.default_rng(index)
     extras = {
@@ -89,10 +89,10 @@ def written(tmp_path_factory: pytest.TempPathFactory, version: str) -> Path:
     return write(tmp_path_factory.mktemp(version), [0, 1, 2, 3], version=version)
 
 
-# ---- what is in the files --------------------------------------------------------------------------------------------
+# ---- content of the files --------------------------------------------------------------------------------------------
 
 
-def test_an_independent_reader_finds_what_was_written(written: Path) -> None:
+def test_an_independent_reader_agrees(written: Path) -> None:
     found = read_reference(written)
     assert sorted(found) == [0, 1, 2, 3]
     first = 0
@@ -115,7 +115,7 @@ def test_an_independent_reader_finds_what_was_written(written: Path) -> None:
         first += length
 
 
-def test_our_reader_finds_the_same(written: Path) -> None:
+def test_our_reader_agrees(written: Path) -> None:
     dataset = open_dataset(written)
     assert (dataset.joint_names, dataset.cameras, dataset.robot_type) == (("a", "b", "c"), ("top",), "toy")
     assert dataset.recipe == RECIPE and dataset.fps == 16.0
@@ -148,19 +148,19 @@ def test_info_and_statistics_are_those_of_the_arrays(written: Path, version: str
     for name in ("min", "max", "mean", "std"):
         np.testing.assert_allclose(stats["observation.state"][name], getattr(np, name)(states, axis=0), rtol=1e-9)
     assert stats["observation.state"]["count"] == [len(states)]
-    pictures = np.concatenate([arrays(index)["frames"]["top"] for index in range(4)]) / 255
-    np.testing.assert_allclose(np.ravel(stats[TOP]["mean"]), pictures.mean((0, 1, 2)), rtol=1e-9)
+    images = np.concatenate([arrays(index)["frames"]["top"] for index in range(4)]) / 255
+    np.testing.assert_allclose(np.ravel(stats[TOP]["mean"]), images.mean((0, 1, 2)), rtol=1e-9)
     assert np.shape(stats[TOP]["std"]) == (3, 1, 1)
 
 
-def test_statistics_of_pictures_are_those_of_their_pixels() -> None:
-    """Found from counts of grey levels, without a copy of the pictures as numbers: 100 of VGA size would be 0.7 GB."""
+def test_image_statistics_equal_those_of_the_pixels() -> None:
+    """Computed from histograms, without a float64 copy of the images: 100 of VGA size would be 0.7 GB."""
     from jidm.datasets.stats import image_stats
 
     rng = np.random.default_rng(0)
-    pictures = rng.integers((3, 0, 40), (200, 256, 41), (150, 10, 12, 3), dtype=np.uint8)
-    seen = pictures[np.unique(np.linspace(0, 149, 100).round().astype(int))] / 255
-    found = image_stats(pictures)
+    images = rng.integers((3, 0, 40), (200, 256, 41), (150, 10, 12, 3), dtype=np.uint8)
+    seen = images[np.unique(np.linspace(0, 149, 100).round().astype(int))] / 255
+    found = image_stats(images)
     assert found["count"] == [100]
     for name in ("min", "max", "mean", "std"):
         expected = getattr(np, name)(seen, axis=(0, 1, 2)).reshape(3, 1, 1)
@@ -173,8 +173,8 @@ def test_statistics_of_pictures_are_those_of_their_pixels() -> None:
     assert peak < 2 * large.nbytes
 
 
-def test_pandas_sees_the_task_as_the_index(tmp_path: Path) -> None:
-    """LeRobot asks `tasks.iloc[k].name` and `task in tasks.index`."""
+def test_the_task_is_the_index_in_pandas(tmp_path: Path) -> None:
+    """LeRobot uses `tasks.iloc[k].name` and `task in tasks.index`."""
     write(tmp_path, [0, 1])
     table = pq.read_table(tmp_path / "meta" / "tasks.parquet")
     note = json.loads(table.schema.metadata[b"pandas"])
@@ -200,8 +200,8 @@ def test_video_times_are_exact_at_odd_rates(tmp_path: Path) -> None:
 # ---- the same bytes --------------------------------------------------------------------------------------------------
 
 
-def test_a_film_has_the_same_bytes_every_time(tmp_path: Path) -> None:
-    """Many times, with memory in ever other states: x264 as it comes gives other bytes in one of 5 to 100 encodings."""
+def test_video_encoding_is_deterministic(tmp_path: Path) -> None:
+    """Many runs with different memory contents: x264's defaults give different bytes in one of 5 to 100 runs."""
     from jidm.datasets.video_file import encode
 
     chance, frames = random.Random(0), make_episode(0, 5).frames
@@ -210,31 +210,31 @@ def test_a_film_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     for _ in range(400):
         held.append(np.full(chance.randrange(1, 400_000), chance.randrange(256), np.uint8))
         held = held[-chance.randrange(1, 20) :]
-        encode(tmp_path / "film.mp4", frames, 16)
-        seen.add((tmp_path / "film.mp4").read_bytes())
+        encode(tmp_path / "video.mp4", frames, 16)
+        seen.add((tmp_path / "video.mp4").read_bytes())
     assert len(seen) == 1
 
 
-def test_order_repetition_and_early_finishes_leave_no_trace(tmp_path: Path, written: Path, version: str) -> None:
+def test_bytes_do_not_depend_on_order_repetition_or_early_finalize(tmp_path: Path, written: Path, version: str) -> None:
     to = writer(tmp_path, version=version)
     for index in (3, 1, 0, 2):
         to.write_episode(index, **arrays(index))
-        to.write_episode(index, **arrays(index + 1, 4))  # it is there: nothing happens
+        to.write_episode(index, **arrays(index + 1, 4))  # it exists: no effect
         to.finalize()
     writer(tmp_path, version=version).finalize()
     assert digest(tmp_path) == digest(written)
 
 
-def test_workers_at_once_write_what_one_writes(tmp_path: Path) -> None:
+def test_concurrent_workers_write_the_same_bytes_as_one(tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_data_write import arrays, writer
+from test_datasets_writer import arrays, writer
 to = writer(Path(sys.argv[1]))
 for index in (2, 0, 1, 3): to.write_episode(index, **arrays(index))
 """
     together = tmp_path / "together"
-    # Both write all four, so they meet at every file.
+    # Both write all four episodes, so that they compete for every file.
     workers = [subprocess.Popen([sys.executable, "-c", script, str(together)], env=environment()) for _ in range(2)]
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
     writer(together).finalize()
@@ -245,7 +245,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
 
 
-def test_gaps_stay(tmp_path: Path) -> None:
+def test_gaps_are_kept(tmp_path: Path) -> None:
     write(tmp_path, [4, 1001])
     assert open_dataset(tmp_path).episode_indices == (4, 1001)
     assert (tmp_path / "data" / "chunk-001" / "file-001.parquet").is_file()
@@ -253,7 +253,7 @@ def test_gaps_stay(tmp_path: Path) -> None:
     assert validate_dataset(tmp_path) == []
 
 
-def test_nothing_written_is_an_empty_data_set(tmp_path: Path) -> None:
+def test_an_empty_data_set(tmp_path: Path) -> None:
     write(tmp_path, [])
     assert len(open_dataset(tmp_path)) == 0
     assert [p.message for p in validate_dataset(tmp_path)] == ["holds no episode"]
@@ -264,8 +264,8 @@ def test_nothing_written_is_an_empty_data_set(tmp_path: Path) -> None:
 _LOOP = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-import av, pyarrow.parquet  # before "ready", so that kills strike while something is written, not while this loads
-from test_data_write import arrays, writer
+import av, pyarrow.parquet  # before "ready", so that kills happen while something is written, not during imports
+from test_datasets_writer import arrays, writer
 to = writer(Path(sys.argv[1]))
 done = to.completed_episodes()
 print("ready", flush=True)
@@ -279,13 +279,13 @@ to.finalize()
 
 
 def kill_and_resume(root: Path, kills: int, episodes: int, pace: float) -> int:
-    """Let a writer be killed again and again; after each kill every episode that is there must be whole.
+    """Kill a writer repeatedly; after each kill every episode on disk must be complete.
 
     Args:
         pace: about how long an episode takes to write [s].
 
     Returns:
-        How many kills left something half done behind.
+        Number of kills that left partial files behind.
     """
     chance, struck = random.Random(kills), 0
     command = [sys.executable, "-c", _LOOP, str(root), str(episodes)]
@@ -296,7 +296,7 @@ def kill_and_resume(root: Path, kills: int, episodes: int, pace: float) -> int:
             process.stdout.readline()
         if kill % 2:
             time.sleep(chance.uniform(0.0, 1.5 * pace))
-        else:  # surely while something is being written, however fast the machine is at the moment
+        else:  # certainly while something is written, at any speed of the machine
             patience = time.monotonic() + 20
             while not any((root / ".writing").glob("*")) and time.monotonic() < patience:
                 time.sleep(1e-4)
@@ -305,13 +305,13 @@ def kill_and_resume(root: Path, kills: int, episodes: int, pace: float) -> int:
         process.stdout.close()
         assert process.wait() == -signal.SIGKILL, "the writer was done before it could be killed"
         struck += any((root / ".writing").glob("*"))
-        assert_all_whole(root)
+        assert_all_complete(root)
     subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL)
     return struck
 
 
-def assert_all_whole(root: Path) -> None:
-    """Whatever has a table has everything: looked at without our reader, which trusts meta/."""
+def assert_all_complete(root: Path) -> None:
+    """Every episode with a table is complete; checked without our reader, which relies on meta/."""
     for table in root.glob("data/chunk-*/file-*.parquet"):
         index = int(pq.read_table(table).column("episode_index")[0].as_py())
         assert pq.read_table(table).num_rows == length_of(index)
@@ -321,14 +321,14 @@ def assert_all_whole(root: Path) -> None:
         with av.open(str(video)) as container:
             assert sum(1 for _ in container.decode(video=0)) == length_of(index)
     if (root / "meta" / "info.json").is_file():
-        # Between two files of meta/ the totals may be those of the last time; an episode is never broken.
+        # Between two files of meta/ the totals may be outdated; an episode is never broken.
         assert [
             str(p) for p in validate_dataset(root) if p.episode is not None or "info.json says" not in p.message
         ] == []
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_writer_leaves_whole_episodes_and_resumes(tmp_path: Path, kills: int) -> None:
+def test_a_killed_writer_leaves_complete_episodes_and_resumes(tmp_path: Path, kills: int) -> None:
     episodes = 4 * kills
     write(tmp_path / "warm", [0])
     start = time.perf_counter()
@@ -342,7 +342,7 @@ def test_a_killed_writer_leaves_whole_episodes_and_resumes(tmp_path: Path, kills
 def test_death_before_any_file_appears_leaves_the_episode_absent(
     tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same law without luck: the process dies before its k-th encoding, table or renaming."""
+    """The same law deterministically: the process dies before its k-th encoding, table or rename."""
     import jidm.datasets.writer as module
 
     steps: list[str] = []
@@ -372,8 +372,8 @@ def test_death_before_any_file_appears_leaves_the_episode_absent(
     assert to.completed_episodes() == {0}
 
 
-def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
-    """By renaming, which leaves it the same file; a copy could be seen half done."""
+def test_files_appear_atomically(tmp_path: Path) -> None:
+    """By renaming, which keeps the inode; a copy could be read when incomplete."""
     stage, target = StagingFolder(tmp_path), tmp_path / "data" / "file.txt"
     target.parent.mkdir()
     target.write_text("old")
@@ -388,7 +388,7 @@ def test_a_file_takes_its_place_in_one_step(tmp_path: Path) -> None:
     assert target.read_text() == "new" and target.stat().st_ino == same
 
 
-def test_what_the_dead_left_is_cleared_and_the_living_are_left_alone(tmp_path: Path) -> None:
+def test_folders_of_dead_processes_are_removed_and_of_running_ones_kept(tmp_path: Path) -> None:
     write(tmp_path, [0])
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -417,14 +417,12 @@ def test_what_the_dead_left_is_cleared_and_the_living_are_left_alone(tmp_path: P
         ({"extras": {}}, "observation.depth.top"),
         ({"time": np.arange(5) / 15}, "times are not k / 16 s"),
         ({"time": np.full(5, np.nan)}, "times are not k / 16 s"),
-        ({"frames": {}}, r"pictures of \[\], must be of \['top'\]"),
+        ({"frames": {}}, r"images of \[\], must be of \['top'\]"),
         ({"frames": {"top": np.zeros((4, 48, 64, 3), np.uint8)}}, r"\(4, 48, 64, 3\), must be uint8 \(5, 48, 64, 3\)"),
         ({"frames": {"top": np.zeros((5, 48, 64, 3), np.float32)}}, "'top' are float32"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_leaves_nothing(
-    tmp_path: Path, change: dict[str, Any], complaint: str
-) -> None:
+def test_invalid_arrays_are_refused_and_leave_no_files(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
     to = writer(tmp_path)
     with pytest.raises(DatasetError, match=complaint) as error:
         to.write_episode(0, **{**arrays(0), **change})
@@ -440,20 +438,18 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
         ({"joint_names": []}, "there are none"),
         ({"fps": 0}, "fps=0"),
         ({"extras": {"action": Feature("int64", (1,))}}, "extra feature 'action'"),
-        ({"recipe": {"when": {1, 2}}}, "the recipe cannot be kept as JSON"),
-        ({"recipe": {"share": float("nan")}}, "the recipe cannot be kept as JSON"),
+        ({"recipe": {"when": {1, 2}}}, "the recipe cannot be stored as JSON"),
+        ({"recipe": {"share": float("nan")}}, "the recipe cannot be stored as JSON"),
         ({"extras": {"a/b": Feature("int64", (1,))}}, "extra feature 'a/b'"),
     ],
 )
-def test_impossible_plans_are_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+def test_invalid_schemas_are_refused(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(DatasetError, match=complaint):
         writer(tmp_path, **change)
 
 
-@pytest.mark.parametrize(
-    "change", [{"fps": 15}, {"recipe": {"seed": 8}}, {"joint_names": ["a", "b", "d"]}, {"crf": 20}]
-)
-def test_a_folder_holds_one_plan(tmp_path: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"fps": 15}, {"recipe": {"seed": 8}}, {"joint_names": ["a", "b", "d"]}])
+def test_a_folder_has_one_schema(tmp_path: Path, change: dict[str, Any]) -> None:
     write(tmp_path, [0])
     other = writer(tmp_path, **change)
     for call in (other.completed_episodes, other.finalize):

@@ -1,4 +1,4 @@
-"""Reading recordings that others made: every version, packing and spelling in use."""
+"""Reading third-party data sets: every version, packing and form of names in use."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assert_holds(dataset: RecordedDataset, truth: dict[int, EpisodeArrays]) -> N
         assert video.shape == expected.frames.shape and video.dtype == np.uint8
         assert np.abs(video.astype(int) - expected.frames).mean() < 4
         for t, frame in enumerate(video):
-            assert abs(measured_bar_width(frame) - bar_width(t)) <= 1, f"episode {index}: picture {t} is another one"
+            assert abs(measured_bar_width(frame) - bar_width(t)) <= 1, f"episode {index}: image {t} is a different one"
 
 
 @pytest.mark.parametrize("per_file", [1, 2, 5])
@@ -86,19 +86,13 @@ def test_v2_folders_of_few_episodes_each(tmp_path: Path, truth: dict[int, Episod
     assert_holds(open_dataset(root), {index: truth[index] for index in (1, 4)})
 
 
-def test_a_video_with_few_key_frames_and_reordered_pictures(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_a_video_with_few_key_frames_and_reordered_frames(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     make_v30(tmp_path, truth, per_file=5)
     options = {"crf": "10", "g": "250", "bf": "3"}
-    pictures = np.concatenate([episode.frames for episode in truth.values()])
-    encode(tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4", pictures, 30, options=options)
+    images = np.concatenate([episode.frames for episode in truth.values()])
+    encode(tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4", images, 30, options=options)
     assert_holds(open_dataset(tmp_path), truth)
     assert validate_dataset(tmp_path) == []
-
-
-def test_threads_of_the_decoder_change_nothing(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
-    make_v2(tmp_path, truth)
-    one, many = (open_dataset(tmp_path, decode_threads=n).episode(1).video() for n in (1, 4))
-    np.testing.assert_array_equal(one, many)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +108,7 @@ def test_threads_of_the_decoder_change_nothing(tmp_path: Path, truth: dict[int, 
         (["a", "a", "b"], ("joint_0", "joint_1", "joint_2")),
     ],
 )
-def test_every_spelling_of_joint_names(
-    tmp_path: Path, truth: dict[int, EpisodeArrays], names: Any, expected: Any
-) -> None:
+def test_every_form_of_joint_names(tmp_path: Path, truth: dict[int, EpisodeArrays], names: Any, expected: Any) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     change(root, lambda facts: facts["features"]["observation.state"].update(names=names))
     assert open_dataset(root).joint_names == expected
@@ -153,7 +145,7 @@ def test_columns_of_every_kind(tmp_path: Path, truth: dict[int, EpisodeArrays]) 
     for key, complaint in [
         ("ragged", "between 0 and 2 entries"),
         ("absent", "no column 'absent'"),
-        (CAMERA, "pictures"),
+        (CAMERA, "holds images"),
     ]:
         with pytest.raises(DatasetError, match=complaint):
             read.column(key)
@@ -162,7 +154,7 @@ def test_columns_of_every_kind(tmp_path: Path, truth: dict[int, EpisodeArrays]) 
 
 
 class Grid(pa.ExtensionType):
-    """A column type of somebody's own, as LeRobot's writer gives grids."""
+    """An extension type for grids, like that of LeRobot's writer."""
 
     def __init__(self) -> None:
         super().__init__(pa.list_(pa.list_(pa.int16())), "tests.grid")
@@ -176,8 +168,8 @@ class Grid(pa.ExtensionType):
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_grids_under_a_column_type_of_their_own(tmp_path: Path, truth: dict[int, EpisodeArrays], known: bool) -> None:
-    """Whether the type is registered depends on what else is loaded in the process; the numbers must not."""
+def test_grids_of_an_extension_type(tmp_path: Path, truth: dict[int, EpisodeArrays], known: bool) -> None:
+    """The values must not depend on whether the type is registered, which depends on other packages."""
     root = make_v30(tmp_path, truth, per_file=5, row_groups=False)
     path = root / "data" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(path)
@@ -217,7 +209,7 @@ def test_columns_of_a_shared_file_in_any_order(
             assert len(reads) == 6
 
 
-def test_a_shared_file_written_anew_is_read_anew(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_a_rewritten_shared_file_is_read_again(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v30(tmp_path, truth, per_file=5)
     dataset = open_dataset(root)
     np.testing.assert_array_equal(dataset.episode(1).state, truth[1].state)
@@ -226,7 +218,7 @@ def test_a_shared_file_written_anew_is_read_anew(tmp_path: Path, truth: dict[int
     np.testing.assert_array_equal(dataset.episode(1).state, truth[1].state + 1)
 
 
-def test_an_episode_that_its_shared_file_lacks(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_an_episode_missing_from_its_shared_file(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v30(tmp_path, truth, per_file=5)
     path = root / "data" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(path)
@@ -238,22 +230,22 @@ def test_an_episode_that_its_shared_file_lacks(tmp_path: Path, truth: dict[int, 
         _ = open_dataset(root).episode(3).state
 
 
-def test_av1_as_real_recordings_have_it(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_av1_video(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     import av
 
     if "libsvtav1" not in av.codecs_available:
         pytest.skip("this PyAV has no AV1 encoder to make the file with")
     make_v30(tmp_path, truth, per_file=5)
-    pictures = np.concatenate([episode.frames for episode in truth.values()])
+    images = np.concatenate([episode.frames for episode in truth.values()])
     path = tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4"
-    encode(path, pictures, 30, codec="libsvtav1", options={"crf": "8", "g": "30", "preset": "8"})
+    encode(path, images, 30, codec="libsvtav1", options={"crf": "8", "g": "30", "preset": "8"})
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name in ("libdav1d", "libaom-av1", "av1")
     assert_holds(open_dataset(tmp_path), truth)
     assert validate_dataset(tmp_path) == []
 
 
-def test_pictures_stored_in_the_table(tmp_path: Path) -> None:
+def test_images_stored_in_the_table(tmp_path: Path) -> None:
     episode = make_episode(0, 5)
     root = make_v2(tmp_path, {0: episode})
     path = root / "data" / "chunk-000" / "episode_000000.parquet"
@@ -295,15 +287,15 @@ def test_cameras_by_name(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> Non
         dataset.episode(0).video("wrist")
 
 
-def test_flat_files_say_by_size_which_camera_they_are_of(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_the_camera_of_flat_files_is_inferred_from_the_image_size(
+    tmp_path: Path, truth: dict[int, EpisodeArrays]
+) -> None:
     root = make_v2(tmp_path, truth, flat=True, version="v2.0")
     facts = info("v2.0", truth, 30)
     facts["features"]["observation.images.big"] = {**facts["features"][CAMERA], "shape": [480, 640, 3]}
     (root / "info.json").write_text(json.dumps(facts))
     assert open_dataset(root).cameras == ("top",)
-    assert [p.message for p in validate_dataset(root)] == [
-        "'observation.images.big' is declared, but there is no video of it"
-    ]
+    assert [p.message for p in validate_dataset(root)] == ["'observation.images.big' is declared, but it has no video"]
     facts["features"]["observation.images.big"]["shape"] = [48, 64, 3]
     (root / "info.json").write_text(json.dumps(facts))
     with pytest.raises(DatasetError, match=r"may be of any of .*top, .*big"):
@@ -312,7 +304,7 @@ def test_flat_files_say_by_size_which_camera_they_are_of(tmp_path: Path, truth: 
     assert open_dataset(root).cameras == ("big",)
 
 
-def test_the_hash_follows_the_content_not_the_place(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_the_hash_depends_on_content_not_on_the_path(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     first, second = (make_v2(tmp_path / name, truth) for name in "ab")
     assert open_dataset(first).content_hash == open_dataset(second).content_hash
     other = {**truth, 3: make_episode(9, LENGTHS[3])}
@@ -337,15 +329,15 @@ def test_listed_episodes_without_files_are_left_out(tmp_path: Path, truth: dict[
         (lambda root: (root / "meta" / "info.json").write_text("{"), "not readable as JSON"),
         (lambda root: change(root, lambda f: f.update(codebase_version="v1.6")), "v1.6.*convert others"),
         (lambda root: change(root, lambda f: f.update(fps=0)), "fps is 0"),
-        (lambda root: change(root, lambda f: f.pop("features")), "states no features"),
-        (lambda root: change(root, lambda f: f["features"].update(x={"dtype": "int64"})), "'x' states no shape"),
+        (lambda root: change(root, lambda f: f.pop("features")), "has no features"),
+        (lambda root: change(root, lambda f: f["features"].update(x={"dtype": "int64"})), "'x' has no shape"),
         (lambda root: change(root, lambda f: f.update(data_path="data/{nonsense}.parquet")), "cannot be filled in"),
         (lambda root: (root / "meta" / "episodes.jsonl").unlink(), "this file is missing"),
         (lambda root: (root / "meta" / "episodes.jsonl").write_text("{}\n"), "lacks episode_index"),
         (lambda root: (root / "meta" / "episodes.jsonl").write_text("{\n"), "line 1 is not JSON"),
     ],
 )
-def test_damaged_meta_files_are_one_clear_line(
+def test_damaged_metadata_files_give_a_one_line_error(
     tmp_path: Path, truth: dict[int, EpisodeArrays], damage: Any, complaint: str
 ) -> None:
     root = make_v2(tmp_path, {0: truth[2]})
@@ -363,23 +355,23 @@ def test_an_episode_listed_twice_is_refused(tmp_path: Path, truth: dict[int, Epi
         open_dataset(root)
 
 
-def test_pictures_of_another_number_are_refused_not_shifted(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_a_video_with_another_number_of_frames_is_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     for count in (8, 10):
         encode(root / "videos" / "chunk-000" / CAMERA / "episode_000000.mp4", make_episode(0, count).frames, 30)
-        with pytest.raises(DatasetError, match=f"holds {count} pictures where the table has 9 rows"):
+        with pytest.raises(DatasetError, match=f"holds {count} images, but the table has 9 rows"):
             open_dataset(root).episode(0).video()
 
 
-def test_pictures_at_other_times_are_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_images_at_other_times_are_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v30(tmp_path, truth, per_file=5)
-    pictures = np.concatenate([episode.frames for episode in truth.values()])
-    encode(root / "videos" / CAMERA / "chunk-000" / "file-000.mp4", pictures, 25)
-    with pytest.raises(DatasetError, match="no picture at"):
+    images = np.concatenate([episode.frames for episode in truth.values()])
+    encode(root / "videos" / CAMERA / "chunk-000" / "file-000.mp4", images, 25)
+    with pytest.raises(DatasetError, match="no image at"):
         open_dataset(root).episode(3).video()
 
 
-def test_a_cut_off_video_is_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
+def test_a_truncated_video_is_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v2(tmp_path, {0: truth[0]})
     path = root / "videos" / "chunk-000" / CAMERA / "episode_000000.mp4"
     path.write_bytes(path.read_bytes()[:900])
@@ -387,10 +379,10 @@ def test_a_cut_off_video_is_refused(tmp_path: Path, truth: dict[int, EpisodeArra
         open_dataset(root).episode(0).video()
 
 
-# ---- recordings that others made -------------------------------------------------------------------------------------
+# ---- third-party data sets --------------------------------------------------------------------------------------------
 
 
-def test_the_real_g1_recording_reads_as_plain_pyarrow_does() -> None:
+def test_the_real_g1_recording_equals_plain_pyarrow() -> None:
     root = material("g1_inspire_real")
     dataset = open_dataset(root)
     listed = [json.loads(line) for line in (root / "meta" / "episodes.jsonl").read_text().splitlines()]
