@@ -9,7 +9,8 @@ import torch
 from recorded import numbered_dataset
 from step_fields import ExactStepField, LinearMotion, config, numbered_frames, random_images
 
-from jidm.estimation.learned_tracker import LearnedTracker, LearnedTrackerOptions, training_limits
+from jidm.estimation.learned_measurement import LearnedMeasurement, LearnedOptions, training_limits
+from jidm.estimation.tracker import Tracker
 from jidm.flow import Flow
 from jidm.training.data.clips import Clip, iter_clips
 from jidm.training.data.flow_cache import EstimatedFlow
@@ -65,7 +66,7 @@ def static_clips(flows: bool = False) -> list[Clip]:
 
 
 def deviations(field: TrainableField, clip: Clip) -> torch.Tensor:
-    tracker = LearnedTracker(field, training_limits(field.config, field.delta_std), LearnedTrackerOptions())
+    tracker = Tracker(LearnedMeasurement(field, LearnedOptions()), training_limits(field.config, field.delta_std))
     tracker.start(clip.frames[0], clip.q[0])
     found = []
     for t, delta_q in enumerate(clip.q.diff(dim=0)):
@@ -101,7 +102,7 @@ def test_the_video_scale_widens_the_covariance_and_changes_no_step() -> None:
     field, frames = ExactStepField(LinearMotion()), numbered_frames(torch.zeros(3, 2, dtype=torch.float64))
 
     def steps() -> list:
-        tracker = LearnedTracker(field, training_limits(field.config, field.delta_std), LearnedTrackerOptions())
+        tracker = Tracker(LearnedMeasurement(field, LearnedOptions()), training_limits(field.config, field.delta_std))
         tracker.start(frames[0], torch.zeros(2).double())
         return [tracker.step(frame, 0.1) for frame in frames[1:]]
 

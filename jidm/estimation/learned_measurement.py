@@ -81,8 +81,8 @@ class LearnedMeasurement:
         """A tensor with the dtype and device of the computation: the network's."""
         return self.field.delta_std
 
-    def letterbox(self, frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 h w"]:
-        """The frame in the size, precision and place of the network's input."""
+    def letterbox(self, frame: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
+        """Frames in the size and precision, and on the device, of the network."""
         height, width = frame.shape[-2:]
         return Letterbox(height, width, *self.field.config.input_size).apply(frame).to(self.field.delta_std)
 
