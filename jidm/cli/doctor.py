@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 CORE = (
-    "torch", "numpy", "scipy", "roma", "kornia", "clarabel", "trimesh", "opencv-python-headless", "av", "pyarrow", "safetensors",
-    "huggingface_hub", "tyro", "tqdm", "matplotlib", "defusedxml", "jaxtyping",
+    "torch", "numpy", "scipy", "roma", "trimesh", "opencv-python-headless", "av", "pyarrow", "safetensors", "huggingface_hub",
+    "tyro", "tqdm", "matplotlib", "defusedxml", "jaxtyping",
 )  # fmt: skip
 EXTRAS = {
     "sim": ("pybullet", "example-robot-data", "pycollada"),
     "raft": ("torchvision",),
-    "train": ("lightning", "tensorboard"),
-    "serve": ("websockets", "msgpack", "prometheus-client"),
+    "train": ("lightning", "tensorboard", "kornia"),
+    "control": ("clarabel",),
+    "serve": ("clarabel", "websockets", "msgpack", "prometheus-client"),
     "view": ("viser",),
     "ray": ("ray",),
     "pytorch3d": ("pytorch3d",),
