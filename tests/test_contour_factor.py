@@ -140,7 +140,9 @@ def test_an_edge_of_the_known_background_is_not_matched() -> None:
     robot = torch.where(u < 48.0, 0.35, behind)  # a contour of less contrast, three pixels to the left of it
     empty, frame = (BrightnessPyramid.from_frame(row.expand(3, 80, 100)) for row in (behind, robot))
     line = column_of_points(50.0)
-    assert float(match_edges(line, frame, 4.0).offset.median()) == pytest.approx(1.0, abs=0.1)  # without a background model
+    assert float(match_edges(line, frame, 4.0).offset.median()) == pytest.approx(
+        1.0, abs=0.1
+    )  # without a background model
     background = BackgroundModel()
     background.update(torch.tensor([[-50.0, 40.0]]).double(), empty)
     match = match_edges(line, frame, 4.0, background)
@@ -244,9 +246,7 @@ def test_memory_is_by_identity_not_by_order(fields: dict[str, tuple[Clip, Analyt
     q, pyramid = torch.from_numpy(c.q[0]), BrightnessPyramid.from_frame(c.frames[0])
     factor = memory_at_start(c, field).factor(q, pyramid, 2.5)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(factor.index)))
-    shuffled = replace(
-        factor, index=factor.index[order], offset=factor.offset[order], strength=factor.strength[order]
-    )
+    shuffled = replace(factor, index=factor.index[order], offset=factor.offset[order], strength=factor.strength[order])
     a, b = (x.linearize({POSITION: q}) for x in (factor, shuffled))
     assert a is not None and b is not None
     torch.testing.assert_close(a.H, b.H)

@@ -42,7 +42,9 @@ def test_the_minimum_is_the_remaining_motion(scale: float) -> None:
     def ramp(shift: torch.Tensor) -> torch.Tensor:
         return torch.einsum("kc,chw->khw", slope, torch.stack([u - shift[0], v - shift[1]]))[None]
 
-    found = cell_equations(ramp(0 * motion), ramp(motion), torch.ones(1, 1, 24, 30), noise=0.1, cell_size=3, scale=scale)
+    found = cell_equations(
+        ramp(0 * motion), ramp(motion), torch.ones(1, 1, 24, 30), noise=0.1, cell_size=3, scale=scale
+    )
     H, gradient = found.hessian[0, :, :, 4, 6], found.gradient[0, :, 4, 6]
     torch.testing.assert_close(-torch.linalg.solve(H, gradient), motion, rtol=0, atol=1e-3)
 

@@ -132,7 +132,9 @@ def test_smoothing_a_batch_is_smoothing_its_items(batch: tuple[int, ...]) -> Non
             torch.testing.assert_close(whole.covariance[i], alone.covariance)
     assert smoothed[-1] is filtered[-1]
     for before, after in zip(filtered, smoothed, strict=True):
-        assert (after.covariance.diagonal(dim1=-2, dim2=-1) <= before.covariance.diagonal(dim1=-2, dim2=-1) + 1e-12).all()
+        assert (
+            after.covariance.diagonal(dim1=-2, dim2=-1) <= before.covariance.diagonal(dim1=-2, dim2=-1) + 1e-12
+        ).all()
 
 
 def test_smoothing_keeps_a_first_pose_that_is_exactly_known() -> None:

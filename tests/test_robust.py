@@ -36,7 +36,9 @@ def test_a_part_has_the_scale_of_its_own_median_where_that_is_larger() -> None:
         scale = torch.maximum(overall, part_scale * own)[part]
         got = tukey_weight(residual, mask, MIN_SCALE, part, part_scale)
         torch.testing.assert_close(got, biweight(residual, scale))
-    torch.testing.assert_close(tukey_weight(residual, mask, MIN_SCALE, part, 0.0), tukey_weight(residual, mask, MIN_SCALE))
+    torch.testing.assert_close(
+        tukey_weight(residual, mask, MIN_SCALE, part, 0.0), tukey_weight(residual, mask, MIN_SCALE)
+    )
 
 
 def test_a_part_that_is_off_as_a_whole_keeps_some_weight_and_single_outliers_none() -> None:

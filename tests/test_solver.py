@@ -313,9 +313,7 @@ def test_hidden_and_indistinguishable_joints_are_not_observable() -> None:
         assert (solution.status == Status.UNOBSERVABLE).all() and solution.valid.all()
         assert solution.delta_q[0, 1] == 0 and solution.delta_q.isfinite().all()
         variance = solution.covariance.diagonal(dim1=-2, dim2=-1)
-        assert torch.equal(variance.isinf(), ~solution.observable), (
-            "unobservable joints have infinite variance"
-        )
+        assert torch.equal(variance.isinf(), ~solution.observable), "unobservable joints have infinite variance"
         observable = solution.observable
         torch.testing.assert_close(solution.delta_q[observable].double(), d[observable], rtol=1e-4, atol=1e-5)
     # Their common motion is measured.
