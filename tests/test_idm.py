@@ -14,11 +14,11 @@ from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM, JointMotion, load_embodiment
 from jidm.errors import InputError, VideoError
-from jidm.estimation.analytic_tracker import AnalyticTrackerOptions
+from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.flow import Flow
 from jidm.video.io import write_video
 
-BY_FLOW = AnalyticTrackerOptions(refine="none")
+BY_FLOW = AnalyticOptions(refine="none")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_hidden_joints_are_flagged_and_wide() -> None:
 
 def test_robot_outside_the_picture_is_not_observable(finger: Clip) -> None:
     away = Camera.look_at((5.0, 5.0, 0.5), (10.0, 10.0, 0.0), width=WIDTH, height=HEIGHT)
-    for options in (BY_FLOW, AnalyticTrackerOptions()):
+    for options in (BY_FLOW, AnalyticOptions()):
         idm = JacobianIDM.from_embodiment(finger.robot, camera=away, options=options)
         motion = idm.decode(finger.frames[:4], q0=finger.q[0], fps=FPS)
         assert all_finite(motion)
@@ -307,7 +307,7 @@ def test_one_clear_line(case: str, finger: Clip, by_flow: JacobianIDM) -> None:
 
 
 def test_a_layout_that_must_be_told_can_be_told(finger: Clip, by_flow: JacobianIDM) -> None:
-    three = finger.frames[:3]  # three frames of three channels: time and color cannot be told apart
+    three = finger.frames[:3]  # three frames of three channels: time and colour cannot be told apart
     with pytest.raises(VideoError, match="layout="):
         by_flow.decode(three, q0=finger.q[0], fps=FPS)
     told = by_flow.decode(three, q0=finger.q[0], fps=FPS, layout="TCHW")
@@ -416,7 +416,7 @@ def test_provenance_says_what_made_it(finger: Clip, decoded: JointMotion) -> Non
     assert made["embodiment"] == "planar_finger_3"
     assert made["embodiment_hash"] == finger.robot.content_hash
     assert made["options"]["refine"] == "photometric"
-    assert made["options"]["align"]["iterations"] == AnalyticTrackerOptions().align.iterations
+    assert made["options"]["align"]["iterations"] == AnalyticOptions().align.iterations
     assert made["flow"] == "DisFlow"
     assert made["camera"]["width"] == WIDTH
     assert made["jidm"]

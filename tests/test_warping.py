@@ -44,6 +44,5 @@ def test_gradients_of_a_ramp() -> None:
     along_u, along_v = gradients((5 * u - 2 * v)[None, None])
     torch.testing.assert_close(along_u[..., 1:-1], torch.full((1, 1, 6, 5), 5.0))
     torch.testing.assert_close(along_v[..., 1:-1, :], torch.full((1, 1, 4, 7), -2.0))
-    torch.testing.assert_close(
-        along_u[..., 0], torch.full((1, 1, 6), 2.5)
-    )  # half of it lies beyond the replicated border
+    # At the border one of the two neighbors is replicated.
+    torch.testing.assert_close(along_u[..., 0], torch.full((1, 1, 6), 2.5))
