@@ -30,6 +30,13 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     return _CHECK(function)
 
 
+def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without the checks of its annotations, to test its own error messages."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
 @cache
 def _typing_only_names(file: str | None) -> frozenset[str]:
     if file is None or not Path(file).is_file():

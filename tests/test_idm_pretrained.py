@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from annotations import unchecked
 from step_fields import FINGER, SIDE, config, random_images
 from torch import Tensor
 
@@ -213,10 +214,13 @@ def test_a_stream_decodes_as_the_whole_video_does(idm: JacobianIDM) -> None:
 
 def test_a_stream_is_corrected_by_reported_positions(idm: JacobianIDM) -> None:
     frames, reported = video(4), np.array([0.7, -0.6])
-    stream = idm.stream(frames[0], q0=[0.0, 0.0])
+    stream = idm.stream(frames[0])
     stream.push(frames[1], 1 / FPS)
-    stream.correct(reported)
+    before, std = stream.q, stream.position_covariance.diagonal().sqrt()
+    assert (std > 0.05).all()
+    stream.correct(reported, std=1e-6)
     torch.testing.assert_close(stream.q.double(), torch.from_numpy(reported), rtol=0, atol=5e-3)
+    assert (stream.q - before).abs().min() > 0.1 and (stream.position_covariance.diagonal().sqrt() < 1.1e-3).all()
     stream.push(frames[2], 2 / FPS)
     assert (stream.q.double() - torch.from_numpy(reported)).abs().max() < 0.2
     for wrong in ([0.1], [0.1, np.nan]):
@@ -315,10 +319,10 @@ def test_with_a_camera_the_field_is_analytic_and_the_network_predicts_the_first_
 
 
 def test_the_camera_of_the_babbling_data_is_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="states no camera; pass camera="):
+    with pytest.raises(CheckpointError, match="contain no camera; pass camera="):
         JacobianIDM.from_pretrained(folder, camera="trained")
     camera = load_embodiment("planar_finger_2").camera("front").resized(128, 96)
-    data = {"camera": "front", "data_recipe": {"cameras": {"front": camera.to_dict()}}}
+    data = {"image_key": "front", "data_recipe": {"cameras": {"front": camera.to_dict()}}}
     saved(tmp_path / "c", training={"data": data})
     idm = JacobianIDM.from_pretrained(tmp_path / "c", camera="trained")
     given = JacobianIDM.from_pretrained(tmp_path / "c", camera=camera)
@@ -403,7 +407,10 @@ REFUSED: dict[str, tuple[Callable[[JacobianIDM], object], type[Exception], str]]
     "flow too short": (
         lambda i: i.decode(video(4), fps=FPS, flow=torch.zeros(1, 2, SIDE, SIDE)), InputError, r"flow must be \(3, 2"
     ),
-    "limits": (lambda i: JacobianIDM(i.embodiment, i.field, None, limits="some"), InputError, "limits must be"),
+    "limits": (
+        lambda i: unchecked(JacobianIDM.__init__)(object.__new__(JacobianIDM), i.embodiment, i.field, None, limits="some"),
+        InputError, "limits must be",
+    ),
     "options": (
         lambda i: JacobianIDM(i.embodiment, i.field, None, options=AnalyticOptions()), InputError, "takes LearnedOptions"
     ),

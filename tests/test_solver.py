@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from annotations import unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
@@ -38,13 +39,6 @@ def dense(J: Tensor, f: Tensor, height: int) -> tuple[Tensor, Tensor]:
 def same(a: Solution, b: Solution, tolerance: float = 1e-9) -> None:
     for key, value in vars(a).items():
         torch.testing.assert_close(value, getattr(b, key), rtol=tolerance, atol=tolerance * 1e-3, msg=key)
-
-
-def unchecked(function):
-    """The function without the checks of annotations that tests add."""
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function
 
 
 # ---- laws -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class JacobianIDM(InverseDynamicsModel):
         flow: FlowEstimator | None,
         *,
         options: Options | None = None,
-        limits: Literal["all", "position", "none"] = "all",
+        limits: str = "all",
         flow_resolution: int = 320,
     ) -> None:
         if limits not in ("all", "position", "none"):
