@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import run_all  # noqa: E402
 from results import Bound, Metric  # noqa: E402
 
 FOUND = results.load()
+SCRIPTS = sorted({*(REPOSITORY / "benchmarks").glob("*.py")} - {REPOSITORY / "benchmarks" / "results.py"})
 
 
 # ---- what is in the repository --------------------------------------------------------------------------------------
@@ -53,6 +56,16 @@ def test_every_result_has_a_run_and_every_run_a_script():
             script = re.match(r"python (benchmarks/\w+\.py) ?", command)
             assert script is not None and (REPOSITORY / script[1]).exists(), command
             assert run_all.arguments(command)[0] == sys.executable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_starts(script: Path):
+    """Its imports work and it says what it does; renames are easily forgotten where nothing else runs."""
+    command = [sys.executable, str(script), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and f"usage: {script.name}" in done.stdout, done.stderr
 
 
 def test_every_target_is_about_something_and_no_row_has_two():
@@ -166,7 +179,7 @@ def verdict(metric: str, old: float | None, new: float | None, *, run: str = "x"
     a, b = (None if x is None else results.row("panda", "learned", metric, x) for x in (old, new))
     if a is not None:
         a |= more
-    return compare.judged(run, results.metrics()[metric], a, b, results.targets(), 1.05)
+    return compare.verdict_on(run, results.metrics()[metric], a, b, results.targets(), 1.05)
 
 
 def test_verdicts():
