@@ -222,7 +222,7 @@ SECTIONS = (
         "Geometry",
         "URDF files written by others, file by file: [urdf_conformance.md](urdf_conformance.md). The manufacturer's PiPER file "
         "sets the axis of joint 6 off by 1.4165 mm; the published table does not, and explains the difference of link 6.",
-        (Table(("geometry",), layout="tall"), Table(("urdf-conformance",))),
+        (Table(("kinematics",), layout="tall"), Table(("urdf-conformance",))),
     ),
     Section(
         "Speed and memory",

@@ -281,7 +281,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
     keys = [key_of(one) for one in document["rows"]]
     if repeated := {key for key in keys if keys.count(key) > 1}:
         raise ValueError(f"{path.stem}: several rows have the key {sorted(repeated)[0]}")
-    if not document["note"]:
+    if not document.get("note"):
         document = {key: value for key, value in document.items() if key != "note"}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
