@@ -34,8 +34,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,serve,dev]'
-	@touch $@ $(VENV)/.demo
+	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,serve,docs,dev]'
+	@touch $@ $(VENV)/.demo $(VENV)/.docs
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'

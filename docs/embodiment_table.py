@@ -21,7 +21,7 @@ def markdown() -> str:
 
 
 def updated(text: str) -> str:
-    """A README with its table replaced by the present one."""
+    """A README with its table replaced by the current one."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{markdown()}\n{END}{after}"

@@ -12,9 +12,9 @@ import tyro
 
 from jidm import JacobianIDM
 from jidm.datasets import open_dataset
+from jidm.model_registry import train
 from jidm.sim.babble import BabbleConfig, babble
 from jidm.training.config import TrainConfig
-from jidm.training.train import train
 
 
 def main(

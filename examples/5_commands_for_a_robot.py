@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from jidm import JacobianIDM, load_embodiment
-from jidm.control import ActionDecoder, AsyncController, MotionLimits
+from jidm.control import ActionDecoder, AsyncController, ControlConfig, MotionLimits
 from jidm.sim import Scene, smooth_motion
 from jidm.sim.camera_placement import fit_camera_to_robot
 
@@ -46,7 +46,8 @@ def main(
         return torch.stack([camera_image(q) for q in goal[planned - chunk + 1 : planned + 1]])
 
     idm = JacobianIDM.from_pretrained("panda-sim")
-    decoder = ActionDecoder(idm, video_rate=video_rate, control_rate=control_rate, action_space="joint_position")
+    config = ControlConfig(video_rate=video_rate, control_rate=control_rate, action_space="joint_position")
+    decoder = ActionDecoder(idm, config)
     controller = AsyncController(planner, decoder, mode="async_grounded")
     q = robot.home.copy()
     controller.reset(camera_image(q), q=q)

@@ -134,12 +134,12 @@ def make_v30(
     tasks = sorted({episode.task for episode in episodes.values()})
     numbers, rows, first = list(episodes), [], 0
     for file in range(0, len(numbers), per_file):
-        tables, pictures, shown = [], [], 0
+        tables, images, shown = [], [], 0
         place = {"chunk_index": 0, "file_index": file // per_file}
         for index in numbers[file : file + per_file]:
             episode = episodes[index]
             tables.append(pa.table(_rows(index, episode, fps, first, tasks)))
-            pictures.append(episode.frames)
+            images.append(episode.frames)
             rows.append({
                 "episode_index": index, "tasks": [episode.task], "length": len(episode),
                 "data/chunk_index": 0, "data/file_index": file // per_file,
@@ -160,7 +160,7 @@ def make_v30(
         else:
             pq.write_table(pa.concat_tables(tables), path, compression="snappy")
         encode(root / "videos" / CAMERA / "chunk-{chunk_index:03d}/file-{file_index:03d}.mp4".format(**place),
-               np.concatenate(pictures), fps)  # fmt: skip
+               np.concatenate(images), fps)  # fmt: skip
     listed = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     listed.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), listed)

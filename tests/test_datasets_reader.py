@@ -89,8 +89,8 @@ def test_v2_folders_of_few_episodes_each(tmp_path: Path, truth: dict[int, Episod
 def test_a_video_with_few_key_frames_and_reordered_frames(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     make_v30(tmp_path, truth, per_file=5)
     options = {"crf": "10", "g": "250", "bf": "3"}
-    pictures = np.concatenate([episode.frames for episode in truth.values()])
-    encode(tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4", pictures, 30, options=options)
+    images = np.concatenate([episode.frames for episode in truth.values()])
+    encode(tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4", images, 30, options=options)
     assert_holds(open_dataset(tmp_path), truth)
     assert validate_dataset(tmp_path) == []
 
@@ -236,9 +236,9 @@ def test_av1_video(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     if "libsvtav1" not in av.codecs_available:
         pytest.skip("this PyAV has no AV1 encoder to make the file with")
     make_v30(tmp_path, truth, per_file=5)
-    pictures = np.concatenate([episode.frames for episode in truth.values()])
+    images = np.concatenate([episode.frames for episode in truth.values()])
     path = tmp_path / "videos" / CAMERA / "chunk-000" / "file-000.mp4"
-    encode(path, pictures, 30, codec="libsvtav1", options={"crf": "8", "g": "30", "preset": "8"})
+    encode(path, images, 30, codec="libsvtav1", options={"crf": "8", "g": "30", "preset": "8"})
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name in ("libdav1d", "libaom-av1", "av1")
     assert_holds(open_dataset(tmp_path), truth)
@@ -365,8 +365,8 @@ def test_a_video_with_another_number_of_frames_is_refused(tmp_path: Path, truth:
 
 def test_images_at_other_times_are_refused(tmp_path: Path, truth: dict[int, EpisodeArrays]) -> None:
     root = make_v30(tmp_path, truth, per_file=5)
-    pictures = np.concatenate([episode.frames for episode in truth.values()])
-    encode(root / "videos" / CAMERA / "chunk-000" / "file-000.mp4", pictures, 25)
+    images = np.concatenate([episode.frames for episode in truth.values()])
+    encode(root / "videos" / CAMERA / "chunk-000" / "file-000.mp4", images, 25)
     with pytest.raises(DatasetError, match="no image at"):
         open_dataset(root).episode(3).video()
 

@@ -232,7 +232,7 @@ def test_images_that_repeat_while_the_robot_rests_do_not_count(tmp_path: Path, s
 
 def test_non_finite_positions_have_no_summary(root: Path) -> None:
     with_state(root, set_entry(1, 1, np.nan))
-    with pytest.raises(DatasetError, match="not finite everywhere; run jidm dataset check"):
+    with pytest.raises(DatasetError, match="not finite everywhere; run jidm dataset validate"):
         summarize_dataset(open_dataset(root))
 
 
@@ -240,7 +240,7 @@ def test_non_finite_positions_have_no_summary(root: Path) -> None:
 
 
 def test_show_prints_figures_and_draws(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "pictures"
+    out = tmp_path / "images"
     assert main(["dataset", "show", str(root), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     for expected in ("LeRobot v2.1, robot toy", "episodes   2, of 6 to 8", "top: 64x48", "JOINT", "ACTION", "REPEATED"):
@@ -261,22 +261,22 @@ def test_show_without_images_decodes_nothing(root: Path, capsys: pytest.CaptureF
 
 
 def test_check_prints_problems_and_sets_the_exit_code(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dataset", "check", str(root)]) == 0
+    assert main(["dataset", "validate", str(root)]) == 0
     assert "no problem found" in capsys.readouterr().out
     (root / VIDEO).unlink()
-    assert main(["dataset", "check", str(root)]) == 1
+    assert main(["dataset", "validate", str(root)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[0].startswith("episode 3: ") and lines[1].endswith("1 problem(s)")
-    assert main(["dataset", "check", str(root), "--embodiment", "planar_finger_2"]) == 1
+    assert main(["dataset", "validate", str(root), "--embodiment", "planar_finger_2"]) == 1
     assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
 
 
 def test_check_uses_the_robot_of_the_recipe(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(root, lambda f: f.update(jidm={"embodiment": "planar_finger_2"}))
-    assert main(["dataset", "check", str(root)]) == 1
+    assert main(["dataset", "validate", str(root)]) == 1
     assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
     change(root, lambda f: f.update(jidm={"embodiment": "a robot of another house"}))
-    assert main(["dataset", "check", str(root)]) == 0
+    assert main(["dataset", "validate", str(root)]) == 0
 
 
 def test_problems_of_third_party_data_sets() -> None:

@@ -148,8 +148,8 @@ def test_info_and_statistics_are_those_of_the_arrays(written: Path, version: str
     for name in ("min", "max", "mean", "std"):
         np.testing.assert_allclose(stats["observation.state"][name], getattr(np, name)(states, axis=0), rtol=1e-9)
     assert stats["observation.state"]["count"] == [len(states)]
-    pictures = np.concatenate([arrays(index)["frames"]["top"] for index in range(4)]) / 255
-    np.testing.assert_allclose(np.ravel(stats[TOP]["mean"]), pictures.mean((0, 1, 2)), rtol=1e-9)
+    images = np.concatenate([arrays(index)["frames"]["top"] for index in range(4)]) / 255
+    np.testing.assert_allclose(np.ravel(stats[TOP]["mean"]), images.mean((0, 1, 2)), rtol=1e-9)
     assert np.shape(stats[TOP]["std"]) == (3, 1, 1)
 
 
@@ -158,9 +158,9 @@ def test_image_statistics_equal_those_of_the_pixels() -> None:
     from jidm.datasets.stats import image_stats
 
     rng = np.random.default_rng(0)
-    pictures = rng.integers((3, 0, 40), (200, 256, 41), (150, 10, 12, 3), dtype=np.uint8)
-    seen = pictures[np.unique(np.linspace(0, 149, 100).round().astype(int))] / 255
-    found = image_stats(pictures)
+    images = rng.integers((3, 0, 40), (200, 256, 41), (150, 10, 12, 3), dtype=np.uint8)
+    seen = images[np.unique(np.linspace(0, 149, 100).round().astype(int))] / 255
+    found = image_stats(images)
     assert found["count"] == [100]
     for name in ("min", "max", "mean", "std"):
         expected = getattr(np, name)(seen, axis=(0, 1, 2)).reshape(3, 1, 1)

@@ -1,4 +1,4 @@
-"""Embodiments: every shipped one loads, is consistent, frozen, and findable."""
+"""Embodiments: every bundled one loads, is consistent, frozen and registered."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_small_and_odd_sizes(size: tuple[int, int]) -> None:
 
 
 def test_low_contrast_still_moves() -> None:
-    """White arms differ by a few grey levels: the frames are stretched before OpenCV makes bytes of them."""
+    """White arms differ by a few gray levels: contrast is stretched before the conversion to 8 bits."""
     a, b = (0.8 + (x - 0.5) * 0.025 for x in shifted_pair((0.6, -0.4)))
     error = (inner(DisFlow()(a, b).flow) - torch.tensor([0.6, -0.4])[:, None, None]).norm(dim=0)
     assert error.mean() < 0.1

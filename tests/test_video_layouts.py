@@ -111,7 +111,7 @@ def test_gray_is_repeated_and_alpha_is_composited_over_black() -> None:
     last = rgba.permute(0, 2, 3, 1)
     for frames in (rgba, last, last.float() / 255, [PIL.fromarray(f.numpy()) for f in last]):
         same(as_video(frames), over_black)
-    # The same palette picture with a transparent color: PIL hides alpha in `info`.
+    # The same palette image with a transparent color: PIL hides alpha in `info`.
     palette = PIL.new("P", (4, 4), 0)
     palette.putpalette([200, 100, 50] * 256)
     palette.info["transparency"] = 0

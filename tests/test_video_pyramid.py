@@ -80,15 +80,15 @@ def test_levels_are_aligned(size: tuple[int, int]) -> None:
     """The centroid of a blob is the same on every level; a shift by half a pixel of a level is detected."""
     height, width = size
     u, v = grid(height, width)
-    centre = (width * 0.47 + 0.3, height * 0.52 - 0.2)
-    blob = 0.9 * torch.exp(-((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / (2 * 6.0**2))
+    center = (width * 0.47 + 0.3, height * 0.52 - 0.2)
+    blob = 0.9 * torch.exp(-((u - center[0]) ** 2 + (v - center[1]) ** 2) / (2 * 6.0**2))
     pyramid = BrightnessPyramid.from_frame(gray(blob))
     uv = torch.stack([u, v], dim=-1)
     assert len(pyramid) >= 2
     for level in range(min(len(pyramid), 3)):
         brightness, _ = pyramid.sample(level, uv)
         centroid = (brightness[..., None] * uv).sum((0, 1)) / brightness.sum()
-        assert float((centroid - torch.tensor(centre)).abs().max()) < 0.02, level
+        assert float((centroid - torch.tensor(center)).abs().max()) < 0.02, level
 
 
 def test_gradient_agrees_with_differences_of_samples() -> None:

@@ -1,0 +1,1 @@
+"""The pinhole camera model: projection, its derivatives, camera files."""

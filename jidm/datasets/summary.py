@@ -96,7 +96,7 @@ def summarize_dataset(dataset: RecordedDataset, robot: Embodiment | None = None)
     actions = [episode.action for episode in episodes if episode.action is not None]
     q = np.concatenate(states)
     if not np.isfinite(q).all():
-        raise DatasetError(f"{dataset.root}: joint positions are not finite everywhere; run jidm dataset check")
+        raise DatasetError(f"{dataset.root}: joint positions are not finite everywhere; run jidm dataset validate")
     steps = np.concatenate([np.diff(state, axis=0) for state in states])
     fits = robot is not None and robot.joint_names == dataset.joint_names
     lower, upper = q.min(0), q.max(0)

@@ -1,0 +1,1 @@
+"""From measured image motion to joint motion: factors, solvers, the Kalman filter, the tracker and smoothers."""

@@ -1,0 +1,1 @@
+"""What a robot is: URDF files, kinematics, embodiments, their descriptors and registry."""

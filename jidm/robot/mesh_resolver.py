@@ -185,7 +185,7 @@ def _realpath(path: Path) -> Path:
 
 
 def package_file(spec: str) -> Path:
-    """A file shipped by an installed package, found without importing the package.
+    """A file of an installed package, found without importing the package.
 
     Args:
         spec: "<package>:<path inside it>", for instance "pybullet_data:kuka_iiwa/model.urdf"; paths of

@@ -1,6 +1,6 @@
 """Robots known by name: those that come with jidm, those registered in this process, those of installed packages.
 
-A registry is data: no descriptor is read before it is asked for.
+A registry is data: a descriptor is read only when its robot is loaded.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class TrainingModule(lightning.LightningModule):
         if self.bad_in_row >= self.config.max_bad_steps:
             raise JidmError(
                 f"training diverged: {self.bad_in_row} steps in a row up to step {self.global_step} had a loss or gradient "
-                f"that is not finite; use a smaller --learning-rate and check the data with `jidm dataset check`"
+                f"that is not finite; use a smaller --learning-rate and check the data with `jidm dataset validate`"
             )
 
     # ---- validation ----------------------------------------------------------------------------------------------

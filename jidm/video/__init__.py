@@ -1,0 +1,1 @@
+"""Video files and arrays: reading, writing, layouts, timestamps, image pyramids."""

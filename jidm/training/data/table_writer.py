@@ -74,10 +74,10 @@ class _TableWriter:
         if len(video) != length or len(state) != length:
             raise DatasetError(
                 f"episode {index}: {len(video)} images and {len(state)} states for {length} frames; "
-                f"run `jidm dataset check`"
+                f"run `jidm dataset validate`"
             )
         if not np.isfinite(state).all():
-            raise DatasetError(f"episode {index}: a joint position is not finite; run `jidm dataset check`")
+            raise DatasetError(f"episode {index}: a joint position is not finite; run `jidm dataset validate`")
         size_in = (video.shape[1], video.shape[2])
         if self.size_in not in ((0, 0), size_in):
             raise DatasetError(f"episode {index}: images are {size_in}, earlier ones {self.size_in}; split the set")

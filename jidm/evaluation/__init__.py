@@ -1,0 +1,1 @@
+"""How well models decode recordings: metrics, corrupted video, ground truth, tables."""
