@@ -2,11 +2,13 @@
 #   PYTHON=python3.12   the interpreter to build it with (3.10 or newer)
 #   VENV=.venv          where it lies
 #   PYTEST_ARGS=...     extra arguments for pytest, for instance PYTEST_ARGS="-k camera"
+#   RUNS=...            benchmarks to repeat: groups or runs of benchmarks/runs.toml, or "all"
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= auto
 PYTEST_ARGS ?=
+RUNS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,7 @@ help:
 	@echo "make lint    ruff;  make types: mypy;  make boundaries: what may import what;  make format: rewrite"
 	@echo "make docs    the documentation site in site/;  make serve-docs: the same on http://127.0.0.1:8000"
 	@echo "make spell   codespell, American spelling"
-	@echo "make bench   the measurements of docs/benchmarks.md"
+	@echo "make bench   list the benchmarks;  make bench RUNS=decoding: measure and write docs/benchmarks.md"
 	@echo "make clean   remove the virtual environment and what was written"
 
 $(BIN)/python:
@@ -74,11 +76,10 @@ docs: $(VENV)/.docs
 serve-docs: docs
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
-# These measure trained models and must be told which.
-TRAINED = benchmarks/idm_accuracy.py benchmarks/decode_speed.py
-
+# make bench lists the runs, make bench RUNS="decoding memory" repeats these and writes the page.
 bench: $(VENV)/.dev
-	@for script in $(filter-out $(TRAINED),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/run_all.py $(RUNS)
+	$(BIN)/python benchmarks/page.py
 
 clean:
 	rm -rf $(VENV) jidm_demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

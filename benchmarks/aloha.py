@@ -1,15 +1,15 @@
-"""Third-party video with exact truth: two ViperX arms in MuJoCo (see SOURCE.md of the material). Prints JSON.
+"""Third-party video with exact ground truth: two ViperX arms in MuJoCo (see SOURCE.md of the material). Prints JSON.
 
     python benchmarks/aloha.py --stride 4 --skip through
 
 The files are looked for in aloha_sim of the folder that the environment variable JIDM_MATERIAL names, else in
 ../shared/material beside the repository.
 
-Measures, over the 12 arm joints of each episode:
-  * 2-frame steps decoded from the true pose, RMSE over the RMSE of predicting zero. `pair`: from the two pictures alone;
-    `through`: with the picture between them as well, as a video gives it;
+Measured over the 12 arm joints of each episode:
+  * two-frame steps decoded from the true pose, RMSE over the RMSE of predicting zero. `pair` uses the two images alone;
+    `through` also the image between them, as in a video;
   * the whole episode tracked from its first pose only: error after 200 frames, share of joint positions within
-    0.05 rad, drift curve (plot), and pictures of flow, residual and re-projected surface on frames 0, 100, 200.
+    .05 rad, drift curve (plot), and images of flow, residual and re-projected surface in frames 0, 100 and 200.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def step_figures(error: np.ndarray, truth: np.ndarray) -> dict:
     }
 
 
-def tracked(idm: JacobianIDM, video, q: np.ndarray, arm: np.ndarray, picture: Path) -> dict:  # type: ignore[no-untyped-def]
+def tracked(idm: JacobianIDM, video, q: np.ndarray, arm: np.ndarray, image: Path) -> dict:  # type: ignore[no-untyped-def]
     started = time.perf_counter()
     motion = idm.decode(video, q0=q[0])
     seconds = (time.perf_counter() - started) / (len(q) - 1)
@@ -124,8 +124,8 @@ def tracked(idm: JacobianIDM, video, q: np.ndarray, arm: np.ndarray, picture: Pa
     error = np.abs(position - q)[:, arm]
     step = (position[2:] - position[:-2] - (q[2:] - q[:-2]))[:, arm]
     head = error[:201]
-    plot_drift(error, picture)
-    show_frames(idm, video, position, picture)
+    plot_drift(error, image)
+    show_frames(idm, video, position, image)
     return {
         "error_after_200": float(error[min(200, len(q) - 1)].mean()),
         "mean_error_to_200": float(head.mean()),

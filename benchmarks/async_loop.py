@@ -1,12 +1,13 @@
-"""A robot led by a planner that needs a whole chunk to dream the next one: sync, naive and grounded.
+"""Asynchronous control with a planner that needs the time of a whole chunk: synchronous, naive and grounded. Prints JSON.
 
     python benchmarks/async_loop.py panda-sim --seed 6200 --episodes 5
 
-The world is PyBullet's, the robot does 95 % of every step it is told, and the planner is a video model as good as can be: it
-reads the pose off the frame it is handed, by the exact field and what the robot measured in its last real frame, and films the
-way from there to where the reference is four frames on. The camera shows the hand in every
-frame of the reference. Frames are decoded by the checkpoint. Time is counted in control periods: a dream is there a chunk after it was asked
-for. Printed are how far the robot is from the reference at the end of each chunk, and frames of the reference done a second.
+The world is simulated by PyBullet, and the robot executes 95 % of each commanded step. The planner stands for an
+ideal video model: it estimates the pose in the frame it is given, with the exact field and the last measured joint
+positions, and renders the way from there to where the reference is four frames later. The camera shows the tips in
+every frame of the reference. Generated frames are decoded by the checkpoint. Time is counted in control periods;
+generated frames arrive one chunk after they were requested. Printed are the distance of the tips from the reference
+at the end of each chunk and the rate at which frames of the reference are completed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class DelayedExecutor(Executor):
 def run(
     episode: RenderedEpisode, idm: JacobianIDM, pose_decoder: JacobianIDM, mode: str, chunks: int, forward: Any = None
 ) -> tuple[list[float], float, str]:
-    """Distance of the tips from the reference after each chunk [m], frames of it done a second, where the time went."""
+    """Distance of the tips from the reference after each chunk [m], completed reference frames per second, time report."""
     decoder, planning_executor = (
         ActionDecoder(idm, ControlConfig(video_rate=VIDEO_RATE, control_rate=CONTROL_RATE)),
         DelayedExecutor(CHUNK * COMMANDS_PER_FRAME),
@@ -183,7 +184,7 @@ if __name__ == "__main__":
         "speed of the reference [mm/s]": round(1000 * float(np.mean(speeds))),
         "tracking error [mm]": {mode: round(1000 * value, 2) for mode, value in mean.items()},
         "over sync": {mode: round(value / mean["sync"], 3) for mode, value in mean.items()},
-        "frames a second": {mode: round(float(np.mean(values)), 2) for mode, values in rates.items()},
+        "frames per second": {mode: round(float(np.mean(values)), 2) for mode, values in rates.items()},
     }
     print(json.dumps(results, indent=1))
     pace = {mode: float(np.mean(values)) for mode, values in rates.items()}

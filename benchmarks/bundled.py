@@ -3,9 +3,9 @@
     python benchmarks/bundled.py finger-5
     python benchmarks/bundled.py panda-sim --held-out out/benchmarks/data/panda-held-out
 
-Held-out videos are recorded as the checkpoint's own data were, from another seed; `--held-out` takes them from a folder.
-Decoding starts from the true first pose. Where a baseline was measured on the same videos (`models-*` in the results), its
-action MSE is compared.
+Held-out videos are recorded as the checkpoint's own data were, from another seed; `--held-out` takes them from a
+folder. Decoding starts from the true first pose. Where a baseline was measured on the same videos (`models-*` in the
+results), its action MSE is compared.
 """
 
 from __future__ import annotations

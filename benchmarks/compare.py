@@ -4,11 +4,11 @@
     python benchmarks/compare.py old_results new_results   # two folders of results
     python benchmarks/compare.py main --only 'models-*' --worse
 
-The ratio is new over old. A figure is worse by the factor in which it lost: of what should be low, new over old; of what
-should be high, old over new; of what should be near a nominal value, whichever is above 1 if it moved away from it. Worse
-than --limit (1.05) is flagged, and so are a must that was reached and is missed, and figures that are gone. A figure copied
-from an old page counts with the rounding that it was printed with, in favor of the new one; "rounding" marks what is
-worse only without that. Exit status 1 if anything is flagged.
+The ratio is new over old. A figure is worse by the factor in which it lost: of what should be low, new over old; of
+what should be high, old over new; of what should be near a nominal value, whichever is above 1 if it moved away from
+it. Worse than --limit (1.05) is flagged, and so are a must that was reached and is missed, and figures that are gone.
+A figure copied from an old page counts with the rounding that it was printed with, in favor of the new one;
+"rounding" marks what is worse only without that. Exit status 1 if anything is flagged.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def compared(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str
             a, b = before.get(key), after.get(key)
             metric = metrics.get(key[-1], Metric(key[-1]))
             shown = ["" if x is None else metric.shown(x["value"], x.get("rounding")) for x in (a, b)]
-            verdict = "same file" if untouched else judged(run, metric, a, b, targets, limit)
+            verdict = "same file" if untouched else verdict_on(run, metric, a, b, targets, limit)
             ratio = f"{b['value'] / a['value']:.3f}" if a and b and a["value"] else ""
             lines.append(Line((run, *key), shown[0], shown[1], ratio, verdict))
     return lines
 
 
-def judged(
+def verdict_on(
     run: str,
     metric: Metric,
     old: Mapping[str, Any] | None,

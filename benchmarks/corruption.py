@@ -1,11 +1,11 @@
-"""Error of the joint steps on corrupted flow over that on clean flow, robust and plain side by side. Prints JSON.
-
-Two corruptions: a share of the pixels has random flow; a textured background moves behind the robot, and nothing tells
-the solver which pixels are background. Two sources: the simulator's exact flow with a little noise, and DIS on the
-pictures. One more case is beyond what is asked: every pixel within 3 px of an outline moves with the background, as a
-poor flow estimator would have it.
+"""Error of joint steps on corrupted flow over that on clean flow, robust weights and plain least squares side by side. Prints JSON.
 
     python benchmarks/corruption.py [--videos 4] [--frames 12]
+
+Two corruptions: a share of the pixels has random flow; a textured background moves behind the robot, and no mask
+tells the solver which pixels are background. Two sources of flow: the simulator's exact flow with a little noise, and
+DIS on the images. One more case is harder than required: every pixel within 3 px of the silhouette boundary moves
+with the background, as a poor flow estimator would have it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def cases(robot: Embodiment, camera: Camera, frames: int, seed: int) -> list[tup
     dis = DisFlow()
 
     def estimated(rgb: np.ndarray) -> list[Flow]:
-        pictures = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
-        return [dis(a, b) for a, b in pairwise(pictures)]
+        images = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
+        return [dis(a, b) for a, b in pairwise(images)]
 
     dis_flows = estimated(still.rgb)
     return [

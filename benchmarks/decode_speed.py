@@ -1,8 +1,8 @@
-"""Decoding speed of a trained field beside EVA's trunk at the size of its paper, in one run.
+"""Decoding speed of a trained field beside EVA's ResNet-50 at the size of its paper, in one run. Prints JSON.
 
     python benchmarks/decode_speed.py panda-sim --data held_out
 
-Everything from pictures in memory to joint motion is counted, matching included. Prints JSON.
+The time from images in memory to joint motion is counted, flow matching included.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def decode_speed(checkpoint: str, data: str, rounds: int = 7) -> dict[str, Any]:
     eva = BaselineIDM(EvaIDM.from_data(c.joint_names, c.joint_types, 512, 512, stats, size="resnet50"))
     dataset = open_dataset(data)
     clip = HeldOut(dataset).clip(dataset.episode_indices[0], c.joint_names)
-    video = clip.letterbox(*c.picture).video[:33]
+    video = clip.letterbox(*c.input_size).video[:33]
     large = torch.nn.functional.interpolate(video[:5], size=(512, 512), mode="bilinear")
 
     def rate(decoder: Any, frames: torch.Tensor) -> float:
@@ -48,7 +48,7 @@ def decode_speed(checkpoint: str, data: str, rounds: int = 7) -> dict[str, Any]:
         "embodiment": idm.embodiment.name,
         "ours_frames_per_second": ours,
         "ours_pixels": [c.height, c.width],
-        "ours_picture": list(c.picture),
+        "ours_image": list(c.input_size),
         "eva_resnet50_512_frames_per_second": theirs,
         "ratio": ours / theirs,
         "threads": torch.get_num_threads(),

@@ -1,10 +1,11 @@
-"""Commands from 100 random videos: do they keep the limits, are chunk borders as smooth as chunks, how long do they take?
+"""Commands from 100 random videos: limits, smoothness at chunk borders, latency. Prints JSON.
 
     python benchmarks/decoder.py panda-sim --videos 100 --seed 6100
 
-Videos of self-play at 12.5 frames a second, as fast as its joints go, every other one spoilt by a random failure (jumps,
-teleports, flicker, missing links: `jidm.sim.failures`); decoded in chunks of four frames to 50 commands a second, and once
-more frame by frame. Limits are judged by differences of the commanded positions ten times as dense as the commands.
+Videos of motor babbling at 12.5 frames per second, as fast as the joints go, every other one spoiled by a random
+failure (`jidm.sim.failures`: jumps, teleports, flicker, missing links). They are decoded in chunks of four frames to
+50 commands per second, and once more frame by frame. Limits are checked on differences of the commanded positions,
+sampled ten times as densely as the commands.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jidm.errors import InputError
 from jidm.sim.failures import FAILURE_KINDS, corrupt
 
 VIDEO_RATE, CONTROL_RATE, CHUNK, FRAMES, SIDE = 12.5, 50.0, 4, 25, 128
-_OVERSAMPLING = 10  # positions between two commands at which limits are judged
+_OVERSAMPLING = 10  # samples per command at which limits are checked
 
 
 def limit_usage(q: NDArray[np.float64], limits: MotionLimits, dt: float) -> dict[str, float]:
@@ -84,7 +85,7 @@ if __name__ == "__main__":
         episode = generator.episode(k)
         video = episode.rendering.rgb
         if k % 2:
-            with suppress(InputError):  # not every take can be spoilt in every way
+            with suppress(InputError):  # not every episode can be spoiled in every way
                 video = corrupt(episode, FAILURE_KINDS[k // 2 % len(FAILURE_KINDS)], 1.0, k).video
         fine, _ = decode_in_chunks(idm, video, episode.q[0], CONTROL_RATE * _OVERSAMPLING, CHUNK)
         usage.append(limit_usage(fine, limits, 1 / CONTROL_RATE / _OVERSAMPLING))
@@ -117,6 +118,6 @@ if __name__ == "__main__":
     ]
     note = (
         f"{FRAMES} frames of {SIDE}x{SIDE} at {VIDEO_RATE:g} fps, every other video spoiled, {CONTROL_RATE:g} commands per "
-        f"second, limits judged at {CONTROL_RATE * _OVERSAMPLING:g} Hz."
+        f"second, limits checked at {CONTROL_RATE * _OVERSAMPLING:g} Hz."
     )
     save(args.save, "decoder", figures, raw=report, seeds=(args.seed,), note=note)

@@ -6,14 +6,14 @@
     python benchmarks/idm_accuracy.py --embodiment panda --work out/analytic --kinds analytic
     python benchmarks/idm_accuracy.py --recording g1_inspire_real --work out/g1 --minutes 30
 
-Motor babbling is recorded into the work folder where it is not there yet: training data of seed 0, held-out data of seed 1000,
-and, for --corruptions, held-out motions a third wider. A recording of a real robot is split by whole episodes instead. Results
-(one per model, seed and share of the data) stay in the work folder, with the code that trained and decoded; an interrupted run
-goes on. What other code decoded is decoded again by the model that is there.
+Motor babbling is recorded into the work folder where it is not there yet: training data of seed 0, held-out data of
+seed 1000, and, for --corruptions, held-out motions a third wider. A recording of a real robot is split by whole
+episodes instead. Results (one per model, seed and share of the data) stay in the work folder, with the code that
+trained and decoded; an interrupted run goes on. What other code decoded is decoded again by the model that is there.
 
-Every model decodes the same videos from the true first pose; `nve` and `action_mse` are of that. `*_pairs` are of single
-pairs of frames without any pose, `*_smoothed` of steps smoothed over the whole video. Seeds vary the training alone; figures
-are medians over seeds, with the lowest and the highest. Prints tables; JSON goes to the work folder.
+Every model decodes the same videos from the true first pose; `nve` and `action_mse` are of that. `*_pairs` are of
+single pairs of frames without any pose, `*_smoothed` of steps smoothed over the whole video. Seeds vary the training
+alone; figures are medians over seeds, with the lowest and the highest. Prints tables; JSON goes to the work folder.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=1200, help="of motor babbling to train on")
     parser.add_argument("--held-out-episodes", type=int, default=20)
     parser.add_argument("--frames", type=int, default=20, help="of each of those; held-out ones have 64")
-    parser.add_argument("--width", type=int, default=256, help="of the recorded pictures [px]")
+    parser.add_argument("--width", type=int, default=256, help="of the recorded images [px]")
     parser.add_argument("--height", type=int, default=256, help="likewise; the models see them as --train says")
     parser.add_argument(
         "--crop-fraction",
@@ -223,7 +223,7 @@ def arguments() -> argparse.Namespace:
 
 
 def prepare_data(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Folders of training, held-out and wider data, and how the held-out are judged."""
+    """Folders of training, held-out and wider data, and how held-out data are evaluated."""
     if args.recording:
         dataset = open_dataset(args.recording)
         scored_joints = tuple(name for name in dataset.joint_names if re.search(args.joints, name))

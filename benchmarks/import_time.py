@@ -1,6 +1,7 @@
 """Time of `import jidm` with its main names, over the time of `import torch`; and whether `jidm --help` loads torch.
 
-Runs are interleaved, so that a busy machine slows both alike; the figure is the ratio of medians. Exit status 1 where that is too much.
+Runs are interleaved, so that a busy machine slows both alike; the figure is the ratio of medians. Exit status 1 where
+that is too much.
 
     python benchmarks/import_time.py [--runs 15]
 """

@@ -1,6 +1,6 @@
 """Peak memory of decoding long videos from a file: it must not grow with length. Prints JSON.
 
-    python benchmarks/memory.py                      # 10 minutes at 30 frames a second
+    python benchmarks/memory.py                      # 10 minutes at 30 frames per second
     python benchmarks/memory.py --minutes 2 4        # shorter, to see that it does not grow
     python benchmarks/memory.py --refine photometric --minutes 1 2
 

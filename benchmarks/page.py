@@ -94,10 +94,10 @@ SECTIONS = (
             Table(
                 ("oracle-*",),
                 text="With the simulator's exact flow: what field and solver alone lose. A joint counts as unseen where its "
-                "own motion moves the picture by less than 2 px per radian or .1 m at the true pose; the flag is drawn at "
+                "own motion moves the image by less than 2 px per radian or .1 m at the true pose; the flag is drawn at "
                 "2.5 px, so that sampling noise errs on the safe side.",
             ),
-            Table(("rendered-*",), text="From rendered pictures."),
+            Table(("rendered-*",), text="From rendered images."),
             Table(
                 ("aloha",),
                 text="Third-party video. Position errors do not grow over an episode: contours hold the pose. They also jitter "
@@ -115,7 +115,7 @@ SECTIONS = (
                 ("analytic-panda",),
                 text="Videos of motor babbling in front of clutter, with changing light. What remains are rolls of the hand "
                 "that are lost when it is seen edge-on, and links 1 and 3 turning against each other while the arm is "
-                "stretched, which hardly changes the picture.",
+                "stretched, which hardly changes the image.",
             ),
         ),
     ),
@@ -183,7 +183,7 @@ SECTIONS = (
                 "`late`, `wrong_goal` and `penetration` look like any other motion; only task or scene can tell. Stretched "
                 "links are the weak spot: a learned field follows a robot that has grown.",
             ),
-            Table(("reward-cobot",), AUROC, "matrix", text="Dual PiPER, judged by the exact field of URDF and camera:"),
+            Table(("reward-cobot",), AUROC, "matrix", text="Dual PiPER, scored by the exact field of URDF and camera:"),
             Table(
                 ("reward-panda", "reward-allegro", "reward-cobot"),
                 text="`executed error` is how far the tips end up from the intended motion when the decoded actions are "
@@ -194,7 +194,7 @@ SECTIONS = (
                 ("reward-attack-*",),
                 layout="tall",
                 text="Can it be fooled? Mean gain of reward, of 10, by adversarial changes of at most 4/255 per pixel. "
-                "`ours, as used` evaluates the pictures found for `ours` by the reward without gradients.",
+                "`ours, as used` scores the videos found for `ours` by the reward without gradients.",
             ),
             Table(("reward-speed-*",), text="Speed; most of it is tracking the pose, forward and backward."),
             Table(
@@ -220,9 +220,9 @@ SECTIONS = (
     ),
     Section(
         "Geometry",
-        "URDF files written by others, file by file: [urdf_conformance.md](urdf_conformance.md). The maker's PiPER file "
+        "URDF files written by others, file by file: [urdf_conformance.md](urdf_conformance.md). The manufacturer's PiPER file "
         "sets the axis of joint 6 off by 1.4165 mm; the published table does not, and explains the difference of link 6.",
-        (Table(("geometry",), layout="tall"), Table(("urdf-conformance",))),
+        (Table(("kinematics",), layout="tall"), Table(("urdf-conformance",))),
     ),
     Section(
         "Speed and memory",
@@ -439,7 +439,7 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> str:
     """
     figures = Figures(found)
     parts = [INTRODUCTION, "\n".join(["## Terms", "", *meanings(figures)])]
-    told: set[str] = set()
+    described: set[str] = set()
     for section in SECTIONS:
         parts.append(f"{'#' * section.level} {section.title}")
         if section.text:
@@ -451,15 +451,17 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> str:
             if table.text:
                 parts.append(table.text)
             parts.append("\n".join(LAYOUTS[table.layout](figures, table, rows)))
-            runs = [run for run in dict.fromkeys(run for run, _ in rows) if run not in told]
-            told.update(runs)
+            runs = [run for run in dict.fromkeys(run for run, _ in rows) if run not in described]
+            described.update(runs)
             if runs:
                 parts.append("\n".join(about(run, found[run]) for run in runs))
     preparations = [
         "\n".join([f"- `{job.name}`", *(f"  `{x}`  " for x in job.commands)]).rstrip()
         for job in jobs("preparation").values()
     ]
-    parts.append("\n".join(["## Preparations", "", "Recordings and trained rivals that runs need.", "", *preparations]))
+    parts.append(
+        "\n".join(["## Preparations", "", "Recordings and trained baselines that runs need.", "", *preparations])
+    )
     if left := figures.left():
         raise ValueError(f"no table of benchmarks/page.py shows {left[:5]}")
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

@@ -9,8 +9,9 @@ A script takes `--save NAME` (`add_save`) and ends with `save`. What stands in a
     machine    its class: cores, threads, accelerator, versions of Python and torch
     seeds      of what was measured          source "run", or where the figures were copied from
 
-Labels, units and directions of the metrics are in `metrics.toml`, required and desired figures in `targets.toml`; neither
-is copied into a result, so that a table always shows the present ones. `page.py` makes the tables of docs/benchmarks.md.
+Labels, units and directions of the metrics are in `metrics.toml`, required and desired figures in `targets.toml`;
+neither is copied into a result, so that a table always shows the present ones. `page.py` makes the tables of
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Metric:
     Attributes:
         label: heading of its column.
         unit: of the stored value; "%" means that a share in [0, 1] is stored and a percentage shown.
-        better: "lower", "higher", "nominal" (near `nominal`), or "none" for a figure that is not judged.
+        better: "lower", "higher", "nominal" (near `nominal`), or "none" for a figure without a direction.
         digits: significant digits shown.
         meaning: a sentence for the page, where the label does not say it all.
     """
@@ -240,7 +241,7 @@ def save(
         benchmark: the script's name without its suffix.
         figures: from `row` and `rows`.
         raw: what the script prints.
-        seeds: of motions, looks, videos or training, whichever the figures depend on.
+        seeds: of motions, appearances, videos or training, whichever the figures depend on.
         note: what a reader of the table should know of this run.
 
     Raises:
@@ -273,11 +274,14 @@ def write(path: Path, document: dict[str, Any]) -> None:
             raise ValueError(f"unknown metric '{one['metric']}'; add it to metrics.toml")
         if not math.isfinite(one["value"]):
             raise ValueError(f"{[one.get(key) for key in KEY]}: {one['value']} is no finite number")
+        one["value"] = _rounded(one["value"])
+        if "spread" in one:
+            one["spread"] = [_rounded(x) for x in one["spread"]]
         one["unit"] = known[one["metric"]].unit
     keys = [key_of(one) for one in document["rows"]]
     if repeated := {key for key in keys if keys.count(key) > 1}:
         raise ValueError(f"{path.stem}: several rows have the key {sorted(repeated)[0]}")
-    if not document["note"]:
+    if not document.get("note"):
         document = {key: value for key, value in document.items() if key != "note"}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
@@ -286,6 +290,11 @@ def write(path: Path, document: dict[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rounded(value: float) -> float:
+    """To seven significant digits, more than any figure deserves."""
+    return value if isinstance(value, int) else float(f"{value:.7g}")
 
 
 def dumped(document: Mapping[str, Any]) -> str:

@@ -1,12 +1,13 @@
-"""How much reward can be had by touching up pixels, without a robot doing any better?
+"""Adversarial changes of pixels: how much reward can be gained without a robot doing any better? Prints Markdown.
 
-    python benchmarks/reward_attack.py --robot panda --learned panda-sim --eva runs/panda-eva --out attack.jsonl
+    python benchmarks/reward_attack.py --robot panda --learned panda-sim --eva out/panda-eva --out attack.jsonl
 
-From clean videos, within a small distance of every pixel, each judge's own reward is climbed: by its gradient (Adam,
-projected back after every step: Madry et al. 2018) and by random search (squares of changed pixels, kept where the reward rises:
-Andriushchenko et al. 2020). Stopped and started again, it goes on. Beside the reward gained stands how far from the video's motion a robot ends up by what the judge
-decodes, before and after. "ours" is judged pair by pair, as gradients need it; what it wins is then judged once more by the
-reward as it is used, following the pose from frame to frame.
+Starting from clean videos and within a small distance of every pixel, each scorer's own reward is maximized: by
+projected gradient ascent (Adam; Madry et al. 2018) and by random search over squares of changed pixels
+(Andriushchenko et al. 2020). An interrupted run goes on. Beside the gain of reward stands how far a robot ends up
+from the video's motion when it executes what the scorer decodes, before and after. "ours" is scored pair by pair, as
+gradients need it; the videos found are scored once more by the reward as it is used, which tracks the pose from frame
+to frame.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FRAMES, SIDE = 9, 128
 STEPS = 500
 BUDGET = 4 / 255
 _STEP_SIZE = 0.02  # of the budget, at the first step
-_SQUARE_SIZE = (0.3, 0.05)  # of the picture's side, at the first step and at the last
+_SQUARE_SIZE = (0.3, 0.05)  # of the image's side, at the first step and at the last
 
 METHODS = {
     ("ours", "reward"): "ours",
@@ -59,18 +60,16 @@ def executability_function(reward: ExecutabilityReward, q0: np.ndarray) -> Rewar
 
 
 def eva_function(idm: Any, limits: EvaLimits, q0: np.ndarray) -> RewardFunction:
-    """EVA's reward of the positions that its own kind of IDM reads."""
+    """EVA's reward of the positions that its own kind of IDM predicts."""
     model = idm.model
 
     def reward_function(video: Tensor) -> tuple[Tensor, Tensor]:
-        pictures = (
+        images = (
             Letterbox(video.shape[-2], video.shape[-1], model.config.height, model.config.width)
             .apply(video)
             .to(model.delta_std)
         )
-        q = model.positions(
-            torch.cat([pictures[:1], pictures[:-1]]), pictures, torch.cat([pictures[1:], pictures[-1:]])
-        )
+        q = model.positions(torch.cat([images[:1], images[:-1]]), images, torch.cat([images[1:], images[-1:]]))
         q = q.double() - q[0].double() + torch.from_numpy(q0)
         return eva_reward(q, limits, 1 / FPS).reward, q
 
@@ -118,10 +117,10 @@ def random_search(reward_function: RewardFunction, clean: Tensor, seed: int) -> 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """One judge and one video: as it was, after gradients, after random search.
+    """One scorer and one video: clean, after gradient ascent, after random search.
 
     Attributes:
-        reward: the judge's own. executed_mm: mean distance of the tips from the video's motion.
+        reward: the scorer's own. executed_mm: mean distance of the tips from the video's motion.
         tracked_reward: the reward as it is used; None for EVA's.
     """
 
@@ -150,7 +149,7 @@ def attack_video(
 def run(
     generator: EpisodeGenerator, episodes: Sequence[int], calibration_count: int, learned: str, eva: str, out: Path
 ) -> None:
-    """Append a line per video and judge that is not there yet; the takes before `calibration_count` calibrate."""
+    """Append the missing lines, one per video and scorer; scales are fitted on the first `calibration_count` episodes."""
     idm = JacobianIDM.from_pretrained(learned, limits="none")
     limits = EvaLimits.from_embodiment(generator.robot)
     done = {(x["episode"], x["scorer"]) for x in read_lines(out)}

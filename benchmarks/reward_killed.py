@@ -1,10 +1,11 @@
-"""Scoring 1,000 clips while processes are killed: is anything lost, or scored twice?
+"""Scoring 1,000 clips while processes are killed: is anything lost, or scored twice? Prints JSON.
 
     python benchmarks/reward_killed.py --out plain.jsonl
     python benchmarks/reward_killed.py --ray --out ray.jsonl
 
-Plain, the process is killed (SIGKILL) after 200 and after 500 videos and started again. By Ray, with two workers, one is killed
-after 150, the driver after 400, and a worker of the next driver after 600. Prints JSON.
+Plain: the process is killed (SIGKILL) after 200 and after 500 videos and started again. With Ray and two workers: a
+worker is killed after 150 videos, the driver after 400, and a worker of the next driver after 600. The newest process
+named ray::MapWorker is killed, so run this where nobody else uses Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _PLAIN, _RAY = (200, 500), (150, 400, 600)
 
 
 def write_clips(folder: Path) -> None:
-    """So many files of a few clips: what is in them does not matter here."""
+    """Many files of a few clips: their content does not matter here."""
     generator = EpisodeGenerator("panda", _SEED, side=_SIDE, frames=_FRAMES)
     for k in range(_RENDERED):
         write_video(folder / f"{k:04d}.mp4", generator.episode(k).rendering.rgb, FPS)

@@ -1,4 +1,4 @@
-"""Scales of the reward for a bundled checkpoint: of simulated good videos, before still and structured grounds.
+"""Scales of the reward for a bundled checkpoint, fitted on simulated good videos in front of static, structured backgrounds.
 
 python benchmarks/reward_scales.py panda-sim --out checkpoints/panda-sim/reward.json
 """
@@ -18,13 +18,13 @@ SEED, EPISODES = 3900, 60
 
 
 def measure_scales(checkpoint: str) -> TermScales:
-    """Measured on takes that nothing else is measured on."""
+    """Fitted on episodes that are used for nothing else."""
     idm = JacobianIDM.from_pretrained(checkpoint, limits="none")
     assert idm.embodiment is not None
     generator = EpisodeGenerator(idm.embodiment.name, SEED)
     episodes = [generator.episode(k) for k in range(EPISODES)]
     with torch.no_grad():
-        # The first pose is not told: users do not know it either.
+        # Without the first pose: users do not know it either.
         calibrated = ExecutabilityReward(idm).fit_scales(
             [episode.rendering.rgb for episode in episodes], fps=FPS, layout="THWC"
         )

@@ -1,9 +1,9 @@
-"""Frames per second that the reward judges, by a bundled field, on all cores of this machine.
+"""Frames per second that the reward scores with a bundled field, on all cores of this machine. Prints JSON.
 
     python benchmarks/reward_speed.py panda-sim
 
-Videos of 25 frames of 128 x 128 from memory; once with all threads in one process, once with a process of one thread per
-core, as Ray's actors or shards work. Rounds of both take turns; medians. Prints JSON.
+Videos of 25 frames of 128 x 128 from memory: once with all threads in one process, once with one single-threaded
+process for each core, as Ray's actors or shards work. Both are measured in alternation; figures are medians.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Tables of what `reward_validity.py` wrote: how often a good video is ranked above a spoilt one, and what executing shows.
+"""Tables of what `reward_validity.py` wrote: how often a clean video is ranked above a spoiled one, and what execution shows.
 
     python benchmarks/reward_tables.py panda.jsonl panda-eva.jsonl allegro.jsonl
 
-Scales come from the takes filmed for calibrating, everything else from the others. Prints Markdown.
+Scales come from the episodes rendered for calibration, everything else from the others. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -33,15 +33,20 @@ METHODS = {
 """Scorer -> method of the result."""
 ROBOT_FAILURES = "all robot failures"
 TASK_FAILURES = ("late", "wrong_goal", "penetration")
-"""Only who knows the task or the scene can call these wrong."""
+"""Failures that only the task or the scene reveals."""
 STRENGTHS = (0.25, 0.5, 1.0)
 _GROUP, _GROUPS = 8, 500
 
 
 @dataclass(frozen=True)
 class ScorerResults:
-    """Rewards that one judge gives, in the order of the lines, where the robot ends up by its actions [m], and how
-    unlike the video that looks."""
+    """What one scorer gives, in the order of the lines.
+
+    Attributes:
+        reward: of each video.
+        executed: distance of the tips from the intended motion when its actions are executed [m].
+        image_difference: between the video and the executed motion rendered in its place.
+    """
 
     name: str
     reward: np.ndarray
@@ -209,7 +214,7 @@ def figures(scored: Scored) -> list[dict[str, Any]]:
 
 
 def merge_files(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Robot -> a line for each video that all of its files have, with what every judge read."""
+    """Robot -> a line for each video that all of its files have, with what every scorer found."""
     found: dict[str, list[dict[str, dict[str, Any]]]] = {}
     for path in paths:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -234,6 +239,6 @@ if __name__ == "__main__":
     print("\n\n".join(printed.values()))
     seeds = dict.fromkeys(scored.lines[0]["seed"] for scored in robots)
     rows_of_all = [one for scored in robots for one in figures(scored)]
-    counts = "; ".join(f"{x.clean.sum()} clean takes, {(~x.test).sum()} more for the scales" for x in robots)
-    note = f"25 frames at 256x256, each take rendered clean and once in each of 13 kinds of failure: {counts}."
+    counts = "; ".join(f"{x.clean.sum()} clean episodes, {(~x.test).sum()} more for the scales" for x in robots)
+    note = f"25 frames at 256x256, each episode rendered clean and once in each of 13 kinds of failure: {counts}."
     save(args.save, "reward_tables", rows_of_all, raw=printed, seeds=seeds, note=note)

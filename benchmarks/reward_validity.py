@@ -1,16 +1,17 @@
-"""Does the reward rank videos of robots as executing them would? Films good and spoilt videos, and lets judges read them.
+"""Does the reward rank videos of robots as executing them would? Renders clean and spoiled videos and lets scorers read them.
 
     python benchmarks/reward_validity.py --robot panda --seed 5100 --exact --learned panda-sim --out panda.jsonl
-    python benchmarks/reward_validity.py --robot panda --seed 5100 --eva runs/panda-eva --out panda-eva.jsonl
+    python benchmarks/reward_validity.py --robot panda --seed 5100 --eva out/panda-eva --out panda-eva.jsonl
     python benchmarks/reward_tables.py panda.jsonl panda-eva.jsonl
 
-Every take is a new motion, look and still, structured ground. It is filmed clean and once in every kind of failure, strengths
-taking turns; the first takes are only filmed clean, to calibrate on. A video's line holds what each judge read off it (the
-terms' raw values, EVA's penalty, the decoded positions), how far from the take's motion the robot ends up when those
-positions are sent to it, and how far what it then does looks from what the video shows. Stopped and started again, it goes on.
+Every episode has a new motion, a new appearance and a static, structured background. It is rendered clean and once
+with every kind of failure, at alternating strengths; the first episodes are rendered clean only, for calibration. The
+line of a video holds what each scorer found (raw values of the terms, EVA's penalty, the decoded positions), how far
+the robot ends up from the episode's motion when these positions are sent to it, and how much the executed motion
+differs from the video in appearance. An interrupted run goes on.
 
-Judges: "exact" has the URDF, the camera and the first pose; "learned" is a checkpoint, told the first pose; "eva" is EVA's
-kind of IDM, whose own actions EVA's reward judges.
+Scorers: "exact" has the URDF, the camera and the first pose; "learned" is a checkpoint, given the first pose; "eva"
+is EVA's kind of IDM, whose own actions EVA's reward scores.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ FPS, FRAMES, SIDE = 16.0, 25, 256
 _CROP_FRACTION = {"allegro_right": 0.05}  # as the bundled checkpoints were trained; .15 for arms
 _RANGE_FRACTION = 0.5
 _MIN_SPEED = 0.2  # [rad/s] mean speed of the fastest joint: a robot that stands still is one of the failures
-_MAX_ATTEMPTS = 100  # motions from which a take's is chosen
-_COMPARED_FRAMES = slice(1, None, 3)  # frames of which the executed motion is filmed
-_MIN_CONTRAST = 0.1  # of the ground at least: one that slides must be seen to slide
+_MAX_ATTEMPTS = 100  # motions from which an episode's is chosen
+_COMPARED_FRAMES = slice(1, None, 3)  # frames in which the executed motion is rendered
+_MIN_CONTRAST = 0.1  # of the background at least: sliding must be visible
 
 
 class EpisodeGenerator:
@@ -88,7 +89,7 @@ Scorer = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, 
 
 
 def reward_scorer(reward: ExecutabilityReward) -> Scorer:
-    """What a reward reads, before any scale."""
+    """What a reward measures, before any scale."""
 
     def score(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
         analysis = reward.analyze(video, q0=q0, fps=FPS)
@@ -140,7 +141,7 @@ class Execution:
 
 
 def image_difference(replayed: NDArray[np.float64], episode: RenderedEpisode, video: NDArray[np.uint8]) -> float:
-    """Mean difference between the video and a film of the robot doing that in the same place [of full brightness]."""
+    """Mean difference between the video and a rendering of the executed motion in its place [share of full brightness]."""
     rendered = episode.rerender(replayed[_COMPARED_FRAMES])
     return float(np.abs(rendered.astype(np.float64) - video[_COMPARED_FRAMES]).mean() / 255)
 
@@ -148,7 +149,7 @@ def image_difference(replayed: NDArray[np.float64], episode: RenderedEpisode, vi
 def videos(
     generator: EpisodeGenerator, k: int, for_calibration: bool, done: set[str]
 ) -> Iterator[tuple[dict[str, Any], RenderedEpisode, Any]]:
-    """Label, take and video of each video of a take that is not done yet; no video where it cannot be spoilt."""
+    """Label, episode and video of each missing video of an episode; the video is None where it cannot be spoiled."""
     kinds = () if for_calibration else FAILURE_KINDS
     names = [f"{k}/clean", *(f"{k}/{kind}" for kind in kinds)]
     if done.issuperset(names):
@@ -201,12 +202,12 @@ def run(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--robot", required=True)
-    parser.add_argument("--seed", type=int, required=True, help="of motions, looks and failures")
+    parser.add_argument("--seed", type=int, required=True, help="of motions, appearances and failures")
     parser.add_argument("--episodes", type=int, nargs=2, default=(0, 142), metavar=("FIRST", "END"))
     parser.add_argument(
         "--calibration-episodes", type=int, default=40, help="the first so many episodes are for calibrating"
     )
-    parser.add_argument("--exact", action="store_true", help="judge by URDF and camera")
+    parser.add_argument("--exact", action="store_true", help="score by URDF and camera")
     parser.add_argument("--learned", help="checkpoint of a learned field")
     parser.add_argument("--eva", help="checkpoint of EVA's kind of IDM")
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")

@@ -5,9 +5,9 @@
     python benchmarks/run_all.py models-g1 memory   # single runs
     python benchmarks/run_all.py learned --stale    # also what other code than the present measured
 
-A run that has a result is skipped, so the same command goes on after an interruption; figures copied from an old page are
-no result. What a run prints goes to out/benchmarks/logs/NAME.txt. Results are written to benchmarks/results; `page.py` makes
-the page of them, `compare.py` compares them with earlier ones.
+A run that has a result is skipped, so the same command goes on after an interruption; figures copied from an old page
+are no result. What a run prints goes to out/benchmarks/logs/NAME.txt. Results are written to benchmarks/results;
+`page.py` makes the page of them, `compare.py` compares them with earlier ones.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/server.py panda-sim --messages 10000 --minutes 5
 
-Starts `jidm serve` as a process of its own. First a well-behaved client alone; then beside attackers who send mutated messages
-(flipped, cut and repeated bytes of good ones, objects, lying shapes, giant ranks, nested bombs, huge frames, NaN images), leave
-sockets half open, or do not read; then 16 clients for some minutes. Attackers are a process of their own with low priority, for
-they stand for other machines. Prints JSON.
+Starts `jidm serve` as a process of its own. First a well-behaved client alone; then beside attackers who send mutated
+messages (flipped, cut and repeated bytes of good ones, objects, lying shapes, giant ranks, nested bombs, huge frames,
+NaN images), leave sockets half open, or do not read; then 16 clients for some minutes. Attackers are a process of
+their own with low priority, for they stand for other machines. Prints JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDE, RATE = 128, 12.5
 
 
 def frames(seed: int) -> Any:
-    """A picture that slides: what is in it does not matter here."""
+    """A random image that is shifted from frame to frame: its content does not matter here."""
     picture = np.random.default_rng(seed).integers(0, 255, (SIDE // 8, SIDE // 8, 3), dtype=np.uint8)
     return np.kron(picture, np.ones((8, 8, 1), np.uint8))
 

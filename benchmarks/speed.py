@@ -47,7 +47,7 @@ def medians(functions: dict[str, Callable[[], object]], runs: int, repeat: int =
 
 
 def field_flow(field: AnalyticField, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Motion of the field's points from pose to pose, and which of them are seen."""
+    """Motion of the field's points from pose to pose, and which of them are visible."""
     pose = field.at(a)
     return pose.surface(b - a).points - pose.surface().points, pose.visible.float()
 
@@ -79,7 +79,7 @@ def field_and_solve(runs: int) -> dict[str, object]:
         k = next(counter) % len(flows)
         gauss_newton_step(field.at(q[k]), *flows[k], iterations=iterations)
 
-    # Many poses at once, as when a known trajectory is judged: the calls' own cost is shared.
+    # Many poses at once, as for a known trajectory: the overhead of the calls is shared.
     light = AnalyticField(robot, camera, points=2000, occluders=12000)
     many = {
         name: (any_field, *field_flow(any_field, q[:BATCH], q[1 : BATCH + 1]))

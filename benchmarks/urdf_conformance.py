@@ -49,7 +49,9 @@ def main() -> None:
     if args.markdown:
         with atomic_write(args.markdown) as temporary:
             temporary.write_text(page(report), encoding="utf-8")
-    save(args.save, "urdf_conformance", figures(report), raw=report, seeds=(0,))
+    listed = "refused", "loaded_here_only"  # these are on the page that --markdown writes
+    raw = {name: {k: v for k, v in found.items() if k not in listed} for name, found in report.items()}
+    save(args.save, "urdf_conformance", figures(report), raw=raw, seeds=(0,))
 
 
 def figures(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import run_all  # noqa: E402
 from results import Bound, Metric  # noqa: E402
 
 FOUND = results.load()
+SCRIPTS = sorted({*(REPOSITORY / "benchmarks").glob("*.py")} - {REPOSITORY / "benchmarks" / "results.py"})
 
 
 # ---- what is in the repository --------------------------------------------------------------------------------------
@@ -53,6 +56,16 @@ def test_every_result_has_a_run_and_every_run_a_script():
             script = re.match(r"python (benchmarks/\w+\.py) ?", command)
             assert script is not None and (REPOSITORY / script[1]).exists(), command
             assert run_all.arguments(command)[0] == sys.executable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_starts(script: Path):
+    """Its imports work and it says what it does; renames are easily forgotten where nothing else runs."""
+    command = [sys.executable, str(script), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and f"usage: {script.name}" in done.stdout, done.stderr
 
 
 def test_every_target_is_about_something_and_no_row_has_two():
@@ -166,7 +179,7 @@ def verdict(metric: str, old: float | None, new: float | None, *, run: str = "x"
     a, b = (None if x is None else results.row("panda", "learned", metric, x) for x in (old, new))
     if a is not None:
         a |= more
-    return compare.judged(run, results.metrics()[metric], a, b, results.targets(), 1.05)
+    return compare.verdict_on(run, results.metrics()[metric], a, b, results.targets(), 1.05)
 
 
 def test_verdicts():
@@ -183,3 +196,68 @@ def test_bounds():
     assert Bound(high=0.25).shown(Metric("NVE")) == "≤ 0.25" and Bound(low=0.6, high=0.76).shown(share) == "60 to 76 %"
     assert Bound(low=1000, high=1000).shown(Metric("lines", digits=4)) == "1000"
     assert Bound(low=0.6, high=0.76).holds(0.76) and not Bound(low=0.6, high=0.76).holds(0.77)
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of results and work folder, with a script that counts how often it measured."""
+    monkeypatch.setattr(run_all, "RESULTS", tmp_path)
+    monkeypatch.setattr(run_all, "WORK", tmp_path)
+    monkeypatch.setattr(run_all, "REPOSITORY", tmp_path)
+    script = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY / "benchmarks")!r})
+import results
+with open("count", "a") as file:
+    file.write("x")
+results.save(sys.argv[sys.argv.index("--save") + 1] + ".json", "memory", [results.row("panda", "ours", "nve", 0.5)], raw=None)
+"""
+    (tmp_path / "script.py").write_text(script)
+    return tmp_path
+
+
+JOB = run_all.Job("x", ("python script.py",), 1.0, outputs=("lines.jsonl",), models=("models",))
+
+
+def test_a_run_is_measured_once_and_says_how_long_it_took(work: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_all.state(JOB) == "" and run_all.run(JOB, {}, again=False)
+    found = results.read(work / "x.json")
+    assert run_all.state(JOB) == "run" and found["minutes"] >= 0 and "note" not in found
+    assert found["jidm"]["sources"] == results.code()["sources"]
+
+
+def test_figures_copied_from_a_page_are_no_run_and_those_of_other_code_are_stale(work: Path):
+    assert run_all.run(JOB, {}, again=False)
+    found = results.read(work / "x.json")
+    results.write(work / "x.json", found | {"source": "transcribed from a page"})
+    assert run_all.state(JOB) == ""
+    results.write(work / "x.json", found | {"jidm": {**found["jidm"], "sources": "other"}})
+    assert run_all.state(JOB) == "stale"
+
+
+def test_what_other_code_began_is_not_gone_on_with_and_models_stay_unless_asked(work: Path):
+    (work / "models").mkdir()
+    (work / "lines.jsonl").write_text("by nobody knows what code")
+    assert run_all.run(JOB, {}, again=False) and not (work / "lines.jsonl").exists()
+    (work / "lines.jsonl").write_text("by this code")
+    assert run_all.run(JOB, {}, again=False) and (work / "lines.jsonl").exists() and (work / "models").exists()
+    assert run_all.run(JOB, {}, again=True)
+    assert not (work / "lines.jsonl").exists() and not (work / "models").exists()
+
+
+def test_a_script_that_fails_leaves_the_old_result(work: Path):
+    assert run_all.run(JOB, {}, again=False)
+    before = (work / "x.json").read_bytes()
+    (work / "script.py").write_text("raise SystemExit(3)")
+    assert not run_all.run(JOB, {}, again=True) and (work / "x.json").read_bytes() == before
+
+
+def test_preparations_are_made_once(work: Path):
+    (work / "make.py").write_text("open('made', 'a').write('x')")
+    prepared = {"p": run_all.Job("p", ("python make.py",), 1.0, makes="made")}
+    needs = run_all.Job("x", JOB.commands, 1.0, needs=("p",))
+    assert run_all.run(needs, prepared, again=False) and run_all.run(needs, prepared, again=True)
+    assert (work / "made").read_text() == "x" and (work / "count").read_text() == "xx"
