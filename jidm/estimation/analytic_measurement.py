@@ -40,6 +40,8 @@ class AnalyticOptions:
         use_reference_appearance: align to the robot's surface as it was first seen, besides the previous frame.
         min_motion: image motion [px rms over the robot, per radian or 0.1 m] that a joint must cause on its own to be
             called observable.
+        maneuver: a joint that the alignment moves further than this many standard deviations from where it was expected is
+            believed to have changed its velocity.
         correlation_length: number of frames over which errors of contours are alike, so that each counts that much less.
         lost_error, lost_explained_fraction: where the brightness error is above the first (0 to 9, see
             `PhotometricFactor.error`) and the step explains less than the second of the flow, the frame shows nothing that
@@ -52,6 +54,7 @@ class AnalyticOptions:
     use_contours: bool = True
     use_reference_appearance: bool = True
     min_motion: float = 2.5
+    maneuver: float = 3.0
     correlation_length: float = 16.0
     lost_error: float = 5.0
     lost_explained_fraction: float = 0.3
@@ -181,12 +184,13 @@ class AnalyticMeasurement:
             joint_scale=limits.joint_scale,
             min_motion=self.options.min_motion,
         )
-        step, position, error = self._refine(frame, solution, prediction, limits)
+        step, position, maneuver, error = self._refine(frame, solution, prediction, limits)
         explained_fraction, residual = self._explained_fraction(point_flow, weight, step.mean)
         if error > self.options.lost_error and float(explained_fraction) < self.options.lost_explained_fraction:
             return None
         self._next_frame = frame
-        return Measurement(step, position, residual, explained_fraction, solution.observable, bool(solution.valid))
+        valid = bool(solution.valid)
+        return Measurement(step, position, residual, explained_fraction, solution.observable, maneuver, valid)
 
     def accept(self, q: Float[Tensor, " n"]) -> None:
         """The frame that was measured last becomes the one to compare with."""
@@ -222,20 +226,22 @@ class AnalyticMeasurement:
 
     def _refine(
         self, frame: Tensor, solution: Solution, prediction: Prediction, limits: JointLimits
-    ) -> tuple[Gaussian, Gaussian | None, float]:
-        """Step and position as measured, and the brightness error that is left (0 without alignment)."""
+    ) -> tuple[Gaussian, Gaussian | None, Tensor, float]:
+        """Step and position as measured, joints in a maneuver, and the brightness error left (0 without alignment)."""
         q = self._pose.q
         # Joints that the frame does not constrain are known only to within their largest step.
         least = torch.diag(limits.max_step(prediction.dt) ** -2)
         if not self._photometric:
             limit = _FLOW_VARIANCE_LIMIT
             covariance = solution.covariance.nan_to_num(posinf=limit).clamp(-limit, limit)
-            return Gaussian(solution.delta_q, _inverse(_inverse(covariance) + least)), None, 0.0
+            step = Gaussian(solution.delta_q, _inverse(_inverse(covariance) + least))
+            return step, None, torch.zeros_like(solution.observable), 0.0
         pyramid = self._next_pyramid = BrightnessPyramid.from_frame(frame)
         expected = (q + prediction.step.mean).clamp(*prediction.bounds)
         starts = [q, q + solution.delta_q]
         if float(prediction.step.mean.abs().max()) > 0:
             starts.append(expected)
+        expected_std = prediction.step.covariance.diagonal().sqrt()
         found = align(
             pyramid,
             self._references(),
@@ -243,15 +249,16 @@ class AnalyticMeasurement:
             contours=self._contours,
             silhouette=self._silhouette(pyramid),
             bounds=prediction.bounds,
-            prior=(expected, prediction.step.covariance.diagonal().sqrt()),
+            prior=(expected, expected_std),
             options=self.options.align,
         )
+        maneuver = (found.q - expected).abs() > self.options.maneuver * expected_std
         step = Gaussian(found.data_only - q, _inverse(found.relative_information + least))
         if not bool(found.absolute_information.any()):
-            return step, None, found.error
+            return step, None, maneuver, found.error
         absolute = found.absolute_information / self.options.correlation_length
         position = Gaussian(found.q, _inverse(absolute + torch.diag(limits.joint_scale**-2)))
-        return step, position, found.error
+        return step, position, maneuver, found.error
 
     def _references(self) -> list[SurfaceAppearance]:
         reference = self._reference.appearance_at(self._pose)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 _RANK_TOLERANCE = 1e-10  # fraction of the largest eigenvalue of a correlation below which one is rounding
@@ -150,6 +150,20 @@ class KalmanState:
         """The step that ends here and took dt [s]."""
         n = len(self.q)
         return Gaussian(self.velocity * dt, self.covariance[n:, n:] * dt**2)
+
+    def with_unknown_velocity(self, joints: Bool[Tensor, " n"], dt: float, step_std: Float[Tensor, " n"]) -> KalmanState:
+        """The prediction where the velocities of some joints changed more than was expected: process noise is raised.
+
+        Adjustable process noise (Bar-Shalom, Li and Kirubarajan 2001, section 11.3).
+
+        Args:
+            joints: that changed their velocity. dt: time since the last frame [s].
+            step_std: standard deviation of their step [rad or m].
+        """
+        identity = torch.eye(len(self.q)).to(self.q)
+        noise_gain = torch.cat([dt * identity, identity])
+        variance = torch.where(joints, step_std.to(self.q) / dt, 0.0).square()
+        return replace(self, covariance=self.covariance + noise_gain * variance @ noise_gain.T)
 
     def update_step(self, measurement: Gaussian, dt: float, gate: float | None = None) -> KalmanState:
         """Given a measured step; one further off than `gate` standard deviations has its covariance inflated to there."""

@@ -143,6 +143,7 @@ class LearnedMeasurement:
             residual=solution.residual[0],
             explained_fraction=solution.explained_fraction[0],
             observable=solution.observable[0],
+            maneuver=torch.zeros_like(solution.observable[0]),
             valid=not self._is_lost(estimate),
         )
 

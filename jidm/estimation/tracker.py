@@ -67,6 +67,7 @@ class Measurement:
         residual: image motion of the robot that the step does not explain [px rms].
         explained_fraction: fraction of the image motion's energy that it explains.
         observable: (n,) joints that the camera can tell apart.
+        maneuver: (n,) joints that changed their velocity more than the prediction allows.
         valid: whether the step may be used.
     """
 
@@ -75,6 +76,7 @@ class Measurement:
     residual: Float[Tensor, ""]
     explained_fraction: Float[Tensor, ""]
     observable: Bool[Tensor, " n"]
+    maneuver: Bool[Tensor, " n"]
     valid: bool
 
 
@@ -201,11 +203,12 @@ class Tracker:
         max_step = self.limits.max_step(interval)
         floor = options.process_noise_floor * max_step if options.process_noise_floor else None
         transition = self._state.transition(interval, options.velocity_time_constant)
-        state = predicted = self._state.predict(interval, options.velocity_time_constant, floor)
+        state = self._state.predict(interval, options.velocity_time_constant, floor)
         measurement = self.model.measure(frame, self._prediction(state, interval, max_step), self.limits, *flows)
         if measurement is None:
             return self.skip(dt)
         measured_step = Gaussian(self._limit_speed(measurement.step.mean, interval), measurement.step.covariance)
+        state = predicted = state.with_unknown_velocity(measurement.maneuver, interval, max_step)
         state = state.update_step(measured_step, interval, options.gate)
         if measurement.position is not None:
             state = state.update_position(measurement.position, options.gate)
