@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.estimation.problem import NormalEquations, State
+from jidm.estimation.robust import cauchy
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class StudentTPrior:
     def linearize(self, state: State) -> NormalEquations:
         """Normal equations around the state, weighted by the distance from the mean there."""
         offset = self.mean - state[self.variable]
-        information = self.std**-2 / (1 + (offset / self.std / 2) ** 2) * self.weight
+        information = self.weight * cauchy((offset / self.std / 2) ** 2) / self.std**2
         return NormalEquations(
             torch.diag_embed(information),
             information * offset,
