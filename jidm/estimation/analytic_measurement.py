@@ -111,7 +111,7 @@ class AnalyticMeasurement:
         """A tensor with the dtype and device of the computation: the frame's own."""
         return frame
 
-    def letterbox(self, frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
+    def letterbox(self, frame: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
         """The frame itself; its pixels must be the camera's.
 
         Raises:
