@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.errors import InputError, VideoError
-from jidm.estimation.result import JointMotion, stack
+from jidm.errors import VideoError
+from jidm.estimation.result import JointMotion
 from jidm.estimation.smoother import smooth_motion
 from jidm.flow import Flow, split_flow
-from jidm.video.layouts import as_video
-from jidm.video.timestamps import frame_timestamps, timestamped_stream
+from jidm.idm.decoding import check_q0, open_streams
 
 Q0 = Sequence[float] | np.ndarray | Tensor | None
 """Joint positions in the first frame [rad or m]."""
@@ -118,63 +115,17 @@ class InverseDynamicsModel(ABC):
         self, video: Any, q0: Q0, fps: float | None, flow: Flow | Tensor | None, layout: str | None,
         value_range: tuple[float, float] | None, progress: bool, *, smooth: bool,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
-        start = self._initial_q(q0)
-        if isinstance(video, (str, Path)):
-            if start is not None and start.dim() != 1:
-                raise InputError(f"q0 must be ({start.shape[-1]},) for one file, got shape {tuple(start.shape)}")
-            frames, times, length = timestamped_stream(video, fps)
-            clips = [self.decode_clip(_with_progress(frames, progress, length), times, start, flow, smooth=smooth)]
-            batch = torch.Size()
-        else:
-            tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
-            time = frame_timestamps(video, fps, tensor.shape[-4])
-            batch = tensor.shape[:-4]
-            clips = [
-                self.decode_clip(_with_progress(iter(clip), progress, len(clip)), iter(time), q, f, smooth=smooth)
-                for clip, q, f in zip(
-                    tensor.reshape(-1, *tensor.shape[-4:]),
-                    self._split_q0(start, batch),
-                    split_flow(flow, tensor.shape),
-                    strict=True,
-                )
-            ]
-        filtered = _stacked([x for x, _ in clips], batch)
+        start = check_q0(q0, self.joint_names)
+        videos = open_streams(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
+        flows = [flow] if videos.shape is None else split_flow(flow, videos.shape)
+        motions = [
+            self.decode_clip(x.frames, x.times, x.q0, f, smooth=smooth)
+            for x, f in zip(videos.streams, flows, strict=True)
+        ]
+        filtered = videos.stack([x for x, _ in motions])
         if not smooth:
             return filtered, filtered
-        return filtered, smooth_motion(_stacked([x for _, x in clips], batch))
-
-    def _initial_q(self, q0: Q0) -> Float[Tensor, "*batch n"] | None:
-        """q0 as a tensor of finite numbers, one per joint."""
-        if q0 is None:
-            return None
-        start = q0 if isinstance(q0, Tensor) else torch.from_numpy(np.array(q0, dtype=np.float64))
-        names = self.joint_names
-        if start.shape[-1:] != (len(names),):
-            raise InputError(f"q0 must hold {len(names)} joints ({', '.join(names)}), got shape {tuple(start.shape)}")
-        if not start.isfinite().all():
-            raise InputError("q0 holds NaN or infinity; give the joint positions of the first frame")
-        return start
-
-    def _split_q0(self, q0: Tensor | None, batch: torch.Size) -> Sequence[Tensor | None]:
-        """q0 of every clip of a batch."""
-        if q0 is None:
-            return [None] * batch.numel()
-        shape = q0.shape[:-1]
-        if len(shape) > len(batch) or any(a not in (1, b) for a, b in zip(reversed(shape), reversed(batch))):
-            raise InputError(f"q0 of shape {tuple(q0.shape)} does not fit a video with batch shape {tuple(batch)}")
-        return list(q0.expand(*batch, q0.shape[-1]).reshape(-1, q0.shape[-1]))
-
-
-def _stacked(motions: list[JointMotion], batch: torch.Size) -> JointMotion:
-    return stack(motions, batch) if batch else motions[0]
-
-
-def _with_progress(frames: Iterator[Tensor], wanted: bool, length: int | None) -> Iterator[Tensor]:
-    if not wanted:
-        return frames
-    from tqdm import tqdm
-
-    return iter(tqdm(frames, total=length, desc="decode", unit="frame"))
+        return filtered, smooth_motion(videos.stack([x for _, x in motions]))
 
 
 def first_frame(frames: Iterator[Tensor]) -> Tensor:

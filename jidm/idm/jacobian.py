@@ -21,6 +21,7 @@ from jidm.fields.free import LearnedField
 from jidm.fields.hybrid import HybridField
 from jidm.flow import Flow, FlowEstimator, as_flow_estimator
 from jidm.idm.base import Q0, InverseDynamicsModel, first_frame
+from jidm.idm.decoding import check_q0
 from jidm.idm.stream import MotionStream
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class JacobianIDM(InverseDynamicsModel):
             VideoError: the frame is not finite, or not of the size the field is for.
             InputError: q0 does not fit.
         """
-        model, start = measurement_model(self.field, self.options), self._initial_q(q0)
+        model, start = measurement_model(self.field, self.options), check_q0(q0, self.joint_names)
         if start is None and not model.predicts_pose:
             raise InputError(
                 f"q0, the {len(self.joint_names)} joint positions in the first frame, must be given; only a trained "
