@@ -1,4 +1,4 @@
-"""What every inverse dynamics model does with a video: open it, split a batch, decode clip by clip, stack the results."""
+"""The interface of inverse dynamics models, and decoding of batches of videos clip by clip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jidm.flow import Flow, split_flow
 from jidm.idm.decoding import check_q0, open_streams
 
 Q0 = Sequence[float] | np.ndarray | Tensor | None
-"""Joint positions in the first frame [rad or m]."""
+"""Joint positions in the first frame, (n,) or (*batch, n) [rad or m]."""
 
 
 class InverseDynamicsModel(ABC):
@@ -36,7 +36,7 @@ class InverseDynamicsModel(ABC):
 
         Args:
             first, second: RGB in [0, 1], finite, of any one size.
-            before: the frames one step before `first`, for models that look at three.
+            before: the frames one step before `first`, for models that use three.
         """
 
     @abstractmethod
@@ -47,14 +47,14 @@ class InverseDynamicsModel(ABC):
         """Decode one clip of at least two frames.
 
         Args:
-            frames: (3, H, W) in [0, 1], one after another. times: of each [s], asked for after its frame.
-            q0: joint positions in the first frame.
-            flow: (T-1, 2, H, W) measured elsewhere [px].
-            smooth: whether the second result is asked for.
+            frames: (3, H, W) RGB in [0, 1]. times: of each [s]; each is to be taken after its frame.
+            q0: joint positions in the first frame [rad or m].
+            flow: (T-1, 2, H, W) external flow [px].
+            smooth: whether the second result is needed.
 
         Returns:
-            The motion frame by frame, and the same given later frames as well, before `smooth_motion`; the first one again
-            where the model has nothing of the kind.
+            The motion given the frames so far, and the motion given later frames as well, before `smooth_motion`; both are
+            the same for models without a smoother.
         """
 
     def decode(
@@ -72,25 +72,25 @@ class InverseDynamicsModel(ABC):
         """Joint motion of a video.
 
         Args:
-            video: path of a video or a folder of images (streamed, memory does not grow with length), or frames in
-                any layout `as_video` takes, with any batch shape.
+            video: path of a video or a folder of images (streamed, so that memory does not grow with length), or frames in
+                any layout of `as_video`, with any batch shape.
             q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. A trained model predicts them if not
                 given.
-            fps: frames a second; taken from the file where not given. Needed for arrays.
-            flow: (*batch, T-1, 2, H, W) measured elsewhere, used in place of the estimator [px]. Across a frame that was
-                left out the estimator is asked all the same.
-            layout, value_range: as for `as_video`, where an array's own shape and values leave a choice.
-            smooth: let later frames correct earlier steps: a Rauch-Tung-Striebel smoother where the model is a Kalman
-                filter (memory then grows by (2n)^2 numbers a frame), and `smooth_motion`. For whole videos only.
+            fps: frames per second; taken from the file if not given. Needed for arrays.
+            flow: (*batch, T-1, 2, H, W) external flow in place of the estimator's [px]. Across a frame that was left out,
+                the estimator is used nevertheless.
+            layout, value_range: as for `as_video`, where shape and values of an array are ambiguous.
+            smooth: use later frames as well: a Rauch-Tung-Striebel smoother where the model has a Kalman filter (memory then
+                grows by (2n)^2 numbers per frame), and `smooth_motion`.
             progress: show a progress bar.
 
         Returns:
-            `JointMotion` with the video's batch shape. A frame that is not finite, or cannot be measured, makes its steps
-            `valid=False` and leaves the others right.
+            `JointMotion` with the batch shape of the video. The steps to and from a frame that is not finite or cannot be
+            measured are `valid=False`; the others are not affected.
 
         Raises:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
-            InputError: q0 or flow do not fit.
+            InputError: q0 or flow do not fit the video.
         """
         given = (video, q0, fps, flow, layout, value_range, progress)
         return self._decode(*given, smooth=True)[1] if smooth else self._decode(*given, smooth=False)[0]
@@ -106,7 +106,7 @@ class InverseDynamicsModel(ABC):
         value_range: tuple[float, float] | None = None,
         progress: bool = False,
     ) -> tuple[JointMotion, JointMotion]:
-        """The motion of `decode` without and with `smooth`, from one pass over the video."""
+        """The motions of `decode` without and with `smooth`, from one pass over the video."""
         return self._decode(video, q0, fps, flow, layout, value_range, progress, smooth=True)
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
@@ -129,10 +129,10 @@ class InverseDynamicsModel(ABC):
 
 
 def first_frame(frames: Iterator[Tensor]) -> Tensor:
-    """The first of some frames.
+    """The first frame of a video.
 
     Raises:
-        VideoError: there is none.
+        VideoError: the video has no frames.
     """
     first = next(frames, None)
     if first is None:
