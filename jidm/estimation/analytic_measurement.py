@@ -164,6 +164,7 @@ class AnalyticMeasurement:
 
         Args:
             frame: finite, same size as the first.
+            prediction: of the frame. limits: of the joints.
             flows: from the last accepted frame to this one.
 
         Raises:

@@ -67,6 +67,7 @@ def dilated_robot_mask(points: Float[Tensor, "N 2"], height: int, width: int) ->
 
     Args:
         points: pixels (u, v) of points all over the robot; the mask is dilated for errors of the pose.
+        height, width: of the image.
     """
     margin = max(2, round(_MARGIN * min(height, width)))
     u, v = points.round().long().unbind(-1)

@@ -21,6 +21,7 @@ def solve_box_qp(
 
     Args:
         H: symmetric and positive definite.
+        g: linear term.
         lower, upper: broadcast to g; may be infinite; None = no bounds.
 
     Returns:

@@ -121,6 +121,7 @@ class LearnedMeasurement:
 
         Args:
             frame: finite, same size as the first.
+            prediction: of the frame. limits: of the joints.
             flows: external flow from the last accepted frame to this one and optionally back; the network matches the
                 frames itself if there is none.
         """
