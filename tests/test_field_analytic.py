@@ -1,4 +1,4 @@
-"""The analytic field: points carried by FK, exact Jacobians, dense grids against the simulator, outlines."""
+"""The analytic field: points moved by forward kinematics, exact Jacobians, dense grids against the simulator, contours."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def slopes(function, q: Tensor, h: float = 1e-6) -> Tensor:
 
 
 @pytest.mark.parametrize("name", embodiment_names())
-def test_image_jacobians_are_the_slopes_of_the_points(name: str) -> None:
+def test_image_jacobians_are_the_derivatives_of_the_points(name: str) -> None:
     e = load_embodiment(name)
     if name in KINDS:
         field = field_of(name)
@@ -57,11 +57,11 @@ def test_image_jacobians_are_the_slopes_of_the_points(name: str) -> None:
     truth = slopes(lambda x: pose.surface(x - q).points, q)
     assert (ours - truth).abs().max() <= 1e-5 * truth.abs().max()
     in_front = field.camera.project(truth.new_zeros(1, 3))[1] > 0
-    assert in_front and truth.abs().max() > 10, "the joints must move the picture for this to mean anything"
+    assert in_front and truth.abs().max() > 10, "the joints must move the image"
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_step_moves_the_points_as_forward_kinematics_says(name: str) -> None:
+def test_a_step_moves_the_points_by_forward_kinematics(name: str) -> None:
     field = field_of(name)
     e = field.embodiment
     q, delta = near_home(e, 2), 0.2 * torch.as_tensor(np.array(e.exploration_range))
@@ -71,11 +71,11 @@ def test_a_step_moves_the_points_as_forward_kinematics_says(name: str) -> None:
     torch.testing.assert_close(moved.points, there.surface().points, rtol=0, atol=1e-9)
     torch.testing.assert_close(moved.jacobian, there.surface().jacobian, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(moved.normals, there.surface().normals, rtol=0, atol=1e-12)
-    assert torch.equal(moved.visible, pose.visible), "visibility stays that of the pose the field was taken at"
+    assert torch.equal(moved.visible, pose.visible), "visibility stays that at q"
     assert (moved.points - pose.surface().points).abs().max() > 1
 
 
-def test_a_batch_is_its_items_in_any_shape() -> None:
+def test_items_of_a_batch_of_any_shape_are_independent() -> None:
     field = field_of("allegro_right")
     q = near_home(field.embodiment, 2, 2)
     whole, (jacobian, mask) = field.at(q).surface(), field.dense(q, 30, 40)
@@ -133,7 +133,7 @@ def test_points_must_be_among_the_occluders() -> None:
     ("name", "least_overlap", "most_error", "least_good"),
     [("allegro_right", 0.90, 0.03, 0.75), ("piper", 0.83, 0.02, 0.92), ("planar_finger_5", 0.78, 0.005, 0.95)],
 )
-def test_the_dense_field_explains_the_simulators_flow(
+def test_the_dense_field_explains_the_flow_of_the_simulator(
     name: str, least_overlap: float, most_error: float, least_good: float
 ) -> None:
     pytest.importorskip("pybullet")
@@ -167,7 +167,7 @@ def test_the_dense_field_is_in_pixels_of_its_grid() -> None:
     assert float(fine.abs().max() / coarse.abs().max()) == pytest.approx(4, rel=0.15)
 
 
-# ---- outlines -------------------------------------------------------------------------------------------------------
+# ---- contours -------------------------------------------------------------------------------------------------------
 
 
 def test_contour_points_lie_on_mesh_edges() -> None:
@@ -191,8 +191,8 @@ def test_contour_points_lie_on_mesh_edges() -> None:
         assert (cosine > 1 - 1e-6).mean() > 0.9  # a point near a corner may be as near to another edge
 
 
-def test_no_two_contour_points_share_a_place_in_the_picture() -> None:
-    """So a gripper's small edges do not outvote the arm; and the number of candidates hardly matters."""
+def test_no_two_contour_points_share_a_cell_of_the_image() -> None:
+    """So the small edges of a gripper do not dominate, and the number of candidates hardly matters."""
     e = load_embodiment("panda")
     q = torch.zeros(e.n).double()
     q[3], q[5] = -1.5, 1.5
@@ -208,7 +208,7 @@ def test_no_two_contour_points_share_a_place_in_the_picture() -> None:
 
 
 def one_shape(tmp_path, geometry: str) -> AnalyticField:
-    """A shape that slides along y, and a camera that looks at it from the front and a little from above."""
+    """A shape that slides along y, and a camera in front of it and a little above."""
     path = tmp_path / "one.urdf"
     path.write_text(
         '<robot name="one"><link name="base"/><link name="body"><visual><geometry>'
@@ -219,8 +219,8 @@ def one_shape(tmp_path, geometry: str) -> AnalyticField:
     return AnalyticField(e, Camera.look_at((1.5, 0, 0.6), (0, 0, 0)), points=100, contour_points=6000)
 
 
-def test_the_outline_of_a_round_link_is_not_hidden_by_the_link_itself(tmp_path) -> None:
-    """Far away, where one cell of the z-buffer takes in a good part of it."""
+def test_the_contour_of_a_round_link_is_not_hidden_by_the_link_itself(tmp_path) -> None:
+    """Far away, where one cell of the z-buffer covers much of it."""
     near = one_shape(tmp_path, '<sphere radius="0.06"/>')
     camera = Camera.look_at((2.4, 0, 1.0), (0, 0, 0))
     field = AnalyticField(near.embodiment, camera, points=100, contour_points=6000)
@@ -235,7 +235,7 @@ def test_the_outline_of_a_round_link_is_not_hidden_by_the_link_itself(tmp_path) 
 
 
 @pytest.mark.parametrize("geometry", ['<sphere radius="0.25"/>', '<cylinder radius="0.15" length="0.5"/>'])
-def test_drawn_edges_of_a_round_body_are_its_silhouette(geometry: str, tmp_path) -> None:
+def test_the_contour_of_a_round_body_is_its_silhouette(geometry: str, tmp_path) -> None:
     pytest.importorskip("pybullet")
     from scipy.ndimage import binary_erosion, distance_transform_edt
 
@@ -248,19 +248,19 @@ def test_drawn_edges_of_a_round_body_are_its_silhouette(geometry: str, tmp_path)
     boundary = mask & ~binary_erosion(mask)
     poses = field.kinematics.link_poses(q)
     to_camera = field.camera.position - field.kinematics.transform_points(poses, field.edges.link, field.edges.p_link)
-    # A convex body hides none of its own drawn edges, so the z-buffer is left aside.
+    # A convex body hides none of its own contour, so the z-buffer is not needed.
     index = feature_edges(field.edges, poses[field.edges.link, :3, :3], to_camera).nonzero()[:, 0]
     assert len(index) > 50
     lines = field.contour(q, index)
     contour = field.edges[index]
-    if "cylinder" in geometry:  # the rim of the lid is a crease before the body: drawn, but not part of the silhouette
+    if "cylinder" in geometry:  # the edge of the upper face is a crease in front of the body, not of the silhouette
         lines_at, keep = lines.points, ~(contour.crease & (contour.p_link[:, 2] > 0))
     else:
         lines_at, keep = lines.points, torch.ones(len(index), dtype=torch.bool)
     column, row = lines_at[keep].round().long().unbind(-1)
     distance = torch.from_numpy(distance_transform_edt(~boundary))[row, column]
     assert keep.sum() > 30 and distance.max() <= 1.5, f"farthest {float(distance.max()):.2f} px"
-    # And all of the silhouette is found.
+    # And the whole silhouette is covered.
     found = np.ones_like(mask)
     column, row = lines.points.round().long().unbind(-1)
     found[row, column] = False
@@ -268,7 +268,7 @@ def test_drawn_edges_of_a_round_body_are_its_silhouette(geometry: str, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["panda", "planar_finger_4"])
-def test_the_jacobian_across_a_line_is_the_slope_of_its_points(name: str) -> None:
+def test_the_normal_jacobian_is_the_derivative_of_the_points(name: str) -> None:
     field = field_of(name)
     q = near_home(field.embodiment, seed=2)
     index = field.visible_contour(q)[:200]
@@ -277,7 +277,7 @@ def test_the_jacobian_across_a_line_is_the_slope_of_its_points(name: str) -> Non
     truth = slopes(lambda x: (field.contour(x, index).points * lines.normals).sum(-1), q)
     assert (lines.jacobian - truth).abs().max() <= 1e-5 * truth.abs().max()
     torch.testing.assert_close(lines.normals.norm(dim=-1), torch.ones(len(index)).double())
-    # The normal is across: a small step along the edge does not leave the line.
+    # A small step along the edge is orthogonal to the normal.
     edges, h = field.edges[index], 1e-5
     poses = field.kinematics.link_poses(q)
     ends = [

@@ -65,15 +65,15 @@ def test_filter_and_smoother_equal_dense_least_squares(correlation: float, initi
     q0, covariance0 = torch.tensor([0.3, -0.1]).double(), spd(generator, scale=initial_scale)
     matrix = torch.tensor([[1.0, correlation], [correlation, 1.0]]).double()
     state = KalmanState.initialize(q0, covariance0, speed, matrix if correlation else None)
-    decay = math.exp(-DT / TIME_CONSTANT)
-    # Unknowns: q_0, v_0 .. v_T (n each); q_t = q_0 + DT sum of v_1 .. v_t.
+    intervals = [DT, 2 * DT, DT, 0.5 * DT, DT, 3 * DT, DT]
+    # Unknowns: q_0, v_0 .. v_T (n each); q_t = q_0 + dt_1 v_1 + .. + dt_t v_t.
     eye = torch.eye(N).double()
 
     def velocity(t: int) -> Tensor:
         return torch.cat([torch.zeros(N, N).double()] + [eye if s == t else 0 * eye for s in range(T + 1)], 1)
 
     def position(t: int) -> Tensor:
-        return torch.cat([eye] + [DT * eye if 1 <= s <= t else 0 * eye for s in range(T + 1)], 1)
+        return torch.cat([eye] + [intervals[s - 1] * eye if 1 <= s <= t else 0 * eye for s in range(T + 1)], 1)
 
     rows, values, information = [position(0)], [q0], [covariance0.inverse()]
 
@@ -83,15 +83,16 @@ def test_filter_and_smoother_equal_dense_least_squares(correlation: float, initi
     zero, velocity_covariance = torch.zeros(N).double(), torch.diag(speed) @ matrix @ torch.diag(speed)
     observe(velocity(0), zero, velocity_covariance)
     predicted, filtered, transitions = [], [state.gaussian], []
-    for t in range(1, T + 1):
+    for t, dt in enumerate(intervals, 1):
+        decay = math.exp(-dt / TIME_CONSTANT)
         observe(velocity(t) - decay * velocity(t - 1), zero, (1 - decay**2) * velocity_covariance)
-        transitions.append(state.transition(DT, TIME_CONSTANT))
-        state = state.predict(DT, TIME_CONSTANT)
+        transitions.append(state.transition(dt, TIME_CONSTANT))
+        state = state.predict(dt, TIME_CONSTANT)
         predicted.append(state.gaussian)
         if t != 3:
             step = Gaussian(torch.randn(N, generator=generator).double() * 0.05, spd(generator, scale=1e-4))
-            state = state.update_step(step, DT, NO_GATE)
-            observe(DT * velocity(t), step.mean, step.covariance)
+            state = state.update_step(step, dt, NO_GATE)
+            observe(dt * velocity(t), step.mean, step.covariance)
         if t % 2:
             pose = Gaussian(torch.randn(N, generator=generator).double() * 0.1, spd(generator, scale=1e-2))
             state = state.update_position(pose, NO_GATE)

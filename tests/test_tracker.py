@@ -37,6 +37,7 @@ class GivenMeasurements:
 
     Attributes:
         readings: of each frame after the first.
+        maneuvers: frames in which the first joint is said to be in a maneuver.
         predictions, accepted, corrected: what the tracker has told it.
     """
 
@@ -45,6 +46,7 @@ class GivenMeasurements:
     speed: Tensor = field(default_factory=lambda: vector(0.8, 0.8))
     valid: bool = True
     first: Gaussian | None = None
+    maneuvers: frozenset[int] = frozenset()
     predictions: list[Prediction] = field(default_factory=list)
     accepted: list[Tensor] = field(default_factory=list)
     corrected: list[Tensor] = field(default_factory=list)
@@ -63,9 +65,9 @@ class GivenMeasurements:
         self.predictions.append(prediction)
         if reading is None:
             return None
-        return Measurement(
-            *reading, torch.zeros(()).double(), torch.ones(()).double(), torch.ones(N, dtype=torch.bool), self.valid
-        )
+        maneuver = torch.tensor([len(self.predictions) in self.maneuvers, *[False] * (N - 1)])
+        one = torch.ones(()).double()
+        return Measurement(*reading, 0 * one, one, torch.ones(N, dtype=torch.bool), maneuver, self.valid)
 
     def accept(self, q: Tensor) -> None:
         self.accepted.append(q)
@@ -134,6 +136,19 @@ def test_measured_positions_bound_the_drift_of_steps() -> None:
     error = [float((s[-1].position - 40 * truth).abs().max()) for s in (free, held)]
     assert error[0] > 0.3 and error[1] < 0.03
     assert (held[-1].position_covariance.diagonal() < free[-1].position_covariance.diagonal()).all()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_joint_in_a_maneuver_is_followed_at_once(at_once: bool) -> None:
+    rest, jump = gaussian(vector(0.0, 0.0), 1e-3), gaussian(vector(0.3, 0.3), 0.03)
+    model = GivenMeasurements(
+        [(rest, None)] * 30 + [(jump, None)] + [(rest, None)] * 2, maneuvers=frozenset({31} if at_once else ())
+    )
+    steps = track(tracker_of(model, keep_history=True), 33)
+    first, second = (steps[30].delta_q / 0.3).tolist()
+    assert first > 0.95 if at_once else first < 0.5  # otherwise the resting joint is expected to go on resting
+    assert second < 0.5
+    assert float(steps[32].delta_q[0]) < 0.03  # and when it stops, the measurements say so
 
 
 def test_the_covariance_of_a_step_is_inflated_by_the_model() -> None:

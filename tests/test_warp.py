@@ -1,4 +1,4 @@
-"""The field as a forward model, against what PyBullet shows after the motion."""
+"""Forward warping of frames by a Jacobian field, against PyBullet images after the motion."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ROBOT = load_embodiment("panda")
 
 
 @pytest.fixture(scope="module")
-def shown() -> tuple[torch.Tensor, torch.Tensor, AnalyticField]:
-    """Frames before and after each of four steps, the joints at them, and the exact field."""
+def rendered_steps() -> tuple[torch.Tensor, torch.Tensor, AnalyticField]:
+    """Frames before and after each of four steps, their joint positions, and the exact field."""
     from jidm.sim import Scene
 
     camera = ROBOT.camera().resized(160, 120)
@@ -31,13 +31,15 @@ def shown() -> tuple[torch.Tensor, torch.Tensor, AnalyticField]:
 
 
 def _error(picture: torch.Tensor, true: torch.Tensor, stale: torch.Tensor) -> float:
-    """Mean difference where the frame changed."""
+    """Mean error where the frame changed."""
     changed = (true - stale).abs().amax(0) > 0.05
     return float((picture - true)[:, changed].abs().mean())
 
 
-def test_the_exact_field_shows_what_comes(shown: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
-    frames, q, field = shown
+def test_an_exact_field_predicts_the_next_frames(
+    rendered_steps: tuple[torch.Tensor, torch.Tensor, AnalyticField],
+) -> None:
+    frames, q, field = rendered_steps
     for count in (1, 4):
         guess = warp_frame(field, frames[0], q[0], q[: count + 1].diff(dim=0))
         stale = _error(frames[0], frames[count], frames[0])
@@ -47,7 +49,7 @@ def test_the_exact_field_shows_what_comes(shown: tuple[torch.Tensor, torch.Tenso
         assert _error(backwards, frames[count], frames[0]) > 2 * error
 
 
-def test_a_learned_field_shows_what_comes() -> None:
+def test_a_learned_field_predicts_the_next_frame() -> None:
     from jidm.sim import Scene
     from jidm.sim.babble import BabbleConfig, Recorder
 
@@ -65,24 +67,24 @@ def test_a_learned_field_shows_what_comes() -> None:
     assert _error(guess, pictures[-1], pictures[0]) < 0.8 * _error(pictures[0], pictures[-1], pictures[0])
 
 
-def test_no_step_changes_nothing_and_the_rest_of_the_picture_stays(
-    shown: tuple[torch.Tensor, torch.Tensor, AnalyticField],
+def test_zero_steps_change_nothing_and_the_rest_of_the_image_stays(
+    rendered_steps: tuple[torch.Tensor, torch.Tensor, AnalyticField],
 ) -> None:
-    frames, q, field = shown
+    frames, q, field = rendered_steps
     assert torch.equal(warp_frame(field, frames[0], q[0], torch.zeros(3, ROBOT.n).double()), frames[0])
     guess = warp_frame(field, frames[0], q[0], q[:2].diff(dim=0))
     assert torch.equal(guess[:, :10, :20], frames[0][:, :10, :20]) and bool(((guess >= 0) & (guess <= 1)).all())
     assert guess.shape == frames[0].shape and guess.dtype == frames[0].dtype
 
 
-def test_several_steps_are_their_sum(shown: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
-    frames, q, field = shown
+def test_several_steps_equal_their_sum(rendered_steps: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
+    frames, q, field = rendered_steps
     one, many = (warp_frame(field, frames[0], q[0], steps) for steps in ((q[4] - q[0])[None], q.diff(dim=0)))
     torch.testing.assert_close(one, many)
 
 
-def test_pixels_are_fixed_to_links(shown: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
-    _, q, field = shown
+def test_pixels_are_fixed_to_links(rendered_steps: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
+    _, q, field = rendered_steps
     number, skin = field.visible_surface(q[0], 60, 80)
     uv, depth = field.project_surface(q[0], skin, 60, 80)
     row, column = torch.nonzero(number >= 0, as_tuple=True)
@@ -90,8 +92,8 @@ def test_pixels_are_fixed_to_links(shown: tuple[torch.Tensor, torch.Tensor, Anal
     assert bool((depth > 0).all())
 
 
-def test_what_is_no_motion_is_refused(shown: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
-    frames, q, field = shown
+def test_bad_steps_raise(rendered_steps: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:
+    frames, q, field = rendered_steps
     for steps in (q[0][None, :7], q[0], q[:1] * torch.nan):
         with pytest.raises(InputError):
             warp_frame(field, frames[0], q[0], steps)

@@ -1,7 +1,7 @@
-"""Coarse-to-fine alignment of one frame: brightness on blurred levels, the silhouette, then fine brightness and contours.
+"""Coarse-to-fine alignment of one frame: maximum a posteriori joint positions by Gauss-Newton over factors.
 
-A maximum a posteriori estimate of the joint positions by Gauss-Newton over factors. The constants were chosen on two ALOHA
-episodes and a few rendered arms.
+Brightness on blurred levels first, then the silhouette, then fine brightness together with contours. The constants were chosen
+on two ALOHA episodes and a few rendered arms.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from jidm.estimation.gauss_newton import bounded_step
 from jidm.estimation.problem import POSITION, NormalEquations, State, marginal
 from jidm.video.pyramid import BrightnessPyramid
 
-_COARSE_POINTS = 500  # in use on the coarse levels; blurred images hold no more
+_COARSE_POINTS = 500  # on the coarse levels; blurred images have no more detail
 _DAMPING, _DAMPING_DECAY = 0.1, 0.3
-"""Relative damping on the coarsest level, and its factor from level to level: joints that a blurred image cannot tell apart
-wait for a sharper one."""
+"""Relative damping on the coarsest level, and its factor from level to level. Joints that a blurred image does not
+distinguish are aligned on a sharper one."""
 _FINE_DAMPING = (1e-4, 1e-3)  # on the finest level, and on the others
-MAX_STEP = 0.1  # [rad or m] of a joint in one iteration
-_COARSE_TOLERANCE, _FINE_TOLERANCE = 3e-4, 2e-5  # [rad or m] a smaller step ends a level
+MAX_STEP = 0.1  # [rad or m] per joint and iteration
+_COARSE_TOLERANCE, _FINE_TOLERANCE = 3e-4, 2e-5  # [rad or m] a level ends with a smaller step
 
-_CORRELATED_POINTS = 30.0  # neighboring points that share one error; puts the prior on the data's scale
-CORRELATED_CONTOUR_POINTS = 8.0  # likewise; points of contours lie further apart
-_CONTOUR_WEIGHT = 10.0  # of contours against brightness
+_CORRELATED_POINTS = 30.0  # neighboring points with a common error; scales the data against the prior
+CORRELATED_CONTOUR_POINTS = 8.0  # the same for contours, whose points lie further apart
+_CONTOUR_WEIGHT = 10.0  # of contours relative to brightness
 _ANNEALING = 0.8
-"""Factor on the scale of its own that a rigid part is granted, from iteration to iteration (see `tukey_weight`). A part that is
-off as a whole is followed at first, and dropped in the end if it still is: then something hides it."""
+"""Factor on `part_scale` from iteration to iteration (see `tukey_weight`): a rigid part with large residuals is followed at
+first, and is an outlier in the end if the residuals stay large, since then it is occluded."""
 
-# On blurred levels the prior counts this much less: a jump must be found before it can be believed.
+# The prior has less weight on blurred levels, so that large motions are found at all.
 _COARSE_PRIOR_WEIGHT = 0.01
-# Likewise where the silhouette leads. Brightness of that level is aligned as well, so that rolling links stay as they are.
+# The same while the silhouette is aligned, together with brightness of one level, which constrains the roll of links.
 _SILHOUETTE_PRIOR_WEIGHT = 0.1
 _SILHOUETTE_LEVEL = 2
 _SILHOUETTE_STEPS = 3
 _SILHOUETTE_DAMPING = 1e-3
 _SILHOUETTE_TOLERANCE = 2e-3  # [rad or m]
-_SILHOUETTE_WEIGHT = 10.0  # against brightness
-_MISMATCH_COST = 10.0  # of a silhouette that is wrong by the robot's own area, in units of `PhotometricFactor.error`
+_SILHOUETTE_WEIGHT = 10.0  # relative to brightness
+_MISMATCH_COST = 10.0  # of a mismatch by the robot's area, in units of `PhotometricFactor.error`
 
 
 @dataclass(frozen=True)
 class AlignOptions:
-    """How a frame is aligned.
+    """Options of the alignment of a frame.
 
     Attributes:
-        coarse_levels: pyramid levels, coarsest first; each start is brought down these levels against the nearest reference.
-        fine_levels: then the best start is refined against all references and the contours.
-        search_radii: for edges, on each fine level [px].
-        silhouette_search_radii: for the silhouette's boundary where the background is known, one after the other [px].
-        silhouette_min_improvement: a pose found by the silhouette must cost less by this much. What the robot holds is in
-            front of the background as well, and must not drag a pose along that is right.
-        iterations: Gauss-Newton steps per level at most.
+        coarse_levels: pyramid levels, coarsest first, on which each start is aligned to the nearest reference.
+        fine_levels: levels on which the best start is then aligned to all references and contours.
+        search_radii: of edges, per fine level [px].
+        silhouette_search_radii: of the silhouette's boundary where the background is known, one after the other [px].
+        silhouette_min_improvement: a pose found by the silhouette is only used if it reduces the cost by this much, since
+            objects in the robot's hand are foreground as well.
+        iterations: at most, per level.
     """
 
     coarse_levels: tuple[int, ...] = (4, 3, 2)
@@ -76,11 +76,10 @@ class Alignment:
 
     Attributes:
         q: (n,) [rad or m], inside the bounds.
-        data_only: (n,) where the frame alone puts q: the estimate with the prior's pull undone, so that a filter that made
-            the prior does not count it twice; outside the bounds, perhaps.
+        data_only: (n,) the estimate without the prior, for a filter that provided the prior; possibly outside the bounds.
         relative_information: (n, n) information about q relative to the references (brightness).
         absolute_information: (n, n) information about q itself (contours).
-        error: truncated brightness error that is left, see `PhotometricFactor.error`.
+        error: remaining truncated brightness error, see `PhotometricFactor.error`.
     """
 
     q: Float[Tensor, " n"]
@@ -101,24 +100,24 @@ def align(
     prior: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     options: AlignOptions,
 ) -> Alignment:
-    """Pose at which the references' points look as they did and the robot's contours lie on the frame's edges.
+    """Pose at which the points have the brightness of the references and the contours lie on edges of the frame.
 
     Args:
         pyramid: the frame.
-        references: earlier appearances, the most recent first, the one that drifts least last.
-        starts: poses to try, at least one.
-        contours: contour matching with its memory; brightness only if not given.
+        references: earlier appearances, the most recent first, the one with the least drift last.
+        starts: initial poses, at least one.
+        contours: contour matching with its memory; contours are not used if not given.
         silhouette: of the frame, where its background is known.
         bounds: lower and upper bound of q.
-        prior: mean and standard deviation of each joint (both (n,), [rad or m]); it holds joints that the frame does not
-            constrain.
+        prior: mean and standard deviation of each joint [rad or m], for joints that the frame does not constrain.
+        options: of the alignment.
     """
     problem = _AlignmentProblem(pyramid, bounds, StudentTPrior(POSITION, *prior), options)
     sharp_level = min(1, len(pyramid) - 1)
     nearest = PhotometricFactor(references[0].subsample(_COARSE_POINTS), pyramid, sharp_level)
     candidates: list[Tensor] = []
     for start in starts:
-        # Blurred levels bring a far start near, and drag a near one along with the background.
+        # Blurred levels improve a start that is far off, but a near one may follow the background.
         candidates += [start, problem.align_coarse(nearest, start)]
     if not candidates:
         raise ValueError("align needs at least one start")
@@ -139,7 +138,7 @@ class _AlignmentProblem:
     options: AlignOptions
 
     def align_coarse(self, factor: PhotometricFactor, q: Tensor) -> Tensor:
-        """Brightness alone, from coarse to fine."""
+        """Align brightness on the coarse levels."""
         damping: float = _DAMPING
         state: State = {POSITION: q}
         for level in self.options.coarse_levels:
@@ -154,7 +153,7 @@ class _AlignmentProblem:
         return state[POSITION]
 
     def align_silhouette(self, silhouette: SilhouetteFactor, appearance: PhotometricFactor, q: Tensor) -> Tensor:
-        """The pose to which the silhouette leads, if it costs less there, else q."""
+        """The pose found by the silhouette if it has a lower cost, else q."""
 
         def cost(pose: Tensor) -> float:
             return appearance.error(pose) + _MISMATCH_COST * silhouette.mismatch(pose)
@@ -181,10 +180,10 @@ class _AlignmentProblem:
     def align_fine(
         self, factors: Sequence[PhotometricFactor], contours: ContourMemory | None, q: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Brightness of all references and the contours together, on the fine levels; q and the information of both."""
+        """Align brightness of all references and contours on the fine levels; q, relative and absolute information."""
         relative = absolute = torch.zeros(len(q), len(q)).to(q)
         state: State = {POSITION: q}
-        # References share their errors with this frame: together they count as the root of their number.
+        # Errors of the frame are common to all references, so together they count as the root of their number.
         reference_weight = len(factors) ** -0.5
         for level, search_radius in zip(self.options.fine_levels, self.options.search_radii, strict=True):
             if level >= len(self.pyramid):
@@ -198,7 +197,7 @@ class _AlignmentProblem:
                 lines = None if contour is None else replace(contour, part_scale=scale).linearize(state)
                 relative = self._information(equations)
                 if lines is not None:
-                    # The weight is a preference, not knowledge: the information counts contours once.
+                    # The weight is a preference, so it is not part of the information.
                     absolute = lines.H / CORRELATED_CONTOUR_POINTS
                     equations.append(lines.scaled(_CONTOUR_WEIGHT))
                 state, moved = self._step(state, equations, _FINE_DAMPING[min(level, 1)])
@@ -207,14 +206,14 @@ class _AlignmentProblem:
         return state[POSITION], relative, absolute
 
     def without_prior(self, q: Tensor, relative: Tensor, absolute: Tensor) -> Tensor:
-        """The estimate once the prior's pull is undone, to first order; joints that the data hardly constrain stay."""
+        """The estimate with the effect of the prior removed, to first order; joints that the data hardly constrain stay."""
         weighted = relative + absolute * (CORRELATED_CONTOUR_POINTS * _CONTOUR_WEIGHT / _CORRELATED_POINTS)
         data = weighted.double() + torch.diag(self.max_step.double() ** -2)
         return q - torch.linalg.solve(data, self.prior.linearize({POSITION: q}).g.double()).to(q)
 
     @property
     def max_step(self) -> Tensor:
-        """Half of the way between the bounds."""
+        """Half of the distance between the bounds."""
         return ((self.bounds[1] - self.bounds[0]) / 2).clamp(min=1e-6)
 
     def _information(self, equations: Sequence[NormalEquations]) -> Tensor:

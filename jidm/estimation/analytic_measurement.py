@@ -1,4 +1,4 @@
-"""Measuring frames with an exact field: flow to start from, then direct alignment to earlier frames and to contours."""
+"""Measures frames with an exact field: flow as a start, then direct alignment to earlier frames, contours and silhouette."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from jidm.fields.base import ContourField, JacobianField, PosePredictor
 from jidm.flow import Flow, FlowEstimator, FlowSource
 from jidm.video.pyramid import BrightnessPyramid
 
-_MIN_REFERENCE_POINTS = 50  # fewer points that were seen before are no reference
-_INITIAL_SPEED = 0.4  # root mean square speed before anything was measured, as a fraction of the largest
-_FLOW_VARIANCE_LIMIT = 1e6  # [rad^2 or m^2] what flow says nothing about
+_MIN_REFERENCE_POINTS = 50  # a reference appearance with fewer visible points is not used
+_INITIAL_SPEED = 0.4  # root mean square speed before the first measurement, as a fraction of the largest
+_FLOW_VARIANCE_LIMIT = 1e6  # [rad^2 or m^2] in place of infinite variances
 
 
 @dataclass(frozen=True)
 class AnalyticOptions:
-    """How frames are measured with an exact field.
+    """Options of measuring frames with an exact field.
 
     Attributes:
         refine: "photometric" aligns brightness and contours; "none" uses the flow alone.
-        use_contours: match contours and silhouette (where the field has them), which keeps steps from adding up to drift.
-        use_reference_appearance: align to the robot's surface as it was first seen, besides the previous frame.
-        min_motion: image motion [px rms over the robot, per radian or 0.1 m] that a joint must cause on its own to be
-            called observable.
-        maneuver: a joint that the alignment moves further than this many standard deviations from where it was expected is
-            believed to have changed its velocity.
-        correlation_length: number of frames over which errors of contours are alike, so that each counts that much less.
-        lost_error, lost_explained_fraction: where the brightness error is above the first (0 to 9, see
-            `PhotometricFactor.error`) and the step explains less than the second of the flow, the frame shows nothing that
-            was there before, a cut for instance: the pose is held and later frames are measured from the last good one.
+        use_contours: match contours and silhouette (where the field has them), which bounds the drift.
+        use_reference_appearance: align to the robot's surface as it was first visible, besides the previous frame.
+        min_motion: image motion that a joint must cause to be observable [px rms over the robot, per radian or 0.1 m], see
+            `solve_normal_equations`.
+        maneuver: a joint that is measured further than this many standard deviations from its expected position has changed
+            its velocity (see `Measurement.maneuver`).
+        correlation_length: number of frames over which errors of contours are correlated; their information is divided by it.
+        lost_error, lost_explained_fraction: a frame with a brightness error above the first (0 to 9, see
+            `PhotometricFactor.error`) whose step explains less than the second of the flow is not accepted, for instance
+            after a cut: the pose is held, and later frames are measured from the last accepted one.
         align: of one frame.
-        filter: of the tracker. Steps are never gated: alignment has its own robust weights.
+        filter: of the tracker. Steps are not gated, since the alignment has robust weights of its own.
     """
 
     refine: Literal["none", "photometric"] = "photometric"
@@ -63,11 +63,11 @@ class AnalyticOptions:
 
 
 class AnalyticMeasurement:
-    """Measures one video's frames with an exact field of one robot seen by one camera.
+    """A `MeasurementModel` of one video by an exact field of one robot in one camera.
 
     Args:
-        field: positions, contours and Jacobians of surface points at any joint positions.
-        options: how.
+        field: gives positions and Jacobians of surface points, and contours, at any joint positions.
+        options: of the measurement.
     """
 
     def __init__(self, field: JacobianField, options: AnalyticOptions) -> None:
@@ -85,18 +85,18 @@ class AnalyticMeasurement:
 
     @property
     def joint_types(self) -> tuple[str, ...]:
-        """Not known.
+        """Not known to the field.
 
         Raises:
-            InputError: always; the embodiment says them.
+            InputError: always; they are those of the embodiment.
         """
         raise InputError("an exact field does not know joint types; give the embodiment")
 
     def training_limits(self, like: Tensor) -> JointLimits:
-        """Not known.
+        """Not known to the field.
 
         Raises:
-            InputError: always; the embodiment says them.
+            InputError: always; they are those of the embodiment.
         """
         raise InputError("an exact field does not know joint limits; give the embodiment")
 
@@ -104,21 +104,21 @@ class AnalyticMeasurement:
         """Not possible.
 
         Raises:
-            InputError: an exact field has to be given the pose.
+            InputError: always; an exact field needs the pose.
         """
         raise InputError("steps of unrelated pairs need a learned field; decode a video from a known first pose")
 
-    # ---- the video's frames in the form the field needs --------------------------------------------------------------
+    # ---- frames and flow as the field needs them ----------------------------------------------------------------------
 
     def dtype_of(self, frame: Tensor) -> Tensor:
-        """A tensor with the dtype and device of the computation: the frame's own."""
+        """A tensor with the dtype and device of the computation, here the frame's."""
         return frame
 
-    def letterbox(self, frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
-        """The frame itself; its pixels must be the camera's.
+    def letterbox(self, frame: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
+        """The frame itself, which must have the size of the camera.
 
         Raises:
-            VideoError: the camera's size is another one.
+            VideoError: it has another size.
         """
         height, width = frame.shape[-2:]
         camera = getattr(self.field, "camera", None)
@@ -126,7 +126,7 @@ class AnalyticMeasurement:
             return frame
         raise VideoError(
             f"the video is {width}x{height}, the camera {camera.width}x{camera.height}: "
-            f"pass camera=camera.resized({width}, {height}) if the camera saw the whole picture"
+            f"pass camera=camera.resized({width}, {height}) if the camera saw the whole image"
         )
 
     def letterbox_flow(self, flow: Flow) -> Flow:
@@ -136,13 +136,13 @@ class AnalyticMeasurement:
     def flow_source(
         self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int
     ) -> FlowSource:
-        """Where flow comes from; at reduced resolution where it only starts the alignment."""
+        """Source of flow; at reduced resolution where it is only the start of the alignment."""
         return FlowSource(estimator, precomputed, resolution=resolution if self._photometric else None)
 
     # ---- measuring ----------------------------------------------------------------------------------------------------
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
-        """Begin at a frame: at q0 [rad or m], which is exact, or at the pose that the field predicts."""
+        """Start at a frame: with the exact pose q0 [rad or m], or with the pose that the field predicts."""
         self._contours = None
         if self._photometric and self.options.use_contours and isinstance(self.field, ContourField):
             self._contours = ContourMemory(self.field)
@@ -157,16 +157,17 @@ class AnalyticMeasurement:
         return initial
 
     def initial_velocity(self, dt: float, limits: JointLimits) -> tuple[Float[Tensor, " n"], None]:
-        """Standard deviation of the velocities before anything was measured [rad/s or m/s]; independent joints."""
+        """Standard deviation of the velocities before the first measurement [rad/s or m/s]; independent joints."""
         return _INITIAL_SPEED * limits.max_step(1.0), None
 
     def measure(
         self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
     ) -> Measurement | None:
-        """Measure a frame; None if it shows nothing that was there before.
+        """Measure a frame; None if it has nothing in common with the last accepted one.
 
         Args:
             frame: finite, same size as the first.
+            prediction: of the frame. limits: of the joints.
             flows: from the last accepted frame to this one.
 
         Raises:
@@ -193,7 +194,7 @@ class AnalyticMeasurement:
         return Measurement(step, position, residual, explained_fraction, solution.observable, maneuver, valid)
 
     def accept(self, q: Float[Tensor, " n"]) -> None:
-        """The frame that was measured last becomes the one to compare with."""
+        """Make the frame that was measured last the reference of the next one."""
         self._frame, self._pose = self._next_frame, self.field.at(q, self._next_frame)
         if not self._photometric:
             return
@@ -204,7 +205,7 @@ class AnalyticMeasurement:
             self._contours.update(self._pose, self._pyramid)
 
     def correct(self, q: Float[Tensor, " n"]) -> None:
-        """The last accepted frame shows q; what was seen of the surface before stays with the pose it was seen at."""
+        """Replace the joint positions in the last accepted frame; the reference appearance keeps the poses of its frames."""
         self._pose = self.field.at(q, self._frame)
         if self._photometric:
             self._previous = SurfaceAppearance.of(self._pose, self._pyramid)
@@ -227,15 +228,17 @@ class AnalyticMeasurement:
     def _refine(
         self, frame: Tensor, solution: Solution, prediction: Prediction, limits: JointLimits
     ) -> tuple[Gaussian, Gaussian | None, Tensor, float]:
-        """Step and position as measured, joints in a maneuver, and the brightness error left (0 without alignment)."""
+        """Measured step and position, joints in a maneuver, and the remaining brightness error (0 without alignment)."""
         q = self._pose.q
-        # Joints that the frame does not constrain are known only to within their largest step.
+        # Joints that the frame does not constrain are known to within their largest step.
         least = torch.diag(limits.max_step(prediction.dt) ** -2)
         if not self._photometric:
             limit = _FLOW_VARIANCE_LIMIT
             covariance = solution.covariance.nan_to_num(posinf=limit).clamp(-limit, limit)
             step = Gaussian(solution.delta_q, _inverse(_inverse(covariance) + least))
-            return step, None, torch.zeros_like(solution.observable), 0.0
+            std = (step.covariance + prediction.step.covariance).diagonal().sqrt()
+            maneuver = (step.mean - prediction.step.mean).abs() > self.options.maneuver * std
+            return step, None, maneuver, 0.0
         pyramid = self._next_pyramid = BrightnessPyramid.from_frame(frame)
         expected = (q + prediction.step.mean).clamp(*prediction.bounds)
         starts = [q, q + solution.delta_q]
@@ -271,7 +274,7 @@ class AnalyticMeasurement:
         return None if score is None else SilhouetteFactor(self.field, score)
 
     def _flow_at_points(self, flow: Flow) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-        """Flow and its confidence at the pose's points; weight 0 where a point is hidden or outside the image."""
+        """Flow and its confidence at the pose's points; the confidence is 0 at points that are hidden or outside the image."""
         surface = self._pose.surface()
         height, width = flow.flow.shape[-2:]
         scale = torch.tensor([width, height]).to(surface.points)
@@ -283,7 +286,7 @@ class AnalyticMeasurement:
         return values[:2].T, values[2] * (surface.visible & inside)
 
     def _explained_fraction(self, flow: Tensor, weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Fraction of the robot's image motion that the step explains, and what is left [px rms]."""
+        """Fraction of the energy of the robot's image motion that the step explains, and the residual [px rms]."""
         moved = self._pose.surface(step).points - self._pose.surface().points
         total = weight.sum().clamp(min=1e-12)
         residual_square = (weight * (flow - moved).square().sum(-1)).sum() / total
@@ -292,7 +295,7 @@ class AnalyticMeasurement:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    """Inverse of a positive semi-definite matrix, in float64, slightly damped."""
+    """Inverse of a positive semi-definite matrix, computed in float64 with minimal damping."""
     x = matrix.double()
     floor = 1e-12 * x.diagonal().mean().clamp(min=1e-12)
     return torch.linalg.inv(x + floor * torch.eye(len(x), dtype=x.dtype, device=x.device)).to(matrix)

@@ -1,4 +1,4 @@
-"""A small quadratic problem in a box, batched and differentiable."""
+"""Box-constrained quadratic programming by an active set, batched and differentiable."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Sweeps that change all wrong joints at once. They settle nearly every problem in two or three; but they can cycle.
+# Sweeps that change all violating joints at once. Two or three solve nearly every problem, but they can cycle.
 _MAX_SWEEPS = 8
 
 
 def solve_box_qp(
     H: Float[Tensor, "*batch n n"], g: Float[Tensor, "*batch n"], lower: Tensor | None, upper: Tensor | None
 ) -> tuple[Float[Tensor, "*batch n"], Bool[Tensor, "*batch n"]]:
-    """argmin x'Hx/2 - g'x in a box, by an active set; differentiable with the final set held (exact almost everywhere).
+    """Minimize `x'Hx/2 - g'x` in a box by an active-set method.
 
-    A few quick sweeps hold all joints that left the box at the bound they crossed and free those whose gradient points
-    back in. Problems that this does not settle are solved joint by joint (`_careful`), which cannot cycle.
+    A few sweeps change many joints at once: those that left the box are held at the bound they crossed, those whose
+    multiplier points inward are freed. Problems that are not solved then are solved by bounded-variable least squares
+    (`_bvls`), which cannot cycle. The gradient is that with the final active set held, which is exact almost everywhere.
 
     Args:
         H: symmetric and positive definite.
+        g: linear term.
         lower, upper: broadcast to g; may be infinite; None = no bounds.
 
     Returns:
@@ -39,7 +41,7 @@ def solve_box_qp(
 def _active_set(
     H: Float[Tensor, "B n n"], g: Float[Tensor, "B n"], lower: Float[Tensor, "B n"], upper: Float[Tensor, "B n"]
 ) -> Float[Tensor, "B n"]:
-    """For every joint: 0 free, -1 held at its lower bound, +1 at its upper."""
+    """For every joint: 0 if free, -1 if held at its lower bound, +1 if at its upper."""
     side = torch.zeros_like(g)
     for _ in range(_MAX_SWEEPS):
         x = _solve_with_active_set(H, g, side, lower, upper)
@@ -56,10 +58,10 @@ def _active_set(
 
 
 def _bvls(H: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Float[Tensor, "B n"]:
-    """The active set, one joint at a time, from inside the box: the cost falls in every step, so no set comes twice.
+    """The active set by bounded-variable least squares (Stark and Parker 1995), one joint at a time.
 
-    Either x goes all the way to the optimum over the free joints, and then the held joint that wants in most is freed,
-    or it goes as far as the first bound in the way, and that joint is held there (Stark and Parker's BVLS).
+    Either x moves to the optimum over the free joints, and the held joint with the largest inward multiplier is freed; or it
+    moves to the first bound on the way, and that joint is held there. The cost falls in every step, so no active set recurs.
     """
     n = g.shape[-1]
     x = torch.zeros_like(g).clamp(lower, upper)
@@ -85,8 +87,8 @@ def _bvls(H: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Float[Tensor, "
 
 
 def _inward_multipliers(H: Tensor, g: Tensor, x: Tensor, side: Tensor) -> Float[Tensor, "B n"]:
-    """How strongly every held joint is drawn back into the box; what rounding alone can make counts as nothing."""
-    residual = g - torch.einsum("bij,bj->bi", H, x)  # > 0 wants to grow
+    """Lagrange multipliers of the held joints, positive where they point into the box; 0 within rounding errors."""
+    residual = g - torch.einsum("bij,bj->bi", H, x)  # > 0: the cost falls as x grows
     rounding = 1e-12 * (torch.einsum("bij,bj->bi", H.abs(), x.abs()) + g.abs())
     inwards = -side * residual
     return torch.where(inwards > rounding, inwards, torch.zeros_like(g))

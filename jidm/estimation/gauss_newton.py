@@ -1,4 +1,4 @@
-"""Gauss-Newton: linearize all factors, add a prior and damping, take one bounded step; and a joint step from large flow."""
+"""Damped Gauss-Newton: one bounded step over all factors, and a large joint step from flow by re-linearization."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def bounded_step(
     damping: float,
     max_step: float,
 ) -> tuple[dict[str, Tensor], float]:
-    """One damped Gauss-Newton step of the joint positions inside their bounds; other variables are marginalized.
+    """One damped Gauss-Newton step (Levenberg) of the joint positions inside bounds; other variables are marginalized.
 
     Args:
         state: the linearization point.
         equations: of the factors, over the positions and variables of their own, on one common scale.
         prior: of the positions.
         bounds: lower and upper joint positions [rad or m].
-        damping: relative to the mean diagonal of H (Levenberg).
+        damping: relative to the mean diagonal of H.
         max_step: largest motion of a joint [rad or m].
 
     Returns:
-        The next state, and the largest motion of a joint [rad or m].
+        The next state, and by how much the joint that moved most did [rad or m].
     """
     q = state[POSITION]
     total, recover = marginal(POSITION, equations)
@@ -62,20 +62,21 @@ def gauss_newton_step(
     tolerance: float = 1e-6,
     **options: Any,
 ) -> Solution:
-    """Joint step that moves the pose's points to where the flow says they went, linearized again after each step.
+    """Joint step that explains the flow of a pose's points, by Gauss-Newton with exact kinematics at every iteration.
 
     Args:
         pose: field at the first frame's joint positions.
         flow: motion of each of its points [px].
-        weight: confidence of each; 0 for points that are hidden.
-        bounds: of the whole step.
-        iterations: of re-linearization; stops when no joint moves by more than `tolerance` [rad or m].
+        weight: confidence of each; 0 for hidden points.
+        bounds: lower and upper bound of the whole step [rad or m].
+        iterations: at most.
+        tolerance: stop when no joint moves by more [rad or m].
         options: passed to `solve_flow`.
 
     Returns:
-        Solution of the whole step: residual and covariance at the last linearization, explained fraction relative to `flow`.
+        Solution of the whole step; residual and covariance are those of the last linearization.
     """
-    if weight.dim() == 1:  # one problem: hidden points, most of a robot, need not be moved along
+    if weight.dim() == 1:  # a single problem: skip the hidden points, which are most of a robot
         index = (weight > 0).nonzero()[:, 0]
         pose, flow, weight = pose.keep(index), flow[index], weight[index]
     factor = FlowFactor(pose, flow, weight)
@@ -88,7 +89,7 @@ def gauss_newton_step(
         if float(solution.delta_q.detach().abs().max()) < tolerance:
             break
     if bounds is not None:
-        total = torch.minimum(torch.maximum(total, bounds[0]), bounds[1])  # rounding of the running sum
+        total = torch.minimum(torch.maximum(total, bounds[0]), bounds[1])  # against rounding of the sum
     safe = torch.where((weight > 0)[..., None], flow, torch.zeros_like(flow))
     energy = (weight * safe.square().sum(-1)).sum(-1) / weight.sum(-1).clamp(min=1e-30)
     explained_fraction = (1 - solution.residual**2 / energy.clamp(min=1e-30)).clamp(0, 1)

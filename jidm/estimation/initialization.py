@@ -1,4 +1,4 @@
-"""The first pose of a video when it is not given: predicted by a network, then aligned to the frame's contours."""
+"""The first pose of a video: a predicted pose is aligned to the contours in the frame."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jidm.estimation.kalman import Gaussian
 from jidm.estimation.problem import POSITION
 from jidm.video.pyramid import BrightnessPyramid
 
-_INITIAL_SEARCH_RADIUS = 8.0  # [px] before those of the options: a prediction is off by more than a step is
-_ITERATIONS = 4  # for each search radius
+_INITIAL_SEARCH_RADIUS = 8.0  # [px] before those of the options: predictions have larger errors than tracked poses
+_ITERATIONS = 4  # per search radius
 
 
 def initialize_pose(
@@ -26,21 +26,24 @@ def initialize_pose(
     bounds: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     options: AlignOptions,
 ) -> Gaussian:
-    """The maximum a posteriori pose given a predicted one and the frame's edges, by Gauss-Newton.
+    """Maximum a posteriori pose given a predicted one and the edges of a frame, by Gauss-Newton.
 
     Args:
-        prior: (n,) the predicted pose, inside the bounds [rad or m]; joints that no contour constrains stay there.
+        prior: the predicted pose, inside the bounds [rad or m]; joints that no contour constrains stay there.
         frame: RGB in [0, 1].
         contours: of the robot in this camera.
-        bounds: lowest and highest positions.
-        options: search radii.
+        bounds: lower and upper joint positions [rad or m].
+        options: for their search radii.
+
+    Returns:
+        The pose and its covariance.
     """
     low, high = (b.to(prior.mean) for b in bounds)
     prior_information = torch.linalg.inv(prior.covariance)
     pyramid = BrightnessPyramid.from_frame(frame)
     q, information = prior.mean, prior_information
     for search_radius in (_INITIAL_SEARCH_RADIUS, *options.search_radii):
-        # A prediction is off a little everywhere; a part that is off by more is more often mismatched than left behind.
+        # All parts of a prediction have similar errors: a part with larger residuals is more often mismatched than wrong.
         factor = replace(contours.factor(q, pyramid, search_radius), part_scale=0.0)
         for _ in range(_ITERATIONS):
             equations = factor.linearize({POSITION: q})

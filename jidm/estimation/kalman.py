@@ -1,7 +1,7 @@
 """A constant-velocity Kalman filter over joint positions and velocities, and the Rauch-Tung-Striebel smoother.
 
-Velocities are Ornstein-Uhlenbeck processes (Uhlenbeck and Ornstein 1930): a joint that moves keeps moving for a while.
-The process noise of each joint adapts to the video: a joint that rests is soon known to rest.
+Velocities are Ornstein-Uhlenbeck processes (Uhlenbeck and Ornstein 1930): a joint that moves keeps moving for a while. The
+process noise of each joint adapts to its recent motion, so that a resting joint is not moved by measurement noise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_RANK_TOLERANCE = 1e-10  # fraction of the largest eigenvalue of a correlation below which one is rounding
+_RANK_TOLERANCE = 1e-10  # eigenvalues of a correlation below this fraction of the largest are rounding errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,23 +31,23 @@ class Gaussian:
     def innovation(
         self, measurement: Gaussian, observation_matrix: Float[Tensor, "k n"] | None = None
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k k"]]:
-        """What a measurement of `observation_matrix @ x` (of x itself if not given) differs from its expected value, and the
-        covariance of that; in float64."""
+        """Difference of a measurement of `observation_matrix @ x` (of x if not given) from its expected value, and the
+        covariance of that difference; in float64."""
         P, R = self.covariance.double(), measurement.covariance.double()
         H = torch.eye(P.shape[-1]).to(P) if observation_matrix is None else observation_matrix.to(P)
         error = measurement.mean.double() - (H @ self.mean.double()[..., None])[..., 0]
         return error, H @ P @ H.mT + R
 
     def condition(self, measurement: Gaussian, observation_matrix: Float[Tensor, "k n"] | None = None) -> Gaussian:
-        """The distribution given a measurement of `observation_matrix @ x`, of x itself if not given; in this one's dtype,
-        solved in float64."""
+        """The posterior given a measurement of `observation_matrix @ x` (of x if not given); solved in float64, returned in
+        the dtype of the prior."""
         P, R = self.covariance.double(), measurement.covariance.double()
         identity = torch.eye(P.shape[-1]).to(P)
         H = identity if observation_matrix is None else observation_matrix.to(P)
         error, innovation_covariance = self.innovation(measurement, H)
         gain = torch.linalg.solve(innovation_covariance, H @ P).mT
         joseph = identity - gain @ H
-        covariance = joseph @ P @ joseph.mT + gain @ R @ gain.mT  # Joseph's form stays positive
+        covariance = joseph @ P @ joseph.mT + gain @ R @ gain.mT  # Joseph's form keeps it positive semi-definite
         mean = self.mean.double() + (gain @ error[..., None])[..., 0]
         return Gaussian(mean.to(self.mean), ((covariance + covariance.mT) / 2).to(self.mean))
 
@@ -59,10 +59,10 @@ class FilterOptions:
     Attributes:
         velocity_time_constant: time in which a velocity decorrelates [s].
         process_noise_window: number of frames over which the mean square velocity of a joint is averaged.
-        process_noise_floor: least standard deviation of a step around the predicted one, as a fraction of the largest step
-            a joint can make. It steadies joints that the camera hardly sees and is nothing to the others.
-        gate: a measured step further off than this many standard deviations is weighted down, a position is rejected;
-            None accepts everything.
+        process_noise_floor: standard deviation of a step that is added to the adapted process noise, as a fraction of the
+            largest step of a joint.
+        gate: where a measured step is more standard deviations than this away from the predicted one, its covariance is
+            inflated; where a measured position is, it is rejected. None accepts everything.
     """
 
     velocity_time_constant: float = 0.5
@@ -73,13 +73,13 @@ class FilterOptions:
 
 @dataclass(frozen=True, eq=False)
 class KalmanState:
-    """A Gaussian over the positions and velocities of n joints: the state of the filter, in float64.
+    """State of the filter: a Gaussian over the positions and velocities of n joints, in float64.
 
     Attributes:
         q: (n,) mean position [rad or m].
         velocity: (n,) mean [rad/s or m/s].
         covariance: (2n, 2n) of positions and velocities, in this order.
-        velocity_variance: (n,) mean square velocity that each joint is expected to have.
+        velocity_variance: (n,) stationary variance of each joint's velocity, which defines the process noise.
         velocity_correlation: (n, n) correlation of the joints' velocities in the process noise.
     """
 
@@ -94,7 +94,13 @@ class KalmanState:
         cls, q: Float[Tensor, " n"], covariance: Float[Tensor, "n n"], velocity_std: Float[Tensor, " n"],
         velocity_correlation: Float[Tensor, "n n"] | None = None,
     ) -> KalmanState:  # fmt: skip
-        """At a position of that covariance, with zero mean velocity; joints are independent if no correlation is given."""
+        """State with zero mean velocity.
+
+        Args:
+            q: joint positions [rad or m]. covariance: of them.
+            velocity_std: [rad/s or m/s].
+            velocity_correlation: of the joints; independent if not given.
+        """
         variance = velocity_std.double().square()
         correlation = torch.eye(len(variance)) if velocity_correlation is None else velocity_correlation
         correlation = correlation.to(variance)
@@ -103,18 +109,18 @@ class KalmanState:
 
     @property
     def position_covariance(self) -> Float[Tensor, "n n"]:
-        """Of the positions alone."""
+        """Marginal covariance of the positions."""
         return self.covariance[: len(self.q), : len(self.q)]
 
     @property
     def gaussian(self) -> Gaussian:
-        """Of positions and velocities, in this order."""
+        """Joint distribution of positions and velocities, in this order."""
         return Gaussian(torch.cat([self.q, self.velocity]), self.covariance)
 
     def transition(self, dt: float, velocity_time_constant: float) -> Float[Tensor, "m m"]:
-        """Matrix that moves mean positions and velocities by dt [s].
+        """State transition matrix over dt [s].
 
-        A step is the new velocity times dt, so that a measured step measures that velocity.
+        A step is the velocity after it times dt, so that a measured step is a measurement of the velocity.
         """
         decay = math.exp(-dt / velocity_time_constant)
         identity = torch.eye(len(self.q)).to(self.q)
@@ -125,11 +131,11 @@ class KalmanState:
     def predict(
         self, dt: float, velocity_time_constant: float, min_step_std: Float[Tensor, " n"] | None = None
     ) -> KalmanState:
-        """After dt [s] without a measurement.
+        """Predict the state dt later.
 
         Args:
             dt: [s]. velocity_time_constant: see `FilterOptions`.
-            min_step_std: (n,) standard deviation added to that of the step [rad or m].
+            min_step_std: standard deviation of the step that is added to the process noise [rad or m].
         """
         decay = math.exp(-dt / velocity_time_constant)
         identity = torch.eye(len(self.q)).to(self.q)
@@ -147,11 +153,13 @@ class KalmanState:
         )
 
     def step_marginal(self, dt: float) -> Gaussian:
-        """The step that ends here and took dt [s]."""
+        """Distribution of the step of duration dt [s] that ends at this state."""
         n = len(self.q)
         return Gaussian(self.velocity * dt, self.covariance[n:, n:] * dt**2)
 
-    def with_unknown_velocity(self, joints: Bool[Tensor, " n"], dt: float, step_std: Float[Tensor, " n"]) -> KalmanState:
+    def with_unknown_velocity(
+        self, joints: Bool[Tensor, " n"], dt: float, step_std: Float[Tensor, " n"]
+    ) -> KalmanState:
         """The prediction where the velocities of some joints changed more than was expected: process noise is raised.
 
         Adjustable process noise (Bar-Shalom, Li and Kirubarajan 2001, section 11.3).
@@ -166,7 +174,8 @@ class KalmanState:
         return replace(self, covariance=self.covariance + noise_gain * variance @ noise_gain.T)
 
     def update_step(self, measurement: Gaussian, dt: float, gate: float | None = None) -> KalmanState:
-        """Given a measured step; one further off than `gate` standard deviations has its covariance inflated to there."""
+        """Update with a measured step [rad or m]; the covariance of one beyond `gate` standard deviations is inflated until it
+        is at the gate."""
         observation_matrix = torch.eye(2 * len(self.q)).to(self.q)[len(self.q) :] * dt
         measurement = Gaussian(measurement.mean.to(self.q), measurement.covariance.to(self.q))
         if gate is not None:
@@ -177,7 +186,7 @@ class KalmanState:
         return self._with(self.gaussian.condition(measurement, observation_matrix))
 
     def update_position(self, position: Gaussian, gate: float | None = None) -> KalmanState:
-        """Given measured positions; joints further off than `gate` standard deviations are left out."""
+        """Update with measured positions [rad or m]; joints beyond `gate` standard deviations are left out."""
         n = len(self.q)
         observation_matrix = torch.eye(2 * n).to(self.q)[:n]
         position = Gaussian(position.mean.to(self.q), position.covariance.to(self.q))
@@ -191,7 +200,7 @@ class KalmanState:
         return self._with(self.gaussian.condition(position, observation_matrix))
 
     def adapt_process_noise(self, window: float) -> KalmanState:
-        """The expected mean square velocity as a running mean over that many frames, the current one included."""
+        """Update the stationary velocity variance: a running mean of squared velocities over about `window` frames."""
         n = len(self.q)
         mean_square = self.velocity.square() + self.covariance.diagonal()[n:]
         return replace(
@@ -206,12 +215,15 @@ class KalmanState:
 def rts_smooth(
     predicted: Sequence[Gaussian], filtered: Sequence[Gaussian], transitions: Sequence[Tensor]
 ) -> list[Gaussian]:
-    """States given all measurements, later ones too (Rauch, Tung and Striebel 1965); any batch shape.
+    """Rauch-Tung-Striebel smoother (1965): states given all measurements, any batch shape.
 
     Args:
-        predicted: states before each frame but the first was measured.
-        filtered: states of all frames, after they were.
-        transitions: (m, m) from each frame's state to the next one's predicted mean.
+        predicted: states of all frames but the first, before their update.
+        filtered: states of all frames, after their update.
+        transitions: (m, m) matrices from each frame to the next.
+
+    Returns:
+        One state per frame.
     """
     smoothed = [filtered[-1]]
     for state, prediction, transition in zip(
@@ -225,7 +237,7 @@ def rts_smooth(
 
 
 def _pseudo_inverse(covariance: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
-    """Pseudo-inverse: from a first pose that is exactly known, the next one's error is that of the velocity alone."""
+    """Pseudo-inverse, since the covariance is singular after a first pose that is exactly known."""
     std = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).sqrt()
     scale = std[..., :, None] * std[..., None, :]
     return torch.linalg.pinv(covariance / scale, rtol=_RANK_TOLERANCE, hermitian=True) / scale

@@ -1,6 +1,6 @@
-"""Measuring frames with a learned field: matching and direct alignment between frames, and a predicted pose per frame.
+"""Measures frames with a learned field: matching and direct alignment between frames, and a predicted pose per frame.
 
-Steps are precise but add up to drift; the pose predicted from one frame is coarse but does not drift.
+Steps are precise but add up to drift; the pose predicted from one frame is less accurate but does not drift.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from jidm.fields.free.config import LearnedFieldConfig
 from jidm.flow import Flow, FlowEstimator, FlowSource
 from jidm.video.letterbox import Letterbox
 
-_RANGE_MARGIN = 0.25  # of the training's range, by which a joint without known limits may leave it
+_RANGE_MARGIN = 0.25  # fraction of the training range by which a joint without known limits may leave it
 _STEP_SCALE = 40.0
-"""A joint of unknown type has a scale of this many typical steps; a quarter of it is the largest step accepted."""
+"""Scale of a joint of unknown type, in standard deviations of the training steps; a quarter of it is its largest step."""
 
 
 @dataclass(frozen=True)
 class LearnedOptions:
-    """How frames are measured with a learned field.
+    """Options of measuring frames with a learned field.
 
     Attributes:
         use_pose_readings: update with the pose predicted from each frame.
-        correlation_length: number of frames over which errors of predicted poses are alike, so that each counts that much
-            less.
+        correlation_length: number of frames over which errors of predicted poses are correlated; their variance is multiplied
+            by it.
         max_unexplained: a step is not valid if it leaves more than this fraction of the image motion unexplained ...
-        min_image_motion: ... of at least this much motion [px rms].
-        refinement_stages: of the alignment after matching, if alignment helps this field; fewer are faster and less precise.
-            Frames of a video begin nearer than unrelated pairs do, so one coarse stage is enough.
+        min_image_motion: ... and there is at least this much motion [px rms].
+        refinement_stages: of the alignment after matching, for fields that it improves; fewer are faster and less precise.
+            Steps between frames of a video are smaller than those of unrelated pairs, so that one coarse stage is enough.
         filter: of the tracker.
     """
 
@@ -48,11 +48,11 @@ class LearnedOptions:
 
 
 class LearnedMeasurement:
-    """Measures one video's frames with a learned field.
+    """A `MeasurementModel` of one video by a learned field.
 
     Args:
         field: the network.
-        options: how.
+        options: of the measurement.
     """
 
     def __init__(self, field: JacobianPredictor, options: LearnedOptions) -> None:
@@ -68,17 +68,17 @@ class LearnedMeasurement:
         return self.field.config.joint_types
 
     def training_limits(self, like: Tensor) -> JointLimits:
-        """Limits of a robot of which only a recording is known."""
+        """Limits for a robot without an embodiment, from the training data."""
         return training_limits(self.field.config, like)
 
     def predict_steps(self, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n"]:
         """Joint steps of unrelated pairs of frames [rad or m]."""
         return predict_steps(self.field, self.letterbox(first), self.letterbox(second))
 
-    # ---- the video's frames in the form the field needs --------------------------------------------------------------
+    # ---- frames and flow as the network needs them --------------------------------------------------------------------
 
     def dtype_of(self, frame: Tensor) -> Tensor:
-        """A tensor with the dtype and device of the computation: the network's."""
+        """A tensor with the dtype and device of the computation, here the network's."""
         return self.field.delta_std
 
     def letterbox(self, frame: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 h w"]:
@@ -87,20 +87,20 @@ class LearnedMeasurement:
         return Letterbox(height, width, *self.field.config.input_size).apply(frame).to(self.field.delta_std)
 
     def letterbox_flow(self, flow: Flow) -> Flow:
-        """Flow of the video as flow of the network's images."""
+        """Flow of the video in pixels of the network's images."""
         height, width = flow.weight.shape[-2:]
         return Letterbox(height, width, self.field.config.height, self.field.config.width).apply_to_flow(flow)
 
     def flow_source(
         self, estimator: FlowEstimator | None, precomputed: Flow | Tensor | None, resolution: int
     ) -> FlowSource:
-        """Where flow comes from; in both directions if it can, nowhere if no estimator is given."""
+        """Source of external flow in both directions; it has none if neither an estimator nor flow is given."""
         return FlowSource(estimator, precomputed, bidirectional=True)
 
     # ---- measuring ----------------------------------------------------------------------------------------------------
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
-        """Begin at a frame: at q0 [rad or m], which is exact, or at the pose that the network predicts."""
+        """Start at a frame: with the exact pose q0 [rad or m], or with the pose that the network predicts."""
         features = self.field.encode(frame[None])
         if q0 is None:
             pose, std = (x[0] for x in self.field.predict_pose(features))
@@ -121,8 +121,9 @@ class LearnedMeasurement:
 
         Args:
             frame: finite, same size as the first.
-            flows: measured elsewhere, from the last accepted frame to this one and perhaps back; the network matches the
-                frames itself if there are none.
+            prediction: of the frame. limits: of the joints.
+            flows: external flow from the last accepted frame to this one and optionally back; the network matches the
+                frames itself if there is none.
         """
         features = self.field.encode(frame[None])
         current = FieldEvaluation.of(self.field, features, prediction.q[None])
@@ -148,20 +149,20 @@ class LearnedMeasurement:
         )
 
     def accept(self, q: Float[Tensor, " n"]) -> None:
-        """The frame that was measured last becomes the one to compare with."""
+        """Make the frame that was measured last the reference of the next one."""
         self._previous = FieldEvaluation.of(self.field, self._features, q[None])
 
     def correct(self, q: Float[Tensor, " n"]) -> None:
-        """The last accepted frame shows q."""
+        """Replace the joint positions in the last accepted frame."""
         self._previous = FieldEvaluation.of(self.field, self._previous.features, q[None])
 
     def inflate(self, covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-        """Covariance of a step by the factors that were calibrated on videos, whose errors last over frames."""
+        """Covariance of a step with the factors calibrated on videos, where errors are correlated over frames."""
         std_scale = self.field.video_std_scale.to(covariance)
         return covariance * std_scale[:, None] * std_scale
 
     def _is_lost(self, estimate: StepEstimate) -> bool:
-        """Whether there was motion and hardly any of it was the robot's."""
+        """Whether there is image motion that the step mostly does not explain."""
         residual = float(estimate.solution.residual[0])
         explained_fraction = float(estimate.solution.explained_fraction[0])
         motion = residual / max(1e-6, 1 - explained_fraction) ** 0.5
@@ -169,7 +170,7 @@ class LearnedMeasurement:
 
 
 def training_limits(config: LearnedFieldConfig, like: Tensor) -> JointLimits:
-    """Limits of joints of which only a recording is known: its range, a little widened, and any speed."""
+    """Joint limits from the training data: its range with a margin, and no speed limit."""
     lower, upper = (torch.tensor(x).to(like) for x in (config.q_lower, config.q_upper))
     margin = _RANGE_MARGIN * (upper - lower)
     return JointLimits(

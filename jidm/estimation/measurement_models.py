@@ -1,4 +1,4 @@
-"""Which measurement model goes with which Jacobian field."""
+"""The measurement model of each kind of Jacobian field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Options = AnalyticOptions | LearnedOptions
 def measurement_model(
     field: JacobianField | LearnedField, options: Options | None = None
 ) -> AnalyticMeasurement | LearnedMeasurement:
-    """How frames are measured with a field; the default options suit most video.
+    """The measurement model of a field; the default options suit most video.
 
     Raises:
         InputError: the options are those of another kind of field.

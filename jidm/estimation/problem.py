@@ -1,10 +1,10 @@
-"""Least-squares problems as sums of factors: each contributes normal equations over the variables it constrains.
+"""Least-squares problems as sums of factors, each with normal equations over the variables that it constrains.
 
 A state assigns a value to every named variable. A factor linearizes its residuals r around a state,
 
     cost(delta) = sum w |r + A delta|^2 = cost - 2 g' delta + delta' H delta,    H = sum w A'A,  g = -sum w A'r,
 
-so that `H delta = g` at the minimum. Normal equations of several factors add up, whatever variables each of them has.
+so that `H delta = g` at the minimum. Normal equations of several factors add up, also over different variables.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class NormalEquations:
     variables: tuple[tuple[str, int], ...]
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        """Both problems solved as one, for instance two cameras that see the same joint step.
+        """The sum of two problems, for instance of two cameras that observe the same joint step.
 
         Raises:
             ValueError: a variable has another dimension in the other problem.
@@ -72,7 +72,7 @@ class NormalEquations:
         )
 
     def scaled(self, weight: float) -> NormalEquations:
-        """Every residual weighted by `weight` more; the number of observations stays."""
+        """All weights multiplied by `weight`; the number of observations stays."""
         return replace(
             self,
             H=self.H * weight,
@@ -82,7 +82,7 @@ class NormalEquations:
         )
 
     def embed(self, variables: Mapping[str, int]) -> NormalEquations:
-        """The same equations over more variables, or in another order; rows of new variables are zero."""
+        """The same equations over more variables or in another order, with zeros for new variables."""
         names = tuple(variables.items())
         rows = _rows(self.variables)
         index = torch.tensor(
@@ -94,27 +94,27 @@ class NormalEquations:
         return replace(self, H=padded_H[..., index, :][..., index], g=padded_g[..., index], variables=names)
 
     def block(self, row: str, column: str | None = None) -> Tensor:
-        """The block of H that couples two variables, the diagonal block of one if the second is not given."""
+        """Block of H of two variables; the diagonal block of one if `column` is not given."""
         rows = _rows(self.variables)
         return self.H[..., rows[row], rows[column if column is not None else row]]
 
     def gradient(self, name: str) -> Tensor:
-        """The part of g that belongs to a variable."""
+        """Block of g of one variable."""
         return self.g[..., _rows(self.variables)[name]]
 
     def eliminate(self, names: Iterable[str]) -> tuple[NormalEquations, Callable[[Tensor], dict[str, Tensor]]]:
         """Marginalize variables by the Schur complement.
 
         Returns:
-            The equations over the variables that are left, and a function that maps their step to the steps of those
-            that were eliminated (back substitution).
+            The equations over the remaining variables, and a function that maps their step to the steps of the eliminated
+            ones (back substitution).
         """
         unwanted = set(names)
-        gone = [x for x in self.variables if x[0] in unwanted]
-        if not gone:
+        eliminated = tuple(x for x in self.variables if x[0] in unwanted)
+        if not eliminated:
             return self, lambda delta: {}
-        kept = tuple(x for x in self.variables if x not in gone)
-        ordered = self.embed(dict([*kept, *gone]))
+        kept = tuple(x for x in self.variables if x not in eliminated)
+        ordered = self.embed(dict([*kept, *eliminated]))
         n = sum(size for _, size in kept)
         H_kg = ordered.H[..., :n, n:]
         solved = torch.linalg.solve(
@@ -131,17 +131,17 @@ class NormalEquations:
 
         def recover(delta: Tensor) -> dict[str, Tensor]:
             both = offset - (gain @ delta[..., None])[..., 0]
-            return {name: both[..., rows] for name, rows in _rows(tuple(gone)).items()}
+            return {name: both[..., rows] for name, rows in _rows(eliminated).items()}
 
         return reduced, recover
 
 
 @runtime_checkable
 class Factor(Protocol):
-    """Anything that constrains variables: measured flow, brightness, contours, a prior."""
+    """A term of a least-squares problem: measured flow, brightness, contours, a prior."""
 
     def linearize(self, state: State) -> NormalEquations | None:
-        """Normal equations around a state; None where too little was observed to constrain anything."""
+        """Normal equations around a state; None if there are too few observations."""
         ...
 
 

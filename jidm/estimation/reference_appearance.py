@@ -1,4 +1,4 @@
-"""What the robot's surface looked like when it was first seen: a reference that does not drift with the pose."""
+"""The appearance of the robot's surface when it was first visible: a reference without drift."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jidm.fields.base import FieldAtPose
 class ReferenceAppearance:
     """Brightness of each surface point in the first frame that showed it.
 
-    Aligning to it corrects what aligning frame to frame adds up to. Points that the first frame showed are as right as
-    its pose; later ones carry the error of the pose at which they came into view, and no more.
+    Alignment to it removes the drift of frame-to-frame alignment. Points of the first frame have the error of its pose;
+    later ones have that of the pose at which they came into view.
 
     Args:
-        first: what the first frame shows.
+        first: appearance in the first frame.
         count: number of the field's surface points.
     """
 
@@ -29,7 +29,7 @@ class ReferenceAppearance:
         self.add(first)
 
     def add(self, appearance: SurfaceAppearance) -> None:
-        """Keep what points look like that were never seen before."""
+        """Store the appearance of points that were not visible before."""
         new = ~self._known[appearance.index]
         index = appearance.index[new]
         self._known[index] = True
@@ -39,7 +39,7 @@ class ReferenceAppearance:
             self._normals[index] = appearance.normals[new]
 
     def appearance_at(self, pose: FieldAtPose) -> SurfaceAppearance:
-        """The known points that a pose of the same field shows."""
+        """The stored points that are visible at a pose of the same field."""
         index = (pose.visible & self._known).nonzero()[:, 0]
         normals = None if self._normals is None else self._normals[index]
         return SurfaceAppearance(pose.keep(index), index, tuple(b[index] for b in self._brightness), None, normals)

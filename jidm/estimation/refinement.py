@@ -1,7 +1,6 @@
-"""Closer looks at two pictures: how the robot's brightness differs once a guessed joint step is undone.
+"""Direct alignment of two images with a learned field: brightness of the robot's pixels around the flow of a joint step.
 
-Nothing in them is learned: trained weights of pixels, tried in their place, gave less precise steps than the robot's
-mask alone.
+Only field and mask are learned. Trained pixel weights in addition to the mask made the steps less accurate.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from jidm.fields.free.correlation import CorrelationHead
 from jidm.fields.free.network import Features
 from jidm.video.warping import gradients, symmetric_flow, warp
 
-_MIN_ROBOT_PROBABILITY = 0.01  # cells that show the robot with less than this probability are not compared
-_MOTION_PRIOR_STD = 0.5  # [px] how far a cell's motion may be off before anything is seen
+_MIN_ROBOT_PROBABILITY = 0.01  # cells below it are not compared
+_MOTION_PRIOR_STD = 0.5  # [px] prior of a cell's motion around the flow of the step
 
 
 @dataclass(frozen=True)
 class RefinementStage:
-    """How brightness is compared once.
+    """One stage of the alignment.
 
     Attributes:
-        scale: size of the pictures compared relative to (height, width); None = in all the detail there is.
-        noise: brightness that differs where nothing is wrong, see `aligned`; larger while the step may still be off.
-        reject_static: the step is nearly right: pixels that rather stayed in place than moved along count less, see
-            `moved_along`. Earlier that would speak for whatever step is guessed.
+        scale: size of the compared images relative to (height, width) of the config; None = full resolution.
+        noise: scale of Cauchy's weight, see `cell_equations`; larger while the step may still be wrong.
+        reject_static: reduce the weight of pixels that stayed in place, see `reweight_by_motion`. Only for a step that is
+            nearly right, since it favors any step that it starts from.
     """
 
     scale: float | None
@@ -50,12 +49,12 @@ REFINEMENT_STAGES = (
     RefinementStage(None, 0.1, reject_static=True),
     RefinementStage(None, 0.05, reject_static=True),
 )
-"""From coarse to fine; each begins where the one before ended. Coarse ones cost little and bring large steps near."""
+"""From coarse to fine; each stage starts at the result of the one before. Coarse ones are cheap and handle large steps."""
 
 
 @runtime_checkable
 class JacobianPredictor(Protocol):
-    """What reads pictures: a `LearnedField`, or what stands in for one."""
+    """A network that predicts Jacobians from images, `LearnedField` above all; see there for the members."""
 
     @property
     def config(self) -> LearnedFieldConfig: ...
@@ -85,11 +84,12 @@ class JacobianPredictor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FieldEvaluation:
-    """A batch of pictures with the field at their joint positions.
+    """Features of a batch of images with the field at given joint positions.
 
     Attributes:
-        jacobian: (B, 2, n, h, w) [px of the picture per rad or m].
-        mask: (B, h, w) logit of each cell's showing the robot.
+        features: of the images.
+        jacobian: (B, 2, n, h, w) [px of the image per rad or m].
+        mask: (B, h, w) logit of the probability that a cell shows the robot.
     """
 
     features: Features
@@ -98,18 +98,18 @@ class FieldEvaluation:
 
     @classmethod
     def of(cls, field: JacobianPredictor, features: Features, q: Float[Tensor, "b n"]) -> FieldEvaluation:
-        """Read the field at joint positions q [rad or m]."""
+        """Evaluate a field at joint positions q [rad or m]."""
         return cls(features, *field.jacobian(features, q.to(features.gray)))
 
     @property
     def on_flow_grid(self) -> tuple[Float[Tensor, "b 2 n i j"], Float[Tensor, "b i j"]]:
-        """Field and probability of the robot on the coarser grid of flow."""
+        """Jacobian and robot probability on the coarser grid of flow."""
         factor = FLOW_STRIDE // STRIDE
         jacobian = downsample(self.jacobian.flatten(1, 2), factor).unflatten(1, self.jacobian.shape[1:3])
         return jacobian, downsample(self.mask.sigmoid()[:, None], factor)[:, 0]
 
     def detach_jacobian(self) -> FieldEvaluation:
-        """The same for a solve that must not bend the field."""
+        """The same with a constant Jacobian, so that a solve trains only the mask and the features."""
         return FieldEvaluation(self.features, self.jacobian.detach(), self.mask)
 
     def __getitem__(self, index: Any) -> FieldEvaluation:
@@ -119,7 +119,7 @@ class FieldEvaluation:
 
 @dataclass(frozen=True)
 class Crop:
-    """Rows and columns of the field's grid around everything that shows the robot in any picture of a batch."""
+    """Rows and columns of the field's grid that may show the robot in any image of a batch."""
 
     top: int
     bottom: int
@@ -128,28 +128,28 @@ class Crop:
 
     @classmethod
     def around_robot(cls, mask: Float[Tensor, "b h w"]) -> Crop:
-        """A cell more on every side than the robot needs, so that what is interpolated between cells is right there."""
+        """Bounding box of the robot mask logits, with one more cell on every side for interpolation."""
         robot = (mask.detach().sigmoid() > _MIN_ROBOT_PROBABILITY).any(0)
         h, w = robot.shape
         rows, columns = (robot.any(axis).nonzero()[:, 0].tolist() or [0] for axis in (1, 0))
         return cls(max(0, rows[0] - 1), min(h, rows[-1] + 2), max(0, columns[0] - 1), min(w, columns[-1] + 2))
 
     def apply(self, grid: Tensor, scale: int = 1) -> Tensor:
-        """That part of a grid so many times as fine as the field's."""
+        """Crop a grid that is `scale` times as fine as the field's."""
         return grid[..., scale * self.top : scale * self.bottom, scale * self.left : scale * self.right]
 
     def corner(self, scale: int = 1) -> tuple[int, int]:
-        """First row and column on a grid so many times as fine as the field's."""
+        """First row and column on a grid that is `scale` times as fine as the field's."""
         return scale * self.top, scale * self.left
 
 
 @dataclass(frozen=True, eq=False)
 class FlowMeasurement:
-    """What was matched, one way.
+    """Matched flow in one direction.
 
     Attributes:
-        flow: (B, 2, h, w) on the grid of flow [px of the picture].
-        log_weight: (B, h, w) of its confidence (inverse variance, 1/px^2).
+        flow: (B, 2, h, w) on the grid of flow [px of the image].
+        log_weight: (B, h, w) logarithm of its confidence (inverse variance, 1/px^2).
     """
 
     flow: Float[Tensor, "b 2 h w"]
@@ -158,12 +158,12 @@ class FlowMeasurement:
 
 @dataclass(frozen=True, eq=False)
 class PhotometricMeasurement:
-    """Brightness compared around where a step leads, one way.
+    """Brightness compared around the flow of a step, in one direction.
 
     Attributes:
-        flow: (B, 2, h, w) where it leads, in the part of the field's grid that was compared [px of the picture].
-        equations: what the robot's pixels say around it.
-        crop: of the grid.
+        flow: (B, 2, h, w) flow of the step in the crop of the field's grid [px of the image].
+        equations: of each cell's motion around it.
+        crop: part of the grid that was compared.
     """
 
     flow: Float[Tensor, "b 2 h w"]
@@ -174,11 +174,15 @@ class PhotometricMeasurement:
 def measured_flow(
     measurement: FlowMeasurement | PhotometricMeasurement, size: tuple[int, int]
 ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b h w"]]:
-    """Motion on the robot as a look measured it: around where it looked, corrected cell by cell by what brightness asks for.
+    """Flow of the robot as measured, cell by cell.
+
+    Args:
+        measurement: for a photometric one, the flow of the step is corrected by each cell's equations.
+        size: (height, width) of the field's grid.
 
     Returns:
-        Flow [px of the picture] on the field's grid of that size, and in [0, 1] how much of it was measured: along edges
-        half of it is. Both are 0 where nothing was compared.
+        Flow [px of the image] on the field's grid, and the measured fraction of it in [0, 1], which is a half along edges.
+        Both are 0 where nothing was compared.
     """
     if isinstance(measurement, FlowMeasurement):
         weight = measurement.log_weight.exp()
@@ -200,7 +204,7 @@ def measured_flow(
 def _step_flow(
     source: FieldEvaluation, target: FieldEvaluation, crop: Crop, step: Float[Tensor, "b n"]
 ) -> Float[Tensor, "b 2 h w"]:
-    """Flow of a step on a part of the grid it starts from [px of the picture]."""
+    """Symmetric flow of a step in a crop of the source's grid [px of the image]."""
     forward = torch.einsum("bcnhw,bn->bchw", crop.apply(source.jacobian).detach(), step)
     backward = torch.einsum("bcnhw,bn->bchw", target.jacobian.detach(), step)
     return symmetric_flow(forward, backward, STRIDE, crop.corner())
@@ -209,7 +213,7 @@ def _step_flow(
 def measure_photometric(
     stage: RefinementStage, source: FieldEvaluation, target: FieldEvaluation, crop: Crop, step: Float[Tensor, "b n"]
 ) -> PhotometricMeasurement:
-    """Brightness around where a step [rad or m] leads, on the field's grid."""
+    """Compare brightness around the flow of a step [rad or m], from source to target."""
     predicted_flow = _step_flow(source, target, crop, step)
     first, second = (_image_at_scale(x.features, stage.scale) for x in (source, target))
     pixels_per_cell = first.shape[-1] // source.mask.shape[-1]  # pixels compared per cell of the field
@@ -223,7 +227,7 @@ def measure_photometric(
 
 
 def _robot_weight(evaluation: FieldEvaluation, crop: Crop, pixels_per_cell: int) -> Float[Tensor, "b 1 h w"]:
-    """How much each pixel of a part counts, `pixels_per_cell` of them per cell."""
+    """Robot probability of each pixel of a crop, with `pixels_per_cell` pixels per side of a cell."""
     robot = crop.apply(evaluation.mask).sigmoid()[:, None]
     return _upsample(torch.where(robot > _MIN_ROBOT_PROBABILITY, robot, 0), pixels_per_cell)
 
@@ -242,7 +246,7 @@ def _upsample(grid: Float[Tensor, "b c h w"], factor: int) -> Tensor:
 def photometric_error(
     first: FieldEvaluation, second: FieldEvaluation, crop: Crop, step: Float[Tensor, "b n"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Mean squares of the brightness by which the robot differs after a step, and of its slope [1/px of the picture]."""
+    """Mean square brightness error of the robot after a step, and mean square brightness gradient [1/px^2 of the image]."""
     robot, image = _robot_weight(first, crop, STRIDE), crop.apply(first.features.gray_downsampled, STRIDE)
     flow = _upsample(_step_flow(first, second, crop, step), STRIDE)
     warped = warp(second.features.gray_downsampled, flow, crop.corner(STRIDE))

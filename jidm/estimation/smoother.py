@@ -1,8 +1,7 @@
-"""Smoothing the velocities of a decoded video: robots move smoothly, errors of single steps do not.
+"""Smooths the velocities of a decoded video by a Kalman filter and a Rauch-Tung-Striebel smoother with a white-jerk model.
 
-Per joint a white-jerk model: a Kalman filter over velocity and its rate, and a Rauch-Tung-Striebel smoother. The intensity
-of the jerk and the noise of the steps are estimated from the video itself, by maximum likelihood within what the steps'
-covariance allows: a robot that jerks stays as it was decoded.
+The state of each joint is its velocity and acceleration. The intensity of the jerk and the noise of the steps are estimated
+from the video by maximum likelihood, with at most the noise that the covariance of the steps states; so jerky motion is kept.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from jidm.estimation.kalman import Gaussian, rts_smooth
 from jidm.estimation.result import JointMotion
 
 _PROCESS_NOISE_GRID = torch.logspace(-5, 3, 25, dtype=torch.float64)
-"""Variance that the jerk adds to the velocity within a step, in variances of a measured step."""
+"""Candidates of the variance that jerk adds to the velocity in one step, in variances of a measured step."""
 
-_MIN_STEPS = 5  # fewer tell noise and motion not apart
-_INITIAL_VARIANCE = 1e8  # of velocity and rate before anything was measured, in variances of a measured step
-_UNUSABLE_VARIANCE = 1e16  # of a step that is left out, likewise
+_MIN_STEPS = 5  # with fewer, noise and motion cannot be distinguished
+_INITIAL_VARIANCE = 1e8  # of velocity and acceleration before the first measurement, in variances of a measured step
+_UNUSABLE_VARIANCE = 1e16  # of a step that is not usable, in the same unit
 
 
 def smooth_motion(motion: JointMotion) -> JointMotion:
     """Smooth the steps of a whole video, after decoding.
 
-    Steps that are not valid are not used and stay not valid. Positions move by the changes of the steps before them, so that
-    absolute corrections stay. The part of the covariance that is not white noise from step to step stays.
+    Steps that are not valid are not used and stay invalid. Positions move by the accumulated changes of the steps, so that
+    absolute corrections are kept. The part of the covariance that is not white noise is kept.
 
     Returns:
-        A motion of the same shape; the same one where it has fewer than 5 steps.
+        A motion of the same shape; the given one if it has fewer than 5 steps.
     """
     *batch, steps, n = motion.delta_q.shape
     if steps < _MIN_STEPS:
@@ -68,12 +67,16 @@ def smooth_motion(motion: JointMotion) -> JointMotion:
 def _smooth_velocity(
     velocity: Float[Tensor, "r s"], variance: Float[Tensor, "r s"], usable: Bool[Tensor, "r s"], dt: Float[Tensor, " s"]
 ) -> tuple[Float[Tensor, "r s"], Float[Tensor, "r s"]]:
-    """Smoothed velocity of every row, and its variance, both per second."""
+    """Smoothed velocity of each row and its variance, both per second.
+
+    Args:
+        velocity: of each step [1/s]. variance: of it. usable: whether it is used. dt: duration of each step [s].
+    """
     finite_variance = torch.where(usable, variance, torch.nan)
     scale = finite_variance.nanmedian(dim=1, keepdim=True).values.nan_to_num(1.0)
     noise = torch.where(usable, variance / scale, torch.full_like(variance, torch.inf))
     measurements = torch.where(usable, velocity / scale.sqrt(), torch.zeros_like(velocity))
-    interval = torch.cat([dt[:1], (dt[1:] + dt[:-1]) / 2]) / dt.mean()  # between the middles of steps, in mean steps
+    interval = torch.cat([dt[:1], (dt[1:] + dt[:-1]) / 2]) / dt.mean()  # between the midpoints of steps, in mean steps
     interval = interval.clamp(min=1e-3)
 
     grid = len(_PROCESS_NOISE_GRID)
@@ -84,16 +87,17 @@ def _smooth_velocity(
     best = _VelocityFilter(measurements, noise, usable, interval, _PROCESS_NOISE_GRID.to(dt)[log_likelihood.argmax(1)])
     mean, smoothed_variance = best.smooth()
     noise_scale = best.noise_scale[:, None]
-    # Of the stated variance, smoothing cannot remove what is not noise from step to step.
+    # The part of the stated variance that is not white noise remains.
     systematic = torch.where(usable, noise * (1 - noise_scale).clamp(min=0), torch.zeros_like(noise))
     return mean * scale.sqrt(), (smoothed_variance * noise_scale + systematic) * scale
 
 
 class _VelocityFilter:
-    """Kalman filter over R rows of S steps; the state of a row is a velocity and its rate per mean step.
+    """Kalman filter over R rows of S steps; the state of a row is a velocity and its change per mean step.
 
     Attributes:
-        log_likelihood: (R,) at the best noise scale. noise_scale: (R,) that scale of the stated variances, at most 1.
+        noise_scale: (R,) maximum-likelihood factor on the stated variances, at most 1.
+        log_likelihood: (R,) with that factor.
     """
 
     def __init__(
@@ -111,12 +115,13 @@ class _VelocityFilter:
         for t, h in enumerate(interval.tolist()):
             if t:
                 F = self.transitions[t]
-                # Integrated white noise; the unit of the process noise is 3 / the jerk's intensity.
+                # Integrated white noise of spectral density 3 `process_noise`, so that it adds `process_noise` to the
+                # variance of a velocity in one mean step.
                 noise_matrix = measurements.new_tensor([[h**3, 1.5 * h**2], [1.5 * h**2, 3 * h]])
                 covariance = F @ state.covariance @ F.T + process_noise[:, None, None] * noise_matrix
                 state = Gaussian(state.mean @ F.T, covariance)
             self.predicted.append(state)
-            # A step that is not usable is measured with a variance that makes its gain zero.
+            # A step that is not usable has so large a variance that its gain is zero.
             value = torch.where(usable[:, t], measurements[:, t], state.mean[:, 0])[:, None]
             measurement = Gaussian(value, noise[:, t, None, None].clamp(max=_UNUSABLE_VARIANCE))
             innovation, variance = (x.reshape(rows) for x in state.innovation(measurement, observation))
@@ -127,12 +132,12 @@ class _VelocityFilter:
             square = square + torch.where(counts, innovation.square() / variance, torch.zeros_like(variance))
             log_size = log_size + torch.where(counts, variance.log(), torch.zeros_like(variance))
             count, num_seen = count + counts, num_seen + usable[:, t]
-        # The stated variance covers errors of all kinds: noise may be less than that, not more. What exceeds it is motion.
+        # The stated variance includes errors of all kinds, so the noise is at most that; what exceeds it is motion.
         self.noise_scale = (square / count.clamp(min=1)).clamp(1e-12, 1.0)
         self.log_likelihood = -0.5 * (log_size + count * self.noise_scale.log() + square / self.noise_scale)
 
     def smooth(self) -> tuple[Float[Tensor, "R S"], Float[Tensor, "R S"]]:
-        """Velocity of every step given all of them, and its variance before the noise scale."""
+        """Velocity of each step given all measurements, and its variance before the noise scale."""
         states = rts_smooth(self.predicted[1:], self.filtered, self.transitions[1:])
         velocity = torch.stack([x.mean[:, 0] for x in states], 1)
         return velocity, torch.stack([x.covariance[:, 0, 0].clamp(min=0) for x in states], 1)

@@ -1,9 +1,9 @@
-"""Robust, damped, bounded least squares from normal equations or optical flow to a joint step, batched and differentiable.
+"""Robust, damped, bounded least squares for a joint step from flow or normal equations, batched and differentiable.
 
     argmin_d  sum_i w_i rho(|J_i d - f_i|)  +  ridge * mean(diag(J'WJ)) * |d / joint_scale|^2   with  lower <= d <= upper
 
-`solve_normal_equations` solves a problem that was built; `solve_flow` builds and solves one by iteratively reweighted
-least squares. Problems of several cameras add up: `equations_a + equations_b`.
+`solve_flow` builds and solves the problem by iteratively reweighted least squares; `solve_normal_equations` solves one that
+is given. Problems of several cameras add up: `equations_a + equations_b`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from jidm.estimation.field_layout import FieldLayout, flatten_field, unflatten
 from jidm.estimation.problem import NormalEquations
 from jidm.estimation.robust import Kind, flow_weight
 
-# Re-weighting shortens residuals. At normal noise a weighted residual variance times this is the variance to multiply
+# Robust weights reduce the weighted residual variance. For normal noise, this factor makes it the variance to multiply
 # inv(J'WJ) with: (E[w^2 t^2] / E[w + w' t / 2]^2) E[w]^2 / E[w t^2] for a Rayleigh distributed length t.
 _VARIANCE_FACTOR = {"tukey": 1.0935, "cauchy": 1.0209}
 
 
 class Status(IntEnum):
-    """What became of one item of a batch."""
+    """Status of one item of a batch."""
 
     OK = 0
     UNOBSERVABLE = 1
-    """Solved; at least one joint cannot be seen, see `Solution.observable`."""
+    """Solved; at least one joint is not observable, see `Solution.observable`."""
     NO_DATA = 2
     """All weights are zero; the step is zero."""
     NOT_FINITE = 3
@@ -41,17 +41,17 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A joint step and how far it can be trusted.
+    """A joint step with its uncertainty.
 
     Attributes:
-        delta_q: (*batch, n) [rad or m], inside the bounds, finite always.
-        covariance: (*batch, n, n) of delta_q; infinite on the diagonal where nothing is known.
-        residual: (*batch,) weighted root mean square of the flow left unexplained [px].
-        explained_fraction: (*batch,) share of the flow's energy the step explains, in [0, 1].
-        observability: (*batch, n) root mean square image motion [px per unit] of each joint that no combination of the other
-            joints can imitate: its observability.
-        observable: (*batch, n) whether `observability` reaches the asked minimum.
-        at_bound: (*batch, n) joints that stopped at a bound.
+        delta_q: (*batch, n) [rad or m], inside the bounds, always finite.
+        covariance: (*batch, n, n) of delta_q; variances of unobservable joints are infinite.
+        residual: (*batch,) weighted root mean square of the flow that the step does not explain [px].
+        explained_fraction: (*batch,) fraction of the flow's energy that the step explains, in [0, 1].
+        observability: (*batch, n) root mean square of the part of each joint's image motion that no combination of the other
+            joints can produce [px per rad or m].
+        observable: (*batch, n) whether `observability` reaches the minimum.
+        at_bound: (*batch, n) joints held at a bound.
         status: (*batch,) `Status` values.
         valid: (*batch,) whether delta_q may be used (status OK or UNOBSERVABLE).
     """
@@ -82,12 +82,12 @@ def solve_normal_equations(
 
     Args:
         equations: of one variable, the joint step.
-        ridge: damping relative to the mean diagonal of J'WJ (in `joint_scale`s), so the answer depends neither on how many
-            pixels there are nor on how weights are scaled.
+        ridge: damping relative to the mean diagonal of J'WJ in units of `joint_scale`, so that the solution does not depend on
+            the number of pixels or the scale of their weights.
         joint_scale: (n,) a typical motion of each joint, to compare rad with m; 1 if not given.
-        bounds: lower and upper bound of delta_q, applied inside the solve. They do not narrow the covariance.
+        bounds: lower and upper bound of delta_q, which hold inside the solve. They do not reduce the covariance.
         min_motion: a joint is observable if moving it by its `joint_scale` moves the image by this much [px rms over the
-            weighted pixels] in a way the other joints cannot imitate.
+            weighted pixels] in a way that the other joints cannot produce.
 
     Raises:
         InputError: a lower bound is above its upper bound, or a scale is not positive.
@@ -103,7 +103,7 @@ def solve_normal_equations(
     variance = residual_cost / (2 * best.num_observations - shape[-1]).clamp(min=1)
     inverse = torch.linalg.inv(A + floor[..., None] * eye)
     observability = _observability(inverse, best.total_weight)
-    # A joint that only the floor holds in place may be anywhere.
+    # A joint that is held by the numerical floor alone is unknown.
     variance_factor = inverse.diagonal(dim1=-2, dim2=-1)
     covariance = variance[..., None, None] * inverse
     covariance = _mark_unknown((variance_factor <= 0) | (variance_factor > 0.1 / floor), covariance)
@@ -126,7 +126,7 @@ def solve_normal_equations(
 
 @dataclass(frozen=True, eq=False)
 class _Minimizer:
-    """The minimizer x of a problem in units of `joint_scale`, and the pieces of the problem in float64."""
+    """The minimizer x in units of `joint_scale`, and the problem in those units in float64."""
 
     x: Tensor
     at_bound: Tensor
@@ -143,18 +143,18 @@ class _Minimizer:
 def _minimize(
     equations: NormalEquations, ridge: float, joint_scale: Tensor | None, bounds: tuple[Tensor, Tensor] | None
 ) -> _Minimizer:
-    """The step alone, without its covariance: all that a re-weighting needs."""
+    """The step without its covariance, which is all that a re-weighting needs."""
     out, n = equations.g.dtype, equations.g.shape[-1]
     A, g, cost, total, count, finite = _to_float64(equations)
     joint_scale = torch.ones(n, dtype=A.dtype, device=A.device) if joint_scale is None else joint_scale.to(A)
     if not ((joint_scale > 0) & joint_scale.isfinite()).all():
         raise InputError("every joint_scale must be a positive number")
-    A, g = A * joint_scale[:, None] * joint_scale, g * joint_scale  # from here on joints are counted in units
+    A, g = A * joint_scale[:, None] * joint_scale, g * joint_scale  # from here on in units of joint_scale
     lower, upper, bounded = _scale_bounds(g, joint_scale, bounds)
     mean_diagonal = A.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
-    # Without any motion in J the answer is zero; the 1 only keeps that problem regular, and its gradients finite.
+    # For J = 0 the solution is zero; the 1 only keeps that problem regular and its gradients finite.
     scale = torch.where(mean_diagonal > 0, mean_diagonal, torch.ones_like(mean_diagonal))
-    # Sums of squares are rounded, so duplicate columns need this much damping in any case to stay a regular problem.
+    # Minimal damping that keeps problems with equal columns regular in spite of rounding.
     floor = max(1e-12, 4 * torch.finfo(out).eps) * scale
     damping = torch.maximum(ridge * scale, floor)
     x, at_bound = solve_box_qp(A + torch.diag_embed(damping.expand_as(g)), g, lower, upper)
@@ -174,20 +174,20 @@ def solve_flow(
     min_motion: float = 2.0,
     layout: FieldLayout | None = None,
 ) -> Solution:
-    """Joint step that best explains a flow field, by iteratively reweighted least squares.
+    """Joint step that explains a flow field, by iteratively reweighted least squares.
 
     Args:
-        jacobian, flow, weight, layout: as for `normal_equations`. Give weight 0 off the robot: those pixels hold no
-            information about the joints but would drag the residual scale to zero.
-        robust: re-weighting by the residual against its scale (MAD); "tukey" starts with Cauchy steps, which converge
-            from anywhere, and ends with Tukey's biweight, which ignores outliers altogether. None = plain.
-        iterations: number of re-weightings (ignored for robust=None).
-        Others as for `solve_normal_equations`.
+        jacobian, flow, weight, layout: as for `normal_equations`. Pixels off the robot must have weight 0, or their zero
+            residuals would make the residual scale too small.
+        robust: M-estimator with the median absolute deviation as scale. "tukey" starts with Cauchy's weights, which converge
+            from anywhere, and ends with Tukey's biweight, which ignores outliers altogether. None = plain least squares.
+        iterations: number of re-weightings, none for robust=None.
+        ridge, joint_scale, bounds, min_motion: as for `solve_normal_equations`.
 
     Gradients flow to jacobian, flow and weight through every re-weighting and stay finite at rank loss.
 
     Raises:
-        InputError: shapes do not fit together.
+        InputError: shapes do not fit together, or a bound or scale is wrong.
     """
     if robust not in (None, "tukey", "cauchy"):
         raise InputError(f"robust must be 'tukey', 'cauchy' or None, got {robust!r}")
@@ -215,13 +215,13 @@ def solve_flow(
 
 
 def _residual(J: Tensor, f: Tensor, delta_q: Float[Tensor, "B n"]) -> Float[Tensor, "B P"]:
-    """Length of the flow left unexplained at every pixel [px]."""
+    """Length of the residual flow at every pixel [px]."""
     r = f - (delta_q.to(J)[:, None, None, :] @ J).squeeze(-2)
     return (r.square().sum(1) + torch.finfo(r.dtype).tiny ** 0.5).sqrt()  # sqrt'(0) is infinite
 
 
 def _to_float64(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Bool[Tensor, "*batch"]]:
-    """Matrix, vector, energy, weight and count in float64, zero for items that are not finite; which items are."""
+    """H, g, cost, weight and count in float64, zero for items that are not usable; and which items are finite."""
     e = equations
     A, g, energy, total, count = (x.double() for x in (e.H, e.g, e.cost, e.total_weight, e.num_observations))
     finite = A.isfinite().flatten(-2).all(-1) & g.isfinite().all(-1) & energy.isfinite() & total.isfinite()
@@ -235,7 +235,7 @@ def _to_float64(equations: NormalEquations) -> tuple[Tensor, Tensor, Tensor, Ten
 def _scale_bounds(
     g: Tensor, joint_scale: Tensor, bounds: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor | None, Tensor | None, Bool[Tensor, "*batch"]]:
-    """Lower and upper bound, each (*batch, n) in units; which items have bounds free of NaN."""
+    """Lower and upper bound, each (*batch, n) in units of `joint_scale`; and which items have no NaN in them."""
     if bounds is None:
         return None, None, torch.ones_like(g[..., 0], dtype=torch.bool)
     if (bounds[0] > bounds[1]).any():
@@ -247,7 +247,7 @@ def _scale_bounds(
 
 
 def _mark_unknown(unknown: Bool[Tensor, "*batch n"], covariance: Tensor) -> Tensor:
-    """The covariance with infinite variance, and no covariance, for joints of which nothing is known."""
+    """The covariance with infinite variance of unknown joints and no covariance with the others."""
     off = unknown[..., :, None] | unknown[..., None, :]
     covariance = torch.where(off, torch.zeros_like(covariance), covariance)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
@@ -255,15 +255,15 @@ def _mark_unknown(unknown: Bool[Tensor, "*batch n"], covariance: Tensor) -> Tens
 
 
 def _observability(inverse: Tensor, total: Tensor) -> Tensor:
-    """Root mean square image motion of each joint that the others cannot imitate: sqrt(1 / inv(A)_kk / sum w)."""
+    """Root mean square image motion of each joint that the others cannot produce: sqrt(1 / inv(A)_kk / sum w)."""
     diagonal = inverse.diagonal(dim1=-2, dim2=-1)
-    # Rounding can leave a singular matrix with a negative eigenvalue: nothing is known of such a joint either.
+    # Rounding can make an eigenvalue of a singular matrix negative; such a joint is unknown as well.
     information = torch.where(diagonal > 0, 1 / diagonal.clamp(min=1e-300), torch.zeros_like(diagonal))
     return (information / total[..., None].clamp(min=1e-30)).clamp(min=1e-30).sqrt()
 
 
 def _mark_not_finite(solution: Solution, where: Bool[Tensor, "*batch"]) -> Solution:
-    """The same solution with the items `where` withdrawn."""
+    """The same solution with the items `where` marked as not finite."""
     if not where.any():
         return solution
     all_joints = torch.ones_like(solution.observable)

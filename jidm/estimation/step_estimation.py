@@ -1,7 +1,7 @@
-"""A joint step between two images by a learned field: match, solve, then align the images around the solution.
+"""The joint step between two images by a learned field: least squares on matched flow, then direct alignment.
 
-The network's own matching, or flow measured elsewhere, gives the first estimate; Gauss-Newton on the joint step over the
-brightness of the robot's pixels refines it, from coarse to fine.
+The network's matching or external flow gives a first estimate; Gauss-Newton on the brightness of the robot's pixels refines it
+from coarse to fine.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ from jidm.fields.free.config import FLOW_STRIDE, STRIDE
 from jidm.flow.base import Flow, mask_invalid
 
 RIDGE = 1e-4
-"""Relative damping, the same in training and in decoding."""
+"""Relative damping of the solve, equal in training and decoding."""
 
 _UNKNOWN_VARIANCE = 1e4  # [rad^2 or m^2] of joints that were not measured
-_REGRESSION_GATE = 2.0  # standard deviations beyond which a regressed step is weighted down
-_MIN_MOTION = 0.1  # [px rms] a joint is observable if a typical step of it moves the image by this much on its own
+_REGRESSION_GATE = 2.0  # standard deviations beyond which the covariance of a regressed step is inflated
+_MIN_MOTION = (
+    0.1  # [px rms] image motion that a typical step of an observable joint causes, see `solve_normal_equations`
+)
 
 
 @dataclass(frozen=True, eq=False)
 class StepEstimate:
-    """A step and everything it was made of.
+    """A step with all measurements that it was estimated from.
 
     Attributes:
-        solution: of the last measurement, without the prior, fused with the regressed step where the field has one. Its
-            residual [px rms] and explained fraction are of the brightness error on the robot, expressed as image motion, or
-            of flow measured elsewhere.
-        steps: (B, n) joint step after each measurement [rad or m], with the prior.
-        flow_measurements: of the first stage, from the first to the second image and back; flow measured elsewhere has the
-            way back only where that was measured too.
-        photometric_measurements: of the refinement stages, both ways each.
+        solution: of the last measurement without the prior, fused with the regressed step where the field has one. Its
+            residual [px rms] and explained fraction are those of the flow, or of the brightness error on the robot converted
+            to image motion.
+        steps: (B, n) joint step after each measurement, with the prior [rad or m].
+        flow_measurements: from the first image to the second, and back where there is backward flow.
+        photometric_measurements: of each refinement stage, in both directions.
     """
 
     solution: Solution
@@ -59,7 +60,7 @@ class StepEstimate:
 
     @property
     def last_measurement(self) -> tuple[FlowMeasurement, ...] | tuple[PhotometricMeasurement, PhotometricMeasurement]:
-        """The measurement that the solution comes from."""
+        """The measurement of the solution."""
         return self.photometric_measurements[-1] if self.photometric_measurements else self.flow_measurements
 
 
@@ -70,15 +71,17 @@ def estimate_step(
 ) -> StepEstimate:  # fmt: skip
     """The joint step from the first batch of images to the second, differentiable in fields, masks and matching.
 
-    Args:
-        flow: measured elsewhere, from first to second in the size of the images; replaces matching and refinement.
-        backward_flow: likewise from second to first, where that was measured too.
-        prior: of the step [rad or m]. Each stage starts from the posterior mean of the stage before; the first refinement
-            starts from the prior's mean where the images agree better there.
-        refinement_stages: of the alignment, for a field whose calibration found that it helps.
-        unrolled: gradients flow through all stages; otherwise each stage's start is a constant.
+    With a step regressor, the step is also regressed from the flow and fused with every measurement.
 
-    A field with a step regressor regresses the step from the first stage's flow; it is fused with every measurement.
+    Args:
+        field: the network.
+        first, second: the images with the field at their joint positions.
+        flow: external flow from first to second, of any resolution [px]; replaces matching and refinement.
+        backward_flow: external flow from second to first.
+        prior: of the step [rad or m]. Each stage starts at the posterior mean of the stage before; the first refinement
+            stage starts at the prior's mean where the images agree better there.
+        refinement_stages: of the alignment, for fields that it improves (`use_refinement`).
+        unrolled: whether gradients flow through all stages; otherwise the start of each stage is a constant.
     """
     if flow is not None:
         given = [_external_flow(flow, first)]
@@ -118,7 +121,14 @@ def estimate_step(
 def estimate_pair_steps(
     field: JacobianPredictor, evaluation: FieldEvaluation, *flows: Flow, unrolled: bool = False
 ) -> StepEstimate:
-    """Steps of unrelated pairs: a batch of all first images, then all second ones; by flow there and back, if given."""
+    """Steps of unrelated pairs of images, with the prior of the training steps.
+
+    Args:
+        field: the network.
+        evaluation: of all first images, then all second ones.
+        flows: external flow, forward and optionally backward.
+        unrolled: as for `estimate_step`.
+    """
     count = len(evaluation.mask) // 2
     return estimate_step(
         field, evaluation[:count], evaluation[count:], *flows, prior=step_prior(field, count), unrolled=unrolled
@@ -129,20 +139,20 @@ def estimate_pair_steps(
 def predict_steps(
     field: JacobianPredictor, first: Float[Tensor, "b 3 H W"], second: Float[Tensor, "b 3 H W"]
 ) -> Float[Tensor, "b n"]:
-    """Joint steps of unrelated pairs of images [rad or m], the field evaluated at the poses predicted from them."""
+    """Joint steps of unrelated pairs of images [rad or m], with the field at the poses predicted from them."""
     features = field.encode(torch.cat([first, second]))
     return estimate_pair_steps(field, FieldEvaluation.of(field, features, field.predict_pose(features)[0])).steps[-1]
 
 
 def step_prior(field: JacobianPredictor, count: int) -> Gaussian:
-    """Prior of `count` steps: zero mean, with the covariance of the steps in training."""
+    """Prior of `count` steps: zero mean and the covariance of the training steps."""
     std = field.delta_std
     covariance = std[:, None] * field.delta_correlation.to(std) * std
     return Gaussian(std.new_zeros(count, len(std)), covariance.expand(count, -1, -1))
 
 
 def finite_covariance(covariance: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """A covariance of finite numbers: infinite variances become very large ones."""
+    """The covariance with large finite numbers in place of infinite ones."""
     return covariance.nan_to_num(posinf=_UNKNOWN_VARIANCE).clamp(-_UNKNOWN_VARIANCE, _UNKNOWN_VARIANCE)
 
 
@@ -152,7 +162,7 @@ def finite_covariance(covariance: Float[Tensor, "*batch n n"]) -> Float[Tensor, 
 def _match(
     field: JacobianPredictor, first: FieldEvaluation, second: FieldEvaluation
 ) -> tuple[FlowMeasurement, FlowMeasurement]:
-    """Flow by the network's own matching, both ways."""
+    """Flow by the network's matching, in both directions."""
     a, b = first.features.coarse, second.features.coarse
     forward, backward = field.correlation.correlate(a, b)
     return (
@@ -170,7 +180,7 @@ def _flow_equations(
 
 
 def _solve(field: JacobianPredictor, equations: NormalEquations, std_scale: Float[Tensor, " n"]) -> Solution:
-    """The step left around the linearization point; `std_scale` is the calibrated factor on standard deviations."""
+    """The step from the linearization point; `std_scale` is the calibrated factor on standard deviations."""
     solution = solve_normal_equations(equations, ridge=RIDGE, joint_scale=field.delta_std, min_motion=_MIN_MOTION)
     std_scale = std_scale.to(solution.covariance)
     return replace(solution, covariance=solution.covariance * std_scale[:, None] * std_scale)
@@ -179,7 +189,7 @@ def _solve(field: JacobianPredictor, equations: NormalEquations, std_scale: Floa
 def _regress_step(
     field: JacobianPredictor, first: FieldEvaluation, second: FieldEvaluation, measurements: Sequence[FlowMeasurement]
 ) -> Gaussian | None:
-    """The step regressed from flow; None if the field has no regressor in use."""
+    """The step regressed from flow; None if the field does not use a regressor."""
     if not bool(field.use_step_regression):
         return None
     mean, std = field.regress_step(first.features, second.features, [(x.flow, x.log_weight) for x in measurements])
@@ -189,15 +199,15 @@ def _regress_step(
 def _fuse_regression(solution: Solution, regression: Gaussian | None) -> Solution:
     """The measured step conditioned on the regressed one.
 
-    A regressed step that contradicts the measurement has its covariance inflated: the robot then does what it did not do in
-    training, and the measurement decides.
+    The covariance of a regressed step that contradicts the measurement is inflated, since the motion is then unlike those in
+    training.
     """
     if regression is None:
         return solution
-    solved, nothing = solution.valid[:, None], torch.zeros_like(solution.delta_q)
-    identity = torch.eye(nothing.shape[-1]).to(nothing)
+    solved, zero = solution.valid[:, None], torch.zeros_like(solution.delta_q)
+    identity = torch.eye(zero.shape[-1]).to(zero)
     measured = Gaussian(
-        torch.where(solved, solution.delta_q, nothing),
+        torch.where(solved, solution.delta_q, zero),
         torch.where(solved[..., None], finite_covariance(solution.covariance), identity),
     )
     error = (measured.mean - regression.mean)[..., None]
@@ -212,7 +222,7 @@ def _fuse_regression(solution: Solution, regression: Gaussian | None) -> Solutio
 
 
 def _apply_prior(step: Float[Tensor, "b n"], solution: Solution, prior: Gaussian | None) -> Float[Tensor, "b n"]:
-    """The posterior mean given the prior; items that were not solved stay as they are."""
+    """The posterior mean given the prior; items that were not solved are unchanged."""
     if prior is None:
         return step
     solved = solution.valid[:, None]
@@ -226,7 +236,7 @@ def _fits_better(
     first: FieldEvaluation, second: FieldEvaluation, crops: tuple[Crop, Crop], one: Float[Tensor, "b n"],
     other: Float[Tensor, "b n"],
 ) -> Bool[Tensor, " b"]:  # fmt: skip
-    """Whether the images differ less on the robot after one step than after the other, item by item."""
+    """Whether the brightness error on the robot is smaller for one step than for the other, per item."""
 
     def error(x: Tensor) -> Tensor:
         return photometric_error(first, second, crops[0], x)[0] + photometric_error(second, first, crops[1], -x)[0]
@@ -235,7 +245,7 @@ def _fits_better(
 
 
 def _with_flow_residual(solution: Solution, first: FieldEvaluation, measurement: FlowMeasurement) -> Solution:
-    """The solution with residual and explained fraction of the forward flow on the robot."""
+    """The solution with residual and explained fraction of the forward flow."""
     jacobian, robot = first.on_flow_grid
     weight = (measurement.log_weight.exp() * robot).detach()
     predicted = torch.einsum("bcnhw,bn->bchw", jacobian, solution.delta_q)
@@ -248,7 +258,7 @@ def _with_flow_residual(solution: Solution, first: FieldEvaluation, measurement:
 def _with_photometric_residual(
     solution: Solution, first: FieldEvaluation, second: FieldEvaluation, crop: Crop
 ) -> Solution:
-    """The solution with the remaining brightness error, expressed as image motion along the brightness gradient."""
+    """The solution with the brightness error as residual, converted to image motion by the mean brightness gradient."""
     step = solution.delta_q.detach()
     (error, gradient), (initial_error, _) = (
         photometric_error(first, second, crop, x) for x in (step, torch.zeros_like(step))
@@ -260,18 +270,18 @@ def _with_photometric_residual(
 def _with_residual(
     solution: Solution, residual_square: Float[Tensor, " b"], motion_square: Float[Tensor, " b"]
 ) -> Solution:
-    """The solution with a mean square residual [px^2] out of a mean square motion."""
+    """The solution with a mean square residual and a mean square motion [px^2]."""
     explained_fraction = (1 - residual_square / motion_square.clamp(min=1e-12)).clamp(0, 1)
-    # Items that are not valid report zero rather than NaN.
-    nothing, valid = torch.zeros_like(residual_square), solution.valid
-    residual = torch.where(valid, residual_square.clamp(min=1e-12).sqrt(), nothing)
-    return replace(solution, residual=residual, explained_fraction=torch.where(valid, explained_fraction, nothing))
+    # Zero rather than NaN for items that are not valid.
+    zero, valid = torch.zeros_like(residual_square), solution.valid
+    residual = torch.where(valid, residual_square.clamp(min=1e-12).sqrt(), zero)
+    return replace(solution, residual=residual, explained_fraction=torch.where(valid, explained_fraction, zero))
 
 
 def _external_flow(flow: Flow, first: FieldEvaluation) -> FlowMeasurement:
-    """Flow measured elsewhere, on the grid of flow."""
+    """External flow on the grid of flow."""
     b, (h, w) = len(first.mask), (side * STRIDE // FLOW_STRIDE for side in first.mask.shape[1:])
-    resized = mask_invalid(flow.flow, flow.weight).resized(h, w)  # a NaN would spread even from where nothing counts
+    resized = mask_invalid(flow.flow, flow.weight).resized(h, w)  # resizing would spread NaN of zero weight
     vectors = (resized.flow * FLOW_STRIDE).reshape(b, 2, h, w).to(first.mask)
     weight = resized.weight.reshape(b, h, w).to(first.mask)
     return FlowMeasurement(vectors, weight.log())

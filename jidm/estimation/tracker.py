@@ -1,8 +1,7 @@
-"""Tracking a robot's joint positions through a video: predict, measure, update; and smoothing afterwards.
+"""Tracks joint positions through a video with a constant-velocity Kalman filter: predict, measure, update.
 
-One constant-velocity Kalman filter for every kind of field. What differs is the measurement model: how a frame is compared
-with the previous one, and what it says about the pose itself. The tracker is streaming; its memory does not grow unless
-`keep_history` asks for smoothing.
+The filter is the same for every kind of field; a measurement model turns each frame into a measured step and, where it can,
+into measured positions. The tracker is streaming: its memory does not grow, unless a history is kept for smoothing.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ _MIN_DT = 1e-3  # frames are never closer in time than this [s]
 
 @dataclass(frozen=True, eq=False)
 class JointLimits:
-    """What the joints can do.
+    """Limits of the joints.
 
     Attributes:
         lower, upper: positions [rad or m].
         velocity: speed [rad/s or m/s], may be infinite.
-        joint_scale: a typical motion, by which rad and m are compared [rad or m].
+        joint_scale: a typical motion of each joint, to compare rad with m [rad or m].
     """
 
     lower: Float[Tensor, " n"]
@@ -37,13 +36,13 @@ class JointLimits:
     joint_scale: Float[Tensor, " n"]
 
     def max_step(self, dt: float) -> Float[Tensor, " n"]:
-        """Largest step within dt seconds [rad or m]; a quarter of the scale for joints without a speed limit."""
+        """Largest step within dt [s]; a quarter of `joint_scale` for joints without a speed limit [rad or m]."""
         return torch.where(self.velocity.isfinite(), self.velocity * dt, self.joint_scale * 0.25)
 
 
 @dataclass(frozen=True, eq=False)
 class TrackedStep:
-    """One step: everything (n,) or (n, n) or scalar; see `JointMotion` for the meaning of each."""
+    """One step: vectors (n,), matrices (n, n) and scalars, see `JointMotion`."""
 
     delta_q: Tensor
     position: Tensor
@@ -54,20 +53,20 @@ class TrackedStep:
     observable: Tensor
     valid: bool
     accepted: bool = True
-    """Whether the frame was measured: the next step starts from it. False for a frame that shows nothing known."""
+    """Whether the frame was measured, so that the next step starts from it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What one frame says.
+    """Measurement of one frame.
 
     Attributes:
         step: joint step since the last accepted frame [rad or m].
-        position: joint positions in the frame [rad or m]; None where it says nothing about them.
+        position: joint positions in the frame [rad or m]; None if they were not measured.
         residual: image motion of the robot that the step does not explain [px rms].
-        explained_fraction: fraction of the image motion's energy that it explains.
-        observable: (n,) joints that the camera can tell apart.
-        maneuver: (n,) joints that changed their velocity more than the prediction allows.
+        explained_fraction: fraction of the energy of the robot's image motion that the step explains.
+        observable: (n,) joints whose motion can be distinguished from that of the others.
+        maneuver: (n,) joints that changed their velocity by more than the prediction allows; the filter accepts the step.
         valid: whether the step may be used.
     """
 
@@ -82,11 +81,11 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What is expected of a frame before it is measured.
+    """Prediction of a frame before it is measured.
 
     Attributes:
         q: (n,) joint positions [rad or m]. step: since the last accepted frame.
-        bounds: lower and upper joint positions that can be reached.
+        bounds: lower and upper joint positions that the joints can reach in that time [rad or m].
         dt: time since the last accepted frame [s].
     """
 
@@ -98,46 +97,45 @@ class Prediction:
 
 @runtime_checkable
 class MeasurementModel(Protocol):
-    """How frames are measured with one kind of Jacobian field; holds what it needs of the last accepted frame."""
+    """Measures frames with one kind of Jacobian field; stores what it needs of the last accepted frame."""
 
     @property
     def filter(self) -> FilterOptions:
-        """Options of the filter that suit its measurements."""
+        """Filter options for its measurements."""
         ...
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
-        """Begin at a frame: at q0, which is exact, or at the pose that the frame shows."""
+        """Start at a frame: with the exact pose q0 [rad or m], or with a predicted one if it is None."""
         ...
 
     def initial_velocity(
         self, dt: float, limits: JointLimits
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"] | None]:
-        """Standard deviation [rad/s or m/s] and correlation of the velocities before anything was measured."""
+        """Standard deviation [rad/s or m/s] and correlation of the velocities before the first measurement."""
         ...
 
     def measure(
         self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
     ) -> Measurement | None:
-        """Measure a frame; None if it shows nothing that was there before."""
+        """Measure a frame relative to the last accepted one; None if that is not possible."""
         ...
 
     def accept(self, q: Float[Tensor, " n"]) -> None:
-        """The frame that was measured last becomes the one to compare with, its joint positions being q."""
+        """Make the frame that was measured last the reference of the next one, with joint positions q [rad or m]."""
         ...
 
     def correct(self, q: Float[Tensor, " n"]) -> None:
-        """The joint positions in the last accepted frame are q after all."""
+        """Replace the joint positions in the last accepted frame by q [rad or m]."""
         ...
 
     def inflate(self, covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-        """Covariance of a step with errors that last over frames counted in."""
+        """Covariance of a step including errors that are correlated over frames."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class _FilterStep:
-    """An accepted frame: the state (positions and velocities) before and after its update, the transition to it from the
-    frame before, and the time since that [s]."""
+    """An accepted frame: state before and after its update, transition from the frame before it, and time since that [s]."""
 
     predicted: Gaussian
     filtered: Gaussian
@@ -149,17 +147,17 @@ class Tracker:
     """Tracks one robot in one video.
 
     Args:
-        model: how frames are measured.
+        model: measures the frames.
         limits: of the joints; positions and speeds stay inside.
-        keep_history: keep what `smooth` needs, (2n)^2 numbers a frame.
+        keep_history: store what `smooth` needs, (2n)^2 numbers per frame.
     """
 
     def __init__(self, model: MeasurementModel, limits: JointLimits, *, keep_history: bool = False) -> None:
         self.model, self.limits, self.keep_history = model, limits, keep_history
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None) -> None:
-        """Begin at a frame; without q0 [rad or m] at the pose that the frame shows."""
-        # A stated pose outside the limits is accepted; from there the joints may only move back.
+        """Start at a frame, with joint positions q0 [rad or m] or the model's prediction if it is None."""
+        # A given pose outside the limits is accepted; from there the joints may only move back.
         self._lower = self.limits.lower if q0 is None else torch.minimum(self.limits.lower, q0)
         self._upper = self.limits.upper if q0 is None else torch.maximum(self.limits.upper, q0)
         initial = self.model.start(frame, q0, self.limits)
@@ -170,7 +168,8 @@ class Tracker:
         self._history: list[_FilterStep] = []
 
     def skip(self, dt: float) -> TrackedStep:
-        """A frame that shows nothing: hold the pose; the next good frame is measured from the last good one."""
+        """Leave out a frame, dt [s] after the previous one: hold the pose and measure the next frame from the last accepted
+        one."""
         self._elapsed += dt
         zero = torch.zeros_like(self.q)
         inflated = self.position_covariance + torch.diag(self.limits.max_step(self._elapsed) ** 2)
@@ -192,7 +191,10 @@ class Tracker:
         Args:
             frame: finite, same size as the first.
             dt: time since the previous frame, skipped ones included [s].
-            flows: from the last accepted frame to this one, perhaps also back; measured elsewhere.
+            flows: external flow from the last accepted frame to this one, and optionally back.
+
+        Returns:
+            The step; that of `skip` if the model could not measure the frame.
         """
         gap, interval = self._elapsed, max(self._elapsed + dt, _MIN_DT)
         options = self.model.filter
@@ -234,7 +236,11 @@ class Tracker:
         )
 
     def correct(self, q: Float[Tensor, " n"], std: float) -> None:
-        """Joint positions in the last accepted frame as the robot itself measured them [rad or m], and how exactly."""
+        """Update with joint positions of the last accepted frame that the robot reported.
+
+        Args:
+            q: [rad or m]. std: their standard deviation [rad or m].
+        """
         measured = Gaussian(q.to(self.q), torch.diag(torch.full_like(self.q, std**2)))
         if self._state is None:
             self.q, self.position_covariance = measured.mean, measured.covariance
@@ -250,9 +256,9 @@ class Tracker:
         self.model.correct(self.q)
 
     def smooth(self, steps: Sequence[TrackedStep]) -> list[TrackedStep]:
-        """All steps since `start`, given the frames after them as well (Rauch-Tung-Striebel); needs `keep_history`.
+        """Rauch-Tung-Striebel smoother: all steps since `start`, given later frames as well; needs `keep_history`.
 
-        Steps that are not valid stay so; the pose at a frame that was not accepted is held as before it.
+        Steps that are not valid stay invalid; at a frame that was not accepted, the pose before it is held.
         """
         if self._initial_state is None or not self._history:
             return list(steps)
@@ -290,7 +296,7 @@ class Tracker:
         return Prediction(q, Gaussian(step.mean.to(self.q), step.covariance.to(self.q)), bounds, interval)
 
     def _feasible_step(self, state: KalmanState, interval: float) -> Float[Tensor, " n"]:
-        """The filtered step, no faster than the joints move and no further than their limits."""
+        """The filtered step, within speed and position limits."""
         step = self._limit_speed(state.step_marginal(interval).mean.to(self.q), interval)
         return self._clamp_to_limits(self.q + step) - self.q
 

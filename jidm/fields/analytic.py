@@ -1,7 +1,7 @@
-"""The exact Jacobian field of a robot whose URDF and camera are known. Nothing is trained, nothing is rasterized.
+"""The exact Jacobian field of a robot with known URDF and camera, without training and without a renderer.
 
-A point of link l at p in the base frame moves with `v_k + w_k x p` per unit of joint k (`Kinematics.link_twists`),
-and the pixel with the projection's derivative of that.
+A point p of link l in the base frame moves by `v_k + w_k x p` per unit of joint k (`Kinematics.link_twists`), and its pixel by
+the derivative of the projection times that.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from jidm.camera.model import Camera
     from jidm.robot.embodiment import Embodiment
 
-# The z-buffer has this many cells along the longer image side, whatever the resolution: its density of points is then
-# a property of the robot, not of the video.
+# Cells of the z-buffer along the longer image side, independent of the resolution, so that the density of points per cell
+# does not depend on the video.
 _BUFFER_CELLS = 120
 _CONTOUR_SPACING = 1.5  # [px]
 
@@ -36,11 +36,11 @@ class AnalyticField:
 
     Args:
         embodiment: the robot.
-        camera: where it is seen from; the field's pixels are this camera's.
-        points: number of surface points the field reports.
-        occluders: number of surface points in the z-buffer (the reported ones included).
-        contour_points: number of candidate points on edges, sampled when a contour is first asked for. Few of them lie
-            on an outline at any one pose, round links' above all.
+        camera: the camera; Jacobians are in its pixels.
+        points: number of surface points of the field.
+        occluders: number of surface points in the z-buffer, including these.
+        contour_points: number of candidate points on edges, sampled on first use. Only few of them lie on a contour at any
+            one pose, above all of round links.
         seed: of the sampling.
     """
 
@@ -66,7 +66,7 @@ class AnalyticField:
         self.surface = _shuffled(sample_surface(embodiment.model, occluders, seed=seed), seed)
 
     def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
-        """The field at joint positions q [rad or m]; the image is not needed and not read."""
+        """The field at joint positions q [rad or m]; the image is not used."""
         surface = self.surface.to(q)
         poses = self.kinematics.link_poses(q)
         p_base = self.kinematics.transform_points(poses, surface.link, surface.p_link)
@@ -81,9 +81,8 @@ class AnalyticField:
     ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
         """The field on a `height x width` grid over the whole image.
 
-        Every cell takes the nearest visible surface point in it (or, where the sampling left a gap, the nearest of
-        its neighbors), puts it at the cell's center at that point's depth, and writes its exact Jacobian in pixels of
-        the grid. Batched over any shape.
+        Each cell is the nearest visible surface point in it (in gaps of the sampling, the nearest one of its neighbors),
+        moved to the center of the cell at the depth of that point, with its exact Jacobian.
 
         Returns:
             jacobian (*batch, 2, n, height, width) [grid px per rad or m], 0 off the robot, and the mask, 1 on it.
@@ -100,10 +99,10 @@ class AnalyticField:
     def visible_surface(
         self, q: Float[Tensor, " n"], height: int, width: int
     ) -> tuple[Int[Tensor, "{height} {width}"], Surface]:
-        """What each pixel shows of the robot at q.
+        """The surface point that is visible in each pixel at q.
 
         Returns:
-            For each pixel the number of its surface point, -1 off the robot; and the points, fixed to their links.
+            The index of each pixel's point, -1 off the robot; and the points, in the frames of their links.
         """
         poses = self.kinematics.link_poses(q)
         p, link = self._rasterize(self.camera.resized(width, height), poses)
@@ -116,7 +115,7 @@ class AnalyticField:
     def project_surface(
         self, q: Float[Tensor, " n"], surface_points: Surface, height: int, width: int
     ) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-        """Where surface points are in a picture of that size at q, exactly [px], and how far from the camera [m]."""
+        """Exact positions of surface points in an image of that size at q [px], and their depths [m]."""
         p_base = self.kinematics.transform_points(
             self.kinematics.link_poses(q), surface_points.link, surface_points.p_link
         )
@@ -126,7 +125,7 @@ class AnalyticField:
     def _rasterize(
         self, camera: Camera, poses: Float[Tensor, "*batch links 4 4"]
     ) -> tuple[Float[Tensor, "*batch cells 3"], Int[Tensor, "*batch cells"]]:
-        """The point [m, base frame] and the link that every pixel shows; link -1 off the robot."""
+        """The point [m, base frame] and the link that are visible in each pixel; link -1 off the robot."""
         surface = self.surface.to(poses)
         p_base = self.kinematics.transform_points(poses, surface.link, surface.p_link)
         uv, depth = camera.project(p_base)
@@ -147,8 +146,8 @@ class AnalyticField:
         return sample_mesh_edges(self.embodiment.model, self.contour_points, seed=self.seed)
 
     def visible_contour(self, q: Float[Tensor, " n"]) -> Int[Tensor, " K"]:
-        """Identities of the edge points that draw a line in the picture at q and are not hidden, spread evenly over the
-        picture: a gripper's many small edges say no more than the outline of the arm."""
+        """Identities of the edge points that are visible as a line in the image at q, subsampled to a uniform density in the
+        image, so that the many small edges of a gripper do not dominate."""
         edges, surface, camera = self.edges.to(q), self.surface.to(q), self.camera
         with torch.no_grad():
             poses = self.kinematics.link_poses(q)
@@ -166,7 +165,7 @@ class AnalyticField:
             return candidates[unoccluded][_grid_subsample(uv[unoccluded], _CONTOUR_SPACING)]
 
     def contour(self, q: Float[Tensor, " n"], index: Int[Tensor, " K"]) -> ContourJacobian:
-        """Edge points at q: where they are in the picture, across which direction they can be measured, how they move."""
+        """The edge points `index` at q: positions, normals and Jacobians in the image."""
         edges, camera = self.edges.to(q)[index], self.camera
         poses = self.kinematics.link_poses(q)
         p_base = self.kinematics.transform_points(poses, edges.link, edges.p_link)
@@ -182,7 +181,7 @@ class AnalyticField:
 
     @property
     def _cell(self) -> float:
-        """Edge of a z-buffer cell [px]."""
+        """Side of a z-buffer cell [px]."""
         return max(self.camera.width, self.camera.height) / _BUFFER_CELLS
 
     def _visible(self, poses: Tensor, surface: Surface, p_base: Tensor) -> Bool[Tensor, "*batch N"]:
@@ -205,10 +204,10 @@ class AnalyticField:
     def _image_jacobian(
         self, camera: Camera, poses: Tensor, p_base: Tensor, link: Int[Tensor, "*one_or_each N"]
     ) -> Float[Tensor, "*batch N 2 n"]:
-        """d(u, v)/dq of points at p_base that ride on `link`, exact."""
+        """Exact d(u, v)/dq of points p_base of the links `link` [px/rad or px/m]."""
         twists = self.kinematics.link_twists(poses)
         P = camera.projection_jacobian(camera.transform(p_base))  # (*batch, N, 2, 3)
-        # P (v + w x p) = P v + (p x P^T)^T w, so each point is one 2x6 row block times its link's 6xn twist.
+        # P (v + w x p) = P v + (p x P^T)^T w, so each point is one 2x6 block times the 6xn twist of its link.
         moment = torch.linalg.cross(p_base.unsqueeze(-2).expand_as(P), P, dim=-1)
         rows = torch.cat([P, moment], dim=-1)
         if link.dim() == 1:
@@ -219,12 +218,13 @@ class AnalyticField:
 
 @dataclass(frozen=True, eq=False)
 class AnalyticPose:
-    """An `AnalyticField` at one pose: its points, which are seen, and where they go.
+    """An `AnalyticField` at given joint positions.
 
     Attributes:
-        q: (*batch, n) the pose [rad or m].
-        surface_points: the N points, fixed to their links.
-        visible: (*batch, N) which of them the camera sees at q.
+        field: the field.
+        q: (*batch, n) the joint positions [rad or m].
+        surface_points: the N points, in the frames of their links.
+        visible: (*batch, N) which of them are visible at q.
     """
 
     field: AnalyticField
@@ -233,7 +233,7 @@ class AnalyticPose:
     visible: Bool[Tensor, "*batch N"]
 
     def surface(self, delta_q: Float[Tensor, "*batch n"] | None = None) -> SurfaceJacobian:
-        """The points carried by exact FK to `q + delta_q`; visibility is that of the pose the field was taken at."""
+        """The points moved to `q + delta_q` by forward kinematics; their visibility is that at q."""
         field, surface_points = self.field, self.surface_points
         poses = field.kinematics.link_poses(self.q if delta_q is None else self.q + delta_q)
         p_base = field.kinematics.transform_points(poses, surface_points.link, surface_points.p_link)
@@ -243,7 +243,7 @@ class AnalyticPose:
         return SurfaceJacobian(uv, jacobian, self.visible, normals, surface_points.link)
 
     def keep(self, index: Int[Tensor, " K"]) -> AnalyticPose:
-        """The same pose with only the points `index`."""
+        """The same field with only the points `index`."""
         surface_points = Surface(
             self.surface_points.link[index], self.surface_points.p_link[index], self.surface_points.normal_link[index]
         )
@@ -251,7 +251,7 @@ class AnalyticPose:
 
 
 def _grid_subsample(uv: Float[Tensor, "N 2"], spacing: float) -> Int[Tensor, " K"]:
-    """In ascending order the first of the points in each square cell of that size."""
+    """Indices of the first point in each square cell of side `spacing`, in ascending order."""
     cell = (uv / spacing).floor().long()
     _, group = cell.unique(dim=0, return_inverse=True)
     order = torch.arange(len(uv), device=uv.device)
@@ -260,7 +260,7 @@ def _grid_subsample(uv: Float[Tensor, "N 2"], spacing: float) -> Int[Tensor, " K
 
 
 def _shuffled(surface: Surface, seed: int) -> Surface:
-    """Shuffled, so that any leading part of the points is an even sample of the whole robot."""
+    """The points in random order, so that any leading part of them is a uniform sample of the robot."""
     order = torch.randperm(len(surface), generator=torch.Generator().manual_seed(seed))
     return Surface(surface.link[order], surface.p_link[order], surface.normal_link[order])
 
@@ -268,7 +268,7 @@ def _shuffled(surface: Surface, seed: int) -> Surface:
 def _splat(
     uv: Tensor, depth: Tensor, visible: Tensor, link: Tensor, height: int, width: int
 ) -> tuple[Float[Tensor, "*batch HW"], Int[Tensor, "*batch HW"]]:
-    """Nearest visible point of every cell: its depth [m] and link (-1 where there is none); one-cell gaps filled."""
+    """Depth [m] and link of the nearest visible point of each cell, link -1 if there is none; small gaps are filled."""
     with torch.no_grad():
         column, row = uv.round().long().unbind(-1)
         visible = visible & (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -277,14 +277,14 @@ def _splat(
         buffer = z.new_full((*z.shape[:-1], height * width + 1), torch.inf)
         depth_grid = buffer.scatter_reduce(-1, index, z, reduce="amin")
         winner = visible & (z <= depth_grid.gather(-1, index))
-        # Losers write into the spare last cell.
+        # Points that are not the nearest write into the spare last cell.
         link_grid = torch.full_like(depth_grid, -1, dtype=torch.long)
         link_grid.scatter_(-1, torch.where(winner, index, height * width), link.expand_as(index))
         return _fill_gaps(depth_grid[..., :-1], link_grid[..., :-1], height, width)
 
 
 def _fill_gaps(depth: Tensor, link: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Give empty cells that have at least three occupied neighbors the nearest of those."""
+    """Empty cells with at least three occupied neighbors take the nearest of those."""
     batch, count = depth.shape[:-1], depth.shape[:-1].numel()
     z = torch.nn.functional.pad(depth.reshape(count, 1, height, width), (1, 1, 1, 1), value=torch.inf)
     k = torch.nn.functional.pad(link.reshape(count, 1, height, width), (1, 1, 1, 1), value=-1)

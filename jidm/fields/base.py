@@ -1,7 +1,7 @@
-"""What every Jacobian field offers, whether computed from a URDF or learned from pixels.
+"""The interface of Jacobian fields, computed from a URDF or learned from images.
 
-A field says how far each image point moves per unit of each joint: `jacobian[..., k]` in px/rad (px/m for
-prismatic joints), so that `flow ~ jacobian @ delta_q` to first order.
+A field gives the motion of each image point per unit of each joint: `jacobian[..., k]` in px/rad (px/m for prismatic joints),
+so that `flow = jacobian @ delta_q` to first order.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class SurfaceJacobian:
-    """A field at scattered points of the robot.
+    """A Jacobian field at scattered points of the robot's surface.
 
     Attributes:
         points: (*batch, N, 2) pixel positions (u, v).
         jacobian: (*batch, N, 2, n) motion of each point per unit of each joint [px/rad or px/m].
-        visible: (*batch, N) whether the camera sees the point; the rest of its row is still exact.
-        normals: (*batch, N, 3) outward normals in the base frame, None where the field knows no geometry.
-        part: (N,) number of the rigid part that each point rides on, None where the field knows none.
+        visible: (*batch, N) whether the point is visible; the other attributes are exact for hidden points, too.
+        normals: (*batch, N, 3) outward normals in the base frame; None without geometry.
+        part: (N,) index of the rigid part that each point belongs to; None without geometry.
     """
 
     points: Float[Tensor, "*batch N 2"]
@@ -34,14 +34,14 @@ class SurfaceJacobian:
 
 @dataclass(frozen=True, eq=False)
 class ContourJacobian:
-    """Points on the robot's outlines and creases in one picture.
+    """Points on outlines and creases of the robot in one image.
 
     Attributes:
         index: (K,) identity of each point, stable from frame to frame.
         points: (K, 2) pixel positions (u, v).
-        normals: (K, 2) unit direction across the line in the picture.
-        jacobian: (K, n) motion of each point across its line per unit of each joint [px/rad or px/m].
-        part: (K,) number of the rigid part that each point rides on, None where the field knows none.
+        normals: (K, 2) unit vectors normal to the contour in the image.
+        jacobian: (K, n) motion of each point along its normal per unit of each joint [px/rad or px/m].
+        part: (K,) index of the rigid part that each point belongs to; None without geometry.
     """
 
     index: Int[Tensor, " K"]
@@ -53,57 +53,57 @@ class ContourJacobian:
 
 @runtime_checkable
 class FieldAtPose(Protocol):
-    """A field held at one pose, with points that can be carried along a joint step."""
+    """A field at given joint positions, with surface points that can be moved by a joint step."""
 
     @property
     def q(self) -> Float[Tensor, "*batch n"]:
-        """The pose [rad or m]."""
+        """The joint positions [rad or m]."""
         ...
 
     @property
     def visible(self) -> Bool[Tensor, "*batch N"]:
-        """Which of the field's points the camera sees at this pose."""
+        """Which of the field's points are visible at q."""
         ...
 
     def surface(self, delta_q: Float[Tensor, "*batch n"] | None = None) -> SurfaceJacobian:
-        """The same physical points after a step `delta_q` from the pose (no step if not given)."""
+        """The same physical points at `q + delta_q` [rad or m]; at q if no step is given."""
         ...
 
     def keep(self, index: Int[Tensor, " K"]) -> FieldAtPose:
-        """The same field restricted to some of its points."""
+        """The same field with only the points `index`."""
         ...
 
 
 @runtime_checkable
 class ContourField(Protocol):
-    """A field that also knows where the robot draws lines; lines pin the pose absolutely, without drift."""
+    """A field that also gives the robot's contours, which measure the pose absolutely."""
 
     @property
     def contour_points(self) -> int:
-        """Number of contour points; identities are below it."""
+        """Number of contour points, which is above every identity."""
         ...
 
     def visible_contour(self, q: Float[Tensor, " n"]) -> Int[Tensor, " K"]:
-        """Identities of the contour points that draw a line in the picture at q."""
+        """Identities of the contour points that are visible as a line in the image at q."""
         ...
 
     def contour(self, q: Float[Tensor, " n"], index: Int[Tensor, " K"]) -> ContourJacobian:
-        """Those contour points at q."""
+        """The contour points `index` at q."""
         ...
 
 
 @runtime_checkable
 class PosePredictor(Protocol):
-    """A field that tells the pose of a robot it has never followed."""
+    """A field that predicts joint positions from a single frame."""
 
     def predict_pose_from_frame(self, frame: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Joint positions shown by a frame and their standard deviation [rad or m]."""
+        """Joint positions in a frame and their standard deviation [rad or m]."""
         ...
 
 
 @runtime_checkable
 class JacobianField(Protocol):
-    """One robot seen by one camera."""
+    """The Jacobian field of one robot in one camera."""
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -111,11 +111,12 @@ class JacobianField(Protocol):
         ...
 
     def at(self, q: Float[Tensor, "*batch n"], image: Float[Tensor, "*batch 3 H W"] | None = None) -> FieldAtPose:
-        """The field at joint positions q; a learned field reads the image instead or as well."""
+        """The field at joint positions q [rad or m]; the image is for fields that need it."""
         ...
 
     def dense(
         self, q: Float[Tensor, "*batch n"], height: int, width: int, image: Float[Tensor, "*batch 3 H W"] | None = None
     ) -> tuple[Float[Tensor, "*batch 2 n {height} {width}"], Float[Tensor, "*batch {height} {width}"]]:
-        """The field on a grid over the whole image [px of that grid per unit], and the robot's mask in [0, 1]."""
+        """The field at joint positions q on a grid over the whole image [px of that grid per rad or m], and the robot's mask in
+        [0, 1]; the image is for fields that need it."""
         ...

@@ -1,4 +1,4 @@
-"""Exact geometry with learned eyes: URDF and camera say how the robot moves, a network where it is in the first frame."""
+"""The hybrid field: exact Jacobians from URDF and camera, and a network that predicts the first pose."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class HybridField(AnalyticField):
-    """An exact field that need not be told the first pose: a network trained for the robot reads it off the picture.
+    """An `AnalyticField` that predicts joint positions from a frame with a trained network.
 
     Args:
-        learned: trained for this robot.
+        learned: network trained for this robot.
         embodiment: the robot.
         camera: of the video.
-        points, occluders, seed: as of `AnalyticField`.
+        sampling: options of `AnalyticField`: numbers of points, seed.
 
     Raises:
         CheckpointError: the network was trained for other joints.
@@ -35,21 +35,18 @@ class HybridField(AnalyticField):
         learned: LearnedField,
         embodiment: Embodiment,
         camera: Camera,
-        *,
-        points: int = 4000,
-        occluders: int = 20000,
-        seed: int = 0,
+        **sampling: int,
     ) -> None:
         if tuple(learned.joint_names) != tuple(embodiment.joint_names):
             raise CheckpointError(
-                f"the network knows the joints {', '.join(learned.joint_names)}, '{embodiment.name}' has "
+                f"the network has the joints {', '.join(learned.joint_names)}, '{embodiment.name}' has "
                 f"{', '.join(embodiment.joint_names)}; use the robot it was trained for"
             )
-        super().__init__(embodiment, camera, points=points, occluders=occluders, seed=seed)
+        super().__init__(embodiment, camera, **sampling)
         self.learned = learned
 
     @torch.no_grad()
     def predict_pose_from_frame(self, frame: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """Joint positions as the network reads them off a frame, and their standard deviation [rad or m], in float64."""
+        """Joint positions in a frame and their standard deviation [rad or m], in float64."""
         q, std = self.learned.predict_pose(self.learned.encode(self.learned.letterbox(frame)[None]))
         return q[0].double().to(frame.device), std[0].double().to(frame.device)

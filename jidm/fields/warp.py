@@ -1,9 +1,8 @@
-"""The field as a forward model: what a frame will look like once the joints have moved.
+"""A Jacobian field as a forward model: the frame after joint steps, by forward warping and inpainting.
 
-The robot's pixels are carried along, by exact kinematics where the field knows the robot's shape, else by
-`jacobian @ delta_q` in short parts, and laid over the rest of the picture; what the robot leaves free is filled in from its
-surroundings (Telea 2004). It knows nothing of shadows, of what the robot carries, nor of what was hidden: a guess at pixels,
-good for a fraction of a second.
+The robot's pixels are moved by exact kinematics where the field has geometry, else by `jacobian @ delta_q` in short substeps,
+and splatted over the rest of the frame; the pixels that they vacate are inpainted (Telea 2004). Shadows, objects in the robot's
+hand and surfaces that come into view are not modeled, so it is a prediction for a fraction of a second.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from jidm.fields.base import JacobianField
 from jidm.fields.free import LearnedField
 from jidm.video.letterbox import Letterbox
 
-_ROBOT_THRESHOLD = 0.5  # probability from which a pixel counts as the robot's
-_DEPTH_TOLERANCE = 0.02  # [m] what is further behind something else is hidden
-_MAX_SUBSTEP = 4.0  # [px] a longer motion is taken in parts
+_ROBOT_THRESHOLD = 0.5  # robot probability of the pixels that are moved
+_DEPTH_TOLERANCE = 0.02  # [m] a pixel that is further behind another one is hidden
+_MAX_SUBSTEP = 4.0  # [px] longer motions are split
 _DILATION_RADIUS = 2  # [px]
-_MIN_COVERAGE = 0.3  # share of a pixel that carried ones must cover to be seen there
-_INPAINT_RADIUS = 3.0  # [px] how far around a hole its filling is taken from
+_MIN_COVERAGE = 0.3  # fraction of a pixel that splats must cover to be drawn
+_INPAINT_RADIUS = 3.0  # [px]
 
 
 def warp_frame(
     field: JacobianField | LearnedField, frame: Float[Tensor, "3 H W"], q: Float[Tensor, " n"],
     steps: Tensor,
 ) -> Float[Tensor, "3 H W"]:  # fmt: skip
-    """The frame after these steps.
+    """The frame after joint steps.
 
     Args:
         field: of the robot in this camera.
         frame: RGB in [0, 1].
-        q: joint positions it shows [rad or m].
-        steps: (k, n) of the joints, one after the other [rad or m]; short ones, as between frames of a video.
+        q: joint positions in the frame [rad or m].
+        steps: (k, n) successive joint steps, short ones as between frames of a video [rad or m].
 
     Raises:
-        InputError: something is not finite or has another shape.
+        InputError: an argument is not finite, or steps has another shape.
     """
     if not (frame.isfinite().all() and q.isfinite().all() and steps.isfinite().all()):
         raise InputError("frame, q and steps must be finite")
@@ -74,26 +73,26 @@ def _warp_by_jacobian(
     q: Float[Tensor, " n"],
     steps: Float[Tensor, "k n"],
 ) -> Float[Tensor, "3 H W"]:
-    """In so many parts that none of them is long: the Jacobian changes on the way. It is read off what was drawn so far."""
-    picture, points = frame, None
+    """Warp in short substeps, with the Jacobian of the image that was rendered so far."""
+    image, points = frame, None
     for step in steps:
-        flow, robot = _dense_flow(field, picture, q, step)
+        flow, robot = _dense_flow(field, image, q, step)
         longest = float(flow[:, robot].abs().amax()) if bool(robot.any()) else 0.0
         substeps = max(1, math.ceil(longest / _MAX_SUBSTEP))
         for substep in range(substeps):
             if substep:
-                flow, robot = _dense_flow(field, picture, q, step)
+                flow, robot = _dense_flow(field, image, q, step)
             if points is None:
                 points = _PixelSplats.from_mask(frame, robot)
             points = points.advect(flow / substeps)
-            picture = points.render(frame)
+            image = points.render(frame)
             q = q + step / substeps
-    return picture
+    return image
 
 
 @dataclass(frozen=True, eq=False)
 class _PixelSplats:
-    """The robot's pixels: where they were (N,), where they are now [px], and how far from the camera [m] if that is known."""
+    """The robot's N pixels: their row and column in the frame, present position (u, v) [px], and depth [m] if known."""
 
     row: Tensor
     column: Tensor
@@ -107,7 +106,7 @@ class _PixelSplats:
         return cls(row, column, column.to(frame), row.to(frame))
 
     def advect(self, flow: Float[Tensor, "2 H W"]) -> _PixelSplats:
-        """As the flow at their places takes them."""
+        """Moved by the flow at their positions [px]."""
         height, width = flow.shape[-2:]
         grid = torch.stack([(2 * self.u + 1) / width - 1, (2 * self.v + 1) / height - 1], -1)[None, None]
         displacement = torch.nn.functional.grid_sample(
@@ -116,7 +115,7 @@ class _PixelSplats:
         return replace(self, u=self.u + displacement[0], v=self.v + displacement[1])
 
     def _visible(self, height: int, width: int) -> Bool[Tensor, " N"]:
-        """Which of them no other one hides."""
+        """Which of them are not hidden by others."""
         if self.depth is None:
             return torch.ones_like(self.u, dtype=torch.bool)
         column, row = self.u.round().clamp(0, width - 1), self.v.round().clamp(0, height - 1)
@@ -126,7 +125,7 @@ class _PixelSplats:
         return self.depth < nearest[index] + _DEPTH_TOLERANCE
 
     def render(self, frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 H W"]:
-        """They at their places, over the frame without them; each is shared out among the four pixels around it."""
+        """Splat them bilinearly over the frame, and inpaint the pixels that they have vacated."""
         height, width = frame.shape[-2:]
         color = frame[:, self.row, self.column]
         total, visible = torch.zeros(4, height * width).to(frame), self._visible(height, width)
@@ -142,7 +141,7 @@ class _PixelSplats:
         vacated = torch.zeros_like(covered)
         vacated[self.row, self.column] = True
         composite = torch.where(covered, total[:3] / total[3].clamp(min=_MIN_COVERAGE), frame).clamp(0, 1)
-        # The rim of where it was is mixed with its colors; gaps in it now are pixels that moved apart.
+        # Boundary pixels of the robot have mixed colors, so the vacated area is dilated; gaps are pixels that moved apart.
         gaps = ~_dilate(~_dilate(covered, _DILATION_RADIUS), _DILATION_RADIUS)
         return _inpaint(composite, (_dilate(vacated & ~covered, _DILATION_RADIUS) | gaps) & ~covered)
 
@@ -153,7 +152,7 @@ def _dense_flow(
     q: Float[Tensor, " n"],
     step: Float[Tensor, " n"],
 ) -> tuple[Float[Tensor, "2 H W"], Bool[Tensor, "H W"]]:
-    """Motion of every pixel of the frame [px], and whether it shows the robot."""
+    """Flow of every pixel of the frame [px], and the robot mask."""
     height, width = frame.shape[-2:]
     letterbox = Letterbox(height, width, height, width)
     if isinstance(field, LearnedField):
@@ -172,12 +171,12 @@ def _dense_flow(
 
 
 def _dilate(mask: Bool[Tensor, "H W"], radius: int) -> Bool[Tensor, "H W"]:
-    """With everything within so many pixels."""
+    """Dilate a mask by a square."""
     return torch.nn.functional.max_pool2d(mask[None].float(), 2 * radius + 1, stride=1, padding=radius)[0] > 0
 
 
 def _inpaint(frame: Float[Tensor, "3 H W"], hole: Tensor) -> Float[Tensor, "3 H W"]:
-    """The frame with a hole filled in from around it."""
+    """Inpaint the pixels of a mask (Telea 2004)."""
     if not bool(hole.any()):
         return frame
     import cv2

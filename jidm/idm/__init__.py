@@ -1,4 +1,4 @@
-"""Inverse dynamics by a Jacobian field: whole videos, or frames as they come."""
+"""Inverse dynamics models: joint motion from whole videos or from a stream of frames."""
 
 from jidm.estimation.result import JointMotion
 from jidm.idm.base import InverseDynamicsModel

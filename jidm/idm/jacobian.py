@@ -1,4 +1,4 @@
-"""JacobianIDM: field, flow and tracker behind one `decode`."""
+"""JacobianIDM: decodes video with a Jacobian field, optical flow and a tracker."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from jidm.fields.free import LearnedField
 from jidm.fields.hybrid import HybridField
 from jidm.flow import Flow, FlowEstimator, as_flow_estimator
 from jidm.idm.base import Q0, InverseDynamicsModel, first_frame
+from jidm.idm.decoding import check_q0
 from jidm.idm.stream import MotionStream
 
 if TYPE_CHECKING:
@@ -30,24 +31,23 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 _PRISMATIC_SCALE = 0.1
-"""[m] A slide of this length counts like a turn of one radian when joints are compared."""
+"""[m] Scale of prismatic joints relative to 1 rad of revolute ones."""
 
 
 class JacobianIDM(InverseDynamicsModel):
     """Inverse dynamics model of one robot seen by one camera.
 
     Args:
-        embodiment: the robot; may be None for a learned field, whose joints then have the names and the range of its
-            training.
-        field: its Jacobian field in this camera.
+        embodiment: the robot; may be None for a learned field, whose joint names and limits are then those of its training.
+        field: Jacobian field of the robot in this camera.
         flow: optical flow estimator; may be None for a learned field, which matches the frames itself.
         options: `AnalyticOptions`, or `LearnedOptions` for a learned field; the defaults suit most video.
-        limits: which of the embodiment's limits hold inside the solve: "all" (position and speed), "position", "none". A
-            generated or sped-up video may break speed limits; then pass "position".
-        flow_resolution: where flow only starts the alignment, larger frames are reduced to this longer side for it [px].
+        limits: limits of the embodiment that hold: "all" (position and speed), "position" or "none". Generated or sped-up
+            video may break speed limits; then use "position".
+        flow_resolution: longer side to which frames are reduced for flow that only starts the alignment [px].
 
     Raises:
-        InputError: embodiment or flow is missing, or the options belong to another kind of field.
+        InputError: embodiment or flow is missing, or the options are for another kind of field.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class JacobianIDM(InverseDynamicsModel):
         seed: int = 0,
         **options: Any,
     ) -> JacobianIDM:
-        """The analytic IDM: nothing to train; needs a calibrated camera and the first frame's joint positions.
+        """The analytic IDM, without training; needs a calibrated camera and the joint positions in the first frame.
 
         Args:
             embodiment: a registered name or a descriptor.
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras.
-            flow: whatever `as_flow_estimator` takes: "dis", "raft", an estimator, a function, an array.
-            points: surface points in use.
+            flow: any argument of `as_flow_estimator`: "dis", "raft", an estimator, a function, an array.
+            points: number of surface points.
             seed: of the surface sampling.
             options: `options`, `limits` and `flow_resolution` of the constructor.
         """
@@ -111,23 +111,22 @@ class JacobianIDM(InverseDynamicsModel):
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> JacobianIDM:
-        """A trained IDM: needs neither a calibrated camera nor a known first pose.
+        """A trained IDM, which needs neither a calibrated camera nor a known first pose.
 
         Args:
             source: a checkpoint folder, the name of a bundled one, or a hub id.
-            embodiment: the robot, a registered name or a descriptor; refused if the checkpoint was trained for another.
-                If not given, the one the checkpoint names, where it is registered and unchanged.
-            camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. If given, the exact field of
-                URDF and camera takes the place of the learned one, and the network predicts the first pose where it is not
-                given (`HybridField`). The camera's size must be the video's. "trained" is the camera of the babbling data
-                that the checkpoint was trained on.
-            flow: whatever `as_flow_estimator` takes: measures the motion in place of the network's matching. Useful where
-                the field was learned from such flow and is too rough to align images by. "dis" if not given with a camera.
+            embodiment: the robot, a registered name or a descriptor. If not given, the one named in the checkpoint, provided
+                that it is registered and unchanged.
+            camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. With it, the exact field of URDF
+                and camera replaces the learned one, and the network only predicts the first pose (`HybridField`). Its size
+                must be that of the video. "trained" is the camera of the babbling data of the checkpoint.
+            flow: any argument of `as_flow_estimator`; replaces the network's matching, which helps fields that were trained
+                on such flow and are not accurate enough for direct alignment. With a camera, "dis" if not given.
             device: where the network computes.
             options: `options` and `limits` of the constructor.
 
         Raises:
-            CheckpointError: there is no such checkpoint, it is damaged, of another kind, or of another robot.
+            CheckpointError: the checkpoint does not exist, is damaged, of another kind, or of another robot.
         """
         from jidm.camera.model import Camera
         from jidm.checkpoint import Checkpoint, load_checkpoint
@@ -165,7 +164,7 @@ class JacobianIDM(InverseDynamicsModel):
         """Joint steps [rad or m] of unrelated pairs of frames by a learned field; `before` is not used.
 
         Raises:
-            InputError: the field is not learned: it has to be given the pose.
+            InputError: the field is not learned, so that it needs the pose.
         """
         return measurement_model(self.field, self.options).predict_steps(first, second)
 
@@ -173,19 +172,19 @@ class JacobianIDM(InverseDynamicsModel):
         self, first: Float[Tensor, "3 H W"], *, time: float = 0.0, q0: Q0 = None, flow: Flow | Tensor | None = None,
         keep_history: bool = False,
     ) -> MotionStream:  # fmt: skip
-        """Track a robot through frames as they come; see `MotionStream`.
+        """Track a robot through a stream of frames, see `MotionStream`.
 
         Args:
             first: the first frame, RGB in [0, 1]. time: of it [s].
-            q0: (n,) joint positions it shows [rad or m]; a learned field predicts them if not given.
-            flow: (T-1, 2, H, W) between the frames to come, where it was measured elsewhere [px].
-            keep_history: keep what `MotionStream.smooth` needs.
+            q0: (n,) joint positions in it [rad or m]; a trained model predicts them if not given.
+            flow: (T-1, 2, H, W) external flow between the frames to come [px].
+            keep_history: store what `MotionStream.smooth` needs.
 
         Raises:
-            VideoError: the frame is not finite, or not of the size the field is for.
+            VideoError: the frame is not finite or does not have the size of the camera.
             InputError: q0 does not fit.
         """
-        model, start = measurement_model(self.field, self.options), self._initial_q(q0)
+        model, start = measurement_model(self.field, self.options), check_q0(q0, self.joint_names)
         if start is None and not model.predicts_pose:
             raise InputError(
                 f"q0, the {len(self.joint_names)} joint positions in the first frame, must be given; only a trained "
@@ -204,7 +203,7 @@ class JacobianIDM(InverseDynamicsModel):
         self, frames: Iterator[Tensor], times: Iterator[float], q0: Float[Tensor, " n"] | None,
         flow: Flow | Tensor | None = None, *, smooth: bool = False,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
-        """See `InverseDynamicsModel.decode_clip`; the second motion is that of the Rauch-Tung-Striebel smoother."""
+        """Track one clip, see `InverseDynamicsModel.decode_clip`; the second motion is Rauch-Tung-Striebel smoothed."""
         first = first_frame(frames)
         timestamps = [next(times)]
         stream = self.stream(first, time=timestamps[0], q0=q0, flow=flow, keep_history=smooth)
@@ -238,7 +237,7 @@ class JacobianIDM(InverseDynamicsModel):
     def _assemble(
         self, q0: Tensor, covariance: Tensor, timestamps: list[float], steps: list[TrackedStep]
     ) -> JointMotion:
-        """Steps as one motion from q0 on, which has that covariance."""
+        """Tracked steps as one motion that starts at q0, with that covariance."""
         time = torch.tensor(timestamps, dtype=torch.float64)
         delta_q = torch.stack([s.delta_q for s in steps])
         covariances = torch.stack([covariance, *(s.position_covariance for s in steps)])
@@ -284,7 +283,7 @@ class JacobianIDM(InverseDynamicsModel):
 
 
 def _checkpoint_embodiment(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:
-    """The robot a checkpoint is used on; None where it is not known."""
+    """The robot of a checkpoint, checked to be the one that it was trained for; None if it is not registered."""
     from jidm.robot.registry import embodiment_names, load_embodiment
 
     if embodiment is None:

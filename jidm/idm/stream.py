@@ -1,4 +1,4 @@
-"""Frames as they come: one step per frame, measured from the last one that could be measured."""
+"""Streaming: one step per frame, measured from the last accepted frame."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jidm.flow import FlowSource
 
 
 class MotionStream:
-    """Tracks a robot from frame to frame; its memory does not grow, unless it keeps history. Made by `JacobianIDM.stream`.
+    """Tracks a robot from frame to frame, without growing memory unless a history is kept; made by `JacobianIDM.stream`.
 
     Attributes:
-        time: of the last frame [s].
+        time: time of the last frame [s].
     """
 
     def __init__(
@@ -34,23 +34,23 @@ class MotionStream:
 
     @property
     def q(self) -> Float[Tensor, " n"]:
-        """Joint positions in the last frame that was measured [rad or m]."""
+        """Joint positions in the last accepted frame [rad or m]."""
         return self._tracker.q
 
     @property
     def position_covariance(self) -> Float[Tensor, "n n"]:
-        """Of `q`."""
+        """Covariance of `q`."""
         return self._tracker.position_covariance
 
     def push(self, frame: Float[Tensor, "3 H W"], time: float) -> TrackedStep:
         """The step from the last frame to this one.
 
         Args:
-            frame: RGB in [0, 1]; one that is not finite is left out, and its step is not valid.
-            time: of the frame [s], later than the last one's.
+            frame: RGB in [0, 1]; if it is not finite, it is left out and its step is not valid.
+            time: of the frame [s], not before the last one.
 
         Raises:
-            VideoError: the frame has another size than the first, or does not come after the last. Nothing is changed.
+            VideoError: the frame has another size than the first or is earlier than the last. The stream is unchanged.
         """
         if frame.shape != self._last_accepted.shape:
             first = tuple(self._last_accepted.shape)
@@ -70,13 +70,13 @@ class MotionStream:
         return step
 
     def correct(self, q: Sequence[float] | np.ndarray | Tensor, *, std: float = 1e-3) -> None:
-        """Update with joint positions that the robot measured.
+        """Update with joint positions that the robot reported.
 
         Args:
             q: (n,) joint positions in the last frame [rad or m]. std: their standard deviation [rad or m].
 
         Raises:
-            InputError: they are not n finite numbers.
+            InputError: q does not have n finite elements.
         """
         measured = q if isinstance(q, Tensor) else torch.from_numpy(np.array(q, dtype=np.float64))
         if measured.shape != self.q.shape or not measured.isfinite().all():
@@ -84,5 +84,5 @@ class MotionStream:
         self._tracker.correct(measured, std)
 
     def smooth(self, steps: Sequence[TrackedStep]) -> list[TrackedStep]:
-        """All steps since the start, given the frames after them as well (Rauch-Tung-Striebel); needs `keep_history`."""
+        """Rauch-Tung-Striebel smoother: all steps since the start, given later frames as well; needs `keep_history`."""
         return self._tracker.smooth(steps)

@@ -1,4 +1,4 @@
-"""Warping images by flow, and their gradients."""
+"""Backward warping by flow, image gradients, and flow from the first-order motion of two images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch.nn import functional as F
 def warp(
     image: Float[Tensor, "b c H W"], flow: Float[Tensor, "b 2 h w"], corner: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "b c h w"]:
-    """Backward warping: `image` at `x + flow(x)` [px of the same grid], bilinear, clamped at the border.
+    """Backward warping: `image` at `x + flow(x)`, bilinear, clamped at the border.
 
-    The second of two images is thus seen from the first one's grid. The flow may be that of a crop of the grid, whose first
-    row and column are the `corner`.
+    Args:
+        image: the second of two images, for instance.
+        flow: on the grid of the first one or a crop of it [px of that grid].
+        corner: first row and column of the crop.
     """
     h, w = image.shape[-2:]
     v = torch.arange(flow.shape[-2], dtype=flow.dtype, device=flow.device)[:, None] + corner[0]
@@ -44,7 +46,6 @@ def symmetric_flow(
         corner: first row and column of the crop.
 
     Returns:
-        Flow [px] whose error is of third order in the motion: the mean of the motion where a point leaves and where it
-        arrives.
+        Flow [px], with an error of third order in the motion: the mean of the motion at the start and at the end of a path.
     """
     return (forward + warp(backward, forward / stride, corner)) / 2

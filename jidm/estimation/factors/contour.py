@@ -1,9 +1,8 @@
-"""Lines of the robot matched to edges of the picture: an anchor that does not drift.
+"""Contour matching: points on the robot's outlines and creases are matched to edges of the frame along their normals.
 
-Every visible contour point is searched along its normal for the nearest strong edge. The distance it finds is a
-measurement of the pose itself, not of a step. Each point finds its edge with an offset of its own (a highlight beside
-a crease, a rounded rim), nearly constant from frame to frame; the offsets are remembered and subtracted, so steps are
-measured between like and like and only what moves slowly is left to the absolute position.
+The distance to the edge measures the pose itself and not a step, so that it does not drift. Many points have a systematic
+offset to their edge, nearly constant from frame to frame (a highlight beside a crease, a rounded edge); the offsets are
+learned and subtracted.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from jidm.fields.base import ContourField, ContourJacobian, FieldAtPose
 from jidm.video.pyramid import BrightnessPyramid
 
 _SAMPLE_SPACING = 0.5  # [px] between samples along the normal
-_SAMPLES_PER_PIXEL = 2  # samples a pixel
-_MIN_STRENGTH = 0.012  # brightness per px; a fainter edge is noise
-_DISTANCE_SIGMA = 0.6  # nearer edges win: weight exp(-(distance / (focus * reach))^2 / 2)
+_SAMPLES_PER_PIXEL = 2
+_MIN_STRENGTH = 0.012  # [1/px] brightness gradient of the weakest edge
+_DISTANCE_SIGMA = 0.6  # [search radii] standard deviation of the Gaussian that prefers near edges
 _MIN_SCALE = 0.05  # [px]
-_UPDATE_RADIUS = 2.5  # [px] search radius when offsets are learned
-_LEARNING_RATE = 0.05  # of offsets and contrasts at poses that are tracked, not known
-_UNKNOWN_WEIGHT = 0.3  # of points that were never seen at a known pose
-_MIN_POINTS = 20  # points; fewer are no measurement
+_UPDATE_RADIUS = 2.5  # [px] search radius of the update of offsets
+_LEARNING_RATE = 0.05  # of offsets and contrasts at tracked poses
+_UNKNOWN_WEIGHT = 0.3  # of points that were never matched at a known pose
+_MIN_POINTS = 20  # fewer are no measurement
 
 
 @dataclass(frozen=True, eq=False)
 class EdgeMatch:
-    """Edges found near contour points.
+    """Edges matched to contour points.
 
     Attributes:
         offset: (K,) signed distance along the normal to the edge [px].
-        strength: (K,) brightness change across the edge per px.
-        found: (K,) whether there was an edge within reach.
+        strength: (K,) brightness gradient across the edge [1/px].
+        found: (K,) whether there is an edge within the search radius.
     """
 
     offset: Float[Tensor, " K"]
@@ -52,10 +51,14 @@ def match_edges(
     search_radius: float,
     background: BackgroundModel | None = None,
 ) -> EdgeMatch:
-    """Search the finest level along each point's normal, up to `search_radius` px either way, sub-pixel.
+    """The strongest edge near each point, along its normal on the finest level, with sub-pixel accuracy.
 
-    Where the background is known, an edge is as strong as it stays when that is taken away: lines behind the robot are
-    not the robot's.
+    Args:
+        contour: the points.
+        pyramid: the frame.
+        search_radius: in both directions [px].
+        background: where it is known, edges of the background are not matched: the strength of an edge is at most that of
+            the difference to the background.
     """
     half = round(search_radius / _SAMPLE_SPACING) + _SAMPLES_PER_PIXEL
     s = torch.arange(-half, half + 1, dtype=contour.points.dtype, device=contour.points.device) * _SAMPLE_SPACING
@@ -73,8 +76,8 @@ def match_edges(
         torch.where(peak, score[:, interior], torch.zeros_like(score[:, interior])).argmax(dim=1, keepdim=True)
         + _SAMPLES_PER_PIXEL
     )
-    # A parabola through the peak and the samples a pixel away. Nearer ones lie on the same straight pieces that
-    # interpolation draws between pixels, and would pull every edge to a pixel's center by up to a quarter of a pixel.
+    # A parabola through the peak and the samples one pixel away. Bilinear interpolation makes nearer samples piecewise
+    # linear, which would bias edges towards pixel centers by up to a quarter of a pixel.
     before, top, after = (slope.gather(1, best + k)[:, 0] for k in (-_SAMPLES_PER_PIXEL, 0, _SAMPLES_PER_PIXEL))
     shift = 0.5 * (before - after) / (before - 2 * top + after).clamp(max=-1e-9)
     offset = s[best[:, 0]] + shift.clamp(-0.5, 0.5)
@@ -84,23 +87,27 @@ def match_edges(
 
 
 class ContourMemory:
-    """What contour matching remembers of a video: each point's own offset and contrast, and the background.
+    """What contour matching learns in a video: offset and contrast of each point, and the background.
 
     Args:
-        field: the robot seen by its camera.
+        field: of the robot in its camera.
     """
 
     def __init__(self, field: ContourField) -> None:
         self.field = field
         self.background = BackgroundModel()
         self._offset = torch.zeros(field.contour_points, dtype=torch.float64)
-        # Contrast of each point's edge at the last known pose; 0 = never seen at one.
+        # Contrast of each point's edge; 0 if it was never matched at a known pose.
         self._strength = torch.zeros(field.contour_points, dtype=torch.float64)
 
     def update(self, pose: FieldAtPose, pyramid: BrightnessPyramid, *, known_pose: bool = False) -> None:
-        """Update background, offsets and contrasts from a frame: fully where its pose is known, else slowly.
+        """Update background, offsets and contrasts with a frame.
 
-        A point that was never seen at a known pose starts without an offset.
+        Args:
+            pose: of the frame.
+            pyramid: the frame.
+            known_pose: whether the pose is exact; then offsets and contrasts are replaced, otherwise averaged. Points that
+                were never matched at a known pose start with offset 0.
         """
         self.background.update(pose.surface().points, pyramid)
         contour = self.field.contour(pose.q, self.field.visible_contour(pose.q))
@@ -117,7 +124,7 @@ class ContourMemory:
     def factor(
         self, q: Float[Tensor, " n"], pyramid: BrightnessPyramid, search_radius: float, part_scale: float = 1.0
     ) -> ContourFactor:
-        """The factor of a frame over the contour points that a pose near q shows."""
+        """The factor of a frame with the contour points that are visible at q."""
         index = self.field.visible_contour(q)
         offset, strength = (x[index.cpu()].to(q) for x in (self._offset, self._strength))
         return ContourFactor(self.field, pyramid, self.background, index, offset, strength, search_radius, part_scale)
@@ -128,10 +135,11 @@ class ContourFactor:
     """Contour points matched to the edges of one frame.
 
     Attributes:
-        field: the robot seen by its camera. pyramid: the frame. background: as seen so far.
-        index: (K,) identities of the points. offset: (K,) distance at which each one finds its edge when the pose is
-            right [px]. strength: (K,) contrast it has had, 0 where none is known.
-        search_radius: along the normal [px].
+        field: of the robot in its camera. pyramid: the frame. background: model of the background.
+        index: (K,) identities of the points.
+        offset: (K,) distance from each point to its edge at the true pose [px].
+        strength: (K,) contrast of its edge [1/px], 0 if unknown.
+        search_radius: along the normals [px].
         part_scale: see `tukey_weight`.
     """
 
@@ -145,13 +153,13 @@ class ContourFactor:
     part_scale: float = 1.0
 
     def linearize(self, state: State) -> NormalEquations | None:
-        """Point-to-line equations around `state["position"]` [rad or m], by Tukey's biweight; None where too few points
-        find an edge."""
+        """Point-to-line equations around `state["position"]` [rad or m] with Tukey's biweight; None if too few points have
+        an edge."""
         contour = self.field.contour(state[POSITION], self.index)
         match = match_edges(contour, self.pyramid, self.search_radius, self.background)
         residual = match.offset - self.offset
         known = self.strength > 0
-        # The same edge cannot double its contrast from one frame to the next; another edge can.
+        # An edge with twice or half the contrast is another one.
         similar_contrast = (match.strength < 2 * self.strength) & (2 * match.strength > self.strength)
         inliers = match.found & (similar_contrast | ~known)
         if int(inliers.sum()) < _MIN_POINTS:

@@ -1,4 +1,4 @@
-"""Direct alignment of two images, pixel by pixel: Gauss-Newton equations of the motion left between them, cell by cell."""
+"""Dense direct alignment of two images: Gauss-Newton equations of the remaining motion, summed over cells."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from torch.nn import functional as F
 from jidm.estimation.robust import cauchy
 from jidm.video.warping import gradients
 
-_PIXEL_NOISE = 0.03  # brightness noise between frames
-_MIN_PROBABILITY = 1e-3  # and 1 minus it bound the prior
+_PIXEL_NOISE = 0.03  # standard deviation of brightness between frames
+_MIN_PROBABILITY = 1e-3  # the prior is clamped to it and 1 minus it
 
 
 @dataclass(frozen=True, eq=False)
 class CellEquations:
-    """Quadratic cost of each cell's motion d [px of the image]: `weight |g . d + error|^2` summed over its pixels.
+    """Quadratic cost of each cell's motion d [px of the image]: `weight |g . d + error|^2`, summed over its pixels.
 
-    Links are a few pixels wide, and their edges hold most of the information; so pixels are weighted one by one before they
-    are summed.
+    Every pixel has its own weight, since links are a few pixels wide and their edges carry most of the information.
 
     Attributes:
         hessian: (B, 2, 2, h, w) sum of weight g g' [1/px^2]; gradient: (B, 2, h, w) sum of weight g error [1/px].
@@ -37,16 +36,16 @@ def cell_equations(
     first: Float[Tensor, "b c H W"], warped: Float[Tensor, "b c H W"], weight: Float[Tensor, "b 1 H W"],
     *, noise: float, cell_size: int, scale: float = 1.0,
 ) -> CellEquations:  # fmt: skip
-    """Linearize the difference of two images by the motion left between them, with Cauchy's robust weights.
+    """Linearize the difference of two images in the remaining motion, with Cauchy's robust weights.
 
     Args:
         first: an image.
-        warped: the second one, warped to the first one's grid by the motion estimated so far.
+        warped: the other one, warped to the grid of the first by the motion estimated so far.
         weight: of each pixel.
-        noise: scale of Cauchy's weight [brightness]. The further off the motion may be, the larger it must be: differences
-            that motion causes must not be taken for occlusion.
+        noise: scale of Cauchy's weight [brightness]; larger for larger motion errors, whose brightness differences would
+            otherwise be treated as occlusions.
         cell_size: pixels per side of a cell.
-        scale: how many times larger these images are than the one in whose pixels motion is given.
+        scale: size of these images relative to the image in whose pixels motion is given.
     """
     error = warped - first
     # The mean of both images' gradients makes a step second-order exact (ESM; Benhimane and Malis 2004).
@@ -60,7 +59,7 @@ def cell_equations(
         (error, error),
     )
     products = torch.stack([(a * b).mean(1) for a, b in pairs], 1)
-    # Cauchy's weight: what is occluded or lit otherwise counts little.
+    # Occlusions and changes of light are outliers.
     weighted = products * (weight * cauchy(products[:, 5:] / noise**2) / noise**2)
     summed = F.avg_pool2d(weighted, cell_size, divisor_override=1) if cell_size > 1 else weighted
     uu, uv, vv, gradient, cost = summed[:, 0], summed[:, 1], summed[:, 2], summed[:, 3:5], summed[:, 5]
@@ -72,15 +71,16 @@ def reweight_by_motion(
     robot: Float[Tensor, "b 1 H W"], first: Float[Tensor, "b c H W"], second: Float[Tensor, "b c H W"],
     warped: Float[Tensor, "b c H W"],
 ) -> Float[Tensor, "b 1 H W"]:  # fmt: skip
-    """Probability that a pixel shows the robot, given whether it moved with the robot or stayed in place.
+    """Posterior probability that a pixel shows the robot, given whether it moved with the robot or stayed in place.
 
-    A mask is coarser than links: beside them, and where something occludes them, it includes static pixels, which bias every
-    step towards zero. The likelihoods of both hypotheses follow from the brightness errors with and without the motion. No
-    pixel gets more weight than the mask gives it, or pixels that happen to fit a wrong motion would outvote the others.
+    The mask is coarser than links, so it includes static pixels beside and in front of them, which bias every step towards
+    zero. The likelihoods of both hypotheses follow from the brightness errors with and without the motion. The probability
+    is never increased, since pixels that happen to fit a wrong motion would dominate.
 
     Args:
         robot: prior probability of each pixel, from the mask; 0 stays 0.
-        first, second: the images. warped: the second one on the first one's grid, by a motion that is nearly right.
+        first, second: the images.
+        warped: the second one on the grid of the first, by a motion that is nearly right.
     """
     warped_error, static_error = (_local_mean((x - first).square().mean(1, keepdim=True)) for x in (warped, second))
     odds = torch.logit(robot, eps=_MIN_PROBABILITY) + (static_error - warped_error).clamp(max=0) / (2 * _PIXEL_NOISE**2)
@@ -88,5 +88,5 @@ def reweight_by_motion(
 
 
 def _local_mean(x: Float[Tensor, "b 1 H W"]) -> Float[Tensor, "b 1 H W"]:
-    """Mean over 3 x 3 pixels: a single one is too ambiguous."""
+    """Mean over 3 x 3 pixels, since single ones are ambiguous."""
     return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)

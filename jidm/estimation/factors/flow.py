@@ -1,7 +1,7 @@
 """Optical flow as a measurement of the joint step: `flow = J delta_q`, dense or at points.
 
-The sums are formed in one pass over the Jacobian field. Normal equations square the condition number of J: they are
-formed in the input's dtype and solved in float64; at cond(J) above 1e3 in float32 give float64 input.
+Normal equations are summed in one pass over the Jacobian field, in the dtype of the input, and solved in float64. They square
+the condition number of J: with cond(J) above 1e3, use float64 input.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jidm.estimation.field_layout import FieldLayout, flatten_field, unflatten
 from jidm.estimation.problem import STEP, NormalEquations, State
 from jidm.fields.base import FieldAtPose
 
-# Numbers a pass: small enough that its copies stay in the processor's cache (J is then read from memory once).
+# Numbers per block: small enough for the processor's cache, so that J is read from memory once.
 _BLOCK = 2**19
 
 
 @dataclass(frozen=True, eq=False)
 class FlowFactor:
-    """Flow at a field's points, for a joint step of any size: points are moved by the field's exact kinematics.
+    """Flow at a field's points, for a joint step of any size, since the points are moved by the exact kinematics.
 
     Attributes:
         pose: the field at the first frame's joint positions.
@@ -48,7 +48,7 @@ class FlowFactor:
     def residual(
         self, step: Float[Tensor, "*batch n"]
     ) -> tuple[Float[Tensor, "*batch N 2 n"], Float[Tensor, "*batch N 2"]]:
-        """Jacobian after a joint step [rad or m], and the flow that the step leaves [px]."""
+        """Jacobian after a joint step [rad or m], and the flow that the step does not explain [px]."""
         surface = self.pose.surface(step)
         return surface.jacobian, self.flow - (surface.points - self.start)
 
@@ -56,17 +56,17 @@ class FlowFactor:
 def normal_equations(
     jacobian: Tensor, flow: Tensor, weight: Tensor | None = None, *, layout: FieldLayout | None = None
 ) -> NormalEquations:
-    """Build the least-squares problem of one joint step in one pass over the field.
+    """Build the least-squares problem of a joint step.
 
     Args:
         jacobian: dense (*batch, 2, n, H, W) or at points (*batch, N, 2, n) [px per rad or m].
         flow: (*batch, 2, H, W) or (*batch, N, 2) [px].
-        weight: (*batch, H, W) or (*batch, N), non-negative; 0 = ignore, also a NaN flow there (but not a NaN
-            Jacobian). All 1 if not given.
-        layout: "dense" or "points"; read off the shapes if not given. Only 2x2 pixels of a 2-joint robot fit both.
+        weight: (*batch, H, W) or (*batch, N), non-negative; flow of weight 0 is ignored, also if it is NaN (the Jacobian
+            must be finite there too). All 1 if not given.
+        layout: "dense" or "points"; inferred from the shapes if not given. Only 2x2 pixels of a 2-joint robot fit both.
 
     Returns:
-        The sums; NaN for items of the batch that hold a NaN or an infinity, which spoil nothing else.
+        The equations; NaN for items of the batch that hold a NaN or an infinity, without any effect on the others.
 
     Raises:
         InputError: shapes do not fit together or fit both layouts, or a weight is negative.
@@ -85,7 +85,7 @@ def normal_equations(
 
 
 def accumulate(J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]) -> NormalEquations:
-    """Sums over all pixels of flattened fields, block by block."""
+    """Sums over the pixels of flattened fields, block by block."""
     B, _, n, P = J.shape
     items = max(1, _BLOCK // max(1, 2 * (n + 1) * P))
     pixels = max(1, _BLOCK // (2 * (n + 1)))
@@ -95,7 +95,7 @@ def accumulate(J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[
         total: Tensor | float = 0.0
         for start in range(0, max(P, 1), pixels):
             part = slice(start, start + pixels)
-            # The flow as one more row: one product then gives H, g and the cost.
+            # With the flow as one more row, one product gives H, g and the cost.
             x = torch.cat([J[rows, :, :, part], f[rows, :, None, part]], dim=2)
             total = total + ((x * w[rows, None, None, part]) @ x.mT).sum(1)
         sums.append(total)
@@ -106,9 +106,9 @@ def accumulate(J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[
 def zero_nonfinite_items(
     J: Float[Tensor, "B 2 n P"], f: Float[Tensor, "B 2 P"], w: Float[Tensor, "B P"]
 ) -> tuple[Float[Tensor, "B 2 n P"], Float[Tensor, "B 2 P"], Float[Tensor, "B P"], Bool[Tensor, " B"], NormalEquations]:
-    """The rows with items zeroed that hold a NaN or infinity, which items those are, and the sums over the rest.
+    """The fields with items set to zero that hold a NaN or infinity, which items those are, and the sums over the rest.
 
-    They are zeroed before anything is derived from them, so that a NaN reaches no gradient, not even its own.
+    They are zeroed before anything else is computed, so that all gradients are finite, also those of these items.
     """
     equations = accumulate(J, f, w)
     sums = torch.cat([equations.H.flatten(-2), equations.g, equations.cost[:, None]], dim=-1)

@@ -1,6 +1,6 @@
-"""Measurements of the joint step between two images by a learned field: matched flow, and direct alignment.
+"""Measurements of the joint step between two images with a learned field: matched flow and dense direct alignment.
 
-Both images have a field, so both directions are used: `J_first d = flow` and `-J_second d = backward_flow`. The
+There is a field at both images, so that both directions are used: `J_first d = flow` and `-J_second d = backward_flow`. The
 second-order errors of the two linearizations cancel.
 """
 
@@ -26,11 +26,12 @@ from jidm.estimation.refinement import (
 
 @dataclass(frozen=True, eq=False)
 class MatchedFlowFactor:
-    """Flow on the grid of flow, from one image to the other.
+    """Matched or external flow from one image to the other.
 
     Attributes:
-        source: the image it starts from, with its field. measurement: the flow.
-        sign: 1 from the first image to the second, -1 back.
+        source: the image from which it starts, with its field.
+        measurement: the flow.
+        sign: 1 for flow from the first image to the second, -1 for backward flow.
     """
 
     source: FieldEvaluation
@@ -38,7 +39,7 @@ class MatchedFlowFactor:
     sign: float = 1.0
 
     def linearize(self, state: State) -> NormalEquations:
-        """Normal equations of the joint step around `state["step"]` [rad or m]."""
+        """Normal equations of the joint step around `state["step"]` [rad or m]; around zero if the state has none."""
         jacobian, robot = self.source.on_flow_grid
         jacobian, flow = self.sign * jacobian, self.measurement.flow
         if (step := state.get(STEP)) is not None:
@@ -53,8 +54,8 @@ class ImageAlignmentFactor:
     Attributes:
         source: the image whose pixels are compared, with its field. target: the other one.
         crop: part of the source's grid that shows the robot.
-        stage: how they are compared.
-        sign: 1 from the first image to the second, -1 back.
+        stage: resolution and robust weights.
+        sign: 1 if the source is the first image, -1 if it is the second.
     """
 
     source: FieldEvaluation
@@ -72,7 +73,7 @@ class ImageAlignmentFactor:
         return self.equations(self.measure(state[STEP]))
 
     def equations(self, measurement: PhotometricMeasurement) -> NormalEquations:
-        """Cell equations of the image motion as normal equations of the joint step, through the field."""
+        """Equations of the cells' motion as normal equations of the joint step, by the Jacobian."""
         robot = self.crop.apply(self.source.mask).sigmoid()
         J = (self.sign * self.crop.apply(self.source.jacobian)).flatten(-2)
         cells = measurement.equations

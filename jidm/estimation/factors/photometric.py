@@ -1,9 +1,9 @@
-"""Direct image alignment: brightness constancy of surface points as a measurement of the joint positions.
+"""Direct alignment of surface points: brightness constancy as a measurement of the joint positions.
 
-Flow has two unknowns per pixel, and textureless robots do not determine them; the Jacobian field leaves n unknowns. A
-point keeps the brightness it had in a reference frame, up to shading: for a Lambertian surface under distant light,
-brightness is linear in the normal, so its change is `light . (normal_now - normal_then)`. The light has three unknowns
-per reference; it is a variable of its own and is eliminated from the normal equations.
+Flow has two unknowns per pixel, which textureless robots do not determine; the Jacobian field reduces them to n. A point keeps
+the brightness that it had in a reference frame, up to shading: for a Lambertian surface under distant light, brightness is
+linear in the normal, so its change is `light . (normal - reference_normal)`. The light has three unknowns per reference; it is
+a variable of its own, which is eliminated from the normal equations.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from jidm.estimation.robust import tukey_weight
 from jidm.fields.base import FieldAtPose
 from jidm.video.pyramid import BrightnessPyramid
 
-_NOISE = 0.002  # brightness; half a gray level of 8 bits: no residual scale is finer
-_MAX_EXPOSURE_CHANGE = 0.1  # brightness by which exposure may change between frames
-_LIGHT_PRIOR = 1e-3  # fraction of the points' weight that regularizes the light towards none
-_COST_SCALE = 0.03  # brightness error that costs 1, see `PhotometricFactor.error`
+_NOISE = 0.002  # smallest residual scale: half a gray level of 8 bits
+_MAX_EXPOSURE_CHANGE = 0.1  # largest change of brightness by exposure between frames
+_LIGHT_PRIOR = 1e-3  # weight of the light's prior (zero) relative to that of all points
+_COST_SCALE = 0.03  # brightness error with cost 1, see `PhotometricFactor.error`
 _MAX_COST = 9.0
 
 
 @dataclass(frozen=True, eq=False)
 class SurfaceAppearance:
-    """Brightness of the visible points of a pose: a reference to align later frames to.
+    """Brightness of the visible points of a pose, as a reference for later frames.
 
     Attributes:
         pose: the field at the pose, restricted to its visible points (N of them).
-        index: (N,) which of the field's points these are.
-        brightness: per pyramid level (N,). gradient: per level (N, 2) [1/px], or None where the points were seen in
-            several frames.
+        index: (N,) their indices among the field's points.
+        brightness: per pyramid level (N,).
+        gradient: per level (N, 2) [1/px], or None if the points are from several frames.
         normals: (N, 3) in the base frame, or None.
     """
 
@@ -46,7 +46,7 @@ class SurfaceAppearance:
 
     @classmethod
     def of(cls, pose: FieldAtPose, pyramid: BrightnessPyramid) -> SurfaceAppearance:
-        """Sample a frame at the points that a pose shows."""
+        """Sample a frame at the visible points of a pose."""
         surface = pose.surface()
         visible = (surface.visible & pyramid.inside(surface.points)).nonzero()[:, 0]
         samples = [pyramid.sample(k, surface.points[visible]) for k in range(len(pyramid))]
@@ -57,7 +57,7 @@ class SurfaceAppearance:
         return self.index.shape[0]
 
     def subsample(self, max_points: int) -> SurfaceAppearance:
-        """At most that many of the points, evenly (a field's points are in random order)."""
+        """At most `max_points` of the points, evenly distributed, since a field's points are in random order."""
         if len(self) <= max_points:
             return self
         kept = torch.arange(max_points, device=self.index.device)
@@ -72,14 +72,14 @@ class SurfaceAppearance:
 
 @dataclass(frozen=True, eq=False)
 class PhotometricFactor:
-    """Brightness of one reference in one frame, on one level of the pyramid.
+    """Brightness constancy between one reference and one frame, on one level of the pyramid.
 
     Attributes:
-        reference: what the points looked like.
+        reference: the points with their brightness.
         pyramid: the frame.
         level: of the pyramid; 0 is the finest.
         part_scale: see `tukey_weight`.
-        light: name of the light's variable; several references need several names.
+        light: name of the light's variable, one for each reference.
     """
 
     reference: SurfaceAppearance
@@ -89,16 +89,17 @@ class PhotometricFactor:
     light: str = "light"
 
     def linearize(self, state: State) -> NormalEquations:
-        """Gauss-Newton equations around `state["position"]` [rad or m] and the light, by Tukey's biweight.
+        """Gauss-Newton equations around `state["position"]` [rad or m] and the light, with Tukey's biweight.
 
-        The light is taken to be zero where the state has none; it is no variable where the field has no normals.
+        The light is zero if the state has none, and no variable if the field has no normals. The change of shading by the
+        step itself is neglected in the Jacobian.
         """
         reference, q = self.reference, state[POSITION]
         surface = reference.pose.surface(q - reference.pose.q)
         brightness, gradient = self.pyramid.sample(self.level, surface.points)
         residual = brightness - reference.brightness[self.level]
         if reference.gradient is not None:
-            # The mean of both images' gradients makes the step second-order exact (ESM; Benhimane and Malis 2004).
+            # The mean of both images' gradients makes a step second-order exact (ESM; Benhimane and Malis 2004).
             gradient = (gradient + reference.gradient[self.level]) / 2
         A = torch.einsum("pa,pan->pn", gradient, surface.jacobian)
         inside = self.pyramid.inside(surface.points)
@@ -122,9 +123,9 @@ class PhotometricFactor:
         return NormalEquations(H, g, cost, total, inside.sum().to(total), tuple(variables))
 
     def error(self, q: Float[Tensor, " n"]) -> float:
-        """Truncated mean square brightness error at joint positions q, in units of .03; 9 = nothing fits.
+        """Truncated mean square brightness error at joint positions q in units of .03, at most 9; to compare poses.
 
-        For the comparison of poses. A uniform change of brightness (exposure, flicker) costs nothing.
+        A uniform change of brightness (exposure, flicker) has no cost.
         """
         surface = self.reference.pose.surface(q - self.reference.pose.q)
         brightness, _ = self.pyramid.sample(self.level, surface.points)

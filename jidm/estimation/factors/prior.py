@@ -1,4 +1,4 @@
-"""What is known of a variable before the frame is measured."""
+"""Priors of variables."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.estimation.problem import NormalEquations, State
+from jidm.estimation.robust import cauchy
 
 
 @dataclass(frozen=True, eq=False)
 class StudentTPrior:
-    """An independent prior per component, Student's t with 3 degrees of freedom as iteratively reweighted least squares.
+    """Student's t prior of each component with 3 degrees of freedom, as iteratively reweighted least squares.
 
-    Heavier tails than a Gaussian's let a robot that really jumps be followed: the pull fades a few standard deviations
-    from the mean.
+    Near the mean it equals a Gaussian; beyond two standard deviations its pull fades, so that sudden motions are possible.
 
     Attributes:
         variable: name of the variable.
@@ -30,9 +30,9 @@ class StudentTPrior:
     weight: float = 1.0
 
     def linearize(self, state: State) -> NormalEquations:
-        """Normal equations around the state, weighted by the distance from the mean there."""
+        """Normal equations around the state, with the weight at its distance from the mean."""
         offset = self.mean - state[self.variable]
-        information = self.std**-2 / (1 + (offset / self.std / 2) ** 2) * self.weight
+        information = self.weight * cauchy((offset / self.std / 2) ** 2) / self.std**2
         return NormalEquations(
             torch.diag_embed(information),
             information * offset,

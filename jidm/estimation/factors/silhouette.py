@@ -1,8 +1,7 @@
-"""The robot's silhouette, told from a background that was seen before: it leads a pose back that brightness has lost.
+"""Silhouette alignment: boundary points of the robot are moved to the boundary between foreground and known background.
 
-Where the background was ever uncovered, a pixel shows it or something in front of it, whatever the robot's texture and
-whatever the last frame looked like. Each point of the robot's rim is moved along its normal to where the robot ends;
-the search may reach far, since no edge of the background and no crease of the robot is mistaken for its end.
+It does not depend on the texture of the robot or on the last frame, so it recovers poses that direct alignment has lost. The
+search radius may be large, since edges of the background and creases of the robot are not boundaries.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from jidm.estimation.robust import cauchy, mad
 from jidm.fields.base import FieldAtPose, JacobianField
 from jidm.video.pyramid import bilinear_sample
 
-_MASK_CELLS = 150  # of the robot's mask, along the longer side of the picture
-_MAX_POINTS = 600  # of the rim at most
-_MIN_POINTS = 20  # points; fewer are no measurement
-_MIN_CONTRAST = 0.35  # mean evidence, robot on one side and background on the other, below which a point says nothing
-_MIN_SCALE = 1.0  # [px] to which an end is found
-_DISTANCE_PENALTY = 0.01  # of evidence by which an end at the full reach must be clearer than one close by
+_MASK_CELLS = 150  # of the robot mask, along the longer side of the image
+_MAX_POINTS = 600  # of the boundary
+_MIN_POINTS = 20  # fewer are no measurement
+_MIN_CONTRAST = 0.35  # of a boundary point, at which its weight is 0 (see `_locate_boundary`)
+_MIN_SCALE = 1.0  # [px] smallest residual scale
+_DISTANCE_PENALTY = 0.01  # contrast that a boundary loses at the full search radius
 
 
 @dataclass(frozen=True, eq=False)
 class SilhouetteBoundary:
-    """Points of the robot that lie on the border of its silhouette.
+    """Points of the robot on the boundary of its silhouette.
 
     Attributes:
-        points: (K, 2) pixels (u, v). normals: (K, 2) unit vectors that lead off the robot.
+        points: (K, 2) pixels (u, v). normals: (K, 2) outward unit vectors.
         jacobian: (K, n) motion along the normal per unit of each joint [px/rad or px/m].
-        mask: (h, w) 1 in cells that show the robot. cell_size: edge of a cell [px].
+        mask: (h, w) 1 in cells that show the robot. cell_size: side of a cell [px].
     """
 
     points: Float[Tensor, "K 2"]
@@ -45,7 +44,7 @@ class SilhouetteBoundary:
 
     @classmethod
     def of(cls, pose: FieldAtPose, height: int, width: int) -> SilhouetteBoundary:
-        """The rim at a pose, in a picture of that size; points at the picture's border are left out."""
+        """Boundary at a pose in an image of that size, without points at the border of the image."""
         surface, cell = pose.surface(), max(height, width) / _MASK_CELLS
         mask = robot_mask(surface.points, height, width, cell)
         eroded = -F.max_pool2d(-mask[None], 5, 1, 2)[0]
@@ -66,7 +65,11 @@ class SilhouetteBoundary:
 
 
 def robot_mask(points: Float[Tensor, "N 2"], height: int, width: int, cell: float) -> Float[Tensor, "h w"]:
-    """1 in the picture's cells that hold one of the robot's points, hidden ones as well; small gaps are closed."""
+    """1 in cells of the image that contain a point of the robot, with small gaps closed.
+
+    Args:
+        points: pixels (u, v), hidden ones included. height, width: of the image. cell: side of a cell [px].
+    """
     h, w = int(-(-height // cell)), int(-(-width // cell))
     u, v = ((points + 0.5) / cell).floor().long().unbind(-1)
     inside = (u >= 0) & (v >= 0) & (u < w) & (v < h)
@@ -80,10 +83,9 @@ class SilhouetteFactor:
     """The robot's silhouette in one frame.
 
     Attributes:
-        field: the robot seen by its camera.
-        foreground_score: (H, W) 1 where the frame surely shows something in front of the background, -1 where it surely
-            shows the background, 0 where neither is known (`BackgroundModel.foreground_score`).
-        search_radius: along the normal [px].
+        field: of the robot in its camera.
+        foreground_score: (H, W) 1 for foreground, -1 for background, 0 if unknown (`BackgroundModel.foreground_score`).
+        search_radius: along the normals [px].
     """
 
     field: JacobianField
@@ -91,14 +93,14 @@ class SilhouetteFactor:
     search_radius: float = 12.0
 
     def linearize(self, state: State) -> NormalEquations | None:
-        """Point-to-line equations around `state["position"]` [rad or m], by Cauchy's weights; None where too few points
-        of the boundary are found."""
+        """Point-to-line equations around `state["position"]` [rad or m] with Cauchy's weight; None if too few points of the
+        boundary are located."""
         offset, contrast, jacobian = self._boundary_offsets(state[POSITION])
         weight = ((contrast - _MIN_CONTRAST) / (1 - _MIN_CONTRAST)).clamp(min=0)
         used = weight > 0
         if int(used.sum()) < _MIN_POINTS:
             return None
-        # Cauchy's weight: far points pull, but a few of them do not outvote the others.
+        # Cauchy's weight rather than Tukey's: at a large pose error, far points must not be ignored.
         scale = _MIN_SCALE + mad(offset, used)
         weight = weight * cauchy((offset / (2 * scale)) ** 2) / scale**2
         weighted = jacobian * weight[:, None]
@@ -112,9 +114,9 @@ class SilhouetteFactor:
         )
 
     def mismatch(self, q: Float[Tensor, " n"]) -> float:
-        """Area in which the frame and the silhouette at pose q disagree, over the robot's area.
+        """Area in which the foreground differs from the silhouette at joint positions q, relative to the robot's area.
 
-        Anything else that moves counts as well, so only differences between poses are meaningful.
+        Other moving objects are included, so only differences between poses are meaningful.
         """
         height, width = self.foreground_score.shape
         points = self.field.at(q).surface().points
@@ -126,14 +128,14 @@ class SilhouetteFactor:
     def _boundary_offsets(
         self, q: Float[Tensor, " n"]
     ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K n"]]:
-        """Distance from the expected to the observed boundary along each normal [px], its contrast (0 to 1), the Jacobian."""
+        """Distance from the predicted to the observed boundary along each normal [px], its contrast (0 to 1), Jacobian."""
         boundary = SilhouetteBoundary.of(self.field.at(q), *self.foreground_score.shape)
         spacing = max(0.5, self.search_radius / 12)
         window = round(self.search_radius / spacing)
         s = torch.arange(-2 * window, 2 * window + 1).to(boundary.points) * spacing
         positions = boundary.points[:, None] + s[:, None] * boundary.normals[:, None]
         observed, contrast = _locate_boundary(bilinear_sample(self.foreground_score[None], positions)[0], s, window)
-        # Located in the mask in the same way, so that the bias of the search cancels.
+        # The predicted boundary is located in the mask in the same way, so that biases cancel.
         profile = bilinear_sample(2 * boundary.mask[None] - 1, positions, boundary.cell_size)[0]
         expected, _ = _locate_boundary(profile, s, window)
         return observed - expected, contrast, boundary.jacobian
@@ -142,7 +144,13 @@ class SilhouetteFactor:
 def _locate_boundary(
     profile: Float[Tensor, "K S"], s: Float[Tensor, " S"], window: int
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """Where along each row 1 turns best into -1, and how well: half the difference of the means over a window each."""
+    """Position of the step from 1 to -1 in each row, and its contrast: half the difference of the means before and after.
+
+    Args:
+        profile: score at positions s along each normal.
+        s: positions [px], equally spaced.
+        window: samples before and after.
+    """
     middle = len(s) // 2
     total = F.pad(profile.cumsum(-1), (1, 0))
     center = torch.arange(middle - window, middle + window + 1, device=profile.device)
