@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from jidm.flow import FlowEstimator
+    from jidm.idm import InverseDynamicsModel
     from jidm.robot.embodiment import Embodiment
     from jidm.training.config import TrainConfig
     from jidm.training.model import TrainableModel
@@ -87,7 +88,7 @@ def load_idm(
     flow: str | FlowEstimator | None = None,
     device: str | torch.device = "cpu",
     **options: Any,
-) -> Any:
+) -> InverseDynamicsModel:
     """An inverse dynamics model that decodes video: a `JacobianIDM` for a field, a `BaselineIDM` for the others.
 
     Args:

@@ -1,14 +1,13 @@
-"""BaselineIDM: any baseline behind the same `decode` as JacobianIDM."""
+"""BaselineIDM: any baseline as an inverse dynamics model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,19 +16,21 @@ from jidm.baselines.base import Baseline, BidirectionalFlow, Prediction
 from jidm.baselines.flow_source import estimate_bidirectional_flow
 from jidm.errors import InputError, VideoError
 from jidm.estimation.result import JointMotion
-from jidm.flow import FlowEstimator, as_flow_estimator
-from jidm.idm.decoding import FrameStream, check_q0, open_streams
+from jidm.flow import Flow, FlowEstimator, as_flow_estimator
+from jidm.idm.base import InverseDynamicsModel
 from jidm.video.letterbox import Letterbox
+from jidm.video.timestamps import TimedFrame
 
 _CHUNK_SIZE = 16  # pairs or windows that the network gets at once
 
 T = TypeVar("T")
 
 
-class BaselineIDM:
+class BaselineIDM(InverseDynamicsModel):
     """A trained baseline that decodes video.
 
-    A regression does not estimate its errors. So `covariance` and `position_std` of its motions are the variance of the
+    Without q0, positions are those that the model regresses (EVA), else they start at zero; the provenance states which. A
+    regression does not estimate its errors. So `covariance` and `position_std` of its motions are the variance of the
     training data, and `residual` and `explained_fraction` are 0 unless the model measures them (VERA does); the
     provenance lists what was not measured.
 
@@ -72,47 +73,32 @@ class BaselineIDM:
         with torch.no_grad():
             return self._predict(first, second, before).delta_q
 
-    def decode(
-        self,
-        video: Any,
-        *,
-        q0: Sequence[float] | np.ndarray | Tensor | None = None,
-        fps: float | None = None,
-        layout: str | None = None,
-        value_range: tuple[float, float] | None = None,
-        progress: bool = False,
-    ) -> JointMotion:
-        """Joint motion of a video; arguments as for `JacobianIDM.decode`.
+    @torch.no_grad()
+    def decode_clip(
+        self, frames: Iterator[TimedFrame], q0: Float[Tensor, " n"] | None, flow: Flow | Tensor | None = None,
+        *, smooth: bool = False,
+    ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
+        """Decode one clip, see `InverseDynamicsModel.decode_clip`; both motions are the same.
 
-        Args:
-            q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. Without it, positions are those that
-                the model regresses (EVA), else they start at zero; the provenance states which.
-
-        Returns:
-            `JointMotion` with the video's batch shape. A frame that is not finite makes the steps to and from it
-            `valid=False`; positions after it are right again.
+        Positions after a frame that is not finite are right again.
 
         Raises:
-            VideoError: the video cannot be read, has one frame, or no frame rate is known.
-            InputError: q0 does not fit.
+            InputError: external flow is given, which `BaselineIDM(..., flow=)` takes.
         """
-        start = check_q0(q0, self.joint_names)
-        videos = open_streams(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
-        return videos.stack([self._decode_one(stream) for stream in videos.streams])
-
-    # ---- pieces ------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _decode_one(self, stream: FrameStream) -> JointMotion:
+        if flow is not None:
+            raise InputError(f"a baseline ({self.model.kind}) decodes no flow= of single videos; give an estimator")
         predictions = _VideoPredictions(self.model.config.n)
-        frames = predictions.finite_frames(stream)
+        finite = predictions.finite_frames(frames)
         if self.model.predicts_positions:
-            self._predict_positions(frames, predictions)
+            self._predict_positions(finite, predictions)
         else:
-            self._predict_video_steps(frames, predictions)
+            self._predict_video_steps(finite, predictions)
         if predictions.frames < 2:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        return self._joint_motion(predictions, None if stream.q0 is None else stream.q0.double().cpu())
+        motion = self._joint_motion(predictions, None if q0 is None else q0.double().cpu())
+        return motion, motion
+
+    # ---- pieces ------------------------------------------------------------------------------------------------------
 
     def _predict_video_steps(self, frames: Iterator[Tensor | None], predictions: _VideoPredictions) -> None:
         """Steps from each finite frame to the next; across a gap they move the position, but are not valid."""
@@ -222,18 +208,18 @@ class _VideoPredictions:
         """How many frames were read."""
         return len(self.times)
 
-    def finite_frames(self, stream: FrameStream) -> Iterator[Tensor | None]:
+    def finite_frames(self, frames: Iterator[TimedFrame]) -> Iterator[Tensor | None]:
         """The frames, None in place of one that is not finite.
 
         Raises:
             VideoError: the size changes.
         """
         shape: torch.Size | None = None
-        for t, frame in enumerate(stream.frames):
+        for t, (time, frame) in enumerate(frames):
             if shape is not None and frame.shape != shape:
                 raise VideoError(f"frame {t} is {tuple(frame.shape)}, the first is {tuple(shape)}")
             shape, self.dtype = frame.shape, frame.dtype
-            self.times.append(next(stream.times))
+            self.times.append(time)
             yield frame if frame.isfinite().all() else None
 
     def integrate(self, q0: Tensor | None) -> _Trajectory:

@@ -21,6 +21,7 @@ from jidm.evaluation.field_metrics import FieldPrediction, predict_field
 from jidm.evaluation.ground_truth import GroundTruthView
 from jidm.evaluation.held_out import EvalClip, HeldOut
 from jidm.fields.free.config import ModelConfig
+from jidm.idm import InverseDynamicsModel
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
@@ -162,8 +163,11 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", corruption: Corrupt
 def _evaluate_episode(idm: Any, clip: EvalClip, config: EvalConfig) -> DecodedEpisode:
     with torch.no_grad():
         started = time.perf_counter()
-        decode = getattr(idm, "decode_both", lambda *video, **how: (idm.decode(*video, **how), None))
-        motion, smoothed_motion = decode(clip.video, q0=clip.q[0] if config.given_initial_pose else None, fps=clip.fps)
+        q0 = clip.q[0] if config.given_initial_pose else None
+        if isinstance(idm, InverseDynamicsModel):
+            motion, smoothed_motion = idm.decode_both(clip.video, q0=q0, fps=clip.fps)
+        else:
+            motion, smoothed_motion = idm.decode(clip.video, q0=q0, fps=clip.fps), None
         seconds = time.perf_counter() - started
         pairs = _pair_steps(idm, clip.video)
         field_samples = tuple(_sample_fields(idm, clip, motion, config.field_samples))

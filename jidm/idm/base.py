@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from jidm.errors import VideoError
 from jidm.estimation.result import JointMotion
 from jidm.estimation.smoother import smooth_motion
 from jidm.flow import Flow, split_flow
-from jidm.idm.decoding import check_q0, open_streams
+from jidm.idm.decoding import check_q0, open_clips
+from jidm.video.timestamps import TimedFrame
 
 Q0 = Sequence[float] | np.ndarray | Tensor | None
 """Joint positions in the first frame, (n,) or (*batch, n) [rad or m]."""
@@ -41,13 +41,13 @@ class InverseDynamicsModel(ABC):
 
     @abstractmethod
     def decode_clip(
-        self, frames: Iterator[Tensor], times: Iterator[float], q0: Float[Tensor, " n"] | None,
-        flow: Flow | Tensor | None = None, *, smooth: bool = False,
+        self, frames: Iterator[TimedFrame], q0: Float[Tensor, " n"] | None, flow: Flow | Tensor | None = None,
+        *, smooth: bool = False,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
         """Decode one clip of at least two frames.
 
         Args:
-            frames: (3, H, W) RGB in [0, 1]. times: of each [s]; each is to be taken after its frame.
+            frames: timestamp [s] and image of each.
             q0: joint positions in the first frame [rad or m].
             flow: (T-1, 2, H, W) external flow [px].
             smooth: whether the second result is needed.
@@ -116,25 +116,12 @@ class InverseDynamicsModel(ABC):
         value_range: tuple[float, float] | None, progress: bool, *, smooth: bool,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
         start = check_q0(q0, self.joint_names)
-        videos = open_streams(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
-        flows = [flow] if videos.shape is None else split_flow(flow, videos.shape)
+        batch = open_clips(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
+        flows = [flow] if batch.shape is None else split_flow(flow, batch.shape)
         motions = [
-            self.decode_clip(x.frames, x.times, x.q0, f, smooth=smooth)
-            for x, f in zip(videos.streams, flows, strict=True)
+            self.decode_clip(clip.frames, clip.q0, f, smooth=smooth) for clip, f in zip(batch.clips, flows, strict=True)
         ]
-        filtered = videos.stack([x for x, _ in motions])
+        filtered = batch.stack([x for x, _ in motions])
         if not smooth:
             return filtered, filtered
-        return filtered, smooth_motion(videos.stack([x for _, x in motions]))
-
-
-def first_frame(frames: Iterator[Tensor]) -> Tensor:
-    """The first frame of a video.
-
-    Raises:
-        VideoError: the video has no frames.
-    """
-    first = next(frames, None)
-    if first is None:
-        raise VideoError("the video has no frames")
-    return first
+        return filtered, smooth_motion(batch.stack([x for _, x in motions]))

@@ -1,4 +1,4 @@
-"""What all inverse dynamics models share when decoding video: frames with times, start poses, batches."""
+"""Any form of video as clips: timed frames, each clip with the pose that it starts from."""
 
 from __future__ import annotations
 
@@ -15,40 +15,38 @@ from torch import Tensor
 from jidm.errors import InputError
 from jidm.estimation.result import JointMotion, stack
 from jidm.video.layouts import as_video
-from jidm.video.timestamps import frame_timestamps, timestamped_stream
+from jidm.video.timestamps import TimedFrame, frame_timestamps, timed_frames
 
 
 @dataclass(frozen=True, eq=False)
-class FrameStream:
+class Clip:
     """One video, frame by frame.
 
     Attributes:
-        frames: (3, H, W) RGB in [0, 1].
-        times: time of each frame [s]; each is to be taken after its frame.
+        frames: timestamp and image of each.
         q0: (n,) joint positions in the first frame [rad or m]; None if not given.
     """
 
-    frames: Iterator[Float[Tensor, "3 H W"]]
-    times: Iterator[float]
+    frames: Iterator[TimedFrame]
     q0: Float[Tensor, " n"] | None
 
 
 @dataclass(frozen=True, eq=False)
-class VideoStreams:
-    """The videos of one call of `decode`.
+class ClipBatch:
+    """The clips of one call of `decode`.
 
     Attributes:
-        streams: one for each video of the batch.
+        clips: one for each video of the batch.
         batch: leading axes of the video; empty for a single one.
         shape: of the whole array (*batch, T, 3, H, W); None for a file, which is not read yet.
     """
 
-    streams: list[FrameStream]
+    clips: list[Clip]
     batch: torch.Size
     shape: torch.Size | None
 
     def stack(self, motions: list[JointMotion]) -> JointMotion:
-        """The motions of the streams as one with the video's batch shape."""
+        """The motions of the clips as one with the video's batch shape."""
         return stack(motions, self.batch) if self.batch else motions[0]
 
 
@@ -72,7 +70,7 @@ def check_q0(
     return start
 
 
-def open_streams(
+def open_clips(
     video: Any,
     q0: Float[Tensor, "*batch n"] | None = None,
     *,
@@ -80,8 +78,8 @@ def open_streams(
     layout: str | None = None,
     value_range: tuple[float, float] | None = None,
     progress: bool = False,
-) -> VideoStreams:
-    """A video of any form as streams of frames, each with its start pose.
+) -> ClipBatch:
+    """A video of any form as clips, each with its start pose.
 
     Args:
         video: path of a video or a folder of images (streamed), or frames in any layout `as_video` takes, with any
@@ -89,18 +87,17 @@ def open_streams(
         q0: from `check_q0`; its batch shape is broadcast to the video's.
         fps: frames a second; taken from the file or `video.time` where not given.
         layout, value_range: as for `as_video`.
-        progress: show a progress bar per stream.
+        progress: show a progress bar per clip.
 
     Raises:
         VideoError: the video cannot be read, has one frame, or no frame rate is known.
         InputError: q0 does not fit the video's batch shape, or fps is not positive.
     """
+    show = _with_progress if progress else lambda frames, _: frames
     if isinstance(video, (str, Path)):
         if q0 is not None and q0.dim() != 1:
             raise InputError(f"q0 must be ({q0.shape[-1]},) for one file, got shape {tuple(q0.shape)}")
-        frames, times, length = timestamped_stream(video, fps)
-        stream = FrameStream(_with_progress(frames, length) if progress else frames, times, q0)
-        return VideoStreams([stream], torch.Size(), None)
+        return ClipBatch([Clip(show(*timed_frames(video, fps)), q0)], torch.Size(), None)
     tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
     timestamps = frame_timestamps(video, fps, tensor.shape[-4])
     batch, clips = tensor.shape[:-4], tensor.reshape(-1, *tensor.shape[-4:])
@@ -109,11 +106,12 @@ def open_streams(
         if not _is_broadcastable(q0.shape[:-1], batch):
             raise InputError(f"q0 of shape {tuple(q0.shape)} does not fit a video with batch shape {tuple(batch)}")
         starts = list(q0.expand(*batch, q0.shape[-1]).reshape(-1, q0.shape[-1]))
-    streams = [
-        FrameStream(_with_progress(iter(clip), len(clip)) if progress else iter(clip), iter(timestamps), start)
-        for clip, start in zip(clips, starts, strict=True)
-    ]
-    return VideoStreams(streams, batch, tensor.shape)
+    timed = (zip(timestamps, clip, strict=True) for clip in clips)
+    return ClipBatch(
+        [Clip(show(frames, tensor.shape[-4]), start) for frames, start in zip(timed, starts, strict=True)],
+        batch,
+        tensor.shape,
+    )
 
 
 def _is_broadcastable(shape: torch.Size, batch: torch.Size) -> bool:
@@ -121,7 +119,7 @@ def _is_broadcastable(shape: torch.Size, batch: torch.Size) -> bool:
     return len(shape) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(batch)))
 
 
-def _with_progress(frames: Iterator[Tensor], total: int | None) -> Iterator[Tensor]:
+def _with_progress(frames: Iterator[TimedFrame], total: int | None) -> Iterator[TimedFrame]:
     from tqdm import tqdm
 
     return iter(tqdm(frames, total=total, desc="decode", unit="frame"))

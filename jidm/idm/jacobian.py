@@ -20,9 +20,10 @@ from jidm.fields.analytic import AnalyticField
 from jidm.fields.free import LearnedField
 from jidm.fields.hybrid import HybridField
 from jidm.flow import Flow, FlowEstimator, as_flow_estimator
-from jidm.idm.base import Q0, InverseDynamicsModel, first_frame
+from jidm.idm.base import Q0, InverseDynamicsModel
 from jidm.idm.decoding import check_q0
 from jidm.idm.stream import MotionStream
+from jidm.video.timestamps import TimedFrame
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
@@ -200,18 +201,19 @@ class JacobianIDM(InverseDynamicsModel):
         return MotionStream(tracker, model, first, time, model.flow_source(self.flow, flow, self.flow_resolution))
 
     def decode_clip(
-        self, frames: Iterator[Tensor], times: Iterator[float], q0: Float[Tensor, " n"] | None,
-        flow: Flow | Tensor | None = None, *, smooth: bool = False,
+        self, frames: Iterator[TimedFrame], q0: Float[Tensor, " n"] | None, flow: Flow | Tensor | None = None,
+        *, smooth: bool = False,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
         """Track one clip, see `InverseDynamicsModel.decode_clip`; the second motion is Rauch-Tung-Striebel smoothed."""
-        first = first_frame(frames)
-        timestamps = [next(times)]
-        stream = self.stream(first, time=timestamps[0], q0=q0, flow=flow, keep_history=smooth)
+        start, first = next(frames, (0.0, None))
+        if first is None:
+            raise VideoError("the video has no frames")
+        stream = self.stream(first, time=start, q0=q0, flow=flow, keep_history=smooth)
         q, covariance = stream.q, stream.position_covariance
-        steps: list[TrackedStep] = []
-        for frame in frames:
-            timestamps.append(next(times))
-            steps.append(stream.push(frame, timestamps[-1]))
+        timestamps, steps = [start], []
+        for time, frame in frames:
+            timestamps.append(time)
+            steps.append(stream.push(frame, time))
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
         filtered = self._assemble(q, covariance, timestamps, steps)

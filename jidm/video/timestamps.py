@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError, VideoError
 
+TimedFrame = tuple[float, Float[Tensor, "3 H W"]]
+"""Timestamp [s] and RGB in [0, 1] of one frame."""
 
-def timestamped_stream(path: str | Path, fps: float | None) -> tuple[Iterator[Tensor], Iterator[float], int | None]:
-    """A video file or folder of images as a stream of frames and one of timestamps.
+
+def timed_frames(path: str | Path, fps: float | None) -> tuple[Iterator[TimedFrame], int | None]:
+    """The frames of a video file or folder of images, read one after the other, and their number if the file declares it.
 
     Args:
         path: the file or folder.
         fps: frames per second; the file's own timestamps if not given.
-
-    Returns:
-        Frames (3, H, W) in [0, 1]; timestamps [s], each available after its frame; the number of frames, if the file
-        declares it.
 
     Raises:
         VideoError: no frame rate is known.
@@ -30,20 +30,16 @@ def timestamped_stream(path: str | Path, fps: float | None) -> tuple[Iterator[Te
     from jidm.video.io import open_video
 
     source = open_video(path, fps=fps if Path(path).is_dir() else None)
-    if fps is None and source.fps is None:
+    rate = fps or source.fps
+    if rate is None:
         raise VideoError(f"{path} states no frame rate; pass fps=")
-    timestamps: list[float] = []
 
-    def frames() -> Iterator[Tensor]:
+    def frames() -> Iterator[TimedFrame]:
         for k, (time, pixels) in enumerate(source.pixels()):
-            timestamps.append(k / fps if fps is not None else float(time if time is not None else k / source.fps))  # type: ignore[operator]
-            yield pixels.to(torch.float32) / 255.0
+            timestamp = float(time) if fps is None and time is not None else k / rate
+            yield timestamp, pixels.to(torch.float32) / 255.0
 
-    def times() -> Iterator[float]:
-        while True:
-            yield timestamps.pop(0)
-
-    return frames(), times(), source.length
+    return frames(), source.length
 
 
 def frame_timestamps(video: Any, fps: float | None, length: int) -> list[float]:
