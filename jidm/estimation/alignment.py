@@ -77,14 +77,15 @@ class Alignment:
     Attributes:
         q: (n,) [rad or m], inside the bounds.
         data_only: (n,) the estimate without the prior, for a filter that provided the prior; possibly outside the bounds.
-        relative_information: (n, n) information about q relative to the references (brightness).
+        step_information: (n, n) information about q relative to the references: brightness, and contours with the weight that
+            they have in the alignment.
         absolute_information: (n, n) information about q itself (contours).
         error: remaining truncated brightness error, see `PhotometricFactor.error`.
     """
 
     q: Float[Tensor, " n"]
     data_only: Float[Tensor, " n"]
-    relative_information: Float[Tensor, "n n"]
+    step_information: Float[Tensor, "n n"]
     absolute_information: Float[Tensor, "n n"]
     error: float
 
@@ -127,7 +128,8 @@ def align(
         q = problem.align_silhouette(silhouette, appearance, q)
     factors = [PhotometricFactor(x, pyramid, light=f"light_{k}") for k, x in enumerate(references)]
     q, relative, absolute = problem.align_fine(factors, contours, q)
-    return Alignment(q, problem.without_prior(q, relative, absolute), relative, absolute, nearest.error(q))
+    information = relative + absolute * (CORRELATED_CONTOUR_POINTS * _CONTOUR_WEIGHT / _CORRELATED_POINTS)
+    return Alignment(q, problem.without_prior(q, information), information, absolute, nearest.error(q))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +207,9 @@ class _AlignmentProblem:
                     break
         return state[POSITION], relative, absolute
 
-    def without_prior(self, q: Tensor, relative: Tensor, absolute: Tensor) -> Tensor:
+    def without_prior(self, q: Tensor, information: Tensor) -> Tensor:
         """The estimate with the effect of the prior removed, to first order; joints that the data hardly constrain stay."""
-        weighted = relative + absolute * (CORRELATED_CONTOUR_POINTS * _CONTOUR_WEIGHT / _CORRELATED_POINTS)
-        data = weighted.double() + torch.diag(self.max_step.double() ** -2)
+        data = information.double() + torch.diag(self.max_step.double() ** -2)
         return q - torch.linalg.solve(data, self.prior.linearize({POSITION: q}).g.double()).to(q)
 
     @property

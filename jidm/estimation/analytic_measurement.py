@@ -256,7 +256,7 @@ class AnalyticMeasurement:
             options=self.options.align,
         )
         maneuver = (found.q - expected).abs() > self.options.maneuver * expected_std
-        step = Gaussian(found.data_only - q, _inverse(found.relative_information + least))
+        step = Gaussian(found.data_only - q, _inverse(found.step_information + least))
         if not bool(found.absolute_information.any()):
             return step, None, maneuver, found.error
         absolute = found.absolute_information / self.options.correlation_length
