@@ -5,7 +5,7 @@
 
 Plain: the process is killed (SIGKILL) after 200 and after 500 videos and started again. With Ray and two workers: a
 worker is killed after 150 videos, the driver after 400, and a worker of the next driver after 600. The newest process
-named ray::MapWorker is killed, so run this where nobody else uses Ray.
+named ray::MapWorker is killed, so run this where no other job uses Ray.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Learn a robot from motor babbling: no URDF and no camera are told to the network. Needs the extras `sim` and `train`.
+"""Learn a robot from motor babbling: the network gets neither URDF nor camera. Needs the extras `sim` and `train`.
 
 With the defaults it takes about ten minutes on one CPU core.
 """

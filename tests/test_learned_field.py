@@ -207,12 +207,12 @@ def test_the_standard_deviation_of_the_pose_is_positive_and_bounded(log_std: flo
     field = untrained()
     field.pose_out[-1].bias.data[2:] = log_std
     image = torch.cat([random_images(1), torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 3, SIDE, SIDE)])
-    value, spread = field.predict_pose(field.encode(image))
+    value, std = field.predict_pose(field.encode(image))
     assert value.isfinite().all()
-    assert (spread >= 0.6 * np.exp(-5.001)).all() and (spread <= 0.6 * np.exp(1.001)).all()
+    assert (std >= 0.6 * np.exp(-5.001)).all() and (std <= 0.6 * np.exp(1.001)).all()
     field.pose_std_scale.copy_(torch.tensor([1.0, 3.0]))
     wider = field.predict_pose(field.encode(image))[1]
-    torch.testing.assert_close(wider / spread, torch.tensor([[1.0, 3.0]]).expand(3, 2))
+    torch.testing.assert_close(wider / std, torch.tensor([[1.0, 3.0]]).expand(3, 2))
 
 
 def test_the_pixel_grid_is_that_of_flow() -> None:

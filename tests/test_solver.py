@@ -299,7 +299,7 @@ def test_outliers_do_not_reduce_the_covariance() -> None:
 def test_hidden_and_indistinguishable_joints_are_not_observable() -> None:
     J, d, f = problem(2, noise=0.1)
     J[0, ..., 1] = 0  # hidden
-    J[1, ..., 4] = -2 * J[1, ..., 0]  # joints 0 and 4 cannot be told apart
+    J[1, ..., 4] = -2 * J[1, ..., 0]  # joints 0 and 4 cannot be distinguished
     f = torch.einsum("...pak,...k->...pa", J, d)
     for dtype in (torch.float64, torch.float32):
         solution = solve_flow(J.to(dtype), f.to(dtype))

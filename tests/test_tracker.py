@@ -38,7 +38,7 @@ class GivenMeasurements:
     Attributes:
         readings: of each frame after the first.
         maneuvers: frames in which the first joint is said to be in a maneuver.
-        predictions, accepted, corrected: what the tracker has told it.
+        predictions, accepted, corrected: what it got from the tracker.
     """
 
     readings: Sequence[Reading]

@@ -41,9 +41,9 @@ def test_an_exact_field_predicts_the_next_frames(
 ) -> None:
     frames, q, field = rendered_steps
     for count in (1, 4):
-        guess = warp_frame(field, frames[0], q[0], q[: count + 1].diff(dim=0))
+        warped = warp_frame(field, frames[0], q[0], q[: count + 1].diff(dim=0))
         stale = _error(frames[0], frames[count], frames[0])
-        error = _error(guess, frames[count], frames[0])
+        error = _error(warped, frames[count], frames[0])
         assert error < 0.5 * stale
         backwards = warp_frame(field, frames[0], q[0], -q[: count + 1].diff(dim=0))
         assert _error(backwards, frames[count], frames[0]) > 2 * error
@@ -63,8 +63,8 @@ def test_a_learned_field_predicts_the_next_frame() -> None:
         frames = np.stack([world.render(x, stage.cameras["front"]).rgb for x in q])
     pictures, joints = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(q).float()
     field = JacobianIDM.from_pretrained("panda-sim").field
-    guess = warp_frame(field, pictures[0], joints[0], joints.diff(dim=0))
-    assert _error(guess, pictures[-1], pictures[0]) < 0.8 * _error(pictures[0], pictures[-1], pictures[0])
+    warped = warp_frame(field, pictures[0], joints[0], joints.diff(dim=0))
+    assert _error(warped, pictures[-1], pictures[0]) < 0.8 * _error(pictures[0], pictures[-1], pictures[0])
 
 
 def test_zero_steps_change_nothing_and_the_rest_of_the_image_stays(
@@ -72,9 +72,9 @@ def test_zero_steps_change_nothing_and_the_rest_of_the_image_stays(
 ) -> None:
     frames, q, field = rendered_steps
     assert torch.equal(warp_frame(field, frames[0], q[0], torch.zeros(3, ROBOT.n).double()), frames[0])
-    guess = warp_frame(field, frames[0], q[0], q[:2].diff(dim=0))
-    assert torch.equal(guess[:, :10, :20], frames[0][:, :10, :20]) and bool(((guess >= 0) & (guess <= 1)).all())
-    assert guess.shape == frames[0].shape and guess.dtype == frames[0].dtype
+    warped = warp_frame(field, frames[0], q[0], q[:2].diff(dim=0))
+    assert torch.equal(warped[:, :10, :20], frames[0][:, :10, :20]) and bool(((warped >= 0) & (warped <= 1)).all())
+    assert warped.shape == frames[0].shape and warped.dtype == frames[0].dtype
 
 
 def test_several_steps_equal_their_sum(rendered_steps: tuple[torch.Tensor, torch.Tensor, AnalyticField]) -> None:

@@ -142,7 +142,7 @@ class AnalyticField:
 
     @cached_property
     def edges(self) -> MeshEdges:
-        """Candidate points of outlines and creases, sampled on first use."""
+        """Candidate points of silhouette and creases, sampled on first use."""
         return sample_mesh_edges(self.embodiment.model, self.contour_points, seed=self.seed)
 
     def visible_contour(self, q: Float[Tensor, " n"]) -> Int[Tensor, " K"]:

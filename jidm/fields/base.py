@@ -34,7 +34,7 @@ class SurfaceJacobian:
 
 @dataclass(frozen=True, eq=False)
 class ContourJacobian:
-    """Points on outlines and creases of the robot in one image.
+    """Points on the silhouette and the creases of the robot in one image.
 
     Attributes:
         index: (K,) identity of each point, stable from frame to frame.

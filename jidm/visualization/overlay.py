@@ -157,11 +157,11 @@ def draw_points(image: RgbImage, field: AnalyticField, q: Float[Tensor, " n"]) -
         normals = field.surface.normal_link.new_zeros(0) if surface.normals is None else surface.normals
         toward_camera = -field.camera.T_camera_base[2, :3].to(q)
         slant = (normals @ toward_camera)[surface.visible].clamp(0.0, 1.0)
-        outline = field.contour(q, field.visible_contour(q)).points
+        contour = field.contour(q, field.visible_contour(q)).points
     link = pose.surface_points.link[surface.visible].cpu().numpy()
     colors = _LINK_COLORS[link % len(_LINK_COLORS)] * (0.3 + 0.7 * slant.cpu().double().numpy()[:, None])
     _draw_dots(canvas, surface.points[surface.visible], to_uint8(colors), field.camera)
-    _draw_dots(canvas, outline, np.full((len(outline), 3), 255, np.uint8), field.camera)
+    _draw_dots(canvas, contour, np.full((len(contour), 3), 255, np.uint8), field.camera)
     return canvas
 
 
@@ -177,7 +177,7 @@ def _draw_dots(canvas: RgbImage, points: Tensor, colors: RgbImage, camera: Camer
 
 
 def blend(image: RgbImage, rendered: RgbImage, mask: NDArray[np.bool_]) -> RgbImage:
-    """A rendered robot and its outline over the dimmed image.
+    """A rendered robot and its contour over the dimmed image.
 
     Args:
         image: the input frame.
@@ -193,8 +193,8 @@ def blend(image: RgbImage, rendered: RgbImage, mask: NDArray[np.bool_]) -> RgbIm
     canvas = _dim(image)
     tint = np.array((0.55, 0.8, 1.0))
     canvas[mask] = to_uint8(0.25 * canvas[mask] + 0.75 * rendered[mask] * tint)
-    outline = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
-    canvas[outline] = (255, 170, 40)
+    contour = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+    canvas[contour] = (255, 170, 40)
     return canvas
 
 

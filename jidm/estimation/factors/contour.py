@@ -1,4 +1,4 @@
-"""Contour matching: points on the robot's outlines and creases are matched to edges of the frame along their normals.
+"""Contour matching: points on the robot's silhouette and creases are matched to edges of the frame along their normals.
 
 The distance to the edge measures the pose itself and not a step, so that it does not drift. Many points have a systematic
 offset to their edge, nearly constant from frame to frame (a highlight beside a crease, a rounded edge); the offsets are
