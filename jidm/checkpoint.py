@@ -21,6 +21,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from jidm.atomic_io import atomic_write, remove_stale_temporaries
+from jidm.bundled import bundled_folder
 from jidm.errors import CheckpointError, did_you_mean
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -258,7 +259,7 @@ def find_checkpoint(name_or_path: str | Path) -> tuple[Path, str]:
         )
     name = str(name_or_path)
     if name in bundled_names():
-        return _require_complete(bundled_folder() / name, name), f"bundled '{name}'"
+        return _require_complete(bundled_folder("checkpoints") / name, name), f"bundled '{name}'"
     if isinstance(name_or_path, str) and _HUB_ID.fullmatch(name):
         return _from_hub(name), name
     raise CheckpointError(
@@ -266,16 +267,9 @@ def find_checkpoint(name_or_path: str | Path) -> tuple[Path, str]:
     )
 
 
-def bundled_folder() -> Path:
-    """The folder of the checkpoints that come with jidm: inside the wheel, or at the top of the repository."""
-    package = Path(__file__).parent
-    inside, beside = package / "_checkpoints", package.parent / "checkpoints"
-    return inside if inside.is_dir() else beside
-
-
 def bundled_names() -> tuple[str, ...]:
     """Names of the checkpoints that come with jidm, sorted."""
-    folder = bundled_folder()
+    folder = bundled_folder("checkpoints")
     return tuple(sorted(x.parent.name for x in folder.glob(f"*/{CONFIG}"))) if folder.is_dir() else ()
 
 

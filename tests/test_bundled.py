@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from jidm import JacobianIDM
-from jidm.checkpoint import bundled_folder, bundled_names, load_checkpoint
+from jidm.bundled import bundled_folder
+from jidm.checkpoint import bundled_names, load_checkpoint
 
 MAX_SIZE = 8e6  # [bytes]
 MAX_NVE = {"panda-sim": 0.9}  # no motion scores 1; its wrist is hardly visible
@@ -23,7 +24,7 @@ def test_there_is_one() -> None:
 
 @pytest.mark.parametrize("name", bundled_names())
 def test_is_small_and_states_how_it_was_made(name: str) -> None:
-    folder = bundled_folder() / name
+    folder = bundled_folder("checkpoints") / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < MAX_SIZE
     training = load_checkpoint(name).training
     assert {"recipe", "seed", "data", "result", "commit"} <= set(training) and training["commit"]

@@ -219,7 +219,7 @@ def test_a_model_that_does_not_fit_is_not_changed(tmp_path: Path, model: nn.Modu
 def test_bundled_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoints").mkdir()
     save(tmp_path / "checkpoints" / "panda-sim", 3.0)
-    monkeypatch.setattr(checkpoints, "bundled_folder", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(checkpoints, "bundled_folder", lambda kind: tmp_path / kind)
     assert checkpoints.bundled_names() == ("panda-sim",)
     found = load_checkpoint("panda-sim")
     assert found.tensors["weight"][0, 0] == 3 and found.source == "bundled 'panda-sim'"

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jidm.bundled import bundled_folder
 from jidm.errors import EmbodimentError, JidmError
-from jidm.robot.registry import bundled_folder, load_embodiment
+from jidm.robot.registry import load_embodiment
 
 URDF = """<robot name="two"><link name="base"/><link name="a"/><link name="b"/><link name="c"/>
 <joint name="j1" type="revolute"><parent link="base"/><child link="a"/><axis xyz="0 0 1"/>
@@ -194,5 +195,5 @@ def test_missing_folder_and_missing_package(folder: Path) -> None:
 
 
 def test_bundled_descriptors_have_their_folders_name() -> None:
-    for file in bundled_folder().glob("*/embodiment.toml"):
+    for file in bundled_folder("embodiments").glob("*/embodiment.toml"):
         assert f'name = "{file.parent.name}"\n' in file.read_text(encoding="utf-8")

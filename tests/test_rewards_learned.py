@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM, load_embodiment
-from jidm.checkpoint import bundled_folder, load_checkpoint
+from jidm.bundled import bundled_folder
+from jidm.checkpoint import load_checkpoint
 from jidm.errors import InputError
 from jidm.rewards import ExecutabilityReward, TermScales
 from jidm.rewards.term_scales import SCALES_FILE
@@ -106,7 +107,7 @@ def test_scales_of_another_mode_or_decoder_are_refused(tracked, differentiable):
 
 
 def test_scales_are_found_in_the_checkpoints_folder(tracked, tmp_path: Path):
-    folder = shutil.copytree(bundled_folder() / NAME, tmp_path / "mine")
+    folder = shutil.copytree(bundled_folder("checkpoints") / NAME, tmp_path / "mine")
     (folder / SCALES_FILE).unlink(missing_ok=True)
     with pytest.raises(InputError, match="jidm fit-scales"):
         ExecutabilityReward.from_pretrained(folder)

@@ -90,7 +90,7 @@ for name in jidm.embodiment_names():
         robots[name] = jidm.load_embodiment(name).n
     except jidm.MissingExtraError as error:
         robots[name] = str(error)
-print(json.dumps([jidm.__file__, str(jidm.robot.registry.bundled_folder()), robots]))
+print(json.dumps([jidm.__file__, str(jidm.bundled.bundled_folder("embodiments")), robots]))
 """
     file, folder, robots = json.loads(call(python, "-c", program, cwd=tmp_path))
     assert Path(file).is_relative_to(home) and Path(folder).is_relative_to(home)

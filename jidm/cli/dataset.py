@@ -110,6 +110,8 @@ def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
 def _text(
     dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]]
 ) -> Iterator[str]:
+    from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE
+
     seconds = stats.frames / dataset.fps
     shortest, median, longest = stats.lengths
     yield f"{dataset.root}: LeRobot {dataset.version}, robot {dataset.robot_type or 'not named'}"
@@ -125,7 +127,8 @@ def _text(
         yield f"  task       {task or '(none)'}: {count} episode(s)"
     if len(stats.tasks) > len(shown):
         yield f"             and {len(stats.tasks) - len(shown)} more"
-    extra = [key for key in dataset.features if key not in _COMMON and not dataset.features[key].is_image]
+    usual = (STATE, ACTION, *INDEX_COLUMNS)
+    extra = [key for key in dataset.features if key not in usual and not dataset.features[key].is_image]
     yield f"  extras     {', '.join(extra) or 'none'}"
     yield f"  recipe     {', '.join(f'{k}={_truncate(v)}' for k, v in dataset.recipe.items()) or 'none'}"
     yield f"  hash       {dataset.content_hash}"
@@ -145,9 +148,6 @@ def _text(
     if camera_samples:
         yield "repeated: fraction of the faster half of the steps over which the image stays the same"
         yield "flow over one fast step; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
-
-
-_COMMON = {"observation.state", "action", "timestamp", "frame_index", "episode_index", "index", "task_index"}
 
 
 def _joint_rows(stats: DatasetSummary) -> list[tuple[str, ...]]:

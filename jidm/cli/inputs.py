@@ -160,12 +160,12 @@ def collect_videos(given: tuple[Path, ...]) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    from jidm.video.io import VIDEO_SUFFIXES
+    from jidm.video.io import list_videos
 
     videos: list[Path] = []
     for path in given:
         if path.is_dir():
-            videos += sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+            videos += list_videos(path)
         else:
             videos.append(path)
     if not videos:

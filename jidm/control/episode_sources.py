@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets import open_dataset
-from jidm.datasets.feature import ACTION, STATE, Feature
+from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE, Feature
 from jidm.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 VALID, COVARIANCE = "action_valid", "action_covariance"
 """Columns that labeling adds."""
-
-_INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 EpisodeData = tuple[dict[str, NDArray[np.uint8]], NDArray[Any] | None, dict[str, NDArray[Any]], str]
 """Frames (T, H, W, 3) by camera, recorded joint positions (T, n) if there are any, further columns, and the task."""
@@ -50,7 +48,7 @@ class DatasetEpisodes:
         self.state_names = dataset.joint_names
         sizes = {name: dataset.features[dataset.camera_key(name)].shape for name in dataset.cameras}
         self.cameras = {name: (shape[1], shape[0]) for name, shape in sizes.items()}
-        replaced = {STATE, ACTION, VALID, COVARIANCE, *_INDEX_COLUMNS}
+        replaced = {STATE, ACTION, VALID, COVARIANCE, *INDEX_COLUMNS}
         self.extras = {
             name: feature for name, feature in dataset.features.items()
             if name not in replaced and not feature.is_image and feature.shape and feature.dtype not in ("string", "video", "image")
@@ -83,11 +81,11 @@ class VideoFolder:
     image_key, robot_type, state_names = "camera", "", ()
 
     def __init__(self, folder: Path, fps: float | None) -> None:
-        from jidm.video.io import VIDEO_SUFFIXES, open_video
+        from jidm.video.io import VIDEO_SUFFIXES, list_videos, open_video
 
         if not folder.is_dir():
             raise DatasetError(f"{folder}: neither a data set nor a folder of videos")
-        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+        self._files = list_videos(folder)
         if not self._files:
             raise DatasetError(f"{folder}: holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))}) and is no data set")
         first = open_video(self._files[0])

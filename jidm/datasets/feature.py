@@ -12,6 +12,8 @@ STATE = "observation.state"
 ACTION = "action"
 IMAGE_PREFIX = "observation.images."
 VISUAL_DTYPES = ("video", "image")
+INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""Columns that every LeRobot data set has: when and where each frame is."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from jidm.bundled import bundled_folder
 from jidm.errors import EmbodimentError, did_you_mean
 from jidm.robot.descriptor import DESCRIPTOR_FILE, read_descriptor
 from jidm.robot.embodiment import Embodiment
@@ -21,13 +22,6 @@ ENTRY_POINT_GROUP = "jidm.embodiments"
 returns one of them."""
 
 _registered: dict[str, Any] = {}
-
-
-def bundled_folder() -> Path:
-    """The folder of the descriptors that come with jidm: inside the wheel, or at the top of the repository."""
-    package = Path(__file__).parents[1]
-    inside, beside = package / "_embodiments", package.parent / "embodiments"
-    return inside if inside.is_dir() else beside
 
 
 def embodiment_names() -> tuple[str, ...]:
@@ -113,7 +107,7 @@ def _resolve(provider: Any, name: str) -> Embodiment:
 
 
 def _bundled() -> dict[str, Path]:
-    folder = bundled_folder()
+    folder = bundled_folder("embodiments")
     return {path.parent.name: path for path in folder.glob(f"*/{DESCRIPTOR_FILE}")} if folder.is_dir() else {}
 
 

@@ -31,6 +31,11 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
+def list_videos(folder: Path) -> list[Path]:
+    """The video files in a folder, by name."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES)
+
+
 @dataclass(frozen=True, eq=False)
 class Video:
     """Decoded frames and their presentation times.
