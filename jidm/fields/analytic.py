@@ -18,6 +18,7 @@ from jidm.errors import InputError
 from jidm.fields.base import ContourJacobian, SurfaceJacobian
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.mesh_edges import MeshEdges, feature_edges, sample_mesh_edges
+from jidm.robot.mesh_rasterizer import MeshRasterizer
 from jidm.robot.surface import Surface, sample_surface
 from jidm.robot.visibility import unoccluded_points, visible_points
 
@@ -42,6 +43,8 @@ class AnalyticField:
         contour_points: number of candidate points on edges, sampled on first use. Only few of them lie on a contour at any
             one pose, above all of round links.
         seed: of the sampling.
+        rasterizer: what `dense` and `visible_surface` ask which link each pixel shows: "points", a z-buffer of the surface
+            points, or "pytorch3d", the meshes themselves (`MeshRasterizer`).
     """
 
     def __init__(
@@ -53,9 +56,12 @@ class AnalyticField:
         occluders: int = 20000,
         contour_points: int = 80000,
         seed: int = 0,
+        rasterizer: str = "points",
     ) -> None:
         if not 0 < points <= occluders:
             raise InputError(f"points must lie in 1..occluders, got {points} of {occluders}")
+        if rasterizer not in ("points", "pytorch3d"):
+            raise InputError(f"rasterizer must be 'points' or 'pytorch3d', got {rasterizer!r}")
         self.embodiment = embodiment
         self.camera = camera
         self.joint_names = embodiment.joint_names
@@ -63,6 +69,7 @@ class AnalyticField:
         self.points = points
         self.contour_points = contour_points
         self.seed = seed
+        self._meshes = MeshRasterizer(embodiment.model) if rasterizer == "pytorch3d" else None
         self.surface = _shuffled(sample_surface(embodiment.model, occluders, seed=seed), seed)
 
     def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
@@ -126,11 +133,14 @@ class AnalyticField:
         self, camera: Camera, poses: Float[Tensor, "*batch links 4 4"]
     ) -> tuple[Float[Tensor, "*batch cells 3"], Int[Tensor, "*batch cells"]]:
         """The point [m, base frame] and the link that are visible in each pixel; link -1 off the robot."""
-        surface = self.surface.to(poses)
-        p_base = self.kinematics.transform_points(poses, surface.link, surface.p_link)
-        uv, depth = camera.project(p_base)
-        visible = self._visible(poses, surface, p_base)
-        depth_grid, link_grid = _splat(uv, depth, visible, surface.link, camera.height, camera.width)
+        if self._meshes is not None:
+            depth_grid, link_grid = self._meshes(camera, poses)
+        else:
+            surface = self.surface.to(poses)
+            p_base = self.kinematics.transform_points(poses, surface.link, surface.p_link)
+            uv, depth = camera.project(p_base)
+            visible = self._visible(poses, surface, p_base)
+            depth_grid, link_grid = _splat(uv, depth, visible, surface.link, camera.height, camera.width)
         mask = link_grid >= 0
         v, u = torch.meshgrid(
             torch.arange(camera.height, dtype=poses.dtype, device=poses.device),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ class HybridField(AnalyticField):
         learned: network trained for this robot.
         embodiment: the robot.
         camera: of the video.
-        sampling: options of `AnalyticField`: numbers of points, seed.
+        sampling: options of `AnalyticField`: numbers of points, seed, rasterizer.
 
     Raises:
         CheckpointError: the network was trained for other joints.
@@ -35,7 +35,7 @@ class HybridField(AnalyticField):
         learned: LearnedField,
         embodiment: Embodiment,
         camera: Camera,
-        **sampling: int,
+        **sampling: Any,
     ) -> None:
         if tuple(learned.joint_names) != tuple(embodiment.joint_names):
             raise CheckpointError(
