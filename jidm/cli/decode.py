@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from jidm.cli.model_args import ModelArgs
+from jidm.cli.outputs import DecodeResult, make_folder, summary_text, write_results
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.camera.model import Camera
-    from jidm.estimation.result import JointMotion
     from jidm.idm import JacobianIDM
-    from jidm.robot.embodiment import Embodiment
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Decode:
 
     def run(self) -> int:
         from jidm.cli.inputs import video_size
-        from jidm.cli.outputs import make_folder, summary_text, write_results
 
         make_folder(self.out)
         idm = self.model.build_idm(lambda: video_size(self.video, self.fps), q0_required=True)
@@ -55,29 +52,6 @@ class Decode:
         drawn = self.overlay and decoded.camera is not None
         print(f"written to {self.out}/: motion.npz, motion.csv, plot.png, summary.json{', overlay.mp4' * drawn}")
         return 0
-
-
-@dataclass(frozen=True)
-class DecodeResult:
-    """A decoded video and its decoder.
-
-    Attributes:
-        motion: the joint motion.
-        robot: None if a trained field needed none.
-        camera: of an exact field; None for a learned one.
-        video: the file.
-        fps: its frame rate [1/s].
-        method: the checkpoint, or the flow estimator.
-        seconds: decoding time, reading the file included [s].
-    """
-
-    motion: JointMotion
-    robot: Embodiment | None
-    camera: Camera | None
-    video: Path
-    fps: float
-    method: str
-    seconds: float
 
 
 def decode_file(

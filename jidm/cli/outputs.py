@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,32 @@ from jidm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.cli.decode import DecodeResult
+    from jidm.camera.model import Camera
+    from jidm.estimation.result import JointMotion
+    from jidm.robot.embodiment import Embodiment
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """A decoded video and its decoder.
+
+    Attributes:
+        motion: the joint motion.
+        robot: None if a trained field needed none.
+        camera: of an exact field; None for a learned one.
+        video: the file.
+        fps: its frame rate [1/s].
+        method: the checkpoint, or the flow estimator.
+        seconds: decoding time, reading the file included [s].
+    """
+
+    motion: JointMotion
+    robot: Embodiment | None
+    camera: Camera | None
+    video: Path
+    fps: float
+    method: str
+    seconds: float
 
 
 def make_folder(out: Path) -> None:
