@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jidm.estimation.kalman import FilterOptions, Gaussian
-from jidm.estimation.tracker import JointLimits, Measurement, MeasurementModel, Prediction, TrackedStep, Tracker
+from jidm.estimation.tracker import JointLimits, Measurement, MeasurementModel, PredictedState, TrackedStep, Tracker
 from jidm.flow import Flow
 
 N, DT = 2, 1 / 16
@@ -47,7 +47,7 @@ class GivenMeasurements:
     valid: bool = True
     first: Gaussian | None = None
     maneuvers: frozenset[int] = frozenset()
-    predictions: list[Prediction] = field(default_factory=list)
+    predictions: list[PredictedState] = field(default_factory=list)
     accepted: list[Tensor] = field(default_factory=list)
     corrected: list[Tensor] = field(default_factory=list)
 
@@ -60,7 +60,9 @@ class GivenMeasurements:
     def initial_velocity(self, dt: float, limits: JointLimits) -> tuple[Tensor, Tensor | None]:
         return self.speed, None
 
-    def measure(self, frame: Tensor, prediction: Prediction, limits: JointLimits, *flows: Flow) -> Measurement | None:
+    def measure(
+        self, frame: Tensor, prediction: PredictedState, limits: JointLimits, *flows: Flow
+    ) -> Measurement | None:
         reading = self.readings[len(self.predictions)]
         self.predictions.append(prediction)
         if reading is None:

@@ -20,7 +20,7 @@ from jidm.estimation.initialization import initialize_pose
 from jidm.estimation.kalman import FilterOptions, Gaussian
 from jidm.estimation.reference_appearance import ReferenceAppearance
 from jidm.estimation.solver import Solution
-from jidm.estimation.tracker import JointLimits, Measurement, Prediction
+from jidm.estimation.tracker import JointLimits, Measurement, PredictedState
 from jidm.fields.base import ContourField, JacobianField, PosePredictor
 from jidm.flow import Flow, FlowEstimator, FlowSource
 from jidm.video.pyramid import BrightnessPyramid
@@ -161,7 +161,7 @@ class AnalyticMeasurement:
         return _INITIAL_SPEED * limits.max_step(1.0), None
 
     def measure(
-        self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
+        self, frame: Float[Tensor, "3 H W"], prediction: PredictedState, limits: JointLimits, *flows: Flow
     ) -> Measurement | None:
         """Measure a frame; None if it has nothing in common with the last accepted one.
 
@@ -226,7 +226,7 @@ class AnalyticMeasurement:
         return Gaussian(estimate.mean.to(frame), estimate.covariance.to(frame))
 
     def _refine(
-        self, frame: Tensor, solution: Solution, prediction: Prediction, limits: JointLimits
+        self, frame: Tensor, solution: Solution, prediction: PredictedState, limits: JointLimits
     ) -> tuple[Gaussian, Gaussian | None, Tensor, float]:
         """Measured step and position, joints in a maneuver, and the remaining brightness error (0 without alignment)."""
         q = self._pose.q

@@ -14,7 +14,7 @@ from torch import Tensor
 from jidm.estimation.kalman import FilterOptions, Gaussian
 from jidm.estimation.refinement import REFINEMENT_STAGES, FieldEvaluation, JacobianPredictor, RefinementStage
 from jidm.estimation.step_estimation import StepEstimate, estimate_step, finite_covariance, predict_steps
-from jidm.estimation.tracker import JointLimits, Measurement, Prediction
+from jidm.estimation.tracker import JointLimits, Measurement, PredictedState
 from jidm.fields.free.config import LearnedFieldConfig
 from jidm.flow import Flow, FlowEstimator, FlowSource
 from jidm.video.letterbox import Letterbox
@@ -115,7 +115,7 @@ class LearnedMeasurement:
         return torch.minimum(self.field.delta_std / dt, limits.velocity), self.field.delta_correlation
 
     def measure(
-        self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
+        self, frame: Float[Tensor, "3 H W"], prediction: PredictedState, limits: JointLimits, *flows: Flow
     ) -> Measurement | None:
         """Measure a frame; None if it cannot be solved.
 

@@ -80,8 +80,8 @@ class Measurement:
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """Prediction of a frame before it is measured.
+class PredictedState:
+    """PredictedState of a frame before it is measured.
 
     Attributes:
         q: (n,) joint positions [rad or m]. step: since the last accepted frame.
@@ -115,7 +115,7 @@ class MeasurementModel(Protocol):
         ...
 
     def measure(
-        self, frame: Float[Tensor, "3 H W"], prediction: Prediction, limits: JointLimits, *flows: Flow
+        self, frame: Float[Tensor, "3 H W"], prediction: PredictedState, limits: JointLimits, *flows: Flow
     ) -> Measurement | None:
         """Measure a frame relative to the last accepted one; None if that is not possible."""
         ...
@@ -289,11 +289,11 @@ class Tracker:
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
-    def _prediction(self, state: KalmanState, interval: float, max_step: Float[Tensor, " n"]) -> Prediction:
+    def _prediction(self, state: KalmanState, interval: float, max_step: Float[Tensor, " n"]) -> PredictedState:
         step = state.step_marginal(interval)
         bounds = torch.maximum(self._lower, self.q - max_step), torch.minimum(self._upper, self.q + max_step)
         q = self._clamp_to_limits(state.q.to(self.q))
-        return Prediction(q, Gaussian(step.mean.to(self.q), step.covariance.to(self.q)), bounds, interval)
+        return PredictedState(q, Gaussian(step.mean.to(self.q), step.covariance.to(self.q)), bounds, interval)
 
     def _feasible_step(self, state: KalmanState, interval: float) -> Float[Tensor, " n"]:
         """The filtered step, within speed and position limits."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from jidm.estimation.result import JointMotion
 from jidm.estimation.smoother import smooth_motion
 from jidm.flow import Flow, split_flow
-from jidm.idm.decoding import check_q0, open_clips
+from jidm.idm.decoding import check_q0, open_streams
 from jidm.video.timestamps import TimedFrame
 
 Q0 = Sequence[float] | np.ndarray | Tensor | None
@@ -116,10 +116,10 @@ class InverseDynamicsModel(ABC):
         value_range: tuple[float, float] | None, progress: bool, *, smooth: bool,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
         start = check_q0(q0, self.joint_names)
-        batch = open_clips(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
+        batch = open_streams(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
         flows = [flow] if batch.shape is None else split_flow(flow, batch.shape)
         motions = [
-            self.decode_clip(clip.frames, clip.q0, f, smooth=smooth) for clip, f in zip(batch.clips, flows, strict=True)
+            self.decode_clip(x.frames, x.q0, f, smooth=smooth) for x, f in zip(batch.streams, flows, strict=True)
         ]
         filtered = batch.stack([x for x, _ in motions])
         if not smooth:

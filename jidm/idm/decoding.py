@@ -1,4 +1,4 @@
-"""Any form of video as clips: timed frames, each clip with the pose that it starts from."""
+"""Any form of video as streams of timed frames, each with the pose that it starts from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jidm.video.timestamps import TimedFrame, frame_timestamps, timed_frames
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class FrameStream:
     """One video, frame by frame.
 
     Attributes:
@@ -32,21 +32,21 @@ class Clip:
 
 
 @dataclass(frozen=True, eq=False)
-class ClipBatch:
-    """The clips of one call of `decode`.
+class StreamBatch:
+    """The streams of one call of `decode`.
 
     Attributes:
-        clips: one for each video of the batch.
+        streams: one for each video of the batch.
         batch: leading axes of the video; empty for a single one.
         shape: of the whole array (*batch, T, 3, H, W); None for a file, which is not read yet.
     """
 
-    clips: list[Clip]
+    streams: list[FrameStream]
     batch: torch.Size
     shape: torch.Size | None
 
     def stack(self, motions: list[JointMotion]) -> JointMotion:
-        """The motions of the clips as one with the video's batch shape."""
+        """The motions of the streams as one with the video's batch shape."""
         return stack(motions, self.batch) if self.batch else motions[0]
 
 
@@ -70,7 +70,7 @@ def check_q0(
     return start
 
 
-def open_clips(
+def open_streams(
     video: Any,
     q0: Float[Tensor, "*batch n"] | None = None,
     *,
@@ -78,8 +78,8 @@ def open_clips(
     layout: str | None = None,
     value_range: tuple[float, float] | None = None,
     progress: bool = False,
-) -> ClipBatch:
-    """A video of any form as clips, each with its start pose.
+) -> StreamBatch:
+    """A video of any form as streams, each with its start pose.
 
     Args:
         video: path of a video or a folder of images (streamed), or frames in any layout `as_video` takes, with any
@@ -87,7 +87,7 @@ def open_clips(
         q0: from `check_q0`; its batch shape is broadcast to the video's.
         fps: frames a second; taken from the file or `video.time` where not given.
         layout, value_range: as for `as_video`.
-        progress: show a progress bar per clip.
+        progress: show a progress bar per stream.
 
     Raises:
         VideoError: the video cannot be read, has one frame, or no frame rate is known.
@@ -97,7 +97,7 @@ def open_clips(
     if isinstance(video, (str, Path)):
         if q0 is not None and q0.dim() != 1:
             raise InputError(f"q0 must be ({q0.shape[-1]},) for one file, got shape {tuple(q0.shape)}")
-        return ClipBatch([Clip(show(*timed_frames(video, fps)), q0)], torch.Size(), None)
+        return StreamBatch([FrameStream(show(*timed_frames(video, fps)), q0)], torch.Size(), None)
     tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
     timestamps = frame_timestamps(video, fps, tensor.shape[-4])
     batch, clips = tensor.shape[:-4], tensor.reshape(-1, *tensor.shape[-4:])
@@ -107,8 +107,8 @@ def open_clips(
             raise InputError(f"q0 of shape {tuple(q0.shape)} does not fit a video with batch shape {tuple(batch)}")
         starts = list(q0.expand(*batch, q0.shape[-1]).reshape(-1, q0.shape[-1]))
     timed = (zip(timestamps, clip, strict=True) for clip in clips)
-    return ClipBatch(
-        [Clip(show(frames, tensor.shape[-4]), start) for frames, start in zip(timed, starts, strict=True)],
+    return StreamBatch(
+        [FrameStream(show(frames, tensor.shape[-4]), start) for frames, start in zip(timed, starts, strict=True)],
         batch,
         tensor.shape,
     )
