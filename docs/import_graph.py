@@ -1,4 +1,4 @@
-"""Draw the rooms of jidm, their floors and who imports whom; a test fails when the drawing is out of date.
+"""Draw the modules of jidm, their layers and imports; a test fails when the drawing is out of date.
 
     python docs/import_graph.py            rewrites docs/assets/import_graph.svg
 
@@ -136,7 +136,7 @@ def svg() -> str:
     height = 2 * _MARGIN + len(rows) * _FLOOR
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        'aria-label="rooms of jidm by floor, with an arrow from each room to those it imports">',
+        'aria-label="modules of jidm by layer, with an arrow from each module to those it imports">',
         f"<style>{_STYLE}</style>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#8089b8"/></marker></defs>',
@@ -146,7 +146,7 @@ def svg() -> str:
         y = _MARGIN + (len(rows) - 1 - number) * _FLOOR
         out.append(
             f'<rect class="floor" x="{_MARGIN}" y="{y + 4}" width="{_WIDTH - 2 * _MARGIN}" height="{_FLOOR - 8}" rx="6"/>'
-            f'<text class="number" x="{_MARGIN + 12}" y="{y + _FLOOR / 2 + 4:.0f}">floor {number}</text>'
+            f'<text class="number" x="{_MARGIN + 12}" y="{y + _FLOOR / 2 + 4:.0f}">layer {number}</text>'
         )
     for (above, below), route in sorted(routes.items()):
         path = ""

@@ -1,4 +1,4 @@
-"""A robot that jidm has never seen: write its URDF, place a camera, render a video, decode it. Needs the extra `sim`."""
+"""A robot that is not registered: write its URDF, place a camera, render a video, decode it. Needs the extra `sim`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main(frames: int = 24, out: Path = Path("my_robot")) -> None:
     robot = embodiment_from_urdf(out / "robot.urdf", home=[0.3, 0.7, 0.9])
     print(f"{robot.n} joints: {', '.join(robot.joint_names)}")
     for key, note in robot.notes.items():
-        print(f"  {key}: {note}")  # what the URDF did not say, and the default that was taken
+        print(f"  {key}: {note}")  # what the URDF does not state, and the default that was taken
 
     camera = Camera.from_dict(
         {"width": 320, "height": 240, "eye": [0.9, -1.2, 1.5], "target": [0.1, 0.0, 0.5], "fov_y": 45.0}

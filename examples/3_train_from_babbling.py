@@ -1,4 +1,4 @@
-"""Learn a robot from motor babbling: the network gets neither URDF nor camera. Needs the extras `sim` and `train`.
+"""Learn a Jacobian field from motor babbling and decode without URDF and camera. Needs the extras `sim` and `train`.
 
 With the defaults it takes about ten minutes on one CPU core.
 """

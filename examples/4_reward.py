@@ -1,6 +1,6 @@
-"""Score a good video of a robot and two that no robot could have moved. Needs the extra `sim`.
+"""Score a good video of a robot and two that the robot could not execute. Needs the extra `sim`.
 
-The bundled field of the Panda scores; it needs neither camera nor first pose.
+The reward uses the bundled learned field of the Panda, which needs neither camera calibration nor first pose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(frames: int = 25, size: int = 256, fps: float = 12.5) -> None:
     with Scene(robot, seed=0) as scene:
         q = smooth_motion(robot, frames, 1 / fps, seed=3, start=robot.home)
         good = np.stack([scene.render(row, camera).rgb for row in q])
-        away = scene.render(robot.home + np.eye(robot.n)[0] * 1.2, camera).rgb  # to see the background behind the arm
+        away = scene.render(robot.home + np.eye(robot.n)[0] * 1.2, camera).rgb  # shows the background behind the arm
 
     cut = good.copy()
     cut[frames // 2 :] = good[: frames - frames // 2]  # jumps back to the start

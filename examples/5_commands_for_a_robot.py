@@ -1,6 +1,6 @@
 """From a planner's frames to commands for a robot, with planning and execution side by side. Needs the extra `sim`.
 
-The planner here is an oracle: it renders where the arm should go. A video model takes its place in real use.
+The planner here is an oracle that renders a given motion. In real use it is a video model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(
             return torch.from_numpy(scene.render(q, camera).rgb.copy()).permute(2, 0, 1) / 255
 
     def planner(frame: torch.Tensor) -> torch.Tensor:
-        """From the frame (3, H, W) that the robot sees to the frames (T, 3, H, W) that follow it."""
+        """From the camera's frame (3, H, W) to the frames (T, 3, H, W) that follow it."""
         nonlocal planned
         planned += chunk
         return torch.stack([camera_image(q) for q in goal[planned - chunk + 1 : planned + 1]])
@@ -56,7 +56,7 @@ def main(
         began = time.perf_counter()
         frame = camera_image(q) if k % int(control_rate / video_rate) == 0 else None
         command = controller.step(frame=frame, q=q)
-        q = command.action[0]  # this robot goes exactly where it is sent
+        q = command.action[0]  # this robot follows commands exactly
         velocities.append(command.velocity[0])
         time.sleep(max(0.0, 1 / control_rate - (time.perf_counter() - began)))
     scene.close()

@@ -25,6 +25,8 @@ from jidm.bundled import bundled_folder
 from jidm.errors import CheckpointError, did_you_mean
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+REWARD_SCALES = "reward.json"
+"""File of the reward's scales, which a checkpoint's folder may hold besides, see `jidm.rewards.TermScales`."""
 FORMAT, VERSION = "jidm-checkpoint", 1
 
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -227,7 +229,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
 
     Args:
         name_or_path: a folder; the name of a bundled checkpoint (see `bundled_names`); or a hub id, `user/repo` or
-            `user/repo@revision`, of which only the two files are downloaded.
+            `user/repo@revision`, of which only the two files are downloaded, and the scales of the reward if it has some.
 
     Raises:
         CheckpointError: it does not exist, is incomplete, damaged or of another format, or a weight is not finite.
@@ -291,7 +293,9 @@ def _from_hub(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, REWARD_SCALES]
+        )
     except Exception as error:  # the hub's client has dozens of exceptions, all of which mean that it is not available
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"no folder '{name}', and not available on the hub: {reason[:300]}") from error

@@ -93,7 +93,7 @@ def load_idm(
 
     Args:
         source: as for `load_model`.
-        embodiment: the robot, a registered name or a descriptor; refused if the checkpoint was trained for another.
+        embodiment: the robot, as for `load_embodiment`; refused if the checkpoint was trained for another.
         flow: estimator that measures the motion in place of the model's own way.
         device: where the network computes.
         options: further arguments of `JacobianIDM.from_pretrained`; there are none for baselines.

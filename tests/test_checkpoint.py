@@ -20,7 +20,7 @@ from torch import nn
 import jidm.checkpoint as checkpoints
 from jidm import load_embodiment
 from jidm.atomic_io import remove_stale_temporaries
-from jidm.checkpoint import CONFIG, WEIGHTS, embodiment_record, load_checkpoint, save_checkpoint
+from jidm.checkpoint import CONFIG, REWARD_SCALES, WEIGHTS, embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError
 
 
@@ -227,7 +227,9 @@ def test_bundled_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_checkpoint("panda_sim")
 
 
-def test_only_the_two_files_are_downloaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_files_of_a_checkpoint_are_downloaded_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     save(tmp_path / "snapshot", 5.0)
@@ -241,7 +243,7 @@ def test_only_the_two_files_are_downloaded_from_the_hub(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert load_checkpoint("someone/panda-jidm@v1.2").source == "someone/panda-jidm@v1.2"
     load_checkpoint("someone/panda-jidm")
-    assert asked == [("someone/panda-jidm", r, [CONFIG, WEIGHTS]) for r in ("v1.2", None)]
+    assert asked == [("someone/panda-jidm", r, [CONFIG, WEIGHTS, REWARD_SCALES]) for r in ("v1.2", None)]
     (tmp_path / "someone" / "panda-jidm").mkdir(parents=True)  # a folder of that name comes first
     with pytest.raises(CheckpointError, match="it has no config"):
         load_checkpoint("someone/panda-jidm")

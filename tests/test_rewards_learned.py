@@ -14,10 +14,9 @@ from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM, load_embodiment
 from jidm.bundled import bundled_folder
-from jidm.checkpoint import load_checkpoint
+from jidm.checkpoint import REWARD_SCALES, load_checkpoint
 from jidm.errors import InputError
 from jidm.rewards import ExecutabilityReward, TermScales
-from jidm.rewards.term_scales import SCALES_FILE
 from jidm.sim import Appearance, Scene
 from jidm.sim.motion import smooth_motion
 
@@ -108,10 +107,10 @@ def test_scales_of_another_mode_or_decoder_are_refused(tracked, differentiable):
 
 def test_scales_are_found_in_the_checkpoints_folder(tracked, tmp_path: Path):
     folder = shutil.copytree(bundled_folder("checkpoints") / NAME, tmp_path / "mine")
-    (folder / SCALES_FILE).unlink(missing_ok=True)
+    (folder / REWARD_SCALES).unlink(missing_ok=True)
     with pytest.raises(InputError, match="jidm fit-scales"):
         ExecutabilityReward.from_pretrained(folder)
-    tracked.scales.save(folder / SCALES_FILE)
+    tracked.scales.save(folder / REWARD_SCALES)
     assert ExecutabilityReward.from_pretrained(folder).scales == tracked.scales
 
 

@@ -35,9 +35,9 @@ VERBS = {
 }
 """Verb -> its dataclass. A new verb is one file and one line here."""
 
-_DESCRIPTION = """Joint velocities out of robot video, for any robot.
+_DESCRIPTION = """Decode robot video into joint velocities, for any robot with a URDF or a trained field.
 
-Failures are one line; --traceback anywhere on the line shows the full traceback. --version prints the version."""
+Errors are one line on standard error; --traceback shows the full traceback. --version prints the version."""
 
 
 @runtime_checkable  # so that annotations can be checked in tests

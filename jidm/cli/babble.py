@@ -16,23 +16,24 @@ class Babble:
     An interrupted run resumes with the missing episodes; several machines share the work with --shard.
 
     Args:
-        embodiment: name of the robot.
-        out: folder of the data set.
-        episodes: number of episodes.
-        frames: frames per episode.
-        fps: frame rate [1/s].
-        camera: names of the robot's cameras whose viewing directions are used.
-        width: of the images [px].
-        height: of the images [px].
-        seed: of all random numbers.
-        appearance: random, plain or textured.
-        crop_fraction: fraction of all poses in which the robot may leave the image; larger values show it larger.
-        range_fraction: fraction of the usable joint range that motions cover.
-        speed: factor on the motions' frequencies.
-        workers: parallel processes.
-        shard: i/N records every N-th episode starting at the i-th.
-        ray: address of a Ray cluster to run on, "auto" for the one on this machine, "local" to start one.
-        max_objects: largest number of objects in the scene, if the appearance is random.
+        embodiment: Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml.
+        out: Folder of the data set.
+        episodes: Number of episodes.
+        frames: Frames per episode.
+        fps: Frame rate [1/s].
+        camera: Names of the robot's cameras whose poses are used; focal length and principal point are fitted to the robot.
+        width: Width of the images [px], a multiple of 4.
+        height: Height of the images [px], a multiple of 4.
+        seed: Seed of all random numbers; another seed records other motions, scenes and cameras.
+        appearance: Appearance of robot and scene: random, plain or textured.
+        crop_fraction: Fraction of all poses in which the robot may reach beyond a border of the image; larger values show it
+            larger.
+        range_fraction: Fraction of the usable joint range that motions cover.
+        speed: Factor on the motions' frequencies.
+        workers: Parallel processes.
+        shard: Do shard i of N (i/N): every N-th episode starting at the i-th.
+        ray: Address of a Ray cluster to run on, "auto" for the one on this machine, "local" to start one.
+        max_objects: Largest number of objects in the scene, if the appearance is random.
     """
 
     embodiment: Annotated[str, tyro.conf.Positional]

@@ -37,7 +37,7 @@ class Show:
     """Episodes per camera whose images are sampled; 0 = none."""
 
     flow: bool = True
-    """Measure optical flow in them."""
+    """Optical flow is measured in them unless this flag is given."""
 
     def run(self) -> int:
         from jidm.datasets import open_dataset

@@ -1,4 +1,4 @@
-"""`jidm decode`: a video file in, joint motion out, with a plot and an overlay to judge it by."""
+"""`jidm decode`: decode a video file into joint motion, with a plot and an overlay to check it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decode:
-    """Turn a robot video into joint velocities."""
+    """Decode a robot video into joint velocities."""
 
     video: tyro.conf.Positional[Path]
     """Video file, or folder of images (give --fps then)."""
@@ -29,7 +29,7 @@ class Decode:
     """The decoder."""
 
     out: Path = Path("jidm_decode")
-    """Folder for motion.npz, motion.csv, plot.png, overlay.mp4 and summary.json."""
+    """Folder for motion.npz, motion.csv, plot.png, summary.json and, with a camera, overlay.mp4."""
 
     fps: float | None = None
     """Frame rate [1/s], if the file states none or a wrong one."""
@@ -38,7 +38,7 @@ class Decode:
     """Estimate each frame from later frames too (Rauch-Tung-Striebel smoothing)."""
 
     overlay: bool = True
-    """Write overlay.mp4."""
+    """overlay.mp4, the decoded robot drawn over the video, is written unless this flag is given."""
 
     def run(self) -> int:
         from jidm.cli.inputs import video_size

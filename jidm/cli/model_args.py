@@ -42,15 +42,15 @@ class ModelArgs:
     """Joint positions in the first frame [rad or m]: one number per joint, `home`, or a .npy or .json file."""
 
     flow: Literal["dis", "raft"] | None = None
-    """Optical flow estimator; dis for an exact field, none for a learned one if not given. raft fetches its weights unless
-    --raft-weights names them."""
+    """Optical flow estimator. If not given: dis for an exact field; a learned field matches the frames itself. raft
+    downloads its weights unless --raft-weights names them."""
 
     raft_weights: Path | None = None
     """Local file of RAFT (large) weights, .pth or .safetensors; implies --flow raft."""
 
     limits: Literal["all", "position", "none"] | None = None
-    """Joint limits enforced while decoding: all, also velocities (default), position, or none (default of rewards).
-    Sped-up or generated videos may exceed velocity limits; then use position."""
+    """Joint limits enforced while decoding: all (positions and velocities), position, or none. If not given: all; none for
+    rewards, which refuse all. Sped-up or generated videos may exceed velocity limits; then use position."""
 
     device: str = "cpu"
     """Where a trained field runs: cpu, cuda, cuda:1, ..."""

@@ -129,7 +129,7 @@ class ReferenceTrajectory:
             InputError: the initial pose is unknown.
         """
         if not self._waypoints:
-            raise InputError("where the robot is is not known yet: call reset(q=...) or push a frame first")
+            raise InputError("the joint positions are unknown: call reset(q=...) or push a frame first")
         at = np.array(times, dtype=np.float64)
         knots, q = zip(*self._waypoints, strict=True)
         time_past_end = np.maximum(0.0, at - knots[-1])[:, None]
@@ -150,7 +150,7 @@ class ReferenceTrajectory:
             InputError: the initial pose is unknown.
         """
         if self._spline is None:
-            raise InputError("where the robot is is not known yet: call reset(q=...) or push a frame first")
+            raise InputError("the joint positions are unknown: call reset(q=...) or push a frame first")
         return self._commands_until(self.time + count / self.config.control_rate, reason)
 
     def observe(self, q: ArrayLike, *, time: float | None = None) -> float:

@@ -94,7 +94,7 @@ class JointMotion:
         return cls(**{**header, **arrays})
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per frame: time, position of every joint, then velocity and flags of the step that follows.
+        """Write one row per frame: time, positions, then velocities, residual and validity of the step that follows.
 
         The last frame's step columns are empty. One video only.
 

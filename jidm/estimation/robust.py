@@ -1,6 +1,6 @@
 """M-estimators: robust weights of residuals, for iteratively reweighted least squares.
 
-Tukey's biweight ignores outliers altogether; Cauchy's weight only reduces them, and converges from anywhere. Scales are
+Tukey's biweight ignores outliers altogether; Cauchy's weight only reduces them, and tolerates a poor start. Scales are
 median absolute deviations (MAD).
 """
 

@@ -179,8 +179,8 @@ def solve_flow(
     Args:
         jacobian, flow, weight, layout: as for `normal_equations`. Pixels off the robot must have weight 0, or their zero
             residuals would make the residual scale too small.
-        robust: M-estimator with the median absolute deviation as scale. "tukey" starts with Cauchy's weights, which converge
-            from anywhere, and ends with Tukey's biweight, which ignores outliers altogether. None = plain least squares.
+        robust: M-estimator with the median absolute deviation as scale. "tukey" starts with Cauchy's weights, which tolerate
+            a poor start, and ends with Tukey's biweight, which ignores outliers altogether. None = plain least squares.
         iterations: number of re-weightings, none for robust=None.
         ridge, joint_scale, bounds, min_motion: as for `solve_normal_equations`.
 

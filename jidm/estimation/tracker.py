@@ -149,7 +149,7 @@ class Tracker:
     Args:
         model: measures the frames.
         limits: of the joints; positions and speeds stay inside.
-        keep_history: store what `smooth` needs, (2n)^2 numbers per frame.
+        keep_history: store what `smooth` needs, three matrices (2n, 2n) per frame.
     """
 
     def __init__(self, model: MeasurementModel, limits: JointLimits, *, keep_history: bool = False) -> None:

@@ -81,7 +81,7 @@ class InverseDynamicsModel(ABC):
                 the estimator is used nevertheless.
             layout, value_range: as for `as_video`, where shape and values of an array are ambiguous.
             smooth: use later frames as well: a Rauch-Tung-Striebel smoother where the model has a Kalman filter (memory then
-                grows by (2n)^2 numbers per frame), and `smooth_motion`.
+                grows by three matrices (2n, 2n) per frame), and `smooth_motion`.
             progress: show a progress bar.
 
         Returns:

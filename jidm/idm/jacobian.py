@@ -36,7 +36,7 @@ _PRISMATIC_SCALE = 0.1
 
 
 class JacobianIDM(InverseDynamicsModel):
-    """Inverse dynamics model of one robot seen by one camera.
+    """Inverse dynamics model of one robot in one camera.
 
     Args:
         embodiment: the robot; may be None for a learned field, whose joint names and limits are then those of its training.
@@ -88,7 +88,7 @@ class JacobianIDM(InverseDynamicsModel):
         """The analytic IDM, without training; needs a calibrated camera and the joint positions in the first frame.
 
         Args:
-            embodiment: a registered name or a descriptor.
+            embodiment: anything that `load_embodiment` takes: a registered name, a file, a folder, an `Embodiment`.
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras.
             flow: any argument of `as_flow_estimator`: "dis", "raft", an estimator, a function, an array.
             points: number of surface points.
@@ -116,8 +116,8 @@ class JacobianIDM(InverseDynamicsModel):
 
         Args:
             source: a checkpoint folder, the name of a bundled one, or a hub id.
-            embodiment: the robot, a registered name or a descriptor. If not given, the one named in the checkpoint, provided
-                that it is registered and unchanged.
+            embodiment: the robot, anything that `load_embodiment` takes. If not given, the one named in the checkpoint, if it
+                is registered; it must be unchanged since the training.
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. With it, the exact field of URDF
                 and camera replaces the learned one, and the network only predicts the first pose (`HybridField`). Its size
                 must be that of the video. "trained" is the camera of the babbling data of the checkpoint.

@@ -54,7 +54,7 @@ class VideoAnalyzer:
 
     Args:
         idm: the decoder.
-        velocity: (n,) velocity limits if the decoder knows no robot [rad/s or m/s].
+        velocity: (n,) velocity limits if the decoder has no robot [rad/s or m/s].
         decode_backward: also decode every other frame from the last to the first.
         pairwise: solve each pair of frames on its own, differentiably; needs a learned field.
 

@@ -25,7 +25,7 @@ class RewardConfig:
     Attributes:
         scales: JSON file, see `TermScales`; the one in the checkpoint's folder if None.
         checkpoint: folder, bundled name or hub id; None for an analytic field.
-        embodiment: registered name; the checkpoint's own if None.
+        embodiment: a registered name or a path, as for `load_embodiment`; the checkpoint's own if None.
         camera: `Camera.to_dict`; None for the learned field itself.
         flow: name of a flow estimator; the IDM's default if None.
         raft_weights: file of RAFT's weights, in place of `flow`.

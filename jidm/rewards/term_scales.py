@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jidm.atomic_io import atomic_write
-from jidm.checkpoint import find_checkpoint
+from jidm.checkpoint import REWARD_SCALES, find_checkpoint
 from jidm.errors import InputError
 from jidm.rewards.terms import TERMS, TermScale
 
 _VERSION = 2
-SCALES_FILE = "reward.json"
-"""File name of the scales in a checkpoint's folder."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ class TermScales:
             InputError: it has no scales.
         """
         folder, source = find_checkpoint(checkpoint)
-        if not (folder / SCALES_FILE).exists():
+        if not (folder / REWARD_SCALES).exists():
             raise InputError(f"{source} has no scales for the reward; make them with `jidm fit-scales`")
-        return cls.load(folder / SCALES_FILE)
+        return cls.load(folder / REWARD_SCALES)
 
     @classmethod
     def load(cls, path: str | Path) -> TermScales:

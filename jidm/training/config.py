@@ -31,8 +31,8 @@ class TrainConfig:
     """Folder of the checkpoint; the run's own state, log and figures go to `OUT.run` beside it."""
 
     embodiment: str | None = None
-    """Robot: a name from `jidm embodiments`; on the command line also a URDF file or a folder with an embodiment.toml.
-    Without one, only the data set's joint names are known."""
+    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. If not given, joints
+    have the data set's names and count as revolute; decoding is limited to their recorded range with a margin."""
 
     kind: str = "jacobian_field"
     """Which model: jacobian_field, direct, direct_on_flow, eva, eva_average_pool or vera."""
@@ -47,10 +47,10 @@ class TrainConfig:
     """Which of the data set's videos, where there are several: NAME of `observation.images.NAME`."""
 
     height: int | None = None
-    """Height of the images that the model sees [px]; chosen to fit the recording if not given."""
+    """Height of the images that the model reads [px], a multiple of 16; chosen to fit the recording if not given."""
 
     width: int | None = None
-    """Width of the images that the model sees [px]; likewise."""
+    """Width of the images that the model reads [px]; likewise."""
 
     input_scale: int | None = None
     """Factor by which the images are larger for photometric refinement (jacobian_field only); 2 where the recording
@@ -112,7 +112,7 @@ class TrainConfig:
     """bf16 is mixed precision."""
 
     max_bad_steps: int = 20
-    """So many steps in a row with a loss or gradient that is not finite end the run."""
+    """The run ends after this many steps in a row with a loss or gradient that is not finite."""
 
     log_every: int = 50
     """Steps between lines of the log."""
@@ -124,13 +124,13 @@ class TrainConfig:
     """Pairs of frames per validation."""
 
     patience: int = 0
-    """So many validations without improvement end the run; 0 never."""
+    """The run ends after this many validations without improvement; 0 = never."""
 
     save_policy: Literal["best", "last"] = "last"
     """Which weights the checkpoint holds: of the best validation, or the last."""
 
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
 
     save_minutes: float = 1.0
     """Time between saved states of the run [min]."""
@@ -139,7 +139,7 @@ class TrainConfig:
     """Processes or GPUs that share each batch."""
 
     strategy: Literal["auto", "ddp"] = "auto"
-    """ddp is what several devices use."""
+    """Lightning strategy; several devices use ddp."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""

@@ -148,7 +148,7 @@ class LearnedField(nn.Module):
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Features:
         """Features of a batch of images, RGB in [0, 1], of `config.input_size`, for all heads.
 
-        Images already reduced to height x width give the same features; photometric refinement then sees no more
+        Images already reduced to height x width give the same features; photometric refinement then has no more
         detail.
         """
         downsampled = downsample(image, image.shape[-1] // self.config.width)

@@ -23,7 +23,7 @@ class StepRegressionHead(nn.Module):
     """Joint step by regression from flow and the features of the image it starts from, in both directions.
 
     The "direct IDM on flow" to which Li et al. (2026) compare theirs, used here as a second measurement. The field
-    measures what the joints do; this head knows what they usually do, which helps where the field is inaccurate or a
+    measures the motion of the joints; this head is a prior of their usual motion, which helps where the field is inaccurate or a
     joint is hardly visible.
 
     Args:
