@@ -165,7 +165,7 @@ def save_checkpoint(
     folder = Path(folder)
     if not folder.parent.is_dir():
         raise CheckpointError(f"{folder}: cannot be written, the folder {folder.parent} does not exist; make it first")
-    _refuse_other_folder(folder)
+    refuse_other_files(folder)
     kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     _refuse_non_finite(kept, f"the {kind} to be saved in {folder}", "go back to an earlier state of the training")
     remove_stale_temporaries(folder)
@@ -211,10 +211,19 @@ def _replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(backup, ignore_errors=True)
 
 
-def _refuse_other_folder(folder: Path) -> None:
+def refuse_other_files(folder: Path) -> None:
+    """Check that a checkpoint may be saved there: files of another kind would be lost.
+
+    Raises:
+        CheckpointError: there are such files.
+    """
     if not folder.exists():
         return
     foreign = sorted(x.name for x in folder.iterdir() if x.name not in (CONFIG, WEIGHTS)) if folder.is_dir() else ["it"]
+    if foreign and (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder}: besides a checkpoint it holds {_abbreviate(foreign)}, which would be lost; move that or choose another"
+        )
     if foreign:
         raise CheckpointError(
             f"{folder}: is not a checkpoint folder ({_abbreviate(foreign)}) and is not overwritten; choose another"

@@ -128,6 +128,11 @@ def test_a_folder_of_other_things_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years"
     with pytest.raises(CheckpointError, match="not overwritten"):
         save(tmp_path / "thesis" / "thesis.tex")
+    save(tmp_path / "c")
+    (tmp_path / "c" / "reward.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"besides a checkpoint it holds reward.json, which would be lost"):
+        save(tmp_path / "c", 2.0)
+    assert load_checkpoint(tmp_path / "c").tensors["weight"][0, 0] == 1
 
 
 # ---- damaged ---------------------------------------------------------------------------------------------------------

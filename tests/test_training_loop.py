@@ -20,7 +20,7 @@ from standin import KIND, StandIn, blob_dataset
 
 from jidm import load_embodiment, model_registry
 from jidm.checkpoint import load_checkpoint
-from jidm.errors import DatasetError, InputError, JidmError
+from jidm.errors import CheckpointError, DatasetError, InputError, JidmError
 from jidm.model_registry import train
 from jidm.training.config import TrainConfig
 from jidm.training.data.batch import PairBatch
@@ -340,6 +340,11 @@ def test_a_run_of_another_recipe_or_data_is_not_resumed(tmp_path: Path) -> None:
         train(again, dataset=blob_dataset(tmp_path / "blobs", episodes=7))
     train(replace(again, steps=3), dataset=dataset)  # a longer budget may be given
     assert load_checkpoint(settings.out).training["result"]["step"] == 3
+    for change in ({"resume": True}, {"overwrite": True}):  # scales of the reward, which the user made, would be lost
+        (Path(settings.out) / "reward.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="reward.json, which would be lost"):
+            train(replace(settings, steps=4, **change), dataset=dataset)
+    (Path(settings.out) / "reward.json").unlink()
     train(replace(settings, overwrite=True), dataset=dataset)
     assert load_checkpoint(settings.out).training["result"]["step"] == 2
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jidm.atomic_io import atomic_write
-from jidm.checkpoint import load_checkpoint, save_checkpoint
+from jidm.checkpoint import load_checkpoint, refuse_other_files, save_checkpoint
 from jidm.errors import CheckpointError, InputError, MissingExtraError
 from jidm.training.config import TrainConfig
 from jidm.training.data.datamodule import Report, TrainingSetup, prepare_training
@@ -116,8 +116,11 @@ def _prepare_run_folder(config: TrainConfig, dataset: Any) -> None:
 
     Raises:
         InputError: there is an earlier run, or the one to resume is not this one.
+        CheckpointError: the checkpoint's folder holds other files, reward scales for instance.
     """
     out, folder = Path(config.out), config.run_folder
+    if config.resume or config.overwrite:
+        refuse_other_files(out)
     if config.overwrite and not config.resume:
         if out.exists():
             load_checkpoint(out)  # refuses to delete anything that is not a checkpoint
