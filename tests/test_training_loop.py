@@ -342,7 +342,7 @@ def test_a_run_of_another_recipe_or_data_is_not_resumed(tmp_path: Path) -> None:
     assert load_checkpoint(settings.out).training["result"]["step"] == 3
     for change in ({"resume": True}, {"overwrite": True}):  # scales of the reward, which the user made, would be lost
         (Path(settings.out) / "reward.json").write_text("{}")
-        with pytest.raises(CheckpointError, match="reward.json, which would be lost"):
+        with pytest.raises(CheckpointError, match=r"reward.json, which would be lost"):
             train(replace(settings, steps=4, **change), dataset=dataset)
     (Path(settings.out) / "reward.json").unlink()
     train(replace(settings, overwrite=True), dataset=dataset)
