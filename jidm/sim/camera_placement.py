@@ -21,7 +21,7 @@ _MARGIN = 0.03  # share of the image, on each side
 
 
 def fit_camera_to_robot(
-    embodiment: Embodiment, camera: Camera, width: int, height: int, *, crop_fraction: float = 0.02, seed: int = 0
+    embodiment: Embodiment, camera: Camera, width: int, height: int, *, crop_fraction: float = 0.02
 ) -> Camera:
     """A (width, height) camera with the same pose, zoomed and shifted so that the robot's workspace fills the image.
 
@@ -29,9 +29,8 @@ def fit_camera_to_robot(
         width, height: of the image [px].
         crop_fraction: share of all poses in which the robot may reach beyond each border of the image, before a small
             margin is added. Poses are drawn uniformly from `usable_range`.
-        seed: of the poses.
     """
-    p_base, _ = surface_points(embodiment, random_configurations(embodiment, _NUM_CONFIGURATIONS, seed), _NUM_POINTS)
+    p_base, _ = surface_points(embodiment, random_configurations(embodiment, _NUM_CONFIGURATIONS), _NUM_POINTS)
     camera = camera.to("cpu", torch.float64)
     uv, depth = camera.project(p_base)
     # Poses that reach through the floor are left out.
