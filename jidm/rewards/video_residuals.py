@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from jidm.fields.base import JacobianField
 from jidm.fields.free import LearnedField
-from jidm.video.warping import gradients, symmetric_flow, warp
+from jidm.video.warping import dilate, gradients, symmetric_flow, warp
 
 _GRID_SIZE = 96
 """Cells along the longer side of the comparison grid: fine enough for a gripper, and fast."""
@@ -83,7 +83,7 @@ def video_residuals(
     frames = F.interpolate(video, (height, width), mode="area")
     robot = mask > _MASK_THRESHOLD
     last_joint = _last_moving_joint(jacobian, robot)
-    near_robot = _dilate(robot, _MARGIN)
+    near_robot = dilate(robot, _MARGIN)
     cells = robot.flatten(1).sum(1).to(video)
     size = cells.median().clamp(min=_MIN_ROBOT_SIZE)
     n = q.shape[-1]
@@ -105,7 +105,7 @@ def video_residuals(
     spurious = _connected_to_robot(
         (difference > _FOREGROUND_THRESHOLD + 3 * noise) & known & ~near_robot, near_robot
     ).to(video)
-    missing = ((difference < _BACKGROUND_THRESHOLD) & known & _erode(robot)).to(video)
+    missing = ((difference < _BACKGROUND_THRESHOLD) & known & ~dilate(~robot, 1)).to(video)
     change = (frames[1:] - frames[:-1]).abs().mean(1)
     free = ~(near_robot[1:] | near_robot[:-1])
 
@@ -180,7 +180,7 @@ def _connected_to_robot(cells: Tensor, robot: Tensor) -> Tensor:
     label, count = ndimage.label(cells.cpu().numpy(), _IN_FRAME_CONNECTIVITY)
     touched = torch.zeros(count + 1, dtype=torch.bool)
     labels = torch.from_numpy(label).long()
-    touched[labels[_dilate(robot, 1).cpu()]] = True
+    touched[labels[dilate(robot, 1).cpu()]] = True
     touched[0] = False
     return touched[labels].to(cells.device)
 
@@ -197,11 +197,3 @@ def _fill_nearest(last_joint: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:
 def _sum_by_joint(amount: Float[Tensor, "T h w"], last_joint: Int[Tensor, "T h w"], n: int) -> Float[Tensor, "T n"]:
     flat = amount.new_zeros(len(amount), n + 1)
     return flat.scatter_add_(1, (last_joint + 1).flatten(1).long(), amount.flatten(1))[:, 1:]
-
-
-def _dilate(mask: Tensor, cells: int) -> Tensor:
-    return F.max_pool2d(mask[:, None].float(), 2 * cells + 1, 1, cells)[:, 0] > 0
-
-
-def _erode(mask: Tensor) -> Tensor:
-    return ~_dilate(~mask, 1)

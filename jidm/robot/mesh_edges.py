@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jidm.robot.surface import shape_mesh
+from jidm.robot.shape_mesh import shape_mesh
 
 if TYPE_CHECKING:
     from jidm.robot.model import RobotModel

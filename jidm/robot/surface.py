@@ -7,9 +7,6 @@ because no camera can see them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,11 +14,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jidm.errors import EmbodimentError, InputError, MissingExtraError
-from jidm.robot.model import Geometry, Link, RobotModel, Shape
-
-if TYPE_CHECKING:
-    import trimesh
+from jidm.errors import EmbodimentError, InputError
+from jidm.robot.model import Link, RobotModel
+from jidm.robot.shape_mesh import shape_mesh
 
 _CANDIDATES = 12_000
 """Points per link, of which those on the outer surface are kept."""
@@ -90,53 +85,6 @@ def sample_surface(model: RobotModel, count: int, *, seed: int = 0) -> Surface:
         torch.from_numpy(np.concatenate(points)),
         torch.from_numpy(np.concatenate(normals)),
     )
-
-
-@lru_cache(maxsize=512)
-def _load_mesh(path: Path, mtime: float) -> trimesh.Trimesh:
-    import trimesh
-
-    try:
-        mesh: Any = trimesh.load(path, force="mesh")
-    except ImportError as missing:
-        raise MissingExtraError(f"reading the mesh {path.name}", str(missing.name or "pycollada"), "sim") from None
-    except Exception as error:  # trimesh has no common base class of errors
-        raise EmbodimentError(f"cannot read mesh {path}: {error}") from None
-    return cast("trimesh.Trimesh", mesh)
-
-
-def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:
-    """The shape as a triangle mesh in its link's frame [m].
-
-    Args:
-        shape: visual or collision shape.
-        robot: name of the robot, for messages.
-
-    Raises:
-        EmbodimentError: the mesh file is missing or cannot be read.
-        MissingExtraError: its format needs a package that is not installed.
-    """
-    import trimesh
-
-    geometry: Geometry = shape.geometry
-    if geometry.kind == "mesh":
-        if geometry.path is None:
-            raise EmbodimentError(
-                f"robot '{robot}': mesh '{geometry.filename}' was not found; pass mesh_roots= where its package lies"
-            )
-        mesh = _load_mesh(geometry.path, geometry.path.stat().st_mtime).copy()
-        mesh.apply_scale(geometry.size)
-    # Primitives as fine as in the simulator.
-    elif geometry.kind == "box":
-        mesh = trimesh.creation.box(extents=geometry.size)
-    elif geometry.kind == "cylinder":
-        mesh = trimesh.creation.cylinder(radius=geometry.size[0], height=geometry.size[1], sections=64)
-    elif geometry.kind == "capsule":
-        mesh = trimesh.creation.capsule(radius=geometry.size[0], height=geometry.size[1], count=(32, 64))
-    else:
-        mesh = trimesh.creation.icosphere(subdivisions=4, radius=geometry.size[0])
-    mesh.apply_transform(shape.T_link_shape)
-    return mesh
 
 
 def _outer_surface(link: Link, robot: str, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:

@@ -230,6 +230,8 @@ def babble(
         MissingExtraError: PyBullet or Ray is not installed.
         JidmError: a worker process died. Finished episodes are kept, and running the same again records the rest.
     """
+    from tqdm import tqdm
+
     i, count = shard
     if not 0 <= i < count or workers < 1:
         raise InputError(f"shard must be i/N with 0 <= i < N and workers at least 1, got {i}/{count} and {workers}")
@@ -243,7 +245,7 @@ def babble(
             recorded = run_in_processes(_Worker, worker_args, missing, workers)
         else:
             recorded = _record_serially(writer, recorder, missing)
-        for _ in _with_progress(recorded, len(missing), progress):
+        for _ in tqdm(recorded, total=len(missing), unit="episode", disable=not progress):
             pass
     if writer.completed_episodes() >= set(range(config.episodes)):
         writer.finalize()
@@ -264,14 +266,6 @@ def _record_serially(writer: DatasetWriter, recorder: Recorder, indices: list[in
     for index in indices:
         writer.write_episode(**recorder.episode(index))
         yield index
-
-
-def _with_progress(items: Iterator[int], total: int, show: bool) -> Iterator[int]:
-    if not show:
-        return items
-    from tqdm import tqdm
-
-    return iter(tqdm(items, total=total, unit="episode"))
 
 
 def _episode_seed(config: BabbleConfig, index: int) -> int:
