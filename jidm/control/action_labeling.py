@@ -20,7 +20,7 @@ from jidm.atomic_io import atomic_write
 from jidm.control.commands import ActionSpace, as_action_space
 from jidm.control.episode_sources import COVARIANCE, VALID, DatasetEpisodes, VideoFolder, open_episodes
 from jidm.datasets import DatasetWriter
-from jidm.datasets.feature import Feature
+from jidm.datasets.feature import IMAGE_PREFIX, Feature
 from jidm.errors import InputError, JidmError
 
 if TYPE_CHECKING:
@@ -247,11 +247,11 @@ def _initial_pose(idm: JacobianIDM, names: Sequence[str], state: NDArray[np.floa
 
 def _write_modality(root: Path, writer: DatasetWriter) -> None:
     """GR00T's description of the columns' parts."""
-    cameras = [key.removeprefix("observation.images.") for key, f in writer.features.items() if f.dtype == "video"]
+    videos = [key for key, feature in writer.features.items() if feature.dtype == "video"]
     modality = {
         "state": {"joints": {"start": 0, "end": len(writer.joint_names)}},
         "action": {"joints": {"start": 0, "end": len(writer.action_names)}},
-        "video": {name: {"original_key": f"observation.images.{name}"} for name in cameras},
+        "video": {key.removeprefix(IMAGE_PREFIX): {"original_key": key} for key in videos},
         "annotation": {"human.task_description": {"original_key": "task_index"}},
     }
     with atomic_write(root / "meta" / "modality.json") as temporary:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jidm.datasets.feature import ACTION, STATE, flat_names
+from jidm.datasets.feature import ACTION, STATE, flat_names, generic_joint_names
 from jidm.datasets.reader import Episode, RecordedDataset, open_dataset
 from jidm.datasets.table import column_names
 from jidm.datasets.video_file import open_video_file
@@ -125,7 +125,7 @@ def _check_joints(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Probl
             f"has {len(recorded)} joints, '{robot.name}' has {len(joints)}",
             "give the robot that was recorded, or describe one with these joints",
         )
-    elif recorded != joints and recorded != tuple(f"joint_{k}" for k in range(len(joints))):
+    elif recorded != joints and recorded != generic_joint_names(len(joints)):
         pair = next((a, b) for a, b in zip(recorded, joints) if a != b)
         yield Problem(
             None,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets import stats
-from jidm.datasets.feature import ACTION, IMAGE_PREFIX, STATE, Feature
+from jidm.datasets.feature import ACTION, IMAGE_PREFIX, INDEX_COLUMNS, STATE, VISUAL_DTYPES, Feature
 from jidm.datasets.metadata import EpisodeRecord, data_path, video_path, write_metadata
 from jidm.datasets.staging import StagingFolder, move
 from jidm.datasets.table import read_columns, read_notes, to_arrow, write_table
@@ -167,15 +167,13 @@ class DatasetWriter:
                  "video.is_depth_map": False, "video.fps": self.fps, "video.channels": 3, "has_audio": False},
             )  # fmt: skip
         for key, feature in self.extras.items():
-            if key in features or "/" in key or feature.dtype in ("video", "image") or not feature.shape:
+            if key in features or "/" in key or feature.dtype in VISUAL_DTYPES or not feature.shape:
                 raise DatasetError(
                     f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is reserved or cannot be a column"
                 )
             features[key] = feature
-        features["timestamp"] = Feature("float32", _SCALAR_SHAPE)
-        return features | {
-            key: Feature("int64", _SCALAR_SHAPE) for key in ("frame_index", "episode_index", "index", "task_index")
-        }
+        dtypes = {"timestamp": "float32"}
+        return features | {key: Feature(dtypes.get(key, "int64"), _SCALAR_SHAPE) for key in INDEX_COLUMNS}
 
     def _build_columns(
         self, index: int, state: NDArray[Any], action: NDArray[Any] | None, time: NDArray[Any] | None,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jidm.camera.model import Camera
 from jidm.datasets import DatasetWriter, Feature
+from jidm.datasets.feature import geometry_keys
 from jidm.errors import InputError
 from jidm.robot.registry import load_embodiment
 from jidm.sim.appearance import Appearance
@@ -169,9 +170,8 @@ class Recorder:
         h, w = config.height // LABEL_STRIDE, config.width // LABEL_STRIDE
         extras: dict[str, Feature] = {}
         for name in config.cameras:
-            extras[f"observation.depth.{name}"] = Feature("float32", (h, w))
-            extras[f"observation.links.{name}"] = Feature("int16", (h, w))
-            extras[f"observation.camera.{name}"] = Feature("float64", (16,))
+            features = Feature("float32", (h, w)), Feature("int16", (h, w)), Feature("float64", (16,))
+            extras |= zip(geometry_keys(name), features, strict=True)
         recipe = asdict(config) | {
             "made_by": "jidm babble",
             "jidm": __version__,
@@ -277,8 +277,5 @@ def _ground_truth_features(name: str, camera: Camera, rendering: Rendering) -> d
     depth, link = sample_at_centers(rendering.depth, rendering.link, LABEL_STRIDE)
     K, T = camera.K.double().numpy(), camera.T_camera_base.double().numpy()
     row = np.concatenate([[K[0, 0], K[1, 1], K[0, 2], K[1, 2]], T[:3].ravel()])
-    return {
-        f"observation.depth.{name}": np.where(link >= 0, depth, 0).astype(np.float32),
-        f"observation.links.{name}": link.astype(np.int16),
-        f"observation.camera.{name}": np.tile(row, (len(rendering), 1)),
-    }
+    columns = np.where(link >= 0, depth, 0).astype(np.float32), link.astype(np.int16), np.tile(row, (len(rendering), 1))
+    return dict(zip(geometry_keys(name), columns, strict=True))
