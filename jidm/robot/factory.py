@@ -115,9 +115,7 @@ def embodiment_from_model(
     vectors, notes = _vectors(
         actuated, {key: overrides[key] for key in JOINT_VECTORS if overrides.get(key) is not None}, where
     )
-    metadata: dict[str, Any] = {
-        key: tuple(v) if isinstance(v := overrides[key], list) else v for key in METADATA_KEYS if key in overrides
-    }
+    metadata = select_metadata(overrides)
     parents = {j.parent for j in model.joints}
     metadata.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
     if "control_dt" not in metadata:
@@ -135,6 +133,11 @@ METADATA_KEYS = (
     "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "license", "source", "notes",
 )  # fmt: skip
 """The attributes of an embodiment that are neither joint vectors nor come from the URDF."""
+
+
+def select_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose keys are in `METADATA_KEYS`; lists become tuples."""
+    return {key: tuple(v) if isinstance(v := values[key], list) else v for key in METADATA_KEYS if key in values}
 
 
 def _actuated(movable: Mapping[str, Joint], locked: Mapping[str, float]) -> tuple[str, ...]:
