@@ -134,30 +134,29 @@ def average_windows(
     """
     n = motions[0][1].position.shape[-1]
     position, frame_count = np.zeros((length, n)), np.zeros(length)
-    step, covariance, valid = np.zeros((length, n)), np.zeros((length, n, n)), np.zeros(length)
+    step, covariance, valid_count = np.zeros((length, n)), np.zeros((length, n, n)), np.zeros(length)
     all_covariance, step_count = np.zeros((length, n, n)), np.zeros(length)
     for start, motion in motions:
         frames = slice(start, start + motion.frames)
         steps = slice(start, start + motion.frames - 1)
         position[frames] += motion.position.double().numpy()
         frame_count[frames] += 1
-        good = motion.valid.numpy()
-        step[steps] += np.where(good[:, None], motion.delta_q.double().numpy(), 0.0)
-        each = motion.covariance.double().numpy()
-        covariance[steps] += np.where(good[:, None, None], each, 0.0)
-        all_covariance[steps] += each
-        valid[steps] += good
+        is_valid, window_covariance = motion.valid.numpy(), motion.covariance.double().numpy()
+        step[steps] += np.where(is_valid[:, None], motion.delta_q.double().numpy(), 0.0)
+        covariance[steps] += np.where(is_valid[:, None, None], window_covariance, 0.0)
+        all_covariance[steps] += window_covariance
+        valid_count[steps] += is_valid
         step_count[steps] += 1
     position /= frame_count[:, None]
-    measured = valid > 0
-    step = np.where(measured[:, None], step / np.maximum(1, valid)[:, None], 0.0)
+    valid = valid_count > 0
+    step = np.where(valid[:, None], step / np.maximum(1, valid_count)[:, None], 0.0)
     covariance = np.where(
-        measured[:, None, None], covariance / np.maximum(1, valid)[:, None, None],
+        valid[:, None, None], covariance / np.maximum(1, valid_count)[:, None, None],
         all_covariance / np.maximum(1, step_count)[:, None, None],
     )  # fmt: skip
     next_position = np.concatenate([position[1:], position[-1:]])
     action = {"joint_position": next_position, "joint_velocity": step * fps, "joint_delta": step}[space]
-    return ActionLabels(position, action, covariance, measured)
+    return ActionLabels(position, action, covariance, valid)
 
 
 def label_dataset(

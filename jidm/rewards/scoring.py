@@ -85,8 +85,8 @@ def score_files(
     """
     names = [str(video) for video in videos]
     if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{twice} is given twice; name each video once")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{duplicate} is given twice; name each video once")
     i, count = shard
     if not 0 <= i < count:
         raise InputError(f"shard must be i/N with 0 <= i < N, got {i}/{count}")
