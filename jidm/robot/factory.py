@@ -156,9 +156,9 @@ def _vectors(
             raise EmbodimentError(f"{where}: {name} has {out[name].size} values, the robot has {len(joints)} joints")
     for name in (x for x in JOINT_VECTORS if x not in out):
         if name in ("lower", "upper", "velocity", "effort"):
-            out[name], lacking = _from_limits(joints, name)
-            if lacking:
-                notes[name] = f"not stated for {', '.join(lacking)}; taken as unlimited"
+            out[name], unlimited = _from_limits(joints, name)
+            if unlimited:
+                notes[name] = f"not stated for {', '.join(unlimited)}; taken as unlimited"
         elif name in ("acceleration", "jerk"):
             out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
     if "home" not in out:
@@ -171,17 +171,17 @@ def _vectors(
 
 def _from_limits(joints: Sequence[Joint], field: str) -> tuple[NDArray[np.float64], list[str]]:
     """One limit of every joint, and the names of the joints that state none."""
-    missing = -math.inf if field == "lower" else math.inf
-    values, lacking = [], []
+    infinite = -math.inf if field == "lower" else math.inf
+    values, unlimited = [], []
     for joint in joints:
         value = getattr(joint.limit, field)
         unstated = value is None or (field in ("lower", "upper") and joint.type == "continuous")
         # Many exporters write velocity="0" or effort="0" for an unknown limit.
         if unstated or (value == 0 and field in ("velocity", "effort")):
-            value = missing
-            lacking.append(joint.name)
+            value = infinite
+            unlimited.append(joint.name)
         values.append(value)
-    return np.array(values, dtype=np.float64), lacking
+    return np.array(values, dtype=np.float64), unlimited
 
 
 def _default_home(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:

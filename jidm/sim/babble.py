@@ -37,8 +37,8 @@ LABEL_STRIDE = 4
 
 _MESH_TOLERANCE = 0.5  # of a pixel's width at the robot: smaller features of meshes are not drawn
 _GRAIN_RANGE = (2.0, 9.0)  # size of textures' features [px]: finer ones alias, coarser ones hardly show on links
-# Per episode, standard deviation of the camera's position [share of its distance], of its direction [degrees] and of
-# its focal length [share].
+# Per episode, standard deviation of the camera's position [fraction of its distance], of its direction [degrees] and of
+# its focal length [relative].
 _CAMERA_JITTER = (0.01, 0.5, 0.02)
 
 
@@ -56,9 +56,9 @@ class BabbleConfig:
         appearance: "random": textures, light, background and objects drawn per episode; "plain"; "textured".
         max_objects: largest number of objects around the robot, see `random_objects`; none unless the appearance is
             random.
-        crop_fraction: share of all poses in which the robot may reach out of the image, at each border. A larger share
+        crop_fraction: fraction of all poses in which the robot may reach out of the image, at each border. A larger fraction
             shows the robot larger.
-        range_fraction: share of the usable joint range that motions cover.
+        range_fraction: fraction of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
         supersample: samples per pixel and axis, see `Scene`.
 
@@ -91,7 +91,7 @@ class BabbleConfig:
         if self.max_objects < 0 or not 0 < self.range_fraction <= 1:
             raise InputError("babbling needs max_objects >= 0 and a range_fraction in (0, 1]")
         if not 0 <= self.crop_fraction < 0.5:
-            raise InputError(f"crop_fraction is a share of poses, at least 0 and below 0.5, got {self.crop_fraction}")
+            raise InputError(f"crop_fraction must be at least 0 and below 0.5, got {self.crop_fraction}")
         if not self.cameras:
             raise InputError("babbling needs a camera; name one of the robot's")
 

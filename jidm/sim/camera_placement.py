@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NUM_CONFIGURATIONS = 600
 _NUM_POINTS = 600
 _FLOOR_TOLERANCE = 0.02  # depth to which a standing robot may reach below the floor [m]
-_MARGIN = 0.03  # share of the image, on each side
+_MARGIN = 0.03  # fraction of the image, on each side
 
 
 def fit_camera_to_robot(
@@ -27,7 +27,7 @@ def fit_camera_to_robot(
 
     Args:
         width, height: of the image [px].
-        crop_fraction: share of all poses in which the robot may reach beyond each border of the image, before a small
+        crop_fraction: fraction of all poses in which the robot may reach beyond each border of the image, before a small
             margin is added. Poses are drawn uniformly from `usable_range`.
     """
     p_base, _ = surface_points(embodiment, random_configurations(embodiment, _NUM_CONFIGURATIONS), _NUM_POINTS)
@@ -51,7 +51,7 @@ def jitter_camera(camera: Camera, jitter: tuple[float, float, float], rng: np.ra
     """The camera with Gaussian noise on its pose and its focal length.
 
     Args:
-        jitter: standard deviation of the position [share of the distance from the robot's base to the camera], of the
+        jitter: standard deviation of the position [fraction of the distance from the robot's base to the camera], of the
             rotation about each axis [degrees] and of the logarithm of the focal length.
     """
     from scipy.spatial.transform import Rotation

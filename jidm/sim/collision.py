@@ -69,11 +69,8 @@ class FreeSpace(PhysicsClient):
 
     def _too_close(self, pair: tuple[int, int | None]) -> bool:
         a, b = pair
-        if b is None:
-            found = self.call("getClosestPoints", self.body, self._floor, self.clearance, a, -1)
-        else:
-            found = self.call("getClosestPoints", self.body, self.body, self.clearance, a, b)
-        return bool(found)
+        other, link = (self._floor, -1) if b is None else (self.body, b)
+        return bool(self.call("getClosestPoints", self.body, other, self.clearance, a, link))
 
 
 def _convex_hulls(model: RobotModel, folder: Path) -> RobotModel:
@@ -112,7 +109,7 @@ def _finger_pairs(embodiment: Embodiment) -> set[frozenset[str]]:
     for name in embodiment.gripper_joints:
         column = embodiment.coupling_matrix[:, embodiment.joint_index(name)]
         moving_links = [
-            joint.child for joint, share in zip(embodiment.model.movable_joints, column, strict=True) if share
+            joint.child for joint, entry in zip(embodiment.model.movable_joints, column, strict=True) if entry
         ]
         pairs |= {frozenset(pair) for pair in combinations(moving_links, 2)}
     return pairs

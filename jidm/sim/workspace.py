@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
 
 _NUM_POINTS = 4000
-# A robot stands on the floor if its base's lowest point is as close to z = 0 as this share of the robot's size.
+# A robot stands on the floor if its base's lowest point is as close to z = 0 as this fraction of the robot's size.
 _BASE_TOLERANCE = 0.02
 
 

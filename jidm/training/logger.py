@@ -33,9 +33,9 @@ class RunLogger:
             for name, value in values.items():
                 self._writer.add_scalar(f"{part}/{name}", value, step)
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "progress")
-        share = f" ({100 * values['progress']:.0f} %)" if "progress" in values else ""
+        progress = f" ({100 * values['progress']:.0f} %)" if "progress" in values else ""
         if values:
-            self.report(f"step {step}{share} {part}: {shown}")
+            self.report(f"step {step}{progress} {part}: {shown}")
 
     def log_image(self, file: Path, step: int) -> None:
         """Add an image file to TensorBoard."""

@@ -68,7 +68,7 @@ def prepare_training(
         device: where batches are assembled.
 
     Raises:
-        DatasetError, InputError: what is asked for is not in the data, or the robot is another.
+        DatasetError, InputError: the data lack what the configuration names, or are of another robot.
     """
     order = joint_order(dataset, robot)
     train, validation, test = split_episodes(config, dataset)
@@ -83,8 +83,8 @@ def prepare_training(
         for episodes in (train, validation) if episodes
     ]  # fmt: skip
     store = stores[0]
-    if still := store.static_joints():
-        report(f"these joints never move in the recording and cannot be learned: {', '.join(still)}")
+    if static := store.static_joints():
+        report(f"these joints never move in the recording and cannot be learned: {', '.join(static)}")
     kinematics, flow_kind = _flow_source(config, dataset, robot, store)
     batches = []
     for part, augment in zip(stores, (make_augmentation(config.augment, config.seed), None)):

@@ -197,18 +197,18 @@ def select_image_key(dataset: Any, image_key: str | None) -> str:
     return str(image_key)
 
 
-def joint_columns(wanted: Sequence[str], recorded: Sequence[str], source: Any) -> list[int]:
-    """Positions of the wanted joints among the recorded ones.
+def joint_columns(names: Sequence[str], recorded: Sequence[str], source: Any) -> list[int]:
+    """Positions of the named joints among the recorded ones.
 
     Raises:
         DatasetError: one is not recorded, or is named twice; the message begins with the source.
     """
-    for name in wanted:
+    for name in names:
         if name not in recorded:
             raise DatasetError(f"{source}: no joint '{name}' is recorded: {did_you_mean(name, recorded)}")
-    if len(set(wanted)) != len(wanted):
-        raise DatasetError(f"{source}: a joint is chosen twice: {', '.join(wanted)}")
-    return [list(recorded).index(name) for name in wanted]
+    if len(set(names)) != len(names):
+        raise DatasetError(f"{source}: a joint is chosen twice: {', '.join(names)}")
+    return [list(recorded).index(name) for name in names]
 
 
 def _open_table(folder: Path, name: str) -> Tensor:
@@ -220,8 +220,8 @@ def _source_hash(dataset: Any, image_key: str, height: int, width: int) -> str:
     """Hash of everything the images depend on; of videos size and modification time, which is fast."""
     files = sorted((dataset.root / "videos").rglob("*.mp4")) if (dataset.root / "videos").is_dir() else []
     files = files or sorted(Path(dataset.root).rglob("*.mp4"))
-    seen = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
-    return digest([_TABLE_VERSION, dataset.content_hash, image_key, height, width, seen])
+    versions = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
+    return digest([_TABLE_VERSION, dataset.content_hash, image_key, height, width, versions])
 
 
 def digest(parts: list[Any]) -> str:

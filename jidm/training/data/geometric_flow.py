@@ -135,8 +135,8 @@ def downsample_flow(
     flow: Float[Tensor, "B 2 y x"], weight: Float[Tensor, "B y x"], factor: int
 ) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
     """Flow on a grid coarser by `factor`, in the same pixels: weighted mean and mean weight of every cell."""
-    share = F.avg_pool2d(weight[:, None], factor)
-    return F.avg_pool2d(flow * weight[:, None], factor) / share.clamp(min=_EPS), share[:, 0]
+    mean_weight = F.avg_pool2d(weight[:, None], factor)
+    return F.avg_pool2d(flow * weight[:, None], factor) / mean_weight.clamp(min=_EPS), mean_weight[:, 0]
 
 
 def exact_field(
