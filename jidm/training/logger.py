@@ -54,13 +54,13 @@ class RunLogger:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The lines of earlier sessions; an incomplete line is ignored."""
-    found = []
+    records = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return records
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

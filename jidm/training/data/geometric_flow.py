@@ -56,12 +56,12 @@ class DepthView:
         links = F.unfold(self.link[:, None].to(self.depth.dtype), 3, padding=1)
         nearest, which = torch.where(inside, neighbors, neighbors.new_tensor(1e9)).min(1)
         link = links.gather(1, which[:, None])[:, 0].to(self.link.dtype)
-        found = (nearest < 1e8).reshape(self.link.shape)
+        has_neighbor = (nearest < 1e8).reshape(self.link.shape)
         shape = self.depth.shape
         return replace(
             self,
-            depth=torch.where(robot | ~found, self.depth, nearest.reshape(shape)),
-            link=torch.where(robot | ~found, self.link, link.reshape(shape)),
+            depth=torch.where(robot | ~has_neighbor, self.depth, nearest.reshape(shape)),
+            link=torch.where(robot | ~has_neighbor, self.link, link.reshape(shape)),
         )
 
     @cached_property
