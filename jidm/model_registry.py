@@ -1,4 +1,4 @@
-"""The kinds of trainable models, by name, and what a name is enough for: build, train, load, decode.
+"""The kinds of trainable models, by name, and what a name is enough for: train, load, decode.
 
 The table is data: no model's module is imported before its kind is asked for.
 """
@@ -43,15 +43,6 @@ def model_class(kind: str) -> type[TrainableModel]:
     module, name = KINDS[kind]
     found: type[TrainableModel] = getattr(import_module(module), name)
     return found
-
-
-def build_model(kind: str, config: dict[str, Any]) -> TrainableModel:
-    """An untrained model of that kind from the JSON form of its config.
-
-    Raises:
-        InputError: unknown kind, or the config is not one of this kind.
-    """
-    return model_class(kind).from_config(config)
 
 
 def train(config: TrainConfig, **arguments: Any) -> Path:

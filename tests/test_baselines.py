@@ -21,7 +21,7 @@ from jidm.baselines.resnet import make_trunk
 from jidm.baselines.vera import VeraField
 from jidm.errors import CheckpointError, InputError, MissingExtraError
 from jidm.flow.factory import CallableFlow
-from jidm.model_registry import KINDS, build_model, model_class
+from jidm.model_registry import KINDS, model_class
 from jidm.training.data.batch import PairBatch
 from jidm.video.letterbox import Letterbox
 
@@ -417,8 +417,8 @@ def test_invalid_statistics_are_refused() -> None:
 def test_a_config_of_another_version_is_refused(variant: str) -> None:
     model = make(variant)
     values = asdict(model.config)
-    assert type(build_model(model.kind, values)) is type(model)
+    assert type(model_class(model.kind).from_config(values)) is type(model)
     with pytest.raises(CheckpointError, match="stretch"):
-        build_model(model.kind, {**values, "stretch": 1})
+        model_class(model.kind).from_config({**values, "stretch": 1})
     with pytest.raises(CheckpointError, match="height"):
-        build_model(model.kind, {k: v for k, v in values.items() if k != "height"})
+        model_class(model.kind).from_config({k: v for k, v in values.items() if k != "height"})

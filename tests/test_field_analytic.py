@@ -15,7 +15,7 @@ from jidm.robot.embodiment import Embodiment
 from jidm.robot.factory import embodiment_from_urdf
 from jidm.robot.mesh_edges import feature_edges, sample_mesh_edges
 from jidm.robot.registry import embodiment_names, load_embodiment
-from jidm.robot.surface import shape_mesh
+from jidm.robot.shape_mesh import shape_mesh
 
 # Mimic gripper on a slide, four fingers, two arms, the toy.
 KINDS = ("panda", "allegro_right", "cobot_magic", "planar_finger_4")

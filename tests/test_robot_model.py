@@ -61,8 +61,8 @@ def test_joined_models_stay_independent() -> None:
     part = chain(None, Mimic("a", -1, 0.1))
     T = np.eye(4)
     T[:3, 3] = 1, 2, 3
-    whole = join_models("pair", {"left": (part, T), "right": (part, np.eye(4))}, root="table")
-    assert whole.root == "table" and [x.name for x in whole.links[:2]] == ["table", "left_l0"]
+    whole = join_models("pair", {"left": (part, T), "right": (part, np.eye(4))})
+    assert whole.root == "base" and [x.name for x in whole.links[:2]] == ["base", "left_l0"]
     np.testing.assert_array_equal(whole.joints[0].T_parent_joint, T)
     A, b = whole.coupling(("left_a", "right_a"))
     np.testing.assert_allclose(A, [[1, 0], [-1, 0], [0, 1], [0, -1]])

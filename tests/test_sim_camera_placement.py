@@ -42,7 +42,7 @@ def test_a_larger_crop_fraction_shows_the_robot_larger() -> None:
     whole, cropped = (fit_camera_to_robot(panda, panda.camera("front"), 64, 64, crop_fraction=x) for x in (0.02, 0.15))
     assert cropped.K[0, 0] > 1.3 * whole.K[0, 0]
     assert torch.equal(cropped.T_camera_base, whole.T_camera_base)
-    with pytest.raises(InputError, match="crop_fraction is a share"):
+    with pytest.raises(InputError, match="crop_fraction must be"):
         BabbleConfig(embodiment="panda", crop_fraction=0.5)
 
 

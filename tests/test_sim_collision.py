@@ -45,12 +45,10 @@ def crane(tmp_path: Path) -> Embodiment:
 def test_poses_are_free_down_to_the_clearance(tmp_path: Path):
     robot = crane(tmp_path)
     with FreeSpace(robot, clearance=0.02) as free:
-        assert free(robot.home) and free.colliding_pairs(robot.home) == []
+        assert free(robot.home)
         # Balls of radius 0.1; the distance of their meshes is a little larger.
         assert free([0.225, 0.0]) and not free([0.21, 0.0]) and not free([0.0, 0.0])
-        assert free.colliding_pairs([0.21, 0.0]) == [("base", "hook")]
         assert free([0.6, -0.375]) and not free([0.6, -0.385])
-        assert free.colliding_pairs([0.6, -0.39]) == [("hook", "floor")]
 
 
 def test_free_poses_have_no_surface_points_near_others_or_below_the_floor(panda: Embodiment, panda_free: FreeSpace):
@@ -58,7 +56,10 @@ def test_free_poses_have_no_surface_points_near_others_or_below_the_floor(panda:
     low, high = usable_range(panda)
     q = np.random.default_rng(3).uniform(low, high, (150, panda.n))
     is_free = np.array([panda_free(row) for row in q])
-    pairs = [(panda_free._link_names[a], panda_free._link_names[b]) for a, b in panda_free._pairs]
+    names = {child: panda.model.links[k].name for child, k in enumerate(panda_free.link_table, start=-1)} | {
+        None: "floor"
+    }
+    pairs = [(names[a], names[b]) for a, b in panda_free._pairs]
     assert 0.5 < is_free.mean() < 0.95
     placed, link_of = surface_points(panda, q, 4000)
     points, of = placed.numpy(), {link.name: link_of == k for k, link in enumerate(panda.model.links)}

@@ -20,7 +20,7 @@ from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.model import Shape
 from jidm.robot.registry import embodiment_names, load_embodiment
-from jidm.robot.surface import shape_mesh
+from jidm.robot.shape_mesh import shape_mesh
 
 pytest.importorskip("pybullet")
 

@@ -9,7 +9,8 @@ import torch
 from jidm.camera.model import Camera
 from jidm.errors import EmbodimentError, InputError
 from jidm.robot.registry import load_embodiment
-from jidm.robot.surface import sample_surface, shape_mesh
+from jidm.robot.shape_mesh import shape_mesh
+from jidm.robot.surface import sample_surface
 from jidm.robot.urdf.reader import parse_urdf
 from jidm.robot.visibility import visible_points
 

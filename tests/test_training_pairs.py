@@ -108,7 +108,7 @@ def test_statistics_of_the_joints(counted, tmp_path: Path) -> None:
         @ torch.tensor([[1, 0.5], [0, 1]]).double()
     )
     mixed = replace(store, state=steps.cumsum(0)).stats()
-    inside = torch.cat([steps[a + 1 : a + n] for a, n in store._spans()])
+    inside = torch.cat([steps[a + 1 : a + n] for a, n in zip(store.first.tolist(), store.length.tolist())])
     expected = torch.corrcoef(inside.mT)[0, 1]  # about the mean of the steps, which is nearly zero
     assert mixed.delta_correlation[0][1] == pytest.approx(0.95 * float(expected), abs=0.1)
     still = replace(store, state=torch.stack([steps.cumsum(0)[:, 0], torch.zeros(26).double()], 1)).stats()

@@ -20,7 +20,7 @@ from jidm.atomic_io import atomic_write
 from jidm.control.commands import ActionSpace, as_action_space
 from jidm.control.episode_sources import COVARIANCE, VALID, DatasetEpisodes, VideoFolder, open_episodes
 from jidm.datasets import DatasetWriter
-from jidm.datasets.feature import Feature
+from jidm.datasets.feature import IMAGE_PREFIX, Feature
 from jidm.errors import InputError, JidmError
 
 if TYPE_CHECKING:
@@ -134,30 +134,29 @@ def average_windows(
     """
     n = motions[0][1].position.shape[-1]
     position, frame_count = np.zeros((length, n)), np.zeros(length)
-    step, covariance, valid = np.zeros((length, n)), np.zeros((length, n, n)), np.zeros(length)
+    step, covariance, valid_count = np.zeros((length, n)), np.zeros((length, n, n)), np.zeros(length)
     all_covariance, step_count = np.zeros((length, n, n)), np.zeros(length)
     for start, motion in motions:
         frames = slice(start, start + motion.frames)
         steps = slice(start, start + motion.frames - 1)
         position[frames] += motion.position.double().numpy()
         frame_count[frames] += 1
-        good = motion.valid.numpy()
-        step[steps] += np.where(good[:, None], motion.delta_q.double().numpy(), 0.0)
-        each = motion.covariance.double().numpy()
-        covariance[steps] += np.where(good[:, None, None], each, 0.0)
-        all_covariance[steps] += each
-        valid[steps] += good
+        is_valid, window_covariance = motion.valid.numpy(), motion.covariance.double().numpy()
+        step[steps] += np.where(is_valid[:, None], motion.delta_q.double().numpy(), 0.0)
+        covariance[steps] += np.where(is_valid[:, None, None], window_covariance, 0.0)
+        all_covariance[steps] += window_covariance
+        valid_count[steps] += is_valid
         step_count[steps] += 1
     position /= frame_count[:, None]
-    measured = valid > 0
-    step = np.where(measured[:, None], step / np.maximum(1, valid)[:, None], 0.0)
+    valid = valid_count > 0
+    step = np.where(valid[:, None], step / np.maximum(1, valid_count)[:, None], 0.0)
     covariance = np.where(
-        measured[:, None, None], covariance / np.maximum(1, valid)[:, None, None],
+        valid[:, None, None], covariance / np.maximum(1, valid_count)[:, None, None],
         all_covariance / np.maximum(1, step_count)[:, None, None],
     )  # fmt: skip
     next_position = np.concatenate([position[1:], position[-1:]])
     action = {"joint_position": next_position, "joint_velocity": step * fps, "joint_delta": step}[space]
-    return ActionLabels(position, action, covariance, measured)
+    return ActionLabels(position, action, covariance, valid)
 
 
 def label_dataset(
@@ -247,11 +246,11 @@ def _initial_pose(idm: JacobianIDM, names: Sequence[str], state: NDArray[np.floa
 
 def _write_modality(root: Path, writer: DatasetWriter) -> None:
     """GR00T's description of the columns' parts."""
-    cameras = [key.removeprefix("observation.images.") for key, f in writer.features.items() if f.dtype == "video"]
+    videos = [key for key, feature in writer.features.items() if feature.dtype == "video"]
     modality = {
         "state": {"joints": {"start": 0, "end": len(writer.joint_names)}},
         "action": {"joints": {"start": 0, "end": len(writer.action_names)}},
-        "video": {name: {"original_key": f"observation.images.{name}"} for name in cameras},
+        "video": {key.removeprefix(IMAGE_PREFIX): {"original_key": key} for key in videos},
         "annotation": {"human.task_description": {"original_key": "task_index"}},
     }
     with atomic_write(root / "meta" / "modality.json") as temporary:

@@ -71,7 +71,7 @@ class AsyncController:
 
     Args:
         planner: generates the frames that follow a frame.
-        decoder: of the robot; not shared with anybody else.
+        decoder: of the robot; used by this controller alone.
         mode: "sync" waits at rest for each chunk; "async_naive" continues from the last generated frame;
             "async_grounded" continues from the predicted real frame.
         blend: frames over which the offset between a chunk's start and the current motion is removed.
@@ -125,7 +125,7 @@ class AsyncController:
             frame: the camera's current frame, if there is a new one.
             q: (n,) measured joint positions [rad or m], if there are any.
         """
-        began = time.perf_counter()
+        start = time.perf_counter()
         if q is not None:
             self._q = np.array(q, dtype=np.float64)
         elif self.decoder.trajectory.position is not None:
@@ -142,15 +142,15 @@ class AsyncController:
             assert self._queue is not None
             command = self._queue[self._queue_index : self._queue_index + 1]
             self._queue_index += 1
-        self.timings["step"].append(time.perf_counter() - began)
+        self.timings["step"].append(time.perf_counter() - start)
         return command
 
     def report(self) -> str:
         """Timing table: one line per part, median and 99th percentile [ms]."""
         rows = [f"{'part':<10}{'p50 [ms]':>10}{'p99 [ms]':>10}{'times':>8}"]
         for name, values in self.timings.items():
-            middle, high = np.percentile(np.array(values) * 1000, [50, 99])
-            rows.append(f"{name:<10}{middle:>10.1f}{high:>10.1f}{len(values):>8}")
+            p50, p99 = np.percentile(np.array(values) * 1000, [50, 99])
+            rows.append(f"{name:<10}{p50:>10.1f}{p99:>10.1f}{len(values):>8}")
         return "\n".join(rows)
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
@@ -215,10 +215,10 @@ class AsyncController:
 
     def _enqueue_next_frame(self) -> None:
         """Queue the commands for the next frame of the active chunk."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         self._queue = self.decoder.trajectory.next(self._frame_time(self._frames_done + 1))
         self._queue_index = 0
-        self.timings["track"].append(time.perf_counter() - began)
+        self.timings["track"].append(time.perf_counter() - start)
 
     def _frame_time(self, frame: int) -> float:
         """Trajectory time at which this frame of the active chunk is reached [s]; frames count from 1."""
@@ -234,12 +234,12 @@ class AsyncController:
         generated_position = chunk.measurements[self._frames_done - 1 - len(chunk.frames)].position
 
         def compare() -> NDArray[np.float64] | None:
-            began = time.perf_counter()
+            start = time.perf_counter()
             tracker = PoseTracker(self.decoder.idm, self.decoder.config.video_rate)
             tracker.start_video(q)
             tracker.measure(observed, "CHW")
             position = tracker.measure(generated, "CHW")[0].position
-            self.timings["compare"].append(time.perf_counter() - began)
+            self.timings["compare"].append(time.perf_counter() - start)
             return None if position is None or generated_position is None else position - generated_position
 
         self._pending_comparison = self._comparison_executor.submit(compare)
@@ -261,11 +261,11 @@ class AsyncController:
             steps: (k, n) joint steps of the active chunk after that frame.
             last_frame: the generated frame to continue from; None to continue from the predicted real frame.
         """
-        clock, seconds = [time.perf_counter()], {}
+        times, timings = [time.perf_counter()], {}
 
-        def lap(part: str) -> None:
-            clock.append(time.perf_counter())
-            seconds[part] = clock[-1] - clock[-2]
+        def record_time(part: str) -> None:
+            times.append(time.perf_counter())
+            timings[part] = times[-1] - times[-2]
 
         tracker = self.decoder.pose_tracker
         try:
@@ -273,23 +273,23 @@ class AsyncController:
             if last_frame is None:
                 if len(steps):
                     frame = self._forward_model(frame, q, steps)
-                    lap("warp")
+                    record_time("warp")
                 tracker.start_video(q + steps.sum(0))
                 initial = tracker.measure(frame, "CHW")
             else:
                 frame = last_frame
             frames = as_frames(self.planner(frame))
-            lap("plan")
+            record_time("plan")
             if frames.shape[1:] != frame.shape:
                 raise InputError(
                     f"the planner's frames are {tuple(frames.shape[1:])}, the robot's {tuple(frame.shape)}"
                 )
             measurements = [*initial, *tracker.measure(frames, "TCHW")]
-            lap("measure")
-            return _GeneratedChunk(frames, measurements, "", seconds)
+            record_time("measure")
+            return _GeneratedChunk(frames, measurements, "", timings)
         except Exception as error:  # whatever the planner raises, the robot holds
             message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
-            return _GeneratedChunk(None, [], f"the planner failed: {message}", seconds)
+            return _GeneratedChunk(None, [], f"the planner failed: {message}", timings)
 
     def _warp_by_field(
         self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets import open_dataset
-from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE, Feature
+from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE, VISUAL_DTYPES, Feature
 from jidm.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class DatasetEpisodes:
         replaced = {STATE, ACTION, VALID, COVARIANCE, *INDEX_COLUMNS}
         self.extras = {
             name: feature for name, feature in dataset.features.items()
-            if name not in replaced and not feature.is_image and feature.shape and feature.dtype not in ("string", "video", "image")
+            if name not in replaced and not feature.is_image and feature.shape and feature.dtype not in ("string", *VISUAL_DTYPES)
         }  # fmt: skip
         self.source = {"dataset": Path(dataset.root).name, "content_hash": dataset.content_hash}
 

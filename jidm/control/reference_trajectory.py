@@ -28,6 +28,7 @@ _EXTRAPOLATION_TRUST_TIME = 0.08  # [s] time constant of the weight of the extra
 _MIN_EXTRAPOLATION_WEIGHT = 0.02
 _TIME_TOLERANCE = 1e-6  # [s] times closer than this are equal
 _HISTORY_WAYPOINTS = 4  # past waypoints kept for the interpolation
+_UNKNOWN_POSE = "the joint positions are unknown: call reset(q=...) or push a frame first"
 _COMMAND_HISTORY = 2.0  # [s] of past commands that measured positions can be compared with
 
 
@@ -129,7 +130,7 @@ class ReferenceTrajectory:
             InputError: the initial pose is unknown.
         """
         if not self._waypoints:
-            raise InputError("the joint positions are unknown: call reset(q=...) or push a frame first")
+            raise InputError(_UNKNOWN_POSE)
         at = np.array(times, dtype=np.float64)
         knots, q = zip(*self._waypoints, strict=True)
         time_past_end = np.maximum(0.0, at - knots[-1])[:, None]
@@ -150,7 +151,7 @@ class ReferenceTrajectory:
             InputError: the initial pose is unknown.
         """
         if self._spline is None:
-            raise InputError("the joint positions are unknown: call reset(q=...) or push a frame first")
+            raise InputError(_UNKNOWN_POSE)
         return self._commands_until(self.time + count / self.config.control_rate, reason)
 
     def observe(self, q: ArrayLike, *, time: float | None = None) -> float:
@@ -187,9 +188,9 @@ class ReferenceTrajectory:
         """Brake, and ignore all further measurements; the reason is stated in the commands."""
         self._stop_reason = reason
         if self._spline is not None:
-            here = self._spline.at(self.time)
-            self._waypoints = [(self.time, here.position[0])]
-            self._end_velocity = here.velocity[0]
+            state = self._spline.at(self.time)
+            self._waypoints = [(self.time, state.position[0])]
+            self._end_velocity = state.velocity[0]
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 

@@ -89,14 +89,13 @@ class LimitedSpline:
             raise InputError("reference and weight must be finite, and no weight negative")
         target = np.clip(target, self.limits.lower, self.limits.upper)
         bounds = self._bounds()
-        found = self._qp.solve(past, target, weights, bounds)
-        if found is not None:
-            plan += self._feasible_fraction(found - plan, bounds) * (found - plan)
+        solution = self._qp.solve(past, target, weights, bounds)
+        if solution is not None:
+            plan += self._feasible_fraction(solution - plan, bounds) * (solution - plan)
 
     def advance(self, knots: int = 1) -> None:
         """Fix the next knots of the plan; beyond its end the robot rests."""
-        for _ in range(knots):
-            self._control_points = np.concatenate([self._control_points[1:], self._control_points[-1:]])
+        self._control_points = np.pad(self._control_points, ((0, knots), (0, 0)), mode="edge")[knots:]
         self.time += knots * self.knot
 
     def at(self, times: ArrayLike) -> TrajectoryState:
@@ -129,9 +128,8 @@ class LimitedSpline:
 
     def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lower and upper position limits, widened where the current plan lies outside of them."""
-        margin = _MARGIN * np.where(
-            np.isfinite(self.limits.upper - self.limits.lower), self.limits.upper - self.limits.lower, 0
-        )
+        span = self.limits.upper - self.limits.lower
+        margin = _MARGIN * np.where(np.isfinite(span), span, 0)
         low, high = self.limits.lower + margin, self.limits.upper - margin
         return np.minimum(low, self._control_points.min(0)), np.maximum(high, self._control_points.max(0))
 
@@ -172,7 +170,8 @@ class _SplineQP:
         ]
         self._joint_scale = np.where(np.isfinite(self.difference_limits[0]), self.difference_limits[0], knot)
         self._m, n = m, limits.n
-        differences = [_difference_matrix(m + _FIXED, order)[_FIXED - order :] for order in range(4)]
+        points = np.eye(m + _FIXED)
+        differences = [sp.csr_array(np.diff(points, order, axis=0)[_FIXED - order :]) for order in range(4)]
         self._fixed_differences = sp.vstack([d[:, :_FIXED] for d in differences]).tocsr()
         free = sp.vstack([d[:, _FIXED:] for d in differences]).tocsr()
         has_limit = [np.isfinite(x) for x in self.difference_limits]
@@ -217,30 +216,15 @@ class _SplineQP:
         )
         before = self._fixed_differences @ fixed  # (4 m, n): the fixed points' part of every difference
         scaled_limits = [x / self._joint_scale for x in self.difference_limits]
-        above = (
-            np.repeat(np.stack([(bounds[1] - last_point) / self._joint_scale, *scaled_limits]), self._m, axis=0)
-            - before
-        )
-        below = (
-            np.repeat(
-                np.stack([(bounds[0] - last_point) / self._joint_scale, *(-x for x in scaled_limits)]), self._m, axis=0
-            )
-            - before
-        )
-        ends = [end for k in range(n) for end in (above[self._has_upper[:, k], k], -below[self._has_lower[:, k], k])]
+        low, high = ((x - last_point) / self._joint_scale for x in bounds)
+        upper = np.repeat(np.stack([high, *scaled_limits]), self._m, axis=0) - before
+        lower = np.repeat(np.stack([low, *(-x for x in scaled_limits)]), self._m, axis=0) - before
+        ends = [end for k in range(n) for end in (upper[self._has_upper[:, k], k], -lower[self._has_lower[:, k], k])]
         hessian = self._hessian.copy()
         hessian[self._diagonal] += 2 * np.tile(weight, n) - 1
         self._solver.update(P=hessian, q=linear.T.ravel(), b=np.concatenate([np.zeros(self._num_equalities), *ends]))
         solution = self._solver.solve()
         if str(solution.status) not in ("Solved", "AlmostSolved"):
             return None
-        found = np.array(solution.x).reshape(n, self._m).T * self._joint_scale + last_point
-        return found if np.isfinite(found).all() else None
-
-
-def _difference_matrix(count: int, order: int) -> sp.csr_array:
-    """(count - order, count) matrix of finite differences."""
-    matrix = sp.eye_array(count, format="csr")
-    for _ in range(order):
-        matrix = matrix[1:] - matrix[:-1]
-    return matrix.tocsr()
+        points = np.array(solution.x).reshape(n, self._m).T * self._joint_scale + last_point
+        return points if np.isfinite(points).all() else None

@@ -24,10 +24,10 @@ def select_episodes(expression: str, available: Iterable[int]) -> tuple[int, ...
         InputError: the expression has another form, or names an episode that does not exist.
     """
     known = sorted(set(available))
-    found: set[int] = set()
+    selected: set[int] = set()
     for part in expression.split(";"):
-        found |= _parse_part(part.strip(), known)
-    return tuple(sorted(found))
+        selected |= _parse_part(part.strip(), known)
+    return tuple(sorted(selected))
 
 
 def _parse_part(part: str, known: Sequence[int]) -> set[int]:
@@ -48,16 +48,16 @@ def _parse_part(part: str, known: Sequence[int]) -> set[int]:
 
 
 def _parse_list(part: str, known: Sequence[int]) -> set[int]:
-    found: set[int] = set()
+    selected: set[int] = set()
     for item in part.split(","):
         first, _, last = (x.strip() for x in item.partition("-"))
         if last:
-            found |= {x for x in known if int(first) <= x <= int(last)}
+            selected |= {x for x in known if int(first) <= x <= int(last)}
         elif int(first) in known:
-            found.add(int(first))
+            selected.add(int(first))
         else:
             raise InputError(f"there is no episode {first}; the data set has {describe_episodes(known)}")
-    return found
+    return selected
 
 
 def describe_episodes(episodes: Sequence[int]) -> str:

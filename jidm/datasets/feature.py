@@ -73,6 +73,16 @@ def flat_names(feature: Feature) -> tuple[str, ...] | None:
     return flat if feature.shape == (len(flat),) and len(set(flat)) == len(flat) else None
 
 
+def generic_joint_names(count: int) -> tuple[str, ...]:
+    """Names of joints that have none in the file: "joint_0", "joint_1", ..."""
+    return tuple(f"joint_{k}" for k in range(count))
+
+
+def geometry_keys(camera: str) -> tuple[str, str, str]:
+    """Keys of depth, links and camera parameters, which simulated recordings have beside the images of a camera."""
+    return f"observation.depth.{camera}", f"observation.links.{camera}", f"observation.camera.{camera}"
+
+
 def camera_name(key: str) -> str:
     """ "observation.images.cam_high" -> "cam_high"."""
     return key.removeprefix(IMAGE_PREFIX).removeprefix("observation.")

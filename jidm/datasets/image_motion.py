@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets.reader import RecordedDataset
+from jidm.datasets.stats import evenly_spaced
 
 _MIN_PIXEL_CHANGE, _MAX_CHANGED_FRACTION = 8, 1e-4
-"""An image repeats its predecessor if less than this share of its pixels changes by more than these gray levels: the codec
+"""An image repeats its predecessor if less than this fraction of its pixels changes by more than these gray levels: the codec
 noise of a still image stays below, a moving hand does not."""
 
 _MIN_FLOW = 0.5
@@ -26,7 +27,7 @@ class FlowSample:
         first: (H, W, 3) uint8, the first frame.
         flow: (2, H, W) float32 [px], u right, v down.
         weight: (H, W) its confidence, 0..1.
-        moving_fraction: share of pixels faster than half a pixel.
+        moving_fraction: fraction of pixels faster than half a pixel.
         speed, speed_p95: median and 95th percentile of their speed [px per frame]; 0 if nothing moves.
         weight_moving: mean confidence on them.
     """
@@ -50,7 +51,7 @@ class CameraSample:
         episode: its number.
         frame_indices: numbers of the sampled frames.
         images: these frames, (H, W, 3) uint8.
-        repeated_fraction: share of the faster half of the steps over which the image does not change: the camera was
+        repeated_fraction: fraction of the faster half of the steps over which the image does not change: the camera was
             slower than the declared rate, and such frame pairs are wrong training data (motion without change).
         flow: of one fast step; None if not requested, or if there is no step.
     """
@@ -76,18 +77,18 @@ def sample_camera(
             most recordings contain long pauses.
     """
     samples = []
-    for place in _evenly_spaced(len(dataset), episodes):
-        episode = dataset.episode(dataset.episode_indices[place])
-        wanted = _evenly_spaced(episode.length, frames)
+    for k in evenly_spaced(len(dataset), episodes):
+        episode = dataset.episode(dataset.episode_indices[k])
+        sampled = evenly_spaced(episode.length, frames)
         speed = np.linalg.norm(np.diff(episode.state, axis=0), axis=1)
         fast_step = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4]) if len(speed) else -1
-        changes, kept, before = np.zeros(len(speed)), {}, None
+        changes, kept, previous = np.zeros(len(speed)), {}, None
         for t, image in enumerate(episode.frames(camera)):
-            if t in wanted or (fast_step >= 0 and t in (fast_step, fast_step + 1)):
+            if t in sampled or (fast_step >= 0 and t in (fast_step, fast_step + 1)):
                 kept[t] = image
-            if before is not None:
-                changes[t - 1] = (np.abs(image.astype(np.int16) - before).max(-1) > _MIN_PIXEL_CHANGE).mean()
-            before = image
+            if previous is not None:
+                changes[t - 1] = (np.abs(image.astype(np.int16) - previous).max(-1) > _MIN_PIXEL_CHANGE).mean()
+            previous = image
         faster = speed > np.median(speed) if len(speed) else np.zeros(0, dtype=bool)
         repeated = float((changes[faster] < _MAX_CHANGED_FRACTION).mean()) if faster.any() else 0.0
         flow_sample = (
@@ -95,8 +96,8 @@ def sample_camera(
             if flow and fast_step >= 0
             else None
         )
-        images = tuple(kept[t] for t in wanted)
-        samples.append(CameraSample(episode.index, tuple(wanted), images, repeated, flow_sample))
+        images = tuple(kept[t] for t in sampled)
+        samples.append(CameraSample(episode.index, tuple(sampled), images, repeated, flow_sample))
     return samples
 
 
@@ -116,9 +117,3 @@ def _measure_flow(episode: int, frame: int, first: NDArray[np.uint8], second: ND
         speed_p95=float(np.percentile(speed[fast], 95)) if fast.any() else 0.0,
         weight_moving=float(weight[fast].mean()) if fast.any() else 0.0,
     )  # fmt: skip
-
-
-def _evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` different indices below `count`, evenly spaced, ends included."""
-    indices = np.linspace(0, count - 1, min(count, wanted))
-    return sorted(set(indices.round().astype(int).tolist()))

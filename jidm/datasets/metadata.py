@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jidm.errors import DatasetError
 
 V30_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 V30_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+_V30_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
 V21_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 V21_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 
@@ -90,16 +91,16 @@ def read_metadata(path: str | Path) -> DatasetMetadata:
     info = _read_info(meta / "info.json")
     features = {key: Feature.from_dict(key, entry) for key, entry in info["features"].items()}
     if info["codebase_version"].startswith("v3"):
-        found = list(_episodes_v30(root, info, features))
+        listed = list(_episodes_v30(root, info, features))
     else:
-        found = list(_episodes_v2(root, meta, info, features))
+        listed = list(_episodes_v2(root, meta, info, features))
         if meta == root:
-            features, found = _infer_flat_cameras(root, features, found)
-    present = [entry for entry in found if entry.table.is_file()]
+            features, listed = _infer_flat_cameras(root, features, listed)
+    present = [entry for entry in listed if entry.table.is_file()]
     episodes = {entry.index: entry for entry in sorted(present, key=lambda entry: entry.index)}
     if len(episodes) != len(present):
         raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; correct the list")
-    missing_tables = tuple(sorted({entry.index for entry in found} - set(episodes)))
+    missing_tables = tuple(sorted({entry.index for entry in listed} - set(episodes)))
     return DatasetMetadata(root, info, features, episodes, missing_tables, tuple(set(info["features"]) - set(features)))
 
 
@@ -139,10 +140,10 @@ def _episodes_v2(
             index, length = int(line["episode_index"]), int(line["length"])
         except (KeyError, TypeError, ValueError):
             raise DatasetError(f"{meta / 'episodes.jsonl'}: {line} lacks episode_index or length; correct it") from None
-        place = {"episode_index": index, "episode_chunk": index // chunk_size}
-        table = root / _format_path(data, info, **place)
+        path_fields = {"episode_index": index, "episode_chunk": index // chunk_size}
+        table = root / _format_path(data, info, **path_fields)
         videos = {
-            key: VideoSegment(root / _format_path(video, info, video_key=key, **place))
+            key: VideoSegment(root / _format_path(video, info, video_key=key, **path_fields))
             for key, feature in features.items()
             if feature.dtype == "video"
         }
@@ -172,9 +173,9 @@ def _first_existing(*candidates: Path) -> Path:
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 
-def _format_path(template: str, info: Mapping[str, Any], **place: Any) -> str:
+def _format_path(template: str, info: Mapping[str, Any], **path_fields: Any) -> str:
     try:
-        return template.format(**place)
+        return template.format(**path_fields)
     except (KeyError, IndexError, ValueError):
         raise DatasetError(
             f"info.json ({info['codebase_version']}): the path '{template}' cannot be filled in; correct it"
@@ -208,13 +209,8 @@ def _infer_flat_cameras(
             f"videos/<camera>/, or remove the missing cameras from info.json"
         )
     dropped = set(keys) - set(chosen)
-    kept = [
-        EpisodeMetadata(
-            e.index, e.length, e.tasks, e.table, False, {k: f for k, f in e.videos.items() if k not in dropped}
-        )
-        for e in episodes
-    ]
-    return {key: feature for key, feature in features.items() if key not in dropped}, kept
+    kept = {key: feature for key, feature in features.items() if key not in dropped}
+    return kept, [replace(e, videos={k: x for k, x in e.videos.items() if k not in dropped}) for e in episodes]
 
 
 # ---- v3.0: files of any number of episodes, and a table of their places ----------------------------------------------
@@ -225,7 +221,7 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
     video_keys = [key for key, feature in features.items() if feature.dtype == "video"]
     keys = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in video_keys:
-        keys += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+        keys += [f"videos/{key}/{name}" for name in _V30_VIDEO_COLUMNS]
     files = sorted(f for f in (root / "meta" / "episodes").glob("*/*.parquet") if not f.name.startswith("."))
     if not files:
         raise DatasetError(f"{root}: meta/episodes/ holds no table, so no episode is listed; copy the data set again")
@@ -234,22 +230,13 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
         tasks = arrays.pop("tasks").to_pylist()
         rows = {key: to_numpy(array, f"{file}: {key}").tolist() for key, array in arrays.items()}
         for k, (index, length) in enumerate(zip(rows["episode_index"], rows["length"])):
-            place = {"chunk_index": rows["data/chunk_index"][k], "file_index": rows["data/file_index"][k]}
-            table = root / _format_path(data, info, **place)
-            videos = {
-                key: VideoSegment(
-                    root
-                    / _format_path(
-                        video,
-                        info,
-                        video_key=key,
-                        chunk_index=rows[f"videos/{key}/chunk_index"][k],
-                        file_index=rows[f"videos/{key}/file_index"][k],
-                    ),
-                    float(rows[f"videos/{key}/from_timestamp"][k]),
-                )
-                for key in video_keys
-            }
+            path_fields = {"chunk_index": rows["data/chunk_index"][k], "file_index": rows["data/file_index"][k]}
+            table = root / _format_path(data, info, **path_fields)
+            videos = {}
+            for key in video_keys:
+                chunk, number, start = (rows[f"videos/{key}/{name}"][k] for name in _V30_VIDEO_COLUMNS)
+                video_file = _format_path(video, info, video_key=key, chunk_index=chunk, file_index=number)
+                videos[key] = VideoSegment(root / video_file, float(start))
             yield EpisodeMetadata(index, length, tuple(str(t) for t in tasks[k] or ()), table, True, videos)
 
 
@@ -360,8 +347,8 @@ def _write_episodes_v30(
     def integers(values: Sequence[int]) -> Any:
         return pa.array(values, pa.int64())
 
-    places = [_path_fields(e.index) for e in episodes]
-    files = {name: integers([place[name] for place in places]) for name in ("chunk_index", "file_index")}
+    path_fields = [_path_fields(e.index) for e in episodes]
+    files = {name: integers([fields[name] for fields in path_fields]) for name in ("chunk_index", "file_index")}
     columns: dict[str, Any] = {
         "episode_index": integers([e.index for e in episodes]),
         "tasks": pa.array([[e.task] for e in episodes], pa.list_(pa.string())),

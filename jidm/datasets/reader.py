@@ -13,7 +13,16 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-from jidm.datasets.feature import ACTION, IMAGE_PREFIX, STATE, Feature, camera_name, flat_names
+from jidm.datasets.feature import (
+    ACTION,
+    IMAGE_PREFIX,
+    STATE,
+    VISUAL_DTYPES,
+    Feature,
+    camera_name,
+    flat_names,
+    generic_joint_names,
+)
 from jidm.datasets.metadata import DatasetMetadata, EpisodeMetadata, read_metadata
 from jidm.datasets.table import SharedTableReader, read_columns, to_numpy
 from jidm.datasets.video_file import decode
@@ -114,8 +123,7 @@ class RecordedDataset:
         feature = self.features.get(STATE)
         if feature is None:
             return ()
-        count = feature.shape[0] if feature.shape else 0
-        return flat_names(feature) or tuple(f"joint_{k}" for k in range(count))
+        return flat_names(feature) or generic_joint_names(feature.shape[0] if feature.shape else 0)
 
 
 class Episode:
@@ -157,7 +165,7 @@ class Episode:
         if feature is None:
             known = [k for k, f in self.dataset.features.items() if not f.is_image]
             raise DatasetError(f"{self.dataset.root}: has no feature '{key}': {did_you_mean(key, known)}")
-        if feature.dtype in ("video", "image"):
+        if feature.dtype in VISUAL_DTYPES:
             raise DatasetError(f"'{key}' holds images; read them with frames('{camera_name(key)}')")
         values = to_numpy(self._read_column(key), f"{self._where()}: {key}")
         expected = () if feature.shape == (1,) else feature.shape

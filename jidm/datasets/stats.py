@@ -23,21 +23,26 @@ def value_stats(values: NDArray[Any]) -> FeatureStats:
 
 def image_stats(frames: NDArray[np.uint8]) -> FeatureStats:
     """Statistics of images (T, H, W, 3), from at most a hundred evenly spaced frames."""
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MAX_IMAGES)).round().astype(int))
+    chosen = evenly_spaced(len(frames), _MAX_IMAGES)
     # From histograms: the result is the same, without a float64 copy of the pixels, eight times their size.
     counts = np.zeros((3, 256), dtype=np.int64)
     for frame in frames[chosen]:
         for channel in range(3):
             counts[channel] += np.bincount(frame[..., channel].reshape(-1), minlength=256)
-    levels, share = np.arange(256) / 255.0, counts / counts.sum(1, keepdims=True)
-    mean = share @ levels
+    levels, probability = np.arange(256) / 255.0, counts / counts.sum(1, keepdims=True)
+    mean = probability @ levels
     stats = {
         "min": levels[(counts > 0).argmax(1)],
         "max": levels[255 - (counts > 0)[:, ::-1].argmax(1)],
         "mean": mean,
-        "std": np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)),
+        "std": np.sqrt((probability * (levels - mean[:, None]) ** 2).sum(1)),
     }
     return {key: value.reshape(3, 1, 1).tolist() for key, value in stats.items()} | {"count": [len(chosen)]}
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Up to `most` different indices below `count`, evenly spaced, ends included."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def aggregate_stats(parts: Sequence[Mapping[str, FeatureStats]]) -> dict[str, FeatureStats]:
@@ -48,9 +53,9 @@ def aggregate_stats(parts: Sequence[Mapping[str, FeatureStats]]) -> dict[str, Fe
 def _aggregate_feature(parts: Sequence[FeatureStats]) -> FeatureStats:
     count = np.array([part["count"][0] for part in parts], dtype=np.float64)
     means, deviations = (np.array([part[name] for part in parts]) for name in ("mean", "std"))
-    share = (count / count.sum()).reshape(-1, *[1] * (means.ndim - 1))
-    mean = (share * means).sum(0)
-    variance = (share * (deviations**2 + (means - mean) ** 2)).sum(0)
+    weight = (count / count.sum()).reshape(-1, *[1] * (means.ndim - 1))
+    mean = (weight * means).sum(0)
+    variance = (weight * (deviations**2 + (means - mean) ** 2)).sum(0)
     return {
         "min": np.min([part["min"] for part in parts], axis=0).tolist(),
         "max": np.max([part["max"] for part in parts], axis=0).tolist(),

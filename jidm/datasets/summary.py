@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 NUM_BINS = 20
-"""Bins of a joint's range; the share of visited bins is its coverage."""
+"""Bins of a joint's range; the fraction of visited bins is its coverage."""
 
 _PAIR_BINS = 10
 _MIN_STEP = 1e-4
@@ -34,10 +34,10 @@ class JointStatistics:
         lower, upper: the range of coverage: the robot's limits, else the recorded range.
         low, high: minimum and maximum position.
         mean, std: of the position.
-        coverage: share of the bins of the range that were visited, 0..1.
+        coverage: fraction of the bins of the range that were visited, 0..1.
         histogram: (NUM_BINS,) frames in each bin.
         step_rms, step_max: of the step between two frames.
-        moving_fraction: share of the steps larger than 1e-4.
+        moving_fraction: fraction of the steps larger than 1e-4.
     """
 
     name: str
@@ -64,7 +64,7 @@ class DatasetSummary:
         lengths: frames of the shortest, median and longest episode.
         tasks: task -> number of episodes.
         joints: one entry per joint.
-        pair_coverage: mean share of the 10 x 10 bins visited in the plane of two joints; 1 joint: its coverage.
+        pair_coverage: mean fraction of the 10 x 10 bins visited in the plane of two joints; 1 joint: its coverage.
         actions: name -> (minimum, maximum) of every action column.
         uses_limits: whether coverage refers to the robot's limits.
     """
@@ -98,9 +98,9 @@ def summarize_dataset(dataset: RecordedDataset, robot: Embodiment | None = None)
     if not np.isfinite(q).all():
         raise DatasetError(f"{dataset.root}: joint positions are not finite everywhere; run jidm dataset validate")
     steps = np.concatenate([np.diff(state, axis=0) for state in states])
-    fits = robot is not None and robot.joint_names == dataset.joint_names
+    uses_limits = robot is not None and robot.joint_names == dataset.joint_names
     lower, upper = q.min(0), q.max(0)
-    if fits and robot is not None:
+    if uses_limits and robot is not None:
         lower = np.where(np.isfinite(robot.lower), robot.lower, lower)
         upper = np.where(np.isfinite(robot.upper), robot.upper, upper)
     joints = tuple(
@@ -115,7 +115,7 @@ def summarize_dataset(dataset: RecordedDataset, robot: Embodiment | None = None)
         joints=joints,
         pair_coverage=_pair_coverage(q, lower, upper),
         actions=_action_ranges(dataset, np.concatenate(actions)) if actions else {},
-        uses_limits=fits,
+        uses_limits=uses_limits,
     )
 
 
@@ -142,12 +142,12 @@ def _pair_coverage(q: NDArray[np.float64], lower: NDArray[np.float64], upper: ND
     bins = [_bin_index(q[:, k], lower[k], upper[k], _PAIR_BINS) for k in range(q.shape[1])]
     if len(bins) == 1:
         return len(np.unique(bins[0])) / _PAIR_BINS
-    shares = [
+    fractions = [
         np.count_nonzero(np.bincount(bins[i] * _PAIR_BINS + bins[j])) / _PAIR_BINS**2
         for i in range(len(bins))
         for j in range(i)
     ]
-    return float(np.mean(shares))
+    return float(np.mean(fractions))
 
 
 def _action_ranges(dataset: RecordedDataset, actions: NDArray[np.float64]) -> dict[str, tuple[float, float]]:

@@ -81,16 +81,16 @@ class SharedTableReader:
         """
         import pyarrow as pa
 
-        place, metadata, ranges = self._read_footer(path)
+        file_id, metadata, ranges = self._read_footer(path)
         groups = tuple(k for k, (low, high) in enumerate(ranges) if low <= episode <= high)
-        wanted = (place, groups, key)
-        if wanted not in self._cache:
+        cache_key = (file_id, groups, key)
+        if cache_key not in self._cache:
             with open_table(path, metadata) as file:
                 table = _read_table(path, file, groups, [key, "episode_index"])
-            kept = {k: x for k, x in self._cache.items() if k[:2] == wanted[:2]}
+            kept = {k: x for k, x in self._cache.items() if k[:2] == cache_key[:2]}
             fits = sum(x.nbytes for x in kept.values()) + table.nbytes <= _CACHE_BYTES
-            self._cache = {**(kept if fits else {}), wanted: table}
-        table = self._cache[wanted]
+            self._cache = {**(kept if fits else {}), cache_key: table}
+        table = self._cache[cache_key]
         rows = np.flatnonzero(table.column("episode_index").to_numpy() == episode)
         if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
             return _one_array(table.slice(rows[0], len(rows)), key)
@@ -100,11 +100,11 @@ class SharedTableReader:
         """An identity of the file (path, time, size), its footer, and the minimum and maximum episode per row group."""
         if not path.is_file():
             open_table(path)
-        place = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
-        if self._footer is None or self._footer[0] != place:
+        file_id = (str(path), path.stat().st_mtime_ns, path.stat().st_size)
+        if self._footer is None or self._footer[0] != file_id:
             with open_table(path) as file:
                 _require_columns(path, file, ["episode_index"])
-                self._footer = (place, file.metadata, _episode_ranges(file.metadata))
+                self._footer = (file_id, file.metadata, _episode_ranges(file.metadata))
         return self._footer
 
 

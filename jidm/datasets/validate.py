@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jidm.datasets.feature import ACTION, STATE, flat_names
+from jidm.datasets.feature import ACTION, STATE, flat_names, generic_joint_names
 from jidm.datasets.reader import Episode, RecordedDataset, open_dataset
 from jidm.datasets.table import column_names
 from jidm.datasets.video_file import open_video_file
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
 
 _TIMESTAMP_TOLERANCE = 0.02
-"""Share of the frame interval by which a timestamp may deviate; 32-bit timestamps of long recordings need some."""
+"""Fraction of the frame interval by which a timestamp may deviate; 32-bit timestamps of long recordings need some."""
 
 _COUNTERS = ("timestamp", "frame_index", "episode_index")
 
 _LIMIT_TOLERANCE = 0.05
-"""Share of a joint's range by which positions may exceed its limits, for the errors of sensors."""
+"""Fraction of a joint's range by which positions may exceed its limits, for the errors of sensors."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _check_joints(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Probl
             f"has {len(recorded)} joints, '{robot.name}' has {len(joints)}",
             "give the robot that was recorded, or describe one with these joints",
         )
-    elif recorded != joints and recorded != tuple(f"joint_{k}" for k in range(len(joints))):
+    elif recorded != joints and recorded != generic_joint_names(len(joints)):
         pair = next((a, b) for a, b in zip(recorded, joints) if a != b)
         yield Problem(
             None,
@@ -137,15 +137,15 @@ def _check_joints(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Probl
 def _check_columns(dataset: RecordedDataset) -> Iterator[Problem]:
     """Declared columns that tables lack; state, action and counters are checked episode by episode."""
     declared = {key for key, f in dataset.features.items() if f.dtype != "video"} - {STATE, ACTION, *_COUNTERS}
-    lacking: dict[str, list[int]] = {}
+    lacked_by: dict[str, list[int]] = {}
     for episode in dataset:
         try:
             present = _table_columns(episode.metadata.table)
         except DatasetError:
             continue  # reported where its rows are read
         for key in sorted(declared.difference(present)):
-            lacking.setdefault(key, []).append(episode.index)
-    for key, episodes in lacking.items():
+            lacked_by.setdefault(key, []).append(episode.index)
+    for key, episodes in lacked_by.items():
         if len(episodes) == len(dataset):
             yield Problem(None, f"'{key}' is declared, but no table has it", "remove it from info.json")
         else:
@@ -267,12 +267,12 @@ def _check_decoding(episode: Episode, camera: str) -> tuple[()]:
 
 def _run_check(episode: Episode, check: Callable[[Episode], Iterable[Problem]]) -> list[Problem]:
     """The problems found by a check; an error that stops it is one more."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     try:
-        found.extend(check(episode))
+        problems.extend(check(episode))
     except JidmError as error:
-        found.append(_from_error(episode.index, error))
-    return found
+        problems.append(_from_error(episode.index, error))
+    return problems
 
 
 def _from_error(episode: int | None, error: JidmError) -> Problem:

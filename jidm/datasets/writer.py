@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets import stats
-from jidm.datasets.feature import ACTION, IMAGE_PREFIX, STATE, Feature
+from jidm.datasets.feature import ACTION, IMAGE_PREFIX, INDEX_COLUMNS, STATE, VISUAL_DTYPES, Feature
 from jidm.datasets.metadata import EpisodeRecord, data_path, video_path, write_metadata
 from jidm.datasets.staging import StagingFolder, move
 from jidm.datasets.table import read_columns, read_notes, to_arrow, write_table
@@ -98,9 +98,9 @@ class DatasetWriter:
         # A guess of its first row among all, right if all episodes have one length; `finalize` corrects it.
         first = index * length
         columns["index"] = columns["frame_index"] + first
-        gathered = {key: stats.value_stats(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
-        gathered |= {self._camera_keys[name]: stats.image_stats(frames[name]) for name in self._camera_keys}
-        record = EpisodeRecord(index, length, task, 0, first, gathered)
+        episode_stats = {key: stats.value_stats(x) for key, x in columns.items() if len(self.features[key].shape) == 1}
+        episode_stats |= {self._camera_keys[name]: stats.image_stats(frames[name]) for name in self._camera_keys}
+        record = EpisodeRecord(index, length, task, 0, first, episode_stats)
         try:
             with self._staging.temporary_folder(f"episode-{index:06d}") as folder:
                 self._write_files(folder, target, record, columns, frames)
@@ -123,19 +123,19 @@ class DatasetWriter:
         Raises:
             DatasetError: some episodes have another schema (features, rate, recipe).
         """
-        found, listed, first = self._read_records(), [], 0
+        records, finalized, first = self._read_records(), [], 0
         tasks: dict[str, int] = {}
-        for episode in found:
-            task = tasks.setdefault(episode.task, len(tasks))
-            placed = replace(episode, from_index=first, task_index=task)
-            gathered = {key: stats.value_stats(values) for key, values in _index_columns(placed).items()}
-            placed = replace(placed, stats={**episode.stats, **gathered})
-            if placed != episode:
-                self._rewrite_indices(placed)
-            listed.append(placed)
-            first = placed.to_index
-        write_metadata(self._staging, self.version, self.fps, self.robot_type, self.features, self.recipe, listed)
-        self._staging.remove_stale({episode.index for episode in found})
+        for record in records:
+            task = tasks.setdefault(record.task, len(tasks))
+            final = replace(record, from_index=first, task_index=task)
+            index_stats = {key: stats.value_stats(values) for key, values in _index_columns(final).items()}
+            final = replace(final, stats={**record.stats, **index_stats})
+            if final != record:
+                self._rewrite_indices(final)
+            finalized.append(final)
+            first = final.to_index
+        write_metadata(self._staging, self.version, self.fps, self.robot_type, self.features, self.recipe, finalized)
+        self._staging.remove_stale({record.index for record in records})
 
     def _write_files(
         self, folder: Path, target: Path, record: EpisodeRecord, columns: Mapping[str, NDArray[Any]],
@@ -167,15 +167,13 @@ class DatasetWriter:
                  "video.is_depth_map": False, "video.fps": self.fps, "video.channels": 3, "has_audio": False},
             )  # fmt: skip
         for key, feature in self.extras.items():
-            if key in features or "/" in key or feature.dtype in ("video", "image") or not feature.shape:
+            if key in features or "/" in key or feature.dtype in VISUAL_DTYPES or not feature.shape:
                 raise DatasetError(
                     f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is reserved or cannot be a column"
                 )
             features[key] = feature
-        features["timestamp"] = Feature("float32", _SCALAR_SHAPE)
-        return features | {
-            key: Feature("int64", _SCALAR_SHAPE) for key in ("frame_index", "episode_index", "index", "task_index")
-        }
+        dtypes = {"timestamp": "float32"}
+        return features | {key: Feature(dtypes.get(key, "int64"), _SCALAR_SHAPE) for key in INDEX_COLUMNS}
 
     def _build_columns(
         self, index: int, state: NDArray[Any], action: NDArray[Any] | None, time: NDArray[Any] | None,
@@ -183,11 +181,11 @@ class DatasetWriter:
     ) -> dict[str, NDArray[Any]]:  # fmt: skip
         if index < 0:
             raise DatasetError(f"episode {index}: numbers start at 0")
-        given = {STATE: state, **({} if action is None else {ACTION: action}), **extras}
-        wanted = {key for key in self.features if key in (STATE, ACTION) or key in self.extras}
-        if set(given) != wanted:
+        values = {STATE: state, **({} if action is None else {ACTION: action}), **extras}
+        keys = [key for key in self.features if key in (STATE, ACTION) or key in self.extras]
+        if set(values) != set(keys):
             raise DatasetError(
-                f"episode {index}: columns {sorted(set(given) ^ wanted)} are missing or unknown; give {sorted(wanted)}"
+                f"episode {index}: columns {sorted(set(values) ^ set(keys))} are missing or unknown; give {sorted(keys)}"
             )
         length = len(state)
         ticks = np.arange(length) / self.fps
@@ -195,11 +193,7 @@ class DatasetWriter:
             raise DatasetError(f"episode {index}: has no frames; leave it out")
         if time is not None and (np.shape(time) != (length,) or not np.abs(np.asarray(time) - ticks).max() <= 1e-4):
             raise DatasetError(f"episode {index}: times are not k / {self.fps:g} s; resample it to the rate of the set")
-        columns = {
-            key: self._validate_column(index, key, np.asarray(given[key]), length)
-            for key in self.features
-            if key in wanted
-        }
+        columns = {key: self._validate_column(index, key, np.asarray(values[key]), length) for key in keys}
         counter = np.arange(length, dtype=np.int64)
         return columns | {
             "timestamp": ticks.astype(np.float32), "frame_index": counter, "episode_index": np.full_like(counter, index),
@@ -247,7 +241,7 @@ class DatasetWriter:
 
     def _read_records(self) -> list[EpisodeRecord]:
         pattern = "data/chunk-*/file-*.parquet" if self.version == "v3.0" else "data/chunk-*/episode_*.parquet"
-        found = []
+        records = []
         for path in self.root.glob(pattern):
             fields = json.loads(read_notes(path) or b"{}")
             if fields.pop("schema_hash", None) != self._schema_hash:
@@ -255,8 +249,8 @@ class DatasetWriter:
                     f"{path}: was not written with these features, rate and recipe; write into another folder, "
                     f"or delete this one to start again"
                 )
-            found.append(EpisodeRecord(**fields))
-        return sorted(found, key=lambda episode: episode.index)
+            records.append(EpisodeRecord(**fields))
+        return sorted(records, key=lambda record: record.index)
 
     def _rewrite_indices(self, episode: EpisodeRecord) -> None:
         """Write the episode's table again with the final row indices and task number."""
@@ -285,7 +279,7 @@ def _as_json(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_unique(what: str, names: Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(name) for name in names)
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled or (what == "joint" and not names):
-        raise DatasetError(f"{what} names must be distinct and not empty: {', '.join(doubled) or 'there are none'}")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates or (what == "joint" and not names):
+        raise DatasetError(f"{what} names must be distinct and not empty: {', '.join(duplicates) or 'there are none'}")
     return names

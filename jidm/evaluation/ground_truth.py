@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.camera.model import Camera
+from jidm.datasets.feature import geometry_keys
 from jidm.errors import CameraError, DatasetError
 from jidm.fields.analytic import AnalyticField
 from jidm.training.data.frame_store import image_size
@@ -59,7 +60,7 @@ class GroundTruthView:
         cameras = recorded_cameras(dataset, episode, image_key)
         if cameras is None:
             return None
-        links, depth = (_column(dataset, episode, f"observation.{kind}.{image_key}") for kind in ("links", "depth"))
+        depth, links = (_column(dataset, episode, key) for key in geometry_keys(image_key)[:2])
         return cls(
             with_camera(surface, cameras[0]),
             cameras,
@@ -160,7 +161,7 @@ def recorded_cameras(dataset: Any, episode: Any, image_key: str) -> tuple[Camera
     Raises:
         DatasetError: the recorded numbers are no camera.
     """
-    rows = _column(dataset, episode, f"observation.camera.{image_key}")
+    rows = _column(dataset, episode, geometry_keys(image_key)[2])
     stated = dict(dataset.recipe.get("cameras") or {}).get(image_key)
     if rows is None:
         return None if stated is None else (Camera.from_dict(stated),)

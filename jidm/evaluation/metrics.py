@@ -145,11 +145,10 @@ def ratio_interval(
     numerator: Float[Tensor, " episodes"],
     denominator: Float[Tensor, " episodes"],
     *,
-    level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap percentile interval (Efron) of `sum numerator / sum denominator` over whole episodes.
+    """95 % bootstrap percentile interval (Efron) of `sum numerator / sum denominator` over whole episodes.
 
     Steps of one video are correlated by its light and poses, so episodes are resampled, not steps. (NaN, NaN) without
     episodes.
@@ -160,7 +159,7 @@ def ratio_interval(
     generator = torch.Generator().manual_seed(seed)
     drawn: Int[Tensor, "draws episodes"] = torch.randint(count, (draws, count), generator=generator)
     ratios = numerator.cpu()[drawn].sum(1) / _nan_unless_positive(denominator.cpu()[drawn].sum(1))
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=ratios.dtype)
+    tails = torch.tensor([(1 - 0.95) / 2, (1 + 0.95) / 2], dtype=ratios.dtype)
     low, high = ratios.nanquantile(tails).tolist()
     return low, high
 

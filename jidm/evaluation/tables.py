@@ -22,20 +22,16 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def summary_table(
-    summaries: Sequence[Mapping[str, Any]], *, extra_columns: Sequence[tuple[str, str, str]] = ()
-) -> list[tuple[str, ...]]:
+def summary_table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text: a header, then one row per model; "-" where a metric does not exist.
 
     Args:
         summaries: from `jidm.evaluation.summary.summarize`, one per model.
-        extra_columns: (key, heading, format) each.
     """
     tolerance = next((f["tolerance"] for f in summaries if f.get("tolerance")), 0.05)
-    columns = [*_COLUMNS, *extra_columns]
-    rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in columns), "EPISODES")]
+    rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in _COLUMNS), "EPISODES")]
     for f in summaries:
-        cells = ["-" if f.get(key) is None else format(f[key], form) for key, _, form in columns]
+        cells = ["-" if f.get(key) is None else format(f[key], form) for key, _, form in _COLUMNS]
         count = f"{f['episodes']}/{f['episodes'] + len(f['failed'])}"
         rows.append((str(f["name"]), *cells, count))
     return rows

@@ -20,6 +20,7 @@ from jidm.fields.analytic import AnalyticField
 from jidm.fields.base import JacobianField
 from jidm.fields.free import LearnedField
 from jidm.video.letterbox import Letterbox
+from jidm.video.warping import dilate
 
 _ROBOT_THRESHOLD = 0.5  # robot probability of the pixels that are moved
 _DEPTH_TOLERANCE = 0.02  # [m] a pixel that is further behind another one is hidden
@@ -142,8 +143,8 @@ class _PixelSplats:
         vacated[self.row, self.column] = True
         composite = torch.where(covered, total[:3] / total[3].clamp(min=_MIN_COVERAGE), frame).clamp(0, 1)
         # Boundary pixels of the robot have mixed colors, so the vacated area is dilated; gaps are pixels that moved apart.
-        gaps = ~_dilate(~_dilate(covered, _DILATION_RADIUS), _DILATION_RADIUS)
-        return _inpaint(composite, (_dilate(vacated & ~covered, _DILATION_RADIUS) | gaps) & ~covered)
+        gaps = ~dilate(~dilate(covered, _DILATION_RADIUS), _DILATION_RADIUS)
+        return _inpaint(composite, (dilate(vacated & ~covered, _DILATION_RADIUS) | gaps) & ~covered)
 
 
 def _dense_flow(
@@ -168,11 +169,6 @@ def _dense_flow(
     full = torch.nn.functional.interpolate(inner[None], (height, width), mode="bilinear", align_corners=False)[0]
     scale = full.new_tensor([letterbox.scale_u, letterbox.scale_v])[:, None, None]
     return full[:2] / scale, full[2] > _ROBOT_THRESHOLD
-
-
-def _dilate(mask: Bool[Tensor, "H W"], radius: int) -> Bool[Tensor, "H W"]:
-    """Dilate a mask by a square."""
-    return torch.nn.functional.max_pool2d(mask[None].float(), 2 * radius + 1, stride=1, padding=radius)[0] > 0
 
 
 def _inpaint(frame: Float[Tensor, "3 H W"], hole: Tensor) -> Float[Tensor, "3 H W"]:

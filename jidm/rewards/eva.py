@@ -105,8 +105,8 @@ class EvaReward:
         Raises:
             InputError: no item was scored, or most do not move.
         """
-        known = self.penalty[self.scored]
-        median = float(known.median()) if known.numel() else 0.0
+        penalties = self.penalty[self.scored]
+        median = float(penalties.median()) if penalties.numel() else 0.0
         if not (math.isfinite(median) and median > 0):
             raise InputError("no median penalty: give actions that move, each with 4 consecutive valid positions")
         return median
@@ -145,8 +145,8 @@ def eva_reward(
     limits = limits if isinstance(limits, EvaLimits) else EvaLimits.from_embodiment(limits)
     _check(actions, limits, dt, p0)
     v_max, a_max, weight, joint_scale = (getattr(limits, f.name).to(actions) for f in fields(limits))
-    known = actions.detach().isfinite().all(-1)
-    known = known if valid is None else known & valid
+    finite = actions.detach().isfinite().all(-1)
+    known = finite if valid is None else finite & valid
     q = torch.where(known[..., None], actions, torch.zeros_like(actions)) / joint_scale
     weight = weight / weight.mean()
 

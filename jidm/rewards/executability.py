@@ -227,9 +227,9 @@ class ExecutabilityReward:
             weighted = self.weights[name] * by_step[name].detach().double().cpu()
             total += float(weighted.sum())
             if raw.by_joint is not None:
-                shares = raw.by_joint.detach().double().cpu()
-                shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
-                attribution += (weighted[:, None] * shares).sum(0)
+                fractions = raw.by_joint.detach().double().cpu()
+                fractions = fractions / fractions.sum(-1, keepdim=True).clamp(min=1e-12)
+                attribution += (weighted[:, None] * fractions).sum(0)
         return attribution / total
 
     def _reasons(self, term_values: Mapping[str, TermValues], by_step: Mapping[str, Tensor]) -> tuple[str, ...]:

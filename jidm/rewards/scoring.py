@@ -85,8 +85,8 @@ def score_files(
     """
     names = [str(video) for video in videos]
     if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{twice} is given twice; name each video once")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{duplicate} is given twice; name each video once")
     i, count = shard
     if not 0 <= i < count:
         raise InputError(f"shard must be i/N with 0 <= i < N, got {i}/{count}")
@@ -95,9 +95,11 @@ def score_files(
     missing = [name for name in names[i::count] if name not in done]
     if not missing:
         return 0
+    from tqdm import tqdm
+
     lines = _score_serially(missing, config) if ray is None else _score_with_ray(missing, config, ray, workers)
     with open(out, "a", encoding="utf-8") as file:
-        for line in _with_progress(lines, len(missing), progress):
+        for line in tqdm(lines, total=len(missing), unit="video", disable=not progress):
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -155,11 +157,3 @@ def _score_with_ray(videos: Sequence[str], config: RewardConfig, address: str, w
         )
         for row in scored.iter_rows():
             yield row["line"]
-
-
-def _with_progress(lines: Iterator[str], total: int, show: bool) -> Iterator[str]:
-    if not show:
-        return lines
-    from tqdm import tqdm
-
-    return iter(tqdm(lines, total=total, unit="video"))

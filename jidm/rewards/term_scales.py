@@ -101,9 +101,9 @@ class TermScales:
         Raises:
             InputError: a term is missing, or the scales were fitted in another mode or with another decoder.
         """
-        absent = [name for name in terms if name not in self.terms]
-        if absent:
-            raise InputError(f"the scales lack {', '.join(absent)}; fit them again")
+        missing = [name for name in terms if name not in self.terms]
+        if missing:
+            raise InputError(f"the scales lack {', '.join(missing)}; fit them again")
         if self.mode != mode:
             raise InputError(
                 f"the scales were fitted to videos analyzed as '{self.mode}', not '{mode}'; fit them again"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from jidm.fields.base import JacobianField
 from jidm.fields.free import LearnedField
-from jidm.video.warping import gradients, symmetric_flow, warp
+from jidm.video.warping import dilate, gradients, symmetric_flow, warp
 
 _GRID_SIZE = 96
 """Cells along the longer side of the comparison grid: fine enough for a gripper, and fast."""
@@ -83,7 +83,7 @@ def video_residuals(
     frames = F.interpolate(video, (height, width), mode="area")
     robot = mask > _MASK_THRESHOLD
     last_joint = _last_moving_joint(jacobian, robot)
-    near_robot = _dilate(robot, _MARGIN)
+    near_robot = dilate(robot, _MARGIN)
     cells = robot.flatten(1).sum(1).to(video)
     size = cells.median().clamp(min=_MIN_ROBOT_SIZE)
     n = q.shape[-1]
@@ -94,9 +94,9 @@ def video_residuals(
     backward_flow = torch.einsum("tcnhw,tn->tchw", jacobian[1:], step)
     flow = symmetric_flow(forward_flow, backward_flow, 1)
     warped = warp(frames[1:], flow)
-    error, slope = warped - frames[:-1], gradients((frames[:-1] + warped) / 2)
-    unexplained, _ = _lucas_kanade(error, slope, robot[:-1], _WINDOW)
-    _, appearance_change = _lucas_kanade(error, slope, robot[:-1], 1)
+    error, image_gradient = warped - frames[:-1], gradients((frames[:-1] + warped) / 2)
+    unexplained, _ = _lucas_kanade(error, image_gradient, robot[:-1], _WINDOW)
+    _, appearance_change = _lucas_kanade(error, image_gradient, robot[:-1], 1)
     motion = forward_flow.square().sum(1) * robot[:-1]
 
     # Foreground and background.
@@ -105,7 +105,7 @@ def video_residuals(
     spurious = _connected_to_robot(
         (difference > _FOREGROUND_THRESHOLD + 3 * noise) & known & ~near_robot, near_robot
     ).to(video)
-    missing = ((difference < _BACKGROUND_THRESHOLD) & known & _erode(robot)).to(video)
+    missing = ((difference < _BACKGROUND_THRESHOLD) & known & ~dilate(~robot, 1)).to(video)
     change = (frames[1:] - frames[:-1]).abs().mean(1)
     free = ~(near_robot[1:] | near_robot[:-1])
 
@@ -113,14 +113,19 @@ def video_residuals(
         return (square.flatten(1).sum(1) / cells[:-1].clamp(min=_MIN_ROBOT_SIZE)).sqrt()
 
     return VideoResiduals(
-        motion=rms(motion), unexplained=rms(unexplained), appearance_change=rms(appearance_change), spurious=spurious.flatten(1).sum(1) / size,
+        motion=rms(motion),
+        unexplained=rms(unexplained),
+        appearance_change=rms(appearance_change),
+        spurious=spurious.flatten(1).sum(1) / size,
         missing=missing.flatten(1).sum(1) / size,
         background_change=(change * free).flatten(1).sum(1) / free.flatten(1).sum(1).clamp(min=1),
-        unexplained_map=unexplained.sqrt(), misplaced_map=spurious + missing,
-        unexplained_by_joint=_sum_by_joint(unexplained, last_joint[:-1], n) / size, appearance_change_by_joint=_sum_by_joint(appearance_change, last_joint[:-1], n) / size,
+        unexplained_map=unexplained.sqrt(),
+        misplaced_map=spurious + missing,
+        unexplained_by_joint=_sum_by_joint(unexplained, last_joint[:-1], n) / size,
+        appearance_change_by_joint=_sum_by_joint(appearance_change, last_joint[:-1], n) / size,
         spurious_by_joint=_sum_by_joint(spurious, _fill_nearest(last_joint), n) / size,
         missing_by_joint=_sum_by_joint(missing, last_joint, n) / size,
-    )  # fmt: skip
+    )
 
 
 def comparison_grid(height: int, width: int) -> tuple[int, int]:
@@ -130,7 +135,7 @@ def comparison_grid(height: int, width: int) -> tuple[int, int]:
 
 
 def _lucas_kanade(
-    error: Float[Tensor, "S 3 h w"], slope: tuple[Tensor, Tensor], robot: Tensor, window: int
+    error: Float[Tensor, "S 3 h w"], image_gradient: tuple[Tensor, Tensor], robot: Tensor, window: int
 ) -> tuple[Float[Tensor, "S h w"], Float[Tensor, "S h w"]]:
     """Lucas-Kanade motion (1981) in a window around each robot cell, from the difference of two images.
 
@@ -138,23 +143,26 @@ def _lucas_kanade(
         The squared motion of least squares [cells^2], and the remaining squared difference divided by the squared image
         gradient [cells^2].
     """
-    along_u, along_v = slope
+    gradient_u, gradient_v = image_gradient
 
     def window_mean(product: Float[Tensor, "S 3 h w"]) -> Float[Tensor, "S h w"]:
         return F.avg_pool2d((product.mean(1) * robot)[:, None], window, 1, window // 2)[:, 0]
 
     robot_fraction = F.avg_pool2d(robot[:, None].to(error), window, 1, window // 2)[:, 0].clamp(min=1 / window**2)
-    uu, uv, vv = window_mean(along_u.square()), window_mean(along_u * along_v), window_mean(along_v.square())
-    pull_u, pull_v = window_mean(along_u * error), window_mean(along_v * error)
+    uu, uv, vv = (
+        window_mean(gradient_u.square()),
+        window_mean(gradient_u * gradient_v),
+        window_mean(gradient_v.square()),
+    )
+    rhs_u, rhs_v = window_mean(gradient_u * error), window_mean(gradient_v * error)
     damped_uu, damped_vv = (x + _NOISE_STD**2 * robot_fraction for x in (uu, vv))
     determinant = damped_uu * damped_vv - uv.square()
-    u, v = (damped_vv * pull_u - uv * pull_v) / determinant, (damped_uu * pull_v - uv * pull_u) / determinant
-    remaining = window_mean(error.square()) - u * pull_u - v * pull_v - _NOISE_STD**2 * robot_fraction
-    steep = uu + vv + _NOISE_STD**2 * robot_fraction
-    max_squared = _MAX_MOTION**2
-    return (u.square() + v.square()).clamp(max=max_squared) * robot, (remaining.clamp(min=0) / steep).clamp(
-        max=max_squared
-    ) * robot
+    u, v = (damped_vv * rhs_u - uv * rhs_v) / determinant, (damped_uu * rhs_v - uv * rhs_u) / determinant
+    remaining = window_mean(error.square()) - u * rhs_u - v * rhs_v - _NOISE_STD**2 * robot_fraction
+    gradient_energy = uu + vv + _NOISE_STD**2 * robot_fraction
+    squares = u.square() + v.square(), remaining.clamp(min=0) / gradient_energy
+    squared_motion, squared_rest = (x.clamp(max=_MAX_MOTION**2) * robot for x in squares)
+    return squared_motion, squared_rest
 
 
 def _background(
@@ -177,31 +185,24 @@ def _last_moving_joint(jacobian: Float[Tensor, "T 2 n h w"], robot: Tensor) -> I
 
 def _connected_to_robot(cells: Tensor, robot: Tensor) -> Tensor:
     """The cells connected to the robot; objects elsewhere may move."""
-    label, count = ndimage.label(cells.cpu().numpy(), _IN_FRAME_CONNECTIVITY)
-    touched = torch.zeros(count + 1, dtype=torch.bool)
-    labels = torch.from_numpy(label).long()
-    touched[labels[_dilate(robot, 1).cpu()]] = True
-    touched[0] = False
-    return touched[labels].to(cells.device)
+    components, count = ndimage.label(cells.cpu().numpy(), _IN_FRAME_CONNECTIVITY)
+    labels = torch.from_numpy(components).long()
+    connected = torch.zeros(count + 1, dtype=torch.bool)
+    connected[labels[dilate(robot, 1).cpu()]] = True
+    connected[0] = False
+    return connected[labels].to(cells.device)
 
 
 def _fill_nearest(last_joint: Int[Tensor, "T h w"]) -> Int[Tensor, "T h w"]:
     """Value of the nearest robot cell in the same frame; -1 in frames without robot."""
-    none = (last_joint < 0).cpu().numpy()
-    # Frames are spaced wider than any two cells of one frame; a frame without robot would find another frame's, so it keeps -1.
-    nearest = ndimage.distance_transform_edt(none, (4 * _GRID_SIZE, 1, 1), return_distances=False, return_indices=True)
-    found = last_joint[tuple(torch.from_numpy(i).long().to(last_joint.device) for i in nearest)]
-    return torch.where((last_joint >= 0).flatten(1).any(1)[:, None, None], found, last_joint)
+    unknown = (last_joint < 0).cpu().numpy()
+    # Frames are spaced wider than any two cells of one frame; a frame without robot would get another frame's, so it keeps -1.
+    spacing = (4 * _GRID_SIZE, 1, 1)
+    nearest = ndimage.distance_transform_edt(unknown, spacing, return_distances=False, return_indices=True)
+    filled = last_joint[tuple(torch.from_numpy(i).long().to(last_joint.device) for i in nearest)]
+    return torch.where((last_joint >= 0).flatten(1).any(1)[:, None, None], filled, last_joint)
 
 
 def _sum_by_joint(amount: Float[Tensor, "T h w"], last_joint: Int[Tensor, "T h w"], n: int) -> Float[Tensor, "T n"]:
-    flat = amount.new_zeros(len(amount), n + 1)
-    return flat.scatter_add_(1, (last_joint + 1).flatten(1).long(), amount.flatten(1))[:, 1:]
-
-
-def _dilate(mask: Tensor, cells: int) -> Tensor:
-    return F.max_pool2d(mask[:, None].float(), 2 * cells + 1, 1, cells)[:, 0] > 0
-
-
-def _erode(mask: Tensor) -> Tensor:
-    return ~_dilate(~mask, 1)
+    sums = amount.new_zeros(len(amount), n + 1)
+    return sums.scatter_add_(1, (last_joint + 1).flatten(1).long(), amount.flatten(1))[:, 1:]

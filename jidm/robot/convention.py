@@ -39,7 +39,7 @@ class JointConvention:
         joint_names: the embodiment's joints, the order of `q`.
         external_names: the embodiment joint that each external column holds (a permutation of `joint_names`).
         sign: +1 or -1.
-        scale: factor beside that of the unit, 1 as a rule. For a normalized joint with range [low, high]:
+        scale: factor beside that of the unit, usually 1. For a normalized joint with range [low, high]:
             scale = high - low, offset = low.
         offset: `q` where the external vector is zero [rad or m].
         unit: unit of the external vector, one of the keys of `UNIT_FACTOR`.

@@ -115,8 +115,7 @@ def _build_composed(data: dict[str, Any], path: Path, load_part: Callable[[str],
 
 
 def _metadata(data: Mapping[str, Any]) -> dict[str, Any]:
-    keys = (key for key in factory.METADATA_KEYS if key in data and key != "conventions")
-    return {key: tuple(v) if isinstance(v := data[key], list) else v for key in keys}
+    return factory.select_metadata({key: value for key, value in data.items() if key != "conventions"})
 
 
 def _locate_urdf(reference: str, path: Path) -> tuple[Path, list[Path]]:

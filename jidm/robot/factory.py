@@ -115,9 +115,7 @@ def embodiment_from_model(
     vectors, notes = _vectors(
         actuated, {key: overrides[key] for key in JOINT_VECTORS if overrides.get(key) is not None}, where
     )
-    metadata: dict[str, Any] = {
-        key: tuple(v) if isinstance(v := overrides[key], list) else v for key in METADATA_KEYS if key in overrides
-    }
+    metadata = select_metadata(overrides)
     parents = {j.parent for j in model.joints}
     metadata.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
     if "control_dt" not in metadata:
@@ -137,6 +135,11 @@ METADATA_KEYS = (
 """The attributes of an embodiment that are neither joint vectors nor come from the URDF."""
 
 
+def select_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose keys are in `METADATA_KEYS`; lists become tuples."""
+    return {key: tuple(v) if isinstance(v := values[key], list) else v for key in METADATA_KEYS if key in values}
+
+
 def _actuated(movable: Mapping[str, Joint], locked: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(name for name, joint in movable.items() if joint.mimic is None and name not in locked)
 
@@ -153,9 +156,9 @@ def _vectors(
             raise EmbodimentError(f"{where}: {name} has {out[name].size} values, the robot has {len(joints)} joints")
     for name in (x for x in JOINT_VECTORS if x not in out):
         if name in ("lower", "upper", "velocity", "effort"):
-            out[name], lacking = _from_limits(joints, name)
-            if lacking:
-                notes[name] = f"not stated for {', '.join(lacking)}; taken as unlimited"
+            out[name], unlimited = _from_limits(joints, name)
+            if unlimited:
+                notes[name] = f"not stated for {', '.join(unlimited)}; taken as unlimited"
         elif name in ("acceleration", "jerk"):
             out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
     if "home" not in out:
@@ -168,17 +171,17 @@ def _vectors(
 
 def _from_limits(joints: Sequence[Joint], field: str) -> tuple[NDArray[np.float64], list[str]]:
     """One limit of every joint, and the names of the joints that state none."""
-    missing = -math.inf if field == "lower" else math.inf
-    values, lacking = [], []
+    infinite = -math.inf if field == "lower" else math.inf
+    values, unlimited = [], []
     for joint in joints:
         value = getattr(joint.limit, field)
         unstated = value is None or (field in ("lower", "upper") and joint.type == "continuous")
         # Many exporters write velocity="0" or effort="0" for an unknown limit.
         if unstated or (value == 0 and field in ("velocity", "effort")):
-            value = missing
-            lacking.append(joint.name)
+            value = infinite
+            unlimited.append(joint.name)
         values.append(value)
-    return np.array(values, dtype=np.float64), lacking
+    return np.array(values, dtype=np.float64), unlimited
 
 
 def _default_home(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -124,7 +124,7 @@ class Kinematics:
         self._check(q)
         chain = self._chain(link, q)
         flat = q.reshape(-1, self.n)
-        # Joints in front: every joint's transforms then lie together in memory.
+        # With the joint as the first axis, the transforms of one joint are contiguous in memory.
         x = torch.addmm(chain.b, chain.A, flat.T)
         features = torch.stack([x.sin(), x.cos(), x], dim=-1)
         local = torch.baddbmm(chain.constant, features, chain.features).unflatten(-1, (4, 4))
@@ -137,8 +137,8 @@ class Kinematics:
         moved = torch.stack(frames) if frames else T[None][:0]
         axis = (moved[..., :3, :3] @ chain.axis).squeeze(-1)
         arm = pose[..., :3, 3] - moved[..., :3, 3]
-        turns = torch.linalg.cross(axis, arm, dim=-1)
-        v = turns if chain.all_revolute else torch.where(chain.is_revolute, turns, axis)
+        rotational = torch.linalg.cross(axis, arm, dim=-1)
+        v = rotational if chain.all_revolute else torch.where(chain.is_revolute, rotational, axis)
         w = axis if chain.all_revolute else axis * chain.is_revolute
         columns = torch.cat([v, w], dim=-1).permute(1, 2, 0) @ chain.A
         return pose.reshape(*q.shape[:-1], 4, 4), columns.reshape(*q.shape[:-1], 6, self.n)
@@ -162,21 +162,21 @@ class Kinematics:
     def _chain(self, link: int, like: Tensor) -> _Chain:
         if not 0 <= link < len(self.model.links):
             raise InputError(f"link {link} is none of the {len(self.model.links)} links of '{self.model.name}'")
-        return _remembered(
+        return _get_or_make(
             self._chains,
             (link, like.dtype, like.device),
             lambda: _Chain(self._tree, self._constants_like(like), link),
         )
 
     def _constants_like(self, like: Tensor) -> _Constants:
-        return _remembered(
+        return _get_or_make(
             self._constants,
             (like.dtype, like.device),
             lambda: self._constants[torch.float64, torch.device("cpu")].to(like.dtype, like.device),
         )
 
 
-def _remembered(cache: dict[Any, _Cached], key: Hashable, make: Callable[[], _Cached]) -> _Cached:
+def _get_or_make(cache: dict[Any, _Cached], key: Hashable, make: Callable[[], _Cached]) -> _Cached:
     """The cached value, or a new one, which is cached unless a tracer owns its tensors.
 
     Inside a transform of torch.func or under torch.compile every new tensor is wrapped and dies with the transform.
@@ -185,10 +185,10 @@ def _remembered(cache: dict[Any, _Cached], key: Hashable, make: Callable[[], _Ca
         return cache[key]
     # Tensors made in inference mode could never take part in a gradient again.
     with torch.inference_mode(False):
-        made = make()
-    if type(made.A) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(made.A):
-        cache[key] = made
-    return made
+        value = make()
+    if type(value.A) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(value.A):
+        cache[key] = value
+    return value
 
 
 class _Tree:

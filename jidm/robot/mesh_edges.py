@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jidm.robot.surface import shape_mesh
+from jidm.robot.shape_mesh import shape_mesh
 
 if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
@@ -83,16 +83,16 @@ def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0) -> MeshEd
         weight[link_id == k] /= np.sqrt(length[link_id == k].sum())
     pick = rng.choice(len(length), size=count, p=weight / weight.sum())
     along = rng.random((count, 1))
-    as_tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x))  # noqa: E731
-    return MeshEdges(
-        as_tensor(link_id[pick]),
-        as_tensor(start[pick] * (1 - along) + end[pick] * along),
-        as_tensor((end - start)[pick] / length[pick, None]),
-        as_tensor(normal_a[pick]),
-        as_tensor(normal_b[pick]),
-        as_tensor(angle[pick] > _CREASE_ANGLE),
-        as_tensor(convex[pick]),
+    arrays = (
+        link_id[pick],
+        start[pick] * (1 - along) + end[pick] * along,
+        (end - start)[pick] / length[pick, None],
+        normal_a[pick],
+        normal_b[pick],
+        angle[pick] > _CREASE_ANGLE,
+        convex[pick],
     )
+    return MeshEdges(*(torch.from_numpy(np.ascontiguousarray(x)) for x in arrays))
 
 
 def feature_edges(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jidm.errors import EmbodimentError, MissingExtraError
-from jidm.robot.surface import shape_mesh
+from jidm.robot.shape_mesh import shape_mesh
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera

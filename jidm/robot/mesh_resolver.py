@@ -59,8 +59,8 @@ class MeshResolver:
         base_dir = None if urdf_dir is None else _realpath(Path(urdf_dir))
         # Some tools decode %20, some do not: both readings must stay inside, and the existing one is used.
         candidates = dict.fromkeys(spelling.strip().replace("\\", "/") for spelling in (reference, unquote(reference)))
-        found = [self._resolve(candidate, reference, base_dir) for candidate in candidates]
-        return next((path for path in found if path is not None), None)
+        paths = [self._resolve(candidate, reference, base_dir) for candidate in candidates]
+        return next((path for path in paths if path is not None), None)
 
     def _resolve(self, candidate: str, reference: str, base_dir: Path | None) -> Path | None:
         if not candidate or "\0" in candidate:
@@ -227,10 +227,10 @@ def _package_folder(package: str) -> Path:
 def _example_robot_data_folder() -> Path | None:
     """<site-packages>/cmeel.prefix/share/example-robot-data/robots of the wheel, or its place under conda and ROS."""
     inside = Path("share", "example-robot-data", "robots")
-    places = [Path(sys.prefix) / inside, *(Path(entry) / "cmeel.prefix" / inside for entry in sys.path if entry)]
+    folders = [Path(sys.prefix) / inside, *(Path(entry) / "cmeel.prefix" / inside for entry in sys.path if entry)]
     with contextlib.suppress(PackageNotFoundError):
-        places.insert(0, Path(str(distribution("example-robot-data").locate_file("cmeel.prefix"))) / inside)
-    return next((place for place in places if place.is_dir()), None)
+        folders.insert(0, Path(str(distribution("example-robot-data").locate_file("cmeel.prefix"))) / inside)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _top_level_folder(package: str) -> Path | None:
@@ -240,5 +240,5 @@ def _top_level_folder(package: str) -> Path | None:
         spec = find_spec(package)
     except (ValueError, ImportError):  # a module without a spec, as __main__
         return None
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return Path(places[0]) if places else None
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return Path(folders[0]) if folders else None

@@ -182,16 +182,14 @@ class RobotModel:
         return A, np.array([b for _, b in pairs])
 
 
-def join_models(
-    name: str, parts: Mapping[str, tuple[RobotModel, NDArray[np.float64]]], root: str = "base"
-) -> RobotModel:
-    """Several robots as one tree: each is mounted on one new root link by a fixed joint.
+def join_models(name: str, parts: Mapping[str, tuple[RobotModel, NDArray[np.float64]]]) -> RobotModel:
+    """Several robots as one tree: each is mounted on one new root link, `base`, by a fixed joint.
 
     Args:
         name: name of the new robot.
         parts: prefix -> (model, T_base_part (4, 4)); links and joints are renamed `<prefix>_<name>`.
-        root: name of the new root link.
     """
+    root = "base"
     links, joints = [Link(root)], []
     for prefix, (model, T_base_part) in parts.items():
 

@@ -89,7 +89,7 @@ def _provider(name: str) -> Any:
         return points[name].load()
     except Exception as error:  # code of another package: whatever it raises becomes one clear line here
         raise EmbodimentError(
-            f"embodiment '{name}': its entry point {points[name].value} does not load: {error}; mend that package"
+            f"embodiment '{name}': its entry point {points[name].value} does not load: {error}; repair that package"
         ) from error
 
 

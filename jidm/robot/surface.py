@@ -7,9 +7,6 @@ because no camera can see them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,11 +14,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jidm.errors import EmbodimentError, InputError, MissingExtraError
-from jidm.robot.model import Geometry, Link, RobotModel, Shape
-
-if TYPE_CHECKING:
-    import trimesh
+from jidm.errors import EmbodimentError, InputError
+from jidm.robot.model import Link, RobotModel
+from jidm.robot.shape_mesh import shape_mesh
 
 _CANDIDATES = 12_000
 """Points per link, of which those on the outer surface are kept."""
@@ -68,19 +63,19 @@ def sample_surface(model: RobotModel, count: int, *, seed: int = 0) -> Surface:
     """
     if count < 1:
         raise InputError(f"count must be at least 1 point, got {count}")
-    skins: list[tuple[int, NDArray[np.float64], NDArray[np.float64], float]] = []
+    surfaces: list[tuple[int, NDArray[np.float64], NDArray[np.float64], float]] = []
     for index, link in enumerate(model.links):
         if link.visuals:
             p, normal, area = _outer_surface(link, model.name, seed + index)
-            skins.append((index, p, normal, area))
-    if not skins:
+            surfaces.append((index, p, normal, area))
+    if not surfaces:
         raise EmbodimentError(f"robot '{model.name}' has no visual shapes to sample; add them to its URDF")
-    share = np.sqrt([area for *_, area in skins])
-    quota = np.floor(count * share / share.sum()).astype(int)
-    quota[np.argsort(-share)[: count - quota.sum()]] += 1
+    weight = np.sqrt([area for *_, area in surfaces])
+    counts = np.floor(count * weight / weight.sum()).astype(int)
+    counts[np.argsort(-weight)[: count - counts.sum()]] += 1
     rng = np.random.default_rng(seed)
     link_ids, points, normals = [], [], []
-    for (index, p, normal, _), k in zip(skins, quota, strict=True):
+    for (index, p, normal, _), k in zip(surfaces, counts, strict=True):
         chosen = rng.choice(len(p), size=k, replace=k > len(p))
         link_ids.append(np.full(k, index))
         points.append(p[chosen])
@@ -90,53 +85,6 @@ def sample_surface(model: RobotModel, count: int, *, seed: int = 0) -> Surface:
         torch.from_numpy(np.concatenate(points)),
         torch.from_numpy(np.concatenate(normals)),
     )
-
-
-@lru_cache(maxsize=512)
-def _load_mesh(path: Path, mtime: float) -> trimesh.Trimesh:
-    import trimesh
-
-    try:
-        mesh: Any = trimesh.load(path, force="mesh")
-    except ImportError as missing:
-        raise MissingExtraError(f"reading the mesh {path.name}", str(missing.name or "pycollada"), "sim") from None
-    except Exception as error:  # trimesh has no common base class of errors
-        raise EmbodimentError(f"cannot read mesh {path}: {error}") from None
-    return cast("trimesh.Trimesh", mesh)
-
-
-def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:
-    """The shape as a triangle mesh in its link's frame [m].
-
-    Args:
-        shape: visual or collision shape.
-        robot: name of the robot, for messages.
-
-    Raises:
-        EmbodimentError: the mesh file is missing or cannot be read.
-        MissingExtraError: its format needs a package that is not installed.
-    """
-    import trimesh
-
-    geometry: Geometry = shape.geometry
-    if geometry.kind == "mesh":
-        if geometry.path is None:
-            raise EmbodimentError(
-                f"robot '{robot}': mesh '{geometry.filename}' was not found; pass mesh_roots= where its package lies"
-            )
-        mesh = _load_mesh(geometry.path, geometry.path.stat().st_mtime).copy()
-        mesh.apply_scale(geometry.size)
-    # Primitives as fine as in the simulator.
-    elif geometry.kind == "box":
-        mesh = trimesh.creation.box(extents=geometry.size)
-    elif geometry.kind == "cylinder":
-        mesh = trimesh.creation.cylinder(radius=geometry.size[0], height=geometry.size[1], sections=64)
-    elif geometry.kind == "capsule":
-        mesh = trimesh.creation.capsule(radius=geometry.size[0], height=geometry.size[1], count=(32, 64))
-    else:
-        mesh = trimesh.creation.icosphere(subdivisions=4, radius=geometry.size[0])
-    mesh.apply_transform(shape.T_link_shape)
-    return mesh
 
 
 def _outer_surface(link: Link, robot: str, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
@@ -156,10 +104,10 @@ def _outer_surface(link: Link, robot: str, seed: int) -> tuple[NDArray[np.float6
             points.append((1 - r[0]) * a + r[0] * (1 - r[1]) * b + r[0] * r[1] * c)
             normals.append(mesh.face_normals[triangle])
     p, normal = np.concatenate(points), np.concatenate(normals)
-    seen, outward = _visible_from_outside(p, normal)
+    visible, outward = _visible_from_outside(p, normal)
     flip = np.einsum("pi,pi->p", outward, normal) < 0  # triangles of reversed winding
     normal[flip] *= -1
-    return p[seen], normal[seen], float(areas.sum() * seen.mean())
+    return p[visible], normal[visible], float(areas.sum() * visible.mean())
 
 
 def _visible_from_outside(
@@ -183,11 +131,11 @@ def _visible_from_outside(
         grid = np.floor(np.stack([p @ x, p @ np.cross(d, x)]) / cell).astype(int)
         grid -= grid.min(axis=1, keepdims=True) - 2
         height = p @ d
-        tops = np.full(grid.max(axis=1) + 3, -np.inf)
-        np.maximum.at(tops, tuple(grid), height)
+        z_buffer = np.full(grid.max(axis=1) + 3, -np.inf)
+        np.maximum.at(z_buffer, tuple(grid), height)
         # The points are few, so some cells of a wall are empty. Morphological closing fills holes of one or two cells,
         # through which the inside of a housing would be visible.
-        top = np.maximum(tops, grey_closing(tops, size=3))[tuple(grid)]
+        top = np.maximum(z_buffer, grey_closing(z_buffer, size=3))[tuple(grid)]
         cosine = np.abs(normal @ d)
         slack = cell * np.sqrt(1 / np.clip(cosine, 0.4, 1) ** 2 - 1) + 0.15 * cell
         first = (height >= top - slack) & (cosine > 0.2)

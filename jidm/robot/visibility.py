@@ -10,7 +10,7 @@ from torch import Tensor
 _MIN_DEPTH = 1e-3
 """Points nearer than this to the camera plane, or behind it, are outside the image [m]."""
 _DEPTH_TOLERANCE = 0.006
-"""Depth tolerance of the z-buffer, as a share of the distance: thin plates (3 mm at 1 m) still occlude."""
+"""Depth tolerance of the z-buffer, as a fraction of the distance: thin plates (3 mm at 1 m) still occlude."""
 _MIN_COSINE = 0.05
 """Beyond this slant (87 degrees) a point moves along the silhouette and measures little."""
 _OCCLUSION_MARGIN = 0.012

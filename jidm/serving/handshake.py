@@ -36,7 +36,6 @@ class Handshake:
     def metadata(self, decoder: ActionDecoder) -> dict[str, Any]:
         """The handshake of a server with this decoder; plain values only."""
         idm, robot, config = decoder.idm, decoder.idm.embodiment, decoder.config
-        lengths = {"prismatic": "m"}
         types = robot.joint_types if robot is not None else ("revolute",) * decoder.limits.n
         unit = _UNITS[config.action_space]
         return {
@@ -49,7 +48,7 @@ class Handshake:
             "action_space": config.action_space,
             "action_dim": decoder.limits.n,
             "action_names": list(idm.joint_names),
-            "action_units": [unit.format(lengths.get(kind, "rad")) for kind in types],
+            "action_units": [unit.format("m" if kind == "prismatic" else "rad") for kind in types],
             "normalized": False,
             "control_dt": 1 / config.control_rate,
             "video_dt": 1 / config.video_rate,

@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.control import ActionDecoder, Commands, Planner
+from jidm.datasets.feature import IMAGE_PREFIX, STATE
 from jidm.errors import InputError, did_you_mean
-
-_IMAGES, _STATE = "observation.images.", "observation.state"
 
 
 class PlannerPolicy:
@@ -69,15 +68,15 @@ class PlannerPolicy:
         return torch.stack([torch.from_numpy(x[:shortest]) for x in actions]).to(states.device, torch.float32)
 
     def _parse_batch(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        cameras = [key.removeprefix(_IMAGES) for key in batch if key.startswith(_IMAGES)]
+        cameras = [key.removeprefix(IMAGE_PREFIX) for key in batch if key.startswith(IMAGE_PREFIX)]
         image_key = self._image_key if self._image_key is not None or len(cameras) != 1 else cameras[0]
         if image_key not in cameras:
             raise InputError(
                 f"which camera does the planner continue? pass image_key=; {did_you_mean(image_key or '', cameras)}"
             )
-        if _STATE not in batch:
-            raise InputError(f"the batch has no {_STATE}: the decoder needs the joint positions")
-        frames, states = batch[_IMAGES + image_key], batch[_STATE]
+        if STATE not in batch:
+            raise InputError(f"the batch has no {STATE}: the decoder needs the joint positions")
+        frames, states = batch[IMAGE_PREFIX + image_key], batch[STATE]
         if frames.dim() != 4 or states.dim() != 2 or len(frames) != len(states):
             raise InputError(
                 f"images must be (B, 3, H, W) and states (B, n), got {tuple(frames.shape)} and {tuple(states.shape)}"

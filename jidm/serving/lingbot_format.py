@@ -64,11 +64,11 @@ def find_arms(embodiment: Embodiment) -> tuple[Arm, ...]:
     """
     moving = _moving_joints(embodiment)
     grippers = {embodiment.joint_index(name) for name in embodiment.gripper_joints}
-    found: dict[tuple[int, ...], list[str]] = {}
+    tips_of: dict[tuple[int, ...], list[str]] = {}
     for tip in embodiment.tip_links:
-        found.setdefault(tuple(k for k in moving[tip] if k not in grippers), []).append(tip)
+        tips_of.setdefault(tuple(k for k in moving[tip] if k not in grippers), []).append(tip)
     arms = []
-    for joints, tips in found.items():
+    for joints, tips in tips_of.items():
         arm_grippers = [
             k for k in sorted(grippers) if joints and set(moving[_parent_link(embodiment, k)]) == set(joints)
         ]
@@ -125,10 +125,9 @@ class LingBotFormat:
     @property
     def end_effector_channels(self) -> tuple[int, ...]:
         """Channels of pose and gripper, arm by arm, as LingBot-VA's RoboTwin client expects."""
-        found: list[int] = []
-        for slots in self._slots.values():
-            found += [*range(slots.pose.start, slots.pose.stop), slots.gripper]
-        return tuple(found)
+        return tuple(
+            channel for x in self._slots.values() for channel in (*range(x.pose.start, x.pose.stop), x.gripper)
+        )
 
     def pack(self, q: ArrayLike, *, q0: ArrayLike | None = None) -> NDArray[np.float64]:
         """Convert joint positions to the 30 numbers.
@@ -199,14 +198,14 @@ class LingBotFormat:
         """
         values = np.asarray(numbers, dtype=np.float64)
         origin = self._kinematics.link_poses(torch.tensor(self._checked(q0, 1, "q0", "(n,)")))
-        found = {}
+        poses = {}
         for key, slots in self._slots.items():
             T = origin[self._links[key]].expand(*values.shape[:-1], 4, 4).clone()
             pose = torch.tensor(values[..., slots.pose])
             T[..., :3, 3] += pose[..., :3]
             T[..., :3, :3] = T[..., :3, :3] @ roma.unitquat_to_rotmat(roma.quat_normalize(pose[..., 3:]))
-            found[key] = np.asarray(T.numpy())
-        return found
+            poses[key] = np.asarray(T.numpy())
+        return poses
 
     def _gripper_range(self, gripper: int) -> tuple[float, float]:
         return float(self.embodiment.lower[gripper]), float(self.embodiment.upper[gripper])
@@ -233,17 +232,18 @@ class _Slots:
 
 
 def _slots(layout: str, arms: dict[str, Arm]) -> dict[str, _Slots]:
-    found, before = {}, 0
-    for place, (key, arm) in enumerate(arms.items()):
+    slots, num_previous = {}, 0
+    for index, (key, arm) in enumerate(arms.items()):
         count, side = len(arm.joints), SIDES.index(key)
         if layout == "lingbot_va":
             starts = side * _POSE_SIZE, 2 * _POSE_SIZE + side * _MAX_JOINTS, 28 + side
         elif layout == "paper_per_arm":
             starts = side * 15, side * 15 + _POSE_SIZE, side * 15 + 14
         else:
-            starts, before = (2 * _MAX_JOINTS + place * _POSE_SIZE, before, 28 + place), before + count
-        found[key] = _Slots(slice(starts[0], starts[0] + _POSE_SIZE), slice(starts[1], starts[1] + count), starts[2])
-    return found
+            starts = 2 * _MAX_JOINTS + index * _POSE_SIZE, num_previous, 28 + index
+        num_previous += count
+        slots[key] = _Slots(slice(starts[0], starts[0] + _POSE_SIZE), slice(starts[1], starts[1] + count), starts[2])
+    return slots
 
 
 def _assign_sides(robot: Embodiment, arms: Sequence[Arm], side: str | None, layout: str) -> dict[str, Arm]:

@@ -58,17 +58,17 @@ class QuantileNormalizer:
             InputError: there are none, or several and no feature is given.
         """
         where = source if isinstance(source, (str, Path)) else "the statistics"
-        found = dict(_all_quantiles(_load_content(source)))
-        if not found:
+        by_feature = dict(_all_quantiles(_load_content(source)))
+        if not by_feature:
             raise InputError(
                 f"{where}: holds no q01 and q99; means or ranges are no quantiles: compute them from the data"
             )
-        if feature is None and len(found) == 1:
-            feature = next(iter(found))
-        if feature not in found:
-            raise InputError(f"{where}: which quantiles? {did_you_mean(feature or '', found)}")
+        if feature is None and len(by_feature) == 1:
+            feature = next(iter(by_feature))
+        if feature not in by_feature:
+            raise InputError(f"{where}: which quantiles? {did_you_mean(feature or '', by_feature)}")
         try:
-            low, high = (np.array(x, dtype=np.float64) for x in found[feature])
+            low, high = (np.array(x, dtype=np.float64) for x in by_feature[feature])
         except (TypeError, ValueError):
             raise InputError(f"{where}: q01 and q99 must be lists of numbers") from None
         return cls(low, high)

@@ -142,10 +142,10 @@ class PolicyServer:
     def _is_authorized(self, request: Request) -> bool:
         if self._token is None:
             return True
-        given = request.headers.get_all("Authorization")
-        kind, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        headers = request.headers.get_all("Authorization")
+        scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
         matches = hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token.encode())
-        return matches and kind.lower() in ("api-key", "bearer")
+        return matches and scheme.lower() in ("api-key", "bearer")
 
     async def _handle_connection(self, socket: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed

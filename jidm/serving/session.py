@@ -174,8 +174,8 @@ class Session:
         }
         image_key = self.handshake.image_key if self.handshake.image_key is not None else next(iter(images), "")
         if image_key not in images or (self.handshake.image_key is None and len(images) > 1):
-            wanted = f"no image '{image_key}'" if self.handshake.image_key is not None else "serve with an image key"
-            problem = wanted if images else "no image of shape (H, W, 3) or (T, H, W, 3)"
+            problem = "serve with an image key" if self.handshake.image_key is None else f"no image '{image_key}'"
+            problem = problem if images else "no image of shape (H, W, 3) or (T, H, W, 3)"
             raise InputError(f"{problem}; images in the request: {', '.join(sorted(images)) or 'none'}")
         return images[image_key]
 

@@ -45,7 +45,7 @@ class Texture:
 
     Attributes:
         kind: 'plain' keeps the colors of URDF and meshes; 'noise' covers every link with solid noise fixed to the link.
-        contrast: standard deviation of the noise as a share of the brightness.
+        contrast: standard deviation of the noise as a fraction of the brightness.
         grain: size of the noise's smallest features [m].
         saturation: 0 for gray noise, 1 for three independent channels.
     """
@@ -71,7 +71,7 @@ class Background:
             overlapping shapes with sharp edges, translating unless `velocity` is zero.
         color: RGB in [0, 1] of a plain background, mean of the others.
         contrast: standard deviation of the image in [0, 1] units.
-        grain: size of the image's smallest features, as a share of the image height.
+        grain: size of the image's smallest features, as a fraction of the image height.
         velocity: (u, v) of a translating background, in image heights per frame.
     """
 
@@ -85,7 +85,7 @@ class Background:
         if self.kind not in ("plain", "picture", "moving", "patches"):
             raise InputError(f"unknown background '{self.kind}'; known: plain, picture, moving, patches")
         if not self.grain > 0:
-            raise InputError(f"the grain of a background must be a positive share of the height, got {self.grain}")
+            raise InputError(f"the grain of a background must be a positive fraction of the height, got {self.grain}")
 
     @property
     def is_moving(self) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jidm.camera.model import Camera
 from jidm.datasets import DatasetWriter, Feature
+from jidm.datasets.feature import geometry_keys
 from jidm.errors import InputError
 from jidm.robot.registry import load_embodiment
 from jidm.sim.appearance import Appearance
@@ -36,8 +37,8 @@ LABEL_STRIDE = 4
 
 _MESH_TOLERANCE = 0.5  # of a pixel's width at the robot: smaller features of meshes are not drawn
 _GRAIN_RANGE = (2.0, 9.0)  # size of textures' features [px]: finer ones alias, coarser ones hardly show on links
-# Per episode, standard deviation of the camera's position [share of its distance], of its direction [degrees] and of
-# its focal length [share].
+# Per episode, standard deviation of the camera's position [fraction of its distance], of its direction [degrees] and of
+# its focal length [relative].
 _CAMERA_JITTER = (0.01, 0.5, 0.02)
 
 
@@ -55,9 +56,9 @@ class BabbleConfig:
         appearance: "random": textures, light, background and objects drawn per episode; "plain"; "textured".
         max_objects: largest number of objects around the robot, see `random_objects`; none unless the appearance is
             random.
-        crop_fraction: share of all poses in which the robot may reach out of the image, at each border. A larger share
+        crop_fraction: fraction of all poses in which the robot may reach out of the image, at each border. A larger fraction
             shows the robot larger.
-        range_fraction: share of the usable joint range that motions cover.
+        range_fraction: fraction of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
         supersample: samples per pixel and axis, see `Scene`.
 
@@ -90,7 +91,7 @@ class BabbleConfig:
         if self.max_objects < 0 or not 0 < self.range_fraction <= 1:
             raise InputError("babbling needs max_objects >= 0 and a range_fraction in (0, 1]")
         if not 0 <= self.crop_fraction < 0.5:
-            raise InputError(f"crop_fraction is a share of poses, at least 0 and below 0.5, got {self.crop_fraction}")
+            raise InputError(f"crop_fraction must be at least 0 and below 0.5, got {self.crop_fraction}")
         if not self.cameras:
             raise InputError("babbling needs a camera; name one of the robot's")
 
@@ -169,9 +170,8 @@ class Recorder:
         h, w = config.height // LABEL_STRIDE, config.width // LABEL_STRIDE
         extras: dict[str, Feature] = {}
         for name in config.cameras:
-            extras[f"observation.depth.{name}"] = Feature("float32", (h, w))
-            extras[f"observation.links.{name}"] = Feature("int16", (h, w))
-            extras[f"observation.camera.{name}"] = Feature("float64", (16,))
+            features = Feature("float32", (h, w)), Feature("int16", (h, w)), Feature("float64", (16,))
+            extras |= zip(geometry_keys(name), features, strict=True)
         recipe = asdict(config) | {
             "made_by": "jidm babble",
             "jidm": __version__,
@@ -230,6 +230,8 @@ def babble(
         MissingExtraError: PyBullet or Ray is not installed.
         JidmError: a worker process died. Finished episodes are kept, and running the same again records the rest.
     """
+    from tqdm import tqdm
+
     i, count = shard
     if not 0 <= i < count or workers < 1:
         raise InputError(f"shard must be i/N with 0 <= i < N and workers at least 1, got {i}/{count} and {workers}")
@@ -243,7 +245,7 @@ def babble(
             recorded = run_in_processes(_Worker, worker_args, missing, workers)
         else:
             recorded = _record_serially(writer, recorder, missing)
-        for _ in _with_progress(recorded, len(missing), progress):
+        for _ in tqdm(recorded, total=len(missing), unit="episode", disable=not progress):
             pass
     if writer.completed_episodes() >= set(range(config.episodes)):
         writer.finalize()
@@ -266,14 +268,6 @@ def _record_serially(writer: DatasetWriter, recorder: Recorder, indices: list[in
         yield index
 
 
-def _with_progress(items: Iterator[int], total: int, show: bool) -> Iterator[int]:
-    if not show:
-        return items
-    from tqdm import tqdm
-
-    return iter(tqdm(items, total=total, unit="episode"))
-
-
 def _episode_seed(config: BabbleConfig, index: int) -> int:
     return int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0])
 
@@ -283,8 +277,5 @@ def _ground_truth_features(name: str, camera: Camera, rendering: Rendering) -> d
     depth, link = sample_at_centers(rendering.depth, rendering.link, LABEL_STRIDE)
     K, T = camera.K.double().numpy(), camera.T_camera_base.double().numpy()
     row = np.concatenate([[K[0, 0], K[1, 1], K[0, 2], K[1, 2]], T[:3].ravel()])
-    return {
-        f"observation.depth.{name}": np.where(link >= 0, depth, 0).astype(np.float32),
-        f"observation.links.{name}": link.astype(np.int16),
-        f"observation.camera.{name}": np.tile(row, (len(rendering), 1)),
-    }
+    columns = np.where(link >= 0, depth, 0).astype(np.float32), link.astype(np.int16), np.tile(row, (len(rendering), 1))
+    return dict(zip(geometry_keys(name), columns, strict=True))

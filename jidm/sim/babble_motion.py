@@ -22,8 +22,9 @@ IsFree = Callable[[NDArray[np.float64]], bool]
 """Whether a robot is free of collisions at joint positions (n,) [rad or m]."""
 
 _FREQUENCY_BAND = (0.1, 0.7)  # lowest and highest frequency [Hz] at medium tempo
-_AMPLITUDE_RANGE = (0.4, 1.6)  # shares of half the usable range; waves that exceed the range are scaled down to it
-_SINGLE_JOINT_FRACTION, _SUBSET_FRACTION = 1 / 8, 1 / 8  # shares of motions in which one joint, or some of them, move
+_AMPLITUDE_RANGE = (0.4, 1.6)  # fractions of half the usable range; waves that exceed the range are scaled down to it
+_SINGLE_JOINT_FRACTION = 1 / 8  # of motions, in which one joint moves
+_SUBSET_FRACTION = 1 / 8  # of motions, in which some joints move
 _MAX_ATTEMPTS = 300
 _NUM_PLACEMENTS = 8  # positions at which a motion is tried before it is shrunk
 _SHRINK_FACTORS = (0.6, 0.3)  # about one of its free rows
@@ -63,7 +64,7 @@ def babble_motion(
         frames: number of rows T.
         dt: time between rows [s].
         seed: same arguments, same motion.
-        range_fraction: share of the usable range (see `usable_range`) that is covered, in (0, 1].
+        range_fraction: fraction of the usable range (see `usable_range`) that is covered, in (0, 1].
         speed: factor on the frequencies; limits hold at any.
         is_free: collision check. A motion with a row that is not free is tried elsewhere, then shrunk about a free row,
             then drawn anew.
@@ -82,13 +83,13 @@ def babble_motion(
         rng = np.random.default_rng([abs(seed), attempt, 0xBAB])
         q = _random_waves(embodiment, (upper - lower) / 2, speed, rng).evaluate(time)
         q = q * np.minimum(1.0, (upper - lower) / np.maximum(np.ptp(q, axis=0), 1e-300))
-        for place in range(_NUM_PLACEMENTS):
-            placed = _shifted_into_range(q, lower, upper, rng)
+        for placement in range(_NUM_PLACEMENTS):
+            shifted = _shifted_into_range(q, lower, upper, rng)
             if is_free is None:
-                return placed
-            found = _made_collision_free(placed, is_free, shrink=place == _NUM_PLACEMENTS - 1)
-            if found is not None:
-                return found
+                return shifted
+            free = _made_collision_free(shifted, is_free, shrink=placement == _NUM_PLACEMENTS - 1)
+            if free is not None:
+                return free
     raise InputError(
         f"no free motion of '{embodiment.name}' in {_MAX_ATTEMPTS} attempts; is_free refuses too much, or the "
         f"range_fraction {range_fraction:g} is too large"
@@ -123,10 +124,10 @@ def _shifted_into_range(
     """The motion shifted by random offsets that keep it between the bounds (n,)."""
     n = q.shape[-1]
     # Half of the offsets favor the ends of the range, where waves spend little time.
-    place = np.where(rng.random(n) < 0.5, rng.random(n), rng.beta(0.4, 0.4, n))
+    offset = np.where(rng.random(n) < 0.5, rng.random(n), rng.beta(0.4, 0.4, n))
     low, high = lower - q.min(axis=0), upper - q.max(axis=0)
-    placed: NDArray[np.float64] = (q + low + place * (high - low)).clip(lower, upper)  # clips rounding errors alone
-    return placed
+    shifted: NDArray[np.float64] = (q + low + offset * (high - low)).clip(lower, upper)  # clips rounding errors alone
+    return shifted
 
 
 def _made_collision_free(q: NDArray[np.float64], is_free: IsFree, *, shrink: bool) -> NDArray[np.float64] | None:

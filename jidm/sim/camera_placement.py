@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 _NUM_CONFIGURATIONS = 600
 _NUM_POINTS = 600
 _FLOOR_TOLERANCE = 0.02  # depth to which a standing robot may reach below the floor [m]
-_MARGIN = 0.03  # share of the image, on each side
+_MARGIN = 0.03  # fraction of the image, on each side
 
 
 def fit_camera_to_robot(
-    embodiment: Embodiment, camera: Camera, width: int, height: int, *, crop_fraction: float = 0.02, seed: int = 0
+    embodiment: Embodiment, camera: Camera, width: int, height: int, *, crop_fraction: float = 0.02
 ) -> Camera:
     """A (width, height) camera with the same pose, zoomed and shifted so that the robot's workspace fills the image.
 
     Args:
         width, height: of the image [px].
-        crop_fraction: share of all poses in which the robot may reach beyond each border of the image, before a small
+        crop_fraction: fraction of all poses in which the robot may reach beyond each border of the image, before a small
             margin is added. Poses are drawn uniformly from `usable_range`.
-        seed: of the poses.
     """
-    p_base, _ = surface_points(embodiment, random_configurations(embodiment, _NUM_CONFIGURATIONS, seed), _NUM_POINTS)
+    p_base, _ = surface_points(embodiment, random_configurations(embodiment, _NUM_CONFIGURATIONS), _NUM_POINTS)
     camera = camera.to("cpu", torch.float64)
     uv, depth = camera.project(p_base)
     # Poses that reach through the floor are left out.
@@ -52,7 +51,7 @@ def jitter_camera(camera: Camera, jitter: tuple[float, float, float], rng: np.ra
     """The camera with Gaussian noise on its pose and its focal length.
 
     Args:
-        jitter: standard deviation of the position [share of the distance from the robot's base to the camera], of the
+        jitter: standard deviation of the position [fraction of the distance from the robot's base to the camera], of the
             rotation about each axis [degrees] and of the logarithm of the focal length.
     """
     from scipy.spatial.transform import Rotation

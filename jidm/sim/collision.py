@@ -43,7 +43,6 @@ class FreeSpace(PhysicsClient):
         super().__init__(embodiment, _convex_hulls)
         model = embodiment.model
         index = {model.links[k].name: child for child, k in enumerate(self.link_table, start=-1)}
-        self._link_names = {child: name for name, child in index.items()} | {None: "floor"}
         solid = [link.name for link in model.links if self.call("getCollisionShapeData", self.body, index[link.name])]
         ignored_pairs = _adjacent_links(model) | _finger_pairs(embodiment)
         pairs: list[tuple[int, int | None]] = [
@@ -68,22 +67,10 @@ class FreeSpace(PhysicsClient):
         self.set_configuration(q)
         return not any(self._too_close(pair) for pair in self._pairs)
 
-    def colliding_pairs(self, q: ArrayLike) -> list[tuple[str, str]]:
-        """Names of all pairs of links that are too near at q (n,) [rad or m], "floor" among them.
-
-        Raises:
-            InputError: q has another shape or is not finite.
-        """
-        self.set_configuration(q)
-        return [(self._link_names[a], self._link_names[b]) for a, b in self._pairs if self._too_close((a, b))]
-
     def _too_close(self, pair: tuple[int, int | None]) -> bool:
         a, b = pair
-        if b is None:
-            found = self.call("getClosestPoints", self.body, self._floor, self.clearance, a, -1)
-        else:
-            found = self.call("getClosestPoints", self.body, self.body, self.clearance, a, b)
-        return bool(found)
+        other, link = (self._floor, -1) if b is None else (self.body, b)
+        return bool(self.call("getClosestPoints", self.body, other, self.clearance, a, link))
 
 
 def _convex_hulls(model: RobotModel, folder: Path) -> RobotModel:
@@ -122,7 +109,7 @@ def _finger_pairs(embodiment: Embodiment) -> set[frozenset[str]]:
     for name in embodiment.gripper_joints:
         column = embodiment.coupling_matrix[:, embodiment.joint_index(name)]
         moving_links = [
-            joint.child for joint, share in zip(embodiment.model.movable_joints, column, strict=True) if share
+            joint.child for joint, entry in zip(embodiment.model.movable_joints, column, strict=True) if entry
         ]
         pairs |= {frozenset(pair) for pair in combinations(moving_links, 2)}
     return pairs

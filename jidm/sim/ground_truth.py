@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jidm.camera.model import Camera
     from jidm.robot.embodiment import Embodiment
 
-# A surface point counts as visible when the next frame's depth around it agrees to this share of the distance.
+# A surface point counts as visible when the next frame's depth around it agrees to this fraction of the distance.
 _DEPTH_SLACK = 0.004
 
 
@@ -73,19 +73,20 @@ def stays_visible(
     """
     ids, on_robot, _, uv_next, z_next = _transported_pixels(embodiment, camera, depth, link, q, q_next)
     height, width = ids.shape
-    after = _to_float64(depth_next)
-    if after.shape != ids.shape:
-        raise InputError(f"depth_next has shape {tuple(after.shape)}, the first frame {tuple(ids.shape)}")
+    z_buffer = _to_float64(depth_next)
+    if z_buffer.shape != ids.shape:
+        raise InputError(f"depth_next has shape {tuple(z_buffer.shape)}, the first frame {tuple(ids.shape)}")
     u, v = uv_next.unbind(-1)
     inside = (z_next > 0) & (u > -0.5) & (v > -0.5) & (u < width - 0.5) & (v < height - 0.5)
     u0, v0 = u.nan_to_num().clamp(0, width - 1), v.nan_to_num().clamp(0, height - 1)
-    around = torch.stack([after[y.long(), x.long()] for y in (v0.floor(), v0.ceil()) for x in (u0.floor(), u0.ceil())])
+    corners = [(y.long(), x.long()) for y in (v0.floor(), v0.ceil()) for x in (u0.floor(), u0.ceil())]
+    neighbors = torch.stack([z_buffer[corner] for corner in corners])
     slack = _DEPTH_SLACK * z_next
-    farthest = torch.where(around.isfinite(), around, torch.full_like(around, -torch.inf)).amax(0)
-    seen = inside & (z_next <= farthest + slack) & (z_next >= around.amin(0) - slack)
-    result = torch.zeros_like(on_robot)
-    result[on_robot] = seen
-    return result
+    farthest = torch.where(neighbors.isfinite(), neighbors, torch.full_like(neighbors, -torch.inf)).amax(0)
+    visible = inside & (z_next <= farthest + slack) & (z_next >= neighbors.amin(0) - slack)
+    mask = torch.zeros_like(on_robot)
+    mask[on_robot] = visible
+    return mask
 
 
 def _transported_pixels(

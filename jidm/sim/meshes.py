@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.errors import EmbodimentError, MissingExtraError
+from jidm.errors import EmbodimentError
 from jidm.robot.model import Geometry, Link, RobotModel, Shape
+from jidm.robot.shape_mesh import mesh_path, primitive_mesh, read_mesh_file
 
 if TYPE_CHECKING:
     import trimesh
@@ -74,34 +75,16 @@ def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, 
     """The shape's parts in its own frame [m], each with the color its file states."""
     import trimesh
 
-    size = geometry.size
-    if geometry.kind == "box":
-        return [(trimesh.creation.box(extents=size), None)]
-    if geometry.kind == "cylinder":
-        return [(trimesh.creation.cylinder(radius=size[0], height=size[1], sections=64), None)]
-    if geometry.kind == "capsule":
-        return [(trimesh.creation.capsule(radius=size[0], height=size[1], count=(32, 64)), None)]
-    if geometry.kind == "sphere":
-        return [(trimesh.creation.icosphere(subdivisions=4, radius=size[0]), None)]
-    if geometry.path is None:
-        raise EmbodimentError(
-            f"robot '{robot}': mesh '{geometry.filename}' was not found; pass mesh_roots= where its package lies"
-        )
-    try:
-        scene = trimesh.load_scene(geometry.path)
-    except ImportError as missing:
-        raise MissingExtraError(
-            f"reading the mesh {geometry.path.name}", str(missing.name or "pycollada"), "sim"
-        ) from None
-    except Exception as error:  # trimesh has no common error class
-        raise EmbodimentError(f"cannot read mesh {geometry.path}: {error}") from None
-    found = []
+    if geometry.kind != "mesh":
+        return [(primitive_mesh(geometry), None)]
+    scene: Any = read_mesh_file(mesh_path(geometry, robot), trimesh.load_scene)
+    parts = []
     for part in scene.dump():
         if isinstance(part, trimesh.Trimesh) and len(part.faces):
             file_color = _file_color(part)
-            part.apply_scale(size)
-            found.append((part, file_color))
-    return found
+            part.apply_scale(geometry.size)
+            parts.append((part, file_color))
+    return parts
 
 
 def _file_color(mesh: trimesh.Trimesh) -> RGBA | None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 NUM_WAVES = 4
 """Sine waves per joint."""
-_LIMIT_FRACTION = 0.9  # share of velocity, acceleration and jerk limits that is used
-_POSITION_FRACTION = 0.9  # share of the position range, about its middle, that is used
+_LIMIT_FRACTION = 0.9  # fraction of velocity, acceleration and jerk limits that is used
+_POSITION_FRACTION = 0.9  # fraction of the position range, about its middle, that is used
 _FREQUENCY_BAND = (0.08, 0.5)  # lowest and highest frequency [Hz]
 
 
@@ -86,10 +86,10 @@ def smooth_motion(
     phase = rng.uniform(-np.pi, np.pi, (n, NUM_WAVES))
     center, half_range = _center_and_half_range(embodiment, start)
     if start is not None:
-        # All waves start at the same share of their amplitude; whether they rise or fall there is random.
+        # All waves start at the same fraction of their amplitude; whether they rise or fall there is random.
         q0 = np.asarray(start, dtype=np.float64)
-        share = np.divide(q0 - center, half_range, out=np.zeros(n), where=half_range > 0).clip(-1, 1)
-        rising = np.arcsin(share)[:, None]
+        sine = np.divide(q0 - center, half_range, out=np.zeros(n), where=half_range > 0).clip(-1, 1)
+        rising = np.arcsin(sine)[:, None]
         phase = np.where(phase > 0, rising, np.pi - rising)
         center = np.where(half_range > 0, center, q0)
     waves = SineWaves(half_range[:, None] * weight, 2 * np.pi * frequency, phase).slowed(derivative_limits(embodiment))
@@ -100,7 +100,7 @@ def smooth_motion(
 def _center_and_half_range(
     embodiment: Embodiment, start: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Center and amplitude (n,) of the motion, inside the usable share of the position range."""
+    """Center and amplitude (n,) of the motion, inside the usable part of the position range."""
     n, lower, upper = embodiment.n, embodiment.lower, embodiment.upper
     middle = np.asarray(embodiment.home if start is None else start, dtype=np.float64)
     if middle.shape != (n,) or not embodiment.within_limits(middle).all():

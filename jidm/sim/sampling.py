@@ -29,18 +29,19 @@ def sample_at_centers(
     if cell % 2:
         at = (..., slice(center, None, cell), slice(center, None, cell))
         return depth[at].copy(), link[at].copy()
-    near = [
+    corners = [
         (..., slice(i, None, cell), slice(j, None, cell)) for i in (center - 1, center) for j in (center - 1, center)
     ]
-    ids, z = np.stack([link[at] for at in near]), np.stack([depth[at] for at in near])
+    ids, z = np.stack([link[at] for at in corners]), np.stack([depth[at] for at in corners])
     best, mean = ids[0].copy(), z.mean(axis=0)
     mixed = (ids != ids[0]).any(axis=0)
     if mixed.any():  # along silhouettes only: counting everywhere would take longer than rendering
-        some, far = ids[:, mixed], np.where(ids[:, mixed] == BACKGROUND, np.float32(1e6), z[:, mixed])
-        votes = (some[:, None] == some[None]).sum(axis=1) - far * np.float32(1e-7)
-        winner = np.take_along_axis(some, votes.argmax(axis=0)[None], 0)[0]
-        same = some == winner
+        candidates = ids[:, mixed]
+        distance = np.where(candidates == BACKGROUND, np.float32(1e6), z[:, mixed])
+        votes = (candidates[:, None] == candidates[None]).sum(axis=1) - distance * np.float32(1e-7)
+        winner = np.take_along_axis(candidates, votes.argmax(axis=0)[None], 0)[0]
+        voters = candidates == winner
         best[mixed] = winner
-        mean[mixed] = np.where(same, far, 0).sum(axis=0) / same.sum(axis=0)
+        mean[mixed] = np.where(voters, distance, 0).sum(axis=0) / voters.sum(axis=0)
     mean[best == BACKGROUND] = np.inf
     return mean, best

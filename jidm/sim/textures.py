@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PATCH_COUNT = (6, 24)
-_STRIPED_FRACTION = 0.25  # share of patches with stripes or checks
+_STRIPED_FRACTION = 0.25  # fraction of patches with stripes or checks
 _EXTENT = 1.6  # patches lie in a square of this many image heights about the middle, as the image may translate
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
 
 _NUM_POINTS = 4000
-# A robot stands on the floor if its base's lowest point is as close to z = 0 as this share of the robot's size.
+# A robot stands on the floor if its base's lowest point is as close to z = 0 as this fraction of the robot's size.
 _BASE_TOLERANCE = 0.02
 
 
@@ -42,9 +42,9 @@ def _shuffled_surface(model: RobotModel) -> Surface:
     return Surface(surface.link[order], surface.p_link[order], surface.normal_link[order])
 
 
-def random_configurations(embodiment: Embodiment, count: int, seed: int) -> NDArray[np.float64]:
-    """(count, n) joint positions [rad or m], uniform in `usable_range`."""
-    rng = np.random.default_rng([seed, 0xF7A])
+def random_configurations(embodiment: Embodiment, count: int) -> NDArray[np.float64]:
+    """(count, n) joint positions [rad or m], uniform in `usable_range`; the same ones every time."""
+    rng = np.random.default_rng([0, 0xF7A])
     return rng.uniform(*usable_range(embodiment), (count, embodiment.n))
 
 
@@ -54,9 +54,9 @@ def size_at_home(embodiment: Embodiment) -> float:
     return float((points.amax(dim=1) - points.amin(dim=1)).norm())
 
 
-def workspace_sphere(embodiment: Embodiment, *, seed: int = 0) -> tuple[NDArray[np.float64], float]:
+def workspace_sphere(embodiment: Embodiment) -> tuple[NDArray[np.float64], float]:
     """Center (3,) and radius [m] of a sphere that holds 95 % of the surface points above the floor, base frame."""
-    points, _ = surface_points(embodiment, random_configurations(embodiment, 100, seed), 200)
+    points, _ = surface_points(embodiment, random_configurations(embodiment, 100), 200)
     p_base = points.reshape(-1, 3).numpy()
     p_base = p_base[p_base[:, 2] >= floor_height(embodiment) - 0.02]
     center: NDArray[np.float64] = p_base.mean(axis=0).round(4)

@@ -6,6 +6,7 @@ heavy is imported here.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -191,23 +192,16 @@ class TrainConfig:
         return {**values, "data": Path(self.data).name, "options": dict(self.options)}
 
     def check_resumable(self, earlier: Mapping[str, Any]) -> None:
-        """Refuse to continue a run of another recipe.
+        """Refuse to continue a run of another recipe, as read from its file.
 
         Raises:
             InputError: naming what differs.
         """
-        mine = self.recipe()
+        recipe = json.loads(json.dumps(self.recipe()))  # as it is read back: lists in place of tuples
         names = [f.name for f in fields(self) if f.name not in _MAY_CHANGE]
-        changed = [x for x in names if _as_json(mine.get(x)) != _as_json(earlier.get(x))]
+        changed = [x for x in names if recipe.get(x) != earlier.get(x)]
         if changed:
-            parts = ", ".join(f"{x} {earlier.get(x)} -> {mine.get(x)}" for x in changed)
+            parts = ", ".join(f"{x} {earlier.get(x)} -> {recipe.get(x)}" for x in changed)
             raise InputError(
                 f"{self.run_folder}: the run was started with another recipe ({parts}); give the same, or another --out"
             )
-
-
-def _as_json(value: Any) -> Any:
-    """The value as JSON gives it back."""
-    if isinstance(value, Mapping):
-        return {key: _as_json(item) for key, item in value.items()}
-    return [_as_json(x) for x in value] if isinstance(value, (tuple, list)) else value

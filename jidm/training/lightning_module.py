@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,6 @@ class TrainingModule(lightning.LightningModule):
         self.model = setup.model
         self.config, self.run_logger, self.visualizer = config, run_logger, visualizer
         self._save, self._training_setup = save, setup
-        self._validation_batches: list[PairBatch] | None = None
-        self._calibration_batches: list[PairBatch] | None = None
         self.ema_weights = {name: x.detach().clone() for name, x in self._float_tensors()} if config.ema else {}
         self.elapsed = 0.0  # [s] of the budget, used in earlier sessions
         self.bad_in_row = self.bad_total = 0
@@ -213,15 +212,13 @@ class TrainingModule(lightning.LightningModule):
         """Evaluate the averaged weights on fixed pairs, and save them if the policy says so."""
         values: dict[str, float] = {}
         with self._using_ema_weights() as model:
-            if (batches := self._get_validation_batches()) is not None:
+            if (validation := self._training_setup.validation) is not None:
                 if isinstance(model, Calibratable):
                     final = last or self.config.save_policy == "best"
-                    model.calibrate_uncertainty(self._get_calibration_batches(), rounds=2 if final else 1)
-                    if final and self._training_setup.validation is not None:
-                        model.calibrate_video_uncertainty(
-                            x.to(self.device) for x in self._training_setup.validation.clips()
-                        )
-                values = {name: self._broadcast(x) for name, x in self._validation_metrics(model, batches).items()}
+                    model.calibrate_uncertainty(self._calibration_batches, rounds=2 if final else 1)
+                    if final:
+                        model.calibrate_video_uncertainty(x.to(self.device) for x in validation.clips())
+                values = {name: self._broadcast(x) for name, x in self._validation_metrics(model).items()}
             monitored = values.get("nve", values.get("loss", math.nan))
             better = monitored < self.best
             if better:
@@ -232,24 +229,19 @@ class TrainingModule(lightning.LightningModule):
                 self._save(model.state_dict(), facts)
             if self.run_logger:
                 self.run_logger.log("validation", self.global_step, self._elapsed_now(), values)
-                self._plot(model, batches)
+                self._plot(model)
 
-    def _get_validation_batches(self) -> list[PairBatch] | None:
+    @cached_property
+    def _validation_batches(self) -> list[PairBatch]:
         validation = self._training_setup.validation
-        if self._validation_batches is None and validation is not None:
-            self._validation_batches = [
-                x.to(self.device) for x in validation.validation_batches(self.config.validation_pairs)
-            ]
-        return self._validation_batches
+        batches = [] if validation is None else validation.validation_batches(self.config.validation_pairs)
+        return [x.to(self.device) for x in batches]
 
-    def _get_calibration_batches(self) -> list[PairBatch]:
+    @cached_property
+    def _calibration_batches(self) -> list[PairBatch]:
         validation = self._training_setup.validation
-        assert validation is not None
-        if self._calibration_batches is None:
-            self._calibration_batches = [
-                x.to(self.device) for x in validation.calibration_batches(self.config.validation_pairs)
-            ]
-        return self._calibration_batches
+        batches = [] if validation is None else validation.calibration_batches(self.config.validation_pairs)
+        return [x.to(self.device) for x in batches]
 
     @contextmanager
     def _using_ema_weights(self) -> Iterator[TrainableModel]:
@@ -264,25 +256,25 @@ class TrainingModule(lightning.LightningModule):
             self.model.load_state_dict(current)
             self.model.train()
 
-    def _validation_metrics(self, model: TrainableModel, batches: list[PairBatch]) -> dict[str, float]:
+    def _validation_metrics(self, model: TrainableModel) -> dict[str, float]:
         """Losses, and the normalized velocity error mean |error| / mean |delta_q| of the steps of single pairs."""
         sums: dict[str, float] = {}
         error = size = 0.0
-        for batch in batches:
+        for batch in self._validation_batches:
             torch.manual_seed(self.config.seed)
             for name, x in model.losses(batch).items():
                 sums[name] = sums.get(name, 0.0) + float(x) * len(batch)
             steps = model.predict_steps(batch.first, batch.second, batch.before)
             error += float((steps - batch.delta_q).abs().sum())
             size += float(batch.delta_q.abs().sum())
-        count = sum(len(b) for b in batches)
+        count = sum(len(b) for b in self._validation_batches)
         return {name: x / count for name, x in sums.items()} | ({"nve": error / size} if size else {})
 
-    def _plot(self, model: TrainableModel, batches: list[PairBatch] | None) -> None:
-        if self.visualizer is None or not batches or self.run_logger is None:
+    def _plot(self, model: TrainableModel) -> None:
+        if self.visualizer is None or not self._validation_batches or self.run_logger is None:
             return
         file = self.config.run_folder / f"images_{self.global_step:07d}.png"
-        self.visualizer(model, batches[0][:_PLOTTED_PAIRS], file)
+        self.visualizer(model, self._validation_batches[0][:_PLOTTED_PAIRS], file)
         self.run_logger.log_image(file, self.global_step)
 
 

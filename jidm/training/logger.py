@@ -33,9 +33,9 @@ class RunLogger:
             for name, value in values.items():
                 self._writer.add_scalar(f"{part}/{name}", value, step)
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "progress")
-        share = f" ({100 * values['progress']:.0f} %)" if "progress" in values else ""
+        progress = f" ({100 * values['progress']:.0f} %)" if "progress" in values else ""
         if values:
-            self.report(f"step {step}{share} {part}: {shown}")
+            self.report(f"step {step}{progress} {part}: {shown}")
 
     def log_image(self, file: Path, step: int) -> None:
         """Add an image file to TensorBoard."""
@@ -54,13 +54,13 @@ class RunLogger:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The lines of earlier sessions; an incomplete line is ignored."""
-    found = []
+    records = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return records
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -15,11 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _MOMENTUM = 0.95
-_QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # coefficients of the iteration, with the steepest slope at zero that still converges
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the iteration, with the steepest slope at zero that still converges."""
 _ITERATIONS = 5
 _ADAM_BETAS = (0.9, 0.98)
 _MUON_RATE = 10.0  # learning rate of Muon over that of AdamW

@@ -112,7 +112,7 @@ def _run(
 
 
 def _prepare_run_folder(config: TrainConfig, dataset: Any) -> None:
-    """Check that the run may start or be resumed, and delete an earlier one if that was asked for.
+    """Check that the run may start or be resumed, and delete an earlier one if `config.overwrite` is set.
 
     Raises:
         InputError: there is an earlier run, or the one to resume is not this one.

@@ -29,7 +29,7 @@ class _Pairs:
     Attributes:
         evaluation: of the field at the true poses, all first images, then all second ones.
         delta_q: (B, n) the true steps [rad or m].
-        flows: forward and backward, for steps that are solved from given flow; else empty.
+        flows: forward and backward, for steps that are solved from estimated flow; else empty.
     """
 
     evaluation: FieldEvaluation
@@ -54,7 +54,7 @@ def calibrate_uncertainty(field: LearnedField, batches: Iterable[PairBatch], rou
     for std_scale in (field.step_std_scale, field.flow_std_scale, field.pose_std_scale, field.regression_std_scale):
         std_scale.fill_(1.0)
     field.use_step_regression.fill_(False)
-    matched, given, pose_deviations, regression_deviations = [], [], [], []
+    matched, estimated, pose_deviations, regression_deviations = [], [], [], []
     for batch in batches:
         features = field.encode(torch.cat([batch.first, batch.second]))
         q, (q_predicted, std) = torch.cat([batch.q, batch.q_next]), field.predict_pose(features)
@@ -63,15 +63,15 @@ def calibrate_uncertainty(field: LearnedField, batches: Iterable[PairBatch], rou
         matched.append(pairs)
         motion = BidirectionalMotion.from_batch(batch) if batch.field is None else None
         if motion is not None:
-            given.append(_Pairs(pairs.evaluation, batch.delta_q, motion.to_flow()))
+            estimated.append(_Pairs(pairs.evaluation, batch.delta_q, motion.to_flow()))
         if field.config.step_regression:
             regression_deviations.append(_regression_deviations(field, pairs, motion))
     field.pose_std_scale.copy_(_std_scale(torch.cat(pose_deviations)))
     _calibrate_steps(field, matched, rounds)
-    field.flow_std_scale.copy_(_std_scale(_evaluate_steps(field, given)[1]) if given else field.step_std_scale)
+    field.flow_std_scale.copy_(_std_scale(_evaluate_steps(field, estimated)[1]) if estimated else field.step_std_scale)
     if regression_deviations:
         field.regression_std_scale.copy_(_std_scale(torch.cat(regression_deviations)))
-        _select_step_regression(field, given or matched)
+        _select_step_regression(field, estimated or matched)
 
 
 @torch.no_grad()
@@ -141,19 +141,19 @@ def _evaluate_steps(field: LearnedField, batches: Sequence[_Pairs]) -> tuple[flo
     for joints that are not observable in a pair."""
     errors, deviations = [], []
     for pairs in batches:
-        found = estimate_pair_steps(field, pairs.evaluation, *pairs.flows)
-        errors.append((found.steps[-1] - pairs.delta_q) / field.delta_std)
-        std = found.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-        error = (found.solution.delta_q - pairs.delta_q).abs()
-        deviations.append(torch.where(found.solution.observable, error / std, torch.nan))
+        estimate = estimate_pair_steps(field, pairs.evaluation, *pairs.flows)
+        errors.append((estimate.steps[-1] - pairs.delta_q) / field.delta_std)
+        std = estimate.solution.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        error = (estimate.solution.delta_q - pairs.delta_q).abs()
+        deviations.append(torch.where(estimate.solution.observable, error / std, torch.nan))
     return float(torch.cat(errors).abs().mean()), torch.cat(deviations)
 
 
 def _std_scale(deviation: Float[Tensor, "N n"]) -> Float[Tensor, " n"]:
     """Factor per joint; NaN is ignored. A joint with too few samples gets the geometric mean of the others' factors."""
     quantiles = torch.tensor([0.6827, 0.95], dtype=deviation.dtype, device=deviation.device)
-    found = deviation.nanquantile(quantiles, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
-    scale = found.log().mean(0).exp().clamp(1e-3, 1e3)
+    ratio = deviation.nanquantile(quantiles, dim=0) / torch.tensor([[1.0], [1.96]]).to(deviation)
+    scale = ratio.log().mean(0).exp().clamp(1e-3, 1e3)
     enough = deviation.isfinite().sum(0) >= min(_MIN_SAMPLES, len(deviation))
     typical = scale[enough].log().mean().exp() if bool(enough.any()) else torch.ones_like(scale[0])
     return torch.where(enough, scale, typical)

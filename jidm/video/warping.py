@@ -1,9 +1,9 @@
-"""Backward warping by flow, image gradients, and flow from the first-order motion of two images."""
+"""Backward warping by flow, image gradients, dilation, and flow from the first-order motion of two images."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,3 +49,9 @@ def symmetric_flow(
         Flow [px], with an error of third order in the motion: the mean of the motion at the start and at the end of a path.
     """
     return (forward + warp(backward, forward / stride, corner)) / 2
+
+
+def dilate(mask: Bool[Tensor, "*batch h w"], radius: int) -> Bool[Tensor, "*batch h w"]:
+    """Dilation by a square with sides of 2 radius + 1 pixels."""
+    images = mask.reshape(-1, *mask.shape[-2:]).float()
+    return F.max_pool2d(images, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape) > 0

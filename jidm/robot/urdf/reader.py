@@ -114,14 +114,12 @@ class _Reader:
         return Link(name, tuple(s for s in visuals if s), tuple(s for s in collisions if s))
 
     def _shape(self, e: Element, place: str, colors: dict[str, Color] | None) -> Shape | None:
-        holder = self._optional_child(e, "geometry", place)
-        if holder is None:
+        geometry_element = self._optional_child(e, "geometry", place)
+        if geometry_element is None:
             raise self._error(place, "has no <geometry>; add one or remove the element")
-        if len(holder) != 1:
-            raise self._error(
-                place, f"<geometry> must hold one shape, it holds {len(holder)}; use one element for each"
-            )
-        geometry = self._geometry(holder[0], place)
+        if (count := len(geometry_element)) != 1:
+            raise self._error(place, f"<geometry> must hold one shape, it holds {count}; use one element for each")
+        geometry = self._geometry(geometry_element[0], place)
         if geometry is None:
             return None
         rgba = None
@@ -165,10 +163,10 @@ class _Reader:
             raise self._error(place, f"has unknown type '{kind}'; {did_you_mean(kind[:80], _JOINT_TYPES)}")
         ends = {}
         for tag in ("parent", "child"):
-            found = e.findall(tag)
-            if len(found) != 1 or not found[0].get("link"):
+            elements = e.findall(tag)
+            if len(elements) != 1 or not elements[0].get("link"):
                 raise self._error(place, f"must name one {tag} link, as <{tag} link=.../>")
-            ends[tag] = str(found[0].get("link"))
+            ends[tag] = str(elements[0].get("link"))
         axis = self._axis(self._optional_child(e, "axis", place), place, moves=kind not in ("fixed", "floating"))
         limit = self._limit(self._optional_child(e, "limit", place), place, kind)
         mimic = self._mimic(self._optional_child(e, "mimic", place), place)
@@ -255,10 +253,10 @@ class _Reader:
         return colors
 
     def _check_mimics(self, joints: dict[str, Joint]) -> None:
-        good: set[str] = set()
+        resolved: set[str] = set()
         for name in joints:
             chain: dict[str, None] = {}
-            while name not in good and (mimic := joints[name].mimic) is not None:
+            while name not in resolved and (mimic := joints[name].mimic) is not None:
                 chain[name] = None
                 if mimic.joint not in joints:
                     what = f"mimics '{mimic.joint}', which does not exist; {_suggest(mimic.joint, joints)}"
@@ -268,12 +266,12 @@ class _Reader:
                     what = "itself" if len(cycle) == 2 else "in a cycle: " + " -> ".join(cycle)
                     raise self._error(f"joint '{name}'", f"mimics {what}; one joint must be free")
                 name = mimic.joint
-            good.update(chain)
+            resolved.update(chain)
 
     def _children(self, links: dict[str, Link], joints: dict[str, Joint]) -> dict[str, list[Joint]]:
-        """The joints that hang on each link, in file order; every link but the roots is the child of one joint."""
+        """The joints whose parent is each link, in file order; every link but the roots is the child of one joint."""
         children: dict[str, list[Joint]] = {name: [] for name in links}
-        above: dict[str, str] = {}
+        parent_joint: dict[str, str] = {}
         for joint in joints.values():
             place = f"joint '{joint.name}'"
             for role, link in (("parent", joint.parent), ("child", joint.child)):
@@ -282,18 +280,18 @@ class _Reader:
                     raise self._error(place, f"{what}: {_suggest(link, links)}")
             if joint.parent == joint.child:
                 raise self._error(place, f"joins link '{joint.child}' to itself: a cycle; remove it")
-            if joint.child in above:
-                what = f"hangs on two joints, '{above[joint.child]}' and '{joint.name}'; a URDF is a tree, remove one"
+            if joint.child in parent_joint:
+                what = f"hangs on two joints, '{parent_joint[joint.child]}' and '{joint.name}'; a URDF is a tree, remove one"
                 raise self._error(f"link '{joint.child}'", what)
-            above[joint.child] = joint.name
+            parent_joint[joint.child] = joint.name
             children[joint.parent].append(joint)
         return children
 
     def _depth_first(
         self, root: Element, links: dict[str, Link], children: dict[str, list[Joint]]
     ) -> tuple[list[str], list[Joint]]:
-        hanging = {joint.child for joints in children.values() for joint in joints}
-        roots = [name for name in links if name not in hanging]
+        child_links = {joint.child for joints in children.values() for joint in joints}
+        roots = [name for name in links if name not in child_links]
         if not roots:
             raise self._error("<robot>", "has no root link, its joints form a cycle; remove one joint")
         if len(roots) > 1:
@@ -332,10 +330,10 @@ class _Reader:
         return result
 
     def _optional_child(self, e: Element, tag: str, place: str) -> Element | None:
-        found = e.findall(tag)
-        if len(found) > 1:
-            raise self._error(place, f"holds {len(found)} <{tag}> elements where one is meant; keep one")
-        return found[0] if found else None
+        elements = e.findall(tag)
+        if len(elements) > 1:
+            raise self._error(place, f"holds {len(elements)} <{tag}> elements where one is meant; keep one")
+        return elements[0] if elements else None
 
     def _color(self, material: Element, place: str) -> Color | None:
         color = self._optional_child(material, "color", place)

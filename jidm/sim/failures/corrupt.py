@@ -20,7 +20,8 @@ PENETRATION = "penetration"
 FAILURE_KINDS = (*IMAGE_FAILURES, *MOTION_FAILURES, PENETRATION)
 """Names of all kinds of failure."""
 
-_OBSTACLE_SIZE = 0.06, 0.15  # side of the box [share of the tip's largest distance from the base], at strength 0 and 1
+_OBSTACLE_SIZE = 0.06, 0.15
+"""Side of the box at strength 0 and 1 [fraction of the tip's largest distance from the base]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,11 @@ from jidm.sim.failures.layers import ImageArray
 SamplingMap = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Backward map of an image warp: from output pixels (..., 2) to the input pixels that they show [px, (u, v)]."""
 
-_MAX_STRETCH = 0.8  # largest growth of a link [share of its length]
-_MAX_WARP = 0.6  # largest displacement of pixels [share of half the limb's size]
+_MAX_STRETCH = 0.8  # largest growth of a link [fraction of its length]
+_MAX_WARP = 0.6  # largest displacement of pixels [fraction of half the limb's size]
 _MIN_LINK_LENGTH = 0.08  # of the image's side: shorter links are not stretched if there are longer ones
 _DUPLICATE_ANGLES = 0.7, 1.2  # smallest and largest angle between a limb and its duplicate [rad]
-_MIN_VISIBILITY = 0.5  # share of a duplicate that should be visible beside the robot
+_MIN_VISIBILITY = 0.5  # fraction of a duplicate that should be visible beside the robot
 _MAX_FLICKER = 0.4  # relative change of brightness
 _MAX_DRIFT = 1.0  # largest motion of the background [px per frame, for an image side of 128 px]
 
@@ -152,7 +152,7 @@ def _label(episode: RenderedEpisode, link: int, start_frame: int, **details: Any
 
 
 def _duplicate_visibility(episode: RenderedEpisode, link: int, angle: float) -> float:
-    """Share of a limb's duplicate that is visible beside the robot; the smaller one of the middle and the last frame."""
+    """Fraction of a limb's duplicate that is visible beside the robot; the smaller one of the middle and the last frame."""
     fractions = []
     for t in (len(episode) // 2, len(episode) - 1):
         mask, anchor = episode.layers.limb_mask(link)[t], episode.layers.joint_pixels(link)[t]

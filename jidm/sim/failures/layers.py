@@ -19,7 +19,7 @@ from jidm.sim.renderer import Rendering
 _EDGE_WIDTH = 1
 """Width of the anti-aliased border around the robot [px]; it is cut out with the robot."""
 _MIN_LIMB_FRACTION = 0.008
-"""Limbs that cover a smaller share of the image are not corrupted."""
+"""Limbs that cover a smaller fraction of the image are not corrupted."""
 
 ImageArray = NDArray[np.uint8]
 

@@ -123,7 +123,7 @@ class Augment:
         def uniform(scale: float, *shape: int) -> NDArray[np.float64]:
             return random.uniform(-scale, scale, size=(size, *shape))
 
-        def some(fraction: float, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        def for_fraction(fraction: float, values: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.where(random.random(size) < fraction, values, 0.0)
 
         brightness, contrast, saturation = uniform(o.color), 1 + uniform(o.color), 1 + uniform(o.color)
@@ -137,14 +137,14 @@ class Augment:
             "offset": np.broadcast_to(offset, (size, _DRAWN_FRAMES, 3)),
             "tone": uniform(o.tone),
             "noise": random.uniform(0, o.noise, size),
-            "blur": some(o.blur, random.uniform(0.3, o.blur_sigma, size)),
+            "blur": for_fraction(o.blur, random.uniform(0.3, o.blur_sigma, size)),
             "box": _boxes(random, size, o.erase, o.erase_size),
             "box_color": random.uniform(0, 1, (size, 3)),
         }
         return AugmentParams(
             **{name: torch.from_numpy(np.ascontiguousarray(x)).float() for name, x in numbers.items()},
             noise_at=random.integers(half_bank, size=(size, _DRAWN_FRAMES)),
-            jpeg=some(o.jpeg, random.integers(low, high + 1, size).astype(float)).astype(np.int64),
+            jpeg=for_fraction(o.jpeg, random.integers(low, high + 1, size).astype(float)).astype(np.int64),
             box_at=random.integers(half_bank, size=size),
         )
 
@@ -209,22 +209,22 @@ def _boxes(random: np.random.Generator, size: int, fraction: float, largest: flo
 
 
 def _blur(x: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
-    some = sigma.nonzero()[:, 0].to(x.device)
-    if not len(some):
+    blurred = sigma.nonzero()[:, 0].to(x.device)
+    if not len(blurred):
         return x
     try:
         from kornia.filters import gaussian_blur2d
     except ImportError:
         raise MissingExtraError("blurring training images", "kornia", "train") from None
 
-    chosen = sigma.to(x.device)[some]
-    x[some] = gaussian_blur2d(x[some], _BLUR_SIZE, torch.stack([chosen, chosen], dim=1), border_type="replicate")
+    std = sigma.to(x.device)[blurred]
+    x[blurred] = gaussian_blur2d(x[blurred], _BLUR_SIZE, torch.stack([std, std], dim=1), border_type="replicate")
     return x
 
 
 def _jpeg(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Float[Tensor, "B 3 H W"]:
-    some = np.flatnonzero(quality).tolist()
-    if not some:
+    compressed = np.flatnonzero(quality).tolist()
+    if not compressed:
         return x
     if x.device.type != "cpu":
         try:
@@ -232,11 +232,11 @@ def _jpeg(x: Float[Tensor, "B 3 H W"], quality: NDArray[np.int64]) -> Float[Tens
         except ImportError:
             raise MissingExtraError("JPEG augmentation on a GPU", "kornia", "train") from None
 
-        chosen = torch.as_tensor(quality[some], device=x.device, dtype=x.dtype)
-        x[some] = jpeg_codec_differentiable(x[some], chosen).clamp(0, 1)
+        qualities = torch.as_tensor(quality[compressed], device=x.device, dtype=x.dtype)
+        x[compressed] = jpeg_codec_differentiable(x[compressed], qualities).clamp(0, 1)
         return x
     # On the CPU the real codec is many times faster than one made of tensor operations.
-    for i in some:
+    for i in compressed:
         x[i] = through_jpeg((x[i] * 255).round().to(torch.uint8), int(quality[i])).float() / 255
     return x
 

@@ -51,9 +51,9 @@ def iter_clips(source: PairSource, stride: int, total: int) -> Iterator[Clip]:
 def _make_clip(source: PairSource, rows: Tensor, stride: int) -> Clip:
     flows: tuple[Flow, ...] = ()
     if source.estimated_flow is not None:
-        found = source.estimated_flow.for_pairs(rows[:-1], torch.full((len(rows) - 1,), stride))
+        estimated = source.estimated_flow.for_pairs(rows[:-1], torch.full((len(rows) - 1,), stride))
         flows = tuple(
-            Flow(found["flow" + suffix] / FLOW_STRIDE, found["weight" + suffix]).to(source.device)
+            Flow(estimated["flow" + suffix] / FLOW_STRIDE, estimated["weight" + suffix]).to(source.device)
             for suffix in ("", "_back")
         )
     frames, q = source.frames_at(rows)

@@ -10,6 +10,7 @@ import torch
 
 from jidm.checkpoint import embodiment_record
 from jidm.datasets.episode_selection import describe_episodes, select_episodes
+from jidm.datasets.feature import generic_joint_names
 from jidm.errors import DatasetError, InputError
 from jidm.fields.free.config import ENCODER_STRIDE
 from jidm.fields.free.network import LearnedField
@@ -67,7 +68,7 @@ def prepare_training(
         device: where batches are assembled.
 
     Raises:
-        DatasetError, InputError: what is asked for is not in the data, or the robot is another.
+        DatasetError, InputError: the data lack what the configuration names, or are of another robot.
     """
     order = joint_order(dataset, robot)
     train, validation, test = split_episodes(config, dataset)
@@ -82,8 +83,8 @@ def prepare_training(
         for episodes in (train, validation) if episodes
     ]  # fmt: skip
     store = stores[0]
-    if still := store.static_joints():
-        report(f"these joints never move in the recording and cannot be learned: {', '.join(still)}")
+    if static := store.static_joints():
+        report(f"these joints never move in the recording and cannot be learned: {', '.join(static)}")
     kinematics, flow_kind = _flow_source(config, dataset, robot, store)
     batches = []
     for part, augment in zip(stores, (make_augmentation(config.augment, config.seed), None)):
@@ -131,10 +132,9 @@ def joint_order(dataset: Any, robot: Embodiment | None) -> tuple[str, ...]:
     recorded = tuple(dataset.joint_names)
     if robot is None:
         return recorded
-    generic = recorded == tuple(f"joint_{i}" for i in range(len(recorded)))
     if set(recorded) == set(robot.joint_names):
         return robot.joint_names
-    if generic and len(recorded) == robot.n:
+    if recorded == generic_joint_names(robot.n):
         return recorded
     missing = [x for x in robot.joint_names if x not in recorded]
     extra = [x for x in recorded if x not in robot.joint_names]

@@ -95,9 +95,9 @@ def _gather_episodes(
     weight = create(folder / "weight.npy", mode="w+", dtype=np.uint8, shape=(*shape, h, w))
     episodes = store.episode.tolist()
     for done, (index, row) in enumerate(zip(episodes, store.first.tolist())):
-        for column, found in enumerate(episode_flow.episode(index, strides)):
-            stop = row + len(found["flow"])
-            flow[row:stop, column], weight[row:stop, column] = found["flow"], found["weight"]
+        for column, pairs in enumerate(episode_flow.episode(index, strides)):
+            stop = row + len(pairs["flow"])
+            flow[row:stop, column], weight[row:stop, column] = pairs["flow"], pairs["weight"]
         if (done + 1) % max(1, len(episodes) // 10) == 0:
             progress(f"estimated the flow of {done + 1} of {len(episodes)} episodes")
     flow.flush()
@@ -128,11 +128,11 @@ class _EpisodeFlow:
                 flow, weight = self._compute(video, k)
                 with atomic_write(self.folder / f"{index}-{k}.npz") as temporary:
                     np.savez(temporary, flow=flow, weight=weight)
-        found = []
+        pairs = []
         for file in files:
             with np.load(file) as tables:
-                found.append({name: tables[name] for name in ("flow", "weight")})
-        return found
+                pairs.append({name: tables[name] for name in ("flow", "weight")})
+        return pairs
 
     def _compute(self, video: Tensor, k: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
         count = max(0, len(video) - k)
@@ -142,8 +142,8 @@ class _EpisodeFlow:
         def compute(t: int) -> None:
             stop = min(t + _CHUNK_SIZE, count)
             one, two = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
-            for direction, found in enumerate(bidirectional_flow(self.estimator, one, two)):
-                small = letterbox_flow(found, self.store.letterbox)
+            for direction, recorded in enumerate(bidirectional_flow(self.estimator, one, two)):
+                small = letterbox_flow(recorded, self.store.letterbox)
                 flow[t:stop, direction] = small.flow.half().numpy()
                 weight[t:stop, direction] = (small.weight * 255).round().to(torch.uint8).numpy()
 

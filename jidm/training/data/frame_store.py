@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from jidm.datasets.feature import IMAGE_PREFIX
 from jidm.errors import DatasetError, did_you_mean
 from jidm.training.data.batch import JointStats
 from jidm.training.data.cache import cached_folder, default_cache
@@ -88,8 +89,8 @@ class FrameStore:
 
         A joint that never moves gets a standard deviation of 1e-4, so that dividing by it stays finite.
         """
-        q = self.q
-        steps = [q[a + k : a + n] - q[a : a + n - k] for a, n in self._spans() for k in strides if n > k]
+        q, spans = self.q, list(zip(self.first.tolist(), self.length.tolist()))
+        steps = [q[a + k : a + n] - q[a : a + n - k] for a, n in spans for k in strides if n > k]
         delta = torch.cat(steps) if steps else q[:0]
         std = delta.square().mean(0).sqrt() if len(delta) else torch.zeros(q.shape[1])
 
@@ -110,9 +111,6 @@ class FrameStore:
         """Joints of `joint_names` that do not move anywhere in the recording."""
         span = self.q.amax(0) - self.q.amin(0)
         return tuple(name for name, x in zip(self.joint_names, span.tolist()) if x < _STATIC_THRESHOLD)
-
-    def _spans(self) -> Iterator[tuple[int, int]]:
-        yield from zip(self.first.tolist(), self.length.tolist())
 
 
 def load_frame_store(
@@ -181,7 +179,7 @@ def load_frame_store(
 
 def image_size(dataset: Any, image_key: str) -> tuple[int, int]:
     """(height, width) of the recorded images."""
-    height, width = dataset.features[f"observation.images.{image_key}"].shape[:2]
+    height, width = dataset.features[f"{IMAGE_PREFIX}{image_key}"].shape[:2]
     return int(height), int(width)
 
 
@@ -199,18 +197,18 @@ def select_image_key(dataset: Any, image_key: str | None) -> str:
     return str(image_key)
 
 
-def joint_columns(wanted: Sequence[str], recorded: Sequence[str], source: Any) -> list[int]:
-    """Positions of the wanted joints among the recorded ones.
+def joint_columns(names: Sequence[str], recorded: Sequence[str], source: Any) -> list[int]:
+    """Positions of the named joints among the recorded ones.
 
     Raises:
         DatasetError: one is not recorded, or is named twice; the message begins with the source.
     """
-    for name in wanted:
+    for name in names:
         if name not in recorded:
             raise DatasetError(f"{source}: no joint '{name}' is recorded: {did_you_mean(name, recorded)}")
-    if len(set(wanted)) != len(wanted):
-        raise DatasetError(f"{source}: a joint is chosen twice: {', '.join(wanted)}")
-    return [list(recorded).index(name) for name in wanted]
+    if len(set(names)) != len(names):
+        raise DatasetError(f"{source}: a joint is chosen twice: {', '.join(names)}")
+    return [list(recorded).index(name) for name in names]
 
 
 def _open_table(folder: Path, name: str) -> Tensor:
@@ -222,8 +220,8 @@ def _source_hash(dataset: Any, image_key: str, height: int, width: int) -> str:
     """Hash of everything the images depend on; of videos size and modification time, which is fast."""
     files = sorted((dataset.root / "videos").rglob("*.mp4")) if (dataset.root / "videos").is_dir() else []
     files = files or sorted(Path(dataset.root).rglob("*.mp4"))
-    seen = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
-    return digest([_TABLE_VERSION, dataset.content_hash, image_key, height, width, seen])
+    versions = [(str(x.relative_to(dataset.root)), x.stat().st_size, x.stat().st_mtime_ns) for x in files]
+    return digest([_TABLE_VERSION, dataset.content_hash, image_key, height, width, versions])
 
 
 def digest(parts: list[Any]) -> str:

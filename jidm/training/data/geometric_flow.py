@@ -56,12 +56,12 @@ class DepthView:
         links = F.unfold(self.link[:, None].to(self.depth.dtype), 3, padding=1)
         nearest, which = torch.where(inside, neighbors, neighbors.new_tensor(1e9)).min(1)
         link = links.gather(1, which[:, None])[:, 0].to(self.link.dtype)
-        found = (nearest < 1e8).reshape(self.link.shape)
+        has_neighbor = (nearest < 1e8).reshape(self.link.shape)
         shape = self.depth.shape
         return replace(
             self,
-            depth=torch.where(robot | ~found, self.depth, nearest.reshape(shape)),
-            link=torch.where(robot | ~found, self.link, link.reshape(shape)),
+            depth=torch.where(robot | ~has_neighbor, self.depth, nearest.reshape(shape)),
+            link=torch.where(robot | ~has_neighbor, self.link, link.reshape(shape)),
         )
 
     @cached_property
@@ -135,8 +135,8 @@ def downsample_flow(
     flow: Float[Tensor, "B 2 y x"], weight: Float[Tensor, "B y x"], factor: int
 ) -> tuple[Float[Tensor, "B 2 h w"], Float[Tensor, "B h w"]]:
     """Flow on a grid coarser by `factor`, in the same pixels: weighted mean and mean weight of every cell."""
-    share = F.avg_pool2d(weight[:, None], factor)
-    return F.avg_pool2d(flow * weight[:, None], factor) / share.clamp(min=_EPS), share[:, 0]
+    mean_weight = F.avg_pool2d(weight[:, None], factor)
+    return F.avg_pool2d(flow * weight[:, None], factor) / mean_weight.clamp(min=_EPS), mean_weight[:, 0]
 
 
 def exact_field(

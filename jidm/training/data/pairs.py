@@ -110,11 +110,11 @@ class PairSampler:
 
     def _sample(self, random: np.random.Generator, size: int) -> SampledPairs:
         which = random.integers(len(self._strides), size=size)
-        place = (random.random(size) * self._cumulative[which, -1]).astype(np.int64)
-        episode = (self._cumulative[which] <= place[:, None]).sum(1)
+        pair = (random.random(size) * self._cumulative[which, -1]).astype(np.int64)
+        episode = (self._cumulative[which] <= pair[:, None]).sum(1)
         earlier = np.where(episode > 0, self._cumulative[which, np.maximum(episode - 1, 0)], 0)
         start, k = self._first[episode], self._strides[which]
-        first = start + place - earlier
+        first = start + pair - earlier
         rows = {"before": np.maximum(first - k, start), "first": first, "second": first + k}
         return SampledPairs(**{n: torch.from_numpy(x) for n, x in {**rows, "stride": k, "episode": episode}.items()})
 
@@ -182,17 +182,20 @@ class PairSource:
     ) -> dict[str, Tensor]:
         poses = link_poses(kinematics, torch.cat([q, q_next]))
         one, two = self._view(pairs.first, poses[: len(q)]), self._view(pairs.second, poses[len(q) :])
-        still = (one.T_camera_base == two.T_camera_base).flatten(1).all(1) & (one.intrinsics == two.intrinsics).all(1)
+        same_pose = (one.T_camera_base == two.T_camera_base).flatten(1).all(1)
+        static_camera = same_pose & (one.intrinsics == two.intrinsics).all(1)
         fields: dict[str, Tensor] = {}
         for suffix, a, b in (("", one, two), ("_back", two, one)):
             flow, weight = geometric_flow(a, b)
-            field, beside = exact_field(a.dilated(), kinematics)
+            field, field_weight = exact_field(a.dilated(), kinematics)
             fields["field" + suffix] = self._learned_joints(field, 2) * FIELD_STRIDE
-            fields["field_weight" + suffix] = beside * torch.where(a.link >= 0, 1.0, _BORDER_WEIGHT).to(beside)
+            fields["field_weight" + suffix] = field_weight * torch.where(a.link >= 0, 1.0, _BORDER_WEIGHT).to(
+                field_weight
+            )
             factor = FLOW_STRIDE // FIELD_STRIDE
             flow, weight = downsample_flow(flow * FIELD_STRIDE, weight, factor)
             if self.static_background:
-                weight = weight + _static_background_mask(a, b, factor) * still[:, None, None]
+                weight = weight + _static_background_mask(a, b, factor) * static_camera[:, None, None]
             fields["flow" + suffix], fields["weight" + suffix] = flow, weight
             fields["mask" + suffix] = (a.link >= 0).to(flow.dtype)
         return fields
@@ -208,17 +211,21 @@ class PairSource:
         stop = start + self.store.length[pairs.episode]
         state = self._q
         for suffix, at, sign in (("", pairs.first, 1.0), ("_back", pairs.second, -1.0)):
-            has = torch.stack([at + k < stop, at - k >= start]).float()
+            exists = torch.stack([at + k < stop, at - k >= start]).float()
             forward = estimated_flow.for_pairs(torch.where(at + k < stop, at, at - k), k)
             backward = estimated_flow.for_pairs(torch.where(at - k >= start, at - k, at), k)
-            share = (has / has.sum(0))[:, :, None, None]
-            motion = share[0][:, None] * forward["flow"] - share[1][:, None] * backward["flow_back"]
-            weight = torch.where(has[0, :, None, None] > 0, forward["weight"], torch.ones_like(forward["weight"]))
-            weight = weight * torch.where(has[1, :, None, None] > 0, backward["weight_back"], torch.ones_like(weight))
-            there, then = torch.minimum(at + k, stop - 1), torch.maximum(at - k, start)
-            moved = share[0, :, 0] * (state[there] - state[at]) - share[1, :, 0] * (state[then] - state[at])
+            coefficient = (exists / exists.sum(0))[:, :, None, None]
+            motion = coefficient[0][:, None] * forward["flow"] - coefficient[1][:, None] * backward["flow_back"]
+            weight = torch.where(exists[0, :, None, None] > 0, forward["weight"], torch.ones_like(forward["weight"]))
+            weight = weight * torch.where(
+                exists[1, :, None, None] > 0, backward["weight_back"], torch.ones_like(weight)
+            )
+            after, before = torch.minimum(at + k, stop - 1), torch.maximum(at - k, start)
+            step = coefficient[0, :, 0] * (state[after] - state[at]) - coefficient[1, :, 0] * (
+                state[before] - state[at]
+            )
             fields["tangent" + suffix], fields["tangent_weight" + suffix] = sign * motion, weight
-            fields["tangent_step" + suffix] = sign * moved.float()
+            fields["tangent_step" + suffix] = sign * step.float()
         return fields
 
     def _images_with_background(self, pairs: SampledPairs, rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jidm.datasets.feature import geometry_keys
 from jidm.errors import DatasetError
 from jidm.fields.free.blocks import downsample
 from jidm.training.data.recorded_geometry import letterbox_geometry
@@ -63,7 +64,7 @@ class _TableWriter:
         frames = [self._maybe_downsample(enlarged.apply_to_uint8(part)) for part in pixels.split(_CHUNK_SIZE)]
         self._append("frames", torch.cat(frames).numpy())
         self._append("state", state)
-        if columns := _columns(episode, [f"observation.{kind}.{image_key}" for kind in ("depth", "links", "camera")]):
+        if columns := _columns(episode, geometry_keys(image_key)):
             depth, links, cameras = columns
             letterbox = Letterbox(*self.size_in, *self.size)
             for name, value in letterbox_geometry(depth, links, cameras, letterbox).items():
