@@ -22,7 +22,7 @@ from results import add_save, row, save, settings
 from jidm import AnalyticField, Camera, Embodiment, load_embodiment
 from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.flow import DisFlow, Flow
-from jidm.sim import Appearance, Background, Scene, Texture, exact_flow, smooth_motion
+from jidm.sim import Appearance, Background, Scene, Texture, exact_flow, random_motion
 
 FPS = 16.0
 NOISE_PX = 0.05  # on the exact flow: 0 would make every ratio infinite
@@ -72,7 +72,7 @@ def main() -> None:
 
 def cases(robot: Embodiment, camera: Camera, frames: int, seed: int) -> list[tuple[str, list[Flow], np.ndarray]]:
     """Name, flow of every step, and true joint positions."""
-    q = smooth_motion(robot, frames, 1 / FPS, seed)
+    q = random_motion(robot, frames, 1 / FPS, seed)
     appearance = Appearance(texture=Texture("noise"))
     with Scene(robot, seed=seed, appearance=appearance) as scene:
         still = scene.render_video(q, camera)

@@ -27,11 +27,11 @@ LOOP = 60  # rendered frames, shown forwards and backwards again and again
 def write_loop(path: Path, frames: int) -> list[float]:
     """A video of that many frames; returns the first pose."""
     from jidm import load_embodiment
-    from jidm.sim import Scene, smooth_motion
+    from jidm.sim import Scene, random_motion
     from jidm.video.io import write_video
 
     robot = load_embodiment(ROBOT)
-    q = smooth_motion(robot, LOOP, 1 / FPS, 0)
+    q = random_motion(robot, LOOP, 1 / FPS, 0)
     with Scene(robot) as scene:
         rgb = scene.render_video(q, robot.camera().resized(WIDTH, HEIGHT)).rgb
     there_and_back = [*range(LOOP), *range(LOOP - 2, 0, -1)]

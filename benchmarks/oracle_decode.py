@@ -21,7 +21,7 @@ from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.estimation.factors.flow import normal_equations
 from jidm.estimation.solver import solve_normal_equations
 from jidm.flow import Flow
-from jidm.sim import Scene, exact_flow, smooth_motion
+from jidm.sim import Scene, exact_flow, random_motion
 
 UNSEEN_PX = 2.0
 SHOWN = {
@@ -52,7 +52,7 @@ def main() -> None:
     joint_scale = torch.tensor([0.1 if t == "prismatic" else 1.0 for t in robot.joint_types], dtype=torch.float64)
     totals = []
     for k in range(args.videos):
-        q = smooth_motion(robot, args.frames, 1 / args.fps, args.first_seed + k)
+        q = random_motion(robot, args.frames, 1 / args.fps, args.first_seed + k)
         with Scene(robot, seed=args.first_seed + k) as scene:
             video = scene.render_video(q, camera)
         flows = [

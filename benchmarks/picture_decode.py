@@ -19,7 +19,7 @@ from results import add_save, rows, save, settings
 from jidm import Embodiment, JacobianIDM, Kinematics, load_embodiment
 from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.fields.analytic import AnalyticField
-from jidm.sim import Appearance, Scene, smooth_motion
+from jidm.sim import Appearance, Scene, random_motion
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     videos = []
     for k in range(args.videos):
         seed = args.first_seed + k
-        q = smooth_motion(robot, args.frames, 1 / args.fps, seed)
+        q = random_motion(robot, args.frames, 1 / args.fps, seed)
         appearance = Appearance.plain() if args.appearance == "plain" else Appearance.random(seed)
         with Scene(robot, seed=seed, appearance=appearance) as scene:
             video = torch.from_numpy(scene.render_video(q, camera).rgb.copy())

@@ -25,7 +25,7 @@ from jidm.estimation.factors.flow import normal_equations
 from jidm.estimation.gauss_newton import gauss_newton_step
 from jidm.estimation.solver import solve_normal_equations
 from jidm.robot.kinematics import Kinematics
-from jidm.sim import Scene, smooth_motion
+from jidm.sim import Scene, random_motion
 from jidm.sim.renderer import rasterize
 
 WIDTH, HEIGHT = 320, 240
@@ -71,7 +71,7 @@ def field_and_solve(runs: int) -> dict[str, object]:
     robot = load_embodiment("panda")
     camera = robot.camera().resized(WIDTH, HEIGHT)
     field = AnalyticField(robot, camera)
-    q = torch.from_numpy(smooth_motion(robot, 200, 1 / 16, 0)).float()
+    q = torch.from_numpy(random_motion(robot, 200, 1 / 16, 0)).float()
     flows = [field_flow(field, a, b) for a, b in pairwise(q)]
     counter = iter(range(10**9))
 

@@ -18,9 +18,9 @@ from jidm.visualization import plot_motion
 
 def render(robot: Embodiment, frames: int, fps: float, path: Path) -> np.ndarray:
     """Write a video of a smooth random motion and return its joint positions (T, n) [rad or m]."""
-    from jidm.sim import Scene, smooth_motion
+    from jidm.sim import Scene, random_motion
 
-    q = smooth_motion(robot, frames, 1 / fps, seed=1)
+    q = random_motion(robot, frames, 1 / fps, seed=1)
     with Scene(robot) as scene:
         write_video(path, (scene.render(row, robot.camera("front")).rgb for row in q), fps)
     return q

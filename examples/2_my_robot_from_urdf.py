@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 
 from jidm import Camera, JacobianIDM, embodiment_from_urdf
-from jidm.sim import Scene, smooth_motion
+from jidm.sim import Scene, random_motion
 
 LINK = """
   <link name="{name}">
@@ -55,7 +55,7 @@ def main(frames: int = 24, out: Path = Path("my_robot")) -> None:
         {"width": 320, "height": 240, "eye": [0.9, -1.2, 1.5], "target": [0.1, 0.0, 0.5], "fov_y": 45.0}
     )
     camera.save(out / "camera.json")
-    truth = smooth_motion(robot, frames, 1 / 16, seed=0, start=robot.home)
+    truth = random_motion(robot, frames, 1 / 16, seed=0, start=robot.home)
     with Scene(robot) as scene:
         video = np.stack([scene.render(q, camera).rgb for q in truth])
 

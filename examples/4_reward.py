@@ -10,7 +10,7 @@ import tyro
 
 from jidm import load_embodiment
 from jidm.rewards import ExecutabilityReward
-from jidm.sim import Scene, smooth_motion
+from jidm.sim import Scene, random_motion
 from jidm.sim.camera_placement import fit_camera_to_robot
 
 
@@ -25,7 +25,7 @@ def main(frames: int = 25, size: int = 256, fps: float = 12.5) -> None:
     robot = load_embodiment("panda")
     camera = fit_camera_to_robot(robot, robot.camera("front"), size, size, crop_fraction=0.15)
     with Scene(robot, seed=0) as scene:
-        q = smooth_motion(robot, frames, 1 / fps, seed=3, start=robot.home)
+        q = random_motion(robot, frames, 1 / fps, seed=3, start=robot.home)
         good = np.stack([scene.render(row, camera).rgb for row in q])
         away = scene.render(robot.home + np.eye(robot.n)[0] * 1.2, camera).rgb  # shows the background behind the arm
 

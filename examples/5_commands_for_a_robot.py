@@ -14,7 +14,7 @@ import tyro
 
 from jidm import JacobianIDM, load_embodiment
 from jidm.control import ActionDecoder, AsyncController, ControlConfig, MotionLimits
-from jidm.sim import Scene, smooth_motion
+from jidm.sim import Scene, random_motion
 from jidm.sim.camera_placement import fit_camera_to_robot
 
 
@@ -32,7 +32,7 @@ def main(
     """
     robot = load_embodiment("panda")
     camera = fit_camera_to_robot(robot, robot.camera("front"), size, size, crop_fraction=0.15)
-    goal = smooth_motion(robot, 1000, 1 / video_rate, seed=2, start=robot.home)
+    goal = random_motion(robot, 1000, 1 / video_rate, seed=2, start=robot.home)
     scene, lock, planned = Scene(robot, seed=0), Lock(), 0
 
     def camera_image(q: np.ndarray) -> torch.Tensor:

@@ -6,14 +6,14 @@ import numpy as np
 import tyro
 
 from jidm import JacobianIDM, load_embodiment
-from jidm.sim import Scene, smooth_motion
+from jidm.sim import Scene, random_motion
 
 
 def decode(name: str, frames: int, fps: float) -> float:
     """Render a robot's random motion, decode it, and return the mean error of a step over the mean step."""
     robot = load_embodiment(name)
     camera = robot.camera("front")
-    truth = smooth_motion(robot, frames, 1 / fps, seed=4)
+    truth = random_motion(robot, frames, 1 / fps, seed=4)
     with Scene(robot) as scene:
         video = np.stack([scene.render(q, camera).rgb for q in truth])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jidm import Camera, Embodiment, load_embodiment
 from jidm.flow import Flow
-from jidm.sim import Appearance, Scene, exact_flow, smooth_motion
+from jidm.sim import Appearance, Scene, exact_flow, random_motion
 
 WIDTH, HEIGHT, FPS = 160, 120, 16.0
 
@@ -42,7 +42,7 @@ def clip(name: str, frames: int = 8, seed: int = 0, textured: bool = False) -> C
     """A clip of smooth random motion about home, the robot in its own colors or covered with noise."""
     robot = load_embodiment(name)
     camera = robot.camera().resized(WIDTH, HEIGHT)
-    q = smooth_motion(robot, frames, 1 / FPS, seed)
+    q = random_motion(robot, frames, 1 / FPS, seed)
     with Scene(robot, seed=seed, appearance=Appearance.textured() if textured else Appearance.plain()) as scene:
         video = scene.render_video(q, camera)
     flows = [exact_flow(robot, camera, video.depth[t], video.link[t], q[t], q[t + 1]) for t in range(frames - 1)]

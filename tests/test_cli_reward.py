@@ -10,7 +10,7 @@ import torch
 
 from jidm import cli, load_embodiment
 from jidm.sim import Appearance, Scene
-from jidm.sim.motion import smooth_motion
+from jidm.sim.motion import random_motion
 from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     poses = {}
     with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
         for k in range(VIDEOS):
-            q = smooth_motion(robot, FRAMES, 1 / FPS, k)
+            q = random_motion(robot, FRAMES, 1 / FPS, k)
             video = torch.from_numpy(renderer.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255
             write_video(folder / f"good{k}.mp4", video, fps=FPS)
             poses[f"good{k}.mp4"] = poses[f"bad{k}.mp4"] = q[0].tolist()

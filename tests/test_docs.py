@@ -35,7 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the snippets expect."""
     pytest.importorskip("pybullet", reason="renders videos: extra sim")
     from jidm import Camera, Embodiment, embodiment_from_urdf, load_embodiment, write_video
-    from jidm.sim import Scene, smooth_motion
+    from jidm.sim import Scene, random_motion
 
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "good").mkdir()
@@ -43,7 +43,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def film(path: Path, robot: Embodiment, camera: Camera, frames: int) -> None:
         with Scene(robot, supersample=1) as scene:
             images = [
-                scene.render(q, camera).rgb for q in smooth_motion(robot, frames, 1 / 16, seed=0, start=robot.home)
+                scene.render(q, camera).rgb for q in random_motion(robot, frames, 1 / 16, seed=0, start=robot.home)
             ]
         write_video(path, iter(images), 16)
 

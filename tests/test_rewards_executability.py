@@ -21,7 +21,7 @@ from jidm.rewards import TERMS, ExecutabilityReward, TermScales, eva_reward
 from jidm.rewards.integrations import VideoAlignReward, flow_grpo, trl
 from jidm.rewards.terms import TermScale
 from jidm.sim import Appearance, Scene
-from jidm.sim.motion import smooth_motion
+from jidm.sim.motion import random_motion
 from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
@@ -35,7 +35,7 @@ def scene():
     """Videos (N, T, 3, H, W), their true positions (N, T, n), and a reward without scales."""
     robot = load_embodiment(NAME)
     camera = robot.camera().resized(SIZE, SIZE * 10 // 7)
-    motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
+    motions = [random_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(GOOD)]
     with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
         videos = [renderer.render_video(q, camera).rgb for q in motions]
     idm = JacobianIDM.from_embodiment(

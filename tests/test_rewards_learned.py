@@ -18,7 +18,7 @@ from jidm.checkpoint import REWARD_SCALES, load_checkpoint
 from jidm.errors import InputError
 from jidm.rewards import ExecutabilityReward, TermScales
 from jidm.sim import Appearance, Scene
-from jidm.sim.motion import smooth_motion
+from jidm.sim.motion import random_motion
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 
@@ -27,7 +27,7 @@ NAME, FRAMES, FPS, GOOD = "finger-5", 6, 16.0, 5
 
 def render_videos(robot: Embodiment, camera: Camera, count: int) -> Tensor:
     """(count, T, 3, H, W) of random motions."""
-    motions = [smooth_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(count)]
+    motions = [random_motion(robot, FRAMES, 1 / FPS, seed) for seed in range(count)]
     with Scene(robot, appearance=Appearance.textured("picture"), exact=False) as renderer:
         videos = np.stack([renderer.render_video(q, camera).rgb for q in motions])
     return torch.from_numpy(videos).permute(0, 1, 4, 2, 3).double() / 255

@@ -32,7 +32,7 @@ NAME, FRAMES, FPS, VIDEOS = "planar_finger_2", 6, 16.0, 6
 def scene(tmp_path_factory: pytest.TempPathFactory):
     """Video files, and the configuration of a reward for them."""
     from jidm.sim import Appearance, Scene
-    from jidm.sim.motion import smooth_motion
+    from jidm.sim.motion import random_motion
 
     folder = tmp_path_factory.mktemp("scoring")
     robot = load_embodiment(NAME)
@@ -40,7 +40,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory):
     paths, poses, videos = [], {}, []
     with Scene(robot, appearance=Appearance.textured(), exact=False) as renderer:
         for k in range(VIDEOS):
-            q = smooth_motion(robot, FRAMES, 1 / FPS, k)
+            q = random_motion(robot, FRAMES, 1 / FPS, k)
             videos.append(torch.from_numpy(renderer.render_video(q, camera).rgb).permute(0, 3, 1, 2).float() / 255)
             paths.append(str(folder / f"{k}.mp4"))
             write_video(paths[-1], videos[-1], fps=FPS)

@@ -14,7 +14,7 @@ from jidm.sim.camera_placement import fit_camera_to_robot
 from jidm.sim.failures import FAILURE_KINDS, RenderedEpisode, corrupt
 from jidm.sim.failures.images import IMAGE_FAILURES
 from jidm.sim.failures.motions import MOTION_FAILURES
-from jidm.sim.motion import smooth_motion
+from jidm.sim.motion import random_motion
 from jidm.sim.scene import Scene
 
 T, FPS = 12, 16.0
@@ -28,7 +28,7 @@ def episode():
     with Scene(
         robot, appearance=Appearance(background=Background("picture")), supersample=2, mesh_tolerance=0.01, exact=False
     ) as scene:
-        yield RenderedEpisode.render(scene, camera, smooth_motion(robot, T, 1 / FPS, seed=3), FPS)
+        yield RenderedEpisode.render(scene, camera, random_motion(robot, T, 1 / FPS, seed=3), FPS)
 
 
 def changed(episode: RenderedEpisode, video: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from jidm.robot.registry import load_embodiment
 
 pytest.importorskip("pybullet")
 
-from jidm.sim import Appearance, Light, Scene, Texture, exact_flow, smooth_motion, stays_visible
+from jidm.sim import Appearance, Light, Scene, Texture, exact_flow, random_motion, stays_visible
 
 EVEN_LIGHT = Light(ambient=1.0, diffuse=0.0, specular=0.0)
 
@@ -27,7 +27,7 @@ def rendered(request: pytest.FixtureRequest):
     appearance = replace(
         Appearance.textured(), light=EVEN_LIGHT, texture=Texture("noise", grain=0.02 * size_of(embodiment))
     )
-    q = smooth_motion(embodiment, 12, 1 / 16, seed=3)[[2, 5]]
+    q = random_motion(embodiment, 12, 1 / 16, seed=3)[[2, 5]]
     with Scene(embodiment, appearance=appearance) as scene:
         yield scene, embodiment.camera(), q, scene.render_video(q, embodiment.camera())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jidm.errors import InputError, MissingExtraError
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.registry import load_embodiment
-from jidm.sim.motion import smooth_motion
+from jidm.sim.motion import random_motion
 
 SEEDS = st.integers(0, 2**31)
 
@@ -48,7 +48,7 @@ def check(robot, q: np.ndarray, dt: float) -> None:
 @settings(max_examples=40, deadline=None)
 def test_limits_hold_by_construction(seed: int):
     robot = replace(Limits(), exploration_range=np.full(5, 1.5))
-    check(robot, smooth_motion(robot, 400, 0.01, seed), 0.01)
+    check(robot, random_motion(robot, 400, 0.01, seed), 0.01)
 
 
 @pytest.mark.parametrize("name", ["panda", "allegro_right"])
@@ -56,7 +56,7 @@ def test_limits_hold_by_construction(seed: int):
 @settings(max_examples=10, deadline=None)
 def test_limits_of_real_robots_hold(name: str, seed: int):
     robot = _load(name)
-    q = smooth_motion(robot, 200, 1 / 16, seed)
+    q = random_motion(robot, 200, 1 / 16, seed)
     check(robot, q, 1 / 16)
     assert (np.ptp(q, axis=0) > 0.02 * robot.exploration_range).all()
 
@@ -67,7 +67,7 @@ def test_starts_at_the_given_position(seed: int, share: float):
     robot = Limits()
     low, high = np.maximum(robot.lower, -3), np.minimum(robot.upper, 3)
     start = low + share * (high - low)
-    q = smooth_motion(robot, 300, 0.01, seed, start=start)
+    q = random_motion(robot, 300, 0.01, seed, start=start)
     assert np.abs(q[0] - start).max() < 1e-9
     check(robot, q, 0.01)
 
@@ -76,37 +76,37 @@ def test_starts_at_the_given_position(seed: int, share: float):
 @settings(max_examples=20, deadline=None)
 def test_motion_is_a_function_of_seed_and_time(seed: int):
     robot = Limits()
-    long, short = smooth_motion(robot, 60, 0.1, seed), smooth_motion(robot, 20, 0.1, seed)
-    finer = smooth_motion(robot, 119, 0.05, seed)
+    long, short = random_motion(robot, 60, 0.1, seed), random_motion(robot, 20, 0.1, seed)
+    finer = random_motion(robot, 119, 0.05, seed)
     assert (long[:20] == short).all() and np.abs(finer[::2] - long).max() < 1e-12
-    assert (smooth_motion(robot, 20, 0.1, seed + 1) != short).any()
+    assert (random_motion(robot, 20, 0.1, seed + 1) != short).any()
 
 
 def test_joints_without_exploration_range_rest_at_home_or_start():
     robot = replace(Limits(), exploration_range=np.array([0.0, 0.0, 0.5, 0.0, 0.0]))
-    q = smooth_motion(robot, 50, 0.1, 0)
+    q = random_motion(robot, 50, 0.1, 0)
     assert (np.ptp(q, axis=0) > 0).tolist() == [False, False, True, False, False]
     assert (q[:, 0] == robot.home[0]).all() and (q[:, 3] == robot.home[3]).all()
     start = np.array([1.0, 0.0, 0.5, 0.25, 0.0])
-    q = smooth_motion(robot, 50, 0.1, 0, start=start)
+    q = random_motion(robot, 50, 0.1, 0, start=start)
     assert (q[:, [0, 1, 3, 4]] == start[[0, 1, 3, 4]]).all()
 
 
 def test_exploration_range_is_nearly_reached_and_never_exceeded():
     robot = replace(Limits(), exploration_range=np.full(5, 0.1))
-    deviation = np.abs(smooth_motion(robot, 20_000, 0.05, 1)[:, 0] - 0.3).max()
+    deviation = np.abs(random_motion(robot, 20_000, 0.05, 1)[:, 0] - 0.3).max()
     assert 0.07 < deviation <= 0.1
 
 
 def test_wrong_arguments_are_rejected():
     robot = Limits()
     with pytest.raises(InputError, match="inside the limits"):
-        smooth_motion(robot, 5, 0.1, 0, start=np.full(5, 9.0))
+        random_motion(robot, 5, 0.1, 0, start=np.full(5, 9.0))
     with pytest.raises(InputError, match="inside the limits"):
-        smooth_motion(robot, 5, 0.1, 0, start=np.zeros(3))
+        random_motion(robot, 5, 0.1, 0, start=np.zeros(3))
     for wrong in ({"frames": 0}, {"dt": 0.0}, {"dt": float("nan")}):
-        with pytest.raises(InputError, match="smooth_motion needs"):
-            smooth_motion(robot, **{"frames": 5, "dt": 0.1, "seed": 0, **wrong})
+        with pytest.raises(InputError, match="random_motion needs"):
+            random_motion(robot, **{"frames": 5, "dt": 0.1, "seed": 0, **wrong})
 
 
 def _load(name: str) -> Embodiment:

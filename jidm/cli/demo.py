@@ -48,14 +48,14 @@ class Demo:
         from jidm.cli.outputs import make_folder, summary_text, write_results
         from jidm.idm import JacobianIDM
         from jidm.robot.registry import load_embodiment
-        from jidm.sim import Scene, smooth_motion
+        from jidm.sim import Scene, random_motion
 
         if self.frames < 2:
             raise InputError(f"--frames {self.frames}: at least 2 are needed")
         robot = load_embodiment(self.embodiment)
         camera = robot.camera(self.camera)
         make_folder(self.out)
-        truth = smooth_motion(robot, self.frames, 1.0 / self.fps, self.seed)
+        truth = random_motion(robot, self.frames, 1.0 / self.fps, self.seed)
         np.save(self.out / "truth.npy", truth)
         video = self.out / "input.mp4"
         with Scene(robot, seed=self.seed) as scene:

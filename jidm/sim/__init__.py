@@ -2,7 +2,7 @@
 
 from jidm.sim.appearance import Appearance, Background, Light, Texture
 from jidm.sim.ground_truth import ExactFlow, exact_flow, stays_visible
-from jidm.sim.motion import smooth_motion
+from jidm.sim.motion import random_motion
 from jidm.sim.renderer import Rendering
 from jidm.sim.scene import Scene
 
@@ -15,6 +15,6 @@ __all__ = [
     "Scene",
     "Texture",
     "exact_flow",
-    "smooth_motion",
+    "random_motion",
     "stays_visible",
 ]

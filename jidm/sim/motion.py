@@ -54,7 +54,7 @@ def derivative_limits(embodiment: Embodiment) -> list[NDArray[np.float64]]:
     return [_LIMIT_FRACTION * np.asarray(x) for x in (embodiment.velocity, embodiment.acceleration, embodiment.jerk)]
 
 
-def smooth_motion(
+def random_motion(
     embodiment: Embodiment, frames: int, dt: float, seed: int, *, start: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     """A random trajectory of joint positions about home, a sum of four sine waves per joint.
@@ -78,7 +78,7 @@ def smooth_motion(
     """
     n = embodiment.n
     if frames < 1 or not dt > 0:
-        raise InputError("smooth_motion needs frames >= 1 and dt > 0")
+        raise InputError("random_motion needs frames >= 1 and dt > 0")
     rng = np.random.default_rng([abs(seed), 0x5A])
     weight = rng.uniform(0.4, 1.0, (n, NUM_WAVES))
     weight /= weight.sum(axis=1, keepdims=True)
