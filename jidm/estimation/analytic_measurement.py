@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from jidm.video.pyramid import BrightnessPyramid
 
 _MIN_REFERENCE_POINTS = 50  # a reference appearance with fewer visible points is not used
 _INITIAL_SPEED = 0.4  # root mean square speed before the first measurement, as a fraction of the largest
+_NO_PRIOR = 1e3  # standard deviation of a step before it is measured, in largest steps
 _FLOW_VARIANCE_LIMIT = 1e6  # [rad^2 or m^2] in place of infinite variances
 
 
@@ -40,14 +41,14 @@ class AnalyticOptions:
         use_reference_appearance: align to the robot's surface as it was first visible, besides the previous frame.
         min_motion: image motion that a joint must cause to be observable [px rms over the robot, per radian or 0.1 m], see
             `solve_normal_equations`.
-        maneuver: a joint that is measured further than this many standard deviations from its expected position has changed
-            its velocity (see `Measurement.maneuver`).
+        maneuver: a joint that the alignment moves further than this many standard deviations from its expected position has
+            changed its velocity (see `Measurement.maneuver`).
         correlation_length: number of frames over which errors of contours are correlated; their information is divided by it.
         lost_error, lost_explained_fraction: a frame with a brightness error above the first (0 to 9, see
             `PhotometricFactor.error`) whose step explains less than the second of the flow is not accepted, for instance
             after a cut: the pose is held, and later frames are measured from the last accepted one.
         align: of one frame.
-        filter: of the tracker. Steps are not gated, since the alignment has robust weights of its own.
+        filter: of the tracker, for aligned steps. Steps are not gated, since the alignment has robust weights of its own.
     """
 
     refine: Literal["none", "photometric"] = "photometric"
@@ -71,8 +72,10 @@ class AnalyticMeasurement:
     """
 
     def __init__(self, field: JacobianField, options: AnalyticOptions) -> None:
-        self.field, self.options, self.filter = field, options, options.filter
+        self.field, self.options = field, options
         self._photometric = options.refine == "photometric"
+        # Flow alone is not filtered: nothing is expected of a step before it is measured.
+        self.filter = options.filter if self._photometric else replace(options.filter, process_noise_floor=_NO_PRIOR)
         self._contours: ContourMemory | None = None
 
     requires_embodiment = True
@@ -236,9 +239,7 @@ class AnalyticMeasurement:
             limit = _FLOW_VARIANCE_LIMIT
             covariance = solution.covariance.nan_to_num(posinf=limit).clamp(-limit, limit)
             step = Gaussian(solution.delta_q, _inverse(_inverse(covariance) + least))
-            std = (step.covariance + prediction.step.covariance).diagonal().sqrt()
-            maneuver = (step.mean - prediction.step.mean).abs() > self.options.maneuver * std
-            return step, None, maneuver, 0.0
+            return step, None, torch.zeros_like(solution.observable), 0.0
         pyramid = self._next_pyramid = BrightnessPyramid.from_frame(frame)
         expected = (q + prediction.step.mean).clamp(*prediction.bounds)
         starts = [q, q + solution.delta_q]
