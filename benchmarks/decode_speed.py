@@ -16,17 +16,19 @@ from typing import Any
 import torch
 from results import add_save, row, save
 
+from jidm import JacobianIDM
 from jidm.baselines import EvaIDM
 from jidm.baselines.idm import BaselineIDM
 from jidm.datasets import open_dataset
 from jidm.evaluation.evaluate import HeldOut
-from jidm.model_registry import load_idm
+from jidm.fields.free import LearnedField
 from jidm.training.data.batch import JointStats
 
 
 def decode_speed(checkpoint: str, data: str, rounds: int = 7) -> dict[str, Any]:
     """Decoding frame by frame, ours at its size and EVA's ResNet-50 at 512 x 512, in turns; medians of the rounds."""
-    idm = load_idm(checkpoint)
+    idm = JacobianIDM.from_pretrained(checkpoint)
+    assert isinstance(idm.field, LearnedField) and idm.embodiment is not None
     c = idm.field.config
     stats = JointStats(c.q_mean, c.q_std, c.delta_std, c.q_lower, c.q_upper)
     eva = BaselineIDM(EvaIDM.from_data(c.joint_names, c.joint_types, 512, 512, stats, size="resnet50"))
