@@ -183,7 +183,8 @@ class _AlignmentProblem:
         self, factors: Sequence[PhotometricFactor], contours: ContourMemory | None, q: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Align brightness of all references and contours on the fine levels; q, relative and absolute information."""
-        relative = absolute = torch.zeros(len(q), len(q)).to(q)
+        absolute = torch.zeros(len(q), len(q)).to(q)
+        brightness: list[NormalEquations] = []
         state: State = {POSITION: q}
         # Errors of the frame are common to all references, so together they count as the root of their number.
         reference_weight = len(factors) ** -0.5
@@ -193,11 +194,11 @@ class _AlignmentProblem:
             contour = None if contours is None else contours.factor(state[POSITION], self.pyramid, search_radius)
             for k in range(self.options.iterations):
                 scale = _ANNEALING**k
-                equations = [
+                brightness = [
                     replace(x, level=level, part_scale=scale).linearize(state).scaled(reference_weight) for x in factors
                 ]
+                equations = list(brightness)
                 lines = None if contour is None else replace(contour, part_scale=scale).linearize(state)
-                relative = self._information(equations)
                 if lines is not None:
                     # The weight is a preference, so it is not part of the information.
                     absolute = lines.H / CORRELATED_CONTOUR_POINTS
@@ -205,6 +206,7 @@ class _AlignmentProblem:
                 state, moved = self._step(state, equations, _FINE_DAMPING[min(level, 1)])
                 if moved < _FINE_TOLERANCE:
                     break
+        relative = self._information(brightness) if brightness else torch.zeros_like(absolute)
         return state[POSITION], relative, absolute
 
     def without_prior(self, q: Tensor, information: Tensor) -> Tensor:

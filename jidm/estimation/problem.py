@@ -9,6 +9,7 @@ so that `H delta = g` at the minimum. Normal equations of several factors add up
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -114,7 +115,7 @@ class NormalEquations:
         if not eliminated:
             return self, lambda delta: {}
         kept = tuple(x for x in self.variables if x not in eliminated)
-        ordered = self.embed(dict([*kept, *eliminated]))
+        ordered = self if self.variables == (*kept, *eliminated) else self.embed(dict([*kept, *eliminated]))
         n = sum(size for _, size in kept)
         H_kg = ordered.H[..., :n, n:]
         solved = torch.linalg.solve(
@@ -153,9 +154,28 @@ def add_up(equations: Sequence[NormalEquations]) -> NormalEquations:
 def marginal(
     name: str, equations: Sequence[NormalEquations]
 ) -> tuple[NormalEquations, Callable[[Tensor], dict[str, Tensor]]]:
-    """The sum of normal equations with all variables but one eliminated, see `NormalEquations.eliminate`."""
-    total = add_up(equations)
-    return total.eliminate(other for other, _ in total.variables if other != name)
+    """The sum of normal equations with all variables but one eliminated, see `NormalEquations.eliminate`.
+
+    Variables that only one set of equations has are eliminated before adding up, which needs smaller matrices.
+    """
+    count = Counter(variable for x in equations for variable, _ in x.variables)
+    reduced, recover_own = zip(
+        *(
+            x.eliminate(variable for variable, _ in x.variables if variable != name and count[variable] == 1)
+            for x in equations
+        ),
+        strict=True,
+    )
+    total, recover_shared = add_up(reduced).eliminate(x for x in count if x != name and count[x] > 1)
+
+    def recover(delta: Tensor) -> dict[str, Tensor]:
+        steps = recover_shared(delta)
+        known = {**steps, name: delta}
+        for x, recover_some in zip(reduced, recover_own, strict=True):
+            steps |= recover_some(torch.cat([known[variable] for variable, _ in x.variables], dim=-1))
+        return steps
+
+    return total, recover
 
 
 def _rows(variables: Sequence[tuple[str, int]]) -> dict[str, slice]:
