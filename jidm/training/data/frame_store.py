@@ -21,7 +21,7 @@ from jidm.datasets.feature import IMAGE_PREFIX
 from jidm.errors import DatasetError, did_you_mean
 from jidm.training.data.batch import JointStats
 from jidm.training.data.cache import cached_folder, default_cache
-from jidm.training.data.recorded_geometry import Geometry
+from jidm.training.data.recorded_geometry import RecordedGeometry
 from jidm.training.data.table_writer import write_tables
 from jidm.video.letterbox import Letterbox
 
@@ -60,7 +60,7 @@ class FrameStore:
     length: Int[Tensor, " E"]
     fps: float
     letterbox: Letterbox
-    geometry: Geometry | None
+    geometry: RecordedGeometry | None
     source: str
     cache_key: str
     source_hash: str
@@ -158,7 +158,9 @@ def load_frame_store(
     length = torch.tensor(index["length"])
     geometry = None
     if (folder / "link.npy").exists():
-        geometry = Geometry(*(_open_table(folder, name) for name in ("depth", "link", "intrinsics", "T_camera_base")))
+        geometry = RecordedGeometry(
+            *(_open_table(folder, name) for name in ("depth", "link", "intrinsics", "T_camera_base"))
+        )
     return FrameStore(
         frames=_open_table(folder, "frames"),
         state=_open_table(folder, "state")[:, columns].contiguous(),

@@ -15,7 +15,7 @@ from jidm.video.letterbox import Letterbox
 
 
 @dataclass(frozen=True, eq=False)
-class Geometry:
+class RecordedGeometry:
     """What a simulated recording knows of its N frames beyond the images, on the grid of the field.
 
     Attributes:
@@ -50,7 +50,7 @@ def letterbox_geometry(
         letterbox: from the recorded to the training image.
 
     Returns:
-        depth float32 and link int16 (T, H/2, W/2), intrinsics (T, 4) and T_camera_base (T, 4, 4), as in `Geometry`.
+        depth float32 and link int16 (T, H/2, W/2), intrinsics (T, 4) and T_camera_base (T, 4, 4), as in `RecordedGeometry`.
     """
     h, w = letterbox.height // FIELD_STRIDE, letterbox.width // FIELD_STRIDE
     if not (letterbox.is_identity and depth.shape[1:] == (h, w)):
