@@ -162,7 +162,7 @@ class KalmanState:
     ) -> KalmanState:
         """The prediction where the velocities of some joints changed more than was expected: process noise is raised.
 
-        Adjustable process noise (Bar-Shalom, Li and Kirubarajan 2001, section 11.3).
+        Adjustable process noise (Bar-Shalom, Li and Kirubarajan 2001, chapter 11).
 
         Args:
             joints: that changed their velocity. dt: time since the last frame [s].

@@ -93,7 +93,12 @@ def open_streams(
         VideoError: the video cannot be read, has one frame, or no frame rate is known.
         InputError: q0 does not fit the video's batch shape, or fps is not positive.
     """
-    show = _with_progress if progress else lambda frames, _: frames
+
+    from tqdm import tqdm
+
+    def show(frames: Iterator[TimedFrame], total: int | None) -> Iterator[TimedFrame]:
+        return iter(tqdm(frames, total=total, desc="decode", unit="frame", disable=not progress))
+
     if isinstance(video, (str, Path)):
         if q0 is not None and q0.dim() != 1:
             raise InputError(f"q0 must be ({q0.shape[-1]},) for one file, got shape {tuple(q0.shape)}")
@@ -117,9 +122,3 @@ def open_streams(
 def _is_broadcastable(shape: torch.Size, batch: torch.Size) -> bool:
     """Whether values of this batch shape serve a video of that one."""
     return len(shape) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(batch)))
-
-
-def _with_progress(frames: Iterator[TimedFrame], total: int | None) -> Iterator[TimedFrame]:
-    from tqdm import tqdm
-
-    return iter(tqdm(frames, total=total, desc="decode", unit="frame"))
