@@ -66,7 +66,7 @@ def main() -> None:
         for name, ratio in solvers.items()
     ]
     seeds = range(args.first_seed, args.first_seed + args.videos)
-    note = f"Textured skin; exact flow has {NOISE_PX:g} px of noise; the rim is 3 px wide."
+    note = f"Textured skin; exact flow has {NOISE_PX:g} px of noise; the border is 3 px wide."
     save(args.save, "corruption", figures, raw=report, seeds=seeds, note=note)
 
 
@@ -103,7 +103,7 @@ def cases(robot: Embodiment, camera: Camera, frames: int, seed: int) -> list[tup
         ("exact flow, clean", exact, q),
         ("exact flow, 30 % random", [with_outliers(f, random) for f in exact], q),
         ("exact flow, moving background", moving_background, q),
-        ("exact flow, rim moves with the background", dragged_boundary, q),
+        ("exact flow, border moves with the background", dragged_boundary, q),
         ("DIS, clean", dis_flows, q),
         ("DIS, 30 % random", [with_outliers(f, random) for f in dis_flows], q),
         ("DIS, moving background", estimated(moving.rgb), q),

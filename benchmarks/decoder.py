@@ -117,7 +117,7 @@ if __name__ == "__main__":
         for k, case in enumerate(("at chunk borders", "inside chunks"))
     ]
     note = (
-        f"{FRAMES} frames of {SIDE}x{SIDE} at {VIDEO_RATE:g} fps, every other video spoiled, {CONTROL_RATE:g} commands per "
+        f"{FRAMES} frames of {SIDE}x{SIDE} at {VIDEO_RATE:g} fps, every other video corrupted, {CONTROL_RATE:g} commands per "
         f"second, limits checked at {CONTROL_RATE * _OVERSAMPLING:g} Hz."
     )
     save(args.save, "decoder", figures, raw=report, seeds=(args.seed,), note=note)

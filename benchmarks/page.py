@@ -27,13 +27,10 @@ INTRODUCTION = """\
 
 <!-- Written by benchmarks/page.py from benchmarks/results/*.json; do not edit. -->
 
-Each table line ends with the name of its run. Command, date and machine of the runs stand below the table.
-`python benchmarks/run_all.py NAME` repeats a run, with the recordings and the training that it needs, and
-`python benchmarks/run_all.py GROUP` all runs of a section: `decoding`, `learned`, `reward`, `control`, `server`,
-`geometry` or `speed`. Without arguments it lists them with their durations. `python benchmarks/page.py` then writes this
-page again, and `python benchmarks/compare.py REVISION` lists old and new figures side by side.
+Every line of a table ends with the name of its run. The command, date and machine of each run stand below the table.
 
-- "must" is required and "aim" is desired. A check mark (✓) means reached; a cross (✗) means missed, and the figure is bold.
+- Targets: "must" is required, "aim" is desired. A check mark (✓) means reached and a cross (✗) missed. The figure is bold
+  if a "must" is missed.
 - No setting was tuned on held-out data: held-out seeds are 1000 and above, and settings were chosen on seeds below 1000,
   on the two ALOHA episodes, or where a note says so.
 - Machines differ. Compare speeds within one run only.
@@ -42,7 +39,25 @@ page again, and `python benchmarks/compare.py REVISION` lists old and new figure
 - Trials, dead ends and figures without a repeatable command are in dated notes:
   [decoding](notes/2026-11-22-decoding.md), [learned fields](notes/2026-11-22-learned-fields.md),
   [reward](notes/2026-11-22-reward.md), [control and server](notes/2026-11-23-control-server.md).
+
+To repeat a run: `python benchmarks/run_all.py NAME`, with the recordings and the training that it needs. To repeat a
+section: `python benchmarks/run_all.py GROUP`, with `decoding`, `learned`, `reward`, `control`, `server`, `geometry` or
+`speed`. Without arguments it lists all runs with their durations. `python benchmarks/page.py` then writes this page again,
+and `python benchmarks/compare.py REVISION` lists old and new figures side by side.
 """
+
+# What a reader wants to know first: a question, and the run, method, case and metric of the figure that answers it.
+SUMMARY = (
+    ("Analytic field, rendered video of a Panda", "rendered-panda", "analytic", "tracked from the first pose", "nve"),
+    ("Analytic field, Panda in front of clutter", "analytic-panda", "analytic", "", "nve"),
+    ("Learned field, planar finger (`finger-5`)", "bundled-finger-5", "learned", "", "nve"),
+    ("Learned field, Allegro hand (`allegro-right-sim`)", "bundled-allegro-right-sim", "learned", "", "nve"),
+    ("Learned field, Panda (`panda-sim`)", "bundled-panda-sim", "learned", "", "nve"),
+    ("Learned field, a real Unitree G1", "models-g1", "learned", "", "correlation"),
+    ("Best regression of the same recording, G1", "models-g1", "direct_on_flow_dis", "", "correlation"),
+    ("Reward: failed videos below good ones, Panda", "reward-panda", "ours", "all robot failures", "auroc_50"),
+    ("EVA's reward of the same decoded motion", "reward-panda", "eva_on_ours", "all robot failures", "auroc_50"),
+)
 
 
 @dataclass(frozen=True)
@@ -93,28 +108,28 @@ SECTIONS = (
         (
             Table(
                 ("oracle-*",),
-                text="With the simulator's exact flow: what field and solver alone lose. A joint counts as unseen where its "
-                "own motion moves the image by less than 2 px per radian or .1 m at the true pose; the flag is drawn at "
-                "2.5 px, so that sampling noise errs on the safe side.",
+                text="With the simulator's exact flow, so that only field and solver cause errors. A joint counts as unseen where its "
+                "own motion moves the image by less than 2 px per radian or 0.1 m at the true pose. The threshold of "
+                "`observable` is 2.5 px, so that sampling noise errs on the safe side.",
             ),
-            Table(("rendered-*",), text="From rendered images."),
+            Table(("rendered-*",), text="From rendered images, against a plain background."),
             Table(
                 ("aloha",),
                 text="Third-party video. Position errors do not grow over an episode: contours hold the pose. They also jitter "
                 "by a few milliradians per frame, which makes tracked steps noisier than steps from the true pose. "
-                "Position bands are too narrow, because contour errors are correlated over many frames.",
+                "Intervals of positions are too narrow, because contour errors are correlated over many frames.",
             ),
             Table(
                 ("corruption",),
                 ("error_over_clean",),
                 "matrix",
-                text="Error on corrupted flow over the same solver's error on clean flow. A rim around the robot that moves with "
-                "the background is a real weakness: on a thin arm, a coherent rim is no outlier to robust weights.",
+                text="Error on corrupted flow over the same solver's error on clean flow. Where a border around the robot moves "
+                "with the background, the solver is weak: on a thin arm robust weights do not reject such coherent flow.",
             ),
             Table(
                 ("analytic-panda",),
-                text="Videos of motor babbling in front of clutter, with changing light. What remains are rolls of the hand "
-                "that are lost when it is seen edge-on, and links 1 and 3 turning against each other while the arm is "
+                text="Videos of motor babbling in front of clutter, with changing light. The remaining errors are rolls of "
+                "the hand while it is seen edge-on, and joints 1 and 3 turning against each other while the arm is "
                 "stretched, which hardly changes the image.",
             ),
         ),
@@ -137,9 +152,9 @@ SECTIONS = (
                 ("nve", "nve_rise", "coverage_95"),
                 "matrix",
                 cases="?*",
-                text="On degraded video: NVE, NVE over that of clean video, and how often 95 % intervals hold. A larger rise "
-                "would do where the intervals still hold or the steps are marked invalid; for replaced backgrounds, "
-                "occlusion and blur neither is the case.",
+                text="On degraded video: NVE / NVE over that of clean video / how often 95 % intervals hold. A larger rise would "
+                "be acceptable if the intervals still held or the steps were marked invalid. For replaced backgrounds, "
+                "occlusion and blur this is not the case.",
             ),
             Table(("models-finger-[1-4]",), (*MODELS, *OVER)),
         ),
@@ -148,7 +163,7 @@ SECTIONS = (
     Section(
         "Panda and Allegro hand",
         "Ten minutes of training are not enough for a learned field of these robots; it reports this by marking nearly all "
-        "steps invalid. The bundled checkpoints below had more poses and more time.",
+        "steps invalid. The bundled checkpoints below were trained longer, on more poses.",
         (
             Table(("models-panda", "models-allegro"), MODELS),
             Table(("models-panda", "models-allegro"), OVER, "tall"),
@@ -179,34 +194,43 @@ SECTIONS = (
                 ("reward-panda", "reward-allegro"),
                 AUROC,
                 "matrix",
-                text="How often a clean video is ranked above a spoiled one: AUROC at failure strengths .25 / .5 / 1. "
-                "`late`, `wrong_goal` and `penetration` look like any other motion; only task or scene can tell. Stretched "
-                "links are the weak spot: a learned field follows a robot that has grown.",
+                text="How often a clean video is ranked above one with a failure: AUROC at failure strengths 0.25 / 0.5 / 1. "
+                "`wrong_goal` and `penetration` are feasible motion, which only the task or the scene shows to be wrong; "
+                "`late` begins at rest, which the term `still` penalizes. Stretched links are detected worst: a learned "
+                "field follows a link that has grown.",
             ),
-            Table(("reward-cobot",), AUROC, "matrix", text="Dual PiPER, scored by the exact field of URDF and camera:"),
+            Table(
+                ("reward-cobot",),
+                AUROC,
+                "matrix",
+                text="Dual PiPER, scored with the analytic field of URDF and camera.",
+            ),
             Table(
                 ("reward-panda", "reward-allegro", "reward-cobot"),
                 text="`executed error` is how far the tips end up from the intended motion when the decoded actions are "
-                "executed in simulation. Flicker, a sliding background or a doubled limb hardly change it and should still "
-                "be marked down, so the two orders cannot agree fully.",
+                "executed in simulation. Flicker, a sliding background or a doubled limb hardly change it but should "
+                "lower the reward, so the two orders cannot agree fully.",
             ),
             Table(
                 ("reward-attack-*",),
                 layout="tall",
-                text="Can it be fooled? Mean gain of reward, of 10, by adversarial changes of at most 4/255 per pixel. "
-                "`ours, as used` scores the videos found for `ours` by the reward without gradients.",
+                text="Adversarial robustness: mean gain of the reward, which lies in 0 to 10, by changes of at most 4/255 per "
+                "pixel. `ours` is the differentiable form that the attack sees; `ours, as used` is the default form, on "
+                "the videos that the attack found.",
             ),
-            Table(("reward-speed-*",), text="Speed; most of it is tracking the pose, forward and backward."),
+            Table(
+                ("reward-speed-*",), text="Speed. Most of the time is spent tracking the pose, forward and backward."
+            ),
             Table(
                 ("reward-killed-*",),
-                text="1,000 clips scored while processes are killed: nothing may be lost or scored twice.",
+                text="1,000 clips are scored while processes are killed. No score may be lost or written twice.",
             ),
         ),
     ),
     Section(
         "Control",
-        "Commands from generated frames, and a robot led by a planner that needs the time of a whole chunk to plan the "
-        "next one. The robot executes 95 % of each commanded step.",
+        "First, commands decoded from generated frames. Second, a robot and a planner in closed loop, where planning a chunk "
+        "takes as long as executing one. The robot executes 95 % of each commanded step.",
         (
             Table(("decoder-*",), layout="tall"),
             Table(("async-*",)),
@@ -221,13 +245,15 @@ SECTIONS = (
     Section(
         "Geometry",
         "URDF files written by others, file by file: [urdf_conformance.md](urdf_conformance.md). The manufacturer's PiPER file "
-        "sets the axis of joint 6 off by 1.4165 mm; the published table does not, and explains the difference of link 6.",
+        "displaces the axis of joint 6 by 1.4165 mm; the published table, from which jidm's file is written, does not. "
+        "This explains the difference of link 6.",
         (Table(("kinematics",), layout="tall"), Table(("urdf-conformance",))),
     ),
     Section(
         "Speed and memory",
-        "One solve takes the field at one pose; full re-linearization evaluates it again at every iterate. J of the "
-        "solver's benchmark (17 MB) is summed from the last-level cache; the 7x8 products per pixel are then bound by "
+        "Speed of field and solver alone; `jidm decode` with photometric alignment is much slower and prints its own. One "
+        "solve evaluates the field at one pose; full re-linearization evaluates it again at every iterate. In the "
+        "benchmark of the solver, J (17 MB) stays in the last-level cache, so its 7x8 products per pixel are limited by "
         "arithmetic, not by memory.",
         (
             Table(("speed",), ("frames_per_second", "speed_over_rendering")),
@@ -431,6 +457,18 @@ def meanings(figures: Figures) -> list[str]:
     ]
 
 
+def summary(figures: Figures) -> list[str]:
+    """The figures of `SUMMARY`, of those runs that there are."""
+    body = []
+    for question, run, method, case, metric in SUMMARY:
+        rows = figures.found[run]["rows"] if run in figures.found else []
+        for one in rows:
+            if (one["method"], one.get("case", ""), one["metric"]) == (method, case, metric):
+                label = figures.metrics[metric].label
+                body.append([question, label, figures.number(one), f"`{run}`"])
+    return markdown(["what", "metric", "figure", "run"], body)
+
+
 def rendered(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page.
 
@@ -438,7 +476,13 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> str:
         ValueError: a row of a result is in no table.
     """
     figures = Figures(found)
-    parts = [INTRODUCTION, "\n".join(["## Terms", "", *meanings(figures)])]
+    parts = [
+        INTRODUCTION,
+        "## Summary",
+        "NVE is the error of a step as a fraction of the motion: lower is better, and predicting no motion scores 1.",
+        "\n".join(summary(figures)),
+        "\n".join(["## Terms", "", *meanings(figures)]),
+    ]
     described: set[str] = set()
     for section in SECTIONS:
         parts.append(f"{'#' * section.level} {section.title}")

@@ -85,6 +85,8 @@ class Metric:
         last = None if not rounding else math.floor(math.log10(2.001 * rounding * scale))  # decimal place of that digit
         if value == round(value) and abs(value) < 1e6 and last is None:
             text = f"{value:.0f}"
+        elif value == 0:  # known to a few digits only
+            text = "0"
         elif abs(value) < 1e-3:
             digits = self.digits if last is None or not value else math.floor(math.log10(abs(value))) - last + 1
             text = f"{value:.{min(digits, self.digits) - 1}e}".replace("e-0", "e-")
