@@ -65,6 +65,5 @@ class Babble:
             range_fraction=self.range_fraction, speed=self.speed, max_objects=self.max_objects,
         )  # fmt: skip
         babble(config, self.out, workers=self.workers, shard=parse_shard(self.shard), ray=self.ray, progress=True)
-        print(
-            f"{self.out}: {self.episodes} episodes of {self.frames} frames requested; see `jidm dataset show {self.out}`"
-        )
+        part = "" if self.shard == "0/1" else f"shard {self.shard} of "
+        print(f"{self.out}: {part}{self.episodes} episodes of {self.frames} frames; see `jidm dataset show {self.out}`")

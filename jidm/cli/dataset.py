@@ -36,8 +36,8 @@ class Show:
     episodes: int = 6
     """Episodes per camera whose images are sampled; 0 = none."""
 
-    flow: bool = True
-    """Optical flow is measured in them unless this flag is given."""
+    flow: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    """Measure no optical flow in these images."""
 
     def run(self) -> int:
         from jidm.datasets import open_dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -37,8 +37,8 @@ class Decode:
     smooth: bool = False
     """Estimate each frame from later frames too (Rauch-Tung-Striebel smoothing)."""
 
-    overlay: bool = True
-    """overlay.mp4, the decoded robot drawn over the video, is written unless this flag is given."""
+    overlay: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    """Write no overlay.mp4 (the decoded robot drawn over the video)."""
 
     def run(self) -> int:
         from jidm.cli.inputs import video_size

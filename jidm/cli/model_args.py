@@ -24,36 +24,34 @@ FrameSize = Callable[[], tuple[int, int]]
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The decoder: a trained field, or the exact field of a robot in a calibrated camera."""
+    """The decoder: a trained field, or the analytic field of a robot in a calibrated camera.
+
+    Attributes:
+        checkpoint: Trained field: a checkpoint folder, a bundled name (panda-sim, ...) or a hub id. It needs
+            neither --camera nor --q0.
+        embodiment: Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. The
+            checkpoint's own if not given.
+        camera: Calibrated camera of the video: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or
+            the name of one of the robot's cameras (front, ...). With a checkpoint, the analytic field of URDF and camera
+            replaces the learned one; `trained` is the camera of its training data.
+        q0: Joint positions in the first frame [rad or m]: one number per joint, `home`, or a .npy or .json file.
+        flow: Optical flow estimator. If not given: dis for an analytic field; a learned field matches the frames itself.
+            raft downloads its weights unless --raft-weights names them.
+        raft_weights: Local file of RAFT (large) weights, .pth or .safetensors; implies --flow raft.
+        limits: Joint limits enforced while decoding: all (positions and velocities), position, or none. If not given:
+            none for rewards, which refuse all, and all otherwise. Sped-up or generated videos may exceed velocity limits;
+            then use position.
+        device: Where a trained field runs: cpu, cuda, cuda:1, ...
+    """
 
     checkpoint: str | None = None
-    """Trained field: a checkpoint folder, a bundled name (panda-sim, ...) or a hub id. It needs neither --camera nor --q0."""
-
     embodiment: str | None = None
-    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. The checkpoint's own if not
-    given."""
-
     camera: str | None = None
-    """Calibrated camera of the video: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or a named camera
-    of the robot. With a checkpoint, the exact field of URDF and camera replaces the learned one; `trained` is the camera of
-    its training data."""
-
     q0: tuple[str, ...] = ()
-    """Joint positions in the first frame [rad or m]: one number per joint, `home`, or a .npy or .json file."""
-
     flow: Literal["dis", "raft"] | None = None
-    """Optical flow estimator. If not given: dis for an exact field; a learned field matches the frames itself. raft
-    downloads its weights unless --raft-weights names them."""
-
     raft_weights: Path | None = None
-    """Local file of RAFT (large) weights, .pth or .safetensors; implies --flow raft."""
-
     limits: Literal["all", "position", "none"] | None = None
-    """Joint limits enforced while decoding: all (positions and velocities), position, or none. If not given: all; none for
-    rewards, which refuse all. Sped-up or generated videos may exceed velocity limits; then use position."""
-
     device: str = "cpu"
-    """Where a trained field runs: cpu, cuda, cuda:1, ..."""
 
     def build_idm(self, frame_size: FrameSize | None = None, *, q0_required: bool = False) -> JacobianIDM:
         """The decoder. A wrong option fails before the video is opened.

@@ -18,8 +18,7 @@ class Train:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
     backbone: str = "own"
-    """Image encoder of a jacobian_field: the built-in one, a torchvision classifier (resnet18, ...), or a name that the
-    program registered."""
+    """Encoder of a jacobian_field: own (built in), a torchvision classifier (resnet18, ...) or a registered name."""
 
     pretrained: bool = False
     """Start from torchvision's weights of that backbone, which are downloaded."""

@@ -168,14 +168,16 @@ def consistency(analysis: VideoAnalysis) -> TermValues:
 
 TERMS: Mapping[str, Term] = {
     "residual": Term(residual, 4.0, 0.02, "{joint} shows {value:.2f} times the robot's motion that no joint explains"),
-    "appearance": Term(appearance, 4.0, 0.02, "{joint} changes its appearance by {value:.2f} of its motion"),
+    "appearance": Term(
+        appearance, 4.0, 0.02, "{joint} changes its appearance as much as {value:.2f} times the robot's motion would"
+    ),
     "shape": Term(
         shape, 4.0, 0.005, "{joint} grew or vanished: {value:.1%} of the robot is not where its joints place it"
     ),
     "background": Term(background, 2.0, 0.001, "the background changed by {value:.3f} of full brightness"),
     "still": Term(still, 8.0, 0.1, "the robot stands still in {value:.0%} of the steps"),
     "jump": Term(jump, 4.0, 0.02, "{joint} changed its velocity by {value:.2f} of its limit between frames"),
-    "limits": Term(limits, 4.0, 0.02, "{joint} is {value:.2f} beyond its range"),
+    "limits": Term(limits, 4.0, 0.02, "{joint} is {value:.2f} rad or m beyond its range"),
     "consistency": Term(
         consistency,
         1.0,

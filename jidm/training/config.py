@@ -32,8 +32,7 @@ class TrainConfig:
     """Folder of the checkpoint; the run's own state, log and figures go to `OUT.run` beside it."""
 
     embodiment: str | None = None
-    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. If not given, joints
-    have the data set's names and count as revolute; decoding is limited to their recorded range with a margin."""
+    """Robot: a name, URDF file or folder. Without it, joints count as revolute and keep to about their recorded range."""
 
     kind: str = "jacobian_field"
     """Which model: jacobian_field, direct, direct_on_flow, eva, eva_average_pool or vera."""
@@ -54,8 +53,7 @@ class TrainConfig:
     """Width of the images that the model reads [px]; likewise."""
 
     input_scale: int | None = None
-    """Factor by which the images are larger for photometric refinement (jacobian_field only); 2 where the recording
-    allows, else 1, if not given."""
+    """Factor by which images are larger for photometric refinement (jacobian_field); 2 if the recording allows, else 1."""
 
     joints: tuple[str, ...] = ()
     """Joints to learn; all if not given."""
@@ -64,7 +62,7 @@ class TrainConfig:
     """Episodes to train on: 'all', numbers and ranges like '0-79,90', 'last-digit:1,6', 'every:10', 'not ...'."""
 
     test_episodes: str = "none"
-    """Episodes kept for evaluation, in the same forms; never read, whatever `train_episodes` says."""
+    """Episodes kept for evaluation, in the same forms; never read, even if --train-episodes names them."""
 
     validation: float = 0.05
     """Fraction of the training episodes that is kept apart, as whole episodes, for validation."""
@@ -73,8 +71,7 @@ class TrainConfig:
     """Distances in time of the two frames of a pair [recorded frames]."""
 
     flow: Literal["auto", "exact", "dis", "none"] = "auto"
-    """What supervises flow: exact (recorded geometry), dis (estimated from the images) or none; auto takes the first
-    that is available."""
+    """What supervises flow: exact (recorded geometry), dis (estimated) or none; auto takes the first that is available."""
 
     augment: Literal["none", "light", "full"] = "light"
     """Image augmentation: none, light (color and noise), or full (also blur, JPEG and occluders)."""
@@ -146,8 +143,7 @@ class TrainConfig:
     """Where to train."""
 
     cache: str | None = None
-    """Folder for decoded frames; else the environment variable JIDM_CACHE, else ~/.cache/jidm. Its size stays below
-    JIDM_CACHE_GB."""
+    """Folder for decoded frames; else $JIDM_CACHE, else ~/.cache/jidm. Its size stays below $JIDM_CACHE_GB."""
 
     resume: bool = False
     """Continue the run of that name, or start it."""
