@@ -479,7 +479,8 @@ def rendered(found: Mapping[str, Mapping[str, Any]]) -> str:
     parts = [
         INTRODUCTION,
         "## Summary",
-        "NVE is the error of a step as a fraction of the motion: lower is better, and predicting no motion scores 1.",
+        "NVE is the error of a step as a fraction of the motion: lower is better, and predicting no motion scores 1. "
+        "Of correlation and AUROC (good videos ranked above failed ones), higher is better, at most 1.",
         "\n".join(summary(figures)),
         "\n".join(["## Terms", "", *meanings(figures)]),
     ]
