@@ -62,7 +62,8 @@ def main(
     speed = motion.velocity.abs().mean(0)
     for k, name in enumerate(motion.joint_names):
         seen = motion.observable[:, k].float().mean()
-        print(f"{name:24s} mean speed {speed[k]:.4f}   observable in {seen:.0%} of the steps")
+        unit = "m/s" if robot.joint_types[k] == "prismatic" else "rad/s"
+        print(f"{name:24s} mean speed {speed[k]:.4f} {unit:5s}   observable in {seen:.0%} of the steps")
     if truth is not None:
         step = np.diff(truth, axis=0)
         error = np.abs(motion.delta_q.double().numpy() - step)

@@ -120,7 +120,8 @@ def _flatten(boxed: str) -> str:
     body = (line for line in boxed.splitlines() if not line.startswith("╭") and not re.match(r"│ {9}", line))
     lines = [re.sub(r"[│╰╯─]+", " ", line).strip() for line in body]
     text = " ".join(" ".join(line for line in lines if line).split())
-    return text.replace("For full helptext, run:", "Help:").replace("For full helptext, run", "Help:")
+    text = re.sub(r"\.? For full helptext, run:?", "; help:", text)
+    return text.replace(" Available subcommands:", "; available subcommands:")
 
 
 def _fail(message: str, code: int) -> int:

@@ -36,7 +36,7 @@ class Babble:
         max_objects: Largest number of objects in the scene, if the appearance is random.
     """
 
-    embodiment: Annotated[str, tyro.conf.Positional]
+    embodiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROBOT")]
     out: Path
     episodes: int = 200
     frames: int = 64

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Show:
     """Counts, joint space, steps, actions, cameras and recipe; with --out also plots."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
 
     out: Path | None = None
@@ -60,7 +60,7 @@ class Show:
 class Validate:
     """Every problem on its own line; exit code 1 if there is one."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
 
     embodiment: str | None = None

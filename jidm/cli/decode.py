@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Decode:
     """Decode a robot video into joint velocities."""
 
-    video: tyro.conf.Positional[Path]
+    video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
     """Video file, or folder of images (give --fps then)."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)

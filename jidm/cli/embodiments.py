@@ -29,7 +29,7 @@ class ListRobots:
 class ShowRobot:
     """The full descriptor of one robot."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the robot, as listed."""
 
     json: bool = False

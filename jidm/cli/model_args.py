@@ -134,7 +134,8 @@ class ModelArgs:
             needed = {"embodiment": robot, "camera": self.camera, **({"q0": self.q0} if q0_required else {})}
             for name, value in needed.items():
                 if not value:
-                    raise InputError(f"--{name} is missing: without --checkpoint, {', '.join(needed)} must be given")
+                    flags = ", ".join(f"--{flag}" for flag in needed)
+                    raise InputError(f"--{name} is missing: without --checkpoint, give {flags}")
         elif self.camera not in (None, "trained") and robot is None:
             raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
         checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -14,7 +15,7 @@ from jidm.errors import InputError
 class Rank:
     """Sort scored videos, best first: rejection sampling, best of N."""
 
-    scores: tyro.conf.Positional[tuple[Path, ...]]
+    scores: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SCORES ...]")]
     """Files written by `jidm score`, all shards together."""
 
     best: int | None = None

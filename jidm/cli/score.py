@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -14,7 +15,7 @@ from jidm.cli.model_args import ModelArgs
 class Score:
     """Score videos by how executable their motion is."""
 
-    videos: tyro.conf.Positional[tuple[Path, ...]]
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[VIDEO ...]")]
     """Video files; of a folder, the videos in it."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
@@ -63,7 +64,7 @@ class Score:
 class FitScales:
     """Fit the scales of the reward to good videos."""
 
-    videos: tyro.conf.Positional[tuple[Path, ...]]
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[VIDEO ...]")]
     """Good videos, real or simulated, with length and resolution of those to score; at least 5, better 30."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)

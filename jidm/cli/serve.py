@@ -33,7 +33,7 @@ class Serve:
     """Interface to listen on: only this machine by default; 0.0.0.0 for the network, then set a token."""
 
     port: int = 8765
-    """0 lets the system choose."""
+    """Port to listen on; 0 lets the system choose."""
 
     action: Literal["joint_velocity", "joint_position", "joint_delta"] = "joint_velocity"
     """Action space; stated in the handshake."""
@@ -51,10 +51,10 @@ class Serve:
     """Name of the image to decode in an observation; may be omitted if there is only one."""
 
     layout: Literal["lingbot_va", "paper_per_arm", "lingbot_vla"] | None = None
-    """Channel order of LingBot's 30 numbers; its clients must state it themselves if not given."""
+    """Channel order of LingBot's 30 numbers; if not given, its clients must state it."""
 
     side: Literal["left", "right"] | None = None
-    """Side that a robot's only arm takes in them."""
+    """Side of a one-armed robot in LingBot's 30 numbers."""
 
     max_tracking_error: float | None = 0.5
     """A robot that reports a larger distance from its command is held [rad or m]."""
