@@ -444,7 +444,7 @@ def about(name: str, result: Mapping[str, Any]) -> str:
     same = job is not None and job.commands[-1] == result["command"]
     commands = job.commands if job is not None and same else (result["command"],)
     needs = f" Needs {', '.join(f'`{x}`' for x in job.needs)}." if job is not None and job.needs else ""
-    return "\n".join([f"- `{name}`: {', '.join(parts)}.{note}{needs}", *(f"  `{x}`  " for x in commands)]).rstrip()
+    return "\n".join([f"- `{name}`: {', '.join(parts)}.{note}{needs}  ", *(f"  `{x}`  " for x in commands)]).rstrip()
 
 
 def meanings(figures: Figures) -> list[str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,22 @@ def test_every_verb_is_listed_and_light():
         assert jidm(verb, "--help").returncode == 0
 
 
+def test_help_is_not_broken_inside_a_sentence():
+    """Tyro joins the lines of a field's docstring only if they begin with a letter; indented ones do not."""
+    from docstring_parser import parse_from_object
+
+    from jidm.cli.model_args import ModelArgs
+    from jidm.training.config import TrainConfig
+
+    verbs = [
+        getattr(import_module(module), name) for module, name in (where.split(":") for where in cli.VERBS.values())
+    ]
+    for described in (*verbs, ModelArgs, TrainConfig):
+        for field in parse_from_object(described).params:
+            lines = (field.description or "").splitlines()[1:]
+            assert all(line[:1].isalpha() for line in lines), f"{described.__name__}.{field.arg_name}"
+
+
 # ---- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +82,7 @@ def test_every_verb_is_listed_and_light():
     [
         ("embodiments show pnda", 1, "did you mean 'panda'?"),
         ("embodiments shw", 2, "shw"),
-        ("decode", 2, "PATH"),
+        ("decode", 2, "VIDEO"),
         ("decode v.mp4 --out {tmp}", 1, "--embodiment is missing"),
         ("decode v.mp4 --embodiment panda --q0 home --out {tmp}", 1, "--camera is missing"),
         ("decode v.mp4 --embodiment panda --camera front --out {tmp}", 1, "--q0 is missing"),
