@@ -226,9 +226,11 @@ def _columns(idm: JacobianIDM) -> dict[str, Feature]:
 
 
 def _recipe(idm: JacobianIDM, options: LabelOptions, episodes: DatasetEpisodes | VideoFolder) -> dict[str, Any]:
-    robot = idm.embodiment
+    robot, checkpoint = idm.embodiment, dict(idm.checkpoint)
+    if checkpoint and Path(checkpoint["source"]).is_absolute():  # data sets are published: no path of this machine
+        checkpoint["source"] = Path(checkpoint["source"]).name
     return {
-        "labeled_by": dict(idm.checkpoint) or type(idm.field).__name__,
+        "labeled_by": checkpoint or type(idm.field).__name__,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
         "options": asdict(options),
