@@ -188,24 +188,25 @@ def label_dataset(
     Raises:
         DatasetError: the source cannot be read, or `out` was labeled with other settings.
     """
-    settings = options or LabelOptions()
+    settings, n = options or LabelOptions(), len(idm.joint_names)
     episodes = open_episodes(source, image_key=image_key, fps=fps)
+    extras = {**episodes.extras, VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n))}
     writer = DatasetWriter(
         out, fps=episodes.fps, joint_names=episodes.state_names or idm.joint_names, cameras=episodes.cameras,
         action_names=idm.joint_names, robot_type=episodes.robot_type, version=version,
-        extras={**episodes.extras, **_columns(idm)}, recipe=_recipe(idm, settings, episodes),
+        extras=extras, recipe=_recipe(idm, settings, episodes),
     )  # fmt: skip
     done, problems = writer.completed_episodes(), {}
     for index in episodes.indices[shard[0] :: shard[1]]:
         if index in done:
             continue
         try:
-            frames, state, extras, task = episodes.read(index)
+            frames, state, columns, task = episodes.read(index)
             start = _initial_pose(idm, episodes.state_names, state) if state is not None else q0
             labels = label_video(idm, frames[episodes.image_key], episodes.fps, q0=start, options=settings)
-            extras |= {VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32)}
+            columns |= {VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32)}
             writer.write_episode(
-                index, frames, labels.position if state is None else state, labels.action, extras=extras, task=task
+                index, frames, labels.position if state is None else state, labels.action, extras=columns, task=task
             )
             progress(f"episode {index}: {labels.valid.sum()} of {len(labels.valid) - 1} steps measured")
         except JidmError as error:
@@ -218,11 +219,6 @@ def label_dataset(
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
-
-
-def _columns(idm: JacobianIDM) -> dict[str, Feature]:
-    n = len(idm.joint_names)
-    return {VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n))}
 
 
 def _recipe(idm: JacobianIDM, options: LabelOptions, episodes: DatasetEpisodes | VideoFolder) -> dict[str, Any]:
