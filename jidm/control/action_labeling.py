@@ -99,9 +99,11 @@ def label_video(
     settings = options or LabelOptions()
     motions: list[tuple[int, JointMotion]] = []
     for start, stop in windows(len(video), settings.window, settings.overlap):
-        initial = q0 if not motions else motions[-1][1].position[start - motions[-1][0]].double().numpy()
-        clip = video[start:stop]
-        motions.append((start, idm.decode(clip, q0=initial, fps=fps, layout="THWC", smooth=settings.smooth)))
+        if motions:
+            previous_start, previous = motions[-1]
+            q0 = previous.position[start - previous_start].double().numpy()
+        motion = idm.decode(video[start:stop], q0=q0, fps=fps, layout="THWC", smooth=settings.smooth)
+        motions.append((start, motion))
     return average_windows(motions, len(video), fps, as_action_space(settings.action_space))
 
 
