@@ -170,7 +170,8 @@ class ReferenceTrajectory:
         Raises:
             InputError: q is not n finite numbers, or no command of the last 2 s ends at that time.
         """
-        age = self._count - round((self.time if time is None else time) * self.config.control_rate)
+        at = self.time if time is None else time
+        age = self._count - round(at * self.config.control_rate) if math.isfinite(at) else -1
         measured = self.limits.as_positions(q)
         if self._spline is None or not 0 <= age < len(self._sent):
             raise InputError(f"no command of the last {_COMMAND_HISTORY} s ends at {time} s")
