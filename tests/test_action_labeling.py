@@ -115,7 +115,8 @@ def test_recorded_actions_are_replaced(tmp_path: Path) -> None:
         assert episode["action"].shape == (6, 5) and (episode["action"][-1] == 0).all(), k
 
 
-def test_a_folder_of_videos(tmp_path: Path) -> None:
+def test_a_folder_of_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idm(), "checkpoint", {"source": str(tmp_path / "mine"), "content_hash": "0"})
     (tmp_path / "videos").mkdir()
     for k in range(2):
         write_video(tmp_path / "videos" / f"{k}.mp4", make_video(k), FPS)
@@ -128,6 +129,8 @@ def test_a_folder_of_videos(tmp_path: Path) -> None:
     episode = read_columns(tmp_path / "out")[1]
     np.testing.assert_allclose(episode["observation.state"][0], ROBOT.home)
     np.testing.assert_allclose(episode["observation.state"][1:], episode["action"][:-1])
+    info = json.loads((tmp_path / "out" / "meta" / "info.json").read_text())
+    assert info["jidm"]["labeled_by"] == {"source": "mine", "content_hash": "0"}
 
 
 @pytest.mark.parametrize(

@@ -288,8 +288,9 @@ def test_a_delayed_measurement_is_compared_with_the_command_of_its_time() -> Non
     commands = run(decoder, q)
     assert decoder.trajectory.observe(commands.position[-30], time=commands.time[-30]) == pytest.approx(0, abs=1e-9)
     assert decoder.trajectory.observe(commands.position[-30]) > 0.05
-    with pytest.raises(InputError, match="no command"):
-        decoder.trajectory.observe(commands.position[0], time=0.0)
+    for time in (0.0, np.nan, np.inf):
+        with pytest.raises(InputError, match="no command"):
+            decoder.trajectory.observe(commands.position[0], time=time)
 
 
 def test_grippers_have_an_opening() -> None:

@@ -89,15 +89,15 @@ def test_a_video_scores_the_same_alone_in_a_batch_and_in_threads(scene, reward):
 def test_memory_does_not_grow_with_the_batch(scene, reward, monkeypatch):
     frames, q, _ = scene
     residuals: list[weakref.ref] = []
-    analyze = ExecutabilityReward._analyze
+    analyze = ExecutabilityReward.analyze
 
-    def tracked(self, *args):
+    def tracked(self, video, **options):
         assert sum(ref() is not None for ref in residuals) <= 1
-        analysis, motion = analyze(self, *args)
+        analysis = analyze(self, video, **options)
         residuals.append(weakref.ref(analysis.residuals))
-        return analysis, motion
+        return analysis
 
-    monkeypatch.setattr(ExecutabilityReward, "_analyze", tracked)
+    monkeypatch.setattr(ExecutabilityReward, "analyze", tracked)
     scores = list(reward.score(frames, q0=q[:, 0], fps=FPS))
     del scores[:-1]
     gc.collect()

@@ -19,7 +19,9 @@ from jidm.camera.model import Camera
 from jidm.cli import main
 from jidm.datasets import open_dataset, validate_dataset
 from jidm.errors import DatasetError, InputError
+from jidm.evaluation.held_out import HeldOut
 from jidm.robot.registry import load_embodiment
+from jidm.robot.urdf.writer import write_urdf
 from jidm.sim.appearance import Appearance
 from jidm.sim.babble import BabbleConfig, Recorder, babble
 from jidm.sim.babble_motion import usable_range
@@ -188,6 +190,19 @@ def test_the_data_set_reads_back(plain: Path):
             assert (episode.column(key) == values).all()
         # The video is compressed lossily, the rest is not.
         assert np.abs(episode.video().astype(int) - made["frames"]["front"]).mean() < 8
+
+
+def test_the_path_of_a_robot_file_does_not_leave_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    urdf = tmp_path / "private" / "finger.urdf"
+    urdf.parent.mkdir()
+    write_urdf(load_embodiment(SMALL.embodiment).model, urdf)
+    babble(replace(SMALL, embodiment=str(urdf), episodes=1), tmp_path / "data")
+    assert "private" not in (tmp_path / "data/meta/info.json").read_text()
+    data = open_dataset(tmp_path / "data")
+    with pytest.raises(DatasetError, match=r"not found here.*finger\.urdf"):
+        HeldOut(data)
+    monkeypatch.chdir(urdf.parent)
+    assert HeldOut(data).embodiment == load_embodiment(urdf)
 
 
 def test_depth_links_and_camera_agree_with_an_exact_rendering():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jidm.cli.text import columns
-from jidm.errors import JidmError
+from jidm.errors import DatasetError, JidmError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,6 @@ class Validate:
 
     def run(self) -> int:
         from jidm.datasets import open_dataset, validate_dataset
-        from jidm.errors import DatasetError
 
         try:
             robot = _robot(open_dataset(self.folder), self.embodiment)
@@ -133,49 +132,34 @@ def _text(
     yield f"  recipe     {', '.join(f'{k}={_truncate(v)}' for k, v in dataset.recipe.items()) or 'none'}"
     yield f"  hash       {dataset.content_hash}"
     yield ""
-    yield columns([("JOINT", "LOW", "HIGH", "COVERED", "STEP RMS", "STEP MAX", "MOVING"), *_joint_rows(stats)])
+    joint_rows = [
+        (j.name, f"{j.low:.4g}", f"{j.high:.4g}", f"{j.coverage:.0%}", f"{j.step_rms:.4g}", f"{j.step_max:.4g}", f"{j.moving_fraction:.0%}")
+        for j in stats.joints
+    ]  # fmt: skip
+    yield columns([("JOINT", "LOW", "HIGH", "COVERED", "STEP RMS", "STEP MAX", "MOVING"), *joint_rows])
     within = "limits" if stats.uses_limits else "recorded range"
     yield f"covered: fraction of 20 bins of the {within}; of 10 x 10 bins of two joints {stats.pair_coverage:.0%} on average"
     yield "positions in rad or m as recorded, steps per frame; moving: fraction of steps above 1e-4"
     if stats.actions:
         yield ""
-        yield columns([("ACTION", "LOW", "HIGH"), *_action_rows(stats)])
+        ranges = [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in stats.actions.items()]
+        yield columns([("ACTION", "LOW", "HIGH"), *ranges])
     for camera, samples in camera_samples.items():
         yield ""
         head = ("EPISODE", "REPEATED", "FLOW AT", "MOVING", "MEDIAN px", "95 % px", "WEIGHT")
         yield f"images of {camera}"
-        yield columns([head, *_image_rows(samples)])
+        yield columns([head, *map(_image_row, samples)])
     if camera_samples:
         yield "repeated: fraction of the faster half of the steps over which the image stays the same"
         yield "flow over one fast step; median, 95 % and weight (confidence) over pixels faster than 0.5 px"
 
 
-def _joint_rows(stats: DatasetSummary) -> list[tuple[str, ...]]:
-    return [
-        (j.name, f"{j.low:.4g}", f"{j.high:.4g}", f"{j.coverage:.0%}", f"{j.step_rms:.4g}", f"{j.step_max:.4g}", f"{j.moving_fraction:.0%}")
-        for j in stats.joints
-    ]  # fmt: skip
-
-
-def _action_rows(stats: DatasetSummary) -> list[tuple[str, ...]]:
-    return [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in stats.actions.items()]
-
-
-def _image_rows(samples: list[CameraSample]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for s in samples:
-        flow = ("", "", "", "", "")
-        if s.flow is not None:
-            f = s.flow
-            flow = (
-                str(f.frame),
-                f"{f.moving_fraction:.0%}",
-                f"{f.speed:.2f}",
-                f"{f.speed_p95:.2f}",
-                f"{f.weight_moving:.2f}",
-            )
-        rows.append((str(s.episode), f"{s.repeated_fraction:.0%}", *flow))
-    return rows
+def _image_row(sample: CameraSample) -> tuple[str, ...]:
+    flow = ("",) * 5
+    if (f := sample.flow) is not None:
+        speeds = f"{f.speed:.2f}", f"{f.speed_p95:.2f}", f"{f.weight_moving:.2f}"
+        flow = (str(f.frame), f"{f.moving_fraction:.0%}", *speeds)
+    return (str(sample.episode), f"{sample.repeated_fraction:.0%}", *flow)
 
 
 def _truncate(value: object) -> str:

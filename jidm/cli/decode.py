@@ -11,6 +11,7 @@ import tyro
 
 from jidm.cli.model_args import ModelArgs
 from jidm.cli.outputs import DecodeResult, make_folder, summary_text, write_results
+from jidm.errors import VideoError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,11 +70,12 @@ def decode_file(
     Raises:
         VideoError: the file cannot be read, or its frame rate is unknown and not given.
     """
-    from jidm.cli.inputs import choose_frame_rate
     from jidm.video.io import open_video
 
     stream = open_video(video, fps=fps if video.is_dir() else None)
-    rate = choose_frame_rate(fps, stream.fps, video)
+    rate = fps or stream.fps
+    if rate is None:
+        raise VideoError(f"{video}: its frame rate is unknown; give --fps")
     start = time.perf_counter()
     motion = idm.decode(video, q0=q0, fps=fps, smooth=smooth, progress=True)
     seconds = time.perf_counter() - start

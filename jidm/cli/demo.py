@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,8 @@ from jidm.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from jidm.camera.model import Camera
     from jidm.estimation.result import JointMotion
     from jidm.robot.embodiment import Embodiment
-    from jidm.sim import Scene
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,14 @@ class Demo:
 
     def run(self) -> int:
         import numpy as np
+        from tqdm import tqdm
 
         from jidm.cli.decode import decode_file
         from jidm.cli.outputs import make_folder, summary_text, write_results
         from jidm.idm import JacobianIDM
         from jidm.robot.registry import load_embodiment
         from jidm.sim import Scene, random_motion
+        from jidm.video.io import write_video
 
         if self.frames < 2:
             raise InputError(f"--frames {self.frames}: at least 2 are needed")
@@ -59,7 +58,8 @@ class Demo:
         np.save(self.out / "truth.npy", truth)
         video = self.out / "input.mp4"
         with Scene(robot, seed=self.seed) as scene:
-            self._render(scene, truth, camera, video)
+            bar = tqdm(truth, desc="rendering", unit="frame", delay=2, leave=False)
+            write_video(video, (scene.render(q, camera).rgb for q in bar), self.fps)
             idm = JacobianIDM.from_embodiment(robot, camera=camera, flow="dis")
             decoded = decode_file(video, idm, q0=truth[0], fps=self.fps)
             errors = joint_errors(decoded.motion, truth)
@@ -78,17 +78,6 @@ class Demo:
         arguments = f"--embodiment {self.embodiment} --camera {self.camera} --q0 {self.out}/truth.npy --out jidm_decode"
         print(f"the same with jidm decode: jidm decode {video} {arguments}")
         return 0
-
-    def _render(self, scene: Scene, truth: NDArray[Any], camera: Camera, video: Path) -> None:
-        from tqdm import tqdm
-
-        from jidm.video.io import write_video
-
-        def frames() -> Iterator[NDArray[Any]]:
-            for q in tqdm(truth, desc="rendering", unit="frame", delay=2, leave=False):
-                yield scene.render(q, camera).rgb
-
-        write_video(video, frames(), self.fps)
 
 
 def joint_errors(motion: JointMotion, truth: NDArray[Any]) -> list[dict[str, Any]]:

@@ -79,15 +79,18 @@ class Doctor:
     """Print JSON instead of text."""
 
     def run(self) -> int:
-        packages = {group: {name: installed_version(name) for name in names} for group, names in _groups().items()}
+        from jidm import __version__
+
+        groups = {"core": CORE, **EXTRAS}
+        packages = {group: {name: installed_version(name) for name in names} for group, names in groups.items()}
         findings = [*missing(packages), *run_probes()]
-        broken = any(finding.status == "broken" for finding in findings)
+        system = {"jidm": __version__, "python": platform.python_version(), "platform": platform.platform()}
         if self.json:
-            report = {"jidm": _own_version(), "python": platform.python_version(), "platform": platform.platform()}
-            print(json.dumps({**report, "packages": packages, "findings": [asdict(f) for f in findings]}, indent=2))
+            print(json.dumps({**system, "packages": packages, "findings": [asdict(f) for f in findings]}, indent=2))
         else:
+            print("jidm {jidm}, Python {python}, {platform}\n".format(**system))
             print("\n".join(_text(packages, findings)))
-        return 1 if broken else 0
+        return 1 if any(finding.status == "broken" for finding in findings) else 0
 
 
 def installed_version(package: str) -> str | None:
@@ -103,11 +106,12 @@ def missing(packages: dict[str, dict[str, str | None]]) -> list[Finding]:
     found = []
     for group, versions in packages.items():
         for name in (name for name, number in versions.items() if number is None):
-            remedy = _REMEDY.get(name) if group == "pytorch3d" else None
-            status, install = (
-                ("broken", f"pip install '{name}'") if group == "core" else ("missing", f"pip install 'jidm[{group}]'")
-            )
-            found.append(Finding(name, status, remedy or install))
+            if group == "core":
+                found.append(Finding(name, "broken", f"pip install '{name}'"))
+            elif group == "pytorch3d":
+                found.append(Finding(name, "missing", _REMEDY[name]))
+            else:
+                found.append(Finding(name, "missing", f"pip install 'jidm[{group}]'"))
     return found
 
 
@@ -143,18 +147,8 @@ def _run_probe(probe: Probe, limit: float) -> Finding:
     return Finding(probe.label, "broken", f"{message}; {remedy}")
 
 
-def _groups() -> dict[str, tuple[str, ...]]:
-    return {"core": CORE, **EXTRAS}
-
-
-def _own_version() -> str:
-    from jidm import __version__
-
-    return __version__
-
-
 def _text(packages: dict[str, dict[str, str | None]], findings: list[Finding]) -> list[str]:
-    lines = [f"jidm {_own_version()}, Python {platform.python_version()}, {platform.platform()}", ""]
+    lines = []
     for group, versions in packages.items():
         there = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
         lines.append(f"{group:<10} {there or '(not installed)'}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
@@ -12,6 +13,9 @@ from jidm.cli.text import columns
 from jidm.errors import JidmError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from jidm.robot.embodiment import Embodiment
 
 
@@ -20,8 +24,7 @@ class ListRobots:
     """One line per robot (the default action)."""
 
     def run(self) -> int:
-        rows = [("NAME", "JOINTS", "ROBOT", "LICENSE"), *((r.name, r.joints, r.title, r.license) for r in table())]
-        print(columns(rows))
+        print(columns([("NAME", "JOINTS", "ROBOT", "LICENSE"), *table()]))
         return 0
 
 
@@ -55,15 +58,13 @@ class Embodiments:
         return self.action.run()
 
 
-@dataclass(frozen=True)
-class RobotRow:
+class RobotRow(NamedTuple):
     """One line of the table of robots, as text."""
 
     name: str
     joints: str
     title: str
     license: str
-    source: str
 
 
 def table() -> list[RobotRow]:
@@ -77,19 +78,19 @@ def table() -> list[RobotRow]:
         try:
             robot = load_embodiment(name)
         except JidmError as error:
-            rows.append(RobotRow(name, "?", str(error), "", ""))
+            rows.append(RobotRow(name, "?", str(error), ""))
             continue
         num_grippers = len(robot.gripper_joints)
         joints = f"{robot.n - num_grippers} + {num_grippers}" if num_grippers else f"{robot.n}"
-        rows.append(RobotRow(name, joints, robot.title or robot.model.name, robot.license, robot.source))
+        rows.append(RobotRow(name, joints, robot.title or robot.model.name, robot.license))
     return rows
 
 
 def as_dict(robot: Embodiment) -> dict[str, object]:
     """The descriptor as JSON values; infinite limits are null."""
 
-    def numbers(x: object) -> list[float | None]:
-        return [float(v) if abs(float(v)) != float("inf") else None for v in x]  # type: ignore[attr-defined]
+    def numbers(x: NDArray[np.float64]) -> list[float | None]:
+        return [v if math.isfinite(v) else None for v in x.tolist()]
 
     vectors = ("lower", "upper", "velocity", "acceleration", "jerk", "effort", "home", "exploration_range")
     return {
@@ -118,7 +119,7 @@ def describe(robot: Embodiment) -> str:
     vectors = (robot.lower, robot.upper, robot.velocity, robot.acceleration, robot.jerk, robot.effort, robot.home)
     head = ("JOINT", "TYPE", "LOWER", "UPPER", "VELOCITY", "ACCEL", "JERK", "EFFORT", "HOME")
     rows = [
-        (name, kind, *(_short(v[k]) for v in vectors))
+        (name, kind, *(f"{v[k]:.4g}" for v in vectors))
         for k, (name, kind) in enumerate(zip(robot.joint_names, robot.joint_types, strict=True))
     ]
     lines = [
@@ -154,7 +155,3 @@ def mimic_lines(robot: Embodiment) -> list[str]:
             terms.append(f"{offset:g}")
         lines.append(f"{joint.name} = {' + '.join(terms)}")
     return lines
-
-
-def _short(x: float) -> str:
-    return f"{x:.4g}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+from jidm.errors import InputError
 
 if TYPE_CHECKING:
     from jidm.evaluation.config import EvalConfig
@@ -55,12 +58,17 @@ class Evaluate:
         from jidm.cli.outputs import make_folder, write_json
         from jidm.cli.text import columns
         from jidm.datasets import open_dataset
+        from jidm.datasets.episode_selection import select_episodes
+        from jidm.evaluation.config import EvalConfig
         from jidm.evaluation.held_out import HeldOut
         from jidm.evaluation.summary import compare_models, summarize
-        from jidm.evaluation.tables import summary_table
+        from jidm.evaluation.tables import comparison_table, corruption_table, summary_table
 
         dataset = open_dataset(self.data)
-        config = self._eval_config(dataset)
+        episodes = select_episodes(self.episodes, dataset.episode_indices)[: self.limit]
+        config = EvalConfig(
+            episodes=episodes, image_key=self.image_key, stride=self.stride, frames=self.frames, joints=self.joints or None
+        )  # fmt: skip
         models = self._models(dataset, config)
         held_out = HeldOut(dataset, config)
         make_folder(self.out)
@@ -74,17 +82,16 @@ class Evaluate:
         write_json(self.out / "evaluation.json", document)
         drawn = self._draw(held_out, evaluations)
         print(columns(summary_table(document["models"])))
-        self._print_rest(document)
+        for name, table in (("comparison", comparison_table), ("corruptions", corruption_table)):
+            if name in document:
+                print("\n" + columns(table(document[name])))
         print(f"written to {self.out}/: evaluation.json{', ' if drawn else ''}{', '.join(drawn)}")
         return 0 if all(e.episodes for e in evaluations.values()) else 1
 
     def _models(self, dataset: Any, config: EvalConfig) -> dict[str, Any]:
         """Label -> IDM; checkpoints with equal names are labeled by their whole path."""
-        import sys
-
         from jidm.checkpoint import load_checkpoint
         from jidm.datasets.episode_selection import describe_episodes
-        from jidm.errors import InputError
         from jidm.model_registry import load_idm
 
         if not self.checkpoints:
@@ -105,22 +112,7 @@ class Evaluate:
                     )
         return models
 
-    def _eval_config(self, dataset: Any) -> EvalConfig:
-        from jidm.datasets.episode_selection import select_episodes
-        from jidm.evaluation.config import EvalConfig
-
-        episodes = select_episodes(self.episodes, dataset.episode_indices)[: self.limit]
-        return EvalConfig(
-            episodes=episodes,
-            image_key=self.image_key,
-            stride=self.stride,
-            frames=self.frames,
-            joints=self.joints or None,
-        )
-
     def _evaluate(self, models: dict[str, Any], held_out: HeldOut, corruption: Any = None) -> dict[str, Evaluation]:
-        import sys
-
         from jidm.evaluation.evaluate import evaluate
 
         out = {}
@@ -167,12 +159,3 @@ class Evaluate:
                 truth = same.pop("truth")
                 plot_motion(same, self.out / written[-1], truth=truth, title=f"episode {index}")
         return written
-
-    def _print_rest(self, document: dict[str, Any]) -> None:
-        from jidm.cli.text import columns
-        from jidm.evaluation.tables import comparison_table, corruption_table
-
-        if "comparison" in document:
-            print("\n" + columns(comparison_table(document["comparison"])))
-        if "corruptions" in document:
-            print("\n" + columns(corruption_table(document["corruptions"])))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jidm.errors import CameraError, InputError, VideoError
+from jidm.errors import CameraError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,17 +81,22 @@ def read_q0(given: Sequence[str], robot: Embodiment) -> NDArray[Any]:
     return q0
 
 
-def _q0_file(path: Path, robot: Embodiment) -> Any:
+def _read_numbers(path: Path) -> Any:
+    """Content of a .npy or .json file."""
     import numpy as np
 
     try:
         if path.suffix.lower() == ".npy":
             return np.load(path, allow_pickle=False)
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path}: not a {path.suffix} file of plain numbers ({error})") from None
+
+
+def _q0_file(path: Path, robot: Embodiment) -> Any:
+    values = _read_numbers(path)
     if isinstance(values, dict):
         for name in values:
             robot.joint_index(name)  # its error names the alternatives
@@ -111,35 +116,13 @@ def read_poses(given: Sequence[str]) -> dict[str, list[float]] | None:
     if len(given) != 1 or not given[0].lower().endswith(".json"):
         return None
     path = Path(given[0])
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not a .json file of plain numbers ({error})") from None
+    content = _read_numbers(path)
     if not isinstance(content, dict) or not any(isinstance(values, list) for values in content.values()):
         return None  # one pose: a list, or an object joint -> number
     try:
         return {str(name): [float(x) for x in values] for name, values in content.items()}
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} must hold an object of file name -> joint positions ({error})") from None
-
-
-def choose_frame_rate(given: float | None, stated: float | None, video: Path) -> float:
-    """The frame rate to use [1/s].
-
-    Args:
-        given: on the command line.
-        stated: in the file.
-        video: named in the error.
-
-    Raises:
-        VideoError: it is unknown.
-    """
-    rate = given or stated
-    if rate is None:
-        raise VideoError(f"{video}: its frame rate is unknown; give --fps")
-    return rate
 
 
 def video_size(video: Path, fps: float | None) -> tuple[int, int]:
@@ -162,12 +145,7 @@ def collect_videos(given: tuple[Path, ...]) -> list[Path]:
     """
     from jidm.video.io import list_videos
 
-    videos: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            videos += list_videos(path)
-        else:
-            videos.append(path)
+    videos = [video for path in given for video in (list_videos(path) if path.is_dir() else [path])]
     if not videos:
         raise InputError("name at least one video, or a folder of videos")
     return videos

@@ -65,7 +65,7 @@ class ModelArgs:
         """
         from jidm.idm import JacobianIDM
 
-        robot, checkpoint, camera = self._resolve(frame_size, q0_required)
+        robot, checkpoint, camera = self._resolve(frame_size, q0_required=q0_required)
         options: dict[str, Any] = {"camera": camera, "limits": self.limits or "all"}
         if self.raft_weights is not None:
             from jidm.flow import RaftFlow
@@ -87,12 +87,12 @@ class ModelArgs:
         Raises:
             InputError: they do not fit the robot, or it is unknown.
         """
+        from jidm.cli.inputs import read_q0
+
         if not self.q0:
             return None
         if robot is None:
             raise InputError("--q0 needs --embodiment: it is unknown which joints the numbers belong to")
-        from jidm.cli.inputs import read_q0
-
         return read_q0(self.q0, robot)
 
     def reward_config(self, scales: Path | None, frame_size: FrameSize, fps: float | None) -> RewardConfig:
@@ -121,7 +121,7 @@ class ModelArgs:
         )  # fmt: skip
 
     def _resolve(
-        self, frame_size: FrameSize | None, q0_required: bool = False, *, check_q0: bool = True
+        self, frame_size: FrameSize | None, *, q0_required: bool = False, check_q0: bool = True
     ) -> tuple[Embodiment | None, Checkpoint | None, Camera | None]:
         """Robot, checkpoint and camera, as far as they are given."""
         from jidm.camera.model import Camera

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def write_results(
     motion = decoded.motion
     motion.save(out / "motion.npz")
     motion.to_csv(out / "motion.csv")
-    plot_motion(motion, out / "plot.png", truth=truth, title=_title(decoded))
+    robot_title = decoded.robot.title if decoded.robot else decoded.method
+    plot_motion(motion, out / "plot.png", truth=truth, title=f"{decoded.video.name}, {robot_title}")
     write_json(out / "summary.json", {**summary(decoded), **(extra or {})})
     if overlay and decoded.camera is not None:
         _write_overlay(decoded, out / "overlay.mp4", render)
@@ -152,10 +154,6 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(data, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
 
-def _title(decoded: DecodeResult) -> str:
-    return f"{decoded.video.name}, {decoded.robot.title if decoded.robot else decoded.method}"
-
-
 def _write_overlay(decoded: DecodeResult, path: Path, render: Any) -> None:
     assert decoded.robot is not None and decoded.camera is not None
     from jidm.fields.analytic import AnalyticField
@@ -174,7 +172,7 @@ def _mean(x: Any) -> float | None:
 
 def _number(x: Any) -> float | None:
     value = float(x)
-    return value if abs(value) < float("inf") else None
+    return value if math.isfinite(value) else None
 
 
 def _text(value: float | None, unit: str = "", spec: str = ".4f") -> str:

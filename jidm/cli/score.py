@@ -47,9 +47,7 @@ class Score:
         videos = collect_videos(self.videos)
         config = self.model.reward_config(self.scales, lambda: video_size(videos[0], self.fps), self.fps)
         shard = parse_shard(self.shard)
-        written = score_files(
-            videos, config, self.out, shard=shard, ray=self.ray, workers=self.workers, progress=True
-        )  # fmt: skip
+        written = score_files(videos, config, self.out, shard=shard, ray=self.ray, workers=self.workers, progress=True)
         records = read_scores(self.out)
         failed = [record for record in records if record.get("problem")]
         rewards = sorted(record["reward"] for record in records if not record.get("problem"))

@@ -91,11 +91,8 @@ class Serve:
 
         def on_started(port: int) -> None:
             name = self.model.checkpoint or self.model.embodiment
-            print(f"serving {name} on ws://{self.host}:{port}, {metadata['action_space']} of", end=" ")
-            print(
-                f"{metadata['action_dim']} joints at {self.control_rate:g} Hz; also /healthz and /metrics",
-                flush=True,
-            )
+            action = f"{metadata['action_space']} of {metadata['action_dim']} joints at {self.control_rate:g} Hz"
+            print(f"serving {name} on ws://{self.host}:{port}, {action}; also /healthz and /metrics", flush=True)
 
         server.run(on_started)
         return 0

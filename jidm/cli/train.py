@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import tyro
@@ -24,17 +25,12 @@ class Train:
     """Start from torchvision's weights of that backbone, which are downloaded."""
 
     def run(self) -> int:
-        from functools import partial
-
         from jidm.model_registry import train
+        from jidm.robot.registry import load_embodiment
         from jidm.visualization.training_plots import draw_pairs
 
         config = self.with_encoder()
-        robot = None
-        if config.embodiment is not None:
-            from jidm.robot.registry import load_embodiment
-
-            robot = load_embodiment(config.embodiment)
+        robot = None if config.embodiment is None else load_embodiment(config.embodiment)
         out = train(config, robot=robot, report=partial(print, flush=True), visualizer=draw_pairs)
         print(f"checkpoint in {out}/; log and figures of the run in {config.run_folder}/")
         return 0

@@ -99,9 +99,11 @@ def label_video(
     settings = options or LabelOptions()
     motions: list[tuple[int, JointMotion]] = []
     for start, stop in windows(len(video), settings.window, settings.overlap):
-        initial = q0 if not motions else motions[-1][1].position[start - motions[-1][0]].double().numpy()
-        clip = video[start:stop]
-        motions.append((start, idm.decode(clip, q0=initial, fps=fps, layout="THWC", smooth=settings.smooth)))
+        if motions:
+            previous_start, previous = motions[-1]
+            q0 = previous.position[start - previous_start].double().numpy()
+        motion = idm.decode(video[start:stop], q0=q0, fps=fps, layout="THWC", smooth=settings.smooth)
+        motions.append((start, motion))
     return average_windows(motions, len(video), fps, as_action_space(settings.action_space))
 
 
@@ -188,24 +190,25 @@ def label_dataset(
     Raises:
         DatasetError: the source cannot be read, or `out` was labeled with other settings.
     """
-    settings = options or LabelOptions()
+    settings, n = options or LabelOptions(), len(idm.joint_names)
     episodes = open_episodes(source, image_key=image_key, fps=fps)
+    extras = {**episodes.extras, VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n))}
     writer = DatasetWriter(
         out, fps=episodes.fps, joint_names=episodes.state_names or idm.joint_names, cameras=episodes.cameras,
         action_names=idm.joint_names, robot_type=episodes.robot_type, version=version,
-        extras={**episodes.extras, **_columns(idm)}, recipe=_recipe(idm, settings, episodes),
+        extras=extras, recipe=_recipe(idm, settings, episodes),
     )  # fmt: skip
     done, problems = writer.completed_episodes(), {}
     for index in episodes.indices[shard[0] :: shard[1]]:
         if index in done:
             continue
         try:
-            frames, state, extras, task = episodes.read(index)
+            frames, state, columns, task = episodes.read(index)
             start = _initial_pose(idm, episodes.state_names, state) if state is not None else q0
             labels = label_video(idm, frames[episodes.image_key], episodes.fps, q0=start, options=settings)
-            extras |= {VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32)}
+            columns |= {VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32)}
             writer.write_episode(
-                index, frames, labels.position if state is None else state, labels.action, extras=extras, task=task
+                index, frames, labels.position if state is None else state, labels.action, extras=columns, task=task
             )
             progress(f"episode {index}: {labels.valid.sum()} of {len(labels.valid) - 1} steps measured")
         except JidmError as error:
@@ -220,15 +223,12 @@ def label_dataset(
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _columns(idm: JacobianIDM) -> dict[str, Feature]:
-    n = len(idm.joint_names)
-    return {VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n))}
-
-
 def _recipe(idm: JacobianIDM, options: LabelOptions, episodes: DatasetEpisodes | VideoFolder) -> dict[str, Any]:
-    robot = idm.embodiment
+    robot, checkpoint = idm.embodiment, dict(idm.checkpoint)
+    if checkpoint and Path(checkpoint["source"]).is_absolute():  # data sets are published: no path of this machine
+        checkpoint["source"] = Path(checkpoint["source"]).name
     return {
-        "labeled_by": dict(idm.checkpoint) or type(idm.field).__name__,
+        "labeled_by": checkpoint or type(idm.field).__name__,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
         "options": asdict(options),

@@ -41,23 +41,20 @@ class Commands:
     velocity: NDArray[np.float64]
     tracking_error: NDArray[np.float64]
     holding: NDArray[np.bool_]
-    reason: str = ""
-    gripper_joints: tuple[int, ...] = ()
-    gripper_range: NDArray[np.float64] | None = None
+    reason: str
+    gripper_joints: tuple[int, ...]
+    gripper_range: NDArray[np.float64]
 
     @property
     def action(self) -> NDArray[np.float64]:
         """(M, n) in the action space: `velocity`, `position` or `delta`."""
-        return {"joint_velocity": self.velocity, "joint_position": self.position, "joint_delta": self.delta}[
-            self.action_space
-        ]
+        by_space = {"joint_velocity": self.velocity, "joint_position": self.position, "joint_delta": self.delta}
+        return by_space[self.action_space]
 
     @property
     def gripper(self) -> NDArray[np.float64]:
         """(M, g) opening of each gripper joint, from 0 (closed) to 1 (open)."""
         position = self.position[:, list(self.gripper_joints)]
-        if self.gripper_range is None:
-            return position
         closed, opened = self.gripper_range.T
         return np.clip((position - closed) / (opened - closed), 0.0, 1.0)
 

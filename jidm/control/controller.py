@@ -43,22 +43,19 @@ ForwardModel = Callable[[Tensor, NDArray[np.float64], NDArray[np.float64]], Tens
 
 @dataclass(frozen=True, eq=False)
 class _GeneratedChunk:
-    """A chunk of K generated frames and their pose measurements, or the reason why there is none.
+    """K generated frames.
 
     Attributes:
+        frames: none if the planner failed.
         measurements: of the frames; preceded by that of the real or predicted frame they continue, if there is one.
+        problem: why the planner failed.
         timings: duration of each part [s].
     """
 
-    frames: Float[Tensor, "K 3 H W"] | None
+    frames: Float[Tensor, "K 3 H W"]
     measurements: list[PoseMeasurement]
     problem: str
     timings: dict[str, float]
-
-    @property
-    def last_frame(self) -> Tensor | None:
-        """The last frame, to continue from; None if no pose was measured in it."""
-        return None if self.frames is None or self.measurements[-1].position is None else self.frames[-1]
 
 
 class AsyncController:
@@ -106,9 +103,8 @@ class AsyncController:
         self.decoder.reset(q)
         self._layout = layout
         self._frame = self._as_frame(frame)
-        self._q = self._q_at_frame = np.array(q, dtype=np.float64)
-        self._queue: Commands | None = None
-        self._queue_index = 0
+        self._q = self._q_at_frame = self._commanded_q = np.array(q, dtype=np.float64)
+        self._queue: list[Commands] = []  # one per control period
         self._pending_chunk: Future[_GeneratedChunk] | None = None
         self._frames_done = 0  # executed frames of the active chunk
         self._applied_correction = np.zeros(len(self._q))  # shift of the active chunk so far
@@ -126,22 +122,19 @@ class AsyncController:
             q: (n,) measured joint positions [rad or m], if there are any.
         """
         start = time.perf_counter()
-        if q is not None:
-            self._q = np.array(q, dtype=np.float64)
-        elif self.decoder.trajectory.position is not None:
-            self._q = self._expected_position()
+        self._q = self._commanded_q if q is None else np.array(q, dtype=np.float64)
         if frame is not None:
             self._frame, self._q_at_frame = self._as_frame(frame), self._q
-        if self._remaining == 0:
+        if not self._queue:
             self._advance_frame(has_frame=frame is not None)
-        if self._remaining == 0:
+        if not self._queue:
             self._start_next_chunk(measured=q is not None)
-        if self._remaining == 0:
-            command = self.decoder.trajectory.hold(1, self._hold_reason())
+        if self._queue:
+            command = self._queue.pop(0)
         else:
-            assert self._queue is not None
-            command = self._queue[self._queue_index : self._queue_index + 1]
-            self._queue_index += 1
+            waiting = f"waiting for the planner since {time.perf_counter() - self._request_time:.2f} s"
+            command = self.decoder.trajectory.hold(1, self._problem or waiting)
+        self._commanded_q = command.position[0]
         self.timings["step"].append(time.perf_counter() - start)
         return command
 
@@ -154,18 +147,6 @@ class AsyncController:
         return "\n".join(rows)
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _remaining(self) -> int:
-        """Number of queued commands."""
-        return 0 if self._queue is None else len(self._queue) - self._queue_index
-
-    def _expected_position(self) -> NDArray[np.float64]:
-        """Joint positions after the commands given so far, for robots that report no measurement."""
-        if self._queue is not None and 0 < self._queue_index <= len(self._queue):
-            return self._queue.position[self._queue_index - 1]
-        assert self.decoder.trajectory.position is not None
-        return self.decoder.trajectory.position
 
     def _start_next_chunk(self, *, measured: bool) -> None:
         """The active chunk is done: start the next one if it is ready, and request the one after it."""
@@ -180,26 +161,23 @@ class AsyncController:
             self._applied_correction = np.zeros(len(self._q))
             self.decoder.trajectory.append(chunk.measurements, blend=self.blend)
             self._enqueue_next_frame()
-        if self._pending_chunk is None and (self._remaining == 0 or self.mode != "sync"):
+        if self._pending_chunk is None and (not self._queue or self.mode != "sync"):
             self._request_chunk()
 
     def _request_chunk(self) -> None:
         """Generate and measure the next chunk in the background."""
         self._request_time = time.perf_counter()
-        steps = self._remaining_steps()
-        frame, q = self._frame, self._q_at_frame
-        last_frame = (
-            self._active_chunk.last_frame if self._active_chunk is not None and self.mode == "async_naive" else None
+        chunk, last_frame = self._active_chunk, None
+        if self.mode == "async_naive" and chunk is not None and chunk.measurements[-1].position is not None:
+            last_frame = chunk.frames[-1]
+        self._pending_chunk = self._planning_executor.submit(
+            self._plan_chunk, self._frame, self._q_at_frame, self._remaining_steps(), last_frame
         )
-
-        def plan() -> _GeneratedChunk:
-            return self._plan_chunk(frame, q, steps, last_frame)
-
-        self._pending_chunk = self._planning_executor.submit(plan)
 
     def _advance_frame(self, *, has_frame: bool) -> None:
         """A frame's commands are done: apply the latest comparison and queue the next frame's commands."""
-        if self._active_chunk is None:
+        chunk = self._active_chunk
+        if chunk is None:
             return
         self._frames_done += 1
         if self._pending_comparison is not None and self._pending_comparison.done():
@@ -207,29 +185,27 @@ class AsyncController:
             if correction is not None:
                 self.decoder.trajectory.shift_reference(correction - self._applied_correction)
                 self._applied_correction = correction
-        if has_frame and self._pending_comparison is None and self.mode != "async_naive":
-            self._start_comparison()
+        unfinished = self._frames_done < len(chunk.frames)
+        if has_frame and unfinished and self._pending_comparison is None and self.mode != "async_naive":
+            self._start_comparison(chunk)
         self._enqueue_next_frame()
-        if self._remaining == 0:
+        if not self._queue:
             self._active_chunk = None
 
     def _enqueue_next_frame(self) -> None:
         """Queue the commands for the next frame of the active chunk."""
         start = time.perf_counter()
-        self._queue = self.decoder.trajectory.next(self._frame_time(self._frames_done + 1))
-        self._queue_index = 0
+        commands = self.decoder.trajectory.next(self._frame_time(self._frames_done + 1))
+        self._queue = [commands[k : k + 1] for k in range(len(commands))]
         self.timings["track"].append(time.perf_counter() - start)
 
     def _frame_time(self, frame: int) -> float:
         """Trajectory time at which this frame of the active chunk is reached [s]; frames count from 1."""
-        count = 0 if self._active_chunk is None or self._active_chunk.frames is None else len(self._active_chunk.frames)
+        count = 0 if self._active_chunk is None else len(self._active_chunk.frames)
         return self.decoder.trajectory.horizon_end - (count - frame) / self.decoder.config.video_rate
 
-    def _start_comparison(self) -> None:
+    def _start_comparison(self, chunk: _GeneratedChunk) -> None:
         """Compare the real frame with the generated frame of the same time, in the background."""
-        chunk = self._active_chunk
-        if chunk is None or chunk.frames is None or self._frames_done >= len(chunk.frames):
-            return
         observed, q, generated = self._frame, self._q_at_frame, chunk.frames[self._frames_done - 1]
         generated_position = chunk.measurements[self._frames_done - 1 - len(chunk.frames)].position
 
@@ -246,7 +222,7 @@ class AsyncController:
 
     def _remaining_steps(self) -> NDArray[np.float64]:
         """(k, n) joint steps of the active chunk from the last real frame on, one per frame [rad or m]."""
-        if self._active_chunk is None or self._active_chunk.frames is None:
+        if self._active_chunk is None:
             return np.zeros((0, len(self._q)))
         times = [self._frame_time(k) for k in range(self._frames_done + 1, len(self._active_chunk.frames) + 1)]
         return np.diff(np.concatenate([self._q_at_frame[None], self.decoder.trajectory.reference(times)]), axis=0)
@@ -289,7 +265,7 @@ class AsyncController:
             return _GeneratedChunk(frames, measurements, "", timings)
         except Exception as error:  # whatever the planner raises, the robot holds
             message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
-            return _GeneratedChunk(None, [], f"the planner failed: {message}", timings)
+            return _GeneratedChunk(frame[None][:0], [], f"the planner failed: {message}", timings)
 
     def _warp_by_field(
         self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]
@@ -301,8 +277,3 @@ class AsyncController:
 
     def _as_frame(self, frame: Any) -> Float[Tensor, "3 H W"]:
         return as_frames(frame, self._layout)[0]
-
-    def _hold_reason(self) -> str:
-        if self._problem:
-            return self._problem
-        return f"waiting for the planner since {time.perf_counter() - self._request_time:.2f} s"

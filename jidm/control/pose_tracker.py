@@ -54,11 +54,6 @@ class PoseTracker:
         self._stream: MotionStream | None = None
         self._q0, self._frame_index = q, 0
 
-    @property
-    def started(self) -> bool:
-        """Whether the initial pose of the current video is known."""
-        return self._stream is not None
-
     def measure(self, frames: Any, layout: str | None = None) -> list[PoseMeasurement]:
         """One measurement per frame, at least one.
 
@@ -69,7 +64,7 @@ class PoseTracker:
         try:
             video = as_frames(frames, layout)
         except VideoError as error:
-            return [PoseMeasurement(not self.started, problem=str(error))]
+            return [PoseMeasurement(self._stream is None, problem=str(error))]
         return [self._measure(frame) for frame in video]
 
     def correct(self, q: NDArray[np.float64]) -> None:

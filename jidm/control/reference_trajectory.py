@@ -82,9 +82,9 @@ class ReferenceTrajectory:
         offset, blended = np.zeros(self.limits.n), blend + 1
         reasons = []
         for measurement in measurements:
-            self.horizon_end = (
-                self._next_time() if not measurement.is_first or self._stop_reason else max(self.horizon_end, self.time)
-            )
+            self.horizon_end = max(self.horizon_end, self.time)  # the robot may have been held since the last frame
+            if not measurement.is_first or self._stop_reason:
+                self.horizon_end += 1 / self.config.video_rate
             if self._stop_reason:
                 reasons.append(self._stop_reason)
             elif measurement.position is None or measurement.velocity is None:
@@ -170,7 +170,8 @@ class ReferenceTrajectory:
         Raises:
             InputError: q is not n finite numbers, or no command of the last 2 s ends at that time.
         """
-        age = self._count - round((self.time if time is None else time) * self.config.control_rate)
+        at = self.time if time is None else time
+        age = self._count - round(at * self.config.control_rate) if math.isfinite(at) else -1
         measured = self.limits.as_positions(q)
         if self._spline is None or not 0 <= age < len(self._sent):
             raise InputError(f"no command of the last {_COMMAND_HISTORY} s ends at {time} s")
@@ -197,19 +198,14 @@ class ReferenceTrajectory:
     def _initialize(self, q: NDArray[np.float64]) -> None:
         """Start the spline at q. Its knots and the control periods are multiples of one another."""
         period = 1 / self.config.control_rate
-        knot = (
-            period * round(_KNOT_SPACING / period)
-            if period < _KNOT_SPACING
-            else period / math.ceil(period / _KNOT_SPACING - 1e-9)
-        )
+        if period < _KNOT_SPACING:
+            knot = period * round(_KNOT_SPACING / period)
+        else:
+            knot = period / math.ceil(period / _KNOT_SPACING - 1e-9)
         self._spline = LimitedSpline(
             self.limits, q, knot=knot, horizon=self.config.horizon, bandwidth=self.config.bandwidth
         )
         self._waypoints.append((0.0, q))
-
-    def _next_time(self) -> float:
-        """Time of the next frame: one period after the last frame, or after the last holding command."""
-        return max(self.horizon_end, self.time) + 1 / self.config.video_rate
 
     def _append_waypoint(self, position: NDArray[np.float64], velocity: NDArray[np.float64]) -> None:
         """Add a waypoint at `horizon_end`."""
@@ -251,11 +247,9 @@ class ReferenceTrajectory:
         assert self._spline is not None
         planned_times = self._spline.planned_times
         time_past_end = np.maximum(0.0, planned_times - self._waypoints[-1][0])
-        weight = (
-            np.ones(len(planned_times))
-            if holding
-            else np.maximum(_MIN_EXTRAPOLATION_WEIGHT, np.exp(-time_past_end / _EXTRAPOLATION_TRUST_TIME))
-        )
+        weight = np.maximum(_MIN_EXTRAPOLATION_WEIGHT, np.exp(-time_past_end / _EXTRAPOLATION_TRUST_TIME))
+        if holding:
+            weight = np.ones_like(weight)
         self._spline.replan(self.reference(planned_times), weight)
         position = self._spline.at(times).position
         self._spline.advance(max(0, math.ceil((times[-1] - self._spline.time) / self._spline.knot - 1e-6)))

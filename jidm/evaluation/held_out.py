@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.datasets.episode_selection import describe_episodes
-from jidm.errors import DatasetError, InputError, did_you_mean
+from jidm.errors import DatasetError, InputError, JidmError, did_you_mean
 from jidm.evaluation.config import EvalConfig
 from jidm.evaluation.ground_truth import GroundTruthView, make_surface_field
 from jidm.training.data.frame_store import joint_columns
@@ -139,7 +139,7 @@ def recorded_robot(dataset: Any) -> Embodiment | None:
     """The robot that a data set's recipe names; None where it names none.
 
     Raises:
-        DatasetError: the robot known by that name is not the one that was recorded.
+        DatasetError: there is none of that name here, or it is not the one that was recorded.
     """
     name, recorded = dataset.recipe.get("embodiment"), dataset.recipe.get("embodiment_hash")
     if not name:
@@ -147,7 +147,13 @@ def recorded_robot(dataset: Any) -> Embodiment | None:
 
     from jidm.robot.registry import load_embodiment
 
-    robot = load_embodiment(name)
+    try:
+        robot = load_embodiment(name)
+    except JidmError as error:
+        raise DatasetError(
+            f"{dataset.root}: the robot that was recorded is not found here ({error}); register it, or run in the "
+            "folder of its file"
+        ) from None
     if recorded and robot.content_hash != recorded:
         raise DatasetError(
             f"{dataset.root}: recorded of a '{name}' with content hash {recorded[:12]}, the '{name}' known here has "

@@ -37,6 +37,7 @@ class VideoAnalysis:
         lower, upper: (n,) position limits, infinite where there is none [rad or m].
         velocity: (n,) velocity limits [rad/s or m/s].
         residuals: difference between the video and the decoded motion.
+        motion: the decoded motion; None if frame pairs were solved separately.
     """
 
     q: Float[Tensor, "T n"]
@@ -47,6 +48,7 @@ class VideoAnalysis:
     upper: Float[Tensor, " n"]
     velocity: Float[Tensor, " n"]
     residuals: VideoResiduals
+    motion: JointMotion | None
 
 
 class VideoAnalyzer:
@@ -84,8 +86,8 @@ class VideoAnalyzer:
             "embodiment": None if robot is None else robot.content_hash,
         }
 
-    def analyze(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> tuple[VideoAnalysis, JointMotion | None]:
-        """Analyze one video; also returns its motion if it was tracked, else None.
+    def analyze(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> VideoAnalysis:
+        """Analyze one video.
 
         Args:
             frames: RGB in [0, 1].
@@ -93,7 +95,7 @@ class VideoAnalyzer:
             q0: (n,) joint positions in the first frame [rad or m]; None if the network estimates them.
         """
         if self._pairwise:
-            return self._analyze_pairs(frames, dt, q0), None
+            return self._analyze_pairs(frames, dt, q0)
         with torch.no_grad():
             motion = self._idm.decode(frames, q0=q0, fps=1 / dt, layout="TCHW")
             q_backward = None
@@ -106,7 +108,7 @@ class VideoAnalyzer:
                 q_backward = backward.position.flip(0)
             field = self._idm.field
             images = field.letterbox(frames) if isinstance(field, LearnedField) else frames
-            return self._analysis(images, motion.position, q_backward, motion.valid, dt), motion
+            return self._analysis(images, motion.position, motion.valid, dt, q_backward=q_backward, motion=motion)
 
     def _analyze_pairs(self, frames: Float[Tensor, "T 3 H W"], dt: float, q0: Any) -> VideoAnalysis:
         field = self._idm.field
@@ -122,22 +124,21 @@ class VideoAnalyzer:
             valid.append(result.solution.valid)
         start = field.predict_pose(field.encode(images[:1]))[0] if q0 is None else torch.as_tensor(q0).to(images)[None]
         q = torch.cat([start, start + torch.cat(steps).cumsum(0)])
-        return self._analysis(images, q, None, torch.cat(valid), dt)
+        return self._analysis(images, q, torch.cat(valid), dt)
 
     def _analysis(
-        self, images: Tensor, q: Tensor, q_backward: Tensor | None, valid: Tensor, dt: float
-    ) -> VideoAnalysis:
-        lower, upper, velocity = self._limits(q)
-        return VideoAnalysis(
-            q, q_backward, valid, dt, lower, upper, velocity, video_residuals(self._idm.field, images, q)
-        )
-
-    def _limits(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self, images: Tensor, q: Tensor, valid: Tensor, dt: float, *, q_backward: Tensor | None = None,
+        motion: JointMotion | None = None,
+    ) -> VideoAnalysis:  # fmt: skip
         robot = self._idm.embodiment
         if robot is None:
-            infinite = torch.full_like(like[0], math.inf)
-            return -infinite, infinite, self._velocity.to(like)
-        lower, upper, velocity = (
-            torch.from_numpy(np.array(x)).to(like) for x in (robot.lower, robot.upper, robot.velocity)
-        )
-        return lower, upper, velocity
+            upper, velocity = torch.full_like(q[0], math.inf), self._velocity.to(q)
+            lower = -upper
+        else:
+            lower, upper, velocity = (
+                torch.from_numpy(np.array(x)).to(q) for x in (robot.lower, robot.upper, robot.velocity)
+            )
+        return VideoAnalysis(
+            q=q, q_backward=q_backward, valid=valid, dt=dt, lower=lower, upper=upper, velocity=velocity,
+            residuals=video_residuals(self._idm.field, images, q), motion=motion,
+        )  # fmt: skip

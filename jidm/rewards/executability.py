@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +20,13 @@ from jidm.idm import JacobianIDM
 from jidm.rewards.analysis import VideoAnalysis, VideoAnalyzer
 from jidm.rewards.eva import DECAY, P0, EvaLimits, eva_reward
 from jidm.rewards.term_scales import TermScales
-from jidm.rewards.terms import TERMS, TermValues
+from jidm.rewards.terms import TERMS, TermScale, TermValues
 from jidm.rewards.videos import load_frames, split_initial_poses, split_videos
 from jidm.robot.embodiment import Embodiment
 
 _MAX_REASONS = 3  # per video
 _MIN_REASON_PENALTY = 0.2  # smaller penalties are usual in good videos
 MAX_REWARD = 10.0
-_NO_SCALES = "the reward has no scales yet: reward = reward.fit_scales(good_videos), or load TermScales"
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,15 +172,15 @@ class ExecutabilityReward:
             InputError: there are no scales yet, or q0 is for another number of videos.
             VideoError: a batch of frames as a whole cannot be read.
         """
-        if self.scales is None:
-            raise InputError(_NO_SCALES)
+        scales = self._fitted_scales()
         singles, layout, value_range = split_videos(videos, fps, layout, value_range)
+        options: dict[str, Any] = {"fps": fps, "layout": layout, "value_range": value_range}
         starts = split_initial_poses(q0, len(singles))
 
         def generate() -> Iterator[VideoScore]:
             for video, start in zip(singles, starts, strict=True):
                 try:
-                    yield self._score(*self._analyze(video, start, fps, layout, value_range))
+                    yield self._score(self.analyze(video, q0=start, **options), scales)
                 except (JidmError, OSError) as error:
                     yield VideoScore.failed(str(error))
 
@@ -196,18 +196,22 @@ class ExecutabilityReward:
             InputError: there are no scales yet.
             JidmError: the video cannot be scored.
         """
-        if self.scales is None:
-            raise InputError(_NO_SCALES)
-        analysis, motion = self._analyze(video, q0, fps, layout, value_range)
-        return self._score(analysis, motion), analysis
+        scales = self._fitted_scales()
+        analysis = self.analyze(video, q0=q0, fps=fps, layout=layout, value_range=value_range)
+        return self._score(analysis, scales), analysis
 
-    def _score(self, analysis: VideoAnalysis, motion: JointMotion | None) -> VideoScore:
-        assert self.scales is not None
+    def _fitted_scales(self) -> TermScales:
+        if self.scales is None:
+            raise InputError(
+                "the reward has no scales yet: reward = reward.fit_scales(good_videos), or load TermScales"
+            )
+        return self.scales
+
+    def _score(self, analysis: VideoAnalysis, scales: TermScales) -> VideoScore:
         eva = eva_reward(analysis.q, self.limits, analysis.dt, p0=self.p0)
         term_values = {name: TERMS[name].compute(analysis) for name in self.weights}
-        terms = self.scales.terms
-        penalties = {name: terms[name].penalty(raw.tail_mean) for name, raw in term_values.items()}
-        by_step = {name: terms[name].penalty(raw.per_step) for name, raw in term_values.items()}
+        penalties = {name: scales.terms[name].penalty(raw.tail_mean) for name, raw in term_values.items()}
+        by_step = {name: scales.terms[name].penalty(raw.per_step) for name, raw in term_values.items()}
         weighted = sum((self.weights[name] * x for name, x in penalties.items()), torch.zeros_like(eva.penalty))
         reward = (MAX_REWARD * (1 + eva.penalty / self.p0 + weighted) ** -DECAY).double()
         return VideoScore(
@@ -217,7 +221,7 @@ class ExecutabilityReward:
             by_step={name: x.detach() for name, x in by_step.items()},
             by_joint=self._attribution(term_values, by_step),
             reasons=self._reasons(term_values, by_step),
-            motion=motion,
+            motion=analysis.motion,
         )
 
     def _attribution(self, term_values: Mapping[str, TermValues], by_step: Mapping[str, Tensor]) -> Float[Tensor, " n"]:
@@ -261,11 +265,6 @@ class ExecutabilityReward:
         Raises:
             JidmError: the video cannot be analyzed.
         """
-        return self._analyze(video, q0, fps, layout, value_range)[0]
-
-    def _analyze(
-        self, video: Any, q0: Any, fps: float | None, layout: Any, value_range: Any
-    ) -> tuple[VideoAnalysis, JointMotion | None]:
         frames, dt = load_frames(video, fps, layout, value_range)
         return self._analyzer.analyze(frames, dt, q0)
 
@@ -289,16 +288,16 @@ class ExecutabilityReward:
             JidmError: one of them cannot be analyzed.
         """
         singles, layout, value_range = split_videos(videos, fps, layout, value_range)
-        tail_means: dict[str, list[float]] = {name: [] for name in TERMS}
+        tail_means: dict[str, list[float]] = {name: [] for name in self.weights}
         decoded: dict[str, Any] = {}
         for video, start in zip(singles, split_initial_poses(q0, len(singles)), strict=True):
-            analysis, motion = self._analyze(video, start, fps, layout, value_range)
-            decoded = {} if motion is None else dict(motion.provenance)
-            for name in self.weights:
-                tail_means[name].append(float(TERMS[name].compute(analysis).tail_mean))
-        known = {name: values for name, values in tail_means.items() if values}
+            analysis = self.analyze(video, q0=start, fps=fps, layout=layout, value_range=value_range)
+            decoded = {} if analysis.motion is None else dict(analysis.motion.provenance)
+            for name, values in tail_means.items():
+                values.append(float(TERMS[name].compute(analysis).tail_mean))
+        terms = {name: TermScale.from_tail_means(values, TERMS[name].min_spread) for name, values in tail_means.items()}
         provenance = {**self._analyzer.provenance, "decoded": decoded}
-        scales = TermScales.from_tail_means(known, mode=self._analyzer.mode, provenance=provenance)
+        scales = TermScales(terms, len(singles), self._analyzer.mode, json.loads(json.dumps(provenance)))
         weights = {name: self.weights.get(name, 0.0) for name in TERMS}
         return ExecutabilityReward(
             self.idm, scales, weights=weights, limits=self.limits, p0=self.p0, differentiable=self.differentiable

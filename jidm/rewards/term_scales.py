@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from jidm.atomic_io import atomic_write
 from jidm.checkpoint import REWARD_SCALES, find_checkpoint
 from jidm.errors import InputError
-from jidm.rewards.terms import TERMS, TermScale
+from jidm.rewards.terms import TermScale
 
 _VERSION = 2
 
@@ -31,24 +31,6 @@ class TermScales:
     num_videos: int
     mode: str
     provenance: Mapping[str, Any]
-
-    @classmethod
-    def from_tail_means(
-        cls, tail_means: Mapping[str, Sequence[float]], *, mode: str, provenance: Mapping[str, Any]
-    ) -> TermScales:
-        """Fit scales to the terms' tail means in good videos.
-
-        Args:
-            tail_means: term -> one `TermValues.tail_mean` per video.
-            mode, provenance: see the class.
-
-        Raises:
-            InputError: there are fewer than 5 videos.
-        """
-        scales = {
-            name: TermScale.from_tail_means(values, TERMS[name].min_spread) for name, values in tail_means.items()
-        }
-        return cls(scales, len(next(iter(tail_means.values()))), mode, json.loads(json.dumps(provenance)))
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file that `load` reads."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +23,11 @@ class Handshake:
         image_key: name of the image to decode in an observation; may be omitted if there is only one.
         layout: channel order of LingBot's 30 numbers, for its clients; they must state it themselves if not given.
         side: the side that a robot's only arm takes in them.
-        channels: which of the 30 are sent, in this order; pose and gripper of each arm if not given, as LingBot-VA's
-            RoboTwin client expects.
     """
 
     image_key: str | None = None
     layout: str | None = None
     side: str | None = None
-    channels: Sequence[int] | None = None
 
     def metadata(self, decoder: ActionDecoder) -> dict[str, Any]:
         """The handshake of a server with this decoder; plain values only."""
@@ -58,10 +54,8 @@ class Handshake:
             "side": self.side,
         }
 
-    def lingbot_format(
-        self, decoder: ActionDecoder, layout: str | None, side: str | None
-    ) -> tuple[LingBotFormat, list[int]]:
-        """The format of the 30 numbers, and the channels of it that are sent.
+    def lingbot_format(self, decoder: ActionDecoder, layout: str | None, side: str | None) -> LingBotFormat:
+        """The format of the 30 numbers.
 
         Args:
             decoder: of the robot.
@@ -75,5 +69,4 @@ class Handshake:
                 raise InputError(f"this server's {name} is '{ours}', the request asks for '{theirs}'")
         if decoder.idm.embodiment is None:
             raise InputError("LingBot's format needs a robot; this checkpoint names none")
-        lingbot = LingBotFormat(decoder.idm.embodiment, layout=self.layout or layout, side=self.side or side)
-        return lingbot, list(lingbot.end_effector_channels if self.channels is None else self.channels)
+        return LingBotFormat(decoder.idm.embodiment, layout=self.layout or layout, side=self.side or side)

@@ -36,7 +36,7 @@ LINGBOT_LAYOUTS: tuple[str, ...] = get_args(LingBotLayout)
 SIDES: tuple[str, ...] = get_args(Side)
 NUM_CHANNELS = 30
 _POSE_SIZE, _MAX_JOINTS = 7, 7
-_QUATERNION_NORM_RANGE = 0.5, 2.0  # accepted norms of a network's unit quaternions
+_MIN_QUATERNION_NORM, _MAX_QUATERNION_NORM = 0.5, 2.0  # of a network's unit quaternions
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_arms(embodiment: Embodiment) -> tuple[Arm, ...]:
         link = fixed_tips[0] if fixed_tips else _parent_link(embodiment, arm_grippers[0])
         arms.append(Arm(joints, arm_grippers[0] if arm_grippers else None, link))
     arms.sort(key=lambda arm: arm.joints)
-    assigned = [k for arm in arms for k in (*arm.joints, *([] if arm.gripper is None else [arm.gripper]))]
+    assigned = [k for arm in arms for k in (*arm.joints, arm.gripper) if k is not None]
     if sorted(assigned) != list(range(embodiment.n)):
         raise InputError(
             f"'{embodiment.name}' does not consist of separate arms, each with joints and at most one gripper"
@@ -104,12 +104,9 @@ class LingBotFormat:
 
     def __init__(self, embodiment: Embodiment, *, layout: str | None, side: str | None = None) -> None:
         if layout not in LINGBOT_LAYOUTS:
-            what = (
-                "name the layout: three orders of the 30 numbers are in use"
-                if layout is None
-                else f"no layout '{layout}'"
-            )
-            raise InputError(f"{what}; {did_you_mean(layout or '', LINGBOT_LAYOUTS)}")
+            missing = "name the layout: three orders of the 30 numbers are in use"
+            problem = missing if layout is None else f"no layout '{layout}'"
+            raise InputError(f"{problem}; {did_you_mean(layout or '', LINGBOT_LAYOUTS)}")
         self.embodiment, self.layout = embodiment, layout
         self._arms = _assign_sides(embodiment, find_arms(embodiment), side, layout)
         self._slots = _slots(layout, self._arms)
@@ -172,10 +169,8 @@ class LingBotFormat:
                 f"'{self.layout}': wrong layout, side or robot, or the numbers are still normalized"
             )
         for key, slots in self._slots.items():
-            length = np.linalg.norm(values[..., slots.pose][..., 3:], axis=-1)
-            if not (
-                (length == 0) | ((length > _QUATERNION_NORM_RANGE[0]) & (length < _QUATERNION_NORM_RANGE[1]))
-            ).all():
+            norm = np.linalg.norm(values[..., slots.pose][..., 3:], axis=-1)
+            if not ((norm == 0) | ((norm > _MIN_QUATERNION_NORM) & (norm < _MAX_QUATERNION_NORM))).all():
                 raise InputError(
                     f"the {key} arm's pose holds no unit quaternion: wrong layout, side or robot, or the numbers are "
                     "still normalized"
@@ -188,24 +183,6 @@ class LingBotFormat:
                 closed, opened = self._gripper_range(arm.gripper)
                 q[..., arm.gripper] = closed + values[..., slots.gripper] * (opened - closed)
         return q
-
-    def end_effector_poses(self, numbers: ArrayLike, q0: ArrayLike) -> dict[str, NDArray[np.float64]]:
-        """End effector poses of the 30 numbers: side -> `T_base_link` (*batch, 4, 4) [m].
-
-        Args:
-            numbers: (*batch, 30).
-            q0: (n,) joint positions of the initial pose [rad or m].
-        """
-        values = np.asarray(numbers, dtype=np.float64)
-        origin = self._kinematics.link_poses(torch.tensor(self._checked(q0, 1, "q0", "(n,)")))
-        poses = {}
-        for key, slots in self._slots.items():
-            T = origin[self._links[key]].expand(*values.shape[:-1], 4, 4).clone()
-            pose = torch.tensor(values[..., slots.pose])
-            T[..., :3, 3] += pose[..., :3]
-            T[..., :3, :3] = T[..., :3, :3] @ roma.unitquat_to_rotmat(roma.quat_normalize(pose[..., 3:]))
-            poses[key] = np.asarray(T.numpy())
-        return poses
 
     def _gripper_range(self, gripper: int) -> tuple[float, float]:
         return float(self.embodiment.lower[gripper]), float(self.embodiment.upper[gripper])
@@ -260,12 +237,9 @@ def _assign_sides(robot: Embodiment, arms: Sequence[Arm], side: str | None, layo
         return {side or "left": arms[0]}
     if side is not None:
         raise InputError(f"'{robot.name}' has two arms; side is for robots with one")
-    by_side = {}
-    for arm in arms:
-        names = [robot.joint_names[k].lower() for k in arm.joints]
-        for key in SIDES:
-            if all(key in name for name in names):
-                by_side[key] = arm
+    by_side = {
+        key: arm for arm in arms for key in SIDES if all(key in robot.joint_names[k].lower() for k in arm.joints)
+    }
     if len(by_side) != 2:
         raise InputError(f"'{robot.name}': its joint names do not say which arm is left and which is right")
     return {key: by_side[key] for key in SIDES}

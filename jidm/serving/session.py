@@ -62,9 +62,8 @@ class Session:
         answer = self._handle(message)
         duration_ms = (time.perf_counter() - start) * 1000
         if "actions" in answer:
-            answer["server_timing"] = {"infer_ms": duration_ms}
-            if self._last_ms is not None:
-                answer["server_timing"]["prev_total_ms"] = self._last_ms
+            previous = {} if self._last_ms is None else {"prev_total_ms": self._last_ms}
+            answer["server_timing"] = {"infer_ms": duration_ms, **previous}
         self._last_ms = duration_ms
         return answer
 
@@ -107,15 +106,15 @@ class Session:
 
     def _handle_lingbot(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The first frame of the first request shows the initial pose: no time passes before it."""
-        lingbot, channels = self.handshake.lingbot_format(
-            self.decoder, _optional_string(message, "layout"), _optional_string(message, "side")
-        )
-        config = self.decoder.config
-        commands_per_frame = round(config.control_rate / config.video_rate)
-        if abs(config.control_rate / config.video_rate - commands_per_frame) > 1e-9 or config.chunk != 1:
+        layout, side = _optional_string(message, "layout"), _optional_string(message, "side")
+        lingbot = self.handshake.lingbot_format(self.decoder, layout, side)
+        channels, chunk = list(lingbot.end_effector_channels), self.decoder.config.chunk
+        ratio = self.decoder.config.control_rate / self.decoder.config.video_rate
+        commands_per_frame = round(ratio)
+        if abs(ratio - commands_per_frame) > 1e-9 or chunk != 1:
             raise InputError(
-                f"{config.control_rate / config.video_rate:g} actions per frame and chunks of {config.chunk}: LingBot's answers have "
-                "equally many actions per frame; serve with a control rate that is a multiple of the video's, and a chunk of 1"
+                f"{ratio:g} actions per frame and chunks of {chunk}: LingBot's answers have equally many actions per "
+                "frame; serve with a control rate that is a multiple of the video's, and a chunk of 1"
             )
         frames = self._frames(_observations(message["obs"]))
         commands, num_initial = self._commands(frames, _state(message), message.get("q"))
@@ -144,11 +143,11 @@ class Session:
         commands = self.decoder.push(np.stack(frames), q=measured, layout="THWC")
         if self.decoder.trajectory.position is None:
             raise InputError(commands.reason or "the first frame does not show the robot's pose")
-        num_initial = int(self._awaiting_first_frame)
-        if self._awaiting_first_frame:
-            self._q0 = state if state is not None else self.decoder.trajectory.position - commands.delta.sum(0)
-            self._awaiting_first_frame = False
-        return commands, num_initial
+        if not self._awaiting_first_frame:
+            return commands, 0
+        self._awaiting_first_frame = False
+        self._q0 = state if state is not None else self.decoder.trajectory.position - commands.delta.sum(0)
+        return commands, 1
 
     def _frames(self, observations: Sequence[Mapping[str, Any]]) -> list[NDArray[Any]]:
         """The frames (H, W, 3) of all observations; each observation may hold several.
@@ -172,12 +171,14 @@ class Session:
             for name, value in observation.items()
             if isinstance(value, np.ndarray) and value.ndim in (3, 4) and value.shape[-1] == 3 and value.size
         }
-        image_key = self.handshake.image_key if self.handshake.image_key is not None else next(iter(images), "")
-        if image_key not in images or (self.handshake.image_key is None and len(images) > 1):
-            problem = "serve with an image key" if self.handshake.image_key is None else f"no image '{image_key}'"
+        key = self.handshake.image_key
+        if key is None and len(images) == 1:
+            return next(iter(images.values()))
+        if key is None or key not in images:
+            problem = "serve with an image key" if key is None else f"no image '{key}'"
             problem = problem if images else "no image of shape (H, W, 3) or (T, H, W, 3)"
             raise InputError(f"{problem}; images in the request: {', '.join(sorted(images)) or 'none'}")
-        return images[image_key]
+        return images[key]
 
 
 def _observations(obs: Any) -> list[Mapping[str, Any]]:

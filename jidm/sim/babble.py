@@ -172,9 +172,12 @@ class Recorder:
         for name in config.cameras:
             features = Feature("float32", (h, w)), Feature("int16", (h, w)), Feature("float64", (16,))
             extras |= zip(geometry_keys(name), features, strict=True)
+        source = Path(config.embodiment)
         recipe = asdict(config) | {
             "made_by": "jidm babble",
             "jidm": __version__,
+            # Data sets are published: the name of a robot's file and its hash, not its folder on this machine.
+            "embodiment": source.name if source.is_absolute() else config.embodiment,
             "embodiment_hash": robot.content_hash,
             "action": "delta_q",
             "cameras": {name: camera.to_dict() for name, camera in self.cameras.items()},

@@ -181,11 +181,12 @@ class TrainConfig:
         return out.with_name(out.name + ".run")
 
     def recipe(self) -> dict[str, Any]:
-        """What made the checkpoint, as JSON values: of this machine's folders only the data set's name."""
+        """What made the checkpoint, as JSON values: of this machine's paths only the names of data set and robot file."""
         values = asdict(self)
         for name in ("out", "cache", "resume", "overwrite"):
             del values[name]
-        return {**values, "data": Path(self.data).name, "options": dict(self.options)}
+        robot = None if self.embodiment is None else Path(self.embodiment).name
+        return {**values, "data": Path(self.data).name, "embodiment": robot, "options": dict(self.options)}
 
     def check_resumable(self, earlier: Mapping[str, Any]) -> None:
         """Refuse to continue a run of another recipe, as read from its file.

@@ -11,7 +11,7 @@ import torch
 from jidm.checkpoint import embodiment_record
 from jidm.datasets.episode_selection import describe_episodes, select_episodes
 from jidm.datasets.feature import generic_joint_names
-from jidm.errors import DatasetError, InputError
+from jidm.errors import DatasetError, InputError, JidmError
 from jidm.fields.free.config import ENCODER_STRIDE
 from jidm.fields.free.network import LearnedField
 from jidm.robot.embodiment import Embodiment
@@ -201,7 +201,12 @@ def _flow_source(
     elif robot is None and recorded_robot is None:
         problem = "the robot is not known"
     else:
-        robot = robot or load_embodiment(str(recorded_robot))
+        try:
+            robot = robot or load_embodiment(str(recorded_robot))
+        except JidmError as error:
+            raise DatasetError(
+                f"{dataset.root}: the robot that was recorded is not found here ({error}); pass --embodiment"
+            ) from None
         if dataset.recipe.get("embodiment_hash") not in (None, robot.content_hash):
             problem = f"it was made with another version of '{robot.name}'"
         elif store.state_names != robot.joint_names and len(store.state_names) != robot.n:
