@@ -20,7 +20,7 @@ from jidm.datasets import stats
 from jidm.datasets.feature import ACTION, IMAGE_PREFIX, INDEX_COLUMNS, STATE, VISUAL_DTYPES, Feature
 from jidm.datasets.metadata import EpisodeRecord, data_path, video_path, write_metadata
 from jidm.datasets.staging import StagingFolder, move
-from jidm.datasets.table import read_columns, read_notes, to_arrow, write_table
+from jidm.datasets.table import read_columns, read_record, to_arrow, write_table
 from jidm.datasets.video_file import NEAR_LOSSLESS_CRF, encode
 from jidm.errors import DatasetError
 
@@ -243,7 +243,7 @@ class DatasetWriter:
         pattern = "data/chunk-*/file-*.parquet" if self.version == "v3.0" else "data/chunk-*/episode_*.parquet"
         records = []
         for path in self.root.glob(pattern):
-            fields = json.loads(read_notes(path) or b"{}")
+            fields = json.loads(read_record(path) or b"{}")
             if fields.pop("schema_hash", None) != self._schema_hash:
                 raise DatasetError(
                     f"{path}: was not written with these features, rate and recipe; write into another folder, "
