@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets.feature import Feature
-from jidm.errors import DatasetError
+from jidm.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +38,7 @@ def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path}: not a readable parquet table ({_first_line(error)}); copy it again") from None
+        raise DatasetError(f"{path}: not a readable parquet table ({first_line(error)}); copy it again") from None
 
 
 def read_columns(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _read_table(path: Path, file: pq.ParquetFile, groups: Sequence[int], keys: S
     try:
         return file.read_row_groups(list(groups), columns=list(keys), use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path}: cannot be read ({_first_line(error)}); copy it again") from None
+        raise DatasetError(f"{path}: cannot be read ({first_line(error)}); copy it again") from None
 
 
 def _require_columns(path: Path, file: pq.ParquetFile, keys: Sequence[str]) -> None:
@@ -203,7 +203,3 @@ def _one_array(table: pa.Table, key: str) -> Any:
 
     chunks = table.column(key).chunks
     return pa.concat_arrays(chunks) if chunks else pa.array([], type=table.schema.field(key).type)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

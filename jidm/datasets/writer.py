@@ -172,8 +172,9 @@ class DatasetWriter:
                     f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is reserved or cannot be a column"
                 )
             features[key] = feature
-        dtypes = {"timestamp": "float32"}
-        return features | {key: Feature(dtypes.get(key, "int64"), _SCALAR_SHAPE) for key in INDEX_COLUMNS}
+        for key in INDEX_COLUMNS:
+            features[key] = Feature("float32" if key == "timestamp" else "int64", _SCALAR_SHAPE)
+        return features
 
     def _build_columns(
         self, index: int, state: NDArray[Any], action: NDArray[Any] | None, time: NDArray[Any] | None,
