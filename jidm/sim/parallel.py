@@ -57,7 +57,7 @@ class _Actor:
         return job
 
 
-_actors: list[_Actor] = []  # of this process: one
+_actors: list[_Actor] = []  # in a worker process: its one actor
 
 
 def _start_process(make_worker: MakeWorker, args: tuple[Any, ...]) -> None:
