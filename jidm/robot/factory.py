@@ -66,7 +66,7 @@ def embodiment_from_urdf(
         EmbodimentError: an argument contradicts the file.
     """
     path = Path(path)
-    model = read_urdf(path, mesh_roots=[Path(root) for root in mesh_roots])
+    model = read_urdf(path, mesh_roots=mesh_roots)
     arguments = {"name": name, "joints": joints, "locked": locked, **overrides}
     return embodiment_from_model(
         model,

@@ -161,10 +161,12 @@ def _faces_of_closed_bodies(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
     face_of_edge = mesh.edges_face
     ends, edge = np.unique(mesh.edges_sorted, axis=0, return_inverse=True)
     edge = edge.reshape(-1)
+    # On a closed surface of one winding every edge belongs to two faces, which run along it in opposite directions.
     direction = np.where(mesh.edges[:, 0] < mesh.edges[:, 1], 1, -1)
     count, balance = np.bincount(edge, minlength=len(ends)), np.bincount(edge, direction, minlength=len(ends))
     open_edge = (count[edge] != 2) | (balance[edge] != 0)
     a, b, c = np.swapaxes(mesh.triangles, 0, 1)
+    # Six times the signed volume: positive if the faces are turned outward.
     volume = np.bincount(body, np.einsum("fi,fi->f", a, np.cross(b, c)))
     has_open_edge = np.bincount(body[face_of_edge], open_edge, minlength=len(volume)) > 0
     return ((volume > 0) & ~has_open_edge)[body]

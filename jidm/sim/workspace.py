@@ -67,11 +67,10 @@ def floor_height(embodiment: Embodiment) -> float:
     than a quarter of its horizontal extent. A hand has no floor, and neither has a planar finger, which lies on a
     table.
     """
-    points, link = surface_points(embodiment, np.asarray(embodiment.home)[None], _NUM_POINTS)
-    p_base = points[0].numpy()
-    body = rigid_bodies(embodiment.model)
-    fixed = [k for k, link in enumerate(embodiment.model.links) if body[link.name] == body[embodiment.model.root]]
-    on_base = np.isin(link, fixed)
+    points, link_ids = surface_points(embodiment, np.asarray(embodiment.home)[None], _NUM_POINTS)
+    p_base, model = points[0].numpy(), embodiment.model
+    body = rigid_bodies(model)
+    on_base = np.isin(link_ids, [k for k, link in enumerate(model.links) if body[link.name] == body[model.root]])
     low, high = p_base.min(0), p_base.max(0)
     slack = _BASE_TOLERANCE * float(np.linalg.norm(high - low))
     if not on_base.any() or abs(p_base[on_base, 2].min()) > slack or low[2] < -slack:
