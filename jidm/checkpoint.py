@@ -79,19 +79,19 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor is missing, unknown, or of another shape or type.
         """
-        wanted = model.state_dict()
-        missing, unknown = sorted(set(wanted) - set(self.tensors)), sorted(set(self.tensors) - set(wanted))
-        if missing or unknown:
-            parts = [f"lacks {_abbreviate(missing)}"] * bool(missing) + [f"has unknown {_abbreviate(unknown)}"] * bool(
-                unknown
-            )
+        state = model.state_dict()
+        differences = {
+            "lacks": sorted(set(state) - set(self.tensors)),
+            "has unknown": sorted(set(self.tensors) - set(state)),
+        }
+        if problem := " and ".join(f"{what} {_abbreviate(names)}" for what, names in differences.items() if names):
             raise CheckpointError(
-                f"{self.source}: the {self.kind} {' and '.join(parts)}; it was saved by another version, train it again"
+                f"{self.source}: the {self.kind} {problem}; it was saved by another version, train it again"
             )
         for name, tensor in self.tensors.items():
-            if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
                 raise CheckpointError(
-                    f"{self.source}: tensor '{name}' is {_describe(tensor)}, the {self.kind} needs {_describe(wanted[name])}; "
+                    f"{self.source}: tensor '{name}' is {_describe(tensor)}, the {self.kind} needs {_describe(state[name])}; "
                     f"its {CONFIG} does not belong to its weights"
                 )
         model.load_state_dict(self.tensors)
@@ -116,11 +116,11 @@ class Checkpoint:
             CheckpointError: the data contain none, as recordings of real robots.
         """
         data = self.training.get("data") or {}
-        stated = ((data.get("data_recipe") or {}).get("cameras") or {}).get(data.get("image_key"))
-        if stated is None:
+        cameras = (data.get("data_recipe") or {}).get("cameras") or {}
+        camera: Mapping[str, Any] | None = cameras.get(data.get("image_key"))
+        if camera is None:
             raise CheckpointError(f"{self.source}: its training data contain no camera; pass camera=")
-        described: Mapping[str, Any] = stated
-        return described
+        return camera
 
 
 def embodiment_record(robot: RobotDescription) -> dict[str, Any]:
@@ -166,14 +166,14 @@ def save_checkpoint(
     if not folder.parent.is_dir():
         raise CheckpointError(f"{folder}: cannot be written, the folder {folder.parent} does not exist; make it first")
     refuse_other_files(folder)
-    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    _refuse_non_finite(kept, f"the {kind} to be saved in {folder}", "go back to an earlier state of the training")
+    copied = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    _refuse_non_finite(copied, f"the {kind} to be saved in {folder}", "go back to an earlier state of the training")
     remove_stale_temporaries(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        _write(temporary, kept, {"kind": kind, "config": config, "embodiment": embodiment, "training": training})
+        _write(temporary, copied, {"kind": kind, "config": config, "embodiment": embodiment, "training": training})
         _replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -324,8 +324,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format version {document.get('format_version')} is not {VERSION}; use the jidm that wrote it"
         )
-    kinds: dict[str, tuple[type, ...]] = {"kind": (str,), "config": (dict,), "embodiment": (dict, type(None))}
-    for key, kind in {**kinds, "training": (dict,), "weights_sha256": (str,)}.items():
+    entries: dict[str, Any] = {
+        "kind": str, "config": dict, "embodiment": (dict, type(None)), "training": dict, "weights_sha256": str
+    }  # fmt: skip
+    for key, kind in entries.items():
         if key not in document or not isinstance(document[key], kind):
             raise CheckpointError(
                 f"{path}: its entry '{key}' is missing or of a wrong type; download or train it again"
@@ -351,23 +353,18 @@ def _difference(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, after = list(trained.get("joint_names", [])), list(now["joint_names"])
     removed, added = [x for x in before if x not in after], [x for x in after if x not in before]
     if removed or added:
-        parts = [f"joints removed: {_abbreviate(removed)}"] * bool(removed) + [
-            f"joints added: {_abbreviate(added)}"
-        ] * bool(added)
-        return "; ".join(parts)
+        changes = {"removed": removed, "added": added}
+        return "; ".join(f"joints {change}: {_abbreviate(names)}" for change, names in changes.items() if names)
     if before != after:
         moved = [x for x, y in zip(before, after) if x != y]
         return f"the same joints in another order, from {_abbreviate(moved)} on"
     changed = []
     for key, word in (("joint_types", "type"), ("lower", "lower limit"), ("upper", "upper limit")):
-        pairs = zip(before, trained.get(key, []), now[key])
-        changed += [
-            f"{word} of {joint} {_format_value(old)} -> {_format_value(new)}"
-            for joint, old, new in pairs
-            if not _same(old, new)
-        ]
+        for joint, old, new in zip(before, trained.get(key, []), now[key]):
+            if not _same(old, new):
+                changed.append(f"{word} of {joint} {_format_value(old)} -> {_format_value(new)}")
     if changed:
-        return _abbreviate(changed, separator=", ")
+        return _abbreviate(changed)
     return (
         f"same joints and limits, but its shapes or its descriptor differ "
         f"(content hash {str(trained.get('content_hash'))[:12]}, now {now['content_hash'][:12]})"
@@ -384,8 +381,8 @@ def _format_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else "none" if value is None else str(value)
 
 
-def _abbreviate(names: Sequence[str], separator: str = ", ") -> str:
-    shown = separator.join(names[:4])
+def _abbreviate(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
     return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
 
 

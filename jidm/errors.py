@@ -45,6 +45,11 @@ class MissingExtraError(JidmError, ImportError):
         super().__init__(f"{feature} needs the package '{package}': pip install 'jidm[{extra}]'")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the name of the error's class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an "unknown name" message: the closest known name if there is one, and all known names."""
     known = sorted(known)

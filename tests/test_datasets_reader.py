@@ -25,7 +25,8 @@ from lerobot_files import (
     measured_bar_width,
 )
 
-from jidm.datasets import RecordedDataset, open_dataset, validate_dataset
+from jidm.datasets import Feature, RecordedDataset, open_dataset, validate_dataset
+from jidm.datasets.metadata import DatasetMetadata
 from jidm.errors import DatasetError
 
 LENGTHS = {0: 9, 1: 14, 2: 5, 3: 11, 4: 7}
@@ -410,3 +411,11 @@ def test_the_flat_gr1_recording_reads() -> None:
     assert episode.state.shape == (470, 44) and episode.task.startswith("pick the sweet potato")
     frames = iter(episode.frames())
     assert next(frames).shape == (256, 256, 3) and sum(1 for _ in frames) == 469
+
+
+def test_a_camera_is_found_by_name_and_by_key() -> None:
+    features = {key: Feature("video", (8, 8, 3)) for key in ("observation.image", "observation.images.wrist")}
+    dataset = RecordedDataset(DatasetMetadata(Path("."), {"codebase_version": "v3.0", "fps": 10}, features, {}, ()))
+    assert dataset.cameras == ("image", "wrist")
+    for name, key in zip(dataset.cameras, features, strict=True):
+        assert dataset.camera_key(name) == dataset.camera_key(key) == key

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jidm.errors import VideoError
-from jidm.video.io import Video, as_video
+from jidm.video.io import Video
+from jidm.video.layouts import as_video
 
 PIL = pytest.importorskip("PIL.Image")
 

@@ -64,9 +64,5 @@ def describe_episodes(episodes: Sequence[int]) -> str:
     """A short description of indices: '3 episodes (0, 1, 7)', '72 episodes (1 to 99)'."""
     if not episodes:
         return "no episodes"
-    words = f"{len(episodes)} episode{'s' * (len(episodes) > 1)}"
-    return (
-        f"{words} ({', '.join(map(str, episodes))})"
-        if len(episodes) <= 6
-        else f"{words} ({min(episodes)} to {max(episodes)})"
-    )
+    shown = ", ".join(map(str, episodes)) if len(episodes) <= 6 else f"{min(episodes)} to {max(episodes)}"
+    return f"{len(episodes)} episode{'s' * (len(episodes) > 1)} ({shown})"

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from jidm.datasets.reader import RecordedDataset
 from jidm.datasets.stats import evenly_spaced
 
+# An image repeats its predecessor if less than this fraction of its pixels changes by more than these gray levels: the
+# codec noise of a still image stays below, a moving hand does not.
 _MIN_PIXEL_CHANGE, _MAX_CHANGED_FRACTION = 8, 1e-4
-"""An image repeats its predecessor if less than this fraction of its pixels changes by more than these gray levels: the codec
-noise of a still image stays below, a moving hand does not."""
-
-_MIN_FLOW = 0.5
-"""Speed from which pixels count as moving [px per frame]."""
+_MIN_FLOW = 0.5  # speed from which pixels count as moving [px per frame]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +79,20 @@ def sample_camera(
         episode = dataset.episode(dataset.episode_indices[k])
         sampled = evenly_spaced(episode.length, frames)
         speed = np.linalg.norm(np.diff(episode.state, axis=0), axis=1)
-        fast_step = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4]) if len(speed) else -1
+        fast_step = int(np.argsort(speed, kind="stable")[(3 * (len(speed) - 1)) // 4]) if len(speed) else None
+        needed = {*sampled} if fast_step is None else {*sampled, fast_step, fast_step + 1}
         changes, kept, previous = np.zeros(len(speed)), {}, None
         for t, image in enumerate(episode.frames(camera)):
-            if t in sampled or (fast_step >= 0 and t in (fast_step, fast_step + 1)):
+            if t in needed:
                 kept[t] = image
             if previous is not None:
                 changes[t - 1] = (np.abs(image.astype(np.int16) - previous).max(-1) > _MIN_PIXEL_CHANGE).mean()
             previous = image
         faster = speed > np.median(speed) if len(speed) else np.zeros(0, dtype=bool)
         repeated = float((changes[faster] < _MAX_CHANGED_FRACTION).mean()) if faster.any() else 0.0
-        flow_sample = (
-            _measure_flow(episode.index, fast_step, kept[fast_step], kept[fast_step + 1])
-            if flow and fast_step >= 0
-            else None
-        )
+        flow_sample = None
+        if flow and fast_step is not None:
+            flow_sample = _measure_flow(episode.index, fast_step, kept[fast_step], kept[fast_step + 1])
         images = tuple(kept[t] for t in sampled)
         samples.append(CameraSample(episode.index, tuple(sampled), images, repeated, flow_sample))
     return samples

@@ -13,14 +13,21 @@ from jidm.datasets import stats
 from jidm.datasets.feature import Feature
 from jidm.datasets.staging import StagingFolder
 from jidm.datasets.table import read_columns, to_numpy
-from jidm.datasets.video_file import VideoSegment
+from jidm.datasets.video_file import VideoSegment, open_video_file
 from jidm.errors import DatasetError
 
-V30_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-V30_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+# Paths by the version that is written; reading takes them as defaults for v3.x and v2.x.
+_DATA_PATHS = {
+    "v3.0": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    "v2.1": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+}
+_VIDEO_PATHS = {
+    "v3.0": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    "v2.1": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+}
 _V30_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
-V21_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-V21_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+CHUNK_SIZE = 1000
+"""Files per chunk folder."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,8 @@ def _read_json(path: Path) -> Any:
 def _episodes_v2(
     root: Path, meta: Path, info: Mapping[str, Any], features: Mapping[str, Feature]
 ) -> Iterator[EpisodeMetadata]:
-    chunk_size = int(info.get("chunks_size") or 1000)
-    data, video = str(info.get("data_path") or V21_DATA), str(info.get("video_path") or V21_VIDEO)
+    chunk_size = int(info.get("chunks_size") or CHUNK_SIZE)
+    data, video = str(info.get("data_path") or _DATA_PATHS["v2.1"]), str(info.get("video_path") or _VIDEO_PATHS["v2.1"])
     flat = meta == root
     for line in _read_json_lines(meta / "episodes.jsonl"):
         try:
@@ -189,8 +196,6 @@ def _infer_flat_cameras(
 
     The camera is inferred from `modality.json` or from the size of the images; the other cameras are dropped.
     """
-    from jidm.datasets.video_file import open_video_file
-
     keys = [key for key, feature in features.items() if feature.dtype == "video"]
     first = next((e for e in episodes if e.table.is_file()), None)
     if first is None or len(keys) < 2 or len({first.videos[key].path for key in keys}) == len(keys):
@@ -217,7 +222,7 @@ def _infer_flat_cameras(
 
 
 def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Feature]) -> Iterator[EpisodeMetadata]:
-    data, video = str(info.get("data_path") or V30_DATA), str(info.get("video_path") or V30_VIDEO)
+    data, video = str(info.get("data_path") or _DATA_PATHS["v3.0"]), str(info.get("video_path") or _VIDEO_PATHS["v3.0"])
     video_keys = [key for key, feature in features.items() if feature.dtype == "video"]
     keys = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in video_keys:
@@ -240,8 +245,7 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
             yield EpisodeMetadata(index, length, tuple(str(t) for t in tasks[k] or ()), table, True, videos)
 
 
-CHUNK_SIZE = 1000
-"""Files per chunk folder."""
+# ---- writing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -272,12 +276,12 @@ class EpisodeRecord:
 
 def data_path(version: str, index: int) -> str:
     """Path of an episode's table, relative to the root."""
-    return (V30_DATA if version == "v3.0" else V21_DATA).format(**_path_fields(index))
+    return _DATA_PATHS[version].format(**_path_fields(index))
 
 
 def video_path(version: str, index: int, key: str) -> str:
     """Path of an episode's video, relative to the root."""
-    return (V30_VIDEO if version == "v3.0" else V21_VIDEO).format(video_key=key, **_path_fields(index))
+    return _VIDEO_PATHS[version].format(video_key=key, **_path_fields(index))
 
 
 def _path_fields(index: int) -> dict[str, int]:
@@ -313,8 +317,8 @@ def write_metadata(
         "chunks_size": CHUNK_SIZE,
         "fps": int(fps) if fps == int(fps) else fps,
         "splits": {"train": f"0:{len(episodes)}"},
-        "data_path": V30_DATA if version == "v3.0" else V21_DATA,
-        "video_path": (V30_VIDEO if version == "v3.0" else V21_VIDEO) if videos else None,
+        "data_path": _DATA_PATHS[version],
+        "video_path": _VIDEO_PATHS[version] if videos else None,
         "features": {key: feature.to_dict() for key, feature in features.items()},
     }
     if version == "v3.0":

@@ -13,16 +13,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-from jidm.datasets.feature import (
-    ACTION,
-    IMAGE_PREFIX,
-    STATE,
-    VISUAL_DTYPES,
-    Feature,
-    camera_name,
-    flat_names,
-    generic_joint_names,
-)
+from jidm.datasets.feature import ACTION, STATE, VISUAL_DTYPES, Feature, camera_name, flat_names, generic_joint_names
 from jidm.datasets.metadata import DatasetMetadata, EpisodeMetadata, read_metadata
 from jidm.datasets.table import SharedTableReader, read_columns, to_numpy
 from jidm.datasets.video_file import decode
@@ -105,7 +96,7 @@ class RecordedDataset:
             return next(iter(self._camera_keys.values()))
         if camera is None:
             raise DatasetError(f"{self.root}: has {len(self.cameras)} cameras ({', '.join(self.cameras)}); name one")
-        key = self._camera_keys.get(camera.removeprefix(IMAGE_PREFIX))
+        key = self._camera_keys.get(camera_name(camera))
         if key is None:
             raise DatasetError(f"{self.root}: has no camera '{camera}': {did_you_mean(camera, self.cameras)}")
         return key

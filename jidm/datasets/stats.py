@@ -40,9 +40,9 @@ def image_stats(frames: NDArray[np.uint8]) -> FeatureStats:
     return {key: value.reshape(3, 1, 1).tolist() for key, value in stats.items()} | {"count": [len(chosen)]}
 
 
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """Up to `most` different indices below `count`, evenly spaced, ends included."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+def evenly_spaced(count: int, max_count: int) -> list[int]:
+    """Up to `max_count` different indices below `count`, evenly spaced, ends included."""
+    return np.unique(np.linspace(0, count - 1, min(count, max_count)).round().astype(int)).tolist()
 
 
 def aggregate_stats(parts: Sequence[Mapping[str, FeatureStats]]) -> dict[str, FeatureStats]:

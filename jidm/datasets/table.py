@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets.feature import Feature
-from jidm.errors import DatasetError
+from jidm.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _CACHE_BYTES = 256 * 2**20
 """Size of the cache of columns from one part of a shared file; one column is cached at any size."""
 
-METADATA_KEY = b"jidm"
-"""Key of the table's notes, which make an episode complete without any other file."""
+RECORD_KEY = b"jidm"
+"""Key of the episode's record in the metadata of the table's schema; with it a table describes itself."""
 
 
 def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
@@ -38,7 +38,7 @@ def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path}: not a readable parquet table ({_first_line(error)}); copy it again") from None
+        raise DatasetError(f"{path}: not a readable parquet table ({first_line(error)}); copy it again") from None
 
 
 def read_columns(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def read_columns(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         DatasetError: the table or a column is absent or damaged.
     """
     with open_table(path) as file:
-        table = _read_table(path, file, None, list(keys))
+        table = _read_table(path, file, range(file.num_row_groups), keys)
     return {key: _one_array(table, key) for key in keys}
 
 
@@ -153,35 +153,31 @@ def to_arrow(values: NDArray[Any], feature: Feature) -> pa.Array:
     return array
 
 
-def write_table(path: Path, columns: Mapping[str, Any], notes: bytes | None = None) -> None:
-    """Write Arrow columns; the same columns and notes give the same bytes."""
+def write_table(path: Path, columns: Mapping[str, Any], record: bytes) -> None:
+    """Write Arrow columns and the episode's record; the same arguments give the same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(dict(columns))
-    if notes is not None:
-        table = table.replace_schema_metadata({METADATA_KEY: notes})
+    table = pa.table(dict(columns)).replace_schema_metadata({RECORD_KEY: record})
     pq.write_table(table, path, compression="zstd")
 
 
-def read_notes(path: Path) -> bytes | None:
-    """The notes of a table from `write_table`; None for other tables. Reads the footer only."""
+def read_record(path: Path) -> bytes | None:
+    """The record of a table from `write_table`; None for other tables. Reads the footer only."""
     with open_table(path) as file:
         metadata = file.schema_arrow.metadata or {}
-        return metadata.get(METADATA_KEY)
+        return metadata.get(RECORD_KEY)
 
 
-def _read_table(path: Path, file: pq.ParquetFile, groups: Sequence[int] | None, keys: list[str]) -> pa.Table:
-    """Columns of some row groups, or of all."""
+def _read_table(path: Path, file: pq.ParquetFile, groups: Sequence[int], keys: Sequence[str]) -> pa.Table:
+    """Columns of some row groups."""
     import pyarrow as pa
 
     _require_columns(path, file, keys)
     try:
-        if groups is None:
-            return file.read(columns=keys, use_threads=False)
-        return file.read_row_groups(list(groups), columns=keys, use_threads=False)
+        return file.read_row_groups(list(groups), columns=list(keys), use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path}: cannot be read ({_first_line(error)}); copy it again") from None
+        raise DatasetError(f"{path}: cannot be read ({first_line(error)}); copy it again") from None
 
 
 def _require_columns(path: Path, file: pq.ParquetFile, keys: Sequence[str]) -> None:
@@ -207,7 +203,3 @@ def _one_array(table: pa.Table, key: str) -> Any:
 
     chunks = table.column(key).chunks
     return pa.concat_arrays(chunks) if chunks else pa.array([], type=table.schema.field(key).type)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

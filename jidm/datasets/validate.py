@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,14 +68,14 @@ def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, 
     if embodiment is not None and dataset.joint_names:
         problems += _check_joints(dataset, embodiment)
     for episode in dataset:
-        problems += _run_check(episode, _check_rows)
+        problems += _collect(episode, _check_rows(episode))
         if STATE in dataset.features and not any(p.episode == episode.index for p in problems):
-            problems += _run_check(episode, partial(_check_positions, robot=embodiment))
+            problems += _collect(episode, _check_positions(episode, embodiment))
         for key in episode.metadata.videos:
-            problems += _run_check(episode, partial(_check_videos, key=key))
+            problems += _collect(episode, _check_videos(episode, key))
         if decode:
             for camera in dataset.cameras:
-                problems += _run_check(episode, partial(_check_decoding, camera=camera))
+                problems += _collect(episode, _check_decoding(episode, camera))
     return list(dict.fromkeys(problems))
 
 
@@ -259,17 +259,17 @@ def _presentation_times(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
         return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base), (stream.height, stream.width)
 
 
-def _check_decoding(episode: Episode, camera: str) -> tuple[()]:
+def _check_decoding(episode: Episode, camera: str) -> Iterator[Problem]:
+    """Nothing by itself: damage raises an error, which `_collect` turns into a problem."""
     for _ in episode.frames(camera):
-        pass
-    return ()
+        yield from ()
 
 
-def _run_check(episode: Episode, check: Callable[[Episode], Iterable[Problem]]) -> list[Problem]:
-    """The problems found by a check; an error that stops it is one more."""
+def _collect(episode: Episode, check: Iterator[Problem]) -> list[Problem]:
+    """The problems that a running check finds; an error that stops it is one more."""
     problems: list[Problem] = []
     try:
-        problems.extend(check(episode))
+        problems.extend(check)
     except JidmError as error:
         problems.append(_from_error(episode.index, error))
     return problems

@@ -20,7 +20,7 @@ from jidm.datasets import stats
 from jidm.datasets.feature import ACTION, IMAGE_PREFIX, INDEX_COLUMNS, STATE, VISUAL_DTYPES, Feature
 from jidm.datasets.metadata import EpisodeRecord, data_path, video_path, write_metadata
 from jidm.datasets.staging import StagingFolder, move
-from jidm.datasets.table import read_columns, read_notes, to_arrow, write_table
+from jidm.datasets.table import read_columns, read_record, to_arrow, write_table
 from jidm.datasets.video_file import NEAR_LOSSLESS_CRF, encode
 from jidm.errors import DatasetError
 
@@ -172,8 +172,9 @@ class DatasetWriter:
                     f"extra feature '{key}' ({feature.dtype}, {feature.shape}) is reserved or cannot be a column"
                 )
             features[key] = feature
-        dtypes = {"timestamp": "float32"}
-        return features | {key: Feature(dtypes.get(key, "int64"), _SCALAR_SHAPE) for key in INDEX_COLUMNS}
+        for key in INDEX_COLUMNS:
+            features[key] = Feature("float32" if key == "timestamp" else "int64", _SCALAR_SHAPE)
+        return features
 
     def _build_columns(
         self, index: int, state: NDArray[Any], action: NDArray[Any] | None, time: NDArray[Any] | None,
@@ -243,7 +244,7 @@ class DatasetWriter:
         pattern = "data/chunk-*/file-*.parquet" if self.version == "v3.0" else "data/chunk-*/episode_*.parquet"
         records = []
         for path in self.root.glob(pattern):
-            fields = json.loads(read_notes(path) or b"{}")
+            fields = json.loads(read_record(path) or b"{}")
             if fields.pop("schema_hash", None) != self._schema_hash:
                 raise DatasetError(
                     f"{path}: was not written with these features, rate and recipe; write into another folder, "

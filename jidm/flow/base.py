@@ -80,6 +80,23 @@ def resize_images(images: Float[Tensor, "*batch c h w"], height: int, width: int
     return out.reshape(*images.shape[:-2], height, width)
 
 
+def warp(
+    image: Float[Tensor, "b c H W"], flow: Float[Tensor, "b 2 h w"], corner: tuple[int, int] = (0, 0)
+) -> Float[Tensor, "b c h w"]:
+    """Backward warping: `image` at `x + flow(x)`, bilinear, clamped at the border.
+
+    Args:
+        image: the second of two images, for instance.
+        flow: on the grid of the first one or a crop of it [px of that grid].
+        corner: first row and column of the crop.
+    """
+    h, w = image.shape[-2:]
+    v = torch.arange(flow.shape[-2], dtype=flow.dtype, device=flow.device)[:, None] + corner[0]
+    u = torch.arange(flow.shape[-1], dtype=flow.dtype, device=flow.device) + corner[1]
+    grid = torch.stack([(2 * (u + flow[:, 0]) + 1) / w - 1, (2 * (v + flow[:, 1]) + 1) / h - 1], -1)
+    return torch.nn.functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
 # The floor of the standard deviation of the flow: constant [px] and share of the length of the flow.
 _SIGMA, _SIGMA_SHARE = 0.1, 0.05
 
@@ -98,17 +115,11 @@ def forward_backward_weight(
     """
     height, width = forward.shape[-2:]
     f, b = forward.reshape(-1, 2, height, width), backward.reshape(-1, 2, height, width)
-    v, u = torch.meshgrid(
-        torch.arange(height, dtype=f.dtype, device=f.device),
-        torch.arange(width, dtype=f.dtype, device=f.device),
-        indexing="ij",
-    )
-    target_u, target_v = u + f[:, 0], v + f[:, 1]
-    grid = torch.stack([(2 * target_u + 1) / width - 1, (2 * target_v + 1) / height - 1], dim=-1)
-    returned = torch.nn.functional.grid_sample(b, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    error = (f + returned).square().sum(1)
+    error = (f + warp(b, f)).square().sum(1)
     floor = _SIGMA + _SIGMA_SHARE * f.square().sum(1).clamp(min=1e-12).sqrt()
-    inside = (target_u >= 0) & (target_u <= width - 1) & (target_v >= 0) & (target_v <= height - 1)
+    u = torch.arange(width, dtype=f.dtype, device=f.device) + f[:, 0]
+    v = torch.arange(height, dtype=f.dtype, device=f.device)[:, None] + f[:, 1]
+    inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
     weight = inside / (1 + error / floor.square())
     return weight.reshape(*forward.shape[:-3], height, width)
 

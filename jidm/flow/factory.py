@@ -14,7 +14,6 @@ from torch import Tensor
 from jidm.errors import InputError, did_you_mean
 from jidm.flow.base import Flow, FlowEstimator, FrameIndexedFlow, check_pair, finite_items, mask_invalid
 from jidm.flow.dis import DisFlow
-from jidm.flow.point_tracks import PointTrackFlow
 from jidm.flow.precomputed import PrecomputedFlow
 from jidm.flow.raft import MODELS, RaftFlow
 
@@ -71,8 +70,6 @@ def as_flow_estimator(source: Any) -> FlowEstimator:
     Raises:
         InputError: none of these.
     """
-    if isinstance(source, (DisFlow, RaftFlow, PointTrackFlow, PrecomputedFlow, CallableFlow)):
-        return source
     if isinstance(source, str):
         if source == "dis":
             return DisFlow()
@@ -82,10 +79,9 @@ def as_flow_estimator(source: Any) -> FlowEstimator:
         raise InputError(f"unknown flow '{source}'; {did_you_mean(source, ('dis', 'raft', *MODELS))}")
     if isinstance(source, (Tensor, np.ndarray)):
         return PrecomputedFlow(source)
-    if isinstance(source, FrameIndexedFlow) and callable(source):
-        return source
     if callable(source):
-        return CallableFlow(source)
+        own = isinstance(source, (DisFlow, RaftFlow, CallableFlow, FrameIndexedFlow))
+        return source if own else CallableFlow(source)
     raise InputError(
         f"cannot measure flow with {type(source).__name__}: pass 'dis', an estimator, an array or a function"
     )

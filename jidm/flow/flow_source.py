@@ -40,7 +40,7 @@ class FlowSource:
             InputError: the precomputed flow does not fit the video.
         """
         if self.precomputed is not None and stop == start + 1:
-            return (self._precomputed_step(start, first),)
+            return (_precomputed_step(self.precomputed, start, first),)
         if self.estimator is None:
             return ()
         if isinstance(self.estimator, PrecomputedFlow) and stop > start + 1:
@@ -56,17 +56,15 @@ class FlowSource:
         small = [resize_images(frame, round(height * scale), round(width * scale)) for frame in (first, second)]
         return (self.estimator(small[0], small[1]).resized(height, width),)
 
-    def _precomputed_step(self, start: int, frame: Tensor) -> Flow:
-        assert self.precomputed is not None
-        vectors = self.precomputed.flow if isinstance(self.precomputed, Flow) else self.precomputed
-        height, width = frame.shape[-2:]
-        if vectors.dim() != 4 or start >= len(vectors) or vectors.shape[1:] != (2, height, width):
-            raise InputError(
-                f"flow must be (T-1, 2, {height}, {width}) for this video, got {tuple(vectors.shape)} at step {start}"
-            )
-        if isinstance(self.precomputed, Flow):
-            return self.precomputed[start]
-        return mask_invalid(self.precomputed[start], torch.ones_like(self.precomputed[start, 0]))
+
+def _precomputed_step(flow: Flow | Tensor, start: int, frame: Tensor) -> Flow:
+    vectors = flow.flow if isinstance(flow, Flow) else flow
+    height, width = frame.shape[-2:]
+    if vectors.dim() != 4 or start >= len(vectors) or vectors.shape[1:] != (2, height, width):
+        raise InputError(
+            f"flow must be (T-1, 2, {height}, {width}) for this video, got {tuple(vectors.shape)} at step {start}"
+        )
+    return flow[start] if isinstance(flow, Flow) else mask_invalid(flow[start], torch.ones_like(flow[start, 0]))
 
 
 def split_flow(
@@ -89,7 +87,8 @@ def split_flow(
     expected = (*batch, shape[-4] - 1, 2, *shape[-2:])
     if tuple(vectors.shape) != tuple(expected):
         raise InputError(f"flow must be {tuple(expected)} for this video, got {tuple(vectors.shape)}")
+    vectors = vectors.reshape(count, *expected[len(batch) :])
     if isinstance(flow, Flow):
         weight = flow.weight.reshape(count, *flow.weight.shape[len(batch) :])
-        return [Flow(f, w) for f, w in zip(vectors.reshape(count, *expected[len(batch) :]), weight, strict=True)]
-    return list(vectors.reshape(count, *expected[len(batch) :]))
+        return [Flow(f, w) for f, w in zip(vectors, weight, strict=True)]
+    return list(vectors)

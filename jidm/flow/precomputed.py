@@ -143,11 +143,8 @@ def _read_middlebury(path: Path) -> Flow:
     width, height = (int(n) for n in np.frombuffer(data, "<i4", 2, offset=4))
     if width < 1 or height < 1 or len(data) != 12 + 8 * width * height:
         raise InputError(f"{path}: {len(data)} bytes do not hold a {width}x{height} flow; copy the file again")
-    uv = (
-        torch.from_numpy(np.frombuffer(data, "<f4", offset=12).astype(np.float32))
-        .reshape(height, width, 2)
-        .permute(2, 0, 1)
-    )
+    values = np.frombuffer(data, "<f4", offset=12).astype(np.float32)
+    uv = torch.from_numpy(values).reshape(height, width, 2).permute(2, 0, 1)
     known = (uv.abs() < _MIDDLEBURY_UNKNOWN).all(0)
     return _with_weight(torch.where(known, uv, torch.nan), None)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jidm.errors import InputError, JidmError, MissingExtraError, did_you_mean
+from jidm.errors import InputError, JidmError, MissingExtraError, did_you_mean, first_line
 from jidm.flow.base import (
     Flow,
     check_pair,
@@ -94,23 +94,24 @@ def _build(model: str, weights: str | Path | None) -> nn.Module:
         raise InputError(f"{model} needs weights: pass weights= (a file, or 'DEFAULT' from torchvision's hub)")
     optical_flow = _torchvision_optical_flow()
     path = Path(weights)
+    module: nn.Module
     if path.suffix in (".pth", ".pt", ".safetensors") or path.exists():
-        module: nn.Module = getattr(optical_flow, model)(weights=None)
+        module = getattr(optical_flow, model)(weights=None)
         _load(module, path, model)
         return module
     known = getattr(optical_flow, {"raft_large": "Raft_Large_Weights", "raft_small": "Raft_Small_Weights"}[model])
-    if str(weights) not in known.__members__:
+    name = str(weights)
+    if name not in known.__members__:
         raise InputError(
-            f"no weights file '{weights}' and no such weights of {model}: "
-            f"{did_you_mean(str(weights), known.__members__)}"
+            f"no weights file '{name}' and no such weights of {model}: {did_you_mean(name, known.__members__)}"
         )
     try:
-        fetched: nn.Module = getattr(optical_flow, model)(weights=known[str(weights)])
+        module = getattr(optical_flow, model)(weights=known[name])
     except OSError as error:
         raise InputError(
-            f"cannot download the weights '{weights}' of {model} ({error}); pass a local file as weights="
+            f"cannot download the weights '{name}' of {model} ({error}); pass a local file as weights="
         ) from None
-    return fetched
+    return module
 
 
 def _torchvision_optical_flow() -> Any:
@@ -122,9 +123,8 @@ def _torchvision_optical_flow() -> Any:
         raise
     except (RuntimeError, ImportError, OSError, AttributeError) as error:
         # For instance "operator torchvision::nms does not exist": a torchvision built for another torch.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JidmError(
-            f"torchvision does not fit torch {torch.__version__} ({reason}): "
+            f"torchvision does not fit torch {torch.__version__} ({first_line(error)}): "
             "install the pair pinned in constraints.txt: pip install -c constraints.txt torch torchvision"
         ) from None
     return optical_flow
@@ -141,8 +141,9 @@ def _load(module: nn.Module, path: Path, model: str) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # errors of zip, pickle and safetensors have no common base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: not a readable file of weights ({reason}); save a plain state dict") from None
+        raise InputError(
+            f"{path}: not a readable file of weights ({first_line(error)}); save a plain state dict"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: holds no state dict (names -> tensors); save model.state_dict()")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,8 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
     Raises:
         EmbodimentError: no part, a part that is no embodiment, or a transform that is not rigid.
     """
+    from scipy.linalg import block_diag
+
     if not parts:
         raise EmbodimentError(
             "compose needs at least one part, for instance compose(left=arm, right=(arm, T_base_right))"
@@ -49,7 +51,7 @@ def compose(name: str | None = None, **parts: Any) -> Embodiment:
         name=name,
         joints=prefixed("joint_names"),
         coupling=(
-            _block_diagonal([e.coupling_matrix for e in embodiments]),
+            block_diag(*(e.coupling_matrix for e in embodiments)),
             np.concatenate([e.coupling_offset for e in embodiments]),
         ),
         fingerprint=[name, [[prefix, e.content_hash, T.tolist()] for prefix, (e, T) in mounted.items()]],
@@ -89,21 +91,12 @@ def _resolve_part(prefix: str, part: Any) -> tuple[Embodiment, NDArray[np.float6
     return embodiment, T
 
 
-def _block_diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    out = np.zeros((sum(x.shape[0] for x in blocks), sum(x.shape[1] for x in blocks)))
-    row = column = 0
-    for block in blocks:
-        out[row : row + block.shape[0], column : column + block.shape[1]] = block
-        row, column = row + block.shape[0], column + block.shape[1]
-    return out
-
-
 def _transform_camera(camera: Mapping[str, Any], T_base_part: NDArray[np.float64]) -> dict[str, Any]:
     """A part's camera in the base frame of the composed robot."""
-    R, t, out = T_base_part[:3, :3], T_base_part[:3, 3], dict(camera)
     if "eye" not in camera:
         T_part_base = np.linalg.inv(T_base_part)
-        return {**out, "T_camera_base": (np.array(camera["T_camera_base"], dtype=float) @ T_part_base).tolist()}
-    for key in ("eye", "target"):
-        out[key] = tuple((R @ np.array(camera[key], dtype=float) + t).tolist())
-    return {**out, "up": tuple((R @ np.array(camera.get("up", (0.0, 0.0, 1.0)), dtype=float)).tolist())}
+        return {**camera, "T_camera_base": (np.array(camera["T_camera_base"], dtype=float) @ T_part_base).tolist()}
+    R, t = T_base_part[:3, :3], T_base_part[:3, 3]
+    eye, target, up = (np.array(x, float) for x in (camera["eye"], camera["target"], camera.get("up", (0, 0, 1))))
+    moved = {"eye": R @ eye + t, "target": R @ target + t, "up": R @ up}
+    return {**camera, **{key: tuple(vector.tolist()) for key, vector in moved.items()}}

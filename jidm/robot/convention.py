@@ -106,14 +106,14 @@ class JointConvention:
             EmbodimentError: unknown joint, or a joint given both a range and a sign, scale, offset or unit.
         """
         names = tuple(joint_names)
-        tables: dict[str, Mapping[str, Any]] = {
-            "sign": sign or {}, "scale": scale or {}, "offset": offset or {}, "unit": unit or {}, "normalized": normalized or {}
+        arguments: dict[str, Mapping[str, Any] | None] = {
+            "sign": sign, "scale": scale, "offset": offset, "unit": unit, "normalized": normalized
         }  # fmt: skip
-        for field, mapping in tables.items():
+        values: dict[str, dict[str, Any]] = {field: dict(mapping or {}) for field, mapping in arguments.items()}
+        for field, mapping in values.items():
             for name in mapping:
                 if name not in names:
                     raise EmbodimentError(f"joint convention: {field} names '{name}': {did_you_mean(name, names)}")
-        values = {field: dict(mapping) for field, mapping in tables.items()}
         for name, bounds in values.pop("normalized").items():
             if conflicts := [field for field, mapping in values.items() if name in mapping]:
                 raise EmbodimentError(

@@ -23,6 +23,11 @@ from jidm.robot.urdf.reader import read_urdf
 DEFAULT_CONTROL_DT = 0.02
 """Control period of a robot whose descriptor states none [s]."""
 
+METADATA_KEYS = (
+    "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "license", "source", "notes",
+)  # fmt: skip
+"""The attributes of an embodiment that are neither joint vectors nor come from the URDF."""
+
 
 def embodiment_from_urdf(
     path: str | Path,
@@ -61,7 +66,7 @@ def embodiment_from_urdf(
         EmbodimentError: an argument contradicts the file.
     """
     path = Path(path)
-    model = read_urdf(path, mesh_roots=[Path(root) for root in mesh_roots])
+    model = read_urdf(path, mesh_roots=mesh_roots)
     arguments = {"name": name, "joints": joints, "locked": locked, **overrides}
     return embodiment_from_model(
         model,
@@ -97,7 +102,9 @@ def embodiment_from_model(
     """
     locked, where = dict(locked or {}), f"embodiment '{name}'"
     movable = {j.name: j for j in model.movable_joints}
-    names = _actuated(movable, locked) if joints is None else tuple(joints)
+    if joints is None:
+        joints = [name for name, joint in movable.items() if joint.mimic is None and name not in locked]
+    names = tuple(joints)
     for joint in (*names, *locked):
         if joint not in movable:
             raise EmbodimentError(f"{where}: no movable joint '{joint}' in the URDF: {did_you_mean(joint, movable)}")
@@ -105,16 +112,14 @@ def embodiment_from_model(
         raise EmbodimentError(f"{where}: joint '{both[0]}' is both actuated and locked; choose one")
     if not names:
         raise EmbodimentError(f"{where}: no joint moves; jidm needs at least one actuated joint")
+    known = (*JOINT_VECTORS, *METADATA_KEYS)
     for key in overrides:
-        if key not in (*JOINT_VECTORS, *METADATA_KEYS):
-            raise EmbodimentError(
-                f"{where}: unknown argument '{key}': {did_you_mean(key, (*JOINT_VECTORS, *METADATA_KEYS))}"
-            )
+        if key not in known:
+            raise EmbodimentError(f"{where}: unknown argument '{key}': {did_you_mean(key, known)}")
     actuated = [movable[joint] for joint in names]
     A, b = model.coupling(names, locked) if coupling is None else coupling
-    vectors, notes = _vectors(
-        actuated, {key: overrides[key] for key in JOINT_VECTORS if overrides.get(key) is not None}, where
-    )
+    given = {key: overrides[key] for key in JOINT_VECTORS if overrides.get(key) is not None}
+    vectors, notes = _vectors(actuated, given, where)
     metadata = select_metadata(overrides)
     parents = {j.parent for j in model.joints}
     metadata.setdefault("tip_links", tuple(link.name for link in model.links if link.name not in parents))
@@ -129,38 +134,29 @@ def embodiment_from_model(
     return embodiment if embodiment.cameras else replace(embodiment, cameras={"front": _default_camera(embodiment)})
 
 
-METADATA_KEYS = (
-    "control_dt", "tip_links", "gripper_joints", "cameras", "conventions", "title", "license", "source", "notes",
-)  # fmt: skip
-"""The attributes of an embodiment that are neither joint vectors nor come from the URDF."""
-
-
 def select_metadata(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values whose keys are in `METADATA_KEYS`; lists become tuples."""
     return {key: tuple(v) if isinstance(v := values[key], list) else v for key in METADATA_KEYS if key in values}
 
 
-def _actuated(movable: Mapping[str, Joint], locked: Mapping[str, float]) -> tuple[str, ...]:
-    return tuple(name for name, joint in movable.items() if joint.mimic is None and name not in locked)
-
-
-def _vectors(
-    joints: Sequence[Joint], overrides: Mapping[str, Any], where: str
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _vectors(joints: Sequence[Joint], given: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The (n,) vectors: as given, else from the URDF, else the default; and a note on every default."""
     out: dict[str, Any] = {}
     notes: dict[str, str] = {}
-    for name, value in overrides.items():
-        out[name] = np.asarray(value, dtype=np.float64)
-        if out[name].shape != (len(joints),):
-            raise EmbodimentError(f"{where}: {name} has {out[name].size} values, the robot has {len(joints)} joints")
-    for name in (x for x in JOINT_VECTORS if x not in out):
-        if name in ("lower", "upper", "velocity", "effort"):
+    for name in JOINT_VECTORS:
+        if name in given:
+            out[name] = np.asarray(given[name], dtype=np.float64)
+            if out[name].shape != (len(joints),):
+                raise EmbodimentError(
+                    f"{where}: {name} has {out[name].size} values, the robot has {len(joints)} joints"
+                )
+        elif name in ("lower", "upper", "velocity", "effort"):
             out[name], unlimited = _from_limits(joints, name)
             if unlimited:
                 notes[name] = f"not stated for {', '.join(unlimited)}; taken as unlimited"
         elif name in ("acceleration", "jerk"):
             out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
+    # Both follow from the limits.
     if "home" not in out:
         out["home"], notes["home"] = _default_home(out["lower"], out["upper"]), "not stated; derived from the limits"
     if "exploration_range" not in out:
@@ -194,10 +190,10 @@ def _default_home(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDA
 def _default_exploration_range(
     joints: Sequence[Joint], lower: NDArray[np.float64], upper: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    maximum = np.array([math.inf if j.type == "prismatic" else 0.5 for j in joints])
+    prismatic = np.array([joint.type == "prismatic" for joint in joints])
     quarter = (upper - lower) / 4
-    unlimited = np.array([0.05 if j.type == "prismatic" else 0.5 for j in joints])
-    return np.minimum(np.where(np.isfinite(quarter), quarter, unlimited), maximum)
+    limited = np.where(prismatic, quarter, np.minimum(quarter, 0.5))
+    return np.where(np.isfinite(quarter), limited, np.where(prismatic, 0.05, 0.5))
 
 
 # ---- cameras --------------------------------------------------------------------------------------------------------

@@ -67,9 +67,9 @@ class Kinematics:
         self._check(q)
         constants = self._constants_like(q)
         q_full = q @ constants.A.T + constants.b
-        features = torch.stack([torch.ones_like(q_full), q_full.sin(), 1 - q_full.cos(), q_full], dim=-2)
+        basis = torch.stack([torch.ones_like(q_full), q_full.sin(), 1 - q_full.cos(), q_full], dim=-2)
         # (*batch, 4, m) x (4, m, 16) -> T_parent_child of every movable joint
-        local = torch.einsum("...fm,fmk->...mk", features, constants.features).unflatten(-1, (4, 4))
+        local = torch.einsum("...fm,fmk->...mk", basis, constants.coefficients).unflatten(-1, (4, 4))
         batch = q.shape[:-1]
         # Chains of fixed joints fold into constants, so only movable joints cost a product.
         moved: list[Tensor] = []
@@ -126,8 +126,8 @@ class Kinematics:
         flat = q.reshape(-1, self.n)
         # With the joint as the first axis, the transforms of one joint are contiguous in memory.
         x = torch.addmm(chain.b, chain.A, flat.T)
-        features = torch.stack([x.sin(), x.cos(), x], dim=-1)
-        local = torch.baddbmm(chain.constant, features, chain.features).unflatten(-1, (4, 4))
+        basis = torch.stack([x.sin(), x.cos(), x], dim=-1)
+        local = torch.baddbmm(chain.constant, basis, chain.coefficients).unflatten(-1, (4, 4))
         T = torch.eye(4, dtype=q.dtype, device=q.device).expand(len(flat), 4, 4)
         frames: list[Tensor] = []
         for step in local.unbind(0):
@@ -196,7 +196,7 @@ class _Tree:
 
     def __init__(self, model: RobotModel, A: NDArray[np.float64]) -> None:
         index = {link.name: k for k, link in enumerate(model.links)}
-        frame_of_link: list[int | None] = [None]  # movable joint that carries the link; None = base
+        frame_of_link: list[int | None] = [None]  # movable joint whose frame the link is fixed to; None = base
         T_frame_link: list[NDArray[np.float64]] = [np.eye(4)]
         self.movable_parents: list[int | None] = []
         self.local: list[NDArray[np.float64]] = []
@@ -229,32 +229,32 @@ class _Tree:
         self.entry_column, self.entry_joint = np.nonzero(A.T)
         self.one_to_one = np.array_equal(self.entry_column, np.arange(A.shape[1]))
 
-    def features(self) -> NDArray[np.float64]:
-        """(4, m, 16) coefficients of T_parent_child in (1, sin q, 1 - cos q, q)."""
-        features = np.zeros((4, len(self.joints), 4, 4))
+    def coefficients(self) -> NDArray[np.float64]:
+        """(4, m, 16) coefficients of T_parent_child in the basis (1, sin q, 1 - cos q, q)."""
+        c = np.zeros((4, len(self.joints), 4, 4))
         for k, (joint, T) in enumerate(zip(self.joints, self.local, strict=True)):
-            a, K = joint.axis, skew(joint.axis)
-            features[0, k] = T
+            R, K = T[:3, :3], skew(joint.axis)
+            c[0, k] = T
             if joint.type == "prismatic":
-                features[3, k, :3, 3] = T[:3, :3] @ a
+                c[3, k, :3, 3] = R @ joint.axis
             else:
-                features[1, k, :3, :3] = T[:3, :3] @ K
-                features[2, k, :3, :3] = T[:3, :3] @ K @ K
-        return features.reshape(4, len(self.joints), 16)
+                c[1, k, :3, :3] = R @ K
+                c[2, k, :3, :3] = R @ K @ K
+        return c.reshape(4, len(self.joints), 16)
 
 
 @dataclass(frozen=True)
 class _Constants:
     """The tree's constants as tensors of one dtype on one device.
 
-    Shapes, with m movable joints, n actuated joints and e nonzero entries of A: A (m, n), b (m,), features (4, m, 16),
-    axis (m, 3), is_revolute (m,), T_frame_link (links, 4, 4), entry_value (e,), entry_moves_link (links, e),
-    entry_to_column (e, n); indices link_frame (links,), joint_link (m,), entry_joint (e,).
+    Shapes, with m movable joints, n actuated joints and e nonzero entries of A: A (m, n), b (m,),
+    coefficients (4, m, 16), axis (m, 3), is_revolute (m,), T_frame_link (links, 4, 4), entry_value (e,),
+    entry_moves_link (links, e), entry_to_column (e, n); indices link_frame (links,), joint_link (m,), entry_joint (e,).
     """
 
     A: Tensor
     b: Tensor
-    features: Tensor
+    coefficients: Tensor
     axis: Tensor
     is_revolute: Tensor
     T_frame_link: Tensor
@@ -272,7 +272,7 @@ class _Constants:
         arrays = {
             "A": tree.A,
             "b": b,
-            "features": tree.features(),
+            "coefficients": tree.coefficients(),
             "axis": np.stack(axes) if axes else np.zeros((0, 3)),
             "is_revolute": tree.is_revolute.astype(np.float64),
             "T_frame_link": tree.T_frame_link,
@@ -298,10 +298,10 @@ class _Chain:
 
     def __init__(self, tree: _Tree, constants: _Constants, link: int) -> None:
         joints = np.flatnonzero(tree.ancestors[link]).tolist()
-        one, sine, versine, position = constants.features[:, joints]
+        one, sine, versine, position = constants.coefficients[:, joints]
         self.A, self.b = constants.A[joints], constants.b[joints, None]
         self.constant = (one + versine)[:, None]
-        self.features = torch.stack([sine, -versine, position], dim=1)
+        self.coefficients = torch.stack([sine, -versine, position], dim=1)
         self.T_frame_link = constants.T_frame_link[link]
         self.axis = constants.axis[joints, None, :, None]
         self.is_revolute = constants.is_revolute[joints, None, None] > 0

@@ -17,6 +17,8 @@ from torch import Tensor
 from jidm.robot.shape_mesh import shape_mesh
 
 if TYPE_CHECKING:
+    import trimesh
+
     from jidm.robot.model import RobotModel
 
 _COPLANAR_ANGLE = np.deg2rad(0.5)  # below it, faces count as one plane
@@ -111,7 +113,8 @@ def feature_edges(
     return silhouette | (edges.crease & (torch.maximum(a, b) > _MIN_FACING_COSINE))
 
 
-def _mesh_edges(mesh, index: int) -> tuple[np.ndarray, ...]:  # type: ignore[no-untyped-def]
+def _mesh_edges(mesh: trimesh.Trimesh, index: int) -> tuple[np.ndarray, ...]:
+    """Link, both ends, angle, both faces' normals and convexity of the edges where two faces meet."""
     ends = mesh.vertices[mesh.face_adjacency_edges]
     angle = mesh.face_adjacency_angles
     keep = (angle > _COPLANAR_ANGLE) & (np.linalg.norm(ends[:, 1] - ends[:, 0], axis=-1) > 1e-6)

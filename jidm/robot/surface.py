@@ -43,6 +43,9 @@ class Surface:
     def __len__(self) -> int:
         return self.link.shape[0]
 
+    def __getitem__(self, index: slice | Int[Tensor, " K"]) -> Surface:
+        return Surface(self.link[index], self.p_link[index], self.normal_link[index])
+
     def to(self, like: Tensor) -> Surface:
         """Same points in the dtype and on the device of `like`."""
         return Surface(self.link.to(like.device), self.p_link.to(like), self.normal_link.to(like))

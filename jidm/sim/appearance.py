@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import InputError
-from jidm.sim.textures import patches
+from jidm.sim.textures import patches, solid_noise
 
 Vector3 = tuple[float, float, float]
 """A direction, a position [m], or a color RGB in [0, 1]."""
-
-_NOISE_CELLS = 64
-"""Cells per side of the periodic noise block."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class Background:
         for octave, (size, weight) in enumerate(((1.0, 0.5), (4.0, 0.6), (12.0, 0.6))):
             p = np.stack([u, v], axis=-1) / (cell * size)
             # Mostly gray, as rooms are: the first channel is shared.
-            noise = solid_noise(p, seed=seed + 31 * octave, channels=3)
+            noise = solid_noise(p, seed + 31 * octave)
             image += weight * (0.75 * noise[..., :1] + 0.25 * noise)
         return np.clip(base + self.contrast * image, 0.0, 1.0).astype(np.float32)
 
@@ -159,38 +155,7 @@ class Appearance:
         )
         if background.kind == "patches" and rng.random() < 0.5:
             background = replace(background, velocity=(0.0, 0.0))
-        return replace(cls(), texture=texture, light=light, background=background)
-
-
-def solid_noise(p: NDArray[np.float64], *, seed: int, channels: int = 1) -> NDArray[np.float32]:
-    """Solid noise: a smooth random function of space, mean 0, standard deviation 1, features about one unit of `p` in size.
-
-    Args:
-        p: (*batch, 3) points, or (*batch, 2) for a plane through the noise, which repeats every 64 / 3 units.
-
-    Returns:
-        (*batch, channels), a function of p, seed and channel alone.
-    """
-    from scipy.ndimage import map_coordinates
-
-    coordinates = np.moveaxis(np.asarray(p, np.float64), -1, 0) * 3.0  # a feature is about three cells wide
-    planes = []
-    for k in range(channels):
-        block = _noise_block(seed, k) if len(coordinates) == 3 else _noise_block(seed, k)[0]
-        planes.append(map_coordinates(block, coordinates, order=1, mode="grid-wrap", prefilter=False))
-    return np.stack(planes, axis=-1).astype(np.float32)
-
-
-@lru_cache(maxsize=64)
-def _noise_block(seed: int, channel: int) -> NDArray[np.float32]:
-    """One periodic block of low-pass noise, (64, 64, 64), mean 0 and standard deviation 1."""
-    rng = np.random.default_rng([abs(seed), channel, 0x7E8])
-    spectrum = np.fft.rfftn(rng.standard_normal((_NOISE_CELLS,) * 3))
-    f = np.fft.fftfreq(_NOISE_CELLS)
-    radius = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + np.fft.rfftfreq(_NOISE_CELLS)[None, None, :] ** 2)
-    block = np.fft.irfftn(spectrum * np.exp(-((radius / 0.14) ** 4)), s=(_NOISE_CELLS,) * 3, axes=(0, 1, 2))
-    block -= block.mean()
-    return (block / block.std()).astype(np.float32)
+        return cls(texture, light, background)
 
 
 def to_vector3(values: NDArray[np.float64]) -> Vector3:

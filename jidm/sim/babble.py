@@ -6,7 +6,7 @@ therefore write the same data set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from jidm.sim.appearance import Appearance
 from jidm.sim.babble_motion import babble_motion
 from jidm.sim.camera_placement import fit_camera_to_robot, jitter_camera
 from jidm.sim.collision import FreeSpace
+from jidm.sim.motion import log_uniform
 from jidm.sim.objects import random_objects
 from jidm.sim.parallel import run_in_processes, run_on_ray
 from jidm.sim.renderer import Rendering
@@ -36,7 +37,7 @@ LABEL_STRIDE = 4
 """Pixels per cell of the grid on which depth and links are recorded."""
 
 _MESH_TOLERANCE = 0.5  # of a pixel's width at the robot: smaller features of meshes are not drawn
-_GRAIN_RANGE = (2.0, 9.0)  # size of textures' features [px]: finer ones alias, coarser ones hardly show on links
+_GRAIN_RANGE = (2.0, 9.0)  # size of textures' features [px]: finer ones alias, coarser ones are hardly visible on links
 # Per episode, standard deviation of the camera's position [fraction of its distance], of its direction [degrees] and of
 # its focal length [relative].
 _CAMERA_JITTER = (0.01, 0.5, 0.02)
@@ -56,8 +57,8 @@ class BabbleConfig:
         appearance: "random": textures, light, background and objects drawn per episode; "plain"; "textured".
         max_objects: largest number of objects around the robot, see `random_objects`; none unless the appearance is
             random.
-        crop_fraction: fraction of all poses in which the robot may reach out of the image, at each border. A larger fraction
-            shows the robot larger.
+        crop_fraction: fraction of all poses in which the robot may reach out of the image, at each border. With a larger
+            fraction the robot is larger in the image.
         range_fraction: fraction of the usable joint range that motions cover.
         speed: factor on the motions' frequencies.
         supersample: samples per pixel and axis, see `Scene`.
@@ -105,15 +106,9 @@ class Recorder:
     def __init__(self, config: BabbleConfig) -> None:
         self.config = config
         self.embodiment = load_embodiment(config.embodiment)
+        robot, size, crop = self.embodiment, (config.width, config.height), config.crop_fraction
         self.cameras = {
-            name: fit_camera_to_robot(
-                self.embodiment,
-                self.embodiment.camera(name),
-                config.width,
-                config.height,
-                crop_fraction=config.crop_fraction,
-            )
-            for name in config.cameras
+            name: fit_camera_to_robot(robot, robot.camera(name), *size, crop_fraction=crop) for name in config.cameras
         }
         self._center, self._radius = workspace_sphere(self.embodiment)
 
@@ -199,7 +194,7 @@ class Recorder:
 
     def _random_appearance(self, seed: int, pixel_size: float) -> Appearance:
         appearance = Appearance.random(seed)
-        grain = pixel_size * np.exp(np.random.default_rng([seed, 0x6A]).uniform(*np.log(_GRAIN_RANGE)))
+        grain = pixel_size * log_uniform(np.random.default_rng([seed, 0x6A]), *_GRAIN_RANGE)
         return replace(appearance, texture=replace(appearance.texture, grain=float(grain)))
 
     def _pixel_size(self, camera: Camera) -> float:
@@ -238,37 +233,31 @@ def babble(
     i, count = shard
     if not 0 <= i < count or workers < 1:
         raise InputError(f"shard must be i/N with 0 <= i < N and workers at least 1, got {i}/{count} and {workers}")
-    with Recorder(config) as recorder:
-        writer = recorder.writer(out)
-        missing = sorted(set(range(i, config.episodes, count)) - writer.completed_episodes())
-        worker_args = (config, str(Path(out).resolve()))
+    worker, worker_args = _Worker(config, Path(out)), (config, Path(out).resolve())
+    missing = sorted(set(range(i, config.episodes, count)) - worker.writer.completed_episodes())
+    recorded: Iterable[object]
+    with worker.recorder:
         if ray is not None:
             recorded = run_on_ray(_Worker, worker_args, missing, workers, ray)
         elif workers > 1:
             recorded = run_in_processes(_Worker, worker_args, missing, workers)
         else:
-            recorded = _record_serially(writer, recorder, missing)
+            recorded = map(worker.run, missing)
         for _ in tqdm(recorded, total=len(missing), unit="episode", disable=not progress):
             pass
-    if writer.completed_episodes() >= set(range(config.episodes)):
-        writer.finalize()
+    if worker.writer.completed_episodes() >= set(range(config.episodes)):
+        worker.writer.finalize()
 
 
 class _Worker:
-    """Records episodes in a process of its own. An episode that is there already is not written again."""
+    """Records single episodes. An episode that is there already is not written again."""
 
-    def __init__(self, config: BabbleConfig, out: str) -> None:
-        self._recorder = Recorder(config)
-        self._writer = self._recorder.writer(out)
+    def __init__(self, config: BabbleConfig, out: Path) -> None:
+        self.recorder = Recorder(config)
+        self.writer = self.recorder.writer(out)
 
     def run(self, index: int) -> None:
-        self._writer.write_episode(**self._recorder.episode(index))
-
-
-def _record_serially(writer: DatasetWriter, recorder: Recorder, indices: list[int]) -> Iterator[int]:
-    for index in indices:
-        writer.write_episode(**recorder.episode(index))
-        yield index
+        self.writer.write_episode(**self.recorder.episode(index))
 
 
 def _episode_seed(config: BabbleConfig, index: int) -> int:

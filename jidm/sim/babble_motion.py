@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import InputError
-from jidm.sim.motion import NUM_WAVES, SineWaves, derivative_limits
+from jidm.sim.motion import NUM_WAVES, SineWaves, derivative_limits, log_uniform
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
@@ -26,8 +26,8 @@ _AMPLITUDE_RANGE = (0.4, 1.6)  # fractions of half the usable range; waves that 
 _SINGLE_JOINT_FRACTION = 1 / 8  # of motions, in which one joint moves
 _SUBSET_FRACTION = 1 / 8  # of motions, in which some joints move
 _MAX_ATTEMPTS = 300
-_NUM_PLACEMENTS = 8  # positions at which a motion is tried before it is shrunk
-_SHRINK_FACTORS = (0.6, 0.3)  # about one of its free rows
+_NUM_PLACEMENTS = 8  # random offsets at which a motion is tried; at the last one it may be scaled down
+_SHRINK_FACTORS = (0.6, 0.3)  # by which it is scaled about one of its collision-free rows
 
 
 def usable_range(embodiment: Embodiment, fraction: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -66,14 +66,14 @@ def babble_motion(
         seed: same arguments, same motion.
         range_fraction: fraction of the usable range (see `usable_range`) that is covered, in (0, 1].
         speed: factor on the frequencies; limits hold at any.
-        is_free: collision check. A motion with a row that is not free is tried elsewhere, then shrunk about a free row,
-            then drawn anew.
+        is_free: collision check. A motion with a colliding row is tried at other offsets, then scaled down about a
+            collision-free row, then drawn anew.
 
     Returns:
         q (T, n), order of `embodiment.joint_names` [rad or m].
 
     Raises:
-        InputError: an argument is out of range, or no free motion was found.
+        InputError: an argument is out of range, or no collision-free motion was found.
     """
     if frames < 1 or not dt > 0 or not speed > 0 or not 0 < range_fraction <= 1:
         raise InputError("babble_motion needs frames >= 1, dt > 0, speed > 0 and a range_fraction in (0, 1]")
@@ -110,9 +110,9 @@ def _random_waves(
     # Log-normal weights: often one wave dominates and reaches its whole amplitude, which a mixture seldom does.
     weight = np.exp(rng.normal(0, 1.5, (n, NUM_WAVES)))
     weight /= weight.sum(axis=1, keepdims=True)
-    amplitude = np.exp(rng.uniform(*np.log(_AMPLITUDE_RANGE))) * rng.uniform(0.4, 1.0, n) * half_range * moves
-    tempo = speed * np.exp(rng.uniform(np.log(0.5), np.log(1.5)))
-    frequency = tempo * np.exp(rng.uniform(np.log(_FREQUENCY_BAND[0]), np.log(_FREQUENCY_BAND[1]), (n, NUM_WAVES)))
+    amplitude = log_uniform(rng, *_AMPLITUDE_RANGE) * rng.uniform(0.4, 1.0, n) * half_range * moves
+    tempo = speed * log_uniform(rng, 0.5, 1.5)
+    frequency = tempo * log_uniform(rng, *_FREQUENCY_BAND, (n, NUM_WAVES))
     phase = rng.uniform(-np.pi, np.pi, (n, NUM_WAVES))
     waves = SineWaves(amplitude[:, None] * weight, 2 * np.pi * frequency, phase)
     return waves.slowed(derivative_limits(embodiment))
@@ -131,7 +131,8 @@ def _shifted_into_range(
 
 
 def _made_collision_free(q: NDArray[np.float64], is_free: IsFree, *, shrink: bool) -> NDArray[np.float64] | None:
-    """The motion if all its rows are free; otherwise it shrunk about one of its free rows, if that is free."""
+    """The motion if it is collision-free; else, if asked to shrink, the motion scaled down about a collision-free row; else
+    None."""
     order = _coarse_first(len(q))
     if all(is_free(q[k]) for k in order):
         return q

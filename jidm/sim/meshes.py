@@ -37,7 +37,11 @@ def export_visuals(model: RobotModel, folder: Path, *, mesh_tolerance: float = 0
     """A copy of the model without collisions, its visuals written as OBJ files into `folder`.
 
     A color inside a mesh file takes precedence over the URDF's (as in RViz), and the URDF's over `DEFAULT_COLOR`.
-    `mesh_tolerance` [m] is the size of features that need not be drawn, see `cluster_vertices`.
+
+    Args:
+        model: links and joints.
+        folder: an existing folder.
+        mesh_tolerance: size of features that need not be drawn [m], see `cluster_vertices`.
 
     Raises:
         EmbodimentError: a mesh is missing or unreadable, or the robot has no visual shapes.
@@ -55,20 +59,16 @@ def export_visuals(model: RobotModel, folder: Path, *, mesh_tolerance: float = 0
     return replace(model, links=tuple(links))
 
 
-def _parts_by_color(link: Link, robot: str, mesh_tolerance: float = 0.0) -> dict[RGBA, trimesh.Trimesh]:
+def _parts_by_color(link: Link, robot: str, mesh_tolerance: float) -> dict[RGBA, Any]:
+    """The visuals of a link, one `trimesh.Trimesh` per color."""
+    import trimesh
+
     parts: dict[RGBA, list[trimesh.Trimesh]] = {}
     for shape in link.visuals:
         for mesh, file_color in shape_meshes(shape.geometry, robot):
             mesh.apply_transform(shape.T_link_shape)
             parts.setdefault(file_color or shape.rgba or DEFAULT_COLOR, []).extend(_smooth_shaded(mesh, mesh_tolerance))
-    return {rgba: _concatenated(meshes) for rgba, meshes in parts.items()}
-
-
-def _concatenated(meshes: list[trimesh.Trimesh]) -> trimesh.Trimesh:
-    import trimesh
-
-    joined: Any = trimesh.util.concatenate(meshes)  # a mesh, as all parts are meshes; its annotation is wider
-    return joined
+    return {rgba: trimesh.util.concatenate(meshes) for rgba, meshes in parts.items()}
 
 
 def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, RGBA | None]]:
@@ -96,7 +96,7 @@ def _file_color(mesh: trimesh.Trimesh) -> RGBA | None:
         if isinstance(name, str) and name.lower() in _PLACEHOLDER_MATERIALS:
             return None
         texture = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
-        color = material.main_color if texture is None else _mean_color(texture)
+        color = material.main_color if texture is None else np.asarray(texture.convert("RGB")).mean(axis=(0, 1))
     elif visual is not None and visual.defined:
         color = visual.main_color
     else:
@@ -105,11 +105,7 @@ def _file_color(mesh: trimesh.Trimesh) -> RGBA | None:
     return (red, green, blue, 1.0)
 
 
-def _mean_color(texture: Any) -> NDArray[np.float64]:
-    return np.asarray(texture.convert("RGB"), dtype=np.float64).reshape(-1, 3).mean(axis=0)
-
-
-def _smooth_shaded(mesh: trimesh.Trimesh, mesh_tolerance: float = 0.0) -> list[trimesh.Trimesh]:
+def _smooth_shaded(mesh: trimesh.Trimesh, mesh_tolerance: float) -> list[trimesh.Trimesh]:
     """The same triangles with smooth normals, and a second time inside out where both sides can be seen.
 
     TinyRenderer culls back faces, so open or inverted parts would have holes.
@@ -165,10 +161,12 @@ def _faces_of_closed_bodies(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
     face_of_edge = mesh.edges_face
     ends, edge = np.unique(mesh.edges_sorted, axis=0, return_inverse=True)
     edge = edge.reshape(-1)
+    # On a closed surface of one winding every edge belongs to two faces, which run along it in opposite directions.
     direction = np.where(mesh.edges[:, 0] < mesh.edges[:, 1], 1, -1)
     count, balance = np.bincount(edge, minlength=len(ends)), np.bincount(edge, direction, minlength=len(ends))
     open_edge = (count[edge] != 2) | (balance[edge] != 0)
     a, b, c = np.swapaxes(mesh.triangles, 0, 1)
+    # Six times the signed volume: positive if the faces are turned outward.
     volume = np.bincount(body, np.einsum("fi,fi->f", a, np.cross(b, c)))
     has_open_edge = np.bincount(body[face_of_edge], open_edge, minlength=len(volume)) > 0
     return ((volume > 0) & ~has_open_edge)[body]

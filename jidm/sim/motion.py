@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +49,11 @@ class SineWaves:
         return waves
 
 
+def log_uniform(rng: np.random.Generator, low: float, high: float, size: int | tuple[int, ...] | None = None) -> Any:
+    """A log-uniformly distributed number between `low` and `high`, or an array of them."""
+    return np.exp(rng.uniform(np.log(low), np.log(high), size))
+
+
 def derivative_limits(embodiment: Embodiment) -> list[NDArray[np.float64]]:
     """Nine tenths of the limits (n,) on velocity, acceleration and jerk [rad or m per s, s^2 and s^3]."""
     return [_LIMIT_FRACTION * np.asarray(x) for x in (embodiment.velocity, embodiment.acceleration, embodiment.jerk)]
@@ -82,7 +87,7 @@ def random_motion(
     rng = np.random.default_rng([abs(seed), 0x5A])
     weight = rng.uniform(0.4, 1.0, (n, NUM_WAVES))
     weight /= weight.sum(axis=1, keepdims=True)
-    frequency = np.exp(rng.uniform(np.log(_FREQUENCY_BAND[0]), np.log(_FREQUENCY_BAND[1]), (n, NUM_WAVES)))
+    frequency = log_uniform(rng, *_FREQUENCY_BAND, (n, NUM_WAVES))
     phase = rng.uniform(-np.pi, np.pi, (n, NUM_WAVES))
     center, half_range = _center_and_half_range(embodiment, start)
     if start is not None:
@@ -106,7 +111,7 @@ def _center_and_half_range(
     if middle.shape != (n,) or not embodiment.within_limits(middle).all():
         raise InputError(f"start must be {n} joint positions inside the limits of '{embodiment.name}'")
     bounded = np.isfinite(lower) & np.isfinite(upper)
-    slack = np.where(bounded, (1 - _POSITION_FRACTION) / 2 * np.where(bounded, upper - lower, 0.0), 0.0)
+    slack = (1 - _POSITION_FRACTION) / 2 * np.where(bounded, upper - lower, 0.0)
     # A start close to a limit is allowed: the range is widened just enough to hold it.
     low, high = np.minimum(lower + slack, middle), np.maximum(upper - slack, middle)
     half_range = np.minimum(embodiment.exploration_range, (high - low) / 2)

@@ -45,18 +45,28 @@ def run_in_processes(make_worker: MakeWorker, args: tuple[Any, ...], jobs: Seque
         raise JidmError(_WORKER_DIED) from None
 
 
-_process_workers: list[Worker] = []  # the one worker of a process
+class _Actor:
+    """The one worker of a process."""
+
+    def __init__(self, make_worker: MakeWorker, args: tuple[Any, ...]) -> None:
+        torch.set_num_threads(1)
+        self._worker = make_worker(*args)
+
+    def run(self, job: int) -> int:
+        self._worker.run(job)
+        return job
+
+
+_actors: list[_Actor] = []  # in a worker process: its one actor
 
 
 def _start_process(make_worker: MakeWorker, args: tuple[Any, ...]) -> None:
     _exit_with_parent()
-    torch.set_num_threads(1)
-    _process_workers.append(make_worker(*args))
+    _actors.append(_Actor(make_worker, args))
 
 
 def _run_in_process(job: int) -> int:
-    _process_workers[0].run(job)
-    return job
+    return _actors[0].run(job)
 
 
 def _exit_with_parent() -> None:
@@ -98,13 +108,3 @@ def run_on_ray(
             yield from pool.map_unordered(lambda worker, job: worker.run.remote(job), jobs)
         except ray.exceptions.RayActorError:
             raise JidmError(_WORKER_DIED) from None
-
-
-class _Actor:
-    def __init__(self, make_worker: MakeWorker, args: tuple[Any, ...]) -> None:
-        torch.set_num_threads(1)
-        self._worker = make_worker(*args)
-
-    def run(self, job: int) -> int:
-        self._worker.run(job)
-        return job

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.sim.appearance import Appearance, Background, Light, Texture, solid_noise
+from jidm.sim.appearance import Appearance, Background, Light, Texture
 from jidm.sim.physics import PhysicsClient
 from jidm.sim.sampling import BACKGROUND, sample_at_centers
+from jidm.sim.textures import solid_noise
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
@@ -159,7 +160,7 @@ def _albedo(
     p_link = np.einsum("pij,pi->pj", T[:, :3, :3], p_base - T[:, :3, 3])  # R^T (p - t)
     # Every link gets its own place in the noise, so that no two have the same pattern.
     noise_offset = np.random.default_rng([abs(seed), 0x1D]).uniform(0, 64, (len(client.link_table), 3))[k]
-    noise = solid_noise(p_link / texture.grain + noise_offset, seed=seed, channels=3)
+    noise = solid_noise(p_link / texture.grain + noise_offset, seed)
     noise = (1 - texture.saturation) * noise[..., :1] + texture.saturation * noise
     albedo = np.ones((*robot.shape, 3), np.float32)
     albedo[robot] = np.clip(1 + texture.contrast * noise, 0.1, None)

@@ -64,13 +64,8 @@ def replay(embodiment: Embodiment, commands: ArrayLike, dt: float, *, is_free: I
     for t, (previous_target, target_velocity) in enumerate(zip(targets[:-1], target_velocities, strict=True), start=1):
         before = q.copy()
         for k in range(1, substeps + 1):
-            velocity = _tracking_velocity(
-                previous_target + target_velocity * (k * substep_dt) - q,
-                target_velocity,
-                velocity,
-                embodiment,
-                substep_dt,
-            )
+            position_error = previous_target + target_velocity * (k * substep_dt) - q
+            velocity = _tracking_velocity(position_error, target_velocity, velocity, embodiment, substep_dt)
             q = np.clip(q + velocity * substep_dt, embodiment.lower, embodiment.upper)
         if is_free is not None and not is_free(q):
             stop_frame = t
@@ -93,11 +88,10 @@ def _tracking_velocity(
     target's velocity when it gets there.
     """
     tracking_error = position_error - target_velocity * substep_dt
-    braking_velocity = np.sqrt(2 * robot.acceleration * np.abs(tracking_error))
-    desired_velocity = target_velocity + np.sign(tracking_error) * np.minimum(
-        np.abs(tracking_error) / substep_dt, braking_velocity
-    )
+    distance = np.abs(tracking_error)
+    speed = np.minimum(
+        distance / substep_dt, np.sqrt(2 * robot.acceleration * distance)
+    )  # arrive, or still able to brake
+    desired = np.clip(target_velocity + np.sign(tracking_error) * speed, -robot.velocity, robot.velocity)
     max_change = robot.acceleration * substep_dt
-    return np.clip(
-        np.clip(desired_velocity, -robot.velocity, robot.velocity), velocity - max_change, velocity + max_change
-    )
+    return np.clip(desired, velocity - max_change, velocity + max_change)

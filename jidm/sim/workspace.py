@@ -20,15 +20,13 @@ if TYPE_CHECKING:
     from jidm.robot.model import RobotModel
 
 _NUM_POINTS = 4000
-# A robot stands on the floor if its base's lowest point is as close to z = 0 as this fraction of the robot's size.
-_BASE_TOLERANCE = 0.02
+_BASE_TOLERANCE = 0.02  # a standing robot's lowest point is this close to z = 0 [fraction of its size]
 
 
 def surface_points(embodiment: Embodiment, q: ArrayLike, count: int) -> tuple[Float[Tensor, "T N 3"], NDArray[np.intp]]:
     """`count` points of the surface at joint positions q (T, n) [rad or m]: (T, N, 3) in the base frame [m], and the link
     (N,) of each."""
-    surface = _shuffled_surface(embodiment.model)
-    sample = Surface(surface.link[:count], surface.p_link[:count].double(), surface.normal_link[:count].double())
+    sample = _shuffled_surface(embodiment.model)[:count]
     kinematics = Kinematics.from_embodiment(embodiment)
     poses = kinematics.link_poses(torch.tensor(np.asarray(q), dtype=torch.float64))
     return kinematics.transform_points(poses, sample.link, sample.p_link), sample.link.numpy().astype(np.intp)
@@ -38,8 +36,7 @@ def surface_points(embodiment: Embodiment, q: ArrayLike, count: int) -> tuple[Fl
 def _shuffled_surface(model: RobotModel) -> Surface:
     """Points in random order, so that the first ones are a uniform sample too."""
     surface = sample_surface(model, _NUM_POINTS, seed=0)
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(surface)))
-    return Surface(surface.link[order], surface.p_link[order], surface.normal_link[order])
+    return surface[torch.from_numpy(np.random.default_rng(0).permutation(len(surface)))]
 
 
 def random_configurations(embodiment: Embodiment, count: int) -> NDArray[np.float64]:
@@ -70,11 +67,10 @@ def floor_height(embodiment: Embodiment) -> float:
     than a quarter of its horizontal extent. A hand has no floor, and neither has a planar finger, which lies on a
     table.
     """
-    points, link = surface_points(embodiment, np.asarray(embodiment.home)[None], _NUM_POINTS)
-    p_base = points[0].numpy()
-    body = rigid_bodies(embodiment.model)
-    fixed = [k for k, link in enumerate(embodiment.model.links) if body[link.name] == body[embodiment.model.root]]
-    on_base = np.isin(link, fixed)
+    points, link_ids = surface_points(embodiment, np.asarray(embodiment.home)[None], _NUM_POINTS)
+    p_base, model = points[0].numpy(), embodiment.model
+    body = rigid_bodies(model)
+    on_base = np.isin(link_ids, [k for k, link in enumerate(model.links) if body[link.name] == body[model.root]])
     low, high = p_base.min(0), p_base.max(0)
     slack = _BASE_TOLERANCE * float(np.linalg.norm(high - low))
     if not on_base.any() or abs(p_base[on_base, 2].min()) > slack or low[2] < -slack:

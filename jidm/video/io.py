@@ -23,8 +23,6 @@ from jidm.atomic_io import atomic_write
 from jidm.errors import VideoError
 from jidm.video.layouts import as_video
 
-__all__ = ["Video", "VideoStream", "as_video", "open_video", "read_video", "write_video"]
-
 _BT601 = 5  # AVCOL_SPC_BT470BG
 _SIZE_NOTE = re.compile(r"jidm size (?P<width>\d+)x(?P<height>\d+)")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
@@ -368,9 +366,8 @@ def encode_h264(container: Any, frames: Iterable[np.ndarray], rate: Fraction, op
             if "threads" in options:
                 stream.codec_context.thread_count = int(options["threads"])
             stream.codec_context.time_base = 1 / rate
-            stream.codec_context.colorspace = (
-                _BT601  # the matrix of swscale's conversion; players assume BT.709 for HD without this tag
-            )
+            # The matrix of swscale's conversion; without this tag players assume BT.709 for HD.
+            stream.codec_context.colorspace = _BT601
             if size != (stream.height, stream.width):
                 container.metadata["comment"] = f"jidm size {size[1]}x{size[0]}"
         if image.shape[:2] != size:
@@ -394,12 +391,10 @@ def _frames_to_write(frames: Any, layout: str | None) -> Iterator[np.ndarray]:
             raise VideoError(f"cannot write a batch of shape {tuple(frames.shape)} into one file; pass one video")
         layout = "TCHW"
     for frame in frames:
-        floating = frame.is_floating_point() if isinstance(frame, Tensor) else _is_float_array(frame)
-        image = (
-            as_video([frame], layout=layout, value_range=(0.0, 1.0) if floating else None)[0].detach().nan_to_num(0.0)
-        )
+        if isinstance(frame, Tensor):
+            is_float = frame.is_floating_point()
+        else:
+            is_float = isinstance(frame, np.ndarray) and frame.dtype.kind == "f"
+        value_range = (0.0, 1.0) if is_float else None
+        image = as_video([frame], layout=layout, value_range=value_range)[0].detach().nan_to_num(0.0)
         yield (image * 255.0).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-
-
-def _is_float_array(frame: Any) -> bool:
-    return isinstance(frame, np.ndarray) and frame.dtype.kind == "f"

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError, VideoError
+from jidm.video.io import open_video
 
 TimedFrame = tuple[float, Float[Tensor, "3 H W"]]
 """Timestamp [s] and RGB in [0, 1] of one frame."""
@@ -27,8 +28,6 @@ def timed_frames(path: str | Path, fps: float | None) -> tuple[Iterator[TimedFra
     Raises:
         VideoError: no frame rate is known.
     """
-    from jidm.video.io import open_video
-
     source = open_video(path, fps=fps if Path(path).is_dir() else None)
     rate = fps or source.fps
     if rate is None:

@@ -1,28 +1,12 @@
-"""Backward warping by flow, image gradients, dilation, and flow from the first-order motion of two images."""
+"""Image gradients, dilation, and flow from the first-order motion of two images; `warp` comes from `flow`."""
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def warp(
-    image: Float[Tensor, "b c H W"], flow: Float[Tensor, "b 2 h w"], corner: tuple[int, int] = (0, 0)
-) -> Float[Tensor, "b c h w"]:
-    """Backward warping: `image` at `x + flow(x)`, bilinear, clamped at the border.
-
-    Args:
-        image: the second of two images, for instance.
-        flow: on the grid of the first one or a crop of it [px of that grid].
-        corner: first row and column of the crop.
-    """
-    h, w = image.shape[-2:]
-    v = torch.arange(flow.shape[-2], dtype=flow.dtype, device=flow.device)[:, None] + corner[0]
-    u = torch.arange(flow.shape[-1], dtype=flow.dtype, device=flow.device) + corner[1]
-    grid = torch.stack([(2 * (u + flow[:, 0]) + 1) / w - 1, (2 * (v + flow[:, 1]) + 1) / h - 1], -1)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+from jidm.flow.base import warp
 
 
 def gradients(image: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:

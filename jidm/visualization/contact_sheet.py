@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jidm.datasets.stats import evenly_spaced
 from jidm.errors import InputError, JidmError
 from jidm.visualization.image import RgbImage, resize, write_image
 from jidm.visualization.sheet import DARK, Tile, tile_sheet
@@ -43,8 +44,5 @@ def _sample_frames(video: Path) -> list[RgbImage]:
     from jidm.video.io import read_video
 
     pixels = read_video(video).pixels
-    chosen = np.linspace(0, len(pixels) - 1, min(_FRAMES, len(pixels))).round().astype(int)
-    return [
-        resize(frame, round(frame.shape[1] * _HEIGHT / frame.shape[0]), _HEIGHT)
-        for frame in pixels[chosen].movedim(1, -1).numpy()
-    ]
+    frames = pixels[evenly_spaced(len(pixels), _FRAMES)].movedim(1, -1).numpy()
+    return [resize(frame, round(frame.shape[1] * _HEIGHT / frame.shape[0]), _HEIGHT) for frame in frames]

@@ -59,14 +59,13 @@ def _row(images: Sequence[RgbImage], caption: str) -> list[Tile]:
     return tiles
 
 
-def plot_coverage(stats: DatasetSummary, path: str | Path, *, title: str = "", dpi: int = 110) -> None:
+def plot_coverage(stats: DatasetSummary, path: str | Path, *, title: str) -> None:
     """Plot, per joint, the histogram of its positions over its range and the size of its steps.
 
     Args:
         stats: of the data set.
         path: PNG, PDF or SVG; appears whole or not at all.
         title: a line on top.
-        dpi: resolution.
     """
     n = len(stats.joints)
     figure = new_figure(11, 1.2 + 0.32 * n)
@@ -75,9 +74,9 @@ def plot_coverage(stats: DatasetSummary, path: str | Path, *, title: str = "", d
     steps.barh(range(n), [j.step_rms for j in stats.joints], color="#1f5fbf")
     steps.set_xlabel("step, rms [rad or m per frame]", fontsize=8)
     visits.set_yticks(range(n), [j.name for j in stats.joints], fontsize=7)
-    figure.suptitle(title or "coverage of joint space", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
+        figure.savefig(temporary, dpi=110)
 
 
 def _draw_histograms(axes: Any, stats: DatasetSummary) -> None:

@@ -154,12 +154,12 @@ def draw_points(image: RgbImage, field: AnalyticField, q: Float[Tensor, " n"]) -
     with torch.no_grad():
         pose = field.at(q)
         surface = pose.surface()
-        normals = field.surface.normal_link.new_zeros(0) if surface.normals is None else surface.normals
+        assert surface.normals is not None
         toward_camera = -field.camera.T_camera_base[2, :3].to(q)
-        slant = (normals @ toward_camera)[surface.visible].clamp(0.0, 1.0)
+        cosine = (surface.normals @ toward_camera)[surface.visible].clamp(0.0, 1.0)
         contour = field.contour(q, field.visible_contour(q)).points
     link = pose.surface_points.link[surface.visible].cpu().numpy()
-    colors = _LINK_COLORS[link % len(_LINK_COLORS)] * (0.3 + 0.7 * slant.cpu().double().numpy()[:, None])
+    colors = _LINK_COLORS[link % len(_LINK_COLORS)] * (0.3 + 0.7 * cosine.cpu().double().numpy()[:, None])
     _draw_dots(canvas, surface.points[surface.visible], to_uint8(colors), field.camera)
     _draw_dots(canvas, contour, np.full((len(contour), 3), 255, np.uint8), field.camera)
     return canvas

@@ -96,22 +96,20 @@ def _strip(frames: Tensor, unexplained: Tensor, misplaced: Tensor) -> str:
     import cv2
 
     severity = unexplained.flatten(1).sum(1) / 4 + misplaced[1:].flatten(1).sum(1)
-    even = np.linspace(1, len(frames) - 1, min(_STRIP_FRAMES, len(frames) - 1)).round().astype(int)
+    chosen = np.linspace(1, len(frames) - 1, min(_STRIP_FRAMES, len(frames) - 1)).round().astype(int)
     worst = int(severity.argmax()) + 1
-    even[np.abs(even - worst).argmin()] = worst
+    chosen[np.abs(chosen - worst).argmin()] = worst
     columns = []
-    for k in even.tolist():
+    for k in chosen.tolist():
         image = to_image(frames[k])
         image = resize(image, round(image.shape[1] * _STRIP_HEIGHT / image.shape[0]), _STRIP_HEIGHT)
         gray = np.repeat(image.mean(-1, keepdims=True), 3, -1) * 0.6
-        overlay = _upsample(unexplained[k - 1] / 2, image) * np.array([255, 190, 0]) + _upsample(
-            (unexplained[k - 1] - 2) / 2, image
-        ) * np.array([0, -190, 0])
-        overlay = overlay + _upsample(misplaced[k], image) * np.array([40, 90, 255])
-        label = f"frame {k}"
-        cv2.putText(image, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 3, cv2.LINE_AA)
-        cv2.putText(image, label, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
-        columns.append(np.concatenate([image, to_uint8(gray + overlay)]))
+        heat = _upsample(unexplained[k - 1] / 2, image) * np.array([255, 190, 0])  # yellow up to 2 cells, then red
+        heat += _upsample((unexplained[k - 1] - 2) / 2, image) * np.array([0, -190, 0])
+        heat += _upsample(misplaced[k], image) * np.array([40, 90, 255])
+        for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):  # white on a black outline
+            cv2.putText(image, f"frame {k}", (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, thickness, cv2.LINE_AA)
+        columns.append(np.concatenate([image, to_uint8(gray + heat)]))
     ok, data = cv2.imencode(".jpg", np.concatenate(columns, 1)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     assert ok
     return _data_url("jpeg", data.tobytes())

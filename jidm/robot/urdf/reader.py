@@ -89,7 +89,7 @@ def parse_urdf(
 class _Reader:
     where: str
     directory: Path | None
-    locator: MeshResolver
+    mesh_resolver: MeshResolver
 
     def model(self, root: Element) -> RobotModel:
         self._refuse_xacro(root)
@@ -149,7 +149,7 @@ class _Reader:
         if 0.0 in scale:
             raise self._error(place, "has a scale of zero; a mesh needs three non-zero factors")
         try:
-            path = self.locator.resolve(filename, self.directory)
+            path = self.mesh_resolver.resolve(filename, self.directory)
         except UrdfError as error:
             raise self._error(place, str(error)) from None
         return Geometry("mesh", scale, filename, path)

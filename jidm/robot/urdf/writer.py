@@ -56,15 +56,9 @@ def _write_joint(root: Element, joint: Joint) -> None:
     stated = {k: _format_floats([v]) for k, v in vars(joint.limit).items() if v is not None}
     if stated:
         SubElement(element, "limit", stated)
-    if joint.mimic is not None:
-        m = joint.mimic
-        SubElement(
-            element,
-            "mimic",
-            joint=m.joint,
-            multiplier=_format_floats([m.multiplier]),
-            offset=_format_floats([m.offset]),
-        )
+    if (m := joint.mimic) is not None:
+        multiplier, offset = _format_floats([m.multiplier]), _format_floats([m.offset])
+        SubElement(element, "mimic", joint=m.joint, multiplier=multiplier, offset=offset)
 
 
 def _write_shape(link: Element, tag: str, shape: Shape, material: str) -> None:

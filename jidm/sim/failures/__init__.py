@@ -1,4 +1,4 @@
-"""Corrupted robot videos, failing as video models fail, made from rendered episodes whose truth is known."""
+"""Failures of video models, synthesized in rendered episodes with known ground truth."""
 
 from jidm.sim.failures.corrupt import FAILURE_KINDS, CorruptedVideo, corrupt
 from jidm.sim.failures.episode import RenderedEpisode

@@ -1,4 +1,4 @@
-"""A rendered video with everything that is known about it."""
+"""A rendered video with its ground truth and all that is needed to render it again."""
 
 from __future__ import annotations
 

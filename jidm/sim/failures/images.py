@@ -27,7 +27,7 @@ _MAX_DRIFT = 1.0  # largest motion of the background [px per frame, for an image
 
 
 def stretch(episode: RenderedEpisode, strength: float, rng: np.random.Generator) -> tuple[ImageArray, Label]:
-    """A link grows along its axis and pushes away the links that it carries."""
+    """A link grows along its axis and pushes its descendants away."""
     layers, rgb = episode.layers, episode.rendering.rgb
     lengths = {
         k: float(np.linalg.norm(layers.end_pixels(k) - layers.joint_pixels(k), axis=-1).mean())

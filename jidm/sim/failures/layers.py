@@ -26,7 +26,7 @@ ImageArray = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class ImageLayers:
-    """Layers of a video from a fixed camera. A limb is a link with all links that it carries.
+    """Layers of a video from a fixed camera. A limb is a link with all its descendants in the kinematic tree.
 
     Attributes:
         robot: the robot in the video.
@@ -69,11 +69,11 @@ class ImageLayers:
         return video
 
     def limb_mask(self, link: int) -> NDArray[np.bool_]:
-        """(T, H, W) where a link and all links that it carries are visible."""
+        """(T, H, W) where a link or one of its descendants is visible."""
         return np.isin(self.rendering.link, self._subtree(link))
 
     def descendants_mask(self, link: int) -> NDArray[np.bool_]:
-        """(T, H, W) where the links that a link carries are visible, without the link itself."""
+        """(T, H, W) where a descendant of a link is visible."""
         return np.isin(self.rendering.link, self._subtree(link)[1:])
 
     def visible_limbs(self) -> tuple[int, ...]:
@@ -94,20 +94,16 @@ class ImageLayers:
         return tuple(chosen)
 
     def joint_pixels(self, link: int) -> NDArray[np.float64]:
-        """(T, 2) image position of the joint that carries a link [px, (u, v)]."""
+        """(T, 2) image position of a link's parent joint [px, (u, v)]."""
         return self._link_origins[:, link]
 
     def end_pixels(self, link: int) -> NDArray[np.float64]:
         """(T, 2) image position of a link's far end [px, (u, v)]: the next joint or, without one, its farthest pixel."""
-        model = self.robot.model
-        name = model.links[link].name
-        children = [model.link_index(joint.child) for joint in model.joints if joint.parent == name]
-        children = [
-            k for k in children if np.linalg.norm(self.joint_pixels(k) - self.joint_pixels(link), axis=-1).mean() > 2
-        ]
+        start = self.joint_pixels(link)
+        children = [k for k in self._children(link) if np.linalg.norm(self.joint_pixels(k) - start, axis=-1).mean() > 2]
         if children:
             return self.joint_pixels(max(children, key=lambda k: self.limb_mask(k).sum()))
-        ends = self.joint_pixels(link).copy()
+        ends = start.copy()
         for t, frame in enumerate(self.rendering.link == link):
             v, u = np.nonzero(frame)
             if len(u):
@@ -121,12 +117,16 @@ class ImageLayers:
         uv, _ = self.camera.project(poses[..., :3, 3])
         return np.asarray(uv.numpy(), np.float64)
 
+    def _children(self, link: int) -> list[int]:
+        model = self.robot.model
+        name = model.links[link].name
+        return [model.link_index(joint.child) for joint in model.joints if joint.parent == name]
+
     def _subtree(self, link: int) -> list[int]:
-        """The link first, then all links that it carries."""
-        model, subtree = self.robot.model, [link]
+        """The link first, then all its descendants."""
+        subtree = [link]
         for k in subtree:
-            name = model.links[k].name
-            subtree += [model.link_index(joint.child) for joint in model.joints if joint.parent == name]
+            subtree += self._children(k)
         return subtree
 
 

@@ -1,4 +1,4 @@
-"""Failures of the motion: jumps, jitter, a robot that stands still, teleports, is late, or goes to another goal.
+"""Failures of the motion: jumps, jitter, a robot that freezes, teleports, is delayed, or goes to another goal.
 
 Each takes an episode, a strength in (0, 1] and a generator, and returns joint positions (T, n) [rad or m] with a label.
 The robot is then rendered again at these positions.
@@ -15,7 +15,7 @@ from jidm.sim.failures.episode import Label, RenderedEpisode
 
 JointPositions = NDArray[np.float64]
 
-# Largest sizes, in rad; for prismatic joints 1 rad stands for half their range.
+# Largest sizes [rad]; for a prismatic joint 1 rad corresponds to half its range.
 _MAX_JUMP = 0.8
 _MAX_JITTER = 0.1  # standard deviation
 _MAX_TELEPORT = 1.2
