@@ -7,7 +7,7 @@ several processes take disjoint parts of one common batch without communicating.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,7 @@ class SampledPairs:
 
     def __getitem__(self, index: slice | Tensor) -> SampledPairs:
         """Some of the pairs."""
-        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "background"}
-        return SampledPairs(**chosen, background=None if self.background is None else self.background[index])
+        return replace(self, **{name: x[index] for name, x in vars(self).items() if x is not None})
 
     def shard(self, rank: int, world: int) -> SampledPairs:
         """Every world-th pair, starting with the rank-th."""
