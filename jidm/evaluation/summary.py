@@ -55,14 +55,14 @@ def _step_metrics(evaluation: Evaluation) -> dict[str, Any]:
     truth, error = step_errors(evaluation)
     velocity = torch.cat([e.delta_q / e.motion.time.diff()[:, None] for e in episodes])
     moving = metrics.moving_joints(velocity, evaluation.config.moving_speed) & joint_mask
-    wrong = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, joint_mask].abs().sum() for e in episodes])
-    moved = torch.stack([e.delta_q[:, joint_mask].abs().sum() for e in episodes])
+    absolute_error = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, joint_mask].abs().sum() for e in episodes])
+    absolute_motion = torch.stack([e.delta_q[:, joint_mask].abs().sum() for e in episodes])
     correlation = metrics.correlation(error + truth, truth)
     values = {
         "steps": len(truth),
         "nve": metrics.nve(error[:, joint_mask], truth[:, joint_mask]),
-        "nve_interval": [_number(x) for x in metrics.ratio_interval(wrong, moved)],
-        "nve_median_episode": (wrong / moved).nanmedian(),
+        "nve_interval": [_number(x) for x in metrics.ratio_interval(absolute_error, absolute_motion)],
+        "nve_median_episode": (absolute_error / absolute_motion).nanmedian(),
         "nve_per_joint": _by_name(names, metrics.nve_per_joint(error, truth), joint_mask),
         "action_mse": metrics.action_mse(error[:, joint_mask]),
         "mean_step": truth[:, joint_mask].abs().mean(),
@@ -89,23 +89,22 @@ def _step_metrics(evaluation: Evaluation) -> dict[str, Any]:
 def _position_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Over the first `clip_frames` frames of each episode, without the first frame, whose pose is given."""
     joint_mask, config = evaluation.joint_mask, evaluation.config
-    rows = []
-    T = config.clip_frames
+    clips = []
     for e in evaluation.episodes:
-        added = metrics.integrate_steps(e.motion.position[0], e.motion.delta_q)
-        rows.append(tuple(x[1:T].double() for x in (e.motion.position, added, e.q)))
-    position, added, q = (torch.cat(x) for x in zip(*rows, strict=True))
-    away = (position - q).abs()[:, joint_mask]
-    values = {
+        integrated = metrics.integrate_steps(e.motion.position[0], e.motion.delta_q)
+        clips.append(tuple(x[1 : config.clip_frames].double() for x in (e.motion.position, integrated, e.q)))
+    position, integrated, q = (torch.cat(x) for x in zip(*clips, strict=True))
+    error_at_end = [(p[-1] - x[-1]).abs()[joint_mask].mean() for p, _, x in clips]
+    position_joints, integrated_joints, q_joints = (x[:, joint_mask] for x in (position, integrated, q))
+    return {
         "clip_frames": config.clip_frames,
         "tolerance": config.tolerance,
-        "position_share": metrics.fraction_within(position[:, joint_mask], q[:, joint_mask], config.tolerance),
-        "position_share_steps_added": metrics.fraction_within(added[:, joint_mask], q[:, joint_mask], config.tolerance),
-        "position_error_mean": away.mean(),
-        "position_error_end": torch.stack([(p[-1] - x[-1]).abs()[joint_mask].mean() for p, _, x in rows]).mean(),
+        "position_share": metrics.fraction_within(position_joints, q_joints, config.tolerance),
+        "position_share_steps_added": metrics.fraction_within(integrated_joints, q_joints, config.tolerance),
+        "position_error_mean": (position_joints - q_joints).abs().mean(),
+        "position_error_end": torch.stack(error_at_end).mean(),
         "tip_error_mm": _tip_error_mm(evaluation, position, q),
     }
-    return values
 
 
 def _tip_error_mm(evaluation: Evaluation, position: Tensor, q: Tensor) -> float | None:
@@ -163,13 +162,15 @@ def _field_metrics(evaluation: Evaluation) -> dict[str, Any]:
         if all(x.mask is not None for x in predictions):
             a, b = torch.cat([x.mask for x in predictions]) > 0.5, on_robot > 0.5
             values["mask_iou"] = (a & b).sum() / (a | b).sum().clamp(min=1)
-    moved = [
+    exact_flows = [
         (x.prediction.flow, x.flow, x.flow_mask)
         for x in samples
         if x.flow is not None and x.prediction.flow is not None
     ]
-    if moved:
-        measured, truth, on_robot = (torch.stack([y.double().squeeze(0) for y in x]) for x in zip(*moved, strict=True))
+    if exact_flows:
+        measured, truth, on_robot = (
+            torch.stack([y.double().squeeze(0) for y in x]) for x in zip(*exact_flows, strict=True)
+        )
         values["flow_epe_px"] = metrics.endpoint_error(measured, truth, on_robot)
         values["flow_length_px"] = metrics.endpoint_error(torch.zeros_like(truth), truth, on_robot)
     return values
