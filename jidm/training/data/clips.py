@@ -49,9 +49,6 @@ def iter_clips(source: PairSource, stride: int, total: int) -> Iterator[Clip]:
         flows: tuple[Flow, ...] = ()
         if source.estimated_flow is not None:
             estimated = source.estimated_flow.for_pairs(rows[:-1], torch.full((len(rows) - 1,), stride))
-            flows = tuple(
-                Flow(estimated["flow" + suffix] / FLOW_STRIDE, estimated["weight" + suffix]).to(source.device)
-                for suffix in ("", "_back")
-            )
+            flows = tuple(Flow(x.flow / FLOW_STRIDE, x.weight).to(source.device) for x in estimated)
         frames, q = source.frames_at(rows)
         yield Clip(frames, q, stride / store.fps, flows)
