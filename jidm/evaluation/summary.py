@@ -57,31 +57,25 @@ def _step_metrics(evaluation: Evaluation) -> dict[str, Any]:
     moving = metrics.moving_joints(velocity, evaluation.config.moving_speed) & joint_mask
     absolute_error = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, joint_mask].abs().sum() for e in episodes])
     absolute_motion = torch.stack([e.delta_q[:, joint_mask].abs().sum() for e in episodes])
-    correlation = metrics.correlation(error + truth, truth)
     values = {
         "steps": len(truth),
-        "nve": metrics.nve(error[:, joint_mask], truth[:, joint_mask]),
-        "nve_interval": [_number(x) for x in metrics.ratio_interval(absolute_error, absolute_motion)],
-        "nve_median_episode": (absolute_error / absolute_motion).nanmedian(),
-        "nve_per_joint": _by_name(names, metrics.nve_per_joint(error, truth), joint_mask),
-        "action_mse": metrics.action_mse(error[:, joint_mask]),
         "mean_step": truth[:, joint_mask].abs().mean(),
         "moving_speed": evaluation.config.moving_speed,
         "moving_joints": [n for n, m in zip(names, moving.tolist(), strict=True) if m],
-        "nve_moving": metrics.nve(error[:, moving], truth[:, moving]),
-        "correlation": _by_name(names, correlation, moving),
-        "correlation_mean": correlation[moving].nanmean(),
+        "nve_interval": [_number(x) for x in metrics.ratio_interval(absolute_error, absolute_motion)],
+        "nve_median_episode": (absolute_error / absolute_motion).nanmedian(),
     }
-    pairs = pair_errors(evaluation)
-    if pairs is not None:
-        correlation = metrics.correlation(pairs + truth, truth)
+    for kind, errors in (("", error), ("_pairs", pair_errors(evaluation))):
+        if errors is None:
+            continue
+        correlation = metrics.correlation(errors + truth, truth)
         values |= {
-            "nve_pairs": metrics.nve(pairs[:, joint_mask], truth[:, joint_mask]),
-            "nve_pairs_per_joint": _by_name(names, metrics.nve_per_joint(pairs, truth), joint_mask),
-            "action_mse_pairs": metrics.action_mse(pairs[:, joint_mask]),
-            "nve_pairs_moving": metrics.nve(pairs[:, moving], truth[:, moving]),
-            "correlation_pairs": _by_name(names, correlation, moving),
-            "correlation_pairs_mean": correlation[moving].nanmean(),
+            f"nve{kind}": metrics.nve(errors[:, joint_mask], truth[:, joint_mask]),
+            f"nve{kind}_per_joint": _by_name(names, metrics.nve_per_joint(errors, truth), joint_mask),
+            f"action_mse{kind}": metrics.action_mse(errors[:, joint_mask]),
+            f"nve{kind}_moving": metrics.nve(errors[:, moving], truth[:, moving]),
+            f"correlation{kind}": _by_name(names, correlation, moving),
+            f"correlation{kind}_mean": correlation[moving].nanmean(),
         }
     return values
 
@@ -221,19 +215,19 @@ def compare_models(evaluations: Mapping[str, Evaluation], reference: str) -> dic
     """
     common = set.intersection(*({e.index for e in x.episodes} for x in evaluations.values()))
     errors = {name: _common_errors(x, common) for name, x in evaluations.items()}
-    out: dict[str, dict[str, float | None]] = {}
-    for name, other in errors.items():
-        if name != reference:
-            out[name] = {
-                f"{key}_ratio": None
-                if errors[reference][key] is None or other[key] is None
-                else _number(metrics.mse_ratio(errors[reference][key], other[key]))
-                for key in errors[reference]
-            }
-    return out
+    return {
+        name: {f"{key}_ratio": _mse_ratio(errors[reference][key], error) for key, error in other.items()}
+        for name, other in errors.items()
+        if name != reference
+    }
 
 
-def _common_errors(evaluation: Evaluation, common: set[int]) -> dict[str, Any]:
+def _mse_ratio(error: Tensor | None, other: Tensor | None) -> float | None:
+    return None if error is None or other is None else _number(metrics.mse_ratio(error, other))
+
+
+def _common_errors(evaluation: Evaluation, common: set[int]) -> dict[str, Tensor | None]:
+    """Errors of the joints that count, decoded in the three ways of `compare_models`, on the common episodes."""
     kept = replace(evaluation, episodes=tuple(e for e in evaluation.episodes if e.index in common))
     if not kept.episodes:
         return {"action_mse": None, "action_mse_pairs": None, "action_mse_smoothed": None}
