@@ -10,40 +10,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.baselines.base import BidirectionalFlow, Prediction
+from jidm.baselines.direct import DirectConfig
 from jidm.baselines.flow_source import FlowBaseline, FlowConfig, flow_of_matches
 from jidm.baselines.matching import flow_loss
-from jidm.baselines.trunk import (
-    LEVELS,
-    LOSSES,
-    POOLS,
-    PooledRegressor,
-    append_coordinates,
-    normalize_image,
-    regression_loss,
-)
+from jidm.baselines.trunk import LEVELS, PooledRegressor, append_coordinates, normalize_image, regression_loss
 from jidm.fields.free.blocks import ConvBlock
-from jidm.fields.free.config import FLOW_SCALE, check_choice
+from jidm.fields.free.config import FLOW_SCALE
 from jidm.training.data.batch import PairBatch
 
 _FLOW_WEIGHT = 0.15  # of the matching network's loss beside the step's, as in `LossWeights`
 
 
 @dataclass(frozen=True)
-class DirectOnFlowConfig(FlowConfig):
-    """As `FlowConfig`, and
-
-    Attributes:
-        pool: "grid" (4 x 4 cells) or "average" (over the whole image).
-        loss: "mse" or "smooth_l1", see `regression_loss`.
-    """
+class DirectOnFlowConfig(FlowConfig, DirectConfig):
+    """As `FlowConfig` and `DirectConfig`, with pooling to a grid by default."""
 
     pool: str = "grid"
-    loss: str = "mse"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("pool", self.pool, POOLS)
-        check_choice("loss", self.loss, LOSSES)
 
 
 class DirectOnFlowIDM(FlowBaseline):
