@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -105,15 +104,9 @@ class PairBatch:
             if (value := getattr(self, entry.name)) is not None:
                 yield entry.name, value
 
-    def to(self, *args: Any, **kwargs: Any) -> PairBatch:
-        """The same pairs on another device or in another floating type; arguments as for `Tensor.to`."""
-
-        def moved(x: Tensor) -> Tensor:
-            if x.is_floating_point():
-                return x.to(*args, **kwargs)
-            return x.to(torch.zeros(0, device=x.device).to(*args, **kwargs).device)
-
-        return replace(self, **{name: moved(x) for name, x in self.tensors()})
+    def to(self, device: str | torch.device) -> PairBatch:
+        """The same pairs on another device."""
+        return replace(self, **{name: x.to(device) for name, x in self.tensors()})
 
     def __getitem__(self, index: slice | Tensor) -> PairBatch:
         """Some of the pairs."""

@@ -23,7 +23,7 @@ from jidm.training.data.augment import make_augmentation
 from jidm.training.data.batches import Batches
 from jidm.training.data.flow_cache import estimate_flow
 from jidm.training.data.frame_store import FrameStore, image_size, load_frame_store, select_image_key
-from jidm.training.data.pairs import PairSampler, PairSource
+from jidm.training.data.pairs import PairSource
 from jidm.training.model import TrainableModel
 from jidm.video.letterbox import scaled_size
 
@@ -99,10 +99,7 @@ def prepare_training(
             before="before" in model_class.extra_frames,
             static_background=dataset.recipe.get("background_static") is True,
         )  # fmt: skip
-        sampler, min_stride_sampler = (
-            PairSampler(part, strides, seed=config.seed) for strides in (config.strides, (min(config.strides),))
-        )
-        batches.append(Batches(sampler, min_stride_sampler, source, augment, config.batch_size))
+        batches.append(Batches(source, config.strides, config.seed, augment, config.batch_size))
     scale_note = f" with input scale {input_scale}" if input_scale > 1 else ""
     report(
         f"{config.kind} ({config.size}) of {len(store.joint_names)} joints from {describe_episodes(train)}, "
