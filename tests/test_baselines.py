@@ -14,12 +14,12 @@ import torch
 from toy_arm import JOINTS, SIDE, STATS, TYPES, arm_batch
 
 from jidm.baselines import Baseline
-from jidm.baselines.base import BidirectionalFlow
 from jidm.baselines.eva import EvaIDM, SpatialSoftmax
 from jidm.baselines.flow_source import FlowBaseline, estimate_bidirectional_flow
 from jidm.baselines.resnet import make_trunk
 from jidm.baselines.vera import VeraField
 from jidm.errors import CheckpointError, InputError, MissingExtraError
+from jidm.flow import Flow
 from jidm.flow.factory import CallableFlow
 from jidm.model_registry import KINDS, model_class
 from jidm.training.data.batch import PairBatch
@@ -253,8 +253,8 @@ def test_learned_flow_approaches_the_exact_one(variant: str) -> None:
     model, _, _ = overfitted(variant)
     assert isinstance(model, FlowBaseline) and BATCH.flow is not None and BATCH.mask is not None
     with torch.no_grad():
-        learned = model.estimate_flow(BATCH.first, BATCH.second).flow
-        untrained = make(variant).estimate_flow(BATCH.first, BATCH.second).flow  # type: ignore[operator]
+        learned = model.estimate_flow(BATCH.first, BATCH.second)[0].flow
+        untrained = make(variant).estimate_flow(BATCH.first, BATCH.second)[0].flow  # type: ignore[operator]
     robot = torch.nn.functional.max_pool2d(BATCH.mask, 2)
     error, initial_error, motion = (
         float((x.norm(dim=1) * robot).sum()) for x in (learned - BATCH.flow, untrained - BATCH.flow, BATCH.flow)
@@ -280,14 +280,14 @@ def test_flow_without_weight_is_ignored(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["direct_on_flow_dis", "vera"])
 def test_without_flow_in_the_batch_the_estimator_is_used(variant: str) -> None:
     batch = arm_batch(3)
-    measured = estimate_bidirectional_flow(_dis(), batch.first, batch.second)
+    forward, backward = estimate_bidirectional_flow(_dis(), batch.first, batch.second)
     bare = replace(batch, flow=None, weight=None, flow_back=None, weight_back=None)
     given = replace(
         batch,
-        flow=measured.flow,
-        weight=measured.weight,
-        flow_back=measured.flow_back,
-        weight_back=measured.weight_back,
+        flow=forward.flow,
+        weight=forward.weight,
+        flow_back=backward.flow,
+        weight_back=backward.weight,
     )
     model = make(variant)
     torch.testing.assert_close(model.losses(bare)["loss"], model.losses(given)["loss"])
@@ -308,14 +308,13 @@ def test_estimated_flow_is_in_px_of_the_models_image() -> None:
         return (sign[:, None] * torch.tensor([5.0, -2.5]))[..., None, None].expand(-1, 2, 120, 160)
 
     dark, bright = torch.full((2, 3, 120, 160), 0.2), torch.full((2, 3, 120, 160), 0.7)
-    motion = estimate_bidirectional_flow(CallableFlow(brighter_is_right), dark, bright, Letterbox(120, 160, 64, 64))
-    assert motion.flow_back is not None and motion.weight_back is not None
-    for sign, flow, weight in ((1.0, motion.flow, motion.weight), (-1.0, motion.flow_back, motion.weight_back)):
-        assert flow.shape == (2, 2, 16, 16)
-        seen = weight > 0
+    flows = estimate_bidirectional_flow(CallableFlow(brighter_is_right), dark, bright, Letterbox(120, 160, 64, 64))
+    for sign, flow in zip((1.0, -1.0), flows, strict=True):
+        assert flow.flow.shape == (2, 2, 16, 16)
+        seen = flow.weight > 0
         assert not seen[:, :2].any() and not seen[:, -2:].any() and seen[:, 2:-2].all()
         for channel, px in enumerate((2.0, -1.0)):
-            values = flow[:, channel][seen]
+            values = flow.flow[:, channel][seen]
             torch.testing.assert_close(values, torch.full_like(values, sign * px), rtol=1e-4, atol=0)
 
 
@@ -333,7 +332,7 @@ def test_vera_inverts_by_ridge_regression() -> None:
     model = make("vera", ridge=3.0)
     assert isinstance(model, VeraField)
     J, flow, weight = torch.randn(2, 2, 2, 12, 12), torch.randn(2, 2, 12, 12), torch.rand(2, 12, 12)
-    found = model.invert(J, BidirectionalFlow(flow, weight))
+    found = model.invert(J, Flow(flow, weight))
     for b in range(2):
         root = np.sqrt(np.tile(weight[b].double().numpy().ravel(), 2))
         rows = J[b].double().permute(0, 2, 3, 1).reshape(-1, 2).numpy() * root[:, None]
@@ -352,17 +351,17 @@ def test_veras_ridge_is_absolute() -> None:
     model = make("vera", ridge=50.0)
     assert isinstance(model, VeraField)
     J, flow, weight = torch.randn(1, 2, 2, 12, 12), torch.randn(1, 2, 12, 12), torch.rand(1, 12, 12)
-    once, twice = (model.invert(J, BidirectionalFlow(flow, k * weight)).delta_q for k in (1, 2))
+    once, twice = (model.invert(J, Flow(flow, k * weight)).delta_q for k in (1, 2))
     assert not torch.allclose(once, twice, rtol=1e-2)
 
 
 def test_veras_field_is_that_of_the_arm() -> None:
     """After overfitting, the field times a joint step is the arm's exact motion, and the inverse gives the step."""
     model, _, _ = overfitted("vera")
-    assert isinstance(model, VeraField) and BATCH.flow is not None and BATCH.weight is not None
+    assert isinstance(model, VeraField) and BATCH.flow is not None
     with torch.no_grad():
         motion = torch.einsum("bcnhw,bn->bchw", model.jacobian(BATCH.first), BATCH.delta_q)
-        step = model.predict(BATCH.first, BATCH.second, motion=BidirectionalFlow(BATCH.flow, BATCH.weight)).delta_q
+        step = model.predict(BATCH.first, BATCH.second, motion=BATCH.flows).delta_q
     assert (motion - BATCH.flow).norm() < 0.3 * BATCH.flow.norm()
     assert (step - BATCH.delta_q).norm() < 0.3 * BATCH.delta_q.norm()
 

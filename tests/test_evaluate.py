@@ -19,7 +19,7 @@ from jidm.errors import DatasetError, InputError
 from jidm.estimation.result import JointMotion
 from jidm.evaluation import metrics
 from jidm.evaluation.config import EvalConfig
-from jidm.evaluation.evaluate import evaluate, input_size
+from jidm.evaluation.evaluate import evaluate
 from jidm.evaluation.field_metrics import FieldPrediction, predict_field
 from jidm.evaluation.ground_truth import GroundTruthView, letterbox_camera, make_surface_field
 from jidm.evaluation.held_out import HeldOut
@@ -441,4 +441,3 @@ def test_the_prediction_of_vera_has_the_decoded_step():
 
 def test_a_model_without_a_field_has_no_field_prediction():
     assert predict_field(BaselineIDM(untrained("direct")), *frames(), torch.zeros(3, 2)) is None
-    assert input_size(BaselineIDM(untrained("direct"))) == (32, 32)

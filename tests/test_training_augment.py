@@ -85,9 +85,7 @@ def test_hue_and_saturation_keep_gray_gray() -> None:
     torch.testing.assert_close(changed, changed.mean(1, keepdim=True).expand_as(changed))
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("blur", {"blur": 1.0}), ("jpeg", {"jpeg": 1.0, "jpeg_quality": (10, 20)})]
-)
+@pytest.mark.parametrize(("name", "options"), [("blur", {"blur": 1.0}), ("jpeg", {"jpeg": 1.0})])
 def test_blur_and_jpeg_remove_detail_and_keep_the_mean(name: str, options: dict) -> None:
     noisy = replace(pairs(), first=torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
     augment = Augment(AugmentOptions(**options), 0)
@@ -102,7 +100,7 @@ def test_blur_and_jpeg_remove_detail_and_keep_the_mean(name: str, options: dict)
 
 
 def test_occluded_cells_have_no_weight() -> None:
-    augment = Augment(AugmentOptions(erase=1.0, erase_size=0.5), 0)
+    augment = Augment(AugmentOptions(erase=1.0), 0)
     batch, changes = pairs(40), augment.sample(0, 40)
     changed = augment.apply(batch, changes)
     touched = {name: (getattr(changed, name) != getattr(batch, name)).any(1) for name in ("first", "second")}

@@ -26,7 +26,7 @@ from jidm.training.config import TrainConfig
 from jidm.training.data.batch import PairBatch
 from jidm.training.data.clips import Clip
 from jidm.training.data.datamodule import joint_order, prepare_training, split_episodes
-from jidm.training.schedule import learning_rate
+from jidm.training.optimizer import learning_rate
 
 pytest.importorskip("lightning")
 

@@ -93,6 +93,15 @@ def test_joints_and_order_are_chosen_by_name(counted, tmp_path: Path) -> None:
         read(counted, tmp_path, image_key="side")
 
 
+def test_geometry_of_some_episodes_alone_is_refused(tmp_path: Path) -> None:
+    geometry = {"depth": np.zeros((3, 8, 8)), "links": np.full((3, 8, 8), -1), "camera": np.zeros((3, 16))}
+    for with_geometry in (0, 1):
+        dataset = numbered_dataset(tmp_path / str(with_geometry), {0: 3, 1: 3})
+        dataset.episode(with_geometry).extras = {f"observation.{k}.front": x for k, x in geometry.items()}
+        with pytest.raises(DatasetError, match="some episodes have T_camera_base, depth, intrinsics, link and some"):
+            read(dataset, tmp_path)
+
+
 def test_statistics_of_the_joints(counted, tmp_path: Path) -> None:
     store = read(counted, tmp_path)
     stats = store.stats((1, 2))

@@ -14,25 +14,14 @@ from torch import Tensor
 from jidm.checkpoint import RobotDescription, embodiment_record, load_checkpoint, save_checkpoint
 from jidm.errors import CheckpointError
 from jidm.fields.free.config import ModelConfig
+from jidm.flow import Flow
 from jidm.training.model import TrainableModel, restore
 
 ModelT = TypeVar("ModelT", bound="Baseline")
 
-
-@dataclass(frozen=True, eq=False)
-class BidirectionalFlow:
-    """Flow between the images of B pairs, on the grid (h, w) = (H / 4, W / 4), in px of the (H, W) image.
-
-    Attributes:
-        flow: (B, 2, h, w) from first to second, on first's grid.
-        weight: (B, h, w) its confidence, >= 0, 0 = unknown.
-        flow_back, weight_back: from second to first, on second's grid; None where it was not measured.
-    """
-
-    flow: Float[Tensor, "B 2 h w"]
-    weight: Float[Tensor, "B h w"]
-    flow_back: Float[Tensor, "B 2 h w"] | None = None
-    weight_back: Float[Tensor, "B h w"] | None = None
+BidirectionalFlow = tuple[Flow, Flow]
+"""Flow of B pairs from first to second and back, each (B, 2, h, w) on the grid (h, w) = (H / 4, W / 4) of its first
+image, in px of the (H, W) image; weights (B, h, w) are >= 0, 0 = unknown."""
 
 
 @dataclass(frozen=True, eq=False)

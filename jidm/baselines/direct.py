@@ -77,5 +77,5 @@ class DirectIDM(Baseline):
     def _scaled_step(self, first: Tensor, second: Tensor) -> Float[Tensor, "B n"]:
         a, b = normalize_image(first), normalize_image(second)
         ordered = torch.cat([torch.cat([a, b - a], 1), torch.cat([b, a - b], 1)])
-        there, back = self.regressor(self.stem(append_coordinates(ordered))).chunk(2)
-        return (there - back) / 2
+        forward, backward = self.regressor(self.stem(append_coordinates(ordered))).chunk(2)
+        return (forward - backward) / 2

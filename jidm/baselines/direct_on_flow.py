@@ -10,48 +10,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jidm.baselines.base import BidirectionalFlow, Prediction
-from jidm.baselines.flow_source import FlowBaseline, FlowConfig
-from jidm.baselines.trunk import (
-    LEVELS,
-    LOSSES,
-    POOLS,
-    PooledRegressor,
-    append_coordinates,
-    normalize_image,
-    regression_loss,
-)
+from jidm.baselines.direct import DirectConfig
+from jidm.baselines.flow_source import FlowBaseline, FlowConfig, flow_of_matches
+from jidm.baselines.matching import flow_loss
+from jidm.baselines.trunk import LEVELS, PooledRegressor, append_coordinates, normalize_image, regression_loss
 from jidm.fields.free.blocks import ConvBlock
-from jidm.fields.free.config import FLOW_SCALE, check_choice
+from jidm.fields.free.config import FLOW_SCALE
 from jidm.training.data.batch import PairBatch
 
 _FLOW_WEIGHT = 0.15  # of the matching network's loss beside the step's, as in `LossWeights`
 
 
 @dataclass(frozen=True)
-class DirectOnFlowConfig(FlowConfig):
-    """As `FlowConfig`, and
-
-    Attributes:
-        pool: "grid" (4 x 4 cells) or "average" (over the whole image).
-        loss: "mse" or "smooth_l1", see `regression_loss`.
-    """
+class DirectOnFlowConfig(FlowConfig, DirectConfig):
+    """As `FlowConfig` and `DirectConfig`, with pooling to a grid by default."""
 
     pool: str = "grid"
-    loss: str = "mse"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("pool", self.pool, POOLS)
-        check_choice("loss", self.loss, LOSSES)
 
 
 class DirectOnFlowIDM(FlowBaseline):
     """The "direct IDM on flow" to which Li et al. (2026, VERA) compare theirs: flow and first frame to joint step, MSE
     loss.
 
-    The trunk is that of `DirectIDM`. Where flow is known in both directions, the prediction is half the difference of
-    those of the two directions, so that swapping the frames flips its sign exactly. With `flow="learned"` the loss of
-    the step also trains the matching network.
+    The trunk is that of `DirectIDM`. The prediction is half the difference of those of the two directions, so that
+    swapping the frames flips its sign exactly. With `flow="learned"` the loss of the step also trains the matching
+    network.
     """
 
     kind: ClassVar[str] = "direct_on_flow"
@@ -72,7 +55,11 @@ class DirectOnFlowIDM(FlowBaseline):
         Raises:
             InputError: the batch has no flow, and the model no matching network or estimator.
         """
-        motion, flow = self.training_flow(batch)
+        if self.head is None:
+            motion, flow = self.batch_flow(batch), None
+        else:
+            matches = self.head(batch.first, batch.second)
+            motion, flow = flow_of_matches(matches[1]), flow_loss(matches, batch)
         prediction, target = self._scaled_step(batch.first, batch.second, motion), batch.delta_q / self.delta_std
         step = regression_loss(self.config.loss, prediction, target)
         if flow is None:
@@ -88,16 +75,11 @@ class DirectOnFlowIDM(FlowBaseline):
         return Prediction(self._scaled_step(first, second, motion) * self.delta_std)
 
     def _scaled_step(self, first: Tensor, second: Tensor, motion: BidirectionalFlow) -> Float[Tensor, "B n"]:
-        if motion.flow_back is None or motion.weight_back is None:
-            return self._one_way(first, motion.flow, motion.weight)
-        both = torch.cat([first, second]), torch.cat([motion.flow, motion.flow_back])
-        there, back = self._one_way(*both, torch.cat([motion.weight, motion.weight_back])).chunk(2)
-        return (there - back) / 2
-
-    def _one_way(self, image: Tensor, flow: Tensor, weight: Tensor) -> Float[Tensor, "B n"]:
+        image = normalize_image(torch.cat([first, second]))
+        flow, weight = torch.cat([x.flow for x in motion]), torch.cat([x.weight for x in motion])
         # An estimator's weights have another scale than those of exact flow, so only whether a weight is positive is
         # used.
         known = (weight > 0).to(flow) if self.head is None else weight.clamp(min=1e-6).log() / 4
-        moved = append_coordinates(torch.cat([flow / FLOW_SCALE, known[:, None]], 1))
-        out: Tensor = self.regressor(self.from_image(normalize_image(image)) + self.from_flow(moved))
-        return out
+        inputs = append_coordinates(torch.cat([flow / FLOW_SCALE, known[:, None]], 1))
+        forward, backward = self.regressor(self.from_image(image) + self.from_flow(inputs)).chunk(2)
+        return (forward - backward) / 2

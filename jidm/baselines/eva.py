@@ -108,8 +108,8 @@ class EvaIDM(Baseline):
             torch.cat([first, second]),
             torch.cat([second, second]),
         )
-        here, there = self.positions(*windows).chunk(2)
-        return Prediction(there - here)
+        q, q_next = self.positions(*windows).chunk(2)
+        return Prediction(q_next - q)
 
     def _make_pool(self, channels: int) -> tuple[nn.Module, int]:
         return SpatialSoftmax(channels), 2 * channels

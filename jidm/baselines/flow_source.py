@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from jidm.baselines.base import Baseline, BidirectionalFlow
-from jidm.baselines.matching import Match, MatchingNetwork, flow_loss
+from jidm.baselines.matching import Matches, MatchingNetwork
 from jidm.errors import InputError
 from jidm.fields.free.config import ModelConfig
-from jidm.flow import FlowEstimator, as_flow_estimator, bidirectional_flow
+from jidm.flow import Flow, FlowEstimator, as_flow_estimator, bidirectional_flow
 from jidm.training.data.batch import PairBatch
 from jidm.training.data.flow_cache import letterbox_flow
 from jidm.video.letterbox import Letterbox
@@ -60,15 +59,8 @@ class FlowBaseline(Baseline):
     def estimate_flow(self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]) -> BidirectionalFlow:
         """Flow between frames of the config's size, by the model's matching network or its estimator."""
         if self.head is not None:
-            return _as_bidirectional_flow(self.head(first, second)[1])
+            return flow_of_matches(self.head(first, second)[1])
         return estimate_bidirectional_flow(as_flow_estimator(self.config.flow), first, second)
-
-    def training_flow(self, batch: PairBatch) -> tuple[BidirectionalFlow, Float[Tensor, ""] | None]:
-        """The flow that the inverse is trained on, and the matching network's loss (None without one)."""
-        if self.head is not None:
-            matches = self.head(batch.first, batch.second)
-            return _as_bidirectional_flow(matches[1]), flow_loss(matches, batch)
-        return self.batch_flow(batch), None
 
     def batch_flow(self, batch: PairBatch) -> BidirectionalFlow:
         """The batch's flow, or the estimator's if it has none.
@@ -76,8 +68,8 @@ class FlowBaseline(Baseline):
         Raises:
             InputError: there is neither.
         """
-        if batch.flow is not None and batch.weight is not None:
-            return BidirectionalFlow(batch.flow, batch.weight, batch.flow_back, batch.weight_back)
+        if batch.flows is not None:
+            return batch.flows
         if self.flow_estimator is None:
             raise InputError(
                 f"{self.kind} learns from flow and the recording has none; train with estimated flow, e.g. flow 'dis'"
@@ -85,9 +77,10 @@ class FlowBaseline(Baseline):
         return self.estimate_flow(batch.first, batch.second)
 
 
-def _as_bidirectional_flow(match: tuple[Match, Match]) -> BidirectionalFlow:
-    there, back = match
-    return BidirectionalFlow(there.flow, there.log_weight.exp(), back.flow, back.log_weight.exp())
+def flow_of_matches(matches: Matches) -> BidirectionalFlow:
+    """Matched flow, weighted by its confidence [1/px^2]."""
+    forward, backward = (Flow(x.flow, x.log_weight.exp()) for x in matches)
+    return forward, backward
 
 
 def estimate_bidirectional_flow(
@@ -103,9 +96,8 @@ def estimate_bidirectional_flow(
     """
     height, width = first.shape[-2:]
     letterbox = letterbox or Letterbox(height, width, height, width)
-    parts: list[Any] = []
     with torch.no_grad():
-        for direction in bidirectional_flow(estimator, first, second):
-            found = letterbox_flow(direction, letterbox).to(first)
-            parts += [found.flow, found.weight]
-    return BidirectionalFlow(*parts)
+        forward, backward = (
+            letterbox_flow(flow, letterbox).to(first) for flow in bidirectional_flow(estimator, first, second)
+        )
+    return forward, backward

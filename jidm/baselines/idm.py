@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -108,9 +108,9 @@ class BaselineIDM(InverseDynamicsModel):
             residual = zero if prediction.residual is None else prediction.residual
             explained = zero if prediction.explained_fraction is None else prediction.explained_fraction
             values = (x.cpu().double() for x in (prediction.delta_q, residual, explained))
-            for (start, stop, *_), step, left, share in zip(chunk, *values, strict=True):
-                if all(x.isfinite().all() for x in (step, left, share)):
-                    predictions.steps[start, stop] = (step, float(left), float(share))
+            for (start, stop, *_), *step in zip(chunk, *values, strict=True):
+                if all(x.isfinite().all() for x in step):
+                    predictions.steps[start, stop] = _Step(*step)
 
     def _predict_positions(self, frames: Iterator[Tensor | None], predictions: _VideoPredictions) -> None:
         """Position in each finite frame; a neighbor that is missing or not finite is replaced by the frame itself."""
@@ -121,6 +121,10 @@ class BaselineIDM(InverseDynamicsModel):
             for t, q in zip(index, positions, strict=True):
                 if q.isfinite().all():
                     predictions.positions[t] = q
+        zero = torch.zeros((), dtype=torch.float64)
+        for t, q in predictions.positions.items():
+            if t + 1 in predictions.positions:
+                predictions.steps[t, t + 1] = _Step(predictions.positions[t + 1] - q, zero, zero)
 
     def _predict(self, first: Tensor, second: Tensor, before: Tensor | None = None) -> Prediction:
         motion = None if self.flow is None else self._estimate_flow(self.flow, first, second)
@@ -129,9 +133,10 @@ class BaselineIDM(InverseDynamicsModel):
 
     def _estimate_flow(self, estimator: FlowEstimator, first: Tensor, second: Tensor) -> BidirectionalFlow:
         """Flow of the frames at their own size, where it is most accurate, converted to the model's."""
-        found = estimate_bidirectional_flow(estimator, first.float(), second.float(), self._make_letterbox(first))
-        like = self.model.delta_std
-        return BidirectionalFlow(*(x.to(like) for x in (found.flow, found.weight, found.flow_back, found.weight_back)))  # type: ignore[union-attr]
+        forward, backward = estimate_bidirectional_flow(
+            estimator, first.float(), second.float(), self._make_letterbox(first)
+        )
+        return forward.to(self.model.delta_std), backward.to(self.model.delta_std)
 
     def _letterbox(self, frames: Tensor) -> Tensor:
         images = frames.to(self.model.delta_std)
@@ -146,24 +151,28 @@ class BaselineIDM(InverseDynamicsModel):
         time = torch.tensor(predictions.times, dtype=torch.float64)
         step_variance = torch.tensor(config.delta_std, dtype=torch.float64).square()
         if self.model.predicts_positions:
-            trajectory = predictions.from_positions(q0)
+            position = predictions.held_positions(q0)
             position_std = torch.tensor([config.q_std] * frames)
         else:
-            trajectory = predictions.integrate(q0)
+            position = predictions.integrated_steps(q0)
             position_std = (torch.arange(frames, dtype=torch.float64)[:, None] * step_variance).sqrt()
+        no_step = _Step(torch.zeros(config.n, dtype=torch.float64), *torch.zeros(2, dtype=torch.float64))
+        steps = [predictions.steps.get((t, t + 1), no_step) for t in range(frames - 1)]
+        delta_q, residual, explained_fraction = (torch.stack(x) for x in zip(*steps, strict=True))
+        valid = torch.tensor([(t, t + 1) in predictions.steps for t in range(frames - 1)])
         return JointMotion(
             joint_names=config.joint_names,
             joint_types=config.joint_types,
             time=time,
-            delta_q=trajectory.delta_q.to(like),
-            velocity=(trajectory.delta_q / time.diff()[:, None]).to(like),
-            position=trajectory.position.to(like),
+            delta_q=delta_q.to(like),
+            velocity=(delta_q / time.diff()[:, None]).to(like),
+            position=position.to(like),
             position_std=position_std.to(like),
             covariance=torch.diag(step_variance).expand(frames - 1, -1, -1).to(like).clone(),
-            residual=trajectory.residual.to(like),
-            explained_fraction=trajectory.explained_fraction.to(like),
-            observable=trajectory.valid[:, None].expand(-1, config.n).clone(),
-            valid=trajectory.valid,
+            residual=residual.to(like),
+            explained_fraction=explained_fraction.to(like),
+            observable=valid[:, None].expand(-1, config.n).clone(),
+            valid=valid,
             provenance=self._provenance(q0 is not None),
         )
 
@@ -183,24 +192,21 @@ class BaselineIDM(InverseDynamicsModel):
         }
 
 
-@dataclass(frozen=True)
-class _Trajectory:
-    """A decoded video: position (T, n), delta_q (T-1, n), the rest (T-1,); float64."""
+class _Step(NamedTuple):
+    """A predicted step (n,), and its residual and explained fraction (both 0 where not measured); float64."""
 
-    position: Tensor
     delta_q: Tensor
     residual: Tensor
     explained_fraction: Tensor
-    valid: Tensor
 
 
 class _VideoPredictions:
-    """What was predicted for one video, by frame numbers."""
+    """Predicted steps, by the numbers of their two frames, and positions, by frame number, in one video."""
 
     def __init__(self, n: int) -> None:
         self.n, self.dtype = n, torch.float32
         self.times: list[float] = []
-        self.steps: dict[tuple[int, int], tuple[Tensor, float, float]] = {}
+        self.steps: dict[tuple[int, int], _Step] = {}
         self.positions: dict[int, Tensor] = {}
 
     @property
@@ -222,43 +228,26 @@ class _VideoPredictions:
             self.times.append(time)
             yield frame if frame.isfinite().all() else None
 
-    def integrate(self, q0: Tensor | None) -> _Trajectory:
-        """Steps summed from q0, or from zero."""
+    def integrated_steps(self, q0: Tensor | None) -> Tensor:
+        """(T, n) positions: steps summed from q0, or from zero."""
         position = torch.zeros(self.frames, self.n, dtype=torch.float64)
         if q0 is not None:
             position[0] = q0
-        by_stop = {stop: (start, step) for (start, stop), (step, *_) in self.steps.items()}
+        start_of = {stop: start for start, stop in self.steps}
         for t in range(1, self.frames):
-            position[t] = position[t - 1]
-            if t in by_stop:
-                start, step = by_stop[t]
-                position[t] = position[start] + step
-        return self._trajectory(position)
+            start = start_of.get(t)
+            position[t] = position[t - 1] if start is None else position[start] + self.steps[start, t].delta_q
+        return position
 
-    def from_positions(self, q0: Tensor | None) -> _Trajectory:
-        """Predicted positions, held where there is none; with q0 shifted as a whole so that the first one is q0."""
-        observed = sorted(self.positions)
+    def held_positions(self, q0: Tensor | None) -> Tensor:
+        """(T, n) predicted positions, held where there is none; with q0 shifted as a whole so that the first is q0."""
         position = torch.zeros(self.frames, self.n, dtype=torch.float64)
-        if not observed:
-            return self._trajectory(position if q0 is None else position + q0)
-        shift = torch.zeros(self.n, dtype=torch.float64) if q0 is None else q0 - self.positions[observed[0]]
-        last = self.positions[observed[0]]
+        last = next(iter(self.positions.values()), torch.zeros_like(position[0]))
+        shift = torch.zeros_like(last) if q0 is None else q0 - last
         for t in range(self.frames):
             last = self.positions.get(t, last)
             position[t] = last + shift
-        for t in range(1, self.frames):
-            if t in self.positions and t - 1 in self.positions:
-                self.steps[t - 1, t] = (self.positions[t] - self.positions[t - 1], 0.0, 0.0)
-        return self._trajectory(position)
-
-    def _trajectory(self, position: Tensor) -> _Trajectory:
-        delta_q = torch.zeros(self.frames - 1, self.n, dtype=torch.float64)
-        residual, explained = torch.zeros(2, self.frames - 1, dtype=torch.float64)
-        valid = torch.zeros(self.frames - 1, dtype=torch.bool)
-        for (start, stop), (step, left, share) in self.steps.items():
-            if stop == start + 1:
-                delta_q[start], residual[start], explained[start], valid[start] = step, left, share, True
-        return _Trajectory(position, delta_q, residual, explained, valid)
+        return position
 
 
 def _successive_pairs(frames: Iterator[Tensor | None]) -> Iterator[tuple[int, int, Tensor, Tensor]]:

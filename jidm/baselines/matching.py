@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jidm.baselines.trunk import normalize_image, unshuffle_pixels
+from jidm.baselines.trunk import normalize_image
+from jidm.estimation.refinement import FlowMeasurement
 from jidm.fields.free.blocks import ConvBlock, ResidualBlock
 from jidm.fields.free.config import FLOW_STRIDE
 from jidm.fields.free.correlation import OUTSIDE_LOGIT, clamp_log_weight, window_indices
@@ -24,12 +23,8 @@ _MOTION_THRESHOLD = 0.25  # [px]
 _MOTION_WEIGHT = 5.0  # of cells that moved farther than the threshold, because most of an image is static
 
 
-@dataclass(frozen=True, eq=False)
-class Match:
-    """Flow of one direction of B pairs [px] and the log of its confidence [log 1/px^2], on the grid."""
-
-    flow: Float[Tensor, "B 2 h w"]
-    log_weight: Float[Tensor, "B h w"]
+Matches = tuple[FlowMeasurement, FlowMeasurement]
+"""Matched flow of B pairs from first to second and back."""
 
 
 class MatchingNetwork(nn.Module):
@@ -61,55 +56,54 @@ class MatchingNetwork(nn.Module):
             nn.init.normal_(last.weight, std=1e-3)  # type: ignore[arg-type]
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
-    def forward(
-        self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]
-    ) -> tuple[tuple[Match, Match], tuple[Match, Match]]:
-        """Initial and refined match, each from first to second and back."""
-        here, there = torch.cat([first, second]), torch.cat([second, first])  # both directions as one batch
-        x = self.encoder(normalize_image(here))
-        x = x / x.square().mean(1, keepdim=True).add(1e-4).sqrt()
-        other = x.roll(len(first), 0)
-        initial = self._initial_match(x, other[: len(first)])
-        refined = self._refine(here, x, there, other, initial.flow.detach())
+    def forward(self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"]) -> tuple[Matches, Matches]:
+        """Initial and refined matches."""
+        # Both directions as one batch.
+        image, other_image = torch.cat([first, second]), torch.cat([second, first])
+        features = self.encoder(normalize_image(image))
+        features = features / features.square().mean(1, keepdim=True).add(1e-4).sqrt()
+        other_features = features.roll(len(first), 0)
+        initial = self._initial_match(features, other_features[: len(first)])
+        refined = self._refine(image, features, other_image, other_features, initial.flow.detach())
         return _split_directions(initial), _split_directions(refined)
 
-    def _initial_match(self, x: Tensor, second: Tensor) -> Match:
-        h, w = x.shape[-2:]
-        first = x[: len(second)]
-        volume = first.flatten(2).mT @ second.flatten(2) * (4 / x.shape[1] ** 0.5)
-        index, inside = window_indices(h, w, self.search_radius, x.device)
+    def _initial_match(self, features: Tensor, second: Tensor) -> FlowMeasurement:
+        h, w = features.shape[-2:]
+        first = features[: len(second)]
+        volume = first.flatten(2).mT @ second.flatten(2) * (4 / features.shape[1] ** 0.5)
+        index, inside = window_indices(h, w, self.search_radius, features.device)
         windows = torch.cat([v.gather(2, index.expand(len(v), -1, -1)) for v in (volume, volume.mT)])
         windows = windows.masked_fill(~inside, OUTSIDE_LOGIT).mT.unflatten(2, (h, w))
         probability = (windows * self.logit_scale.exp() + self.motion_prior[:, None, None]).softmax(1)
-        peak = torch.einsum("bkhw,ck->bchw", probability, self.offsets.flatten(1).to(x))
-        return _make_match(peak * FLOW_STRIDE, self.coarse(torch.cat([windows / 4, x], 1)))
+        peak = torch.einsum("bkhw,ck->bchw", probability, self.offsets.flatten(1).to(features))
+        return _make_match(peak * FLOW_STRIDE, self.coarse(torch.cat([windows / 4, features], 1)))
 
-    def _refine(self, here: Tensor, x: Tensor, there: Tensor, other: Tensor, flow: Tensor) -> Match:
-        wide = F.interpolate(flow, size=here.shape[-2:], mode="bilinear", align_corners=False)
-        image_error = warp(there, wide) - here
-        feature_error = warp(other, flow / FLOW_STRIDE) - x
-        inputs = torch.cat(
-            [unshuffle_pixels(normalize_image(here)), unshuffle_pixels(image_error) * 4, x, feature_error], 1
-        )
-        return _make_match(flow, self.fine(inputs))
+    def _refine(
+        self, image: Tensor, features: Tensor, other_image: Tensor, other_features: Tensor, flow: Tensor
+    ) -> FlowMeasurement:
+        wide = F.interpolate(flow, size=image.shape[-2:], mode="bilinear", align_corners=False)
+        image_error = warp(other_image, wide) - image
+        feature_error = warp(other_features, flow / FLOW_STRIDE) - features
+        # The images on the grid of flow, the pixels of each cell as its channels.
+        image, image_error = (F.pixel_unshuffle(x, FLOW_STRIDE) for x in (normalize_image(image), image_error))
+        return _make_match(flow, self.fine(torch.cat([image, image_error * 4, features, feature_error], 1)))
 
 
-def flow_loss(matches: tuple[tuple[Match, Match], tuple[Match, Match]], batch: PairBatch) -> Float[Tensor, ""]:
+def flow_loss(matches: tuple[Matches, Matches], batch: PairBatch) -> Float[Tensor, ""]:
     """Laplace negative log-likelihood of both matches under their confidence; 0 if the batch has no flow."""
     total = batch.first.new_zeros(())
     for share, directions in zip((_INITIAL_MATCH_WEIGHT, 1.0), matches):
-        for match, flow, weight in zip(directions, (batch.flow, batch.flow_back), (batch.weight, batch.weight_back)):
-            if flow is None or weight is None:
-                continue
-            counts = weight * (1 + (_MOTION_WEIGHT - 1) * (flow.square().sum(1) > _MOTION_THRESHOLD**2))
-            total = total + share * weighted_mean(laplace_nll(match.flow - flow, match.log_weight), counts)
+        for match, exact in zip(directions, batch.flows or ()):
+            moves = exact.flow.square().sum(1) > _MOTION_THRESHOLD**2
+            weight = exact.weight * (1 + (_MOTION_WEIGHT - 1) * moves)
+            total = total + share * weighted_mean(laplace_nll(match.flow - exact.flow, match.log_weight), weight)
     return total
 
 
-def _make_match(start: Tensor, out: Tensor) -> Match:
-    return Match(start + out[:, :2] * FLOW_STRIDE, clamp_log_weight(out[:, 2]))
+def _make_match(start: Tensor, out: Tensor) -> FlowMeasurement:
+    return FlowMeasurement(start + out[:, :2] * FLOW_STRIDE, clamp_log_weight(out[:, 2]))
 
 
-def _split_directions(match: Match) -> tuple[Match, Match]:
-    flow, log_weight = match.flow.chunk(2), match.log_weight.chunk(2)
-    return Match(flow[0], log_weight[0]), Match(flow[1], log_weight[1])
+def _split_directions(match: FlowMeasurement) -> Matches:
+    forward, backward = map(FlowMeasurement, match.flow.chunk(2), match.log_weight.chunk(2))
+    return forward, backward

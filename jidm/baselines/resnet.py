@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,38 +70,21 @@ def _torchvision() -> Any:
 
 
 def _torchvision_trunk(size: str, channels_in: int, side: int, norm: str) -> nn.Module:
-    layer = nn.BatchNorm2d if norm == "batch" else _group_norm
+    """A torchvision ResNet up to its last feature map."""
+    layer = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 32)
     net: Any = _torchvision().get_model(size, weights=None, norm_layer=layer)
     net.conv1 = nn.Conv2d(channels_in, 64, 7, 2, 3, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    net.avgpool, net.fc = nn.Identity(), nn.Identity()
     # Softmax over 3 x 3 cells cannot locate anything, so small images are reduced less.
     if side < 256:
         _undo_stride(net.layer4)
     if side < 128:
         _undo_stride(net.layer3)
-    return _Features(net)
+    stages = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    return nn.Sequential(OrderedDict((name, getattr(net, name)) for name in stages))
 
 
 def _undo_stride(stage: nn.Module) -> None:
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels)
-
-
-class _Features(nn.Module):
-    """A torchvision ResNet up to its last feature map."""
-
-    def __init__(self, net: Any) -> None:
-        super().__init__()
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-            setattr(self, name, getattr(net, name))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for stage in self.children():
-            x = stage(x)
-        return x

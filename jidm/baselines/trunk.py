@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jidm.fields.free.blocks import ConvBlock, ResidualBlock
-from jidm.fields.free.config import FLOW_STRIDE, SIZES
+from jidm.fields.free.config import SIZES
 
 LEVELS = {name: size.levels for name, size in SIZES.items()}
 """Channels at 1/2, 1/4, 1/8 and 1/16 of the image, per size: those of the learned field's encoder."""
@@ -80,10 +80,4 @@ def cell_centers(like: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 h w"]:
 
 def append_coordinates(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
     """The maps with two more channels, the coordinates of each cell (CoordConv; Liu et al. 2018)."""
-    grid = cell_centers(x)
-    return torch.cat([x, grid.expand(len(x), -1, -1, -1)], 1)
-
-
-def unshuffle_pixels(image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-    """The image on the grid of flow, the pixels of each cell as its channels."""
-    return F.pixel_unshuffle(image, FLOW_STRIDE)
+    return torch.cat([x, cell_centers(x).expand(len(x), -1, -1, -1)], 1)

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from jidm.baselines.base import BidirectionalFlow, Prediction
 from jidm.baselines.flow_source import FlowBaseline, FlowConfig
+from jidm.baselines.matching import flow_loss
 from jidm.baselines.trunk import normalize_image
 from jidm.errors import InputError
 from jidm.estimation.factors.flow import normal_equations
 from jidm.fields.free.blocks import ConvBlock, upsample2x
 from jidm.fields.free.config import FLOW_SCALE, FLOW_STRIDE
+from jidm.flow import Flow
 from jidm.training.data.batch import PairBatch
 from jidm.training.distributed import weighted_mean
 
@@ -74,35 +76,33 @@ class VeraField(FlowBaseline):
         return self._scaled_jacobian(image) / self.delta_std[:, None, None]
 
     def losses(self, batch: PairBatch) -> dict[str, Float[Tensor, ""]]:
-        """Mean squared error of `jacobian @ delta_q` against the flow [px^2], in both directions where both are known.
+        """Mean squared error of `jacobian @ delta_q` against the flow [px^2], in both directions.
 
         Raises:
             InputError: the batch has no flow and the model no estimator.
         """
-        motion = self.batch_flow(batch)
-        image, flow, weight = batch.first, motion.flow, motion.weight
+        flows = self.batch_flow(batch)
+        jacobian = self._scaled_jacobian(torch.cat([batch.first, batch.second]))
         step = batch.delta_q / self.delta_std
-        if motion.flow_back is not None and motion.weight_back is not None:
-            image, step = torch.cat([image, batch.second]), torch.cat([step, -step])
-            flow, weight = torch.cat([flow, motion.flow_back]), torch.cat([weight, motion.weight_back])
-        predicted = torch.einsum("bcnhw,bn->bchw", self._scaled_jacobian(image), step)
-        field = weighted_mean((predicted - flow).square().sum(1), weight)
-        _, head = self.training_flow(batch) if self.head is not None else (None, None)
-        if head is None:
+        predicted = torch.einsum("bcnhw,bn->bchw", jacobian, torch.cat([step, -step]))
+        error = predicted - torch.cat([x.flow for x in flows])
+        field = weighted_mean(error.square().sum(1), torch.cat([x.weight for x in flows]))
+        if self.head is None:
             return {"field": field, "loss": field}
-        return {"field": field, "flow": head, "loss": field + head}
+        flow = flow_loss(self.head(batch.first, batch.second), batch)
+        return {"field": field, "flow": flow, "loss": field + flow}
 
     def predict(
         self, first: Float[Tensor, "B 3 H W"], second: Float[Tensor, "B 3 H W"],
         before: Float[Tensor, "B 3 H W"] | None = None, motion: BidirectionalFlow | None = None,
     ) -> Prediction:  # fmt: skip
         """See `Baseline.predict`; `before` and the backward flow are not used."""
-        motion = motion or self.estimate_flow(first, second)
-        return self.invert(self._scaled_jacobian(first), motion)
+        forward, _ = motion or self.estimate_flow(first, second)
+        return self.invert(self._scaled_jacobian(first), forward)
 
-    def invert(self, scaled: Float[Tensor, "B 2 n h w"], motion: BidirectionalFlow) -> Prediction:
+    def invert(self, scaled: Float[Tensor, "B 2 n h w"], flow: Flow) -> Prediction:
         """Ridge regression `argmin sum w |J d - flow|^2 + ridge |d|^2` for a field in px per standard step."""
-        sums = normal_equations(scaled, motion.flow, motion.weight, layout="dense")
+        sums = normal_equations(scaled, flow.flow, flow.weight, layout="dense")
         matrix, vector, energy = sums.H.double(), sums.g.double(), sums.cost.double()
         damped = matrix + self.config.ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         step = torch.linalg.solve(damped, vector)

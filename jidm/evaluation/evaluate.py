@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jidm.errors import InputError
 from jidm.estimation.result import JointMotion
 from jidm.estimation.smoother import smooth_motion
 from jidm.evaluation.config import EvalConfig
@@ -137,7 +136,7 @@ def evaluate(idm: Any, held_out: HeldOut, *, name: str = "", corruption: Corrupt
         Its results for every episode. One that cannot be read or decoded is reported in `failed` and does not stop the
         rest.
     """
-    names = decoded_joints(idm)
+    names = tuple(idm.joint_names)
     decoded, failed = [], {}
     for index in held_out.episodes:
         try:
@@ -187,8 +186,9 @@ def _pair_steps(idm: Any, video: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "S n
 
 def _sample_fields(idm: Any, clip: EvalClip, motion: JointMotion, count: int) -> Iterable[FieldSample]:
     """Field and flow at a few evenly spaced pairs, at the decoded pose, not at the true one."""
-    video = clip.letterbox(*(input_size(idm) or clip.video.shape[-2:])).video
-    clip = clip.letterbox(*(_field_image_size(idm) or clip.video.shape[-2:]))
+    config, recorded_size = _model_config(idm), clip.video.shape[-2:]
+    video = clip.letterbox(*(config.input_size if config else recorded_size)).video
+    clip = clip.letterbox(*((config.height, config.width) if config else recorded_size))
     steps = len(clip.video) - 1
     for t in np.unique(np.linspace(0, steps - 1, min(count, steps)).astype(int)).tolist():
         prediction = predict_field(idm, video[t : t + 1], video[t + 1 : t + 2], motion.position[t : t + 1])
@@ -211,35 +211,8 @@ def _ground_truth_fields(
     return exact
 
 
-# ---- what a model decodes and reads -----------------------------------------------------------------------------------
-
-
-def decoded_joints(idm: Any) -> tuple[str, ...]:
-    """Names of the joints that a model decodes.
-
-    Raises:
-        InputError: it does not state them.
-    """
-    for part in ("", "embodiment", "field", "config", "model"):
-        owner = getattr(idm, part, None) if part else idm
-        if names := getattr(owner, "joint_names", None):
-            return tuple(names)
-    raise InputError(f"{type(idm).__name__} does not state which joints it decodes; give it joint_names")
-
-
-def input_size(idm: Any) -> tuple[int, int] | None:
-    """(height, width) of the images that a model reads [px]; None for one that takes any."""
-    config = _model_config(idm)
-    return None if config is None else config.input_size
-
-
-def _field_image_size(idm: Any) -> tuple[int, int] | None:
-    """(height, width) of the image in whose pixels a model gives its field; None for one that takes any."""
-    config = _model_config(idm)
-    return None if config is None else (config.height, config.width)
-
-
 def _model_config(idm: Any) -> ModelConfig | None:
+    """The config of a trained model, which states the sizes of its images; None for one that takes any."""
     for owner in (idm, getattr(idm, "field", None), getattr(idm, "model", None)):
         config = getattr(owner, "config", None)
         if isinstance(config, ModelConfig):

@@ -87,9 +87,6 @@ def _predict_vera(model: VeraField, estimator: FlowEstimator | None, first: Tens
         else estimate_bidirectional_flow(estimator, first, second)
     )
     step = model.predict(first, second, None, motion).delta_q
-    return FieldPrediction(model.jacobian(first), None, motion.flow, _normalize_weight(motion.weight), step)
-
-
-def _normalize_weight(weight: Float[Tensor, "B h w"]) -> Float[Tensor, "B h w"]:
-    """Weights of any scale divided by the largest."""
-    return weight / weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
+    forward, _ = motion
+    weight = forward.weight / forward.weight.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]  # of any scale
+    return FieldPrediction(model.jacobian(first), None, forward.flow, weight, step)

@@ -55,33 +55,27 @@ def _step_metrics(evaluation: Evaluation) -> dict[str, Any]:
     truth, error = step_errors(evaluation)
     velocity = torch.cat([e.delta_q / e.motion.time.diff()[:, None] for e in episodes])
     moving = metrics.moving_joints(velocity, evaluation.config.moving_speed) & joint_mask
-    wrong = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, joint_mask].abs().sum() for e in episodes])
-    moved = torch.stack([e.delta_q[:, joint_mask].abs().sum() for e in episodes])
-    correlation = metrics.correlation(error + truth, truth)
+    absolute_error = torch.stack([(e.motion.delta_q.double() - e.delta_q)[:, joint_mask].abs().sum() for e in episodes])
+    absolute_motion = torch.stack([e.delta_q[:, joint_mask].abs().sum() for e in episodes])
     values = {
         "steps": len(truth),
-        "nve": metrics.nve(error[:, joint_mask], truth[:, joint_mask]),
-        "nve_interval": [_number(x) for x in metrics.ratio_interval(wrong, moved)],
-        "nve_median_episode": (wrong / moved).nanmedian(),
-        "nve_per_joint": _by_name(names, metrics.nve_per_joint(error, truth), joint_mask),
-        "action_mse": metrics.action_mse(error[:, joint_mask]),
         "mean_step": truth[:, joint_mask].abs().mean(),
         "moving_speed": evaluation.config.moving_speed,
         "moving_joints": [n for n, m in zip(names, moving.tolist(), strict=True) if m],
-        "nve_moving": metrics.nve(error[:, moving], truth[:, moving]),
-        "correlation": _by_name(names, correlation, moving),
-        "correlation_mean": correlation[moving].nanmean(),
+        "nve_interval": [_number(x) for x in metrics.ratio_interval(absolute_error, absolute_motion)],
+        "nve_median_episode": (absolute_error / absolute_motion).nanmedian(),
     }
-    pairs = pair_errors(evaluation)
-    if pairs is not None:
-        correlation = metrics.correlation(pairs + truth, truth)
+    for kind, errors in (("", error), ("_pairs", pair_errors(evaluation))):
+        if errors is None:
+            continue
+        correlation = metrics.correlation(errors + truth, truth)
         values |= {
-            "nve_pairs": metrics.nve(pairs[:, joint_mask], truth[:, joint_mask]),
-            "nve_pairs_per_joint": _by_name(names, metrics.nve_per_joint(pairs, truth), joint_mask),
-            "action_mse_pairs": metrics.action_mse(pairs[:, joint_mask]),
-            "nve_pairs_moving": metrics.nve(pairs[:, moving], truth[:, moving]),
-            "correlation_pairs": _by_name(names, correlation, moving),
-            "correlation_pairs_mean": correlation[moving].nanmean(),
+            f"nve{kind}": metrics.nve(errors[:, joint_mask], truth[:, joint_mask]),
+            f"nve{kind}_per_joint": _by_name(names, metrics.nve_per_joint(errors, truth), joint_mask),
+            f"action_mse{kind}": metrics.action_mse(errors[:, joint_mask]),
+            f"nve{kind}_moving": metrics.nve(errors[:, moving], truth[:, moving]),
+            f"correlation{kind}": _by_name(names, correlation, moving),
+            f"correlation{kind}_mean": correlation[moving].nanmean(),
         }
     return values
 
@@ -89,23 +83,22 @@ def _step_metrics(evaluation: Evaluation) -> dict[str, Any]:
 def _position_metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Over the first `clip_frames` frames of each episode, without the first frame, whose pose is given."""
     joint_mask, config = evaluation.joint_mask, evaluation.config
-    rows = []
-    T = config.clip_frames
+    clips = []
     for e in evaluation.episodes:
-        added = metrics.integrate_steps(e.motion.position[0], e.motion.delta_q)
-        rows.append(tuple(x[1:T].double() for x in (e.motion.position, added, e.q)))
-    position, added, q = (torch.cat(x) for x in zip(*rows, strict=True))
-    away = (position - q).abs()[:, joint_mask]
-    values = {
+        integrated = metrics.integrate_steps(e.motion.position[0], e.motion.delta_q)
+        clips.append(tuple(x[1 : config.clip_frames].double() for x in (e.motion.position, integrated, e.q)))
+    position, integrated, q = (torch.cat(x) for x in zip(*clips, strict=True))
+    error_at_end = [(p[-1] - x[-1]).abs()[joint_mask].mean() for p, _, x in clips]
+    position_joints, integrated_joints, q_joints = (x[:, joint_mask] for x in (position, integrated, q))
+    return {
         "clip_frames": config.clip_frames,
         "tolerance": config.tolerance,
-        "position_share": metrics.fraction_within(position[:, joint_mask], q[:, joint_mask], config.tolerance),
-        "position_share_steps_added": metrics.fraction_within(added[:, joint_mask], q[:, joint_mask], config.tolerance),
-        "position_error_mean": away.mean(),
-        "position_error_end": torch.stack([(p[-1] - x[-1]).abs()[joint_mask].mean() for p, _, x in rows]).mean(),
+        "position_share": metrics.fraction_within(position_joints, q_joints, config.tolerance),
+        "position_share_steps_added": metrics.fraction_within(integrated_joints, q_joints, config.tolerance),
+        "position_error_mean": (position_joints - q_joints).abs().mean(),
+        "position_error_end": torch.stack(error_at_end).mean(),
         "tip_error_mm": _tip_error_mm(evaluation, position, q),
     }
-    return values
 
 
 def _tip_error_mm(evaluation: Evaluation, position: Tensor, q: Tensor) -> float | None:
@@ -163,13 +156,15 @@ def _field_metrics(evaluation: Evaluation) -> dict[str, Any]:
         if all(x.mask is not None for x in predictions):
             a, b = torch.cat([x.mask for x in predictions]) > 0.5, on_robot > 0.5
             values["mask_iou"] = (a & b).sum() / (a | b).sum().clamp(min=1)
-    moved = [
+    exact_flows = [
         (x.prediction.flow, x.flow, x.flow_mask)
         for x in samples
         if x.flow is not None and x.prediction.flow is not None
     ]
-    if moved:
-        measured, truth, on_robot = (torch.stack([y.double().squeeze(0) for y in x]) for x in zip(*moved, strict=True))
+    if exact_flows:
+        measured, truth, on_robot = (
+            torch.stack([y.double().squeeze(0) for y in x]) for x in zip(*exact_flows, strict=True)
+        )
         values["flow_epe_px"] = metrics.endpoint_error(measured, truth, on_robot)
         values["flow_length_px"] = metrics.endpoint_error(torch.zeros_like(truth), truth, on_robot)
     return values
@@ -220,19 +215,19 @@ def compare_models(evaluations: Mapping[str, Evaluation], reference: str) -> dic
     """
     common = set.intersection(*({e.index for e in x.episodes} for x in evaluations.values()))
     errors = {name: _common_errors(x, common) for name, x in evaluations.items()}
-    out: dict[str, dict[str, float | None]] = {}
-    for name, other in errors.items():
-        if name != reference:
-            out[name] = {
-                f"{key}_ratio": None
-                if errors[reference][key] is None or other[key] is None
-                else _number(metrics.mse_ratio(errors[reference][key], other[key]))
-                for key in errors[reference]
-            }
-    return out
+    return {
+        name: {f"{key}_ratio": _mse_ratio(errors[reference][key], error) for key, error in other.items()}
+        for name, other in errors.items()
+        if name != reference
+    }
 
 
-def _common_errors(evaluation: Evaluation, common: set[int]) -> dict[str, Any]:
+def _mse_ratio(error: Tensor | None, other: Tensor | None) -> float | None:
+    return None if error is None or other is None else _number(metrics.mse_ratio(error, other))
+
+
+def _common_errors(evaluation: Evaluation, common: set[int]) -> dict[str, Tensor | None]:
+    """Errors of the joints that count, decoded in the three ways of `compare_models`, on the common episodes."""
     kept = replace(evaluation, episodes=tuple(e for e in evaluation.episodes if e.index in common))
     if not kept.episodes:
         return {"action_mse": None, "action_mse_pairs": None, "action_mse_smoothed": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_COLUMNS: tuple[tuple[str, str, str], ...] = (
+_COLUMNS = (  # key, heading, format
     ("nve", "NVE", ".3f"),
     ("nve_pairs", "NVE PAIRS", ".3f"),
     ("nve_smoothed", "SMOOTHED", ".3f"),
@@ -20,6 +20,16 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("valid_share", "VALID", ".0%"),
     ("frames_per_second", "FRAMES/S", ".1f"),
 )
+_CORRUPTION_COLUMNS = (
+    ("nve_clean", "NVE CLEAN", ".3f"),
+    ("nve", "NVE", ".3f"),
+    ("nve_rise", "RISE", ".2f"),
+    ("nve_trusted_rise", "RISE TRUSTED", ".2f"),
+    ("invalid_share", "INVALID", ".0%"),
+    ("unobservable_share", "UNOBSERVABLE", ".0%"),
+    ("widened_share", "WIDENED", ".0%"),
+    ("coverage_95", "IN 95%", ".0%"),
+)
 
 
 def summary_table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -31,9 +41,8 @@ def summary_table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...
     tolerance = next((f["tolerance"] for f in summaries if f.get("tolerance")), 0.05)
     rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in _COLUMNS), "EPISODES")]
     for f in summaries:
-        cells = ["-" if f.get(key) is None else format(f[key], form) for key, _, form in _COLUMNS]
         count = f"{f['episodes']}/{f['episodes'] + len(f['failed'])}"
-        rows.append((str(f["name"]), *cells, count))
+        rows.append((str(f["name"]), *_cells(f, _COLUMNS), count))
     return rows
 
 
@@ -57,19 +66,12 @@ def corruption_table(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]])
     Args:
         comparisons: corruption -> model -> result of `jidm.evaluation.summary.compare_corrupted`.
     """
-    columns = (
-        ("nve_clean", "NVE CLEAN", ".3f"),
-        ("nve", "NVE", ".3f"),
-        ("nve_rise", "RISE", ".2f"),
-        ("nve_trusted_rise", "RISE TRUSTED", ".2f"),
-        ("invalid_share", "INVALID", ".0%"),
-        ("unobservable_share", "UNOBSERVABLE", ".0%"),
-        ("widened_share", "WIDENED", ".0%"),
-        ("coverage_95", "IN 95%", ".0%"),
-    )
-    rows = [("CORRUPTION", "MODEL", *(heading for _, heading, _ in columns))]
+    rows = [("CORRUPTION", "MODEL", *(heading for _, heading, _ in _CORRUPTION_COLUMNS))]
     for corruption, models in comparisons.items():
         for model, values in models.items():
-            cells = ("-" if values.get(key) is None else format(values[key], form) for key, _, form in columns)
-            rows.append((corruption, model, *cells))
+            rows.append((corruption, model, *_cells(values, _CORRUPTION_COLUMNS)))
     return rows
+
+
+def _cells(values: Mapping[str, Any], columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    return ["-" if values.get(key) is None else format(values[key], form) for key, _, form in columns]

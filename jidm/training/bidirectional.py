@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jidm.errors import InputError
 from jidm.estimation.step_estimation import StepEstimate
 from jidm.fields.free.config import FLOW_STRIDE
 from jidm.flow.base import Flow
@@ -41,16 +40,11 @@ class BidirectionalMotion:
         """A batch's motion; None if the batch has no flow.
 
         Without first-order motion the flow itself is used, with the whole joint step.
-
-        Raises:
-            InputError: flow is known in one direction only.
         """
-        if batch.flow is None or batch.weight is None:
+        if batch.flows is None:
             return None
-        if batch.flow_back is None or batch.weight_back is None:
-            raise InputError("a field is trained on flow in both directions; give flow_back and weight_back")
-        flow = torch.cat([batch.flow, batch.flow_back])
-        weight = torch.cat([batch.weight, batch.weight_back])
+        flow = torch.cat([x.flow for x in batch.flows])
+        weight = torch.cat([x.weight for x in batch.flows])
         tangent, tangent_weight, step = flow, weight, torch.cat([batch.delta_q, -batch.delta_q])
         if batch.tangent is not None:
             tangent, tangent_weight, step = (

@@ -1,4 +1,4 @@
-"""The training loop: a Lightning module around a `TrainableModel`. Imported on demand, because Lightning is heavy.
+"""The training loop: a Lightning module around a `TrainableModel`. Imported on demand because Lightning is heavy.
 
 Everything random in step s depends on (seed, s), and everything else is in the saved state. So a resumed run ends with
 the same weights, bit for bit, as an uninterrupted one (on one kind of machine, for a budget of steps).
@@ -28,8 +28,7 @@ from jidm.training.data.datamodule import TrainingSetup
 from jidm.training.distributed import all_reduce_mean
 from jidm.training.logger import RunLogger
 from jidm.training.model import Calibratable, TrainableModel
-from jidm.training.optimizer import MuonAdamW
-from jidm.training.schedule import learning_rate
+from jidm.training.optimizer import MuonAdamW, learning_rate
 
 Visualizer = Callable[[nn.Module, PairBatch, Path], None]
 """Draws what a model predicts for a few pairs into a .png file."""
@@ -93,9 +92,8 @@ class TrainingModule(lightning.LightningModule):
         # Random numbers that the model draws (dropout) depend on the step alone, so that they are the same after a
         # resume.
         torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 64 + self.global_rank)
-        progress = self.progress()
-        self.model.progress = progress
-        rate = learning_rate(self.config, self.global_step, progress)
+        self.model.progress = self.progress()
+        rate = learning_rate(self.config, self.global_step, self.model.progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
@@ -122,15 +120,14 @@ class TrainingModule(lightning.LightningModule):
         step, progress = self.global_step, self.progress()
         finished = progress >= 1
         if step % self.config.log_every == 0 or finished:
-            values = self._reduce_mean(self._loss_terms)
+            means = all_reduce_mean(torch.stack([x.double() for x in self._loss_terms.values()])).tolist()
+            values = {**dict(zip(self._loss_terms, means)), "progress": progress, "bad_steps": self.bad_total}
             if self.run_logger:
-                self.run_logger.log(
-                    "train", step, self._elapsed_now(), values | {"progress": progress, "bad_steps": self.bad_total}
-                )
+                self.run_logger.log("train", step, self._elapsed_now(), values)
         if step % self.config.validate_every == 0 or finished:
             self._validate(last=finished)
             finished = finished or (0 < self.config.patience <= self.worse_in_row)
-        if finished or self._broadcast_flag(time.monotonic() - self._saved_at > 60 * self.config.save_minutes):
+        if finished or self._broadcast(time.monotonic() - self._saved_at) > 60 * self.config.save_minutes:
             self.save_state()
         if finished:
             self.trainer.should_stop = True
@@ -157,9 +154,6 @@ class TrainingModule(lightning.LightningModule):
     def _elapsed_now(self) -> float:
         return self.elapsed + time.monotonic() - self._started_at
 
-    def _broadcast_flag(self, flag: bool) -> bool:
-        return self._broadcast(float(flag)) > 0.5
-
     def _broadcast(self, value: float) -> float:
         """The first process's value."""
         if self.trainer.world_size == 1:
@@ -167,11 +161,6 @@ class TrainingModule(lightning.LightningModule):
         number = torch.tensor([value], dtype=torch.float64, device=self.device)
         torch.distributed.broadcast(number, 0)
         return float(number)
-
-    def _reduce_mean(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Means over all processes' parts of the batch."""
-        values = all_reduce_mean(torch.stack([x.detach().double() for x in terms.values()]))
-        return dict(zip(terms, values.tolist()))
 
     # ---- weights -------------------------------------------------------------------------------------------------
 
@@ -279,7 +268,7 @@ class TrainingModule(lightning.LightningModule):
 
 
 class _StepDataset(IterableDataset[PairBatch]):
-    """The batches from the current step on, without end."""
+    """An endless stream of batches from the current step on."""
 
     def __init__(self, module: TrainingModule, batches: Batches) -> None:
         self.module, self.batches = module, batches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -99,9 +99,8 @@ def restore(checkpoint: Checkpoint, model_class: type[ModelT]) -> ModelT:
     Raises:
         CheckpointError: config or weights do not belong to this class.
     """
-    config: Mapping[str, Any] = checkpoint.config
     try:
-        model = model_class.from_config(config)
+        model = model_class.from_config(checkpoint.config)
     except (InputError, TypeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.source}: its config does not make a {checkpoint.kind}: {error}") from error
     checkpoint.load_into(model)

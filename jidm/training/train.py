@@ -88,8 +88,10 @@ def _run(
     _quiet_lightning()
     is_rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
     trainer = make_trainer(config)
+    root = trainer.strategy.root_device
+    # Batches are assembled on the GPU if there is one, where they are used.
     setup = prepare_training(
-        config, model_class, dataset, robot, report if is_rank_zero else quiet, _batch_device(trainer)
+        config, model_class, dataset, robot, report if is_rank_zero else quiet, root if root.type == "cuda" else "cpu"
     )
     state = config.run_folder / LAST_CHECKPOINT
     resuming = config.resume and state.exists()
@@ -196,12 +198,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _batch_device(trainer: Any) -> torch.device:
-    """The GPU if there is one, so that batches are assembled where they are used; else the CPU."""
-    root: torch.device = trainer.strategy.root_device
-    return root if root.type == "cuda" else torch.device("cpu")
 
 
 def _quiet_lightning() -> None:

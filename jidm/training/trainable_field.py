@@ -69,35 +69,30 @@ class TrainableField(LearnedField, TrainableModel):
             batch: with flow, exact or estimated, or without: then the field learns from joint steps and image
                 brightness alone.
         """
-        weights, count = self.weights, len(batch)
         features = self.encode(torch.cat([batch.first, batch.second]))
         q = torch.cat([batch.q, batch.q_next])
         q_predicted, q_std = self.predict_pose(features)
         evaluation = FieldEvaluation.of(self, features, self._sample_poses(batch, q, q_predicted))
         terms = {
-            "pose": self._pose_loss(q, q_predicted, q_std),
+            "pose": _regression_loss((q_predicted - q) / self.q_std, (q_std / self.q_std).log(), _POSE_BETA),
             "smooth": smoothness(evaluation.jacobian * self._typical_step, features.gray_downsampled),
         }
         motion = BidirectionalMotion.from_batch(batch)
-        if motion is not None:
-            exact = batch.field is not None
-            terms["field"] = (
-                columns_loss(evaluation.jacobian, batch, self._typical_step)
-                if exact
-                else field_loss(evaluation.on_flow_grid[0], motion)
-            )
+        if motion is None:
+            terms["photometric"] = photometric_loss(evaluation[: len(batch)], batch.first, batch.second, batch.delta_q)
+        elif batch.field is not None:
+            terms["field"] = columns_loss(evaluation.jacobian, batch, self._typical_step)
             terms["mask"] = mask_loss(evaluation.mask, motion)
         else:
-            terms["photometric"] = photometric_loss(evaluation[:count], batch.first, batch.second, batch.delta_q)
-        if batch.field is None and motion is not None:
+            terms["field"] = field_loss(evaluation.on_flow_grid[0], motion)
+            terms["mask"] = mask_loss(evaluation.mask, motion)
             terms["step_from_flow"] = self._step_from_flow_loss(batch, evaluation, motion)
-        field_gradient = batch.field is None and self.progress >= _FIELD_GRADIENT_START
-        terms |= self._matching_losses(
-            batch, evaluation if field_gradient else self._detached(evaluation, batch), motion
-        )
+        if batch.field is not None or self.progress < _FIELD_GRADIENT_START:
+            evaluation = self._detached(evaluation, batch)
+        terms |= self._matching_losses(batch, evaluation, motion)
         total = torch.zeros((), dtype=q.dtype, device=q.device)
         for name, value in terms.items():
-            total = total + getattr(weights, name) * value
+            total = total + getattr(self.weights, name) * value
         return {"loss": total, **terms}
 
     def predict_steps(
@@ -107,12 +102,10 @@ class TrainableField(LearnedField, TrainableModel):
         """Joint steps of unrelated pairs of frames [rad or m]; `before` is not used."""
         return predict_steps(self, first, second)
 
-    @torch.no_grad()
     def calibrate_uncertainty(self, batches: Iterable[PairBatch], rounds: int = 2) -> None:
         """See `jidm.training.uncertainty_calibration.calibrate_uncertainty`."""
         calibrate_uncertainty(self, batches, rounds)
 
-    @torch.no_grad()
     def calibrate_video_uncertainty(self, clips: Iterable[Clip]) -> None:
         """See `jidm.training.uncertainty_calibration.calibrate_video_uncertainty`."""
         calibrate_video_uncertainty(self, clips)
@@ -130,7 +123,9 @@ class TrainableField(LearnedField, TrainableModel):
         terms = {"step": self._step_loss(result, batch.delta_q)}
         if self.config.step_regression:
             flows = self._regression_flows(result, batch, motion)
-            terms["step_regression"] = self._regression_loss(batch, evaluation, flows)
+            step, std = self.regress_step(first.features, second.features, flows)
+            error = (step - batch.delta_q) / self.delta_std
+            terms["step_regression"] = _regression_loss(error, (std / self.delta_std).log(), _STEP_BETA)
         if motion is not None:
             terms["flow"] = flow_loss(result.flow_measurements, motion)
         return terms
@@ -148,26 +143,19 @@ class TrainableField(LearnedField, TrainableModel):
             return matched
         one, other = batch.random_numbers()[:, 1].chunk(2)
         use_estimated = (one + other) % 1 < 0.5  # symmetric: the same for either order of the frames
+        where = use_estimated[:, None, None]
         return [
-            (
-                torch.where(use_estimated[:, None, None, None], flow, x),
-                torch.where(use_estimated[:, None, None], log_weight, y),
-            )
+            (torch.where(where[..., None], flow, x), torch.where(where, log_weight, y))
             for (flow, log_weight), (x, y) in zip(motion.regression_inputs(), matched, strict=True)
         ]
-
-    def _regression_loss(self, batch: PairBatch, evaluation: FieldEvaluation, flows: Flows) -> Tensor:
-        step, std = self.regress_step(evaluation.features[: len(batch)], evaluation.features[len(batch) :], flows)
-        return _regression_loss((step - batch.delta_q) / self.delta_std, (std / self.delta_std).log(), _STEP_BETA)
 
     @staticmethod
     def _detached(evaluation: FieldEvaluation, batch: PairBatch) -> FieldEvaluation:
         """The evaluation with a field that steps do not train: the exact one where it is known."""
         if batch.field is None or batch.field_back is None:
             return evaluation.detach_jacobian()
-        return FieldEvaluation(
-            evaluation.features, torch.cat([batch.field, batch.field_back]), evaluation.mask.detach()
-        )
+        exact = torch.cat([batch.field, batch.field_back])
+        return FieldEvaluation(evaluation.features, exact, evaluation.mask.detach())
 
     @property
     def _typical_step(self) -> Tensor:
@@ -187,9 +175,6 @@ class TrainableField(LearnedField, TrainableModel):
         limit = _MAX_POSE_ERROR * self.q_std
         return torch.where(from_image, q + (q_predicted.detach() - q).clamp(-limit, limit), noisy)
 
-    def _pose_loss(self, q: Tensor, q_predicted: Tensor, q_std: Tensor) -> Tensor:
-        return _regression_loss((q_predicted - q) / self.q_std, (q_std / self.q_std).log(), _POSE_BETA)
-
     def _step_loss(self, result: StepEstimate, delta_q: Tensor) -> Tensor:
         target = delta_q / self.delta_std
         step_losses = [F.smooth_l1_loss(step / self.delta_std, target, beta=_STEP_BETA) for step in result.steps]
@@ -199,6 +184,5 @@ class TrainableField(LearnedField, TrainableModel):
 
 def _regression_loss(error: Tensor, log_std: Tensor, beta: float) -> Float[Tensor, ""]:
     """Smooth L1 loss of a regression, and the likelihood that trains its standard deviation."""
-    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=beta) + _UNCERTAINTY_WEIGHT * gaussian_nll(
-        error, log_std
-    )
+    smooth_l1 = F.smooth_l1_loss(error, torch.zeros_like(error), beta=beta)
+    return smooth_l1 + _UNCERTAINTY_WEIGHT * gaussian_nll(error, log_std)

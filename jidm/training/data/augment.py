@@ -26,6 +26,9 @@ _DRAWN_FRAMES = 4
 _NOISE_BANK_SIZE = 1 << 20
 """Normal numbers drawn once; noise is cut out of them, because drawing costs more than everything else here."""
 _BLUR_SIZE = 7  # [px] of the kernel
+_BLUR_SIGMA = (0.3, 1.2)  # [px]
+_JPEG_QUALITY = (30, 90)
+_MAX_OCCLUDER = 0.4  # largest side, as a fraction of the image's
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ class AugmentOptions:
         flicker: range of brightness from one frame to the next.
         tone: largest bend of the tone curve, x + tone x (1 - x).
         noise: largest standard deviation of the noise, of the range 0..1.
-        blur: fraction of pairs that are blurred; blur_sigma: largest standard deviation [px].
-        jpeg: fraction of pairs that are compressed; jpeg_quality: lowest and highest quality.
+        blur: fraction of pairs that are blurred.
+        jpeg: fraction of pairs that are compressed.
         background: fraction of pairs that get the background of another frame of the recording, where the recording has
             the robot's mask and flow was not estimated from the images.
-        erase: fraction of pairs with an occluder; erase_size: its largest side as a fraction of the image's.
+        erase: fraction of pairs with an occluder.
     """
 
     color: float = 0.0
@@ -49,12 +52,9 @@ class AugmentOptions:
     tone: float = 0.0
     noise: float = 0.0
     blur: float = 0.0
-    blur_sigma: float = 1.2
     jpeg: float = 0.0
-    jpeg_quality: tuple[int, int] = (30, 90)
     background: float = 0.0
     erase: float = 0.0
-    erase_size: float = 0.4
 
 
 PRESETS: Mapping[str, AugmentOptions | None] = {
@@ -74,23 +74,23 @@ class AugmentParams:
     Attributes:
         matrix, offset: (B, 3, 3) and (B, F, 3), color x -> matrix x + offset.
         tone: (B,) bend of the tone curve.
-        noise: (B,) standard deviation; noise_at: (B, F) where it starts in the bank.
+        noise: (B,) standard deviation; noise_start: (B, F) where it starts in the bank.
         blur: (B,) standard deviation [px], 0 = none.
         jpeg: (B,) quality, 0 = none.
         box: (B, F, 4) left, top, right, bottom of the occluder, as fractions of the image; empty = none.
-        box_color: (B, 3); box_at: (B,) where its texture starts in the bank.
+        box_color: (B, 3); box_start: (B,) where its texture starts in the bank.
     """
 
     matrix: Float[Tensor, "B 3 3"]
     offset: Float[Tensor, "B F 3"]
     tone: Float[Tensor, " B"]
     noise: Float[Tensor, " B"]
-    noise_at: NDArray[np.int64]
+    noise_start: NDArray[np.int64]
     blur: Float[Tensor, " B"]
     jpeg: NDArray[np.int64]
     box: Float[Tensor, "B F 4"]
     box_color: Float[Tensor, "B 3"]
-    box_at: NDArray[np.int64]
+    box_start: NDArray[np.int64]
 
     def shard(self, rank: int, world: int) -> AugmentParams:
         """Those of every world-th pair, starting with the rank-th."""
@@ -130,22 +130,23 @@ class Augment:
         matrix = contrast[:, None, None] * _color_matrix(saturation, uniform(o.color / 4))
         # Contrast is changed about mid gray, so that it does not change brightness.
         offset = (brightness + 0.5 * (1 - contrast))[:, None, None] + uniform(o.flicker, _DRAWN_FRAMES, 1)
-        low, high = o.jpeg_quality
         half_bank = _NOISE_BANK_SIZE // 2  # noise of one frame starts in the first half and must end within the bank
         numbers = {
             "matrix": matrix,
             "offset": np.broadcast_to(offset, (size, _DRAWN_FRAMES, 3)),
             "tone": uniform(o.tone),
             "noise": random.uniform(0, o.noise, size),
-            "blur": for_fraction(o.blur, random.uniform(0.3, o.blur_sigma, size)),
-            "box": _boxes(random, size, o.erase, o.erase_size),
+            "blur": for_fraction(o.blur, random.uniform(*_BLUR_SIGMA, size)),
+            "box": _boxes(random, size, o.erase),
             "box_color": random.uniform(0, 1, (size, 3)),
         }
         return AugmentParams(
             **{name: torch.from_numpy(np.ascontiguousarray(x)).float() for name, x in numbers.items()},
-            noise_at=random.integers(half_bank, size=(size, _DRAWN_FRAMES)),
-            jpeg=for_fraction(o.jpeg, random.integers(low, high + 1, size).astype(float)).astype(np.int64),
-            box_at=random.integers(half_bank, size=size),
+            noise_start=random.integers(half_bank, size=(size, _DRAWN_FRAMES)),
+            jpeg=for_fraction(o.jpeg, random.integers(*_JPEG_QUALITY, size, endpoint=True).astype(float)).astype(
+                np.int64
+            ),
+            box_start=random.integers(half_bank, size=size),
         )
 
     def apply(self, batch: PairBatch, params: AugmentParams) -> PairBatch:
@@ -169,8 +170,8 @@ class Augment:
             x = torch.addcmul(x, x * (1 - x), params.tone[:, None, None, None].to(device))
         x = _blur(x, params.blur)
         if self.options.noise:
-            for i, at in enumerate(params.noise_at[:, f].tolist()):
-                x[i].add_(self._texture(at, x[i]), alpha=float(params.noise[i]))
+            for i, start in enumerate(params.noise_start[:, f].tolist()):
+                x[i].add_(self._noise(start, x[i]), alpha=float(params.noise[i]))
         return _jpeg(x.clamp_(0, 1), params.jpeg)
 
     def _erase(self, x: Tensor, params: AugmentParams, f: int) -> None:
@@ -179,11 +180,11 @@ class Augment:
             left, top, right, bottom = box
             part = x[i, :, top:bottom, left:right]
             if part.numel():
-                texture = self._texture(int(params.box_at[i]), part) * 0.15
+                texture = self._noise(int(params.box_start[i]), part) * 0.15
                 part.copy_((texture + params.box_color[i, :, None, None].to(x.device)).clamp(0, 1))
 
-    def _texture(self, at: int, like: Tensor) -> Tensor:
-        start = at % max(1, _NOISE_BANK_SIZE - like.numel())
+    def _noise(self, start: int, like: Tensor) -> Tensor:
+        start %= max(1, _NOISE_BANK_SIZE - like.numel())
         return self._noise_bank[start : start + like.numel()].view(like.shape).to(like.device)
 
 
@@ -199,9 +200,9 @@ def _color_matrix(saturation: NDArray[np.float64], hue: NDArray[np.float64]) -> 
     return gray + saturation[:, None, None] * rotation
 
 
-def _boxes(random: np.random.Generator, size: int, fraction: float, largest: float) -> NDArray[np.float64]:
+def _boxes(random: np.random.Generator, size: int, fraction: float) -> NDArray[np.float64]:
     """(B, F, 4) occluders, which drift from frame to frame; empty where there is none."""
-    side = random.uniform(0.25 * largest, largest, (size, 2)) * (random.random(size) < fraction)[:, None]
+    side = random.uniform(0.25 * _MAX_OCCLUDER, _MAX_OCCLUDER, (size, 2)) * (random.random(size) < fraction)[:, None]
     drift = random.uniform(-0.1, 0.1, (size, 2))[:, None] * np.arange(_DRAWN_FRAMES)[None, :, None]
     corner = random.uniform(-0.1, 1.0, (size, 2))[:, None] + drift
     # Clipped, so that a box beyond the image's edge is small or empty.

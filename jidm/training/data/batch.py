@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.fields.free.config import STRIDE
+from jidm.flow.base import Flow
 
 FIELD_STRIDE = STRIDE
 """Pixels per cell of the grid of field and mask; flow is given on a coarser one, see `FLOW_STRIDE`."""
@@ -23,8 +23,8 @@ class PairBatch:
 
     The grid of flow is (h, w) = (H / 4, W / 4); its cell (i, j) stands for the pixel (4 j + 1.5, 4 i + 1.5) of the
     image. Field and mask are on a grid (y, x) = (H / 2, W / 2), that of the learned field. Images may be larger by a
-    whole factor s, the model's `input_scale`; px are those of the (H, W) image all the same. Flow is None where nothing
-    measured it; where a cell's flow is unknown, weight and flow are 0.
+    whole factor s, the model's `input_scale`; px are those of the (H, W) image all the same. Flow is given in both
+    directions or, where nothing measured it, in none; where a cell's flow is unknown, weight and flow are 0.
 
     Attributes:
         first, second: (B, 3, s H, s W) RGB in [0, 1].
@@ -73,9 +73,9 @@ class PairBatch:
     frame: Int[Tensor, " B"] | None = None
 
     def __post_init__(self) -> None:
-        for flow, weight in ((self.flow, self.weight), (self.flow_back, self.weight_back)):
-            if (flow is None) != (weight is None):
-                raise InputError("flow and its weight come together; give both or neither")
+        missing = [x is None for x in (self.flow, self.weight, self.flow_back, self.weight_back)]
+        if any(missing) and not all(missing):
+            raise InputError("flow is used in both directions; give flow, weight, flow_back and weight_back, or none")
 
     def __len__(self) -> int:
         return self.first.shape[0]
@@ -84,6 +84,13 @@ class PairBatch:
     def delta_q(self) -> Float[Tensor, "B n"]:
         """Joint step from first to second [rad or m]."""
         return self.q_next - self.q
+
+    @property
+    def flows(self) -> tuple[Flow, Flow] | None:
+        """Flow from first to second and back; None where nothing measured it."""
+        if self.flow is None or self.weight is None or self.flow_back is None or self.weight_back is None:
+            return None
+        return Flow(self.flow, self.weight), Flow(self.flow_back, self.weight_back)
 
     def random_numbers(self) -> Float[Tensor, "frames numbers"]:
         """`random` of all first frames, then of all second frames; drawn now where the batch has none."""
@@ -97,15 +104,9 @@ class PairBatch:
             if (value := getattr(self, entry.name)) is not None:
                 yield entry.name, value
 
-    def to(self, *args: Any, **kwargs: Any) -> PairBatch:
-        """The same pairs on another device or in another floating type; arguments as for `Tensor.to`."""
-
-        def moved(x: Tensor) -> Tensor:
-            if x.is_floating_point():
-                return x.to(*args, **kwargs)
-            return x.to(torch.zeros(0, device=x.device).to(*args, **kwargs).device)
-
-        return replace(self, **{name: moved(x) for name, x in self.tensors()})
+    def to(self, device: str | torch.device) -> PairBatch:
+        """The same pairs on another device."""
+        return replace(self, **{name: x.to(device) for name, x in self.tensors()})
 
     def __getitem__(self, index: slice | Tensor) -> PairBatch:
         """Some of the pairs."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,23 +16,22 @@ from jidm.training.data.pairs import PairSampler, PairSource
 _CLIP_FRAMES = 600  # of all clips together
 
 
-@dataclass(frozen=True, eq=False)
 class Batches:
     """The batches of every training step, and fixed ones for validation.
 
-    Attributes:
-        sampler: draws the pairs.
-        min_stride_sampler: draws pairs of the smallest stride, that of a video that is decoded.
-        source: assembles their tensors.
+    Args:
+        source: assembles the tensors of the pairs.
+        strides, seed: of the pairs, see `PairSampler`.
         augment: changes their images; None = not.
         batch_size: pairs per step, over all processes together.
     """
 
-    sampler: PairSampler
-    min_stride_sampler: PairSampler
-    source: PairSource
-    augment: Augment | None
-    batch_size: int
+    def __init__(
+        self, source: PairSource, strides: Sequence[int], seed: int, augment: Augment | None, batch_size: int
+    ) -> None:
+        self.source, self.augment, self.batch_size = source, augment, batch_size
+        self.sampler = PairSampler(source.store, strides, seed=seed)
+        self.min_stride_sampler = PairSampler(source.store, (min(strides),), seed=seed)
 
     def batch_at(self, step: int, rank: int = 0, world: int = 1) -> PairBatch:
         """The pairs of training step `step` that process `rank` of `world` learns from."""

@@ -44,17 +44,11 @@ def iter_clips(source: PairSource, stride: int, total: int) -> Iterator[Clip]:
     longest = max(_MIN_FRAMES, total // len(store.length))
     for start, length in zip(store.first.tolist(), store.length.tolist()):
         rows = start + stride * torch.arange(min(longest, -(-length // stride)))
-        if len(rows) > 1:
-            yield _make_clip(source, rows, stride)
-
-
-def _make_clip(source: PairSource, rows: Tensor, stride: int) -> Clip:
-    flows: tuple[Flow, ...] = ()
-    if source.estimated_flow is not None:
-        estimated = source.estimated_flow.for_pairs(rows[:-1], torch.full((len(rows) - 1,), stride))
-        flows = tuple(
-            Flow(estimated["flow" + suffix] / FLOW_STRIDE, estimated["weight" + suffix]).to(source.device)
-            for suffix in ("", "_back")
-        )
-    frames, q = source.frames_at(rows)
-    return Clip(frames, q, stride / source.store.fps, flows)
+        if len(rows) < 2:
+            continue
+        flows: tuple[Flow, ...] = ()
+        if source.estimated_flow is not None:
+            estimated = source.estimated_flow.for_pairs(rows[:-1], torch.full((len(rows) - 1,), stride))
+            flows = tuple(Flow(x.flow / FLOW_STRIDE, x.weight).to(source.device) for x in estimated)
+        frames, q = source.frames_at(rows)
+        yield Clip(frames, q, stride / store.fps, flows)

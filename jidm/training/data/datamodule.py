@@ -14,15 +14,16 @@ from jidm.datasets.feature import generic_joint_names
 from jidm.errors import DatasetError, InputError, JidmError
 from jidm.fields.free.config import ENCODER_STRIDE
 from jidm.fields.free.network import LearnedField
+from jidm.flow.dis import DisFlow
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.registry import load_embodiment
 from jidm.training.config import TrainConfig
 from jidm.training.data.augment import make_augmentation
 from jidm.training.data.batches import Batches
-from jidm.training.data.flow_cache import EstimatedFlow, estimate_flow
+from jidm.training.data.flow_cache import estimate_flow
 from jidm.training.data.frame_store import FrameStore, image_size, load_frame_store, select_image_key
-from jidm.training.data.pairs import PairSampler, PairSource
+from jidm.training.data.pairs import PairSource
 from jidm.training.model import TrainableModel
 from jidm.video.letterbox import scaled_size
 
@@ -88,30 +89,27 @@ def prepare_training(
     kinematics, flow_kind = _flow_source(config, dataset, robot, store)
     batches = []
     for part, augment in zip(stores, (make_augmentation(config.augment, config.seed), None)):
-        flow = _estimated_flow(config, dataset, part, image_key, report) if flow_kind == "dis" else None
+        flow = None
+        if flow_kind == "dis":
+            flow = estimate_flow(
+                dataset, part, image_key, config.strides, DisFlow(), cache=config.cache, progress=report
+            )
         source = PairSource(
             part, kinematics=kinematics, estimated_flow=flow, device=device,
             before="before" in model_class.extra_frames,
             static_background=dataset.recipe.get("background_static") is True,
         )  # fmt: skip
-        sampler, min_stride_sampler = (
-            PairSampler(part, strides, seed=config.seed) for strides in (config.strides, (min(config.strides),))
-        )
-        batches.append(Batches(sampler, min_stride_sampler, source, augment, config.batch_size))
+        batches.append(Batches(source, config.strides, config.seed, augment, config.batch_size))
+    scale_note = f" with input scale {input_scale}" if input_scale > 1 else ""
     report(
         f"{config.kind} ({config.size}) of {len(store.joint_names)} joints from {describe_episodes(train)}, "
-        f"{len(store)} frames of {height}x{width}{f' with input scale {input_scale}' * (input_scale > 1)}, flow: {flow_kind}"
+        f"{len(store)} frames of {height}x{width}{scale_note}, flow: {flow_kind}"
     )
     torch.manual_seed(config.seed)
     model = model_class.from_data(
-        store.joint_names,
-        _joint_types(store, robot),
-        height,
-        width,
-        store.stats(config.strides),
-        **{"size": config.size, **config.options},
-        **({"input_scale": input_scale} if input_scale > 1 else {}),
-    )
+        store.joint_names, _joint_types(store, robot), height, width, store.stats(config.strides),
+        **{"size": config.size, **config.options}, **({"input_scale": input_scale} if input_scale > 1 else {}),
+    )  # fmt: skip
     record = {
         "data_hash": dataset.content_hash, "data_recipe": dict(dataset.recipe), "fps": store.fps, "image_key": image_key,
         "train_episodes": list(train), "validation_episodes": list(validation), "test_episodes": list(test),
@@ -209,7 +207,7 @@ def _flow_source(
             ) from None
         if dataset.recipe.get("embodiment_hash") not in (None, robot.content_hash):
             problem = f"it was made with another version of '{robot.name}'"
-        elif store.state_names != robot.joint_names and len(store.state_names) != robot.n:
+        elif len(store.state_names) != robot.n:
             problem = f"its joints are not those of '{robot.name}'"
     if not problem and robot is not None:
         return Kinematics.from_embodiment(robot), "exact"
@@ -218,19 +216,9 @@ def _flow_source(
     return None, "dis"
 
 
-def _estimated_flow(
-    config: TrainConfig, dataset: Any, store: FrameStore, image_key: str, report: Report
-) -> EstimatedFlow:
-    from jidm.flow.dis import DisFlow
-
-    return estimate_flow(dataset, store, image_key, config.strides, DisFlow(), cache=config.cache, progress=report)
-
-
 def _joint_types(store: FrameStore, robot: Embodiment | None) -> tuple[str, ...]:
     """Types of the learned joints; without a robot revolute, because recordings of robots are in rad."""
     if robot is None:
         return ("revolute",) * len(store.joint_names)
-    known = dict(zip(store.state_names, robot.joint_types))
-    if set(store.state_names) == set(robot.joint_names):
-        known = dict(zip(robot.joint_names, robot.joint_types))
+    known = dict(zip(store.state_names, robot.joint_types))  # both are in the order of `joint_order`
     return tuple(known[name] for name in store.joint_names)

@@ -40,11 +40,11 @@ class EstimatedFlow:
     flow: Float[Tensor, "N K 2 2 h w"]
     weight: UInt8[Tensor, "N K 2 h w"]
 
-    def for_pairs(self, rows: Int[Tensor, " B"], stride: Int[Tensor, " B"]) -> dict[str, Float[Tensor, "B ..."]]:
-        """`flow`, `weight`, `flow_back`, `weight_back` of a `PairBatch` for the pairs (row, row + stride)."""
+    def for_pairs(self, rows: Int[Tensor, " B"], stride: Int[Tensor, " B"]) -> tuple[Flow, Flow]:
+        """Forward and backward flow of the pairs (row, row + stride)."""
         column = torch.tensor([self.strides.index(k) for k in stride.tolist()])
         flow, weight = self.flow[rows, column].float(), self.weight[rows, column].float() / 255
-        return {"flow": flow[:, 0], "weight": weight[:, 0], "flow_back": flow[:, 1], "weight_back": weight[:, 1]}
+        return Flow(flow[:, 0], weight[:, 0]), Flow(flow[:, 1], weight[:, 1])
 
 
 def estimate_flow(
@@ -141,11 +141,11 @@ class _EpisodeFlow:
 
         def compute(t: int) -> None:
             stop = min(t + _CHUNK_SIZE, count)
-            one, two = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
-            for direction, recorded in enumerate(bidirectional_flow(self.estimator, one, two)):
-                small = letterbox_flow(recorded, self.store.letterbox)
-                flow[t:stop, direction] = small.flow.half().numpy()
-                weight[t:stop, direction] = (small.weight * 255).round().to(torch.uint8).numpy()
+            first, second = video[t:stop].float() / 255, video[t + k : stop + k].float() / 255
+            for direction, estimated in enumerate(bidirectional_flow(self.estimator, first, second)):
+                on_grid = letterbox_flow(estimated, self.store.letterbox)
+                flow[t:stop, direction] = on_grid.flow.half().numpy()
+                weight[t:stop, direction] = (on_grid.weight * 255).round().to(torch.uint8).numpy()
 
         # OpenCV releases Python's lock, so threads suffice to use as many cores as torch may use.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -155,15 +155,15 @@ class _EpisodeFlow:
 
 def letterbox_flow(flow: Flow, letterbox: Letterbox) -> Flow:
     """Flow of the recorded image as that of the training image [px], on its grid; weight 0 in the black bands."""
-    padded = letterbox.apply_to_flow(flow)
     bands = (
         letterbox.left,
         letterbox.width - letterbox.left - letterbox.inner_width,
         letterbox.top,
         letterbox.height - letterbox.top - letterbox.inner_height,
     )
-    small = padded.resized(letterbox.height // FLOW_STRIDE, letterbox.width // FLOW_STRIDE)
+    padded = letterbox.apply_to_flow(flow)
+    on_grid = padded.resized(letterbox.height // FLOW_STRIDE, letterbox.width // FLOW_STRIDE)
     # Cells that are not wholly inside get weight 0: resampling mixes the black bands into them.
     inside = torch.nn.functional.pad(torch.ones(1, letterbox.inner_height, letterbox.inner_width), bands)
     whole = torch.nn.functional.avg_pool2d(inside, FLOW_STRIDE)[0] == 1
-    return Flow(small.flow * FLOW_STRIDE * whole, small.weight * whole)
+    return Flow(on_grid.flow * FLOW_STRIDE * whole, on_grid.weight * whole)

@@ -7,7 +7,7 @@ several processes take disjoint parts of one common batch without communicating.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,7 @@ class SampledPairs:
 
     def __getitem__(self, index: slice | Tensor) -> SampledPairs:
         """Some of the pairs."""
-        chosen = {name: getattr(self, name)[index] for name in self.__dataclass_fields__ if name != "background"}
-        return SampledPairs(**chosen, background=None if self.background is None else self.background[index])
+        return replace(self, **{name: x[index] for name, x in vars(self).items() if x is not None})
 
     def shard(self, rank: int, world: int) -> SampledPairs:
         """Every world-th pair, starting with the rank-th."""
@@ -167,10 +166,13 @@ class PairSource:
         if self.kinematics is not None:
             fields |= self._exact_targets(self.kinematics, pairs, state["first"], state["second"])
         elif self.estimated_flow is not None:
-            flow = self.estimated_flow.for_pairs(pairs.first, pairs.stride) | self._central_difference(
-                self.estimated_flow, pairs
-            )
-            fields |= {name: x.to(self.device) for name, x in flow.items()}
+            forward, backward = self.estimated_flow.for_pairs(pairs.first, pairs.stride)
+            motion = {
+                "flow": forward.flow, "weight": forward.weight,
+                "flow_back": backward.flow, "weight_back": backward.weight,
+                **self._central_difference(self.estimated_flow, pairs),
+            }  # fmt: skip
+            fields |= {name: x.to(self.device) for name, x in motion.items()}
         return PairBatch(**fields)
 
     def frames_at(self, rows: Int[Tensor, " T"]) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T n"]]:
@@ -181,23 +183,22 @@ class PairSource:
         self, kinematics: Kinematics, pairs: SampledPairs, q: Tensor, q_next: Tensor
     ) -> dict[str, Tensor]:
         poses = link_poses(kinematics, torch.cat([q, q_next]))
-        one, two = self._view(pairs.first, poses[: len(q)]), self._view(pairs.second, poses[len(q) :])
-        same_pose = (one.T_camera_base == two.T_camera_base).flatten(1).all(1)
-        static_camera = same_pose & (one.intrinsics == two.intrinsics).all(1)
+        first, second = self._view(pairs.first, poses[: len(q)]), self._view(pairs.second, poses[len(q) :])
+        same_pose = (first.T_camera_base == second.T_camera_base).flatten(1).all(1)
+        static_camera = same_pose & (first.intrinsics == second.intrinsics).all(1)
+        factor = FLOW_STRIDE // FIELD_STRIDE
         fields: dict[str, Tensor] = {}
-        for suffix, a, b in (("", one, two), ("_back", two, one)):
-            flow, weight = geometric_flow(a, b)
-            field, field_weight = exact_field(a.dilated(), kinematics)
+        for suffix, view, other in (("", first, second), ("_back", second, first)):
+            flow, weight = geometric_flow(view, other)
+            field, field_weight = exact_field(view.dilated(), kinematics)
             fields["field" + suffix] = self._learned_joints(field, 2) * FIELD_STRIDE
-            fields["field_weight" + suffix] = field_weight * torch.where(a.link >= 0, 1.0, _BORDER_WEIGHT).to(
-                field_weight
-            )
-            factor = FLOW_STRIDE // FIELD_STRIDE
+            border = torch.where(view.link >= 0, 1.0, _BORDER_WEIGHT).to(field_weight)
+            fields["field_weight" + suffix] = field_weight * border
             flow, weight = downsample_flow(flow * FIELD_STRIDE, weight, factor)
             if self.static_background:
-                weight = weight + _static_background_mask(a, b, factor) * static_camera[:, None, None]
+                weight = weight + _static_background_mask(view, other, factor) * static_camera[:, None, None]
             fields["flow" + suffix], fields["weight" + suffix] = flow, weight
-            fields["mask" + suffix] = (a.link >= 0).to(flow.dtype)
+            fields["mask" + suffix] = (view.link >= 0).to(flow.dtype)
         return fields
 
     def _central_difference(self, estimated_flow: EstimatedFlow, pairs: SampledPairs) -> dict[str, Tensor]:
@@ -209,21 +210,19 @@ class PairSource:
         k, fields = pairs.stride, {}
         start = self.store.first[pairs.episode]
         stop = start + self.store.length[pairs.episode]
-        state = self._q
-        for suffix, at, sign in (("", pairs.first, 1.0), ("_back", pairs.second, -1.0)):
-            exists = torch.stack([at + k < stop, at - k >= start]).float()
-            forward = estimated_flow.for_pairs(torch.where(at + k < stop, at, at - k), k)
-            backward = estimated_flow.for_pairs(torch.where(at - k >= start, at - k, at), k)
-            coefficient = (exists / exists.sum(0))[:, :, None, None]
-            motion = coefficient[0][:, None] * forward["flow"] - coefficient[1][:, None] * backward["flow_back"]
-            weight = torch.where(exists[0, :, None, None] > 0, forward["weight"], torch.ones_like(forward["weight"]))
-            weight = weight * torch.where(
-                exists[1, :, None, None] > 0, backward["weight_back"], torch.ones_like(weight)
-            )
-            after, before = torch.minimum(at + k, stop - 1), torch.maximum(at - k, start)
-            step = coefficient[0, :, 0] * (state[after] - state[at]) - coefficient[1, :, 0] * (
-                state[before] - state[at]
-            )
+        for suffix, t, sign in (("", pairs.first, 1.0), ("_back", pairs.second, -1.0)):
+            has_next, has_previous = t + k < stop, t - k >= start
+            to_next, _ = estimated_flow.for_pairs(torch.where(has_next, t, t - k), k)
+            _, to_previous = estimated_flow.for_pairs(torch.where(has_previous, t - k, t), k)
+            exists = torch.stack([has_next, has_previous]).float()
+            a, b = (exists / exists.sum(0))[..., None]  # coefficients (B, 1) of the two differences
+            motion = a[..., None, None] * to_next.flow - b[..., None, None] * to_previous.flow
+            ones = torch.ones_like(to_next.weight)
+            weight = torch.where(has_next[:, None, None], to_next.weight, ones)
+            weight = weight * torch.where(has_previous[:, None, None], to_previous.weight, ones)
+            q, q_next = self._q[t], self._q[torch.minimum(t + k, stop - 1)]
+            q_previous = self._q[torch.maximum(t - k, start)]
+            step = a * (q_next - q) - b * (q_previous - q)
             fields["tangent" + suffix], fields["tangent_weight" + suffix] = sign * motion, weight
             fields["tangent_step" + suffix] = sign * step.float()
         return fields
@@ -263,7 +262,7 @@ class PairSource:
         return state.index_select(axis, self._tables["joints"]).float()
 
 
-def _static_background_mask(one: DepthView, two: DepthView, factor: int) -> Tensor:
+def _static_background_mask(first: DepthView, second: DepthView, factor: int) -> Tensor:
     """(B, h, w) on a grid coarser by `factor`: 1 where neither frame shows the robot in the cell or next to it."""
-    robot = F.max_pool2d(((one.link >= 0) | (two.link >= 0)).float()[:, None], factor)
+    robot = F.max_pool2d(((first.link >= 0) | (second.link >= 0)).float()[:, None], factor)
     return 1 - F.max_pool2d(robot, 3, stride=1, padding=1)[:, 0]

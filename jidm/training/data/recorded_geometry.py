@@ -78,19 +78,19 @@ def _resample(
     v, row_inside = axis(h, letterbox.top, letterbox.inner_height, depth.shape[1])
     u, column_inside = axis(w, letterbox.left, letterbox.inner_width, depth.shape[2])
 
-    def at(table: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
+    def lookup(table: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
         rows = np.clip(rows, 0, table.shape[1] - 1).astype(int)
         columns = np.clip(columns, 0, table.shape[2] - 1).astype(int)
         return np.asarray(table[:, rows[:, None], columns[None]])
 
-    nearest = at(link, np.round(v), np.round(u))
+    nearest = lookup(link, np.round(v), np.round(u))
     inverse = 1 / np.where(link >= 0, np.maximum(depth, 1e-6), 1.0)
     fv, fu = (v - np.floor(v))[:, None], (u - np.floor(u))[None]
-    mixed, alike = np.zeros(nearest.shape), np.ones(nearest.shape, dtype=bool)
-    for rows, share_v in ((np.floor(v), 1 - fv), (np.floor(v) + 1, fv)):
-        for columns, share_u in ((np.floor(u), 1 - fu), (np.floor(u) + 1, fu)):
-            mixed += at(inverse, rows, columns) * share_v * share_u
-            alike &= at(link, rows, columns) == nearest
-    z = np.where(alike, 1 / mixed, at(depth, np.round(v), np.round(u)))
+    mean_inverse, same_link = np.zeros(nearest.shape), np.ones(nearest.shape, dtype=bool)
+    for rows, weight_v in ((np.floor(v), 1 - fv), (np.floor(v) + 1, fv)):
+        for columns, weight_u in ((np.floor(u), 1 - fu), (np.floor(u) + 1, fu)):
+            mean_inverse += lookup(inverse, rows, columns) * weight_v * weight_u
+            same_link &= lookup(link, rows, columns) == nearest
+    z = np.where(same_link, 1 / mean_inverse, lookup(depth, np.round(v), np.round(u)))
     on_robot = (nearest >= 0) & row_inside[:, None] & column_inside[None]
     return np.where(on_robot, z, 0.0), np.where(on_robot, nearest, -1)
