@@ -13,11 +13,11 @@ from torch import Tensor
 
 from jidm.fields.free import Features, LearnedField, LearnedFieldConfig
 from jidm.fields.free.blocks import luma
-from jidm.fields.free.config import FLOW_STRIDE, STRIDE
+from jidm.fields.free.config import FIELD_STRIDE, FLOW_STRIDE
 from jidm.fields.free.correlation import CorrelationHead
 
 SIDE = 64
-GRID, FLOW_GRID = SIDE // STRIDE, SIDE // FLOW_STRIDE
+GRID, FLOW_GRID = SIDE // FIELD_STRIDE, SIDE // FLOW_STRIDE
 FINGER = ("hinge1", "hinge2")
 
 

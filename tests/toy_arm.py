@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jidm.fields.free.config import FLOW_STRIDE
-from jidm.training.data.batch import FIELD_STRIDE, JointStats, PairBatch
+from jidm.fields.free.config import FIELD_STRIDE, FLOW_STRIDE
+from jidm.training.data.batch import JointStats, PairBatch
 
 SIDE = 32
 JOINTS = ("shoulder", "elbow")

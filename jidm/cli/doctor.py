@@ -20,7 +20,6 @@ EXTRAS = {
     "train": ("lightning", "tensorboard", "kornia"),
     "control": ("clarabel",),
     "serve": ("clarabel", "websockets", "msgpack", "prometheus-client"),
-    "view": ("viser",),
     "ray": ("ray",),
     "pytorch3d": ("pytorch3d",),
 }

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from jidm.estimation.factors.dense_photometric import CellEquations, cell_equations, reweight_by_motion
 from jidm.fields.free.blocks import downsample, upsample2x
-from jidm.fields.free.config import FLOW_STRIDE, STRIDE, LearnedFieldConfig
+from jidm.fields.free.config import FIELD_STRIDE, FLOW_STRIDE, LearnedFieldConfig
 from jidm.fields.free.correlation import CorrelationHead
 from jidm.fields.free.network import Features
 from jidm.video.warping import gradients, symmetric_flow, warp
@@ -104,7 +104,7 @@ class FieldEvaluation:
     @property
     def on_flow_grid(self) -> tuple[Float[Tensor, "b 2 n i j"], Float[Tensor, "b i j"]]:
         """Jacobian and robot probability on the coarser grid of flow."""
-        factor = FLOW_STRIDE // STRIDE
+        factor = FLOW_STRIDE // FIELD_STRIDE
         jacobian = downsample(self.jacobian.flatten(1, 2), factor).unflatten(1, self.jacobian.shape[1:3])
         return jacobian, downsample(self.mask.sigmoid()[:, None], factor)[:, 0]
 
@@ -207,7 +207,7 @@ def _step_flow(
     """Symmetric flow of a step in a crop of the source's grid [px of the image]."""
     forward = torch.einsum("bcnhw,bn->bchw", crop.apply(source.jacobian).detach(), step)
     backward = torch.einsum("bcnhw,bn->bchw", target.jacobian.detach(), step)
-    return symmetric_flow(forward, backward, STRIDE, crop.corner())
+    return symmetric_flow(forward, backward, FIELD_STRIDE, crop.corner())
 
 
 def measure_photometric(
@@ -217,7 +217,7 @@ def measure_photometric(
     predicted_flow = _step_flow(source, target, crop, step)
     first, second = (_image_at_scale(x.features, stage.scale) for x in (source, target))
     pixels_per_cell = first.shape[-1] // source.mask.shape[-1]  # pixels compared per cell of the field
-    scale = pixels_per_cell / STRIDE
+    scale = pixels_per_cell / FIELD_STRIDE
     warped = warp(second, _upsample(predicted_flow, pixels_per_cell) * scale, crop.corner(pixels_per_cell))
     robot, cropped = _robot_weight(source, crop, pixels_per_cell), crop.apply(first, pixels_per_cell)
     if stage.reject_static:
@@ -247,9 +247,9 @@ def photometric_error(
     first: FieldEvaluation, second: FieldEvaluation, crop: Crop, step: Float[Tensor, "b n"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Mean square brightness error of the robot after a step, and mean square brightness gradient [1/px^2 of the image]."""
-    robot, image = _robot_weight(first, crop, STRIDE), crop.apply(first.features.gray_downsampled, STRIDE)
-    flow = _upsample(_step_flow(first, second, crop, step), STRIDE)
-    warped = warp(second.features.gray_downsampled, flow, crop.corner(STRIDE))
+    robot, image = _robot_weight(first, crop, FIELD_STRIDE), crop.apply(first.features.gray_downsampled, FIELD_STRIDE)
+    flow = _upsample(_step_flow(first, second, crop, step), FIELD_STRIDE)
+    warped = warp(second.features.gray_downsampled, flow, crop.corner(FIELD_STRIDE))
     gradient = gradients((image + warped) / 2)
     squares = ((warped - image).square(), gradient[0].square() + gradient[1].square())
     total = robot.flatten(1).sum(-1).clamp(min=1e-6)

@@ -27,7 +27,7 @@ from jidm.estimation.refinement import (
     photometric_error,
 )
 from jidm.estimation.solver import Solution, solve_normal_equations
-from jidm.fields.free.config import FLOW_STRIDE, STRIDE
+from jidm.fields.free.config import FIELD_STRIDE, FLOW_STRIDE
 from jidm.flow.base import Flow, mask_invalid
 
 RIDGE = 1e-4
@@ -280,7 +280,7 @@ def _with_residual(
 
 def _external_flow(flow: Flow, first: FieldEvaluation) -> FlowMeasurement:
     """External flow on the grid of flow."""
-    b, (h, w) = len(first.mask), (side * STRIDE // FLOW_STRIDE for side in first.mask.shape[1:])
+    b, (h, w) = len(first.mask), (side * FIELD_STRIDE // FLOW_STRIDE for side in first.mask.shape[1:])
     resized = mask_invalid(flow.flow, flow.weight).resized(h, w)  # resizing would spread NaN of zero weight
     vectors = (resized.flow * FLOW_STRIDE).reshape(b, 2, h, w).to(first.mask)
     weight = resized.weight.reshape(b, h, w).to(first.mask)

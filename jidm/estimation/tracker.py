@@ -81,7 +81,7 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class PredictedState:
-    """PredictedState of a frame before it is measured.
+    """Predicted state of a frame before it is measured.
 
     Attributes:
         q: (n,) joint positions [rad or m]. step: since the last accepted frame.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.estimation.refinement import FieldEvaluation, FlowMeasurement
-from jidm.fields.free.config import STRIDE
+from jidm.fields.free.config import FIELD_STRIDE
 from jidm.training.bidirectional import BidirectionalMotion
 from jidm.training.data.batch import PairBatch
 from jidm.training.distributed import all_reduce_mean, weighted_mean
@@ -129,7 +129,7 @@ def photometric_loss(
 ) -> Float[Tensor, ""]:
     """Charbonnier loss of the second image, warped back by field and executed step, against the first."""
     flow = torch.einsum("bcnhw,bn->bchw", first.jacobian, delta_q)
-    scale = image.shape[-1] / (flow.shape[-1] * STRIDE)
+    scale = image.shape[-1] / (flow.shape[-1] * FIELD_STRIDE)
     flow = F.interpolate(flow * scale, size=image.shape[-2:], mode="bilinear", align_corners=False)
     return charbonnier(warp(other, flow) - image).mean()
 

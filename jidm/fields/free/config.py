@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from jidm.errors import CheckpointError, InputError, did_you_mean
 
-STRIDE = 2
+FIELD_STRIDE = 2
 """Pixels of the image per cell of the field's grid."""
 
 FLOW_STRIDE = 4
@@ -162,7 +162,7 @@ class LearnedFieldConfig(ModelConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the field."""
-        return self.height // STRIDE, self.width // STRIDE
+        return self.height // FIELD_STRIDE, self.width // FIELD_STRIDE
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:

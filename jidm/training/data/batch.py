@@ -10,11 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from jidm.errors import InputError
-from jidm.fields.free.config import STRIDE
 from jidm.flow.base import Flow
-
-FIELD_STRIDE = STRIDE
-"""Pixels per cell of the grid of field and mask; flow is given on a coarser one, see `FLOW_STRIDE`."""
 
 
 @dataclass(frozen=True, eq=False)

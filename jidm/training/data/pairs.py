@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jidm.errors import DatasetError, InputError
-from jidm.fields.free.config import FLOW_STRIDE
+from jidm.fields.free.config import FIELD_STRIDE, FLOW_STRIDE
 from jidm.robot.kinematics import Kinematics
-from jidm.training.data.batch import FIELD_STRIDE, PairBatch
+from jidm.training.data.batch import PairBatch
 from jidm.training.data.flow_cache import EstimatedFlow
 from jidm.training.data.frame_store import FrameStore
 from jidm.training.data.geometric_flow import (

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jidm.training.data.batch import FIELD_STRIDE
+from jidm.fields.free.config import FIELD_STRIDE
 from jidm.video.letterbox import Letterbox
 
 
