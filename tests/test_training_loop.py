@@ -154,6 +154,16 @@ def test_exact_flow_reaches_the_model_and_a_robot_is_recorded(tmp_path: Path) ->
         train(config(tmp_path, "other", flow="exact"), dataset=blob_dataset(tmp_path / "blobs"))
 
 
+def test_exact_flow_is_refused_where_joints_are_in_another_order_than_the_recipes_robot(tmp_path: Path) -> None:
+    dataset = rendered_dataset(tmp_path / "rendered", {0: clip("planar_finger_3", frames=4)})
+    dataset.recipe = {"embodiment": "planar_finger_3"}
+    settings = config(tmp_path, steps=1, flow="exact", height=64, width=80)
+    train(settings, dataset=dataset)
+    dataset.joint_names = dataset.joint_names[::-1]
+    with pytest.raises(DatasetError, match="not in the order of 'planar_finger_3'; pass --embodiment"):
+        train(config(tmp_path, "other", steps=1, flow="exact", height=64, width=80), dataset=dataset)
+
+
 # ---- the schedule and the budget -------------------------------------------------------------------------------------
 
 

@@ -209,6 +209,8 @@ def _flow_source(
             problem = f"it was made with another version of '{robot.name}'"
         elif len(store.state_names) != robot.n:
             problem = f"its joints are not those of '{robot.name}'"
+        elif store.state_names != robot.joint_names and set(store.state_names) == set(robot.joint_names):
+            problem = f"its joints are not in the order of '{robot.name}'; pass --embodiment"
     if not problem and robot is not None:
         return Kinematics.from_embodiment(robot), "exact"
     if config.flow == "exact":
