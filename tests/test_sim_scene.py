@@ -24,7 +24,7 @@ from jidm.robot.shape_mesh import shape_mesh
 
 pytest.importorskip("pybullet")
 
-from jidm.sim import Appearance, Background, Light, Scene, Texture, appearance, renderer
+from jidm.sim import Appearance, Background, Light, Scene, Texture, renderer, textures
 
 BOX = (0.4, 0.6, 0.2)
 
@@ -216,7 +216,7 @@ def test_same_seed_same_pixels(panda: Embodiment):
     camera = panda.camera().resized(160, 120)
     images = []
     for seed in (4, 4, 5):
-        appearance._noise_block.cache_clear()
+        textures._noise_block.cache_clear()
         with Scene(panda, seed=seed, appearance=Appearance.textured("moving")) as scene:
             images.append(scene.render(panda.home, camera, frame=3))
     same, again, other = images
