@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,7 +182,8 @@ def test_a_closed_output_pipe_is_no_error():
         cwd=REPOSITORY,
     )
     os.close(writing)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert done.returncode == 141
+    assert not re.search("Error|Traceback|Exception", done.stderr)  # a progress bar of a slow machine is none
 
 
 # ---- inputs -----------------------------------------------------------------------------------------------------------

@@ -303,9 +303,12 @@ def kill_and_resume(root: Path, kills: int, episodes: int, pace: float) -> int:
             time.sleep(chance.uniform(0.0, 0.5 * pace))
         os.kill(process.pid, signal.SIGKILL)
         process.stdout.close()
-        assert process.wait() == -signal.SIGKILL, "the writer was done before it could be killed"
+        code = process.wait()
         struck += any((root / ".writing").glob("*"))
         assert_all_complete(root)
+        if code == 0:  # a busy machine let it finish before it was killed
+            break
+        assert code == -signal.SIGKILL
     subprocess.run(command, check=True, env=environment(), stdout=subprocess.DEVNULL)
     return struck
 
@@ -335,7 +338,7 @@ def test_a_killed_writer_leaves_complete_episodes_and_resumes(tmp_path: Path, ki
     straight = write(tmp_path / "straight", list(range(episodes)))
     struck = kill_and_resume(tmp_path / "killed", kills, episodes, (time.perf_counter() - start) / episodes)
     assert digest(tmp_path / "killed") == digest(straight)
-    assert struck >= kills // 4, f"only {struck} of {kills} kills came while something was being written"
+    assert struck >= max(1, kills // 4), f"only {struck} of {kills} kills came while something was being written"
 
 
 @pytest.mark.parametrize("at", range(6))

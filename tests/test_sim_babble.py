@@ -147,7 +147,7 @@ def runs(process: str) -> bool:
         return False
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"nothing after {seconds} s"
