@@ -379,7 +379,7 @@ def test_streaming_keeps_few_frames_in_memory(finger: Clip, idm: JacobianIDM, mo
                 most = max(most, sum(r() is not None for r in alive))
                 yield k / FPS, frame
 
-    monkeypatch.setattr("jidm.video.io.open_video", lambda path, fps=None: Source())
+    monkeypatch.setattr("jidm.video.timestamps.open_video", lambda path, fps=None: Source())
     motion = idm.decode("stream", q0=finger.q[0])
     assert motion.frames == 10
     assert len(alive) == 10

@@ -61,7 +61,7 @@ def test_wheel_contains_the_package_data_and_nothing_else(wheel: Path):
     sources = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "jidm").rglob("*.py")}
     assert sources <= set(names)
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    for extra in ("sim", "train", "raft", "serve", "view", "ray", "pytorch3d", "dev"):
+    for extra in ("sim", "train", "control", "raft", "serve", "ray", "pytorch3d", "docs", "dev"):
         assert f"Provides-Extra: {extra}" in metadata
 
 
