@@ -199,8 +199,11 @@ def test_the_path_of_a_robot_file_does_not_leave_the_machine(tmp_path: Path, mon
     babble(replace(SMALL, embodiment=str(urdf), episodes=1), tmp_path / "data")
     assert "private" not in (tmp_path / "data/meta/info.json").read_text()
     data = open_dataset(tmp_path / "data")
-    with pytest.raises(DatasetError, match=r"not found here.*finger\.urdf"):
+    with pytest.raises(DatasetError, match=r"not found here.*finger\.urdf.*--embodiment"):
         HeldOut(data)
+    assert HeldOut(data, embodiment=load_embodiment(urdf)).embodiment == load_embodiment(urdf)
+    with pytest.raises(DatasetError, match=r"'planar_finger_5' known here.*--embodiment"):
+        HeldOut(data, embodiment=load_embodiment("planar_finger_5"))
     monkeypatch.chdir(urdf.parent)
     assert HeldOut(data).embodiment == load_embodiment(urdf)
 

@@ -27,6 +27,9 @@ class Evaluate:
     data: Path
     """Data set (LeRobot v3.0, v2.1 or v2.0) with videos and joint positions, not used in training."""
 
+    embodiment: str | None = None
+    """Robot that was recorded: a name, a folder or a URDF; the one that the data set names if not given."""
+
     out: Path = Path("jidm_evaluate")
     """Folder for evaluation.json and plots."""
 
@@ -63,6 +66,7 @@ class Evaluate:
         from jidm.evaluation.held_out import HeldOut
         from jidm.evaluation.summary import compare_models, summarize
         from jidm.evaluation.tables import comparison_table, corruption_table, summary_table
+        from jidm.robot.registry import load_embodiment
 
         dataset = open_dataset(self.data)
         episodes = select_episodes(self.episodes, dataset.episode_indices)[: self.limit]
@@ -70,7 +74,8 @@ class Evaluate:
             episodes=episodes, image_key=self.image_key, stride=self.stride, frames=self.frames, joints=self.joints or None
         )  # fmt: skip
         models = self._models(dataset, config)
-        held_out = HeldOut(dataset, config)
+        robot = None if self.embodiment is None else load_embodiment(self.embodiment)
+        held_out = HeldOut(dataset, config, embodiment=robot)
         make_folder(self.out)
         evaluations = self._evaluate(models, held_out)
         first = next(iter(evaluations))

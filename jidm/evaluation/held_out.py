@@ -71,7 +71,7 @@ class HeldOut:
     def __init__(self, dataset: Any, config: EvalConfig | None = None, *, embodiment: Embodiment | None = None) -> None:
         self.dataset = dataset
         self.config = config or EvalConfig()
-        self.embodiment = embodiment or recorded_robot(dataset)
+        self.embodiment = recorded_robot(dataset, embodiment)
         self.episodes = resolve_episodes(dataset, self.config.episodes)
         self.image_key = _resolve_image_key(dataset, self.config.image_key)
         self._surface: AnalyticField | None = None
@@ -135,29 +135,31 @@ class HeldOut:
         return GroundTruthView.from_episode(self._surface, self.dataset, episode, self.image_key)
 
 
-def recorded_robot(dataset: Any) -> Embodiment | None:
-    """The robot that a data set's recipe names; None where it names none.
+def recorded_robot(dataset: Any, given: Embodiment | None = None) -> Embodiment | None:
+    """The given robot, else the one that a data set's recipe names; None where there is neither.
 
     Raises:
         DatasetError: there is none of that name here, or it is not the one that was recorded.
     """
     name, recorded = dataset.recipe.get("embodiment"), dataset.recipe.get("embodiment_hash")
-    if not name:
-        return None
+    robot = given
+    if robot is None:
+        if not name:
+            return None
+        from jidm.robot.registry import load_embodiment
 
-    from jidm.robot.registry import load_embodiment
-
-    try:
-        robot = load_embodiment(name)
-    except JidmError as error:
-        raise DatasetError(
-            f"{dataset.root}: the robot that was recorded is not found here ({error}); register it, or run in the "
-            "folder of its file"
-        ) from None
+        try:
+            robot = load_embodiment(name)
+        except JidmError as error:
+            raise DatasetError(
+                f"{dataset.root}: the robot that was recorded is not found here ({error}); give embodiment= or "
+                "--embodiment"
+            ) from None
     if recorded and robot.content_hash != recorded:
         raise DatasetError(
-            f"{dataset.root}: recorded of a '{name}' with content hash {recorded[:12]}, the '{name}' known here has "
-            f"{robot.content_hash[:12]}; register the robot that was recorded, or record again"
+            f"{dataset.root}: recorded of a '{name}' with content hash {recorded[:12]}, the '{robot.name}' known here "
+            f"has {robot.content_hash[:12]}; give the robot that was recorded as embodiment= or --embodiment, or record "
+            "again"
         )
     return robot
 
