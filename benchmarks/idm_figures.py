@@ -9,7 +9,7 @@ from typing import Any
 from results import row, rows
 
 from jidm.cli.text import columns
-from jidm.evaluation.tables import corruption_table
+from jidm.evaluation.tables import MODEL_COLUMNS, corruption_table
 
 OURS = "jacobian_field"
 ANALYTIC = "analytic"  # nothing learned: the exact field of the robot as each episode's own camera saw it
@@ -38,22 +38,7 @@ RECORDED = COMMON | {
 """Metric -> its name in the scores, for motor babbling in simulation and for a recording of a real robot."""
 CASES = {"background": "background replaced", "occlusion": "20 % hidden", "jpeg": "JPEG 30"}
 """Corruption -> case of the result, where they differ."""
-TABLE_COLUMNS = (
-    ("nve", "NVE", ".3f"),
-    ("nve_pairs", "NVE PAIRS", ".3f"),
-    ("nve_smoothed", "SMOOTHED", ".3f"),
-    ("action_mse", "ACTION MSE", ".2e"),
-    ("position_share", "WITHIN .05", ".1%"),
-    ("tip_error_mm", "TIP [mm]", ".1f"),
-    ("correlation_mean", "CORR", ".3f"),
-    ("nve_moving", "NVE MOVING", ".3f"),
-    ("flow_epe_px", "FLOW [px]", ".2f"),
-    ("field_error_mean", "FIELD", ".2f"),
-    ("coverage_68", "IN 68%", ".0%"),
-    ("coverage_95", "IN 95%", ".0%"),
-    ("valid_share", "VALID", ".0%"),
-    ("frames_per_second", "FRAMES/S", ".1f"),
-)
+TABLE_COLUMNS = (*MODEL_COLUMNS, ("nve_moving", "NVE MOVING", ".3f"))
 
 
 # ---- over seeds -----------------------------------------------------------------------------------------------------
@@ -173,7 +158,7 @@ def report(document: dict[str, Any]) -> str:
             else f"{text} ({format(value['low'], form)}-{format(value['high'], form)})"
         )
 
-    models: list[tuple[str, ...]] = [("MODEL", *(heading for _, heading, _ in TABLE_COLUMNS))]
+    models: list[tuple[str, ...]] = [("MODEL", *(heading.format(tolerance=0.05) for _, heading, _ in TABLE_COLUMNS))]
     models += [
         (label, *(cell(m.get(key), form) for key, _, form in TABLE_COLUMNS)) for label, m in document["models"].items()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_COLUMNS = (  # key, heading, format
+MODEL_COLUMNS = (
     ("nve", "NVE", ".3f"),
     ("nve_pairs", "NVE PAIRS", ".3f"),
     ("nve_smoothed", "SMOOTHED", ".3f"),
@@ -20,6 +20,8 @@ _COLUMNS = (  # key, heading, format
     ("valid_share", "VALID", ".0%"),
     ("frames_per_second", "FRAMES/S", ".1f"),
 )
+"""Key of the summary, heading and format of the columns for a model."""
+
 _CORRUPTION_COLUMNS = (
     ("nve_clean", "NVE CLEAN", ".3f"),
     ("nve", "NVE", ".3f"),
@@ -39,10 +41,10 @@ def summary_table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...
         summaries: from `jidm.evaluation.summary.summarize`, one per model.
     """
     tolerance = next((f["tolerance"] for f in summaries if f.get("tolerance")), 0.05)
-    rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in _COLUMNS), "EPISODES")]
+    rows = [("MODEL", *(heading.format(tolerance=tolerance) for _, heading, _ in MODEL_COLUMNS), "EPISODES")]
     for f in summaries:
         count = f"{f['episodes']}/{f['episodes'] + len(f['failed'])}"
-        rows.append((str(f["name"]), *_cells(f, _COLUMNS), count))
+        rows.append((str(f["name"]), *_cells(f, MODEL_COLUMNS), count))
     return rows
 
 
