@@ -54,7 +54,7 @@ SUMMARY = (
     ("Learned field, Allegro hand (`allegro-right-sim`)", "bundled-allegro-right-sim", "learned", "", "nve"),
     ("Learned field, Panda (`panda-sim`)", "bundled-panda-sim", "learned", "", "nve"),
     ("Learned field, a real Unitree G1", "models-g1", "learned", "", "correlation"),
-    ("Best regression of the same recording, G1", "models-g1", "direct_on_flow_dis", "", "correlation"),
+    ("Direct regression on the same recording, G1", "models-g1", "direct", "", "correlation"),
     ("Reward: failed videos below good ones, Panda", "reward-panda", "ours", "all robot failures", "auroc_50"),
     ("EVA's reward of the same decoded motion", "reward-panda", "eva_on_ours", "all robot failures", "auroc_50"),
 )

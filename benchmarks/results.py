@@ -343,18 +343,24 @@ def requirements(run: str, figures: Iterable[Mapping[str, Any]]) -> list[tuple[s
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: no NaN, no arrays, no paths."""
+    """As JSON has it: no NaN, no arrays, no paths of this machine."""
     if isinstance(value, Mapping):
         return {str(key): _plain(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(x) for x in value]
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int)):
         return value
     if hasattr(value, "tolist"):  # NumPy and torch
         return _plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return str(value)
+    return _portable(str(value))
+
+
+def _portable(text: str) -> str:
+    """With the folders of third-party files and of this repository by name."""
+    material = os.environ.get("JIDM_MATERIAL") or MATERIAL
+    return text.replace(material, "$JIDM_MATERIAL").replace(f"{REPOSITORY}{os.sep}", "")
 
 
 def key_of(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -372,9 +378,7 @@ def command_line() -> str:
             del arguments[k : k + 2]
         elif arguments[k].startswith("--save="):
             del arguments[k]
-    line = shlex.join(["python", where, *arguments])
-    material = os.environ.get("JIDM_MATERIAL") or MATERIAL
-    return line.replace(material, "$JIDM_MATERIAL")
+    return _portable(shlex.join(["python", where, *arguments]))
 
 
 def code() -> dict[str, Any]:

@@ -104,13 +104,15 @@ def saved(path: Path, rows: list[dict[str, Any]], raw: Any = None) -> dict[str, 
 def test_what_is_saved_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     script = REPOSITORY / "benchmarks" / "memory.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--minutes", "1 2", "--save", "x"])
+    monkeypatch.setenv("JIDM_MATERIAL", str(tmp_path))
     rows = results.rows("panda", "ours", {"nve": 0.5, "tip_error": None, "correlation": math.nan}, case="wide")
-    found = saved(tmp_path / "x.json", rows, {"a": math.nan, "b": (1, 2)})
+    found = saved(tmp_path / "x.json", rows, {"a": math.nan, "b": (1, 2), "c": tmp_path / "g1", "d": f"{REPOSITORY}/x"})
     assert found["command"] == "python benchmarks/memory.py --minutes '1 2'"
     assert found["rows"] == [
         {"robot": "panda", "method": "ours", "case": "wide", "metric": "nve", "value": 0.5, "unit": ""}
     ]
-    assert found["raw"] == {"a": None, "b": [1, 2]} and found["seeds"] == [1, 2] and found["source"] == "run"
+    assert found["raw"] == {"a": None, "b": [1, 2], "c": "$JIDM_MATERIAL/g1", "d": "x"}
+    assert found["seeds"] == [1, 2] and found["source"] == "run"
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 

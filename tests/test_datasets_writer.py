@@ -278,6 +278,15 @@ to.finalize()
 """
 
 
+def stopped(process: subprocess.Popen[bytes]) -> bool:
+    """Stop a child where it is; false if it has ended."""
+    process.send_signal(signal.SIGSTOP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return os.WIFSTOPPED(status)
+
+
 def kill_and_resume(root: Path, kills: int, episodes: int, pace: float) -> int:
     """Kill a writer repeatedly; after each kill every episode on disk must be complete.
 
@@ -296,12 +305,11 @@ def kill_and_resume(root: Path, kills: int, episodes: int, pace: float) -> int:
             process.stdout.readline()
         if kill % 2:
             time.sleep(chance.uniform(0.0, 1.5 * pace))
-        else:  # certainly while something is written, at any speed of the machine
-            patience = time.monotonic() + 20
-            while not any((root / ".writing").glob("*")) and time.monotonic() < patience:
-                time.sleep(1e-4)
-            time.sleep(chance.uniform(0.0, 0.5 * pace))
-        os.kill(process.pid, signal.SIGKILL)
+        else:  # certainly while something is written, at any speed of the machine: it is looked at while stopped
+            while stopped(process) and not any((root / ".writing").glob("*")):
+                process.send_signal(signal.SIGCONT)
+                time.sleep(chance.uniform(0.0, 0.3 * pace))
+        process.kill()
         process.stdout.close()
         code = process.wait()
         struck += any((root / ".writing").glob("*"))
