@@ -18,7 +18,7 @@ def decode(name: str, frames: int, fps: float) -> float:
         video = np.stack([scene.render(q, camera).rgb for q in truth])
 
     idm = JacobianIDM.from_embodiment(robot, camera=camera)
-    motion = idm.decode(video, q0=truth[0], fps=fps, smooth=True)
+    motion = idm.decode(video, q0=truth[0], fps=fps, layout="THWC", smooth=True)
 
     arm = ~robot.gripper_mask
     step = np.diff(truth, axis=0)[:, arm]

@@ -11,14 +11,14 @@ from jidm.errors import InputError, MissingExtraError
 
 
 @contextmanager
-def ray_cluster(address: str, workers: int, jobs: int) -> Iterator[int]:
+def ray_cluster(address: str, workers: int | None, jobs: int) -> Iterator[int]:
     """Context in which Ray is initialized; its value is the number of actors to start.
 
     Ray is shut down at the end if it was started here.
 
     Args:
         address: of the cluster; "auto" for the one that runs on this machine, "local" for one that is started here.
-        workers: actors wanted; 1 means one per CPU of the cluster.
+        workers: actors wanted; one per CPU of the cluster if not given.
         jobs: upper bound of the number of actors.
 
     Raises:
@@ -37,7 +37,7 @@ def ray_cluster(address: str, workers: int, jobs: int) -> Iterator[int]:
         except (ConnectionError, ValueError) as error:
             raise InputError(f"no Ray cluster at '{address}' ({error}); start one, or use --ray local") from None
     try:
-        wanted = workers if workers > 1 else int(ray.cluster_resources().get("CPU", 1))
+        wanted = workers or int(ray.cluster_resources().get("CPU", 1))
         yield max(min(wanted, jobs), 1)
     finally:
         if started:

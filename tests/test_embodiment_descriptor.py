@@ -75,6 +75,7 @@ def test_a_valid_descriptor_is_read_as_written(folder: Path) -> None:
         ('urdf = "robot.urdf"', 'urdf = "../robot.urdf"', "'../robot.urdf'.*beside the descriptor"),
         ('urdf = "robot.urdf"', "urdf = 3", "urdf must be a text"),
         ('name = "two"', 'name = " "', "name must be a text"),
+        ("[joints]", '[joints]\nreordered = "false"', "joints.reordered must be true or false"),
         ("control_dt = 0.02", "control_dt = -1.0", "control_dt must be positive"),
         ("control_dt = 0.02", 'control_dt = "0.02"', "control_dt must be a number"),
         ("control_dt = 0.02", "control_dt = nan", "control_dt must be positive"),

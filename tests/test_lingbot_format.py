@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +187,11 @@ def test_files_without_quantiles_are_refused(tmp_path: Path, text: str, words: s
         QuantileNormalizer.read(tmp_path / "stats.json")
     with pytest.raises(InputError, match="cannot read"):
         QuantileNormalizer.read(tmp_path / "absent.json")
+
+
+def test_a_gripper_without_a_range_is_refused() -> None:
+    robot = load_embodiment("panda")
+    upper = robot.upper.copy()
+    upper[7] = np.inf
+    with pytest.raises(InputError, match="'panda_finger_joint1' has no range"):
+        LingBotFormat(replace(robot, upper=upper), layout="lingbot_va", side="right")

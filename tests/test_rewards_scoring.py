@@ -120,6 +120,8 @@ def test_wrong_calls_are_refused(scene, scored_videos, tmp_path: Path):
         score_files([paths[0], paths[0]], config, out)
     with pytest.raises(InputError, match="i/N"):
         score_files(paths, config, out, shard=(2, 2))
+    with pytest.raises(InputError, match="workers are Ray's"):
+        score_files(paths, config, out, workers=2)
     score_files(paths[:1], config, out)
     other = replace(config, weights={"still": 0.0})
     with pytest.raises(InputError, match="another reward"):
@@ -136,7 +138,7 @@ import json, sys
 from jidm.rewards.config import RewardConfig
 from jidm.rewards.scoring import score_files
 paths, config, out, ray = json.loads(sys.argv[1])
-score_files(paths, RewardConfig(**config), out, ray=ray, workers=2)
+score_files(paths, RewardConfig(**config), out, ray=ray, workers=ray and 2)
 """
 
 

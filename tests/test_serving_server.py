@@ -69,8 +69,12 @@ def float_picture(q: np.ndarray) -> np.ndarray:
 
 
 def test_the_handshake_describes_inputs_and_outputs() -> None:
-    with serving() as (port, _), Client(port=port) as client:
+    decoder = make_decoder()
+    decoder.idm.checkpoint = {"source": "/home/someone/checkpoints/panda", "content_hash": "0" * 64}
+    with serving(lambda: Session(decoder, Handshake())) as (port, _), Client(port=port) as client:
         metadata = client.metadata
+    assert metadata["checkpoint"] == "panda" and metadata["content_hash"] == "0" * 64
+    assert "someone" not in str(metadata)
     assert metadata["protocol"] == "jidm" and metadata["protocol_version"] == 2
     assert metadata["action_space"] == "joint_velocity" and metadata["normalized"] is False
     assert metadata["action_names"] == list(ROBOT.joint_names) and metadata["action_dim"] == ROBOT.n

@@ -30,7 +30,7 @@ class Babble:
             larger.
         range_fraction: Fraction of the usable joint range that motions cover.
         speed: Factor on the motions' frequencies.
-        workers: Parallel processes.
+        workers: Parallel processes, 1 if not given; on Ray one per CPU if not given.
         shard: Do shard i of N (i/N): every N-th episode starting at the i-th.
         ray: Address of a Ray cluster to run on, "auto" for the one on this machine, "local" to start one.
         max_objects: Largest number of objects in the scene, if the appearance is random.
@@ -49,7 +49,7 @@ class Babble:
     crop_fraction: float = 0.02
     range_fraction: float = 1.0
     speed: float = 1.0
-    workers: int = 1
+    workers: int | None = None
     shard: str = "0/1"
     ray: str | None = None
     max_objects: int = 5

@@ -36,8 +36,8 @@ class Score:
     ray: str | None = None
     """Address of a Ray cluster to run on: auto, local, or host:port."""
 
-    workers: int = 1
-    """Ray workers; 1 means one per CPU."""
+    workers: int | None = None
+    """Ray workers; one per CPU if not given."""
 
     def run(self) -> int:
         from jidm.cli.inputs import collect_videos, video_size

@@ -65,7 +65,7 @@ def score_files(
     *,
     shard: tuple[int, int] = (0, 1),
     ray: str | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     progress: bool = False,
 ) -> int:
     """Append a line to `out` for every video that has none yet, and return how many were written.
@@ -76,11 +76,11 @@ def score_files(
         out: JSON Lines file.
         shard: (i, N): only videos i, i + N, ... of the list.
         ray: address of a Ray cluster, "auto" or "local"; its machines must find the videos under the same paths.
-        workers: of Ray; 1 means one per CPU.
+        workers: of Ray; one per CPU if not given.
         progress: show a progress bar.
 
     Raises:
-        InputError: a video is given twice, or `out` holds scores of another reward.
+        InputError: a video is given twice, `out` holds scores of another reward, or `workers` is given without Ray.
         MissingExtraError: Ray is not installed.
     """
     names = [str(video) for video in videos]
@@ -90,6 +90,9 @@ def score_files(
     i, count = shard
     if not 0 <= i < count:
         raise InputError(f"shard must be i/N with 0 <= i < N, got {i}/{count}")
+    if workers is not None and (ray is None or workers < 1):
+        problem = f"workers must be at least 1, got {workers}" if workers < 1 else "workers are Ray's"
+        raise InputError(f"{problem}; --ray local starts Ray here, and without Ray --shard divides the videos")
     out = Path(out)
     done = {record["video"] for record in read_scores(out, config.content_hash)}
     missing = [name for name in names[i::count] if name not in done]
@@ -140,7 +143,7 @@ def _score_serially(videos: Sequence[str], config: RewardConfig) -> Iterator[str
         yield json.dumps(scorer.record(video))
 
 
-def _score_with_ray(videos: Sequence[str], config: RewardConfig, address: str, workers: int) -> Iterator[str]:
+def _score_with_ray(videos: Sequence[str], config: RewardConfig, address: str, workers: int | None) -> Iterator[str]:
     with ray_cluster(address, workers, len(videos)) as size:
         try:
             from ray.data import ActorPoolStrategy, DataContext, from_items

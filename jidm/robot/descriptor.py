@@ -205,6 +205,11 @@ def _anything(value: Any, where: str) -> None:
     """Checked where it is used."""
 
 
+def _boolean(value: Any, where: str) -> None:
+    if not isinstance(value, bool):
+        raise EmbodimentError(f"{where} must be true or false, without quotes")
+
+
 def _text(value: Any, where: str) -> None:
     if not (isinstance(value, str) and value.strip()):
         raise EmbodimentError(f"{where} must be a text")
@@ -271,7 +276,7 @@ _SCHEMA = _fields(
         "control_dt": _number,
         "tip_links": _names,
         "gripper_joints": _names,
-        "joints": _fields({"names": _names, "reordered": _anything, **dict.fromkeys(JOINT_VECTORS, _numbers())}),
+        "joints": _fields({"names": _names, "reordered": _boolean, **dict.fromkeys(JOINT_VECTORS, _numbers())}),
         "locked": _each(_number),
         "notes": _each(_text),
         "cameras": _each(_fields(_CAMERA)),

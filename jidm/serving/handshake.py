@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jidm.errors import InputError
@@ -32,12 +33,13 @@ class Handshake:
     def metadata(self, decoder: ActionDecoder) -> dict[str, Any]:
         """The handshake of a server with this decoder; plain values only."""
         idm, robot, config = decoder.idm, decoder.idm.embodiment, decoder.config
+        source = idm.checkpoint.get("source")
         types = robot.joint_types if robot is not None else ("revolute",) * decoder.limits.n
         unit = _UNITS[config.action_space]
         return {
             "protocol": "jidm",
             "protocol_version": PROTOCOL_VERSION,
-            "checkpoint": idm.checkpoint.get("source"),
+            "checkpoint": Path(source).name if source else None,  # clients need not know the server's folders
             "content_hash": idm.checkpoint.get("content_hash"),
             "embodiment": None if robot is None else robot.name,
             "embodiment_hash": None if robot is None else robot.content_hash,

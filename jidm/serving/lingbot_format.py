@@ -99,7 +99,8 @@ class LingBotFormat:
         channel_mask: (30,) which channels this robot has.
 
     Raises:
-        InputError: layout or side is missing or unknown; the robot has no or more than two arms, or more joints.
+        InputError: layout or side is missing or unknown; the robot has no or more than two arms, or more joints, or a
+            gripper without a range.
     """
 
     def __init__(self, embodiment: Embodiment, *, layout: str | None, side: str | None = None) -> None:
@@ -109,6 +110,12 @@ class LingBotFormat:
             raise InputError(f"{problem}; {did_you_mean(layout or '', LINGBOT_LAYOUTS)}")
         self.embodiment, self.layout = embodiment, layout
         self._arms = _assign_sides(embodiment, find_arms(embodiment), side, layout)
+        for arm in self._arms.values():
+            if arm.gripper is not None and not 0 < np.diff(self._gripper_range(arm.gripper))[0] < np.inf:
+                raise InputError(
+                    f"'{embodiment.name}': gripper joint '{embodiment.joint_names[arm.gripper]}' has no range between closed "
+                    "and open; give its limits in the URDF or in [joints] of embodiment.toml"
+                )
         self._slots = _slots(layout, self._arms)
         self._kinematics = Kinematics.from_embodiment(embodiment)
         self._links = {key: embodiment.model.link_index(arm.link) for key, arm in self._arms.items()}

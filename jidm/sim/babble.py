@@ -207,7 +207,7 @@ def babble(
     config: BabbleConfig,
     out: str | Path,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
     ray: str | None = None,
     progress: bool = False,
@@ -216,7 +216,7 @@ def babble(
 
     Args:
         out: its folder. Episodes that are there already are left alone.
-        workers: number of processes; with `ray`, number of actors, 1 meaning one per CPU of the cluster.
+        workers: number of processes, 1 if not given; with `ray`, of actors, one per CPU of the cluster if not given.
         shard: (i, N): record only episodes i, i + N, ... The shard that completes the data set writes its metadata.
         ray: use a Ray cluster: its address, "auto" for the one that runs here, "local" for one started and stopped for
             this call. All its machines must see `out` under the same path.
@@ -231,7 +231,7 @@ def babble(
     from tqdm import tqdm
 
     i, count = shard
-    if not 0 <= i < count or workers < 1:
+    if not 0 <= i < count or (workers is not None and workers < 1):
         raise InputError(f"shard must be i/N with 0 <= i < N and workers at least 1, got {i}/{count} and {workers}")
     worker, worker_args = _Worker(config, Path(out)), (config, Path(out).resolve())
     missing = sorted(set(range(i, config.episodes, count)) - worker.writer.completed_episodes())
@@ -239,7 +239,7 @@ def babble(
     with worker.recorder:
         if ray is not None:
             recorded = run_on_ray(_Worker, worker_args, missing, workers, ray)
-        elif workers > 1:
+        elif workers is not None and workers > 1:
             recorded = run_in_processes(_Worker, worker_args, missing, workers)
         else:
             recorded = map(worker.run, missing)

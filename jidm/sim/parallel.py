@@ -82,12 +82,12 @@ def _exit_with_parent() -> None:
 
 
 def run_on_ray(
-    make_worker: MakeWorker, args: tuple[Any, ...], jobs: Sequence[int], count: int, address: str
+    make_worker: MakeWorker, args: tuple[Any, ...], jobs: Sequence[int], count: int | None, address: str
 ) -> Iterator[int]:
     """The jobs as they are done, in any order, by Ray actors, each with a worker `make_worker(*args)`.
 
     Args:
-        count: actors; 1 means one per CPU of the cluster.
+        count: actors; one per CPU of the cluster if not given.
         address: of the cluster, see `ray_cluster`.
 
     Raises:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jidm.atomic_io import atomic_write
+
 
 class RunLogger:
     """Writes `log.jsonl` into a run's folder.
@@ -20,7 +22,8 @@ class RunLogger:
     def __init__(self, folder: Path, step: int, report: Callable[[str], None]) -> None:
         self.file, self.report = folder / "log.jsonl", report
         kept = [line for line in _lines(self.file) if line["step"] <= step]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with atomic_write(self.file) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._writer = _tensorboard(folder / "tensorboard", step)
 
     def log(self, part: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
