@@ -16,6 +16,7 @@ from torch import Tensor
 from jidm import Camera, Embodiment, JacobianIDM, JointMotion, load_embodiment
 from jidm.errors import InputError, VideoError
 from jidm.estimation.analytic_measurement import AnalyticOptions
+from jidm.estimation.smoother import smooth_motion
 from jidm.flow import Flow
 from jidm.video.io import write_video
 
@@ -91,6 +92,20 @@ def test_position_std_covers_the_error(finger: Clip, decoded: JointMotion) -> No
     error = np.abs(decoded.position.numpy() - finger.q)[1:]
     assert (error <= 4 * decoded.position_std.numpy()[1:]).mean() >= 0.7
     assert float(decoded.position_std[0].max()) == 0.0  # the start was given
+
+
+def test_smoothing_works_on_the_measured_steps(finger: Clip, by_alignment: JacobianIDM) -> None:
+    filtered, smoothed = by_alignment.decode_both(finger.frames, q0=finger.q[0], fps=FPS)
+    stream = by_alignment.stream(finger.frames[0], q0=torch.from_numpy(finger.q[0]))
+    steps = [stream.push(frame, t / FPS) for t, frame in enumerate(finger.frames[1:], 1)]
+    measured = replace(
+        filtered,
+        delta_q=torch.stack([s.measured.mean for s in steps]),
+        velocity=torch.stack([s.measured.mean for s in steps]) * FPS,
+        covariance=torch.stack([s.measured.covariance for s in steps]),
+    )
+    torch.testing.assert_close(smoothed.delta_q, smooth_motion(measured).delta_q)
+    assert (smoothed.delta_q - smooth_motion(filtered).delta_q).abs().max() > 1e-5
 
 
 def test_still_video_gives_no_motion(finger: Clip, idm: JacobianIDM) -> None:

@@ -137,3 +137,19 @@ def test_against_dense_least_squares() -> None:
     covariance = torch.linalg.inv(A.T @ A).diagonal()[0::2]
     mean, variance = found.smooth()
     assert torch.allclose(mean[0], x, atol=1e-5) and torch.allclose(variance[0], covariance, atol=1e-5)
+
+
+def test_steps_before_a_filter_are_smoothed_in_place_of_filtered_ones() -> None:
+    """A filter colors the noise, and colored noise looks like motion."""
+    truth = waves(20)
+    measured = motion_of(truth + noise_like(truth, 0.01), 0.01)
+    steps = [measured.delta_q[..., 0, :]]
+    for step in measured.delta_q.unbind(-2)[1:]:
+        steps.append(0.6 * steps[-1] + 0.4 * step)
+    filtered = motion_of(torch.stack(steps, -2), 0.005)
+    out, alone = smooth_motion(filtered, measured), smooth_motion(measured)
+    assert torch.equal(out.delta_q, alone.delta_q) and torch.equal(out.covariance, alone.covariance)
+    moved = (out.delta_q - filtered.delta_q).cumsum(-2)
+    assert torch.allclose(out.position[..., 1:, :], filtered.position[..., 1:, :] + moved)
+    error, without = ((m.delta_q - truth).square().mean().sqrt() for m in (out, smooth_motion(filtered)))
+    assert error < 0.8 * without

@@ -47,6 +47,7 @@ class GivenMeasurements:
     valid: bool = True
     first: Gaussian | None = None
     maneuvers: frozenset[int] = frozenset()
+    independent_errors: bool = False
     predictions: list[PredictedState] = field(default_factory=list)
     accepted: list[Tensor] = field(default_factory=list)
     corrected: list[Tensor] = field(default_factory=list)
@@ -293,6 +294,16 @@ def test_a_gate_rejects_positions_and_reduces_steps_that_are_implausible() -> No
         model = GivenMeasurements([*[still] * 30, outlier], FilterOptions(gate=gate))
         moved[name] = float(track(tracker_of(model), 31)[-1].position[0])
     assert abs(moved["gated"]) < 0.05 < 0.3 < moved["open"]
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_measured_steps_are_kept_where_their_errors_are_independent(independent: bool) -> None:
+    model = GivenMeasurements([(gaussian(vector(0.3, -0.01), 0.01), None)] * 3, independent_errors=independent)
+    for step in track(tracker_of(model, joint_limits=limits(velocity=2.0)), 3):
+        assert (step.measured is not None) == independent
+        if step.measured is not None:  # within the speed limit
+            assert torch.allclose(step.measured.mean, vector(2.0 * DT, -0.01))
+            assert torch.equal(step.measured.covariance, model.readings[0][0].covariance)
 
 
 # ---- smoothing against dense least squares ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from jidm.baselines.base import Baseline, BidirectionalFlow, Prediction
 from jidm.baselines.flow_source import estimate_bidirectional_flow
 from jidm.errors import InputError, VideoError
 from jidm.estimation.result import JointMotion
+from jidm.estimation.smoother import smooth_motion
 from jidm.flow import Flow, FlowEstimator, as_flow_estimator
 from jidm.idm.base import InverseDynamicsModel
 from jidm.video.letterbox import Letterbox
@@ -78,7 +79,7 @@ class BaselineIDM(InverseDynamicsModel):
         self, frames: Iterator[TimedFrame], q0: Float[Tensor, " n"] | None, flow: Flow | Tensor | None = None,
         *, smooth: bool = False,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
-        """Decode one clip, see `InverseDynamicsModel.decode_clip`; both motions are the same.
+        """Decode one clip, see `InverseDynamicsModel.decode_clip`.
 
         Positions after a frame that is not finite are right again.
 
@@ -96,7 +97,7 @@ class BaselineIDM(InverseDynamicsModel):
         if predictions.frames < 2:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
         motion = self._joint_motion(predictions, None if q0 is None else q0.double().cpu())
-        return motion, motion
+        return motion, smooth_motion(motion) if smooth else motion
 
     # ---- pieces ------------------------------------------------------------------------------------------------------
 

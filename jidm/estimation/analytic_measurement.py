@@ -80,6 +80,7 @@ class AnalyticMeasurement:
 
     requires_embodiment = True
     requires_flow = True
+    independent_errors = True
 
     @property
     def predicts_pose(self) -> bool:

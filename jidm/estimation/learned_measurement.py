@@ -60,6 +60,7 @@ class LearnedMeasurement:
 
     requires_embodiment = False
     requires_flow = False
+    independent_errors = False  # the field is wrong by about the same in the frames of a video
     predicts_pose = True
 
     @property

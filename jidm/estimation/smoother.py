@@ -2,6 +2,7 @@
 
 The state of each joint is its velocity and acceleration. The intensity of the jerk and the noise of the steps are estimated
 from the video by maximum likelihood, with at most the noise that the covariance of the steps states; so jerky motion is kept.
+The noise is white. A filter colors it, so the steps before the filter are smoothed where they are known.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ _INITIAL_VARIANCE = 1e8  # of velocity and acceleration before the first measure
 _UNUSABLE_VARIANCE = 1e16  # of a step that is not usable, in the same unit
 
 
-def smooth_motion(motion: JointMotion) -> JointMotion:
+def smooth_motion(motion: JointMotion, measured: JointMotion | None = None) -> JointMotion:
     """Smooth the steps of a whole video, after decoding.
 
     Steps that are not valid are not used and stay invalid. Positions move by the accumulated changes of the steps, so that
     absolute corrections are kept. The part of the covariance that is not white noise is kept.
+
+    Args:
+        motion: filtered steps.
+        measured: the same steps before the filter, with independent errors; they are smoothed in place of the filtered ones.
 
     Returns:
         A motion of the same shape; the given one if it has fewer than 5 steps.
@@ -36,7 +41,8 @@ def smooth_motion(motion: JointMotion) -> JointMotion:
     if steps < _MIN_STEPS:
         return motion
     dt = motion.time.diff().to(torch.float64)
-    covariance = motion.covariance.to(torch.float64)
+    noisy = motion if measured is None else measured
+    covariance = noisy.covariance.to(torch.float64)
     variance = covariance.diagonal(dim1=-2, dim2=-1)
     usable = motion.valid[..., None] & (variance > 0) & variance.isfinite() & (dt > 0)[:, None]
 
@@ -44,7 +50,7 @@ def smooth_motion(motion: JointMotion) -> JointMotion:
         return x.mT.reshape(-1, steps)
 
     velocity, smoothed_variance = _smooth_velocity(
-        per_joint(motion.velocity.to(torch.float64)), per_joint(variance / dt.square()[:, None]), per_joint(usable), dt
+        per_joint(noisy.velocity.to(torch.float64)), per_joint(variance / dt.square()[:, None]), per_joint(usable), dt
     )  # fmt: skip
     velocity, smoothed_variance = (x.reshape(*batch, n, steps).mT for x in (velocity, smoothed_variance))
     delta_q = torch.where(usable, velocity * dt[:, None], motion.delta_q.to(torch.float64))

@@ -54,6 +54,8 @@ class TrackedStep:
     valid: bool
     accepted: bool = True
     """Whether the frame was measured, so that the next step starts from it."""
+    measured: Gaussian | None = None
+    """The step before the filter, if its error does not depend on those of other steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,11 @@ class MeasurementModel(Protocol):
     @property
     def filter(self) -> FilterOptions:
         """Filter options for its measurements."""
+        ...
+
+    @property
+    def independent_errors(self) -> bool:
+        """Whether the errors of its steps are independent of each other."""
         ...
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
@@ -233,6 +240,7 @@ class Tracker:
             explained_fraction=measurement.explained_fraction,
             observable=measurement.observable,
             valid=valid,
+            measured=measured_step if self.model.independent_errors else None,
         )
 
     def correct(self, q: Float[Tensor, " n"], std: float) -> None:

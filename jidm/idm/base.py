@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.estimation.result import JointMotion
-from jidm.estimation.smoother import smooth_motion
 from jidm.flow import Flow, split_flow
 from jidm.idm.decoding import check_q0, open_streams
 from jidm.video.timestamps import TimedFrame
@@ -53,8 +52,7 @@ class InverseDynamicsModel(ABC):
             smooth: whether the second result is needed.
 
         Returns:
-            The motion given the frames so far, and the motion given later frames as well, before `smooth_motion`; both are
-            the same for models without a smoother.
+            The motion given the frames so far, and the motion given later frames as well; the same one if not `smooth`.
         """
 
     def decode(
@@ -122,6 +120,4 @@ class InverseDynamicsModel(ABC):
             self.decode_clip(x.frames, x.q0, f, smooth=smooth) for x, f in zip(batch.streams, flows, strict=True)
         ]
         filtered = batch.stack([x for x, _ in motions])
-        if not smooth:
-            return filtered, filtered
-        return filtered, smooth_motion(batch.stack([x for _, x in motions]))
+        return filtered, batch.stack([x for _, x in motions]) if smooth else filtered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from jidm.errors import CheckpointError, InputError, VideoError
 from jidm.estimation.measurement_models import Options, measurement_model
 from jidm.estimation.result import JointMotion
+from jidm.estimation.smoother import smooth_motion
 from jidm.estimation.tracker import JointLimits, TrackedStep, Tracker
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.free import LearnedField
@@ -204,7 +205,7 @@ class JacobianIDM(InverseDynamicsModel):
         self, frames: Iterator[TimedFrame], q0: Float[Tensor, " n"] | None, flow: Flow | Tensor | None = None,
         *, smooth: bool = False,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
-        """Track one clip, see `InverseDynamicsModel.decode_clip`; the second motion is Rauch-Tung-Striebel smoothed."""
+        """Track one clip, see `InverseDynamicsModel.decode_clip`."""
         start, first = next(frames, (0.0, None))
         if first is None:
             raise VideoError("the video has no frames")
@@ -217,7 +218,13 @@ class JacobianIDM(InverseDynamicsModel):
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
         filtered = self._assemble(q, covariance, timestamps, steps)
-        return filtered, self._assemble(q, covariance, timestamps, stream.smooth(steps)) if smooth else filtered
+        if not smooth:
+            return filtered, filtered
+        smoothed = self._assemble(q, covariance, timestamps, stream.smooth(steps))
+        measured = _measured_steps(steps)
+        return filtered, smooth_motion(
+            smoothed, None if measured is None else self._assemble(q, covariance, timestamps, measured)
+        )
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -282,6 +289,16 @@ class JacobianIDM(InverseDynamicsModel):
             "options": asdict(self.options),
             "camera": camera.to_dict() if camera is not None else None,
         }
+
+
+def _measured_steps(steps: list[TrackedStep]) -> list[TrackedStep] | None:
+    """The steps before the filter; None if their errors are not independent."""
+    if all(s.measured is None for s in steps):
+        return None
+    return [
+        replace(s, delta_q=s.measured.mean, covariance=s.measured.covariance) if s.valid and s.measured else s
+        for s in steps
+    ]
 
 
 def _checkpoint_embodiment(checkpoint: Checkpoint, embodiment: str | Embodiment | None) -> Embodiment | None:
