@@ -122,6 +122,8 @@ def test_wrong_calls_are_refused(scene, scored_videos, tmp_path: Path):
         score_files(paths, config, out, shard=(2, 2))
     with pytest.raises(InputError, match="workers are Ray's"):
         score_files(paths, config, out, workers=2)
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        score_files(paths, config, out, ray="local", workers=0)
     score_files(paths[:1], config, out)
     other = replace(config, weights={"still": 0.0})
     with pytest.raises(InputError, match="another reward"):

@@ -80,7 +80,8 @@ def score_files(
         progress: show a progress bar.
 
     Raises:
-        InputError: a video is given twice, `out` holds scores of another reward, or `workers` is given without Ray.
+        InputError: a video is given twice, `out` holds scores of another reward, `workers` is
+            given without Ray, or below 1.
         MissingExtraError: Ray is not installed.
     """
     names = [str(video) for video in videos]
@@ -90,9 +91,10 @@ def score_files(
     i, count = shard
     if not 0 <= i < count:
         raise InputError(f"shard must be i/N with 0 <= i < N, got {i}/{count}")
-    if workers is not None and (ray is None or workers < 1):
-        problem = f"workers must be at least 1, got {workers}" if workers < 1 else "workers are Ray's"
-        raise InputError(f"{problem}; --ray local starts Ray here, and without Ray --shard divides the videos")
+    if workers is not None and ray is None:
+        raise InputError("workers are Ray's; --ray local starts Ray here, and without Ray --shard divides the videos")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
     out = Path(out)
     done = {record["video"] for record in read_scores(out, config.content_hash)}
     missing = [name for name in names[i::count] if name not in done]

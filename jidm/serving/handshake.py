@@ -39,7 +39,8 @@ class Handshake:
         return {
             "protocol": "jidm",
             "protocol_version": PROTOCOL_VERSION,
-            "checkpoint": Path(source).name if source else None,  # clients need not know the server's folders
+            # A hub id as it is; clients need not know the server's folders.
+            "checkpoint": Path(source).name if source and Path(source).is_absolute() else source,
             "content_hash": idm.checkpoint.get("content_hash"),
             "embodiment": None if robot is None else robot.name,
             "embodiment_hash": None if robot is None else robot.content_hash,
