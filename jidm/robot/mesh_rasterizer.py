@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from jidm.errors import MissingExtraError
+from jidm.errors import EmbodimentError, MissingExtraError
 from jidm.robot.shape_mesh import visual_meshes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class MeshRasterizer:
 
     Raises:
         MissingExtraError: PyTorch3D is not installed.
-        EmbodimentError: as for `visual_meshes`.
+        EmbodimentError: no link has a visual shape, or as for `visual_meshes`.
     """
 
     def __init__(self, model: RobotModel, links: Sequence[str] | None = None) -> None:
@@ -46,6 +46,8 @@ class MeshRasterizer:
             faces.append(np.asarray(mesh.faces) + count)
             link_ids.append(np.full(len(mesh.vertices), index))
             count += len(mesh.vertices)
+        if not count:
+            raise EmbodimentError(f"robot '{model.name}' has no visual shapes to rasterize; add them to its URDF")
         self.vertices = torch.from_numpy(np.concatenate(vertices))
         self.faces = torch.from_numpy(np.concatenate(faces)).long()
         self.link = torch.from_numpy(np.concatenate(link_ids)).long()

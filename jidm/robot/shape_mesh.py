@@ -43,7 +43,7 @@ def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:
 
 
 def visual_meshes(model: RobotModel, links: Sequence[str] | None = None) -> list[tuple[int, trimesh.Trimesh]]:
-    """Link index and triangle mesh, in the frame of its link [m], of every visual shape.
+    """Link index and triangle mesh, in the frame of its link [m], of every visual shape; empty if there is none.
 
     A shape whose mesh file is missing, or that has no area, is left out with a `JidmWarning` that names link and file, as
     long as another one remains. A damaged file is an error, because its robot is probably not the one in the video.
@@ -74,9 +74,6 @@ def visual_meshes(model: RobotModel, links: Sequence[str] | None = None) -> list
         raise EmbodimentError(f"robot '{model.name}': no shape can be used: {unusable[0]}")
     for problem in unusable:
         warnings.warn(f"robot '{model.name}': left out: {problem}", JidmWarning, stacklevel=2)
-    if not meshes:
-        where = "" if links is None else f" in the links {', '.join(model.links[k].name for k in chosen)}"
-        raise EmbodimentError(f"robot '{model.name}' has no visual shapes{where}; add them to its URDF")
     return meshes
 
 

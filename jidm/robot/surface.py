@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jidm.errors import InputError
+from jidm.errors import EmbodimentError, InputError
 from jidm.robot.model import RobotModel
 from jidm.robot.shape_mesh import visual_meshes
 
@@ -75,6 +75,9 @@ def sample_surface(model: RobotModel, count: int, *, seed: int = 0, links: Seque
     meshes: dict[int, list[trimesh.Trimesh]] = {}
     for index, mesh in visual_meshes(model, links):
         meshes.setdefault(index, []).append(mesh)
+    if not meshes:
+        where = "" if links is None else f" in the links chosen ({', '.join(links)})"
+        raise EmbodimentError(f"robot '{model.name}' has no visual shapes to sample{where}; add them to its URDF")
     surfaces = [(index, *_outer_surface(parts, seed + index)) for index, parts in meshes.items()]
     weight = np.sqrt([area for *_, area in surfaces])
     counts = np.floor(count * weight / weight.sum()).astype(int)
