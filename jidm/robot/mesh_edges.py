@@ -60,9 +60,7 @@ class MeshEdges:
         return MeshEdges(*(v.to(like) if v.is_floating_point() else v.to(like.device) for v in values))
 
 
-def sample_mesh_edges(
-    model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None
-) -> MeshEdges:
+def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None) -> MeshEdges:
     """Points on the edges of the links' visual shapes, distributed by the square root of each link's edge length.
 
     Args:

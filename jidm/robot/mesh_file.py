@@ -12,14 +12,14 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from jidm.errors import EmbodimentError, MissingExtraError, first_line
 
 if TYPE_CHECKING:
     import trimesh
 
-READABLE_FORMATS = ("3mf", "dae", "glb", "gltf", "obj", "off", "ply", "stl")
+READABLE_FORMATS = ("dae", "glb", "gltf", "obj", "off", "ply", "stl")
 """File name endings of the formats that are read."""
 
 _STL_HEADER = 84  # [bytes] 80 of text and the number of triangles
@@ -57,7 +57,10 @@ def read_mesh_file(path: Path) -> tuple[trimesh.Scene, float]:
     except _Damaged as damage:
         raise EmbodimentError(f"mesh {path} {damage}") from None
     except ImportError as missing:
-        raise MissingExtraError(f"reading the mesh {path.name}", str(missing.name or "pycollada"), "sim") from None
+        package = "pycollada" if missing.name == "collada" else missing.name
+        if package == "pycollada":
+            raise MissingExtraError(f"reading the mesh {path.name}", package, "sim") from None
+        raise EmbodimentError(f"mesh {path} needs the package '{package}', which is not installed") from None
     except OSError as error:
         raise EmbodimentError(f"mesh {path} cannot be read ({error.strerror or error})") from None
     except Exception as error:  # trimesh has no common base class of errors
@@ -110,7 +113,9 @@ def _read_stl(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]
     elif data.lstrip()[:5].lower() == b"solid" and b"\0" not in data[:1000].rstrip(b"\0"):
         count, content = _ascii_stl_facets(data), data
     elif len(data) < _STL_HEADER:
-        raise _Damaged(f"is cut off or no STL file: it has {len(data)} bytes, fewer than its header; get the file again")
+        raise _Damaged(
+            f"is cut off or no STL file: it has {len(data)} bytes, fewer than its header; get the file again"
+        )
     else:
         raise _Damaged(
             f"is cut off or damaged: its header names {count} triangles, which take {end} bytes, it has {len(data)}; "
@@ -123,7 +128,8 @@ def _read_stl(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]
 
 def _ascii_stl_facets(data: bytes) -> int:
     opened, closed, solids, ends = (
-        len(re.findall(rb"(?mi)^[ \t]*" + word + rb"\b", data)) for word in (b"facet", b"endfacet", b"solid", b"endsolid")
+        len(re.findall(rb"(?mi)^[ \t]*" + word + rb"\b", data))
+        for word in (b"facet", b"endfacet", b"solid", b"endsolid")
     )
     if solids != ends or opened != closed:
         raise _Damaged("is cut off: its last facet or solid has no end; get the file again")
@@ -161,7 +167,9 @@ def _read_ply(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]
     is_text = re.search(rb"(?m)^format[ \t]+ascii\b", header) is not None
     if is_text:  # trimesh itself compares the length of binary files
         rows = [line for line in body.splitlines() if line.strip()]
-        _expect_rows(rows, sum(count for _, count in elements), polygons_last=elements[-1:] and elements[-1][0] == b"face")
+        _expect_rows(
+            rows, sum(count for _, count in elements), polygons_last=elements[-1:] and elements[-1][0] == b"face"
+        )
     scene = _load(data, path, kind)
     if faces := dict(elements).get(b"face"):
         _expect_polygons(scene, faces)
@@ -216,13 +224,13 @@ def _read_dae(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]
         return _load(_without_colors(data), path, kind, ignore_broken=False), unit
 
 
-def _parse_collada(data: bytes) -> ElementTree.Element:
+def _parse_collada(data: bytes) -> ET.Element:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 
     try:
-        root: ElementTree.Element = fromstring(data)
-    except ElementTree.ParseError as error:
+        root: ET.Element = fromstring(data)
+    except ET.ParseError as error:
         raise _Damaged(f"is cut off or damaged: not well-formed XML ({error}); get the file again") from None
     except DefusedXmlException:
         raise _Damaged("holds XML entities, which a mesh never needs; export it again") from None
@@ -231,7 +239,7 @@ def _parse_collada(data: bytes) -> ElementTree.Element:
     return root
 
 
-def _local_name(e: ElementTree.Element) -> str:
+def _local_name(e: ET.Element) -> str:
     return str(e.tag).rpartition("}")[2]
 
 
@@ -255,7 +263,7 @@ def _without_colors(data: bytes) -> bytes:
     for parent in list(root.iter()):
         for child in [x for x in parent if _local_name(x) in _COLORS]:
             parent.remove(child)
-    content: bytes = ElementTree.tostring(root)
+    content: bytes = ET.tostring(root)
     return content
 
 

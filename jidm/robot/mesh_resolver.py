@@ -79,9 +79,7 @@ class MeshResolver:
         found = next((path for path in paths if path is not None), None)
         return found, () if found else tuple(tried)
 
-    def _resolve(
-        self, candidate: str, reference: str, base_dir: Path | None, tried: dict[Path, None]
-    ) -> Path | None:
+    def _resolve(self, candidate: str, reference: str, base_dir: Path | None, tried: dict[Path, None]) -> Path | None:
         if not candidate or "\0" in candidate:
             raise UrdfError(f"mesh {reference!r} is empty or holds a zero byte; name a mesh file")
         scheme = _SCHEME.match(candidate)
@@ -215,7 +213,9 @@ def _folders_below(folder: Path, levels: int) -> Iterator[Path]:
         for parent in level:
             try:
                 with os.scandir(parent) as entries:
-                    names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False))
+                    names = sorted(
+                        e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)
+                    )
             except OSError:  # no permission
                 continue
             following += (parent / name for name in names)

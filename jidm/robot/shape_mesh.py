@@ -65,7 +65,10 @@ def visual_meshes(model: RobotModel, links: Sequence[str] | None = None) -> list
             if shape.geometry.kind == "mesh" and shape.geometry.path is None:
                 unusable.append(f"{not_found(shape.geometry)}; it is a shape of link '{link.name}'")
                 continue
-            mesh = shape_mesh(shape, model.name)
+            try:
+                mesh = shape_mesh(shape, model.name)
+            except EmbodimentError as error:
+                raise EmbodimentError(f"robot '{model.name}', link '{link.name}': {error}") from None
             if np.isfinite(mesh.area) and mesh.area > 0:
                 meshes.append((index, mesh))
             else:

@@ -398,7 +398,7 @@ def _color(material: Element) -> Color | None:
     """
     for color in material.findall("color"):
         try:
-            values = [float(text) for text in (color.get("rgba") or color.get("rgb") or "").split()]
+            values = [float(text) for text in (color.get("rgba") or "").split()]
         except ValueError:
             continue
         if len(values) in (3, 4) and all(math.isfinite(value) for value in values):
