@@ -219,7 +219,7 @@ class _Reader:
         assert value is not None
         if value < 0:
             unit = {"velocity": "m/s", "effort": "N"} if kind == "prismatic" else {"velocity": "rad/s", "effort": "N m"}
-            what = f"has a {key} limit of {value:g}, which no joint can keep; write the joint's own limit [{unit[key]}]"
+            what = f"has a limit of {value:g} for its {key}, which no joint can keep; write the joint's own limit [{unit[key]}]"
             raise self._error(place, f"{what}, or leave {key} out where it is unknown")
         return value
 
