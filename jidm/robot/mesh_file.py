@@ -6,15 +6,18 @@ without their unit. A robot without one of its meshes decodes wrongly, so every 
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
-from jidm.errors import EmbodimentError, MissingExtraError, first_line
+from jidm.errors import EmbodimentError, JidmWarning, MissingExtraError, first_line
 
 if TYPE_CHECKING:
     import trimesh
@@ -145,15 +148,21 @@ def _read_obj(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]
     lines = data.rstrip(b"\0").rstrip().splitlines()
     tag, *values = lines[-1].split() or [b""]
     is_short = tag in (b"v", b"f") and (len(values) < 3 or values[-1].endswith((b"/", b"-", b".", b"e", b"E")))
+    is_short |= tag == b"f" and len({corner.count(b"/") for corner in values}) > 1
     vertices = len(re.findall(rb"(?m)^[ \t]*v[ \t]", data))
     corners = re.findall(rb"(?m)^[ \t]*f[ \t]+(.*)$", data)
-    if vertices and not corners:
-        raise _Damaged(f"is cut off or no mesh: it has {vertices} vertices and no face; get the file again")
-    if not is_short and not data.endswith((b"\n", b"\0")):
+    if not vertices or not corners:
+        raise _Damaged(
+            f"is cut off or no mesh: it has {vertices} vertices and {len(corners)} faces; get the file again"
+        )
+    if not is_short and not data.endswith((b"\n", b"\r", b"\0")):
         # The format has no mark of its end. Vertices without a face and a last line without a line break: the faces
         # that use them are lost.
         used = {int(corner.split(b"/")[0]) for face in corners for corner in face.split()}
         is_short = min(used) > 0 and len(used) < vertices
+        if not is_short:
+            text = "ends without a line break; if a part of it is missing, it was cut off: get the file again"
+            warnings.warn(f"mesh {path} {text}", JidmWarning, stacklevel=2)
     if is_short:
         raise _Damaged(f"is cut off in its last line '{lines[-1][:40].decode(errors='replace')}'; get the file again")
     return _load(data, path, kind), 1.0
@@ -170,7 +179,12 @@ def _read_ply(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]
         _expect_rows(
             rows, sum(count for _, count in elements), polygons_last=elements[-1:] and elements[-1][0] == b"face"
         )
-    scene = _load(data, path, kind)
+    try:
+        scene = _load(data, path, kind)
+    except ValueError as error:
+        raise _Damaged(
+            f"has not the length that its header states; it is cut off or damaged ({first_line(error)})"
+        ) from None
     if faces := dict(elements).get(b"face"):
         _expect_polygons(scene, faces)
     return scene, 1.0
@@ -213,15 +227,40 @@ def _read_glb(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]
     return _load(data, path, kind), 1.0
 
 
+def _read_gltf(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]:
+    # trimesh would read a neighbor called model.gltf where this file is no JSON.
+    try:
+        buffers = [(str(x["uri"]), int(x["byteLength"])) for x in json.loads(data).get("buffers", []) if "uri" in x]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _Damaged(f"is cut off or no glTF document ({first_line(error)}); get the file again") from None
+    for name, length in buffers:
+        if name.startswith("data:"):
+            continue
+        file = (path.parent / unquote(name)).resolve()
+        if not file.is_relative_to(path.parent.resolve()) or not file.is_file():
+            raise _Damaged(f"needs the file '{name}' in its folder, which is missing; get that file too")
+        content = file.read_bytes()
+        try:
+            _refuse_other_content(content)
+        except _Damaged as damage:
+            raise _Damaged(f"needs the file '{name}', which {damage}") from None
+        if len(content) < length:
+            raise _Damaged(f"needs the file '{name}', which is cut off: it has {len(content)} of {length} bytes")
+    return _load(data, path, kind), 1.0
+
+
 def _read_dae(data: bytes, path: Path, kind: str) -> tuple[trimesh.Scene, float]:
     import collada  # noqa: F401  (else trimesh reports an unknown format)
 
-    unit = _collada_unit(data)
+    root = _parse_collada(data)
+    unit = _collada_unit(root)
+    if not any(_local_name(e) == "scene" for e in root):
+        raise _Damaged("has no <scene>, which says what of it is shown; export it again")
     try:
         # By default trimesh leaves out what it does not understand, geometry as well.
         return _load(data, path, kind, ignore_broken=False), unit
     except Exception:
-        return _load(_without_colors(data), path, kind, ignore_broken=False), unit
+        return _load(_without_colors(root), path, kind, ignore_broken=False), unit
 
 
 def _parse_collada(data: bytes) -> ET.Element:
@@ -243,9 +282,8 @@ def _local_name(e: ET.Element) -> str:
     return str(e.tag).rpartition("}")[2]
 
 
-def _collada_unit(data: bytes) -> float:
+def _collada_unit(root: ET.Element) -> float:
     """Meters per unit of the file; 1 where it states none, the format's default."""
-    root = _parse_collada(data)
     asset = next((e for e in root if _local_name(e) == "asset"), None)
     unit = None if asset is None else next((e for e in asset if _local_name(e) == "unit"), None)
     text = "1" if unit is None else unit.get("meter", "1")
@@ -258,8 +296,7 @@ def _collada_unit(data: bytes) -> float:
     return meters
 
 
-def _without_colors(data: bytes) -> bytes:
-    root = _parse_collada(data)
+def _without_colors(root: ET.Element) -> bytes:
     for parent in list(root.iter()):
         for child in [x for x in parent if _local_name(x) in _COLORS]:
             parent.remove(child)
@@ -268,5 +305,5 @@ def _without_colors(data: bytes) -> bytes:
 
 
 _READERS: dict[str, Callable[[bytes, Path, str], tuple[trimesh.Scene, float]]] = {
-    "stl": _read_stl, "obj": _read_obj, "ply": _read_ply, "off": _read_off, "glb": _read_glb, "dae": _read_dae,
+    "stl": _read_stl, "obj": _read_obj, "ply": _read_ply, "off": _read_off, "glb": _read_glb, "gltf": _read_gltf, "dae": _read_dae,
 }  # fmt: skip

@@ -65,6 +65,9 @@ def visual_meshes(model: RobotModel, links: Sequence[str] | None = None) -> list
             if shape.geometry.kind == "mesh" and shape.geometry.path is None:
                 unusable.append(f"{not_found(shape.geometry)}; it is a shape of link '{link.name}'")
                 continue
+            if shape.geometry.kind not in ("box", "mesh") and shape.geometry.size[0] == 0:
+                unusable.append(f"a {shape.geometry.kind} of link '{link.name}' has no radius, so no area")
+                continue
             try:
                 mesh = shape_mesh(shape, model.name)
             except EmbodimentError as error:
