@@ -66,7 +66,7 @@ def visual_meshes(model: RobotModel, links: Sequence[str] | None = None) -> list
                 unusable.append(f"{not_found(shape.geometry)}; it is a shape of link '{link.name}'")
                 continue
             if shape.geometry.kind not in ("box", "mesh") and shape.geometry.size[0] == 0:
-                unusable.append(f"a {shape.geometry.kind} of link '{link.name}' has no radius, so no area")
+                unusable.append(f"a {shape.geometry.kind} of radius 0 of link '{link.name}' has no area")
                 continue
             try:
                 mesh = shape_mesh(shape, model.name)
