@@ -45,6 +45,10 @@ class MissingExtraError(JidmError, ImportError):
         super().__init__(f"{feature} needs the package '{package}': pip install 'jidm[{extra}]'")
 
 
+class JidmWarning(UserWarning):
+    """Something is left out or guessed, and work goes on; the command line prints it as one line."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the name of the error's class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

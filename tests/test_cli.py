@@ -10,17 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import urdf_text
 
 from jidm import cli
 from jidm.camera.model import Camera
 from jidm.cli import doctor, inputs
-from jidm.errors import CameraError, InputError, JidmError
+from jidm.errors import CameraError, InputError, JidmError, JidmWarning
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.registry import embodiment_names, load_embodiment
 
@@ -269,6 +271,42 @@ def test_show_prints_the_whole_descriptor(capsys: pytest.CaptureFixture[str]):
     data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert data["joint_names"] == list(robot.joint_names)
     np.testing.assert_array_equal(data["upper"], robot.upper)
+
+
+def test_show_takes_a_urdf_file_and_names_its_missing_meshes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    folder, meshes = tmp_path / "robot", tmp_path / "data" / "arm-2.1" / "meshes"
+    meshes.mkdir(parents=True)
+    folder.mkdir()
+    (meshes / "a.stl").write_text("solid")
+    (meshes.parent / "package.xml").write_text("<package><name>arm</name></package>")
+    shape = "<visual><geometry><mesh filename='package://arm/meshes/a.stl'/></geometry></visual>"
+    (folder / "arm.urdf").write_text(
+        urdf_text.robot(
+            f"<link name='a'>{shape}</link>", urdf_text.links("b"), urdf_text.joint("j", "a", "b"), name="arm"
+        )
+    )
+    line = ["embodiments", "show", str(folder / "arm.urdf")]
+    assert cli.main(line) == 0
+    text = capsys.readouterr().out
+    assert "MISSING MESH" in text and str(folder / "meshes" / "a.stl") in text and "--mesh-roots" in text
+    assert cli.main([*line, "--mesh-roots", str(tmp_path / "data")]) == 0
+    assert "MISSING" not in capsys.readouterr().out
+    assert cli.main([*line, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["link_names"] == ["a", "b"] and "package://arm/meshes/a.stl" in data["missing_meshes"][0]
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def warn(self: object) -> int:
+        for _ in range(2):
+            warnings.warn("a mesh\nis missing", JidmWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("jidm.cli.embodiments.Embodiments.run", warn)
+    assert cli.main(["embodiments"]) == 0
+    assert capsys.readouterr().err == "jidm: warning: a mesh is missing\n"
 
 
 def test_doctor_distinguishes_ok_broken_and_crashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -11,11 +11,12 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from jidm.errors import JidmError
+from jidm.errors import JidmError, JidmWarning
 
 VERBS = {
     "demo": "jidm.cli.demo:Demo",
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb = _parse(arguments)
         if isinstance(verb, int):
             return verb
-        code = verb.run() or 0
+        with _one_line_warnings():
+            code = verb.run() or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -103,6 +105,26 @@ def _parse(arguments: list[str]) -> Verb | int:
 def _load(target: str) -> Any:
     module, name = target.split(":")
     return getattr(import_module(module), name)
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Shows each warning of jidm once, as one line without the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        shown: set[str] = set()
+
+        def show_once(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:
+            text = " ".join(str(message).split())
+            if not issubclass(category, JidmWarning):
+                show(message, category, *where, **options)
+            elif text not in shown:
+                shown.add(text)
+                print(f"jidm: warning: {text}", file=sys.stderr)
+
+        warnings.showwarning = show_once
+        warnings.filterwarnings("always", category=JidmWarning)
+        yield
 
 
 def _one_line(error: Exception) -> str:

@@ -33,6 +33,9 @@ class Show:
     embodiment: str | None = None
     """Robot whose joint limits define coverage; the recipe's robot if it is registered."""
 
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
+
     episodes: int = 6
     """Episodes per camera whose images are sampled; 0 = none."""
 
@@ -45,7 +48,7 @@ class Show:
         from jidm.datasets.summary import summarize_dataset
 
         dataset = open_dataset(self.folder)
-        stats = summarize_dataset(dataset, _robot(dataset, self.embodiment))
+        stats = summarize_dataset(dataset, _robot(dataset, self.embodiment, self.mesh_roots))
         camera_samples = {
             camera: sample_camera(dataset, camera, episodes=self.episodes, flow=self.flow)
             for camera in (dataset.cameras if self.episodes > 0 else ())
@@ -66,6 +69,9 @@ class Validate:
     embodiment: str | None = None
     """Robot to compare joints and limits with; the recipe's robot if it is registered."""
 
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
+
     decode: bool = False
     """Also decode every frame; slow, finds damage inside the videos."""
 
@@ -73,7 +79,7 @@ class Validate:
         from jidm.datasets import open_dataset, validate_dataset
 
         try:
-            robot = _robot(open_dataset(self.folder), self.embodiment)
+            robot = _robot(open_dataset(self.folder), self.embodiment, self.mesh_roots)
         except DatasetError:
             robot = None  # the validation below reports the problem
         problems = validate_dataset(self.folder, embodiment=robot, decode=self.decode)
@@ -93,12 +99,12 @@ class Dataset:
         return self.action.run()
 
 
-def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
+def _robot(dataset: RecordedDataset, name: str | None, mesh_roots: tuple[Path, ...]) -> Embodiment | None:
     """The named robot, or the recipe's if it can be loaded."""
     from jidm.robot.registry import load_embodiment
 
     if name is not None:
-        return load_embodiment(name)
+        return load_embodiment(name, mesh_roots=mesh_roots)
     recorded = dataset.recipe.get("embodiment")
     try:
         return load_embodiment(recorded) if isinstance(recorded, str) else None

@@ -81,4 +81,5 @@ def decode_file(
     seconds = time.perf_counter() - start
     method = str(idm.checkpoint["source"]) if idm.checkpoint else type(idm.flow).__name__
     camera = getattr(idm.field, "camera", None)  # a learned field has none
-    return DecodeResult(motion, idm.embodiment, camera, video, rate, method, seconds)
+    links = getattr(idm.field, "links", None)
+    return DecodeResult(motion, idm.embodiment, camera, video, rate, method, seconds, links)

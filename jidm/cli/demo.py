@@ -24,7 +24,10 @@ class Demo:
     """Folder for input.mp4, overlay.mp4, plot.png, errors.csv, motion.npz, motion.csv, truth.npy and summary.json."""
 
     embodiment: str = "panda"
-    """Robot, a name from `jidm embodiments`."""
+    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml."""
+
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
 
     camera: str = "front"
     """Camera of the robot."""
@@ -51,7 +54,7 @@ class Demo:
 
         if self.frames < 2:
             raise InputError(f"--frames {self.frames}: at least 2 are needed")
-        robot = load_embodiment(self.embodiment)
+        robot = load_embodiment(self.embodiment, mesh_roots=self.mesh_roots)
         camera = robot.camera(self.camera)
         make_folder(self.out)
         truth = random_motion(robot, self.frames, 1.0 / self.fps, self.seed)

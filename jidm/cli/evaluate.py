@@ -30,6 +30,9 @@ class Evaluate:
     embodiment: str | None = None
     """Robot that was recorded: a name, a folder or a URDF; the one that the data set names if not given."""
 
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
+
     out: Path = Path("jidm_evaluate")
     """Folder for evaluation.json and plots."""
 
@@ -74,7 +77,7 @@ class Evaluate:
             episodes=episodes, image_key=self.image_key, stride=self.stride, frames=self.frames, joints=self.joints or None
         )  # fmt: skip
         models = self._models(dataset, config)
-        robot = None if self.embodiment is None else load_embodiment(self.embodiment)
+        robot = None if self.embodiment is None else load_embodiment(self.embodiment, mesh_roots=self.mesh_roots)
         held_out = HeldOut(dataset, config, embodiment=robot)
         make_folder(self.out)
         evaluations = self._evaluate(models, held_out)

@@ -31,6 +31,10 @@ class ModelArgs:
             neither --camera nor --q0.
         embodiment: Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml. The
             checkpoint's own if not given.
+        mesh_roots: Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path
+            continues.
+        links: Links whose surface the exact field samples: names or patterns ('arm_*'); all if not given. Joints that move
+            none of them are held. Choose also links that pass in front.
         camera: Calibrated camera of the video: a JSON file (width, height, K, T_camera_base; or eye, target, fov_y), or
             the name of one of the robot's cameras (front, ...). With a checkpoint, the analytic field of URDF and camera
             replaces the learned one; `trained` is the camera of its training data.
@@ -46,6 +50,8 @@ class ModelArgs:
 
     checkpoint: str | None = None
     embodiment: str | None = None
+    mesh_roots: tuple[Path, ...] = ()
+    links: tuple[str, ...] = ()
     camera: str | None = None
     q0: tuple[str, ...] = ()
     flow: Literal["dis", "raft"] | None = None
@@ -66,7 +72,7 @@ class ModelArgs:
         from jidm.idm import JacobianIDM
 
         robot, checkpoint, camera = self._resolve(frame_size, q0_required=q0_required)
-        options: dict[str, Any] = {"camera": camera, "limits": self.limits or "all"}
+        options: dict[str, Any] = {"camera": camera, "limits": self.limits or "all", "links": self.links or None}
         if self.raft_weights is not None:
             from jidm.flow import RaftFlow
 
@@ -116,6 +122,7 @@ class ModelArgs:
         return RewardConfig(
             scales=None if scales is None else str(scales), checkpoint=self.checkpoint, embodiment=self.embodiment,
             camera=None if camera is None else camera.to_dict(), flow=self.flow,
+            mesh_roots=tuple(map(str, self.mesh_roots)), links=self.links or None,
             raft_weights=None if self.raft_weights is None else str(self.raft_weights), limits=self.limits or "none",
             device=self.device, fps=fps, q0=poses,
         )  # fmt: skip
@@ -129,7 +136,13 @@ class ModelArgs:
         from jidm.cli.inputs import resize_camera
         from jidm.robot.registry import load_embodiment
 
-        robot = None if self.embodiment is None else load_embodiment(self.embodiment)
+        if self.mesh_roots and self.embodiment is None:
+            raise InputError("--mesh-roots needs --embodiment, the URDF file whose meshes lie there")
+        if self.links and self.camera is None and self.checkpoint is not None:
+            raise InputError("--links needs --camera as well: only the exact field samples links")
+        robot = None if self.embodiment is None else load_embodiment(self.embodiment, mesh_roots=self.mesh_roots)
+        if self.links and robot is not None:
+            robot.model.match_links(self.links)
         if self.checkpoint is None:
             needed = {"embodiment": robot, "camera": self.camera, **({"q0": self.q0} if q0_required else {})}
             for name, value in needed.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ class DecodeResult:
         fps: its frame rate [1/s].
         method: the checkpoint, or the flow estimator.
         seconds: decoding time, reading the file included [s].
+        links: that the exact field samples; all if None.
     """
 
     motion: JointMotion
@@ -41,6 +42,7 @@ class DecodeResult:
     fps: float
     method: str
     seconds: float
+    links: Sequence[str] | None = None
 
 
 def make_folder(out: Path) -> None:
@@ -161,7 +163,7 @@ def _write_overlay(decoded: DecodeResult, path: Path, render: Any) -> None:
     from jidm.video.io import open_video
     from jidm.visualization import write_overlay
 
-    field = AnalyticField(decoded.robot, decoded.camera, points=12000)
+    field = AnalyticField(decoded.robot, decoded.camera, points=12000, links=decoded.links)
     stream = open_video(decoded.video, fps=decoded.fps if decoded.video.is_dir() else None)
     write_overlay(path, stream, decoded.motion, field, DisFlow(), fps=decoded.fps, render_robot=render, progress=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,7 @@ class JacobianIDM(InverseDynamicsModel):
         flow: str | FlowEstimator = "dis",
         points: int = 4000,
         seed: int = 0,
+        links: Sequence[str] | None = None,
         **options: Any,
     ) -> JacobianIDM:
         """The analytic IDM, without training; needs a calibrated camera and the joint positions in the first frame.
@@ -94,12 +95,16 @@ class JacobianIDM(InverseDynamicsModel):
             flow: any argument of `as_flow_estimator`: "dis", "raft", an estimator, a function, an array.
             points: number of surface points.
             seed: of the surface sampling.
+            links: names or patterns of the links to sample, as for `AnalyticField`, for instance the arms of a humanoid. A
+                joint that moves none of them is not observable, and its position is held.
             options: `options`, `limits` and `flow_resolution` of the constructor.
         """
         from jidm.robot.registry import load_embodiment
 
         robot = load_embodiment(embodiment)
-        field = AnalyticField(robot, robot.camera(camera), points=points, occluders=max(20000, points), seed=seed)
+        field = AnalyticField(
+            robot, robot.camera(camera), points=points, occluders=max(20000, points), seed=seed, links=links
+        )
         return cls(robot, field, as_flow_estimator(flow), **options)
 
     @classmethod
@@ -109,6 +114,7 @@ class JacobianIDM(InverseDynamicsModel):
         *,
         embodiment: str | Embodiment | None = None,
         camera: str | Path | Camera | None = None,
+        links: Sequence[str] | None = None,
         flow: str | FlowEstimator | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
@@ -122,6 +128,7 @@ class JacobianIDM(InverseDynamicsModel):
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. With it, the exact field of URDF
                 and camera replaces the learned one, and the network only predicts the first pose (`HybridField`). Its size
                 must be that of the video. "trained" is the camera of the babbling data of the checkpoint.
+            links: of the exact field, as for `from_embodiment`.
             flow: any argument of `as_flow_estimator`; replaces the network's matching, which helps fields that were trained
                 on such flow and are not accurate enough for direct alignment. With a camera, "dis" if not given.
             device: where the network computes.
@@ -144,12 +151,14 @@ class JacobianIDM(InverseDynamicsModel):
         learned = learned.eval().requires_grad_(False).to(device)
         robot = _checkpoint_embodiment(checkpoint, embodiment)
         field: LearnedField | HybridField = learned
+        if links is not None and camera is None:
+            raise InputError("links chooses what an exact field samples; a learned one has none: pass camera= as well")
         if camera is not None:
             if robot is None:
                 raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
             trained = camera == "trained"
             camera_model = Camera.from_dict(checkpoint.training_camera()) if trained else robot.camera(camera)
-            field = HybridField(learned, robot, camera_model)
+            field = HybridField(learned, robot, camera_model, links=links)
             flow = flow or "dis"
         idm = cls(robot, field, None if flow is None else as_flow_estimator(flow), **options)
         idm.checkpoint = {"source": checkpoint.source, "content_hash": checkpoint.content_hash}

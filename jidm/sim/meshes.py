@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import EmbodimentError
+from jidm.robot.mesh_file import read_mesh_file
 from jidm.robot.model import Geometry, Link, RobotModel, Shape
-from jidm.robot.shape_mesh import mesh_path, primitive_mesh, read_mesh_file
+from jidm.robot.shape_mesh import mesh_path, primitive_mesh
 
 if TYPE_CHECKING:
     import trimesh
@@ -77,12 +78,12 @@ def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, 
 
     if geometry.kind != "mesh":
         return [(primitive_mesh(geometry), None)]
-    scene: Any = read_mesh_file(mesh_path(geometry, robot), trimesh.load_scene)
+    scene, unit = read_mesh_file(mesh_path(geometry, robot))
     parts = []
     for part in scene.dump():
         if isinstance(part, trimesh.Trimesh) and len(part.faces):
             file_color = _file_color(part)
-            part.apply_scale(geometry.size)
+            part.apply_scale(unit * np.array(geometry.size))
             parts.append((part, file_color))
     return parts
 
