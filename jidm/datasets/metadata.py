@@ -13,8 +13,10 @@ from jidm.datasets import stats
 from jidm.datasets.feature import Feature
 from jidm.datasets.staging import StagingFolder
 from jidm.datasets.table import read_columns, to_numpy
-from jidm.datasets.video_file import VideoSegment, open_video_file
+from jidm.datasets.video_file import VideoSegment, displayed_size
 from jidm.errors import DatasetError
+from jidm.git_lfs import refuse_lfs_pointer
+from jidm.json_lines import format_json_lines, parse_json_lines
 
 # Paths by the version that is written; reading takes them as defaults for v3.x and v2.x.
 _DATA_PATHS = {
@@ -127,6 +129,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
+    refuse_lfs_pointer(path, DatasetError)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -165,15 +168,14 @@ def _episodes_v2(
         yield EpisodeMetadata(index, length, tuple(str(t) for t in line.get("tasks") or ()), table, False, videos)
 
 
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: Path) -> list[Any]:
     if not path.is_file():
         raise DatasetError(f"{path}: this file is missing, so no episode is listed; copy the data set again")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DatasetError(f"{path}: line {number} is not JSON ({error}); copy it again") from None
+    refuse_lfs_pointer(path, DatasetError)
+    try:
+        return list(parse_json_lines(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: {error}; copy it again") from None
 
 
 def _first_existing(*candidates: Path) -> Path:
@@ -204,9 +206,8 @@ def _infer_flat_cameras(
     if (root / "modality.json").is_file():
         videos = _read_json(root / "modality.json").get("video") or {}
         named = [key for key in keys if any(key == entry.get("original_key") for entry in videos.values())]
-    with open_video_file(first.videos[keys[0]].path) as container:
-        stream = container.streams.video[0]
-        sized = [key for key in keys if features[key].shape[:2] == (stream.height, stream.width)]
+    size = displayed_size(first.videos[keys[0]].path)
+    sized = [key for key in keys if features[key].shape[:2] == size]
     chosen = named if len(named) == 1 else sized
     if len(chosen) != 1:
         raise DatasetError(
@@ -338,8 +339,7 @@ def _write_json(staging: StagingFolder, path: Path, data: Any) -> None:
 
 def _write_json_lines(staging: StagingFolder, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with staging.atomic_file(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_text(format_json_lines(rows), encoding="utf-8", newline="\n")
 
 
 def _write_episodes_v30(

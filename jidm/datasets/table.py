@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jidm.datasets.feature import Feature
 from jidm.errors import DatasetError, first_line
+from jidm.git_lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,13 +29,14 @@ def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
     """An open parquet file; `metadata` is its footer, if that was read before.
 
     Raises:
-        DatasetError: it is absent or damaged.
+        DatasetError: it is absent, damaged or a git-LFS pointer.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise DatasetError(f"{path}: this table is missing; copy the data set again, or remove the references to it")
+    refuse_lfs_pointer(path, DatasetError)
     try:
         return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowInvalid, OSError) as error:

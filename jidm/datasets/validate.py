@@ -13,8 +13,9 @@ import numpy as np
 from jidm.datasets.feature import ACTION, STATE, flat_names, generic_joint_names
 from jidm.datasets.reader import Episode, RecordedDataset, open_dataset
 from jidm.datasets.table import column_names
-from jidm.datasets.video_file import open_video_file
+from jidm.datasets.video_file import displayed_size, open_video_file
 from jidm.errors import DatasetError, JidmError
+from jidm.video.container import film_stream
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
@@ -252,11 +253,12 @@ def _table_columns(path: Path) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def _presentation_times(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """Presentation times [s] of all images, ascending, and (height, width)."""
+    """Presentation times [s] of all images, ascending, and (height, width) as they are read."""
     with open_video_file(path) as container:
-        stream = container.streams.video[0]
+        stream = film_stream(container)
         stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
-        return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base), (stream.height, stream.width)
+        times = np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base)
+    return times, displayed_size(path)
 
 
 def _check_decoding(episode: Episode, camera: str) -> Iterator[Problem]:

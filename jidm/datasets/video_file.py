@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jidm.errors import DatasetError
+from jidm.errors import DatasetError, VideoError
+from jidm.video.container import film_stream, frame_pixels, noted_size, open_container
 from jidm.video.io import encode_h264
 
 NEAR_LOSSLESS_CRF = 3
@@ -91,7 +92,7 @@ def decode(segment: VideoSegment, count: int, fps: float) -> Iterator[UInt8[np.n
 def _timed_frames(segment: VideoSegment, count: int, fps: float) -> Iterator[tuple[float, np.ndarray]]:
     """Times [s] and images, from the first of the episode."""
     with open_video_file(segment.path) as container:
-        stream = container.streams.video[0]
+        stream = film_stream(container)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", 1
         if segment.start is None and stream.frames and stream.frames != count:
             raise DatasetError(
@@ -100,27 +101,42 @@ def _timed_frames(segment: VideoSegment, count: int, fps: float) -> Iterator[tup
         earliest = -np.inf if segment.start is None else segment.start - 0.5 / fps
         if earliest > 0:
             container.seek(int(segment.start / stream.time_base), stream=stream, backward=True)
+        noted, size = noted_size(container), None
         for frame in container.decode(stream):
             time = float(frame.pts * stream.time_base) if frame.pts is not None else 0.0
             if time >= earliest:
-                yield time, frame.to_ndarray(format="rgb24")
+                image = frame_pixels(frame, noted)
+                if image.shape != (size := size or image.shape):
+                    raise DatasetError(f"{segment.path}: the image size changes at {time:.3f} s; encode it at one size")
+                yield time, image
 
 
 def open_video_file(path: Path) -> Any:
-    """An open video container with at least one video stream.
+    """An open video container that has a film, see `jidm.video.container`.
 
     Raises:
-        DatasetError: it is absent or damaged.
+        DatasetError: it is absent, damaged or a git-LFS pointer.
     """
-    import av
-
     if not path.is_file():
         raise DatasetError(f"{path}: this video is missing; copy the data set again, or remove the references to it")
     try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise DatasetError(f"{path}: not a readable video ({error}); copy it again") from None
-    if not container.streams.video:
-        container.close()
-        raise DatasetError(f"{path}: holds no images; copy it again")
-    return container
+        return open_container(path)
+    except VideoError as error:
+        raise DatasetError(str(error)) from None
+
+
+def displayed_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a video's images as they are read: turned by the display matrix. Decodes one image.
+
+    Raises:
+        DatasetError: the file is absent, damaged or a git-LFS pointer.
+    """
+    import av
+
+    with open_video_file(path) as container:
+        stream = film_stream(container)
+        try:
+            height, width = frame_pixels(next(container.decode(stream)), noted_size(container)).shape[:2]
+        except (av.error.FFmpegError, StopIteration):
+            return int(stream.height), int(stream.width)  # damage inside is found where all images are decoded
+        return height, width
