@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,11 @@ class Feature:
             raise DatasetError(f"feature '{key}' has no shape but {shape!r}; correct features in info.json")
         shape, names = tuple(shape), data.get("names")
         if data["dtype"] in VISUAL_DTYPES:
+            if len(shape) not in (2, 3):
+                raise DatasetError(
+                    f"feature '{key}' has shape {list(shape)}, images have [height, width, channels]; "
+                    f"correct features in info.json"
+                )
             shape, names = _channels_last(shape, names)
         return cls(data["dtype"], shape, names, data.get("info") or data.get("video_info") or {})
 
@@ -86,6 +91,12 @@ def geometry_keys(camera: str) -> tuple[str, str, str]:
 def camera_name(key: str) -> str:
     """ "observation.images.cam_high" -> "cam_high"."""
     return key.removeprefix(IMAGE_PREFIX).removeprefix("observation.")
+
+
+def camera_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Camera -> key: short names where they are different, else whole keys."""
+    short = [camera_name(key) for key in keys]
+    return {name if short.count(name) == 1 else key: key for key, name in zip(keys, short, strict=True)}
 
 
 def _leaves(names: Any) -> Iterator[str]:

@@ -93,7 +93,7 @@ def _are_decimals(folder: Path, names: Sequence[Sequence[str]]) -> bool:
     counts = defaultdict(set)
     for name, k in pairs:
         before, _, part = name[k].partition(".")
-        counts[*name[:k], before].add(int(part))
+        counts[(*name[:k], before)].add(int(part))
     ends_in_zero = any(part[-1] == "0" and len(part) > 1 for part in parts)  # str(time) never does
     are_counters = all(map(_is_counter, counts.values()))
     if are_counters == ends_in_zero:
