@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jidm.errors import DatasetError
 
 STATE = "observation.state"
@@ -76,6 +79,15 @@ def flat_names(feature: Feature) -> tuple[str, ...] | None:
         names = sorted(names, key=lambda name: names[name])
     flat = tuple(_leaves(names))
     return flat if feature.shape == (len(flat),) and len(set(flat)) == len(flat) else None
+
+
+def not_finite(key: str, feature: Feature, values: NDArray[Any]) -> str:
+    """Which values (T, ...) of a feature are NaN or infinite: "observation.state of 'b' is nan in frame 5 (1 such frames)"."""
+    flat = values.reshape(len(values), -1)
+    frame, entry = np.argwhere(~np.isfinite(flat))[0]
+    names = flat_names(feature) or (generic_joint_names(flat.shape[1]) if key == STATE else ())
+    which = f" of '{names[entry]}'" if names else f" of entry {entry}" if flat.shape[1] > 1 else ""
+    return f"{key}{which} is {flat[frame, entry]} in frame {frame} ({int((~np.isfinite(flat)).any(1).sum())} such frames)"
 
 
 def generic_joint_names(count: int) -> tuple[str, ...]:

@@ -176,7 +176,7 @@ class Episode:
             raise DatasetError(f"{self.dataset.root}: has no feature '{key}': {did_you_mean(key, known)}")
         if feature.dtype in VISUAL_DTYPES:
             raise DatasetError(f"'{key}' holds images; read them with frames('{camera_name(key)}')")
-        values = to_numpy(self._read_column(key), f"{self._where()}: {key}")
+        values = to_numpy(self.arrow_column(key), f"{self._where()}: {key}")
         expected = () if feature.shape == (1,) else feature.shape
         if values.shape[1:] not in (expected, feature.shape):
             raise DatasetError(
@@ -214,7 +214,12 @@ class Episode:
             raise DatasetError(f"{self._where()}: {key} holds {values.dtype}, not numbers; record it again")
         return values.astype(np.float64).reshape(self.length, -1)
 
-    def _read_column(self, key: str) -> Any:
+    def arrow_column(self, key: str) -> Any:
+        """The T values of any column of the table as an Arrow array, as stored.
+
+        Raises:
+            DatasetError: there is no such column, or it is of another length.
+        """
         if self.metadata.shared_table:
             array = self.dataset.shared_tables.column(self.metadata.table, key, self.index)
         else:
@@ -232,7 +237,7 @@ class Episode:
         Raises:
             DatasetError: the column is absent or of another length, or a row has no image.
         """
-        for k, cell in enumerate(self._read_column(key).to_pylist()):
+        for k, cell in enumerate(self.arrow_column(key).to_pylist()):
             name = f"{self._where()}: {key} of frame {k}"
             data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
             if isinstance(data, str):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE, flat_names, generic_joint_names
+from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE, flat_names, generic_joint_names, not_finite
 from jidm.datasets.reader import Episode, RecordedDataset, image_problem, open_dataset
 from jidm.datasets.table import column_names
 from jidm.datasets.video_file import displayed_size, open_video_file
@@ -260,12 +260,7 @@ def _check_positions(episode: Episode, robot: Embodiment | None) -> Iterator[Pro
     names = episode.dataset.joint_names
     for key, values in ((STATE, episode.state), (ACTION, episode.action)):
         if values is not None and not np.isfinite(values).all():
-            t, k = np.argwhere(~np.isfinite(values))[0]
-            which = f"'{names[k]}'" if key == STATE else f"entry {k}"
-            count = int((~np.isfinite(values)).any(1).sum())
-            yield Problem(
-                episode.index, f"{key} of {which} is {values[t, k]} in frame {t} ({count} such frames)", "leave it out"
-            )
+            yield Problem(episode.index, not_finite(key, episode.dataset.features[key], values), "leave it out")
     if robot is None or len(names) != len(robot.joint_names):
         return
     lower, upper = episode.state.min(0), episode.state.max(0)
@@ -286,13 +281,11 @@ def _check_other_columns(episode: Episode) -> Iterator[Problem]:
             continue
         if key not in _table_columns(episode.metadata.table):
             continue  # reported for all tables together
-        values = episode.column(key).reshape(episode.length, -1)
-        frames = np.flatnonzero(~np.isfinite(values).all(1)) if values.dtype.kind == "f" else []
-        if len(frames):
-            value = values[frames[0]][~np.isfinite(values[frames[0]])][0]
+        values = episode.column(key)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
             yield Problem(
                 episode.index,
-                f"'{key}' is {value} in frame {frames[0]} ({len(frames)} such frames)",
+                not_finite(key, feature, values),
                 "training and labeling do not use it; leave the episode out where it matters",
                 is_note=True,
             )

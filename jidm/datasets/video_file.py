@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from jidm.datasets import stats
 from jidm.errors import DatasetError, VideoError
 from jidm.video.container import film_stream, frame_pixels, noted_size, open_container
 from jidm.video.io import encode_h264
@@ -55,6 +57,77 @@ def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None
 
     with av.open(str(path), "w", format="mp4") as container:
         encode_h264(container, frames, Fraction(fps).limit_denominator(1001), _X264_OPTIONS)
+
+
+def copy_segment(segment: VideoSegment, target: Path, count: int, fps: float) -> tuple[bool, UInt8[np.ndarray, "S H W 3"]]:
+    """Write an episode's images into a file of their own that begins at 0 s, without encoding them anew if that is possible.
+
+    A file of several episodes can be cut where no image refers to one outside; this is tested by decoding.
+
+    Args:
+        segment: where the images lie.
+        target: the mp4 file to write.
+        count: number of images.
+        fps: rate of the data set.
+
+    Returns:
+        Whether the coded images are unchanged, and the images that `image_stats` samples.
+
+    Raises:
+        DatasetError: the video is absent or damaged, or does not contain these images.
+    """
+    sampled, images = set(stats.sampled_frames(count)), []
+    copied = _copy_packets(segment, target, count, fps)
+    written = decode(VideoSegment(target, 0.0), count, fps) if copied else iter(())
+    for k, image in enumerate(decode(segment, count, fps)):
+        if k in sampled:
+            images.append(image)
+        if copied:
+            try:
+                copied = np.array_equal(image, next(written))
+            except DatasetError:
+                copied = False
+    if not copied:
+        encode(target, np.stack(list(decode(segment, count, fps))), fps)
+    return copied, np.stack(images)
+
+
+def _copy_packets(segment: VideoSegment, target: Path, count: int, fps: float) -> bool:
+    """Copy the packets of `count` images; False if the images cannot be decoded from these alone."""
+    import av
+
+    start = segment.start
+    with open_video_file(segment.path) as source:
+        stream = film_stream(source)
+        if start is not None and start > 0:
+            source.seek(int(start / stream.time_base), stream=stream, backward=True)
+        packets = []
+        for packet in source.demux(stream):
+            if packet.pts is None or packet.dts is None or not packet.size:
+                continue
+            time = float(packet.pts * stream.time_base)
+            if start is None or start - 0.5 / fps < time < start + (count - 0.5) / fps:
+                packets.append(packet)
+            elif len(packets) >= count:
+                break
+            elif packets:
+                return False  # another episode's image is coded between these
+        if len(packets) != count or not packets[0].is_keyframe:
+            return False
+        first = min(packet.pts for packet in packets)
+        if start is None and first == 0 and segment.path.suffix == target.suffix:
+            shutil.copyfile(segment.path, target)
+            return True
+        try:
+            with av.open(str(target), "w", format="mp4") as output:
+                output.metadata.update(source.metadata)
+                copy = output.add_stream_from_template(stream)
+                for packet in packets:
+                    packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, copy
+                    output.mux(packet)
+        except (av.error.FFmpegError, ValueError):
+            return False  # a codec that mp4 does not hold
+    return True
 
 
 def decode(segment: VideoSegment, count: int, fps: float) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
