@@ -31,4 +31,6 @@ def refuse_lfs_pointer(path: str | Path, error: type[JidmError], *, content: byt
         content: what the file holds, if it is no file of its own.
     """
     if is_lfs_pointer(Path(path) if content is None else content):
-        raise error(f"{path}: a git-LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to")
+        raise error(
+            f"{path}: a git-LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to"
+        )

@@ -182,9 +182,7 @@ def test_joints_and_limits_are_compared_with_the_robot(tmp_path: Path, finger: E
     assert faults(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
     (wrong,) = faults(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
     assert f"'{names[-1]}' is in the place of '{names[0]}'" in wrong.message
-    (wrong,) = faults(
-        of_robot(tmp_path / "dof", names, inside), embodiment=load_embodiment("planar_finger_2")
-    )
+    (wrong,) = faults(of_robot(tmp_path / "dof", names, inside), embodiment=load_embodiment("planar_finger_2"))
     assert wrong.message == "has 3 joints, 'planar_finger_2' has 2"
     degrees = faults(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)
     assert degrees and all(

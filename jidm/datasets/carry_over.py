@@ -107,7 +107,9 @@ def carried_episode(episode: Episode, schema: CarriedSchema) -> CarriedEpisode:
     if schema.tasks:
         task_index = episode.column("task_index").astype(np.int64)
         if unknown := sorted(set(task_index.tolist()) - set(schema.tasks)):
-            raise DatasetError(f"episode {episode.index}: task {unknown[0]} is in no table of tasks; correct task_index")
+            raise DatasetError(
+                f"episode {episode.index}: task {unknown[0]} is in no table of tasks; correct task_index"
+            )
     entries = {k: x for k, x in episode.metadata.entries.items() if k not in _unstorable(episode.metadata.entries)}
     return CarriedEpisode(columns, videos, task_index, episode.metadata.tasks, entries)
 

@@ -87,7 +87,9 @@ def not_finite(key: str, feature: Feature, values: NDArray[Any]) -> str:
     frame, entry = np.argwhere(~np.isfinite(flat))[0]
     names = flat_names(feature) or (generic_joint_names(flat.shape[1]) if key == STATE else ())
     which = f" of '{names[entry]}'" if names else f" of entry {entry}" if flat.shape[1] > 1 else ""
-    return f"{key}{which} is {flat[frame, entry]} in frame {frame} ({int((~np.isfinite(flat)).any(1).sum())} such frames)"
+    return (
+        f"{key}{which} is {flat[frame, entry]} in frame {frame} ({int((~np.isfinite(flat)).any(1).sum())} such frames)"
+    )
 
 
 def generic_joint_names(count: int) -> tuple[str, ...]:

@@ -67,7 +67,6 @@ class DatasetMetadata:
         episodes: the listed episodes whose table exists, by index.
         missing_tables: indices of listed episodes without a table.
         missing_videos: cameras in info.json without a video file (flat layout only).
-        meta_folder: folder of the metadata files.
     """
 
     root: Path
@@ -81,6 +80,11 @@ class DatasetMetadata:
     def version(self) -> str:
         """ "v3.0", "v2.1" or "v2.0"."""
         return str(self.info["codebase_version"])
+
+    @property
+    def meta_folder(self) -> Path:
+        """Folder of the metadata files: `meta/`, or in the flat layout the data set's own."""
+        return folder if ((folder := self.root / "meta") / "info.json").is_file() else self.root
 
     @property
     def fps(self) -> float:
@@ -115,7 +119,7 @@ def read_metadata(path: str | Path) -> DatasetMetadata:
         raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; correct the list")
     missing_tables = tuple(sorted({entry.index for entry in listed} - set(episodes)))
     missing_videos = tuple(set(info["features"]) - set(features))
-    return DatasetMetadata(root, info, features, episodes, missing_tables, missing_videos, meta)
+    return DatasetMetadata(root, info, features, episodes, missing_tables, missing_videos)
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -339,9 +343,7 @@ def write_metadata(
         _write_tasks_v30(staging, meta / "tasks.parquet", tasks)
         _write_json(staging, meta / "stats.json", stats.aggregate_stats([e.stats for e in episodes]))
     else:
-        lines = [
-            {"episode_index": e.number, "tasks": list(e.tasks), "length": e.length, **e.entries} for e in episodes
-        ]
+        lines = [{"episode_index": e.number, "tasks": list(e.tasks), "length": e.length, **e.entries} for e in episodes]
         _write_json_lines(staging, meta / "episodes.jsonl", lines)
         _write_json_lines(
             staging, meta / "episodes_stats.jsonl", [{"episode_index": e.number, "stats": e.stats} for e in episodes]

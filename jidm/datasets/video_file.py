@@ -59,7 +59,9 @@ def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None
         encode_h264(container, frames, Fraction(fps).limit_denominator(1001), _X264_OPTIONS)
 
 
-def copy_segment(segment: VideoSegment, target: Path, count: int, fps: float) -> tuple[bool, UInt8[np.ndarray, "S H W 3"]]:
+def copy_segment(
+    segment: VideoSegment, target: Path, count: int, fps: float
+) -> tuple[bool, UInt8[np.ndarray, "S H W 3"]]:
     """Write an episode's images into a file of their own that begins at 0 s, without encoding them anew if that is possible.
 
     A file of several episodes can be cut where no image refers to one outside; this is tested by decoding.

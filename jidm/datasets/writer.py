@@ -113,12 +113,23 @@ class DatasetWriter:
         first = index * length
         columns["index"] = columns["frame_index"] + first
         own = {key: x for key, x in columns.items() if len(self.features[key].shape) == 1}
-        kept = {key: numbers for key in carried.columns if (numbers := self._carried_numbers(index, key, carried)) is not None}
+        kept = {
+            key: numbers
+            for key in carried.columns
+            if (numbers := self._carried_numbers(index, key, carried)) is not None
+        }
         episode_stats = {key: x for key, values in {**own, **kept}.items() if (x := stats.value_stats(values))}
         episode_stats |= {self._camera_keys[name]: stats.image_stats(frames[name]) for name in self._camera_keys}
         numbered = carried.task_index is not None
         record = EpisodeRecord(
-            index, number, length, carried.tasks or (task,), None if numbered else 0, first, episode_stats, carried.entries
+            index,
+            number,
+            length,
+            carried.tasks or (task,),
+            None if numbered else 0,
+            first,
+            episode_stats,
+            carried.entries,
         )
         try:
             with self._staging.temporary_folder(f"episode-{index:06d}") as folder:
@@ -167,7 +178,9 @@ class DatasetWriter:
             finalized.append(final)
             first = final.to_index
         texts = self.carried.tasks or {number: text for text, number in tasks.items()}
-        write_metadata(self._staging, self.version, self.fps, self.robot_type, self.features, self.recipe, finalized, texts)
+        write_metadata(
+            self._staging, self.version, self.fps, self.robot_type, self.features, self.recipe, finalized, texts
+        )
         for file in self.carried.files:
             with self._staging.atomic_file(self.root / "meta" / file.name) as temporary:
                 shutil.copyfile(file, temporary)

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
-from os.path import commonprefix
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from jidm.errors import VideoError
@@ -35,7 +35,7 @@ def image_files(folder: Path) -> list[Path]:
         raise VideoError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     keys = _sort_keys(folder, [file.stem for file in files])
     ordered = sorted(zip(keys, (file.name for file in files), files, strict=True), key=lambda item: item[:2])
-    for (key, name, _), (next_key, next_name, _) in zip(ordered, ordered[1:]):
+    for (key, name, _), (next_key, next_name, _) in pairwise(ordered):
         if key == next_key:
             raise VideoError(f"{folder}: {name} and {next_name} have the same number; {_RENAME}")
     return [file for *_, file in ordered]
@@ -53,14 +53,18 @@ def _sort_keys(folder: Path, stems: Sequence[str]) -> list[SortKey]:
 
 def _signed_numbers(stems: Sequence[str]) -> list[Decimal]:
     """One number per name, where the names differ only in it and some have a sign or an exponent; else empty."""
-    before, behind = commonprefix(list(stems)), commonprefix([stem[::-1] for stem in stems])
-    start, end = (len(re.match(r"\D*", text)[0]) for text in (before, behind))  # type: ignore[index]
-    if before[:start] in ("-", "+"):
+    start, end = _common_text(stems), _common_text([stem[::-1] for stem in stems])
+    if stems[0][:start] in ("-", "+"):
         start = 0  # the sign of all of them; behind a word it separates
     inner = [stem[start : len(stem) - end] for stem in stems]
     if all(map(_SIGNED.fullmatch, inner)) and any(not text.replace(".", "").isdigit() for text in inner):
         return [Decimal(text) for text in inner]
     return []
+
+
+def _common_text(stems: Sequence[str]) -> int:
+    """Length of the text before the first digit that all begin with."""
+    return sum(1 for _ in takewhile(lambda x: len(set(x)) == 1 and not x[0].isdigit(), zip(*stems, strict=False)))
 
 
 def _order(keys: Sequence[SortKey]) -> list[int]:

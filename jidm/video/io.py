@@ -212,9 +212,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
                     raise VideoError(f"{path}: the image size changes at {time:.3f} s; encode it again at one size")
                 yield time, pixels
         except av.error.FFmpegError as error:
-            raise VideoError(
-                f"{path}: broken after frame {count} ({reason(error)}); copy or encode it again"
-            ) from None
+            raise VideoError(f"{path}: broken after frame {count} ({reason(error)}); copy or encode it again") from None
     if count == 0:
         raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
     # Both must fall short: an edit list hides frames that the container counts, and a last frame may last long.
