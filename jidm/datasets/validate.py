@@ -86,8 +86,10 @@ def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, 
         for key in stored:
             problems += _collect(episode, _check_stored_images(episode, key))
         if decode:
+            known = [p.message for p in problems if p.episode == episode.index]
             for camera in dataset.cameras:
-                problems += _collect(episode, _check_decoding(episode, camera))
+                if not any(message.startswith(f"{dataset.camera_key(camera)} of frame") for message in known):
+                    problems += _collect(episode, _check_decoding(episode, camera))
     return list(dict.fromkeys(problems))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,27 +49,31 @@ def read_image(source: Path | bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """
     from PIL import ImageOps
 
-    with _open(source, name) as image:
-        try:
-            return _rgb(ImageOps.exif_transpose(image))
-        except _DAMAGE as error:
-            raise VideoError(f"{name}: a damaged image ({first_line(error)}); save it again or leave it out") from None
+    with _open(source, name) as image, _damage_named(name):
+        return _rgb(ImageOps.exif_transpose(image))
 
 
 def read_image_header(source: Path | bytes, name: str) -> ImageHeader:
     """Size and channels of a picture, without decoding it. Arguments and errors as of `read_image`."""
-    with _open(source, name) as image:
+    from PIL import ImageOps
+
+    with _open(source, name) as image, _damage_named(name):
         width, height = image.size
+        if image.format == "TIFF":
+            width, height = ImageOps.exif_transpose(
+                image
+            ).size  # Pillow may have turned it already, or do so in decoding
         # Pillow decodes a PNG to look for an EXIF block behind its pixels, where none should be.
-        if (image.format != "PNG" or "exif" in image.info) and _orientation(image, name) >= 5:
+        elif (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) >= 5:
             width, height = height, width
         bands = 3 if image.mode == "P" else len(image.getbands())  # a palette holds colors
         return ImageHeader(height, width, 3 if image.mode == "CMYK" else bands)
 
 
-def _orientation(image: Any, name: str) -> int:
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        yield
     except _DAMAGE as error:
         raise VideoError(f"{name}: a damaged image ({first_line(error)}); save it again or leave it out") from None
 

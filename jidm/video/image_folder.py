@@ -46,9 +46,8 @@ def _sort_keys(folder: Path, stems: Sequence[str]) -> list[SortKey]:
         return [((0, number, ""),) for number in numbers]
     names = [_NUMBERS.split(stem) for stem in stems]  # text and numbers in turn
     decimals, counters = ([_key(name, decimals=reading) for name in names] for reading in (True, False))
-    if _order(decimals) == _order(counters) or _are_decimals(folder, names):
-        return decimals
-    return counters
+    agree = len(set(decimals)) == len(set(counters)) and _order(decimals) == _order(counters)
+    return decimals if agree or _are_decimals(folder, names) else counters
 
 
 def _signed_numbers(stems: Sequence[str]) -> list[Decimal]:
