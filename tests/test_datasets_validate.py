@@ -156,6 +156,44 @@ def test_packed_videos_are_checked_per_episode(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("drift", "complaint"), [(-1, "they overlap"), (1, "belong to no episode")])
+def test_overlaps_and_gaps_in_a_shared_video_are_named(tmp_path: Path, drift: int, complaint: str) -> None:
+    """from_timestamp that counts an episode of T frames as (T - 1) / fps or (T + 1) / fps long."""
+    truth = {k: make_episode(k, 9) for k in range(4)}
+    root = make_v30(tmp_path, truth, per_file=4)
+    assert validate_dataset(root) == []
+    listed = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table, key = pq.read_table(listed), f"videos/{CAMERA}/from_timestamp"
+    starts = pa.array([k * (9 + drift) / 30 for k in range(4)])
+    pq.write_table(table.set_column(table.schema.names.index(key), key, starts), listed)
+    frames = np.concatenate([e.frames for e in truth.values()] + [truth[0].frames[:3]] * (drift > 0))
+    encode(root / "videos" / CAMERA / "chunk-000" / "file-000.mp4", frames, 30)
+    found = [p for p in validate_dataset(root, decode=True) if complaint in p.message and CAMERA in p.message]
+    assert {1, 2, 3} <= {p.episode for p in found}
+    assert all("from_timestamp" in p.remedy for p in found)
+
+
+def test_missing_values_in_other_columns_are_noted(tmp_path: Path) -> None:
+    episode = make_episode(0, 6)
+    root = make_v2(tmp_path, {0: episode})
+    force = np.zeros((6, 3))
+    force[2, 1] = np.nan
+    table = root / "data" / "chunk-000" / "episode_000000.parquet"
+    pq.write_table(pq.read_table(table).append_column("force", pa.array(force.tolist())), table)
+    change(root, lambda f: f["features"].update(force={"dtype": "float64", "shape": [3], "names": ["x", "y", "z"]}))
+    (note,) = validate_dataset(root)
+    assert note.is_note and note.message == "force of 'y' is nan in frame 2 (1 such frames)" and note.episode == 0
+    assert main(["dataset", "validate", str(root)]) == 0
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (0, 2), (1, 2)])
+def test_numbers_that_lerobot_cannot_read_are_noted(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    notes = validate_dataset(make_v2(tmp_path, {k: make_episode(k, 5) for k in numbers}))
+    assert [p.is_note and "LeRobot reads only sets whose episodes count from 0" in p.message for p in notes] == (
+        [] if numbers == (0, 1, 2) else [True]
+    )
+
+
 def test_a_folder_that_is_no_data_set_is_one_problem(tmp_path: Path) -> None:
     (problem,) = faults(tmp_path)
     assert "no data set" in problem.message and problem.remedy == "give the folder that contains meta/"

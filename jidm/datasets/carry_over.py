@@ -139,7 +139,7 @@ def _stored_images(episode: Episode, key: str) -> Any:
     """The images in the form of LeRobot's tables, bytes unchanged; those in files of their own are taken in."""
     import pyarrow as pa
 
-    cells = []
+    cells: list[dict[str, Any]] = []
     for source, _ in episode.stored_images(key):
         if isinstance(source, bytes):
             cells.append({"bytes": source, "path": None})
