@@ -1,4 +1,4 @@
-"""All readers show the same picture: the film and not its cover, turned and mirrored as the file says."""
+"""All readers show the same picture: the video and not its cover, turned and mirrored as the file says."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def with_cover(raw: bytes) -> bytes:
     return raw[:at] + box(b"moov", tags, raw[at + 8 : at + size].replace(b"udta", b"skip")) + raw[at + size :]
 
 
-def test_the_film_is_read_and_not_its_cover(tmp_path: Path) -> None:
+def test_the_video_is_read_and_not_its_cover(tmp_path: Path) -> None:
     import av
 
     episode = EpisodeArrays(np.stack([corners()] * 12), np.zeros((12, 3)), np.zeros((12, 2)))

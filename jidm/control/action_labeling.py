@@ -198,14 +198,14 @@ def label_dataset(
     writer = DatasetWriter(
         out, fps=episodes.fps, joint_names=episodes.state_names or idm.joint_names, cameras=episodes.encoded_cameras,
         action_names=idm.joint_names, robot_type=episodes.robot_type, version=version,
-        extras=added, recipe=_recipe(idm, settings, episodes), carried=episodes.carried,
+        extras=added, recipe=_recipe(idm, settings, episodes), preserved=episodes.preserved,
     )  # fmt: skip
     # In v2.1 numbers are names of files, which one process changes at the end.
     in_shards = version == "v2.1" and shard[1] > 1
     if in_shards and writer.is_renumbered():
         raise DatasetError(f"{out}: is labeled and its episodes are numbered anew; continue it without shards")
-    if episodes.carried.lost:
-        progress(f"not kept: {', '.join(episodes.carried.lost)}")
+    if episodes.preserved.lost:
+        progress(f"not kept: {', '.join(episodes.preserved.lost)}")
     done, problems = writer.completed_episodes(), {}
     for index in episodes.indices[shard[0] :: shard[1]]:
         if index in done:
@@ -221,7 +221,7 @@ def label_dataset(
             encoded = writer.write_episode(
                 index, dict.fromkeys(episodes.encoded_cameras, episode.pixels),
                 labels.position if episode.state is None else episode.state, labels.action,
-                extras=columns, task=episode.task, carried=episode.carried,
+                extras=columns, task=episode.task, preserved=episode.preserved,
             )  # fmt: skip
             note = f"; encoded anew: {', '.join(encoded)}" if encoded else ""
             progress(f"episode {index}: {labels.valid.sum()} of {len(labels.valid) - 1} steps measured{note}")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets import open_dataset
-from jidm.datasets.carry_over import CarriedEpisode, CarriedSchema, carried_episode, carried_schema
 from jidm.datasets.feature import STATE, not_finite
+from jidm.datasets.preserved import PreservedEpisode, PreservedSchema, preserved_episode, preserved_schema
 from jidm.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class SourceEpisode:
         pixels: (T, H, W, 3) RGB of the camera to decode.
         state: (T, n) recorded joint positions; None if there are none.
         task: text of its task.
-        carried: what else is kept of it.
+        preserved: what else is kept of it.
     """
 
     pixels: NDArray[np.uint8]
     state: NDArray[Any] | None
     task: str
-    carried: CarriedEpisode
+    preserved: PreservedEpisode
 
 
 class DatasetEpisodes:
@@ -57,7 +57,7 @@ class DatasetEpisodes:
         state_names: joint names of the recorded positions.
         frame_size: (width, height) of its images.
         encoded_cameras: name -> (width, height) of cameras whose images are encoded anew.
-        carried: what is kept of the source.
+        preserved: what is kept of the source.
         source: where the episodes come from, as JSON values.
     """
 
@@ -70,7 +70,7 @@ class DatasetEpisodes:
         self.state_names = dataset.joint_names
         height, width = dataset.features[dataset.camera_key(image_key)].shape[:2]
         self.frame_size = (width, height)
-        self.carried = carried_schema(dataset, replaced=(VALID, COVARIANCE, SOURCE_INDEX))
+        self.preserved = preserved_schema(dataset, replaced=(VALID, COVARIANCE, SOURCE_INDEX))
         self.source = {"dataset": Path(dataset.root).name, "content_hash": dataset.content_hash}
 
     def name(self, index: int) -> str:
@@ -88,8 +88,8 @@ class DatasetEpisodes:
         if state is not None and not np.isfinite(state).all():
             problem = not_finite(STATE, self._dataset.features[STATE], state)
             raise DatasetError(f"{problem}; correct the recorded joint positions, or leave the episode out")
-        carried = carried_episode(episode, self.carried)
-        return SourceEpisode(episode.video(self.image_key), state, episode.task, carried)
+        preserved = preserved_episode(episode, self.preserved)
+        return SourceEpisode(episode.video(self.image_key), state, episode.task, preserved)
 
 
 class VideoFolder:
@@ -120,7 +120,7 @@ class VideoFolder:
         self._fps_override = fps
         self.frame_size = (first.width, first.height)
         self.encoded_cameras = {self.image_key: self.frame_size}
-        self.carried = CarriedSchema()
+        self.preserved = PreservedSchema()
         self.source = {"videos": [file.name for file in self._files]}
 
     def name(self, index: int) -> str:
@@ -141,7 +141,7 @@ class VideoFolder:
                 f"{video.fps:g} frames per second, the first video has {self.fps:g}; label it separately"
             )
         frames = np.stack([pixels.permute(1, 2, 0).numpy() for _, pixels in video.pixels()])
-        return SourceEpisode(frames, None, "", CarriedEpisode())
+        return SourceEpisode(frames, None, "", PreservedEpisode())
 
 
 def open_episodes(source: str | Path, *, image_key: str | None, fps: float | None) -> DatasetEpisodes | VideoFolder:

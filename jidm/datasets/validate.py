@@ -15,7 +15,7 @@ from jidm.datasets.reader import Episode, RecordedDataset, image_problem, open_d
 from jidm.datasets.table import column_names
 from jidm.datasets.video_file import displayed_size, open_video_file
 from jidm.errors import DatasetError, JidmError
-from jidm.video.container import film_stream
+from jidm.video.container import best_video_stream
 from jidm.video.image_file import read_image_header
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def _table_columns(path: Path) -> frozenset[str]:
 def _presentation_times(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     """Presentation times [s] of all images, ascending, and (height, width) as they are read."""
     with open_video_file(path) as container:
-        stream = film_stream(container)
+        stream = best_video_stream(container)
         stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
         times = np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base)
     return times, displayed_size(path)

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from jidm.datasets import stats
 from jidm.errors import DatasetError, VideoError
-from jidm.video.container import film_stream, frame_pixels, noted_size, open_container
+from jidm.video.container import best_video_stream, frame_pixels, noted_size, open_container
 from jidm.video.io import encode_h264
 
 NEAR_LOSSLESS_CRF = 3
@@ -100,7 +100,7 @@ def _copy_packets(segment: VideoSegment, target: Path, count: int, fps: float) -
 
     start = segment.start
     with open_video_file(segment.path) as source:
-        stream = film_stream(source)
+        stream = best_video_stream(source)
         if start is not None and start > 0:
             source.seek(int(start / stream.time_base), stream=stream, backward=True)
         packets = []
@@ -167,7 +167,7 @@ def decode(segment: VideoSegment, count: int, fps: float) -> Iterator[UInt8[np.n
 def _timed_frames(segment: VideoSegment, count: int, fps: float) -> Iterator[tuple[float, np.ndarray]]:
     """Times [s] and images, from the first of the episode."""
     with open_video_file(segment.path) as container:
-        stream = film_stream(container)
+        stream = best_video_stream(container)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", 1
         if segment.start is None and stream.frames and stream.frames != count:
             raise DatasetError(
@@ -187,7 +187,7 @@ def _timed_frames(segment: VideoSegment, count: int, fps: float) -> Iterator[tup
 
 
 def open_video_file(path: Path) -> Any:
-    """An open video container that has a film, see `jidm.video.container`.
+    """An open video container that has a video, see `jidm.video.container`.
 
     Raises:
         DatasetError: it is absent, damaged or a git-LFS pointer.
@@ -209,7 +209,7 @@ def displayed_size(path: Path) -> tuple[int, int]:
     import av
 
     with open_video_file(path) as container:
-        stream = film_stream(container)
+        stream = best_video_stream(container)
         try:
             height, width = frame_pixels(next(container.decode(stream)), noted_size(container)).shape[:2]
         except (av.error.FFmpegError, StopIteration):

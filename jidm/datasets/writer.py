@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets import stats
-from jidm.datasets.carry_over import CarriedEpisode, CarriedSchema
 from jidm.datasets.feature import ACTION, IMAGE_PREFIX, INDEX_COLUMNS, STATE, VISUAL_DTYPES, Feature, not_finite
 from jidm.datasets.metadata import EpisodeRecord, data_path, video_path, write_metadata
+from jidm.datasets.preserved import PreservedEpisode, PreservedSchema
 from jidm.datasets.staging import StagingFolder, move
 from jidm.datasets.table import read_columns, read_record, to_arrow, to_numpy, write_table
 from jidm.datasets.video_file import NEAR_LOSSLESS_CRF, copy_segment, encode
@@ -49,7 +49,7 @@ class DatasetWriter:
         extras: further columns, key -> Feature; written losslessly.
         recipe: parameters of the recording, stored in info.json under "jidm" (any JSON value).
         version: "v3.0" or "v2.1".
-        carried: what the episodes keep of a source.
+        preserved: what the episodes keep of a source.
 
     Raises:
         DatasetError: an unknown version, odd image sizes, duplicate names, or a recipe that is no JSON.
@@ -58,7 +58,7 @@ class DatasetWriter:
     def __init__(
         self, root: str | Path, *, fps: float, joint_names: Sequence[str], cameras: Mapping[str, tuple[int, int]],
         action_names: Sequence[str] | None = None, robot_type: str = "", extras: Mapping[str, Feature] | None = None,
-        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", carried: CarriedSchema | None = None,
+        recipe: Mapping[str, Any] | None = None, version: str = "v3.0", preserved: PreservedSchema | None = None,
     ) -> None:  # fmt: skip
         self.root, self.version, self.fps, self.robot_type = Path(root), version, float(fps), robot_type
         if version not in VERSIONS:
@@ -68,7 +68,7 @@ class DatasetWriter:
         self.joint_names = _check_unique("joint", joint_names)
         self.action_names = self.joint_names if action_names is None else _check_unique("action", action_names)
         self.extras = dict(extras or {})
-        self.carried = carried or CarriedSchema()
+        self.preserved = preserved or PreservedSchema()
         self.recipe = _as_json(recipe or {})
         self._camera_keys = {name: f"{IMAGE_PREFIX}{name}" for name in cameras}
         self.features = self._build_features(cameras)
@@ -78,7 +78,7 @@ class DatasetWriter:
     def write_episode(
         self, index: int, frames: Mapping[str, NDArray[Any]], state: NDArray[Any],
         action: NDArray[Any] | None = None, time: NDArray[Any] | None = None,
-        extras: Mapping[str, NDArray[Any]] | None = None, task: str = "", carried: CarriedEpisode | None = None,
+        extras: Mapping[str, NDArray[Any]] | None = None, task: str = "", preserved: PreservedEpisode | None = None,
     ) -> tuple[str, ...]:  # fmt: skip
         """Write one episode: it is complete afterwards, or absent if the process dies. No effect if it exists.
 
@@ -91,22 +91,22 @@ class DatasetWriter:
             time: (T,) [s]; must equal k / fps within 0.1 ms, which is also the default.
             extras: key -> (T, ...) values of the extra features.
             task: description of its task.
-            carried: what it keeps of its source; its tasks take the place of `task`.
+            preserved: what it keeps of its source; its tasks take the place of `task`.
 
         Returns:
-            Keys of the carried videos that had to be encoded anew.
+            Keys of the preserved videos that had to be encoded anew.
 
         Raises:
-            DatasetError: an array is missing, of another shape, or not finite, or a carried video cannot be read.
+            DatasetError: an array is missing, of another shape, or not finite, or a preserved video cannot be read.
         """
         number = self._free_number(index)
         target = self.root / data_path(self.version, number)
         if target.is_file():
             return ()
-        carried = carried or CarriedEpisode()
+        preserved = preserved or PreservedEpisode()
         columns = self._build_columns(index, state, action, time, dict(extras or {}))
-        if carried.task_index is not None:
-            columns["task_index"] = carried.task_index
+        if preserved.task_index is not None:
+            columns["task_index"] = preserved.task_index
         length = len(columns["timestamp"])
         self._check_frames(index, frames, length)
         # A guess of its first row among all, right if all episodes have one length; `finalize` corrects it.
@@ -115,25 +115,25 @@ class DatasetWriter:
         own = {key: x for key, x in columns.items() if len(self.features[key].shape) == 1}
         kept = {
             key: numbers
-            for key in carried.columns
-            if (numbers := self._carried_numbers(index, key, carried)) is not None
+            for key in preserved.columns
+            if (numbers := self._preserved_numbers(index, key, preserved)) is not None
         }
         episode_stats = {key: x for key, values in {**own, **kept}.items() if (x := stats.value_stats(values))}
         episode_stats |= {self._camera_keys[name]: stats.image_stats(frames[name]) for name in self._camera_keys}
-        numbered = carried.task_index is not None
+        numbered = preserved.task_index is not None
         record = EpisodeRecord(
             index,
             number,
             length,
-            carried.tasks or (task,),
+            preserved.tasks or (task,),
             None if numbered else 0,
             first,
             episode_stats,
-            carried.entries,
+            preserved.entries,
         )
         try:
             with self._staging.temporary_folder(f"episode-{index:06d}") as folder:
-                return self._write_files(folder, target, record, columns, frames, carried)
+                return self._write_files(folder, target, record, columns, frames, preserved)
         except FileNotFoundError:
             # Another process has finished the same episode and removed the folder; anything else is a fault.
             if not target.is_file():
@@ -177,30 +177,32 @@ class DatasetWriter:
                 self._rewrite_indices(path, final)
             finalized.append(final)
             first = final.to_index
-        texts = self.carried.tasks or {number: text for text, number in tasks.items()}
+        texts = self.preserved.tasks or {number: text for text, number in tasks.items()}
         write_metadata(
             self._staging, self.version, self.fps, self.robot_type, self.features, self.recipe, finalized, texts
         )
-        for file in self.carried.files:
+        for file in self.preserved.files:
             with self._staging.atomic_file(self.root / "meta" / file.name) as temporary:
                 shutil.copyfile(file, temporary)
         self._staging.remove_stale({record.index for record in finalized})
 
     def _write_files(
         self, folder: Path, target: Path, record: EpisodeRecord, columns: Mapping[str, NDArray[Any]],
-        frames: Mapping[str, NDArray[np.uint8]], carried: CarriedEpisode,
+        frames: Mapping[str, NDArray[np.uint8]], preserved: PreservedEpisode,
     ) -> tuple[str, ...]:  # fmt: skip
         """Write all files of an episode into the staging folder, then move them to their places."""
         for name, key in self._camera_keys.items():
             encode(folder / f"{key}.mp4", frames[name], self.fps)
         encoded, video_stats = [], {}
-        for key, segment in carried.videos.items():
+        for key, segment in preserved.videos.items():
             copied, images = copy_segment(segment, folder / f"{key}.mp4", record.length, self.fps)
-            self._check_carried_video(record.index, key, images, copied)
+            self._check_preserved_video(record.index, key, images, copied)
             video_stats[key] = stats.image_stats(images)
             encoded += [] if copied else [key]
         record = replace(record, stats={**record.stats, **video_stats})
-        arrays = {key: to_arrow(values, self.features[key]) for key, values in columns.items()} | dict(carried.columns)
+        arrays = {key: to_arrow(values, self.features[key]) for key, values in columns.items()} | dict(
+            preserved.columns
+        )
         self._write_table(folder / "table.parquet", {key: arrays[key] for key in self._table_keys()}, record)
         for key in self._video_keys():
             move(folder / f"{key}.mp4", self.root / video_path(self.version, record.number, key))
@@ -223,9 +225,9 @@ class DatasetWriter:
                 {"video.height": height, "video.width": width, "video.codec": "h264", "video.pix_fmt": "yuv420p",
                  "video.is_depth_map": False, "video.fps": self.fps, "video.channels": 3, "has_audio": False},
             )  # fmt: skip
-        if taken := sorted(self.carried.features.keys() & {*features, *self.extras, *INDEX_COLUMNS}):
+        if taken := sorted(self.preserved.features.keys() & {*features, *self.extras, *INDEX_COLUMNS}):
             raise DatasetError(f"'{taken[0]}' is written and kept of the source; leave one of them out")
-        features |= self.carried.features
+        features |= self.preserved.features
         for key, feature in self.extras.items():
             if key in features or "/" in key or feature.dtype in VISUAL_DTYPES or not feature.shape:
                 raise DatasetError(
@@ -285,18 +287,18 @@ class DatasetWriter:
                     f"must be uint8 {expected}"
                 )
 
-    def _carried_numbers(self, index: int, key: str, carried: CarriedEpisode) -> NDArray[Any] | None:
+    def _preserved_numbers(self, index: int, key: str, preserved: PreservedEpisode) -> NDArray[Any] | None:
         """Values of a kept column of numbers, one or a vector per frame; None for others, which have no statistics."""
         feature = self.features[key]
         if feature.dtype in ("string", *VISUAL_DTYPES) or len(feature.shape) != 1:
             return None
         try:
-            values = to_numpy(carried.columns[key], f"episode {index}: {key}")
+            values = to_numpy(preserved.columns[key], f"episode {index}: {key}")
         except DatasetError:
             return None  # lists of unequal length or missing values, kept as they are
         return values if values.dtype.kind in "fiub" else None
 
-    def _check_carried_video(self, index: int, key: str, images: NDArray[np.uint8], copied: bool) -> None:
+    def _check_preserved_video(self, index: int, key: str, images: NDArray[np.uint8], copied: bool) -> None:
         feature, (height, width) = self.features[key], images.shape[1:3]
         if (height, width) != feature.shape[:2]:
             raise DatasetError(
@@ -325,7 +327,7 @@ class DatasetWriter:
         schema = {
             "version": self.version, "fps": self.fps, "recipe": self.recipe, "robot_type": self.robot_type, "crf": NEAR_LOSSLESS_CRF,
             "features": {key: feature.to_dict() for key, feature in self.features.items()}, "record": _RECORD_VERSION,
-            "tasks": sorted(self.carried.tasks.items()),
+            "tasks": sorted(self.preserved.tasks.items()),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Video containers: the stream that is the film, and its frames as a player shows them.
+"""Video containers: the stream that is the video, not a cover picture, and its frames as a player shows them.
 
 Every reader of video files opens them here, so that all of them show the same pictures.
 """
@@ -19,10 +19,10 @@ _SIZE_NOTE = re.compile(r"jidm size (?P<width>\d+)x(?P<height>\d+)")
 
 
 def open_container(path: Path) -> Any:
-    """An open container of PyAV that has a film, see `film_stream`.
+    """An open container of PyAV that has a video, see `best_video_stream`.
 
     Raises:
-        VideoError: the file is not readable, is a git-LFS pointer, or has no film.
+        VideoError: the file is not readable, is a git-LFS pointer, or has no video.
     """
     import av
 
@@ -31,21 +31,21 @@ def open_container(path: Path) -> Any:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: not a readable video ({reason(error)}); copy or encode it again") from None
-    if not _films(container):
+    if not _video_streams(container):
         kinds = ", ".join("cover picture" if stream.type == "video" else stream.type for stream in container.streams)
         container.close()
         raise VideoError(f"{path}: holds no images ({kinds or 'no stream at all'}); copy it again or pass another file")
     return container
 
 
-def film_stream(container: Any) -> Any:
+def best_video_stream(container: Any) -> Any:
     """The stream that a player shows: FFmpeg's choice among the video streams, cover pictures and thumbnails apart."""
-    films = _films(container)
+    streams = _video_streams(container)
     best = container.streams.best("video")
-    return next((stream for stream in films if best is not None and stream.index == best.index), films[0])
+    return next((stream for stream in streams if best is not None and stream.index == best.index), streams[0])
 
 
-def _films(container: Any) -> list[Any]:
+def _video_streams(container: Any) -> list[Any]:
     """Video streams that are no cover picture and no thumbnails."""
     from av.stream import Disposition
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jidm.atomic_io import atomic_write
 from jidm.errors import VideoError
-from jidm.video.container import film_stream, frame_pixels, noted_size, open_container, reason, size_note
+from jidm.video.container import best_video_stream, frame_pixels, noted_size, open_container, reason, size_note
 from jidm.video.image_file import read_image
 from jidm.video.image_folder import image_files
 from jidm.video.layouts import as_video
@@ -118,7 +118,7 @@ class VideoStream:
             self.length = len(self._images)
         elif fps is None:
             with open_container(self.path) as container:
-                stream = film_stream(container)
+                stream = best_video_stream(container)
                 self.length = stream.frames or None
                 rate = stream.average_rate or stream.guessed_rate
                 self.fps = float(rate) if rate else None
@@ -186,7 +186,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
 
     count, last, size = 0, -np.inf, None
     with open_container(path) as container:
-        stream = film_stream(container)
+        stream = best_video_stream(container)
         stream.thread_type = "AUTO"
         declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 30)
         origin = float((stream.start_time or 0) * stream.time_base)

@@ -28,7 +28,7 @@ _COPIED = ("subtasks.parquet", "subtasks.jsonl")
 
 
 @dataclass(frozen=True)
-class CarriedSchema:
+class PreservedSchema:
     """What all episodes keep.
 
     Attributes:
@@ -45,7 +45,7 @@ class CarriedSchema:
 
 
 @dataclass(frozen=True, eq=False)
-class CarriedEpisode:
+class PreservedEpisode:
     """What one episode keeps.
 
     Attributes:
@@ -63,7 +63,7 @@ class CarriedEpisode:
     entries: Mapping[str, Any] = field(default_factory=dict)
 
 
-def carried_schema(dataset: RecordedDataset, *, replaced: Collection[str]) -> CarriedSchema:
+def preserved_schema(dataset: RecordedDataset, *, replaced: Collection[str]) -> PreservedSchema:
     """What can be kept of a data set.
 
     Args:
@@ -86,10 +86,10 @@ def carried_schema(dataset: RecordedDataset, *, replaced: Collection[str]) -> Ca
     entries = sorted({key for entry in dataset.metadata.episodes.values() for key in _unstorable(entry.entries)})
     lost += [f"'{key}' in the list of episodes, which JSON cannot hold" for key in entries]
     tasks = read_tasks(dataset.metadata) if "task_index" in stored & set(dataset.features) else {}
-    return CarriedSchema(kept, tasks, files, tuple(lost))
+    return PreservedSchema(kept, tasks, files, tuple(lost))
 
 
-def carried_episode(episode: Episode, schema: CarriedSchema) -> CarriedEpisode:
+def preserved_episode(episode: Episode, schema: PreservedSchema) -> PreservedEpisode:
     """What an episode keeps.
 
     Raises:
@@ -111,7 +111,7 @@ def carried_episode(episode: Episode, schema: CarriedSchema) -> CarriedEpisode:
                 f"episode {episode.index}: task {unknown[0]} is in no table of tasks; correct task_index"
             )
     entries = {k: x for k, x in episode.metadata.entries.items() if k not in _unstorable(episode.metadata.entries)}
-    return CarriedEpisode(columns, videos, task_index, episode.metadata.tasks, entries)
+    return PreservedEpisode(columns, videos, task_index, episode.metadata.tasks, entries)
 
 
 def _table_columns(dataset: RecordedDataset) -> tuple[set[str], set[str]]:
