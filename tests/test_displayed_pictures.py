@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,25 @@ def test_images_are_shown_by_their_exif_orientation(tmp_path: Path, orientation:
     root = stored(tmp_path / "set", [{"bytes": data, "path": None}] * 5, expected.shape)
     assert validate_dataset(root, decode=True) == []
     assert all(close(image, expected) for image in open_dataset(root).episode(0).video())
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_motion_jpeg_whose_frames_have_exif_is_turned(tmp_path: Path, orientation: int) -> None:
+    import av
+
+    exif, picture = PIL.Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    PIL.Image.fromarray(corners()).save(picture, "JPEG", exif=exif, quality=95)
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for k in range(3):
+            packet = av.Packet(picture.getvalue())
+            packet.pts = packet.dts = 100 * k
+            packet.time_base, packet.stream = Fraction(1, 1000), stream
+            container.mux(packet)
+    shown = pictures(tmp_path / "x.mkv")
+    assert len(shown) == 3 and all(close(image, MATRICES[EXIF[orientation]][1](corners())) for image in shown)
 
 
 # ---- cover pictures --------------------------------------------------------------------------------------------------

@@ -91,7 +91,11 @@ def over_black(rgba: UInt8[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 3"]:
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
     """The upper left (2, 2) of the frame's display matrix, rows (a, b) and (c, d): x' = a x + c y, y' = b x + d y."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # side data of a kind that PyAV does not know, such as EXIF: only the angle can be read
+        angle = np.deg2rad(frame.rotation)  # counterclockwise
+        return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return None if data is None else np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].astype(np.float64)
 
 
