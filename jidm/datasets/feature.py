@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.errors import DatasetError
+from jidm.errors import DatasetError, did_you_mean
 
 STATE = "observation.state"
 ACTION = "action"
@@ -111,6 +111,27 @@ def camera_keys(keys: Sequence[str]) -> dict[str, str]:
     """Camera -> key: short names where they are different, else whole keys."""
     short = [camera_name(key) for key in keys]
     return {name if short.count(name) == 1 else key: key for key, name in zip(keys, short, strict=True)}
+
+
+def find_camera(cameras: Mapping[str, str], camera: str | None, source: Any) -> str:
+    """The name among `cameras` (name -> key) that a name or key, or None for the only camera, means.
+
+    Raises:
+        DatasetError: no such camera, a name that two cameras share, or None with several; the message begins with the source.
+    """
+    if camera is None:
+        if len(cameras) == 1:
+            return next(iter(cameras))
+        raise DatasetError(f"{source}: has {len(cameras)} cameras ({', '.join(cameras)}); name one")
+    if camera in cameras:
+        return camera
+    if named := [name for name, key in cameras.items() if key == camera]:
+        return named[0]
+    if shared := [key for key in cameras.values() if camera_name(key) == camera_name(camera)]:
+        if len(shared) == 1:
+            return next(name for name, key in cameras.items() if key == shared[0])
+        raise DatasetError(f"{source}: camera '{camera}' may be {' or '.join(shared)}; give one of these keys")
+    raise DatasetError(f"{source}: has no camera '{camera}': {did_you_mean(camera, cameras)}")
 
 
 def _leaves(names: Any) -> Iterator[str]:

@@ -20,6 +20,7 @@ from jidm.datasets.feature import (
     Feature,
     camera_keys,
     camera_name,
+    find_camera,
     flat_names,
     generic_joint_names,
 )
@@ -107,17 +108,7 @@ class RecordedDataset:
 
     def camera(self, camera: str | None = None) -> str:
         """The name in `cameras` of a camera. Arguments and errors as of `camera_key`."""
-        if camera is None and len(self.cameras) == 1:
-            return self.cameras[0]
-        if camera is None:
-            raise DatasetError(f"{self.root}: has {len(self.cameras)} cameras ({', '.join(self.cameras)}); name one")
-        if camera in self._camera_keys:
-            return camera
-        if named := [name for name, key in self._camera_keys.items() if key == camera]:
-            return named[0]
-        if shared := [key for key in self._camera_keys.values() if camera_name(key) == camera_name(camera)]:
-            raise DatasetError(f"{self.root}: camera '{camera}' may be {' or '.join(shared)}; give one of these keys")
-        raise DatasetError(f"{self.root}: has no camera '{camera}': {did_you_mean(camera, self.cameras)}")
+        return find_camera(self._camera_keys, camera, self.root)
 
     def __len__(self) -> int:
         return len(self.episode_indices)
