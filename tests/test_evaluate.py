@@ -177,7 +177,7 @@ def test_joints_are_found_by_name_in_any_order(recording: InMemoryDataset):
 def test_wrong_choices_are_refused_by_name(recording: InMemoryDataset):
     with pytest.raises(DatasetError, match=r"no episodes \[7\]; it has 4 episodes"):
         HeldOut(recording, EvalConfig(episodes=(0, 7)))
-    with pytest.raises(DatasetError, match=r"no image key 'fronl'.*did you mean 'front'"):
+    with pytest.raises(DatasetError, match=r"has no camera 'fronl'.*did you mean 'front'"):
         HeldOut(recording, EvalConfig(image_key="fronl"))
     with pytest.raises(InputError, match="stride"):
         EvalConfig(stride=0)

@@ -77,7 +77,7 @@ def test_trains_a_checkpoint_from_files(files: Path, tmp_path: Path, capsys: pyt
     [
         (["--joints", "acros"], "no joint 'acros' is recorded: did you mean 'across'?"),
         (["--kind", "jacobian"], "unknown kind of model 'jacobian': did you mean 'jacobian_field'?"),
-        (["--image-key", "side"], "has no image key 'side'"),
+        (["--image-key", "side"], "has no camera 'side'"),
         (["--embodiment", "panda"], "records 2 joints, 'panda' has"),
         (["--flow", "exact"], "exact flow is not available, it holds no depth"),
         (["--test-episodes", "9"], "there is no episode 9; the data set has 6 episodes (0, 1, 2, 3, 4, 5)"),

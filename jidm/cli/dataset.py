@@ -61,7 +61,7 @@ class Show:
 
 @dataclass(frozen=True)
 class Validate:
-    """Every problem on its own line; exit code 1 if there is one."""
+    """Every problem on its own line, and notes on what is unusual; exit code 1 if there is a problem."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
@@ -85,8 +85,9 @@ class Validate:
         problems = validate_dataset(self.folder, embodiment=robot, decode=self.decode)
         for problem in problems:
             print(problem)
-        print(f"{self.folder}: {f'{len(problems)} problem(s)' if problems else 'no problem found'}")
-        return 1 if problems else 0
+        count = sum(not problem.is_note for problem in problems)
+        print(f"{self.folder}: {f'{count} problem(s)' if count else 'no problem found'}")
+        return 1 if count else 0
 
 
 @dataclass(frozen=True)
