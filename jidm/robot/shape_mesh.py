@@ -74,7 +74,7 @@ def read_mesh_file(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
     try:
         return load(path)
     except ImportError as missing:
-        raise MissingExtraError(f"reading the mesh {path.name}", str(missing.name or "pycollada"), "sim") from None
+        raise MissingExtraError(f"reading the mesh {path.name}", str(missing.name or "pycollada"), "robots") from None
     except Exception as error:  # trimesh has no common base class of errors
         raise EmbodimentError(f"cannot read mesh {path}: {error}") from None
 
