@@ -20,4 +20,7 @@ def test_a_checkout_is_extended_where_it_lies(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_package_of_no_extra_is_installed_by_its_name() -> None:
-    assert str(MissingExtraError("to_pandas", "pandas", None)) == "to_pandas needs the package 'pandas': pip install pandas"
+    assert (
+        str(MissingExtraError("to_pandas", "pandas", None))
+        == "to_pandas needs the package 'pandas': pip install pandas"
+    )

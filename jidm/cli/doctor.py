@@ -9,8 +9,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from threading import Timer
 
