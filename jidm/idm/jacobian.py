@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,6 +226,18 @@ class JacobianIDM(InverseDynamicsModel):
         return filtered, smooth_motion(
             smoothed, None if measured is None else self._assemble(q, covariance, timestamps, measured)
         )
+
+    def for_frame_size(self, video_size: tuple[int, int], frame_size: tuple[int, int]) -> JacobianIDM:
+        """The model for reduced frames: the camera of an exact field is scaled, if it is that of the video."""
+        field = self.field
+        if video_size == frame_size or not isinstance(field, AnalyticField):
+            return self
+        if (field.camera.height, field.camera.width) != video_size:
+            return self  # the tracker refuses the frames, and names both sizes
+        height, width = frame_size
+        scaled = copy(self)
+        scaled.field = field.with_camera(field.camera.resized(width, height))
+        return scaled
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
