@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from jidm.errors import JidmError
+from jidm.cli.text import one_line
 
 VERBS = {
     "demo": "jidm.cli.demo:Demo",
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if traceback:
             raise
-        return _fail(_one_line(error), 1)
+        return _fail(one_line(error), 1)
 
 
 def _parse(arguments: list[str]) -> Verb | int:
@@ -103,15 +103,6 @@ def _parse(arguments: list[str]) -> Verb | int:
 def _load(target: str) -> Any:
     module, name = target.split(":")
     return getattr(import_module(module), name)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, JidmError):
-        return text
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"unexpected {type(error).__name__}: {text or 'no message'} (a bug in jidm; --traceback shows where)"
 
 
 def _flatten(boxed: str) -> str:

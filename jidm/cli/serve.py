@@ -69,6 +69,7 @@ class Serve:
     """Concurrent connections."""
 
     def run(self) -> int:
+        self._check()
         import torch
 
         from jidm.serving import PolicyServer
@@ -96,6 +97,19 @@ class Serve:
 
         server.run(on_started)
         return 0
+
+    def _check(self) -> None:
+        from jidm.cli.checks import check_at_least, check_exists, check_positive
+
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"--port {self.port} must lie in 0 to 65535")
+        check_positive(
+            video_rate=self.video_rate, control_rate=self.control_rate, max_tracking_error=self.max_tracking_error
+        )
+        check_at_least(1, chunk=self.chunk, workers=self.workers, max_clients=self.max_clients)
+        if self.token_file is not None:
+            check_exists(self.token_file, file=True)
+        self.model.check()
 
     def _session(self, idm: JacobianIDM, q0: NDArray[Any] | None) -> Session:
         from jidm.control import ActionDecoder, ControlConfig

@@ -24,6 +24,7 @@ from jidm.fields.hybrid import HybridField
 from jidm.flow import Flow, FlowEstimator, as_flow_estimator
 from jidm.idm.base import Q0, InverseDynamicsModel
 from jidm.idm.decoding import check_q0
+from jidm.idm.device import find_device
 from jidm.idm.stream import MotionStream
 from jidm.video.timestamps import TimedFrame
 
@@ -125,15 +126,17 @@ class JacobianIDM(InverseDynamicsModel):
                 must be that of the video. "trained" is the camera of the babbling data of the checkpoint.
             flow: any argument of `as_flow_estimator`; replaces the network's matching, which helps fields that were trained
                 on such flow and are not accurate enough for direct alignment. With a camera, "dis" if not given.
-            device: where the network computes.
+            device: where the network computes: cpu, cuda, cuda:1, ... or mps.
             options: `options` and `limits` of the constructor.
 
         Raises:
             CheckpointError: the checkpoint does not exist, is damaged, of another kind, or of another robot.
+            InputError: this machine does not have the device.
         """
         from jidm.camera.model import Camera
         from jidm.checkpoint import Checkpoint, load_checkpoint
 
+        place = find_device(device)
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         if checkpoint.kind != LearnedField.kind:
             raise CheckpointError(
@@ -142,7 +145,7 @@ class JacobianIDM(InverseDynamicsModel):
             )
         learned = LearnedField.from_config(checkpoint.config)
         checkpoint.load_into(learned)
-        learned = learned.eval().requires_grad_(False).to(device)
+        learned = learned.eval().requires_grad_(False).to(place)
         robot = _checkpoint_embodiment(checkpoint, embodiment)
         field: LearnedField | HybridField = learned
         if camera is not None:

@@ -23,8 +23,10 @@ def open_source(video: str | Path | FrameSource, fps: float | None) -> FrameSour
     """A stream over a video file or a folder of images that states a frame rate, or `fps` gives it; streams stay as they are.
 
     Raises:
+        InputError: fps is not positive.
         VideoError: it cannot be read, or no frame rate is known.
     """
+    _check_fps(fps)
     if isinstance(video, (str, Path)):
         video = open_video(video, fps=fps if Path(video).is_dir() else None)
     if (fps or video.fps) is None:
@@ -53,11 +55,15 @@ def frame_timestamps(video: Any, fps: float | None, length: int) -> list[float]:
         InputError: fps is not positive.
         VideoError: neither is given.
     """
+    _check_fps(fps)
     if fps is not None:
-        if not (math.isfinite(fps) and fps > 0):
-            raise InputError(f"fps must be positive, got {fps}")
         return [k / fps for k in range(length)]
     time = getattr(video, "time", None)
     if time is None:
         raise VideoError("frames without timestamps: pass fps= (frames per second), velocities need it")
     return [float(t) for t in time]
+
+
+def _check_fps(fps: float | None) -> None:
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise InputError(f"fps must be positive, got {fps}")
