@@ -38,8 +38,7 @@ class Decode:
     """The decoder. --q0 may also be a JSON file of file name -> numbers."""
 
     out: Path = Path("jidm_decode")
-    """Folder for motion.npz, motion.csv, plot.png, summary.json and, with a camera, overlay.mp4. Of several videos, each gets a
-    folder in it."""
+    """Folder for motion.npz, motion.csv, plot.png, summary.json, overlay.mp4 (with a camera); of many videos, one in it for each."""
 
     fps: float | None = None
     """Frame rate [1/s], if the file states none or a wrong one."""

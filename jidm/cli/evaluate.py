@@ -98,11 +98,13 @@ class Evaluate:
         with replaced_files(self.out, ("evaluation.json", "field_*.png", "curves_*.png")) as folder:
             write_json(folder / "evaluation.json", document)
             drawn = self._draw(held_out, evaluations, folder)
-        tables = {"models": summary_table, "comparison": comparison_table, "corruptions": corruption_table}
-        for name, as_table in tables.items():
-            if name in document:
-                table = as_table(document[name])
-                print(columns(table), *(f"  {line}" for line in columns(legend(table)).splitlines()), "", sep="\n")
+        tables = [summary_table(document["models"])]
+        if "comparison" in document:
+            tables.append(comparison_table(document["comparison"]))
+        if "corruptions" in document:
+            tables.append(corruption_table(document["corruptions"]))
+        for table in tables:
+            print(columns(table), *(f"  {line}" for line in columns(legend(table)).splitlines()), "", sep="\n")
         print(f"written to {self.out}/: evaluation.json{', ' if drawn else ''}{', '.join(drawn)}")
         return 0 if all(e.episodes for e in evaluations.values()) else 1
 

@@ -146,9 +146,9 @@ class ModelArgs:
             if self.device != "cpu":
                 raise InputError("--device is for --checkpoint; an analytic field runs on the CPU, leave --device out")
         else:
-            check_checkpoint(self.checkpoint)
             if self.camera not in (None, "trained") and robot is None:
                 raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
+            check_checkpoint(self.checkpoint)
         check_device(self.device)
         if self.raft_weights is not None:
             check_exists(self.raft_weights, file=True)

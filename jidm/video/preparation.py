@@ -25,11 +25,30 @@ ROTATIONS = (90, 180, 270)
 class FrameSource(Protocol):
     """What a `VideoStream` and a `PreparedVideo` have in common."""
 
-    path: Path
-    length: int | None
-    fps: float | None
-    height: int
-    width: int
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """Number of frames, if the file declares it."""
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Nominal rate [1/s]; None if unknown."""
+        ...
+
+    @property
+    def height(self) -> int:
+        """Of the frames [px]."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Of the frames [px]."""
+        ...
 
     def pixels(self) -> Iterator[tuple[float | None, UInt8[Tensor, "3 H W"]]]:
         """Pairs of presentation time [s] and frame, from the first one on."""
