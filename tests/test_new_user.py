@@ -21,10 +21,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _UNREACHABLE = "No matching distribution|Could not find a version|ConnectionError|NewConnectionError|Name or service"
 
 
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command without this repository on its path."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
 def call(*command: str | Path, cwd: Path) -> str:
     """What the command prints; it must succeed."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd, env=environment)
+    done = run(*command, cwd=cwd)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -104,5 +109,5 @@ def test_from_install_to_report(programs: Path, theirs: Path) -> None:
     assert "of 10; written to report.html" in said
     assert (theirs / "report.html").read_text(encoding="utf-8").count("data:image/") == 3
 
-    done = subprocess.run([programs / "jidm", "demo"], capture_output=True, text=True, cwd=theirs)
+    done = run(programs / "jidm", "demo", cwd=theirs)
     assert done.returncode == 1 and "pip install 'jidm[sim]'" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -25,6 +26,10 @@ class Train:
     """Start from torchvision's weights of that backbone, which are downloaded."""
 
     def run(self) -> int:
+        from jidm.cli.checks import check_exists, check_out_folder
+
+        check_exists(Path(self.config.data))
+        check_out_folder(Path(self.config.out))
         from jidm.model_registry import train
         from jidm.robot.registry import load_embodiment
         from jidm.visualization.training_plots import draw_pairs
