@@ -129,7 +129,7 @@ def test_help_is_not_broken_inside_a_sentence():
         ("serve --embodiment panda --camera front --port 70000", 1, "--port 70000"),
         ("serve --embodiment panda --camera front --chunk 0", 1, "--chunk 0"),
         ("serve --embodiment panda --camera front --control-rate -5", 1, "--control-rate -5"),
-        ("serve --embodiment panda --camera front --token-file {tmp}", 1, "is a folder; give a file"),
+        ("serve --embodiment panda --camera front --token-file {tmp}", 1, "cannot read the token"),
         ("evaluate finger-5 --data {tmp}/nothing", 1, "no such file or folder"),
         ("evaluate finger-5 --data {tmp} --frames 1", 1, "--frames 1"),
         ("evaluate finger-5 --data {tmp} --out {tmp}/text.mp4", 1, "is a file"),
