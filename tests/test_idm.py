@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -407,7 +408,11 @@ def test_streaming_keeps_few_frames_in_memory(finger: Clip, idm: JacobianIDM, mo
     most = 0
 
     class Source:
-        fps, length = FPS, None
+        path, fps, length = Path("stream"), FPS, None
+        height, width = finger.rgb.shape[1:3]
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            raise AssertionError("decoding reads pixels")
 
         def pixels(self):  # type: ignore[no-untyped-def]
             nonlocal most

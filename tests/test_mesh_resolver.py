@@ -402,10 +402,10 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(mesh_resolver, "find_spec", lambda name: None)
-    for package in ("example_robot_data", "pybullet_data"):
-        with pytest.raises(MissingExtraError, match=r"pip install 'jidm\[sim\]'"):
+    for package, extra in (("example_robot_data", "robots"), ("pybullet_data", "sim")):
+        with pytest.raises(MissingExtraError, match=rf"pip install .*\[{extra}\]'"):
             package_file(f"{package}:panda.urdf")
-        with pytest.raises(MissingExtraError, match=r"jidm\[sim\]"):
+        with pytest.raises(MissingExtraError, match=rf"\[{extra}\]"):
             package_roots(f"{package}:panda.urdf")
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from jidm.errors import JidmError, JidmWarning
+from jidm.cli.text import one_line
+from jidm.errors import JidmWarning
 
 VERBS = {
     "demo": "jidm.cli.demo:Demo",
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if traceback:
             raise
-        return _fail(_one_line(error), 1)
+        return _fail(one_line(error), 1)
 
 
 def _parse(arguments: list[str]) -> Verb | int:
@@ -125,15 +126,6 @@ def _one_line_warnings() -> Iterator[None]:
         warnings.showwarning = show_once
         warnings.filterwarnings("always", category=JidmWarning)
         yield
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, JidmError):
-        return text
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"unexpected {type(error).__name__}: {text or 'no message'} (a bug in jidm; --traceback shows where)"
 
 
 def _flatten(boxed: str) -> str:

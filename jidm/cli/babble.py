@@ -59,7 +59,13 @@ class Babble:
 
     def run(self) -> None:
         """Record the data set."""
+        from jidm.cli.checks import check_at_least, check_out_folder, check_positive
         from jidm.cli.text import parse_shard
+
+        check_at_least(0, seed=self.seed)
+        check_at_least(1, workers=self.workers)
+        check_positive(fps=self.fps)
+        check_out_folder(self.out)
         from jidm.sim.babble import BabbleConfig, babble
 
         config = BabbleConfig(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from jidm.atomic_io import replaced_files
 from jidm.cli.text import columns
 from jidm.errors import DatasetError, JidmError
 
@@ -176,17 +177,19 @@ def _truncate(value: object) -> str:
 
 def _draw(
     dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]], out: Path
-) -> Iterator[str]:
-    from jidm.cli.outputs import make_folder
+) -> list[str]:
+    """Write the figures, in place of those of an earlier call; returns the names of the files."""
     from jidm.visualization.dataset_plots import flow_sheet, frame_sheet, plot_coverage
     from jidm.visualization.image import write_image
 
-    make_folder(out)
-    for camera, samples in camera_samples.items():
-        write_image(frame_sheet(samples), out / f"frames_{camera}.png")
-        yield f"frames_{camera}.png"
-        if flows := [s.flow for s in samples if s.flow is not None]:
-            write_image(flow_sheet(flows), out / f"flow_{camera}.png")
-            yield f"flow_{camera}.png"
-    plot_coverage(stats, out / "coverage.png", title=f"{dataset.root.name}: joint space visited")
-    yield "coverage.png"
+    names = []
+    with replaced_files(out, ("frames_*.png", "flow_*.png", "coverage.png")) as folder:
+        for camera, samples in camera_samples.items():
+            names.append(f"frames_{camera}.png")
+            write_image(frame_sheet(samples), folder / names[-1])
+            if flows := [s.flow for s in samples if s.flow is not None]:
+                names.append(f"flow_{camera}.png")
+                write_image(flow_sheet(flows), folder / names[-1])
+        names.append("coverage.png")
+        plot_coverage(stats, folder / "coverage.png", title=f"{dataset.root.name}: joint space visited")
+    return names

@@ -45,7 +45,7 @@ class ModelArgs:
         limits: Joint limits enforced while decoding: all (positions and velocities), position, or none. If not given:
             none for rewards, which refuse all, and all otherwise. Sped-up or generated videos may exceed velocity limits;
             then use position.
-        device: Where a trained field runs: cpu, cuda, cuda:1, ...
+        device: Where a trained field runs: cpu, cuda, cuda:1, ..., or mps on a Mac. An analytic field runs on the CPU.
     """
 
     checkpoint: str | None = None
@@ -59,19 +59,22 @@ class ModelArgs:
     limits: Literal["all", "position", "none"] | None = None
     device: str = "cpu"
 
-    def build_idm(self, frame_size: FrameSize | None = None, *, q0_required: bool = False) -> JacobianIDM:
+    def build_idm(
+        self, frame_size: FrameSize | None = None, *, q0_required: bool = False, check_q0: bool = True
+    ) -> JacobianIDM:
         """The decoder. A wrong option fails before the video is opened.
 
         Args:
             frame_size: of the video; the camera is resized to it.
             q0_required: refuse a decoder without --q0 that cannot estimate the initial pose.
+            check_q0: whether --q0 is the pose of one video; not if it may be a file of many.
 
         Raises:
             InputError: an option is missing or wrong.
         """
+        robot, checkpoint, camera = self._resolve(frame_size, q0_required=q0_required, check_q0=check_q0)
         from jidm.idm import JacobianIDM
 
-        robot, checkpoint, camera = self._resolve(frame_size, q0_required=q0_required)
         options: dict[str, Any] = {"camera": camera, "limits": self.limits or "all", "links": self.links or None}
         if self.raft_weights is not None:
             from jidm.flow import RaftFlow
@@ -113,10 +116,11 @@ class ModelArgs:
             InputError: an option is missing or wrong.
         """
         from jidm.cli.inputs import read_poses
-        from jidm.rewards.config import RewardConfig
 
         poses = read_poses(self.q0)
         robot, _, camera = self._resolve(frame_size, check_q0=poses is None)
+        from jidm.rewards.config import RewardConfig
+
         if poses is None and (pose := self.initial_pose(robot)) is not None:
             poses = pose.tolist()
         return RewardConfig(
@@ -127,13 +131,16 @@ class ModelArgs:
             device=self.device, fps=fps, q0=poses,
         )  # fmt: skip
 
-    def _resolve(
-        self, frame_size: FrameSize | None, *, q0_required: bool = False, check_q0: bool = True
-    ) -> tuple[Embodiment | None, Checkpoint | None, Camera | None]:
-        """Robot, checkpoint and camera, as far as they are given."""
-        from jidm.camera.model import Camera
-        from jidm.checkpoint import load_checkpoint
-        from jidm.cli.inputs import resize_camera
+    def check(self, *, q0_required: bool = False, check_q0: bool = True) -> Embodiment | None:
+        """The robot, if it is given, after all that can be checked without heavy packages.
+
+        Args:
+            q0_required, check_q0: as for `build_idm`.
+
+        Raises:
+            InputError: an option is missing or wrong.
+        """
+        from jidm.cli.checks import check_checkpoint, check_device, check_exists
         from jidm.robot.registry import load_embodiment
 
         if self.mesh_roots and self.embodiment is None:
@@ -149,8 +156,31 @@ class ModelArgs:
                 if not value:
                     flags = ", ".join(f"--{flag}" for flag in needed)
                     raise InputError(f"--{name} is missing: without --checkpoint, give {flags}")
-        elif self.camera not in (None, "trained") and robot is None:
-            raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
+            if self.device != "cpu":
+                raise InputError("--device is for --checkpoint; an analytic field runs on the CPU, leave --device out")
+        else:
+            if self.camera not in (None, "trained") and robot is None:
+                raise InputError("--camera needs --embodiment as well: the exact field is that of a robot")
+            check_checkpoint(self.checkpoint)
+        check_device(self.device)
+        if self.raft_weights is not None:
+            check_exists(self.raft_weights, file=True)
+        if robot is not None:
+            if self.camera is not None and not (self.camera == "trained" and self.checkpoint is not None):
+                robot.find_camera(self.camera)
+            if check_q0:
+                self.initial_pose(robot)
+        return robot
+
+    def _resolve(
+        self, frame_size: FrameSize | None, *, q0_required: bool = False, check_q0: bool = True
+    ) -> tuple[Embodiment | None, Checkpoint | None, Camera | None]:
+        """Robot, checkpoint and camera, as far as they are given."""
+        robot = self.check(q0_required=q0_required, check_q0=check_q0)
+        from jidm.camera.model import Camera
+        from jidm.checkpoint import load_checkpoint
+        from jidm.cli.inputs import resize_camera
+
         checkpoint = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
         camera = None
         if self.camera == "trained" and checkpoint is not None:
@@ -158,8 +188,6 @@ class ModelArgs:
         elif self.camera is not None:
             assert robot is not None
             camera = robot.camera(self.camera)
-        if check_q0 and robot is not None:
-            self.initial_pose(robot)
         if camera is not None and frame_size is not None:
             camera = resize_camera(camera, *frame_size())
         return robot, checkpoint, camera

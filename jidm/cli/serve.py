@@ -69,11 +69,12 @@ class Serve:
     """Concurrent connections."""
 
     def run(self) -> int:
+        self._check()
+        token = self._token()
         import torch
 
         from jidm.serving import PolicyServer
 
-        token = self._token()
         idm = self.model.build_idm()
         q0 = self.model.initial_pose(idm.embodiment)
         # Wrong settings fail now, not at the first client.
@@ -96,6 +97,17 @@ class Serve:
 
         server.run(on_started)
         return 0
+
+    def _check(self) -> None:
+        from jidm.cli.checks import check_at_least, check_positive
+
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"--port {self.port} must lie in 0 to 65535")
+        check_positive(
+            video_rate=self.video_rate, control_rate=self.control_rate, max_tracking_error=self.max_tracking_error
+        )
+        check_at_least(1, chunk=self.chunk, workers=self.workers, max_clients=self.max_clients)
+        self.model.check()
 
     def _session(self, idm: JacobianIDM, q0: NDArray[Any] | None) -> Session:
         from jidm.control import ActionDecoder, ControlConfig

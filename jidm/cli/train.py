@@ -29,6 +29,10 @@ class Train:
     """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
 
     def run(self) -> int:
+        from jidm.cli.checks import check_exists, check_out_folder
+
+        check_exists(Path(self.config.data))
+        check_out_folder(Path(self.config.out))
         from jidm.model_registry import train
         from jidm.robot.registry import load_embodiment
         from jidm.visualization.training_plots import draw_pairs

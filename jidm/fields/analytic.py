@@ -7,6 +7,7 @@ the derivative of the projection times that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ from jidm.robot.surface import Surface, sample_surface
 from jidm.robot.visibility import unoccluded_points, visible_points
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from jidm.camera.model import Camera
     from jidm.robot.embodiment import Embodiment
 
@@ -77,6 +80,12 @@ class AnalyticField:
         self.links = links
         self._meshes = MeshRasterizer(embodiment.model, links) if rasterizer == "pytorch3d" else None
         self.surface = _shuffled(sample_surface(embodiment.model, occluders, seed=seed, links=links), seed)
+
+    def with_camera(self, camera: Camera) -> Self:
+        """The field of the same surface points in another camera."""
+        field = copy(self)
+        field.camera = camera
+        return field
 
     def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
         """The field at joint positions q [rad or m]; the image is not used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from jidm.fields.hybrid import HybridField
 from jidm.flow import Flow, FlowEstimator, as_flow_estimator
 from jidm.idm.base import Q0, InverseDynamicsModel
 from jidm.idm.decoding import check_q0
+from jidm.idm.device import find_device
 from jidm.idm.stream import MotionStream
 from jidm.video.timestamps import TimedFrame
 
@@ -131,15 +133,17 @@ class JacobianIDM(InverseDynamicsModel):
             links: of the exact field, as for `from_embodiment`.
             flow: any argument of `as_flow_estimator`; replaces the network's matching, which helps fields that were trained
                 on such flow and are not accurate enough for direct alignment. With a camera, "dis" if not given.
-            device: where the network computes.
+            device: where the network computes: cpu, cuda, cuda:1, ... or mps.
             options: `options` and `limits` of the constructor.
 
         Raises:
             CheckpointError: the checkpoint does not exist, is damaged, of another kind, or of another robot.
+            InputError: this machine does not have the device.
         """
         from jidm.camera.model import Camera
         from jidm.checkpoint import Checkpoint, load_checkpoint
 
+        place = find_device(device)
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         if checkpoint.kind != LearnedField.kind:
             raise CheckpointError(
@@ -148,7 +152,7 @@ class JacobianIDM(InverseDynamicsModel):
             )
         learned = LearnedField.from_config(checkpoint.config)
         checkpoint.load_into(learned)
-        learned = learned.eval().requires_grad_(False).to(device)
+        learned = learned.eval().requires_grad_(False).to(place)
         robot = _checkpoint_embodiment(checkpoint, embodiment)
         field: LearnedField | HybridField = learned
         if links is not None and camera is None:
@@ -234,6 +238,18 @@ class JacobianIDM(InverseDynamicsModel):
         return filtered, smooth_motion(
             smoothed, None if measured is None else self._assemble(q, covariance, timestamps, measured)
         )
+
+    def for_frame_size(self, video_size: tuple[int, int], frame_size: tuple[int, int]) -> JacobianIDM:
+        """The model for reduced frames: the camera of an exact field is scaled, if it is that of the video."""
+        field = self.field
+        if video_size == frame_size or not isinstance(field, AnalyticField):
+            return self
+        if (field.camera.height, field.camera.width) != video_size:
+            return self  # the tracker refuses the frames, and names both sizes
+        height, width = frame_size
+        scaled = copy(self)
+        scaled.field = field.with_camera(field.camera.resized(width, height))
+        return scaled
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 

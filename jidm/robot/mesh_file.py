@@ -62,7 +62,7 @@ def read_mesh_file(path: Path) -> tuple[trimesh.Scene, float]:
     except ImportError as missing:
         package = "pycollada" if missing.name == "collada" else missing.name
         if package == "pycollada":
-            raise MissingExtraError(f"reading the mesh {path.name}", package, "sim") from None
+            raise MissingExtraError(f"reading the mesh {path.name}", package, "robots") from None
         raise EmbodimentError(f"mesh {path} needs the package '{package}', which is not installed") from None
     except OSError as error:
         raise EmbodimentError(f"mesh {path} cannot be read ({error.strerror or error})") from None

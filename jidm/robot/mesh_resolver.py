@@ -287,7 +287,7 @@ def package_file(spec: str) -> Path:
             "example_robot_data" start in its folder of robots: "example_robot_data:panda_description/urdf/panda.urdf".
 
     Raises:
-        MissingExtraError: a package of the extra `sim` is not installed.
+        MissingExtraError: a package of the extra `robots` or `sim` is not installed.
         UrdfError: another package is not installed, or the package has no such file.
     """
     package, _, inside = spec.partition(":")
@@ -307,15 +307,15 @@ def package_roots(spec: str) -> tuple[Path, ...]:
 
 
 _EXAMPLE_ROBOT_DATA = "example_robot_data"
-_SIM_EXTRA_PACKAGES = {_EXAMPLE_ROBOT_DATA: "example-robot-data", "pybullet_data": "pybullet"}
+_EXTRA_PACKAGES = {_EXAMPLE_ROBOT_DATA: ("example-robot-data", "robots"), "pybullet_data": ("pybullet", "sim")}
 
 
 def _package_folder(package: str) -> Path:
     folder = _example_robot_data_folder() if package == _EXAMPLE_ROBOT_DATA else _top_level_folder(package)
     if folder is not None:
         return _realpath(folder)
-    if package in _SIM_EXTRA_PACKAGES:
-        raise MissingExtraError("this robot's description", _SIM_EXTRA_PACKAGES[package], "sim")
+    if package in _EXTRA_PACKAGES:
+        raise MissingExtraError("this robot's description", *_EXTRA_PACKAGES[package])
     raise UrdfError(f"package '{package}' is not installed; pip install it, or name the URDF by its path")
 
 
