@@ -1,0 +1,1 @@
+"""A viewer of decoded and recorded video in the browser; needs the extra `view`."""
