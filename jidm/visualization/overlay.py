@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jidm.fields.analytic import AnalyticField
 
 _PANEL_WIDTHS = (320, 640)
-_RESIDUAL_GRID = 320  # largest number of cells per side of the dense field; enough for a heat map
+_RESIDUAL_GRID = 160  # largest number of cells per side of the dense field; finer ones fall between the surface points
 # One color per link, bright enough on dimmed video.
 _LINK_COLORS = np.array(
     [

@@ -12,6 +12,7 @@ from jidm.visualization.image import RgbImage
 from jidm.visualization.plot import draw_joint
 
 if TYPE_CHECKING:
+    from jidm.visualization.plot import PositionAndVelocityLimits
     from jidm.visualization.viewer.viewed_run import ViewedRun
 
 RUN_COLORS = ("#1f5fbf", "#d95f02")
@@ -113,15 +114,17 @@ class JointChart:
         frames = min(len(run) for run in runs.values())
         self._time = first.motion.time[:frames].double().numpy()
         truth = None if first.truth is None else first.truth[:frames]
-        figure = draw_joint(
-            {label: run.motion[:frames] for label, run in runs.items()}, joint,
-            truth=truth, limits=first.limits, size=_CHART_SIZE,
-        )  # fmt: skip
+        motions = {label: run.motion[:frames] for label, run in runs.items()}
+        self._axes = []
+        if frames < 2:  # a live run that has just begun
+            self._image = np.full((round(_CHART_SIZE[1] * _CHART_DPI), round(_CHART_SIZE[0] * _CHART_DPI), 3), 255, np.uint8)
+            return
+        k = first.joint_names.index(joint)
+        figure = draw_joint(motions, joint, truth=truth, limits=_limits_in_reach(first, k), size=_CHART_SIZE)
         figure.set_dpi(_CHART_DPI)
         figure.canvas.draw()
         self._image = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
         height = self._image.shape[0]
-        self._axes = []
         for axis in figure.axes:
             box = axis.get_window_extent()
             left, right = (float(axis.transData.transform((x, 0))[0]) for x in axis.get_xlim())
@@ -135,3 +138,20 @@ class JointChart:
             column = round(left + (right - left) * (time - start) / (end - start))
             image[top:bottom, max(column - 1, 0) : column + 2] = (200, 40, 90)
         return image
+
+
+def _limits_in_reach(run: ViewedRun, k: int) -> PositionAndVelocityLimits | None:
+    """The limits that joint k comes near to; others are infinite, because they would flatten the curve."""
+    if run.limits is None:
+        return None
+    lower, upper, velocity = (x.copy() for x in run.limits)
+    low, high = float(run.motion.position[:, k].min()), float(run.motion.position[:, k].max())
+    reach = max(high - low, 1e-3)
+    if low - lower[k] > reach:
+        lower[k] = -np.inf
+    if upper[k] - high > reach:
+        upper[k] = np.inf
+    if float(run.motion.velocity[:, k].abs().max()) < 0.5 * velocity[k]:
+        velocity[k] = np.inf
+    finite = np.isfinite([lower[k], upper[k], velocity[k]]).any()
+    return (lower, upper, velocity) if finite else None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MOTION_FILE, SUMMARY_FILE = "motion.npz", "summary.json"
 """The files of a decode folder that are read."""
 
-_POINTS = 12000  # surface points of an exact field, as in overlays
+_POINTS, _OCCLUDERS = 12000, 40000  # surface points of an exact field that are drawn, and that fill its grid
 _MAX_BYTES = 4 * 2**30  # of the reduced frames of one video
 
 
@@ -79,7 +79,7 @@ def load_decode(
 
 
 def decode_run(
-    frames: UInt8[Tensor, "T 3 h w"], width: int, height: int, motion: JointMotion, idm: JacobianIDM, title: str, **more: Any
+    frames: list[UInt8[Tensor, "3 h w"]], width: int, height: int, motion: JointMotion, idm: JacobianIDM, title: str, **more: Any
 ) -> ViewedRun:
     """A run that was decoded in this process.
 
@@ -132,7 +132,7 @@ def load_episode(
     return ViewedRun(title, frames, width, height, motion, robot, view, exact_field(robot, view), DisFlow(), decoded=False)
 
 
-def read_frames(path: str | Path, fps: float | None = None) -> tuple[UInt8[Tensor, "T 3 h w"], int, int]:
+def read_frames(path: str | Path, fps: float | None = None) -> tuple[list[UInt8[Tensor, "3 h w"]], int, int]:
     """The frames of a video file or folder of images, reduced for the viewer, and its width and height [px].
 
     Raises:
@@ -142,7 +142,7 @@ def read_frames(path: str | Path, fps: float | None = None) -> tuple[UInt8[Tenso
     return collect_frames(pixels for _, pixels in stream.pixels())
 
 
-def collect_frames(pixels: Iterable[UInt8[Tensor, "3 H W"]]) -> tuple[UInt8[Tensor, "T 3 h w"], int, int]:
+def collect_frames(pixels: Iterable[UInt8[Tensor, "3 H W"]]) -> tuple[list[UInt8[Tensor, "3 h w"]], int, int]:
     """As `read_frames`, of frames of one size."""
     frames: list[Tensor] = []
     width = height = size = 0
@@ -154,12 +154,12 @@ def collect_frames(pixels: Iterable[UInt8[Tensor, "3 H W"]]) -> tuple[UInt8[Tens
             raise VideoError(f"the first {len(frames)} frames already take {_MAX_BYTES / 2**30:.0f} GiB; view a shorter video")
     if not frames:
         raise VideoError("the video has no frames")
-    return torch.stack(frames), width, height
+    return frames, width, height
 
 
 def exact_field(robot: Embodiment | None, camera: Camera | None) -> AnalyticField | None:
     """The field of a robot in a camera, if both are known."""
-    return None if robot is None or camera is None else AnalyticField(robot, camera, points=_POINTS)
+    return None if robot is None or camera is None else AnalyticField(robot, camera, points=_POINTS, occluders=_OCCLUDERS)
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------

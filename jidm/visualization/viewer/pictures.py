@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PICTURES = ("video", "optical flow", "Jacobian field", "residual")
 """Names of the pictures."""
 
-STYLE = SheetStyle(caption=26, gap=6, background=255, text=40, scale=0.5)
+STYLE = SheetStyle(caption=32, gap=6, background=255, text=40, scale=0.66)
 TILE_WIDTH, _SINGLE_WIDTH = 400, 640  # [px]
 _CACHED_FRAMES = 32  # frames whose fields are kept, so that another joint of the same frame is drawn at once
 _SCALE_SAMPLES = 8  # frames from which the color scales of a run are estimated
@@ -63,7 +63,24 @@ class FramePictures:
 
     def __init__(self, run: ViewedRun) -> None:
         self.run = run
-        self.analyze = lru_cache(maxsize=_CACHED_FRAMES)(self._analyze)
+        self._analyses: OrderedDict[tuple[int, bool], FrameAnalysis] = OrderedDict()
+        self._scale_frames = 0  # frames that the run had when the color scales were estimated
+        self._max_speed = _MIN_FULL_SCALE
+        self._max_lengths: list[float] = []
+
+    def extend(self, run: ViewedRun) -> None:
+        """Draw a run that begins with the frames of this one; what was computed for these is kept."""
+        self.run = run
+
+    def analyze(self, t: int) -> FrameAnalysis:
+        """The fields of frame t."""
+        key = t, t + 1 < len(self.run.frames)
+        if key not in self._analyses:
+            self._analyses[key] = self._analyze(t)
+            if len(self._analyses) > _CACHED_FRAMES:
+                self._analyses.popitem(last=False)
+        self._analyses.move_to_end(key)
+        return self._analyses[key]
 
     def sheet(
         self, t: int, joint: int, names: Sequence[str] = PICTURES, *, title: str = "", show_pose: bool = False
@@ -85,7 +102,8 @@ class FramePictures:
     def draw(self, t: int, joint: int, name: str, width: int, *, show_pose: bool = False) -> Tile:
         """One picture of that width [px] with its caption; arguments as for `sheet`."""
         run, analysis = self.run, self.analyze(t)
-        height = max(1, round(run.frames.shape[-2] * width / run.frames.shape[-1]))
+        self._update_scales()
+        height = max(1, round(run.frames[0].shape[-2] * width / run.frames[0].shape[-1]))
         frame, scale = run.frame(t), run.scale
         if name == "video":
             image = self._draw_pose(frame, t, analysis) if show_pose else to_image(frame)
@@ -96,7 +114,7 @@ class FramePictures:
             if analysis.jacobian is None or analysis.mask is None:
                 return _unknown(frame, width, height), "no field: camera or checkpoint unknown"
             rows, columns = analysis.jacobian.shape[-2:]
-            full, unit = self._field_scale(joint), "m" if run.motion.joint_types[joint] == "prismatic" else "rad"
+            full, unit = self._max_lengths[joint], "m" if run.motion.joint_types[joint] == "prismatic" else "rad"
             image = draw_field(frame, analysis.jacobian[:, joint], analysis.mask, full, (width, height))
             pixels = full * run.width / columns
             return image, f"field of {run.joint_names[joint]}, to {pixels:.0f} px/{unit}"
@@ -145,34 +163,53 @@ class FramePictures:
             image[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = _ROBOT_COLOR
         return image
 
-    @cached_property
-    def _samples(self) -> list[FrameAnalysis]:
-        count = min(len(self.run), len(self.run.frames) - 1) or 1
-        return [self._analyze(t) for t in np.unique(np.linspace(0, count - 1, _SCALE_SAMPLES).astype(int)).tolist()]
+    def _update_scales(self) -> None:
+        """Estimate speed and lengths in full color from frames of the whole run, again whenever a live run has doubled.
 
-    @cached_property
-    def _max_speed(self) -> float:
-        """Speed in full color [px]: the fastest of some frames, each by the 95th percentile over the robot."""
-        speeds = [_MIN_FULL_SCALE / self.run.scale]
-        for x in self._samples:
-            if x.flow is not None:
-                speed = x.flow.norm(dim=0)
-                mask = speed.new_ones(speed.shape) if x.mask is None else x.mask[None, None].to(speed)
-                if x.mask is not None:
-                    mask = torch.nn.functional.interpolate(mask, size=speed.shape)[0, 0]
-                speeds.append(robust_max(speed, mask))
-        return max(speeds)
+        Each is the largest of several frames, in every frame the 95th percentile over the robot.
+        """
+        count = max(min(len(self.run), len(self.run.frames) - 1), 1)
+        if count < 2 * self._scale_frames:
+            return
+        self._scale_frames = count
+        samples = [self._analyze(t) for t in np.unique(np.linspace(0, count - 1, _SCALE_SAMPLES).astype(int)).tolist()]
+        self._max_speed = max([_MIN_FULL_SCALE / self.run.scale, *(_typical_speed(x) for x in samples if x.flow is not None)])
+        lengths = [_typical_lengths(x) for x in samples if x.jacobian is not None]
+        self._max_lengths = [max(*column, 1e-3) for column in zip(*lengths)]
 
-    @lru_cache(maxsize=64)  # noqa: B019 - the viewer lives as long as the process
-    def _field_scale(self, joint: int) -> float:
-        """Length of the joint's field in full color, on its grid, as for the speed."""
-        lengths = [
-            robust_max(length, x.mask * (length > 1e-6))
-            for x in self._samples
-            if x.jacobian is not None and x.mask is not None
-            for length in [x.jacobian[:, joint].norm(dim=0)]
-        ]
-        return max([*lengths, 1e-3])
+
+def _typical_speed(x: FrameAnalysis) -> float:
+    assert x.flow is not None
+    speed = x.flow.norm(dim=0)
+    if x.mask is None:
+        return robust_max(speed, torch.ones_like(speed))
+    mask = torch.nn.functional.interpolate(x.mask[None, None].to(speed), size=speed.shape)[0, 0]
+    return robust_max(speed, mask)
+
+
+def _typical_lengths(x: FrameAnalysis) -> list[float]:
+    """Per joint, over the part of the robot that the joint moves."""
+    assert x.jacobian is not None and x.mask is not None
+    return [robust_max(length, x.mask * (length > 1e-6)) for length in x.jacobian.norm(dim=0)]
+
+
+def compare(
+    pictures: Mapping[str, FramePictures], t: int, joint: int, names: Sequence[str], *, show_pose: bool = False
+) -> RgbImage:
+    """Two runs side by side, one row per picture; arguments as for `FramePictures.sheet`.
+
+    Args:
+        pictures: label -> pictures of a run. Shorter runs stay at their last frame.
+        joint: index among the joints of the first; others show their joint of that name, or of that index.
+    """
+    first = next(iter(pictures.values())).run.joint_names[joint]
+    columns = []
+    for label, p in pictures.items():
+        joints = p.run.joint_names
+        k = joints.index(first) if first in joints else min(joint, len(joints) - 1)
+        tiles = [p.draw(min(t, len(p.run) - 1), k, name, TILE_WIDTH, show_pose=show_pose) for name in names]
+        columns.append([(image, f"{label}: {caption}") for image, caption in tiles])
+    return tile_sheet([list(row) for row in zip(*columns, strict=True)], style=STYLE)
 
 
 def _evaluate_field(run: ViewedRun, frame: Tensor, q: Tensor) -> FrameAnalysis:

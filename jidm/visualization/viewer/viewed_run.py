@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ class ViewedRun:
 
     Attributes:
         title: one line.
-        frames: RGB, reduced to `MAX_SIDE`.
+        frames: T images of one size, RGB, reduced to `MAX_SIDE`.
         width, height: of the video itself [px]; numbers in pixels are given for this size.
         motion: decoded or recorded, of these frames.
         robot: drawn in 3-D; None if it is not known.
@@ -48,7 +48,7 @@ class ViewedRun:
     """
 
     title: str
-    frames: UInt8[Tensor, "T 3 h w"]
+    frames: Sequence[UInt8[Tensor, "3 h w"]]
     width: int
     height: int
     motion: JointMotion
@@ -79,7 +79,7 @@ class ViewedRun:
     @property
     def scale(self) -> float:
         """Pixels of the video per pixel of `frames`."""
-        return self.width / self.frames.shape[-1]
+        return self.width / self.frames[0].shape[-1]
 
     @property
     def limits(self) -> PositionAndVelocityLimits | None:
