@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +48,7 @@ class Decode:
         idm = self.model.build_idm(lambda: video_size(self.video, self.fps), q0_required=True)
         q0 = self.model.initial_pose(idm.embodiment)
         decoded = decode_file(self.video, idm, q0=q0, fps=self.fps, smooth=self.smooth)
-        write_results(decoded, self.out, overlay=self.overlay)
+        write_results(replace(decoded, embodiment_file=self.model.embodiment_file), self.out, overlay=self.overlay)
         print(summary_text(decoded))
         drawn = self.overlay and decoded.camera is not None
         print(f"written to {self.out}/: motion.npz, motion.csv, plot.png, summary.json{', overlay.mp4' * drawn}")

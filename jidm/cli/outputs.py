@@ -32,6 +32,7 @@ class DecodeResult:
         fps: its frame rate [1/s].
         method: the checkpoint, or the flow estimator.
         seconds: decoding time, reading the file included [s].
+        embodiment_file: the robot's URDF or descriptor, if it is not known by its name alone.
     """
 
     motion: JointMotion
@@ -41,6 +42,7 @@ class DecodeResult:
     fps: float
     method: str
     seconds: float
+    embodiment_file: str | None = None
 
 
 def make_folder(out: Path) -> None:
@@ -105,11 +107,12 @@ def summary(decoded: DecodeResult) -> dict[str, Any]:
     }
     return {
         "jidm": __version__,
-        "video": str(decoded.video),
+        "video": str(decoded.video.absolute()),
         "frames": int(motion.position.shape[0]),
         "fps": decoded.fps,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
+        "embodiment_file": decoded.embodiment_file,
         "camera": None if decoded.camera is None else decoded.camera.to_dict(),
         "method": decoded.method,
         "valid_share": _mean(valid),

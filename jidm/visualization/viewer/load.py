@@ -25,6 +25,7 @@ from jidm.visualization.viewer.viewed_run import ViewedRun, recorded_motion, red
 
 if TYPE_CHECKING:
     from jidm.datasets import RecordedDataset
+    from jidm.datasets.reader import Episode
     from jidm.fields.base import JacobianField
     from jidm.idm import JacobianIDM
     from jidm.robot.embodiment import Embodiment
@@ -79,8 +80,9 @@ def load_decode(
 
 
 def decode_run(
-    frames: list[UInt8[Tensor, "3 h w"]], width: int, height: int, motion: JointMotion, idm: JacobianIDM, title: str, **more: Any
-) -> ViewedRun:
+    frames: list[UInt8[Tensor, "3 h w"]], width: int, height: int, motion: JointMotion, idm: JacobianIDM, title: str,
+    **more: Any,
+) -> ViewedRun:  # fmt: skip
     """A run that was decoded in this process.
 
     Args:
@@ -130,6 +132,30 @@ def load_episode(
     view = _camera(robot, camera, width, height) if camera is not None else _recorded_camera(episode, image_key, width, height)
     title = f"{dataset.root.name}: episode {index}{f', {episode.task}' if episode.task else ''}"
     return ViewedRun(title, frames, width, height, motion, robot, view, exact_field(robot, view), DisFlow(), decoded=False)
+
+
+def decode_episode(
+    recorded: ViewedRun, episode: Episode, idm: JacobianIDM, *, image_key: str | None = None, smooth: bool = False
+) -> ViewedRun:
+    """A recorded episode decoded, with the recorded positions as truth where they are of the same joints.
+
+    Args:
+        recorded: from `load_episode`.
+        episode: the same.
+        idm: the decoder. It starts from the recorded pose if it cannot estimate one.
+        image_key: which camera; may be omitted if there is only one.
+        smooth: estimate each frame from later frames too.
+    """
+    q, n = recorded.motion.position.numpy(), len(idm.joint_names)
+    same_joints = q.shape[1] == n
+    starts_itself = hasattr(idm.field, "predict_pose_from_frame") or isinstance(idm.field, LearnedField)
+    q0 = None if starts_itself or not same_joints else q[0]
+    video = episode.video(image_key)
+    motion = idm.decode(video, q0=q0, fps=episode.dataset.fps, layout="THWC", smooth=smooth, progress=True)
+    return decode_run(
+        list(recorded.frames), recorded.width, recorded.height, motion, idm, f"{recorded.title}, decoded",
+        truth=q if same_joints else None,
+    )  # fmt: skip
 
 
 def read_frames(path: str | Path, fps: float | None = None) -> tuple[list[UInt8[Tensor, "3 h w"]], int, int]:
@@ -195,7 +221,7 @@ def _camera(robot: Embodiment | None, source: Any, width: int, height: int) -> C
     return camera if (camera.width, camera.height) == (width, height) else camera.resized(width, height)
 
 
-def _recorded_camera(episode: Any, image_key: str | None, width: int, height: int) -> Camera | None:
+def _recorded_camera(episode: Episode, image_key: str | None, width: int, height: int) -> Camera | None:
     """The camera that a simulated recording holds beside its images, that of the first frame."""
     from jidm.datasets.feature import camera_name, geometry_keys
     from jidm.training.data.recorded_geometry import unpack_cameras

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ _FOV = 0.7  # [rad] vertical field of view at the start
 _MARGIN = 1.1  # room around the robot's bounding sphere
 _SIDE_ANGLE = 0.45  # [rad] between the first view and the video's camera
 _PHONE_SHIFT = 0.27  # of the window's height, by which the robot is moved up on a phone
+_CONNECT_TIMEOUT = 20.0  # [s] for a page to draw its first picture
 _SKY, _GROUND = (246, 247, 249), (214, 219, 226)  # colors of the background
 _ENVIRONMENT = 0.55  # brightness of the surroundings; white robots need less than viser's default
 _TINT, _OPACITY = (217, 95, 2), 0.55  # of the second robot
@@ -124,6 +126,12 @@ class SceneView:
 
     def _frame_robot(self, client: Any, direction: NDArray[np.float64], distance: float) -> None:
         """Fit the robot into the browser's window; on a phone into the part above the sheet of controls."""
+        # The page moves to the common start some time after it connects, and would undo an earlier command.
+        end = time.monotonic() + _CONNECT_TIMEOUT
+        while not np.allclose(client.camera.position, self._center + direction * distance, atol=1e-3):
+            if time.monotonic() > end:
+                return
+            time.sleep(0.05)
         aspect = client.camera.image_width / max(client.camera.image_height, 1)
         distance /= min(aspect, 1.0)
         look_at = self._center.copy()
