@@ -28,7 +28,7 @@ class Browser:
         executable: Chromium or Chrome.
         profile: an empty folder for its profile.
         width, height: of the window [px].
-        phone: behave like a phone: touch, two device pixels per pixel.
+        phone: behave like a phone: touch and a viewport of its own.
     """
 
     def __init__(self, executable: str, profile: Path, width: int, height: int, *, phone: bool = False) -> None:
@@ -56,7 +56,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
         )
         if phone:
             self.call("Emulation.setTouchEmulationEnabled", enabled=True)

@@ -108,7 +108,7 @@ class SceneView:
         distance = float(np.linalg.norm(T_base_camera[:3, 3] - self._center))
         return self._server.scene.add_camera_frustum(
             "/camera", fov=_vertical_fov(self._camera), aspect=self._camera.width / self._camera.height,
-            scale=min(0.35 * self._radius, 0.3 * distance), thickness=0.004 * self._radius, color=(90, 98, 110),
+            scale=min(0.2 * self._radius, 0.3 * distance), thickness=0.004 * self._radius, color=(90, 98, 110),
             image=_pixels(run, 0), wxyz=SO3.from_matrix(T_base_camera[:3, :3]).wxyz, position=T_base_camera[:3, 3],
             cast_shadow=False,
         )  # fmt: skip
