@@ -55,9 +55,7 @@ class Browser:
         """Errors of the page: exceptions, console errors, failed loads."""
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         if phone:
             self.call("Emulation.setTouchEmulationEnabled", enabled=True)
 
@@ -83,7 +81,9 @@ class Browser:
         """Value of a JavaScript expression in the page."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in result:
-            raise RuntimeError(f"{expression}: {result['exceptionDetails'].get('text')} {result['result'].get('description')}")
+            raise RuntimeError(
+                f"{expression}: {result['exceptionDetails'].get('text')} {result['result'].get('description')}"
+            )
         return result["result"].get("value")
 
     def wait_for(self, expression: str, timeout: float = 30.0) -> Any:
@@ -102,7 +102,9 @@ class Browser:
 
     def click(self, expression: str) -> None:
         """Click into the middle of the element that a JavaScript expression gives."""
-        x, y = self.evaluate(f"(() => {{const b = ({expression}).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]}})()")
+        x, y = self.evaluate(
+            f"(() => {{const b = ({expression}).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]}})()"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -62,9 +62,7 @@ def finger_run() -> ViewedRun:
         image = draw_points(ground, field, motion.position[t])
         image[0, 0] = (0, 0, t)
         frames.append(torch.from_numpy(image).permute(2, 0, 1))
-    return ViewedRun(
-        "finger", frames, WIDTH, HEIGHT, motion, robot, camera, field, ExactFlow(field, motion)
-    )
+    return ViewedRun("finger", frames, WIDTH, HEIGHT, motion, robot, camera, field, ExactFlow(field, motion))
 
 
 def decode_folder(folder: Path) -> Path:

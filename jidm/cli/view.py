@@ -110,7 +110,9 @@ class View:
         if self.model.checkpoint is None:
             return recorded
         idm = self.model.build_idm(lambda: (recorded.width, recorded.height))
-        return decode_episode(recorded, dataset.episode(self.episode), idm, image_key=self.image_key, smooth=self.smooth)
+        return decode_episode(
+            recorded, dataset.episode(self.episode), idm, image_key=self.image_key, smooth=self.smooth
+        )
 
     def _load_scored(self, path: Path) -> ViewedRun:
         """A video with its reward, decoded again by the reward's decoder."""
@@ -132,9 +134,11 @@ class View:
 
 def _holds_images(folder: Path) -> bool:
     """Whether a folder is a video as images, and not a decode folder with its plot."""
-    return not any(folder.glob("*.npz")) and any(
-        path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in folder.iterdir()
-    )
+    from jidm.visualization.viewer.load import MOTION_FILE, SUMMARY_FILE
+
+    if any((folder / name).exists() for name in (MOTION_FILE, SUMMARY_FILE)):
+        return False
+    return any(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in folder.iterdir())
 
 
 def _choose(records: list[dict[str, Any]], path: Path, video: Path | None) -> dict[str, Any]:
@@ -142,7 +146,9 @@ def _choose(records: list[dict[str, Any]], path: Path, video: Path | None) -> di
         raise InputError(f"{path}: holds no scores; 'jidm score VIDEO ... --out {path}' writes them")
     if video is None:
         return min(records, key=lambda record: float(record["reward"]))
-    chosen = [r for r in records if r["video"] == str(video)] or [r for r in records if Path(r["video"]).name == video.name]
+    chosen = [r for r in records if r["video"] == str(video)] or [
+        r for r in records if Path(r["video"]).name == video.name
+    ]
     if not chosen:
         raise InputError(f"{path}: has no score of {video}; it holds {', '.join(str(r['video']) for r in records[:5])}")
     return chosen[0]

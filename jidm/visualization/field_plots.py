@@ -106,12 +106,16 @@ def _joint_tiles(
         length = predicted.norm(dim=0) if exact is None else exact[:, k].norm(dim=0)
         # A small part such as a finger moves few pixels of the robot; only those set the scale of the exact field.
         max_length = robust_max(length, mask if exact_mask is None else exact_mask * (length > 1e-6))
-        tiles = [(draw_field(image, predicted, mask, max_length, _tile_size(image)), f"{name}  {max_length:.0f} px/unit")]
+        tiles = [
+            (draw_field(image, predicted, mask, max_length, _tile_size(image)), f"{name}  {max_length:.0f} px/unit")
+        ]
         if exact is not None and exact_mask is not None:
             difference = ((predicted.double() - exact[:, k]).norm(dim=0) * exact_mask).sum()
             size = (length * exact_mask).sum()
             error = f"{float(difference / size):.0%} off" if float(size) > 0 else "no motion"
-            tiles.append((draw_field(image, exact[:, k], exact_mask, max_length, _tile_size(image)), f"exact ({error})"))
+            tiles.append(
+                (draw_field(image, exact[:, k], exact_mask, max_length, _tile_size(image)), f"exact ({error})")
+            )
         rows.append(tiles)
     return rows
 

@@ -45,7 +45,9 @@ def joint_bars(runs: Sequence[ViewedRun], t: int, selected: int) -> str:
             texts.append(text)
         unit = "m" if runs[0].motion.joint_types[k] == "prismatic" else "rad"
         weight = "bold" if k == selected else "normal"
-        track = f'<div style="position:relative;height:14px;border-radius:3px;background:#e9ecef">{"".join(marks)}</div>'
+        track = (
+            f'<div style="position:relative;height:14px;border-radius:3px;background:#e9ecef">{"".join(marks)}</div>'
+        )
         rows.append(
             f'<div style="font-weight:{weight}">{escape(_short(name, runs[0].joint_names))}</div>{track}'
             f'<div style="font-variant-numeric:tabular-nums;text-align:right">{" ".join(texts)} {unit}</div>'
@@ -63,7 +65,9 @@ def _marks(run: ViewedRun, t: int, k: int, lower: float, upper: float, color: st
     marks = []
     if run.decoded:
         left, right = (_percent(x, lower, upper) for x in (position - 2 * std, position + 2 * std))
-        marks.append(_box("band", left, f"{max(right - left, 0.5):.2f}%", _UNOBSERVABLE if not observable else color, 0.35))
+        marks.append(
+            _box("band", left, f"{max(right - left, 0.5):.2f}%", _UNOBSERVABLE if not observable else color, 0.35)
+        )
     if run.truth is not None:
         marks.append(_box("truth", _percent(float(run.truth[t, k]), lower, upper), "1px", _TRUTH, 1.0))
     marks.append(_box("position", _percent(position, lower, upper), "3px", _OUTSIDE if outside else color, 1.0))
@@ -117,7 +121,9 @@ class JointChart:
         motions = {label: run.motion[:frames] for label, run in runs.items()}
         self._axes = []
         if frames < 2:  # a live run that has just begun
-            self._image = np.full((round(_CHART_SIZE[1] * _CHART_DPI), round(_CHART_SIZE[0] * _CHART_DPI), 3), 255, np.uint8)
+            self._image = np.full(
+                (round(_CHART_SIZE[1] * _CHART_DPI), round(_CHART_SIZE[0] * _CHART_DPI), 3), 255, np.uint8
+            )
             return
         k = first.joint_names.index(joint)
         figure = draw_joint(motions, joint, truth=truth, limits=_limits_in_reach(first, k), size=_CHART_SIZE)

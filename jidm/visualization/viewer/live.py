@@ -31,7 +31,7 @@ class LiveFeed:
 
     Args:
         idm: the decoder.
-        title: one line.    """
+        title: one line."""
 
     def __init__(self, idm: JacobianIDM, title: str) -> None:
         self._idm, self._title = idm, title

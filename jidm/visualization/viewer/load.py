@@ -59,13 +59,17 @@ def load_decode(
     folder = Path(folder)
     absent = [name for name in (MOTION_FILE, SUMMARY_FILE) if not (folder / name).is_file()]
     if absent:
-        raise InputError(f"{folder}: is no decode folder, it lacks {' and '.join(absent)}; 'jidm decode VIDEO --out {folder}' makes one")
+        raise InputError(
+            f"{folder}: is no decode folder, it lacks {' and '.join(absent)}; 'jidm decode VIDEO --out {folder}' makes one"
+        )
     motion = JointMotion.load(folder / MOTION_FILE)
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         recorded_video, fps = str(summary["video"]), float(summary["fps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / SUMMARY_FILE}: is not a summary written by jidm decode ({error}); decode again") from None
+        raise InputError(
+            f"{folder / SUMMARY_FILE}: is not a summary written by jidm decode ({error}); decode again"
+        ) from None
     robot = _load_robot(embodiment or summary.get("embodiment_file") or summary.get("embodiment"))
     frames, width, height = read_frames(video or _find_video(folder, recorded_video), fps)
     view = _camera(robot, camera or summary.get("camera"), width, height)
@@ -75,7 +79,16 @@ def load_decode(
     flow = None if isinstance(field, LearnedField) else DisFlow()
     method = str(summary.get("method", ""))
     return ViewedRun(
-        f"{folder.name}: {Path(recorded_video).name}, {method}", frames, width, height, motion, robot, view, field, flow, truth
+        f"{folder.name}: {Path(recorded_video).name}, {method}",
+        frames,
+        width,
+        height,
+        motion,
+        robot,
+        view,
+        field,
+        flow,
+        truth,
     )
 
 
@@ -124,14 +137,22 @@ def load_episode(
     if robot is not None and len(robot.joint_names) == q.shape[1]:
         joints = robot.joint_names
     elif robot is not None and embodiment is not None:
-        raise InputError(f"{dataset.root}: records {q.shape[1]} joints, '{robot.name}' has {robot.n}; give its own --embodiment")
+        raise InputError(
+            f"{dataset.root}: records {q.shape[1]} joints, '{robot.name}' has {robot.n}; give its own --embodiment"
+        )
     else:
         robot = None
     types = robot.joint_types if robot is not None else ("revolute",) * q.shape[1]
     motion = recorded_motion(joints, types, episode.time, q)
-    view = _camera(robot, camera, width, height) if camera is not None else _recorded_camera(episode, image_key, width, height)
+    view = (
+        _camera(robot, camera, width, height)
+        if camera is not None
+        else _recorded_camera(episode, image_key, width, height)
+    )
     title = f"{dataset.root.name}: episode {index}{f', {episode.task}' if episode.task else ''}"
-    return ViewedRun(title, frames, width, height, motion, robot, view, exact_field(robot, view), DisFlow(), decoded=False)
+    return ViewedRun(
+        title, frames, width, height, motion, robot, view, exact_field(robot, view), DisFlow(), decoded=False
+    )
 
 
 def decode_episode(
@@ -177,7 +198,9 @@ def collect_frames(pixels: Iterable[UInt8[Tensor, "3 H W"]]) -> tuple[list[UInt8
         frames.append(reduced(frame))
         size += frames[-1].nbytes
         if size > _MAX_BYTES:
-            raise VideoError(f"the first {len(frames)} frames already take {_MAX_BYTES / 2**30:.0f} GiB; view a shorter video")
+            raise VideoError(
+                f"the first {len(frames)} frames already take {_MAX_BYTES / 2**30:.0f} GiB; view a shorter video"
+            )
     if not frames:
         raise VideoError("the video has no frames")
     return frames, width, height
@@ -185,7 +208,9 @@ def collect_frames(pixels: Iterable[UInt8[Tensor, "3 H W"]]) -> tuple[list[UInt8
 
 def exact_field(robot: Embodiment | None, camera: Camera | None) -> AnalyticField | None:
     """The field of a robot in a camera, if both are known."""
-    return None if robot is None or camera is None else AnalyticField(robot, camera, points=_POINTS, occluders=_OCCLUDERS)
+    return (
+        None if robot is None or camera is None else AnalyticField(robot, camera, points=_POINTS, occluders=_OCCLUDERS)
+    )
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
@@ -263,5 +288,7 @@ def _read_truth(path: Path, motion: JointMotion) -> np.ndarray | None:
         raise InputError(f"{path}: not an array of numbers ({error}); remove it") from None
     truth = np.asarray(truth, np.float64)
     if truth.shape != tuple(motion.position.shape):
-        raise InputError(f"{path}: is {truth.shape}, the motion {tuple(motion.position.shape)}; remove it or decode again")
+        raise InputError(
+            f"{path}: is {truth.shape}, the motion {tuple(motion.position.shape)}; remove it or decode again"
+        )
     return truth

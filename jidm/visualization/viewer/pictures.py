@@ -113,7 +113,7 @@ class FramePictures:
         if name == "Jacobian field":
             if analysis.jacobian is None or analysis.mask is None:
                 return _unknown(frame, width, height), "no field: camera or checkpoint unknown"
-            rows, columns = analysis.jacobian.shape[-2:]
+            _rows, columns = analysis.jacobian.shape[-2:]
             full, unit = self._max_lengths[joint], "m" if run.motion.joint_types[joint] == "prismatic" else "rad"
             image = draw_field(frame, analysis.jacobian[:, joint], analysis.mask, full, (width, height))
             pixels = full * run.width / columns
@@ -160,7 +160,9 @@ class FramePictures:
         if analysis.mask is not None:
             levels = to_uint8(analysis.mask.double().cpu().numpy() * 255)
             mask = resize(levels, image.shape[1], image.shape[0]) > 127
-            image[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = _ROBOT_COLOR
+            image[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = (
+                _ROBOT_COLOR
+            )
         return image
 
     def _update_scales(self) -> None:
@@ -173,7 +175,9 @@ class FramePictures:
             return
         self._scale_frames = count
         samples = [self._analyze(t) for t in np.unique(np.linspace(0, count - 1, _SCALE_SAMPLES).astype(int)).tolist()]
-        self._max_speed = max([_MIN_FULL_SCALE / self.run.scale, *(_typical_speed(x) for x in samples if x.flow is not None)])
+        self._max_speed = max(
+            [_MIN_FULL_SCALE / self.run.scale, *(_typical_speed(x) for x in samples if x.flow is not None)]
+        )
         lengths = [_typical_lengths(x) for x in samples if x.jacobian is not None]
         self._max_lengths = [max(*column, 1e-3) for column in zip(*lengths)]
 
@@ -231,14 +235,16 @@ def _analyze_learned(field: LearnedField, first: Tensor, second: Tensor | None, 
     a, b = (field.letterbox(x[None]) for x in (first, first if second is None else second))
     prediction = predict_field(_FieldOnly(field), a, b, q[None])
     assert prediction is not None and prediction.mask is not None
-    # From pixels of the network's image to those of the field's grid.
+    # The network's pixels are those of config.width x height, which may be smaller than the images that it reads.
     rows, columns = prediction.jacobian.shape[-2:]
-    to_grid = torch.tensor([columns / letterbox.width, rows / letterbox.height])[:, None, None, None]
+    network = field.config.width, field.config.height
+    to_grid = torch.tensor([columns / network[0], rows / network[1]])[:, None, None, None]
     jacobian = _without_bands(prediction.jacobian[0].cpu() * to_grid, letterbox)
     mask = _without_bands(prediction.mask[0].cpu(), letterbox)
     if second is None or prediction.flow is None or prediction.weight is None:
         return FrameAnalysis(jacobian, mask)
-    to_frame = torch.tensor([1 / letterbox.scale_u, 1 / letterbox.scale_v])[:, None, None]
+    to_input = torch.tensor([letterbox.width / network[0], letterbox.height / network[1]])
+    to_frame = (to_input / torch.tensor([letterbox.scale_u, letterbox.scale_v]))[:, None, None]
     flow = _without_bands(prediction.flow[0].cpu() * to_frame, letterbox)
     weight = _without_bands(prediction.weight[0].cpu(), letterbox)
     both = torch.nn.functional.interpolate(torch.cat([flow, weight[None]])[None], (height, width), mode="bilinear")[0]

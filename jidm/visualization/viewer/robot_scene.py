@@ -34,6 +34,7 @@ _CONNECT_TIMEOUT = 20.0  # [s] for a page to draw its first picture
 _SKY, _GROUND = (246, 247, 249), (214, 219, 226)  # colors of the background
 _ENVIRONMENT = 0.55  # brightness of the surroundings; white robots need less than viser's default
 _TINT, _OPACITY = (217, 95, 2), 0.55  # of the second robot
+_Part = tuple[tuple[int, int, int], NDArray[Any], NDArray[Any]]  # color, vertices, triangles
 _FEATURES_PER_ROBOT = 250  # features smaller than this part of the robot's size need not be drawn
 
 
@@ -118,11 +119,12 @@ class SceneView:
         direction = np.array([1.0, -0.4, 0.5])
         if self._camera is not None:
             direction = np.linalg.inv(self._camera.T_camera_base.double().numpy())[:3, 3] - self._center
-        side = max(float(np.linalg.norm(direction[:2])), 1e-6)
+        side = float(np.linalg.norm(direction[:2]))
+        # A camera straight above has no side, and its picture would hide the robot from there.
+        x, y = direction[:2] / side if side > 0.1 * abs(direction[2]) else (1.0, 0.0)
         c, s = np.cos(_SIDE_ANGLE), np.sin(_SIDE_ANGLE)
-        x, y = direction[:2]
-        turned = np.array([c * x - s * y, s * x + c * y, max(direction[2], 0.3 * side)])
-        return turned / np.linalg.norm(turned)
+        turned = np.array([c * x - s * y, s * x + c * y, np.clip(direction[2] / max(side, 1e-6), 0.3, 0.8)])
+        return np.asarray(turned / np.linalg.norm(turned))
 
     def _frame_robot(self, client: Any, direction: NDArray[np.float64], distance: float) -> None:
         """Fit the robot into the browser's window; on a phone into the part above the sheet of controls."""
@@ -180,7 +182,12 @@ class SceneRobot:
             self._frames.append((link, frame))
             for k, (color, vertices, faces) in enumerate(parts):
                 scene.add_mesh_simple(
-                    f"{name}/{link}/{k}", vertices, faces, color=tint or color, opacity=opacity, cast_shadow=opacity is None
+                    f"{name}/{link}/{k}",
+                    vertices,
+                    faces,
+                    color=tint or color,
+                    opacity=opacity,
+                    cast_shadow=opacity is None,
                 )
 
     def set_joints(self, q: Float[Tensor, " n"]) -> None:
@@ -218,15 +225,19 @@ def bounding_sphere(robot: Embodiment, q: Float[Tensor, " n"]) -> tuple[NDArray[
 
 
 @lru_cache(maxsize=4)
-def _meshes(robot: Embodiment) -> dict[int, list[tuple[tuple[int, int, int], NDArray[np.float32], NDArray[np.uint32]]]]:
+def _meshes(robot: Embodiment) -> dict[int, list[_Part]]:
     """Link index -> color, vertices (V, 3) in the link frame [m] and triangles (F, 3) of each of its parts."""
     origins = Kinematics.from_embodiment(robot).link_poses(torch.from_numpy(np.array(robot.home)))[:, :3, 3]
     size = max(float((origins.amax(0) - origins.amin(0)).norm()), 0.05)
-    meshes = {}
+    meshes: dict[int, list[_Part]] = {}
     for index, link in enumerate(robot.model.links):
         if link.visuals:
             meshes[index] = [
-                (tuple(round(255 * x) for x in rgba[:3]), mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32))
+                (
+                    (round(255 * rgba[0]), round(255 * rgba[1]), round(255 * rgba[2])),
+                    mesh.vertices.astype(np.float32),
+                    mesh.faces.astype(np.uint32),
+                )
                 for rgba, mesh in parts_by_color(link, robot.model.name, size / _FEATURES_PER_ROBOT).items()
                 if len(mesh.faces)
             ]

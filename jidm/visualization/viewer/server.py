@@ -37,7 +37,9 @@ def check_port(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         reason = "the port is in use" if in_use else getattr(error, "strerror", None) or error
-        raise InputError(f"cannot listen on {host}:{port}: {reason}; choose another port, or 0 for any free one") from None
+        raise InputError(
+            f"cannot listen on {host}:{port}: {reason}; choose another port, or 0 for any free one"
+        ) from None
 
 
 def start_server(host: str, port: int) -> Any:

@@ -14,8 +14,6 @@ from functools import lru_cache
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from jidm.errors import InputError
 from jidm.visualization.image import RgbImage
 from jidm.visualization.viewer.joint_charts import RUN_COLORS, JointChart, joint_bars
