@@ -23,12 +23,10 @@ class View:
     """Look at a decode in the browser: video, flow, field, residual, joints, and the robot in 3-D."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN]")]
-    """A folder written by `jidm decode`, a video (decoded now), a data set (give --episode), or scores written by
-    `jidm score`. Two are shown side by side."""
+    """A folder written by `jidm decode`, a video (decoded now), a data set (give --episode), or scores of `jidm score`; two are shown side by side."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
-    """The decoder of videos. For a decode folder and a data set, --checkpoint, --embodiment and --camera replace what is
-    recorded there."""
+    """The decoder of videos. For a decode folder and a data set, --checkpoint, --embodiment and --camera replace what is recorded there."""
 
     episode: int | None = None
     """Episode of a data set."""
@@ -37,8 +35,7 @@ class View:
     """Camera of a data set; may be omitted if there is only one."""
 
     video: Path | None = None
-    """Of scores, the video to show; the one with the lowest reward if not given. Of a decode folder, where its video lies
-    now."""
+    """Of scores, the video to show; the one with the lowest reward if not given. Of a decode folder, where its video lies now."""
 
     fps: float | None = None
     """Frame rate [1/s], if a video states none or a wrong one."""
