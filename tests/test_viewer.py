@@ -12,9 +12,11 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 import torch
+from lerobot_files import make_episode, make_v2
 from viewer_runs import FPS, FRAMES, HEIGHT, ROBOT, STD, WIDTH, decode_folder, finger_run, motion_of_finger
 
 from jidm.cli import main
+from jidm.datasets import open_dataset
 from jidm.errors import InputError, MissingExtraError, VideoError
 from jidm.fields.free import LearnedField
 from jidm.idm import JacobianIDM
@@ -22,7 +24,7 @@ from jidm.video.letterbox import Letterbox
 from jidm.visualization.viewer import joint_charts, pictures
 from jidm.visualization.viewer.joint_charts import JointChart, joint_bars
 from jidm.visualization.viewer.live import LiveFeed
-from jidm.visualization.viewer.load import decode_run, load_decode
+from jidm.visualization.viewer.load import decode_run, load_decode, load_episode
 from jidm.visualization.viewer.pictures import PICTURES, FramePictures, compare
 from jidm.visualization.viewer.server import check_port, require_viser
 from jidm.visualization.viewer.viewed_run import MAX_SIDE, ViewedRun, recorded_motion, reduced
@@ -321,3 +323,15 @@ def test_missing_viser_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(MissingExtraError, match=r"jidm\[view\]"):
         require_viser()
+
+
+def test_an_episode_is_shown_as_recorded_and_asked_for(tmp_path: Path, capsys):
+    episodes = {0: make_episode(0, 5), 2: make_episode(2, 6)}
+    make_v2(tmp_path / "data", episodes)
+    run = load_episode(open_dataset(tmp_path / "data"), 2)
+    np.testing.assert_allclose(run.motion.position.numpy(), episodes[2].state, atol=1e-6)
+    assert len(run) == 6 and not run.decoded and run.robot is None and run.field is None
+    assert FramePictures(run).analyze(1).flow is not None
+    pytest.importorskip("viser")
+    assert main(["view", str(tmp_path / "data"), "--port", "0"]) == 1
+    assert "give --episode, one of 0, 2" in capsys.readouterr().err
