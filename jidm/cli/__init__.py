@@ -29,6 +29,7 @@ VERBS = {
     "fit-scales": "jidm.cli.score:FitScales",
     "rank": "jidm.cli.rank:Rank",
     "report": "jidm.cli.report:Report",
+    "view": "jidm.cli.viewer:View",
     "label": "jidm.cli.label:Label",
     "serve": "jidm.cli.serve:Serve",
     "embodiments": "jidm.cli.embodiments:Embodiments",

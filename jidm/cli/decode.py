@@ -122,7 +122,7 @@ class Decode:
         motion = decoded.motion
         decoded = replace(decoded, motion=replace(motion, provenance={**motion.provenance, **prepared}))
         with replaced_files(out, RESULT_FILES) as folder:
-            write_results(decoded, folder, overlay=self.overlay)
+            write_results(replace(decoded, embodiment_file=self.model.embodiment_file), folder, overlay=self.overlay)
         if whole:
             print(summary_text(decoded))
             drawn = self.overlay and decoded.camera is not None

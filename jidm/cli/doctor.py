@@ -28,6 +28,7 @@ EXTRAS = {
     "control": ("clarabel",),
     "serve": ("clarabel", "websockets", "msgpack", "prometheus-client"),
     "ray": ("ray",),
+    "view": ("viser",),
     "pytorch3d": ("pytorch3d",),
 }
 _REMEDY = {

@@ -59,6 +59,15 @@ class ModelArgs:
     limits: Literal["all", "position", "none"] | None = None
     device: str = "cpu"
 
+    @property
+    def embodiment_file(self) -> str | None:
+        """Absolute path of --embodiment if it is a file or folder; None if it is a name, or not given."""
+        if self.embodiment is None or not Path(self.embodiment).exists():
+            return None
+        from jidm.robot.registry import embodiment_names
+
+        return None if self.embodiment in embodiment_names() else str(Path(self.embodiment).absolute())
+
     def build_idm(
         self, frame_size: FrameSize | None = None, *, q0_required: bool = False, check_q0: bool = True
     ) -> JacobianIDM:

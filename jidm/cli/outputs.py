@@ -33,6 +33,7 @@ class DecodeResult:
         method: the checkpoint, or the flow estimator.
         seconds: decoding time, reading the file included [s].
         links: that the exact field samples; all if None.
+        embodiment_file: the robot's URDF or descriptor, if it is not known by its name alone.
     """
 
     motion: JointMotion
@@ -43,6 +44,7 @@ class DecodeResult:
     method: str
     seconds: float
     links: Sequence[str] | None = None
+    embodiment_file: str | None = None
 
 
 RESULT_FILES = ("motion.npz", "motion.csv", "plot.png", "summary.json", "overlay.mp4")
@@ -100,11 +102,12 @@ def summary(decoded: DecodeResult) -> dict[str, Any]:
     }
     return {
         "jidm": __version__,
-        "video": str(decoded.video.path),
+        "video": str(Path(decoded.video.path).absolute()),
         "frames": int(motion.position.shape[0]),
         "fps": decoded.fps,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
+        "embodiment_file": decoded.embodiment_file,
         "camera": None if decoded.camera is None else decoded.camera.to_dict(),
         "frame_size": motion.provenance.get("frame_size"),
         "method": decoded.method,

@@ -48,27 +48,15 @@ def draw_motion(
     Raises:
         InputError: a motion is a batch, or the shapes or joints differ.
     """
-    named = dict(motion) if isinstance(motion, Mapping) else {"decoded": motion}
-    curves = {label: _Curves.of(value) for label, value in named.items()}
+    curves, true = _collect(motion, truth)
     first = next(iter(curves.values()))
-    true = None if truth is None else _Truth.of(truth, first)
-    for label, other in curves.items():
-        if other.joint_names != first.joint_names or other.position.shape != first.position.shape:
-            raise InputError(
-                f"'{label}' has other joints or another length; plot motions of one video and the same joints"
-            )
     if unknown := [name for name in joints or () if name not in first.joint_names]:
         raise InputError(f"no joint '{unknown[0]}': {did_you_mean(unknown[0], first.joint_names)}")
     shown = [k for k, name in enumerate(first.joint_names) if joints is None or name in joints]
     figure = new_figure(11, 1.0 + 1.25 * len(shown))
     axes = figure.subplots(len(shown), 2, sharex=True, squeeze=False)
     for row, k in zip(axes, shown, strict=True):
-        _draw_joint(row[0], row[1], curves, true, k)
-        if limits is not None:
-            lower, upper, speed = (float(x[k]) for x in limits)
-            _draw_limits(row[0], -speed, speed)
-            _draw_limits(row[1], lower, upper)
-        unit = "m" if first.joint_types[k] == "prismatic" else "rad"
+        unit = _draw_joint(row[0], row[1], curves, true, k, limits)
         row[0].set_ylabel(f"{first.joint_names[k]}\n[{unit}/s]", fontsize=8)
         row[1].set_ylabel(f"[{unit}]", fontsize=8)
     axes[0, 0].set_title("velocity", fontsize=10)
@@ -80,6 +68,41 @@ def draw_motion(
     )
     if title:
         figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_joint(
+    motion: JointMotion | Mapping[str, JointMotion],
+    joint: str,
+    *,
+    truth: ArrayLike | None = None,
+    limits: PositionAndVelocityLimits | None = None,
+    size: tuple[float, float] = (5.0, 3.5),
+) -> Figure:
+    """One joint as `draw_motion` draws it, the position above the velocity, for narrow places.
+
+    Args:
+        motion, truth, limits: as for `draw_motion`.
+        joint: its name.
+        size: width and height [inch].
+
+    Raises:
+        InputError: there is no such joint, a motion is a batch, or the shapes or joints differ.
+    """
+    curves, true = _collect(motion, truth)
+    first = next(iter(curves.values()))
+    if joint not in first.joint_names:
+        raise InputError(f"no joint '{joint}': {did_you_mean(joint, first.joint_names)}")
+    figure = new_figure(*size)
+    position, velocity = figure.subplots(2, 1, sharex=True)
+    unit = _draw_joint(velocity, position, curves, true, first.joint_names.index(joint), limits)
+    position.set_title(joint, fontsize=9)
+    position.set_ylabel(f"position [{unit}]", fontsize=8)
+    velocity.set_ylabel(f"velocity [{unit}/s]", fontsize=8)
+    velocity.set_xlabel("time [s]", fontsize=8)
+    figure.legend(
+        *_legend(curves, true, limits is not None), loc="outside lower center", ncols=3, fontsize=7, frameon=False
+    )
     return figure
 
 
@@ -140,7 +163,27 @@ class _Truth:
         return cls(position, np.diff(position, axis=0) / np.diff(like.time)[:, None])
 
 
-def _draw_joint(left: Axes, right: Axes, curves: Mapping[str, _Curves], true: _Truth | None, k: int) -> None:
+def _collect(
+    motion: JointMotion | Mapping[str, JointMotion], truth: ArrayLike | None
+) -> tuple[dict[str, _Curves], _Truth | None]:
+    """The curves of all motions, checked to be of the same joints and length, and the truth."""
+    named = dict(motion) if isinstance(motion, Mapping) else {"decoded": motion}
+    curves = {label: _Curves.of(value) for label, value in named.items()}
+    first = next(iter(curves.values()))
+    true = None if truth is None else _Truth.of(truth, first)
+    for label, other in curves.items():
+        if other.joint_names != first.joint_names or other.position.shape != first.position.shape:
+            raise InputError(
+                f"'{label}' has other joints or another length; plot motions of one video and the same joints"
+            )
+    return curves, true
+
+
+def _draw_joint(
+    left: Axes, right: Axes, curves: Mapping[str, _Curves], true: _Truth | None, k: int,
+    limits: PositionAndVelocityLimits | None,
+) -> str:  # fmt: skip
+    """Draw the velocity of joint k on the left axis and its position on the right one; returns its unit."""
     first = next(iter(curves.values()))
     single = len(curves) == 1
     for axis, x, name in ((left, first.mid_time, "velocity"), (right, first.time, "position")):
@@ -158,6 +201,11 @@ def _draw_joint(left: Axes, right: Axes, curves: Mapping[str, _Curves], true: _T
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25, linewidth=0.5)
         axis.set_xlim(first.time[0], first.time[-1])
+    if limits is not None:
+        lower, upper, speed = (float(x[k]) for x in limits)
+        _draw_limits(left, -speed, speed)
+        _draw_limits(right, lower, upper)
+    return "m" if first.joint_types[k] == "prismatic" else "rad"
 
 
 def _draw_band(axis: Axes, x: NDArray[np.float64], y: NDArray[np.float64], half: NDArray[np.float64]) -> None:

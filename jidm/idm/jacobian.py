@@ -230,13 +230,13 @@ class JacobianIDM(InverseDynamicsModel):
             steps.append(stream.push(frame, time))
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        filtered = self._assemble(q, covariance, timestamps, steps)
+        filtered = self.assemble(q, covariance, timestamps, steps)
         if not smooth:
             return filtered, filtered
-        smoothed = self._assemble(q, covariance, timestamps, stream.smooth(steps))
+        smoothed = self.assemble(q, covariance, timestamps, stream.smooth(steps))
         measured = _measured_steps(steps)
         return filtered, smooth_motion(
-            smoothed, None if measured is None else self._assemble(q, covariance, timestamps, measured)
+            smoothed, None if measured is None else self.assemble(q, covariance, timestamps, measured)
         )
 
     def for_frame_size(self, video_size: tuple[int, int], frame_size: tuple[int, int]) -> JacobianIDM:
@@ -268,7 +268,7 @@ class JacobianIDM(InverseDynamicsModel):
         )
         return JointLimits(*(torch.from_numpy(np.array(v)).to(like) for v in values))
 
-    def _assemble(
+    def assemble(
         self, q0: Tensor, covariance: Tensor, timestamps: list[float], steps: list[TrackedStep]
     ) -> JointMotion:
         """Tracked steps as one motion that starts at q0, with that covariance."""

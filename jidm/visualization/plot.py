@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 
 from jidm.atomic_io import atomic_write
-from jidm.estimation.motion_figure import PositionAndVelocityLimits, draw_motion, new_figure
+from jidm.estimation.motion_figure import PositionAndVelocityLimits, draw_joint, draw_motion, new_figure
 
 if TYPE_CHECKING:
     from jidm.estimation.result import JointMotion
 
-__all__ = ["PositionAndVelocityLimits", "draw_motion", "new_figure", "plot_motion"]
+__all__ = ["PositionAndVelocityLimits", "draw_joint", "draw_motion", "new_figure", "plot_motion"]
 
 
 def plot_motion(
