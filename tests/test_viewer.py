@@ -18,13 +18,15 @@ from viewer_runs import FPS, FRAMES, HEIGHT, ROBOT, STD, WIDTH, decode_folder, f
 from jidm.cli import main
 from jidm.datasets import open_dataset
 from jidm.errors import InputError, MissingExtraError, VideoError
+from jidm.estimation.result import JointMotion
 from jidm.fields.free import LearnedField
 from jidm.idm import JacobianIDM
+from jidm.video.io import open_video, write_video
 from jidm.video.letterbox import Letterbox
 from jidm.visualization.viewer import joint_charts, pictures
 from jidm.visualization.viewer.joint_charts import JointChart, joint_bars
 from jidm.visualization.viewer.live import LiveFeed
-from jidm.visualization.viewer.load import decode_run, load_decode, load_episode
+from jidm.visualization.viewer.load import MOTION_FILE, decode_run, load_decode, load_episode
 from jidm.visualization.viewer.pictures import PICTURES, FramePictures, compare
 from jidm.visualization.viewer.server import check_port, require_viser
 from jidm.visualization.viewer.viewed_run import MAX_SIDE, ViewedRun, recorded_motion, reduced
@@ -321,7 +323,7 @@ def test_a_port_in_use_is_refused():
 
 def test_missing_viser_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "viser", None)
-    with pytest.raises(MissingExtraError, match=r"jidm\[view\]"):
+    with pytest.raises(MissingExtraError, match=r"\[view\]"):
         require_viser()
 
 
@@ -335,3 +337,17 @@ def test_an_episode_is_shown_as_recorded_and_asked_for(tmp_path: Path, capsys):
     pytest.importorskip("viser")
     assert main(["view", str(tmp_path / "data"), "--port", "0"]) == 1
     assert "give --episode, one of 0, 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("degrees", [90, 180])
+def test_a_video_is_shown_as_it_was_turned_for_decoding(tmp_path: Path, degrees: int):
+    folder = decode_folder(tmp_path / "out")
+    upright = load_decode(folder)
+    stream = open_video(tmp_path / "finger.mp4")
+    lying = [torch.rot90(x, degrees // 90, (-2, -1)).permute(1, 2, 0).numpy() for _, x in stream.pixels()]
+    write_video(tmp_path / "lying.mp4", lying, FPS)
+    motion = JointMotion.load(folder / MOTION_FILE)
+    replace(motion, provenance={**motion.provenance, "rotated": degrees}).save(folder / MOTION_FILE)
+    shown = load_decode(folder, video=tmp_path / "lying.mp4")
+    assert (shown.width, shown.height) == (upright.width, upright.height)
+    assert (shown.frames[3].double() - upright.frames[3].double()).abs().mean() < 4

@@ -13,7 +13,7 @@ from jidm.estimation.result import JointMotion
 from jidm.fields.analytic import AnalyticField
 from jidm.flow import Flow
 from jidm.robot.registry import load_embodiment
-from jidm.video.io import write_video
+from jidm.video.io import open_video, write_video
 from jidm.visualization.overlay import draw_points
 from jidm.visualization.viewer.viewed_run import ViewedRun, recorded_motion
 
@@ -71,5 +71,7 @@ def decode_folder(folder: Path) -> Path:
     folder.mkdir()
     video = folder.parent / "finger.mp4"
     write_video(video, (frame.permute(1, 2, 0).numpy() for frame in run.frames), FPS)
-    write_results(DecodeResult(run.motion, run.robot, run.camera, video, FPS, "DisFlow", 1.0), folder, overlay=False)
+    write_results(
+        DecodeResult(run.motion, run.robot, run.camera, open_video(video), FPS, "DisFlow", 1.0), folder, overlay=False
+    )
     return folder
