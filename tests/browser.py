@@ -86,7 +86,7 @@ class Browser:
             )
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, timeout: float = 30.0) -> Any:
+    def wait_for(self, expression: str, timeout: float = 90.0) -> Any:
         """The value of an expression as soon as it is true.
 
         Raises:

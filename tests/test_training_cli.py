@@ -99,7 +99,7 @@ def test_wrong_arguments_are_refused_in_one_line(
 def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
-    names = {f.name for f in fields(TrainConfig)} - {"options"} | {"backbone", "pretrained", "help"}
+    names = {f.name for f in fields(TrainConfig)} - {"options"} | {"backbone", "pretrained", "mesh_roots", "help"}
     assert flags == {"--" + name.replace("_", "-") for name in names}
 
 

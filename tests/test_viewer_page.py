@@ -14,6 +14,7 @@ import pytest
 from browser import Browser, find_chromium
 from viewer_runs import decode_folder
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("viser", reason="the viewer needs viser: pip install 'jidm[view]'")
 pytest.importorskip("websockets", reason="the browser is driven over a websocket")
 
@@ -66,7 +67,7 @@ def page(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[B
     width, height, phone = SIZES[request.param]
     with Browser(chromium, tmp_path / "profile", width, height, phone=phone) as browser:
         browser.open(url)
-        browser.wait_for(f"document.querySelector('canvas') && {SHEET_DATA}", timeout=60)
+        browser.wait_for(f"document.querySelector('canvas') && {SHEET_DATA}", timeout=90)
         yield browser
 
 
@@ -98,7 +99,7 @@ def test_play_moves_the_slider_to_the_end(page: Browser):
     page.wait_for(f"{play} && true")
     page.click(play)
     last = page.evaluate(f"{slider}.getAttribute('aria-valuemax')")
-    page.wait_for(f"{slider}.getAttribute('aria-valuenow') == '{last}'", timeout=60)
+    page.wait_for(f"{slider}.getAttribute('aria-valuenow') == '{last}'", timeout=90)
     page.wait_for(f"({play}).innerText.trim() == 'Play'")
 
 
@@ -107,7 +108,7 @@ def test_interrupt_ends_it_cleanly(server: subprocess.Popen[str], url: str):
     assert url
     time.sleep(0.2)
     server.send_signal(signal.SIGINT)
-    out, err = server.communicate(timeout=30)
+    out, err = server.communicate(timeout=60)
     assert server.returncode == 0 and out == "" and err == ""
 
 

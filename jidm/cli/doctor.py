@@ -17,7 +17,7 @@ from threading import Timer
 from jidm.errors import install_command
 
 CORE = (
-    "torch", "numpy", "scipy", "roma", "trimesh", "opencv-python-headless", "av", "pyarrow", "safetensors", "huggingface_hub",
+    "torch", "numpy", "scipy", "roma", "trimesh", "opencv-python-headless", "av", "pillow", "pyarrow", "safetensors", "huggingface_hub",
     "tyro", "tqdm", "matplotlib", "defusedxml", "jaxtyping",
 )  # fmt: skip
 EXTRAS = {
