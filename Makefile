@@ -34,7 +34,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,serve,docs,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[sim,raft,train,ray,serve,view,docs,dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.docs
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python

@@ -26,6 +26,7 @@ from reward_validity import FPS, EpisodeGenerator, Execution
 from torch import Tensor
 
 from jidm import JacobianIDM
+from jidm.json_lines import parse_json_lines
 from jidm.model_registry import load_idm
 from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.sim.collision import FreeSpace
@@ -193,7 +194,7 @@ def run(
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """What is there already."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return list(parse_json_lines(path.read_text(encoding="utf-8"))) if path.exists() else []
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:

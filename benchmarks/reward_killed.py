@@ -24,6 +24,7 @@ from typing import Any
 from results import add_save, rows, save
 from reward_validity import FPS, EpisodeGenerator
 
+from jidm.json_lines import parse_json_lines
 from jidm.video.io import write_video
 
 _CHECKPOINT, _SEED = "panda-sim", 4900
@@ -68,7 +69,7 @@ def score_while_killing(folder: Path, out: Path, ray: bool) -> dict[str, Any]:
         kill_driver()
         process = started()
     code = process.wait()
-    videos = [json.loads(text)["video"] for text in out.read_text(encoding="utf-8").splitlines()]
+    videos = [line["video"] for line in parse_json_lines(out.read_text(encoding="utf-8"))]
     return {"killed_at": at, "exit_status": code, "lines": len(videos), "videos": len(set(videos)), "of": _CLIPS}
 
 

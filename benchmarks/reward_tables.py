@@ -8,7 +8,6 @@ Scales come from the episodes rendered for calibration, everything else from the
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from results import add_save, rows, save
 from scipy.stats import spearmanr
 
+from jidm.json_lines import parse_json_lines
 from jidm.rewards import TERMS
 from jidm.rewards.eva import DECAY, P0
 from jidm.rewards.terms import TermScale
@@ -217,7 +217,7 @@ def merge_files(paths: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     """Robot -> a line for each video that all of its files have, with what every scorer found."""
     found: dict[str, list[dict[str, dict[str, Any]]]] = {}
     for path in paths:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = list(parse_json_lines(path.read_text(encoding="utf-8")))
         found.setdefault(lines[0]["robot"], []).append({line["video"]: line for line in lines})
     return {
         robot: [

@@ -31,6 +31,7 @@ from jidm import Embodiment, JacobianIDM, load_embodiment
 from jidm.errors import InputError
 from jidm.fields.analytic import AnalyticField
 from jidm.flow import as_flow_estimator
+from jidm.json_lines import parse_json_lines
 from jidm.model_registry import load_idm
 from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.robot.kinematics import Kinematics
@@ -175,7 +176,7 @@ def run(
     generator: EpisodeGenerator, episodes: range, calibration_count: int, scorers: dict[str, Scorer], out: Path
 ) -> None:
     """Append the lines that are missing; episode k calibrates if k < calibration_count."""
-    finished = {json.loads(line)["video"] for line in out.read_text().splitlines()} if out.exists() else set()
+    finished = {line["video"] for line in parse_json_lines(out.read_text(encoding="utf-8"))} if out.exists() else set()
     limits = EvaLimits.from_embodiment(generator.robot)
     with (
         FreeSpace(generator.robot, clearance=0.0) as free_space,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jidm.errors import InputError
@@ -20,9 +20,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     suffix is kept, because many writers choose their format by it.
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, or the path is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written, it is a folder; give a file")
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written, the folder {path.parent} does not exist; make it first")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -31,6 +33,41 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_files(folder: str | Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """A temporary folder; if the block succeeds, its files take the place of an earlier result in `folder`.
+
+    The files of the earlier result are removed before the first new one appears, so a folder never holds files of two
+    results. If the block fails, the earlier result stays. Other files are not touched.
+
+    Args:
+        folder: made if it does not exist.
+        patterns: names of all files that a result may consist of, as for `Path.glob`.
+
+    Raises:
+        InputError: the folder is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder")
+    is_new = not folder.exists()
+    remove_stale_temporaries(folder / "result")
+    temporary = folder / f".result.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        new = sorted(temporary.iterdir())
+        for old in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+            old.unlink()
+        for path in new:
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing is in it
 
 
 _STALE_AGE = 3600.0

@@ -23,6 +23,7 @@ from torch import Tensor
 from jidm.atomic_io import atomic_write, remove_stale_temporaries
 from jidm.bundled import bundled_folder
 from jidm.errors import CheckpointError, did_you_mean
+from jidm.git_lfs import refuse_lfs_pointer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 REWARD_SCALES = "reward.json"
@@ -287,6 +288,8 @@ def bundled_names() -> tuple[str, ...]:
 def _require_complete(folder: Path, source: str) -> Path:
     missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
     if not missing:
+        for file in (CONFIG, WEIGHTS):
+            refuse_lfs_pointer(folder / file, CheckpointError)
         return folder
     pickled = sorted(x.name for x in folder.iterdir() if x.suffix.lower() in _PICKLE_SUFFIXES)
     if pickled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class JidmError(Exception):
@@ -39,10 +40,30 @@ class CheckpointError(InputError):
 
 
 class MissingExtraError(JidmError, ImportError):
-    """An optional dependency is absent; the message names the extra that installs it."""
+    """An optional dependency is absent; the message says how to install it.
 
-    def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the package '{package}': pip install 'jidm[{extra}]'")
+    Args:
+        feature: what needs it.
+        package: its name.
+        extra: the extra of jidm that holds it; None if none does.
+    """
+
+    def __init__(self, feature: str, package: str, extra: str | None) -> None:
+        command = f"pip install {package}" if extra is None else install_command(extra)
+        super().__init__(f"{feature} needs the package '{package}': {command}")
+
+
+def install_command(extra: str) -> str:
+    """The pip command that adds an extra to this installation of jidm: a checkout, or a package from a wheel."""
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "pyproject.toml").is_file():
+        return f"pip install 'jidm[{extra}]'"
+    where = "." if checkout == Path.cwd() else checkout
+    return f"pip install -e '{where}[{extra}]'"
+
+
+class JidmWarning(UserWarning):
+    """Something is left out or guessed, and work goes on; the command line prints it as one line."""
 
 
 def first_line(error: BaseException) -> str:

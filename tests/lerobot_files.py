@@ -206,7 +206,11 @@ def read_reference(root: Path) -> dict[int, dict[str, Any]]:
     if v3:
         listed = [row for f in sorted(root.glob("meta/episodes/*/*.parquet")) for row in pq.read_table(f).to_pylist()]
     else:
-        listed = [json.loads(line) for line in (root / "meta" / "episodes.jsonl").read_text().splitlines()]
+        listed = [
+            json.loads(line)
+            for line in (root / "meta" / "episodes.jsonl").read_text(encoding="utf-8").split("\n")
+            if line
+        ]
     found = {}
     for row in listed:
         index = row["episode_index"]

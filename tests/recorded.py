@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from rendered import Clip
 
+from jidm.datasets.feature import find_camera
+
 
 @dataclass
 class FakeEpisode:
@@ -47,6 +49,12 @@ class FakeDataset:
             key: SimpleNamespace(dtype="float32", shape=x.shape[1:]) for key, x in episodes[0].extras.items()
         }
         self.videos_opened = 0
+
+    def camera(self, camera: str | None = None) -> str:
+        return find_camera({"front": "observation.images.front"}, camera, self.root)
+
+    def camera_key(self, camera: str | None = None) -> str:
+        return f"observation.images.{self.camera(camera)}"
 
     def __len__(self) -> int:
         return len(self._episodes)

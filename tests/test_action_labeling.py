@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,14 +14,19 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from lerobot_files import make_episode, make_v30, read_reference
+from lerobot_files import CAMERA, encode, make_episode, make_v2, make_v30, read_reference
 
 from jidm import JacobianIDM, load_embodiment, write_video
 from jidm.control.action_labeling import (
     COVARIANCE,
+    SOURCE_INDEX,
     VALID,
     LabelOptions,
     average_windows,
@@ -28,11 +34,13 @@ from jidm.control.action_labeling import (
     label_video,
     windows,
 )
-from jidm.datasets import DatasetWriter, Feature, open_dataset
+from jidm.datasets import DatasetWriter, Feature, open_dataset, validate_dataset
+from jidm.datasets.metadata import read_tasks
 from jidm.errors import DatasetError, InputError
 
 ROBOT = load_embodiment("planar_finger_5")
 FPS = 10.0
+DEPTH = "observation.images.depth"
 
 
 @cache
@@ -106,6 +114,190 @@ def test_actions_are_in_the_requested_space(space: str) -> None:
     np.testing.assert_array_equal(
         got.action[-1], motion.position[-1] if space == "joint_position" else 0 * got.action[-1]
     )
+
+
+RICH_FEATURES = {
+    "language_instruction": {"dtype": "string", "shape": [1], "names": None},
+    "next.done": {"dtype": "bool", "shape": [1], "names": None},
+    "subtask_index": {"dtype": "int64", "shape": [1], "names": None},
+    "force": {"dtype": "float32", "shape": [3], "names": ["x", "y", "z"]},
+    "grid": {"dtype": "int16", "shape": [2, 3], "names": None},
+    "observation.images.wrist": {"dtype": "image", "shape": [8, 8, 3], "names": ["height", "width", "channels"]},
+    "observation.images.depth": {
+        "dtype": "video", "shape": [64, 64, 3], "names": ["height", "width", "channels"], "info": {"video.is_depth_map": True},
+    },
+}  # fmt: skip
+
+
+def rich_dataset(root: Path, version: str, episodes: int = 3, length: int = 6) -> Path:
+    """Two tasks per episode, text, flags, a sensor with a missing value, a grid, stored images, a depth video, subtasks."""
+    made = {k: make_episode(k, length, height=64, width=64) for k in range(episodes)}
+    for k, episode in made.items():
+        episode.state = np.tile(ROBOT.home, (length, 1)) + 0.01 * k
+        force = np.random.default_rng(k).normal(size=(length, 3)).astype(np.float32)
+        force[2] = np.nan
+        picture = io.BytesIO()
+        PIL.Image.fromarray(np.full((8, 8, 3), 40 * k, np.uint8)).save(picture, "PNG")
+        episode.extras = {
+            "language_instruction": np.array([f"say\u2028{t // 3}" for t in range(length)]),
+            "next.done": np.arange(length) == length - 1,
+            "subtask_index": np.arange(length) // 2,
+            "force": force, "grid": np.zeros((length, 6), np.int16),
+            "observation.images.wrist": np.array([{"bytes": picture.getvalue(), "path": None}] * length),
+        }  # fmt: skip
+    depth = np.concatenate([255 - episode.frames for episode in made.values()])
+    if version == "v3.0":
+        make_v30(root, made, per_file=episodes)
+        # An encoder that starts each episode with a key frame, as files joined by LeRobot do.
+        options = {"crf": "10", "g": str(length), "keyint_min": str(length), "bf": "0", "sc_threshold": "0"}
+        for key, frames in ((CAMERA, np.concatenate([e.frames for e in made.values()])), (DEPTH, depth)):
+            encode(root / "videos" / key / "chunk-000" / "file-000.mp4", frames, 30, options=options)
+        listed = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+        table = pq.read_table(listed)
+        for name in ("chunk_index", "file_index", "from_timestamp"):
+            table = table.append_column(f"videos/{DEPTH}/{name}", table.column(f"videos/{CAMERA}/{name}"))
+        pq.write_table(table.append_column("note", pa.array([f"note {k}" for k in range(episodes)])), listed)
+    else:
+        make_v2(root, made)
+        for k in range(episodes):
+            encode(
+                root / "videos" / "chunk-000" / DEPTH / f"episode_{k:06d}.mp4", depth[k * length : (k + 1) * length], 30
+            )
+        listed = root / "meta" / "episodes.jsonl"
+        lines = [
+            json.loads(line) | {"note": f"note {k}"} for k, line in enumerate(listed.read_text().split("\n")[:episodes])
+        ]
+        listed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        rows = np.arange(len(table)) % length
+        place = table.schema.names.index("task_index")
+        table = table.set_column(place, "task_index", pa.array(1 - rows // 3))
+        grid = pa.array(np.zeros((len(table), 2, 3)).tolist(), pa.list_(pa.list_(pa.int16())))
+        pq.write_table(table.set_column(table.schema.names.index("grid"), "grid", grid), path)
+    pq.write_table(
+        pa.table({"subtask_index": [0, 1, 2], "subtask": ["a", "b", "c"]}), root / "meta" / "subtasks.parquet"
+    )
+    info = root / "meta" / "info.json"
+    facts = json.loads(info.read_text())
+    facts["features"] |= RICH_FEATURES
+    facts["features"]["observation.state"]["names"] = list(ROBOT.joint_names)
+    facts["features"]["absent"] = {"dtype": "float32", "shape": [1], "names": None}
+    info.write_text(json.dumps(facts))
+    return root
+
+
+def packets(path: Path) -> list[bytes]:
+    """The coded images of a video."""
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+@pytest.mark.parametrize("to", ["v3.0", "v2.1"])
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_all_that_the_source_holds_is_kept(tmp_path: Path, version: str, to: str) -> None:
+    source = rich_dataset(tmp_path / "source", version)
+    lines: list[str] = []
+    result = label_dataset(source, idm(), tmp_path / "out", image_key="top", version=to, progress=lines.append)
+    assert result.written == 3 and not result.problems
+    assert lines[0] == "not kept: 'absent', which a table lacks" and not any("anew" in line for line in lines)
+    before, after = open_dataset(source), open_dataset(tmp_path / "out")
+    assert set(before.features) - set(after.features) == {"absent"}
+    for episode, labeled in zip(before, after, strict=True):
+        for key in (
+            "language_instruction",
+            "next.done",
+            "subtask_index",
+            "force",
+            "grid",
+            "task_index",
+            "observation.state",
+        ):
+            np.testing.assert_array_equal(labeled.column(key), episode.column(key))
+        assert labeled.column("task_index").tolist() == [1, 1, 1, 0, 0, 0]
+        assert labeled.metadata.tasks == episode.metadata.tasks and labeled.metadata.entries == {
+            "note": f"note {episode.index}"
+        }
+        wrist = "observation.images.wrist"
+        assert labeled.arrow_column(wrist).to_pylist() == episode.arrow_column(wrist).to_pylist()
+        np.testing.assert_array_equal(labeled.video("top"), episode.video("top"))
+    assert read_tasks(after.metadata) == read_tasks(before.metadata)
+    assert (tmp_path / "out/meta/subtasks.parquet").read_bytes() == (source / "meta/subtasks.parquet").read_bytes()
+    for key in (CAMERA, DEPTH):
+        files = [sorted((root / "videos").rglob(f"*{key}*/**/*.mp4")) for root in (source, tmp_path / "out")]
+        before_packets, after_packets = ([x for file in part for x in packets(file)] for part in files)
+        assert after_packets == before_packets
+        if version == "v2.1":
+            assert [file.read_bytes() for file in files[1]] == [file.read_bytes() for file in files[0]]
+    assert {p.message.split(" is nan")[0] for p in validate_dataset(tmp_path / "out", decode=True)} == {"force of 'x'"}
+
+
+def test_a_video_that_cannot_be_cut_is_encoded_anew_and_depth_is_refused(tmp_path: Path) -> None:
+    source = rich_dataset(tmp_path / "source", "v3.0")
+    frames = np.concatenate([make_episode(k, 6, height=64, width=64).frames for k in range(3)])
+    video = source / "videos" / CAMERA / "chunk-000" / "file-000.mp4"
+    encode(video, frames, 30, options={"crf": "10", "g": "250", "bf": "0"})  # one key frame for all
+    lines: list[str] = []
+    result = label_dataset(source, idm(), tmp_path / "out", image_key="top", progress=lines.append)
+    assert result.written == 3
+    assert [line.partition("encoded anew: ")[2] for line in lines[1:]] == ["", CAMERA, CAMERA]
+    for episode, labeled in zip(open_dataset(source), open_dataset(tmp_path / "out"), strict=True):
+        assert np.abs(labeled.video("top").astype(int) - episode.video("top")).mean() < 2
+    video.replace(source / "videos" / DEPTH / "chunk-000" / "file-000.mp4")
+    encode(video, frames, 30, options={"crf": "10", "g": "6", "keyint_min": "6", "bf": "0", "sc_threshold": "0"})
+    problems = label_dataset(source, idm(), tmp_path / "depth", image_key="top").problems
+    assert (
+        sorted(problems) == ["episode 1", "episode 2"]
+        and "is depth, which encoding anew would change" in problems["episode 1"]
+    )
+
+
+def test_a_joint_position_that_is_not_a_number_is_named(tmp_path: Path) -> None:
+    episode = make_episode(0, 6, height=64, width=64)
+    episode.state[3, 1] = np.nan
+    source = make_v30(tmp_path / "source", {0: episode, 1: make_episode(1, 6, height=64, width=64)})
+    result = label_dataset(source, idm(), tmp_path / "out")
+    assert result.written == 1
+    assert result.problems["episode 0"].startswith("observation.state of 'b' is nan in frame 3 (1 such frames)")
+
+
+@pytest.mark.parametrize("version", ["v3.0", "v2.1"])
+def test_episodes_are_numbered_without_gaps_whatever_could_not_be_read(tmp_path: Path, version: str) -> None:
+    source, out = unlabeled_dataset(tmp_path / "source", episodes=5), tmp_path / "out"
+    broken = source / "videos" / CAMERA / "chunk-000" / "file-001.mp4"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no video")
+
+    def numbers() -> list[tuple[int, int]]:
+        """(number, number in the source) by the independent reader, which checks files and images as well."""
+        found = read_columns(out)
+        assert all((episode["episode_index"] == k).all() for k, episode in found.items())
+        rows = np.concatenate([episode["index"] for _, episode in sorted(found.items())])
+        assert rows.tolist() == list(range(len(rows)))
+        assert validate_dataset(out, decode=True) == []
+        return [(k, int(episode[SOURCE_INDEX][0])) for k, episode in sorted(found.items())]
+
+    assert sorted(label_dataset(source, idm(), out, version=version).problems) == ["episode 1"]
+    assert numbers() == [(0, 0), (1, 2), (2, 3), (3, 4)]
+    if version == "v2.1":
+        with pytest.raises(DatasetError, match="continue it without shards"):
+            label_dataset(source, idm(), out, version=version, shard=(0, 2))
+    broken.write_bytes(whole)  # the copy is repaired, and the run repeated
+    assert label_dataset(source, idm(), out, version=version).written == 5
+    assert numbers() == [(k, k) for k in range(5)]
+    for k, episode in read_columns(out).items():
+        np.testing.assert_array_equal(episode["force"], np.full((7, 2), k))
+
+
+def test_shards_of_v21_leave_gaps_until_one_process_closes_them(tmp_path: Path) -> None:
+    source, out = unlabeled_dataset(tmp_path / "source", episodes=4), tmp_path / "out"
+    (source / "videos" / CAMERA / "chunk-000" / "file-000.mp4").write_bytes(b"no video")
+    lines: list[str] = []
+    for k in (0, 1):
+        label_dataset(source, idm(), out, version="v2.1", shard=(k, 2), progress=lines.append)
+    assert "run once more without shards" in lines[-1] and open_dataset(out).episode_indices == (1, 2, 3)
+    label_dataset(source, idm(), out, version="v2.1")
+    assert open_dataset(out).episode_indices == (0, 1, 2) and validate_dataset(out, decode=True) == []
 
 
 def test_recorded_actions_are_replaced(tmp_path: Path) -> None:

@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import urdf_text
 
 from jidm import cli
 from jidm.camera.model import Camera
 from jidm.cli import doctor, inputs
-from jidm.errors import CameraError, InputError, JidmError
+from jidm.cli.decode import Decode
+from jidm.errors import CameraError, InputError, JidmError, JidmWarning, install_command
 from jidm.robot.embodiment import Embodiment
 from jidm.robot.registry import embodiment_names, load_embodiment
 
@@ -83,7 +87,7 @@ def test_help_is_not_broken_inside_a_sentence():
     [
         ("embodiments show pnda", 1, "did you mean 'panda'?"),
         ("embodiments shw", 2, "shw"),
-        ("decode", 2, "VIDEO"),
+        ("decode", 1, "VIDEO"),
         ("decode v.mp4 --out {tmp}", 1, "--embodiment is missing"),
         ("decode v.mp4 --embodiment panda --q0 home --out {tmp}", 1, "--camera is missing"),
         ("decode v.mp4 --embodiment panda --camera front --out {tmp}", 1, "--q0 is missing"),
@@ -100,6 +104,45 @@ def test_help_is_not_broken_inside_a_sentence():
         ("decode {tmp}/text.mp4 --embodiment panda --camera front --q0 home --out {tmp}", 1, "text.mp4"),
         ("decode v.mp4 --embodiment panda --camera front --q0 home --out {tmp}/text.mp4", 1, "is a file"),
         ("decode v.mp4 --embodiment {tmp}/text.urdf --camera front --q0 home", 1, "text.urdf"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 home --fps 0", 1, "--fps 0 must be a positive number"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 home --fps nan", 1, "--fps nan"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 home --max-size -1", 1, "--max-size -1"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 home --rotate 45", 2, "45"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 home --undistort 0.1", 1, "k1 k2 p1 p2"),
+        ("decode v.mp4 --checkpoint finger-5 --undistort 0 0 0 0", 1, "--undistort needs --camera"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 home --device cuda", 1, "runs on the CPU"),
+        ("decode v.mp4 --checkpoint finger-5 --device gpu", 1, "--device 'gpu' is unknown"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 home --out {tmp}/text.mp4/deep", 1, "is a file"),
+        ("decode {tmp}/*.avi --embodiment panda --camera front --q0 home", 1, "no file fits this pattern"),
+        ("decode {tmp}/empty --embodiment panda --camera front --q0 home", 1, "neither videos nor images"),
+        ("decode v.mp4 v.mp4 --embodiment panda --camera front --q0 home", 1, "is given twice"),
+        ("decode {tmp}/text.mp4 --embodiment panda --camera {tmp} --q0 home", 1, "Is a directory"),
+        ("decode v.mp4 --embodiment panda --camera front --q0 {tmp}/empty", 1, "--q0"),
+        ("report v.mp4 --embodiment panda --camera front --q0 home --out {tmp}", 1, "is a folder; give a file"),
+        ("report v.mp4 --embodiment panda --camera front --q0 home --fps -1", 1, "--fps -1"),
+        ("report v.mp4 --embodiment panda --camera front --q0 home --scales {tmp}", 1, "is a folder; give a file"),
+        ("report v.mp4 --embodiment panda --camera front --q0 home", 1, "v.mp4: no such file"),
+        ("score", 1, "name at least one video"),
+        ("score v.mp4 --checkpoint panda-sim --out {tmp}/no/scores.jsonl", 1, "does not exist; make it first"),
+        ("score v.mp4 --checkpoint panda-sim --fps 0", 1, "--fps 0"),
+        ("fit-scales v.mp4 --checkpoint panda-sim --out {tmp}", 1, "is a folder; give a file"),
+        ("rank", 1, "name at least one file"),
+        ("rank {tmp}/text.mp4 --best -2", 1, "--best -2"),
+        ("serve --embodiment panda --camera front --port 70000", 1, "--port 70000"),
+        ("serve --embodiment panda --camera front --chunk 0", 1, "--chunk 0"),
+        ("serve --embodiment panda --camera front --control-rate -5", 1, "--control-rate -5"),
+        ("serve --embodiment panda --camera front --token-file {tmp}", 1, "cannot read the token"),
+        ("evaluate finger-5 --data {tmp}/nothing", 1, "no such file or folder"),
+        ("evaluate finger-5 --data {tmp} --frames 1", 1, "--frames 1"),
+        ("evaluate finger-5 --data {tmp} --out {tmp}/text.mp4", 1, "is a file"),
+        ("evaluate fingr-5 --data {tmp}", 1, "did you mean 'finger-5'?"),
+        ("babble planar_finger_2 --out {tmp}/text.mp4", 1, "is a file"),
+        ("babble planar_finger_2 --out {tmp}/new --seed -1", 1, "--seed -1"),
+        ("train --data {tmp} --embodiment panda --out {tmp}/text.mp4", 1, "is a file"),
+        ("train --data {tmp}/nowhere --embodiment panda --out {tmp}/new", 1, "no such file or folder"),
+        ("demo --fps 0", 1, "--fps 0"),
+        ("demo --seed -1", 1, "--seed -1"),
+        ("demo --camera frnt", 1, "did you mean 'front'?"),
         ("demo --frames 1", 1, "--frames 1"),
         ("demo --frames many", 2, "many"),
         ("nonsense", 2, "nonsense"),
@@ -108,9 +151,56 @@ def test_help_is_not_broken_inside_a_sentence():
 def test_failure_is_one_line(line: str, code: int, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "text.urdf").write_text("this is no robot")
+    (tmp_path / "empty").mkdir()
     assert cli.main(line.format(tmp=tmp_path).split()) == code
     error = capfd.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("jidm: ") and words in error, error
+    assert error.count("\n") == 1 and error.startswith("jidm: ") and words in error and "a bug" not in error, error
+
+
+def test_wrong_arguments_are_refused_without_torch():
+    """So an error in the arguments is there at once: torch takes seconds to load."""
+    lines = [
+        "decode v.mp4 --embodiment pnda",
+        "decode v.mp4 --embodiment panda --camera front --q0 1 2",
+        "decode v.mp4 --embodiment panda --camera front --q0 home",
+        "decode v.mp4 --embodiment panda --camera frnt --q0 home",
+        "decode v.mp4 --checkpoint nowhere",
+        "serve --embodiment panda --camera front --port 70000",
+        "score v.mp4 --checkpoint panda-sim --fps 0",
+        "report v.mp4 --embodiment panda --camera front --q0 home",
+        "evaluate finger-5 --data nowhere",
+        "demo --frames 1",
+    ]
+    program = (
+        "import sys; from jidm.cli import main\n"
+        f"for line in {lines!r}: assert main(line.split()) == 1; assert 'torch' not in sys.modules, line"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_flags_that_switch_off_say_what_they_switch_off(verb: str):
+    """A field that is true by default is shown as --no-...; its help must read as that of the flag."""
+    import ast
+
+    module = cli.VERBS[verb].split(":")[0]
+    modules = [import_module(module)] + ([import_module("jidm.training.config")] if verb == "train" else [])
+    for body in (
+        x.body
+        for m in modules
+        for x in ast.walk(ast.parse(Path(m.__file__).read_text()))
+        if isinstance(x, ast.ClassDef)
+    ):
+        for field, text in pairwise(body):
+            on = (
+                isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Constant) and field.value.value is True
+            )
+            if on and isinstance(text, ast.Expr):
+                assert re.match(r"(Write|Measure|Do|Use|Draw|Show) no", ast.literal_eval(text.value)), ast.unparse(
+                    field
+                )
 
 
 @dataclass(frozen=True)
@@ -271,6 +361,42 @@ def test_show_prints_the_whole_descriptor(capsys: pytest.CaptureFixture[str]):
     np.testing.assert_array_equal(data["upper"], robot.upper)
 
 
+def test_show_takes_a_urdf_file_and_names_its_missing_meshes(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    folder, meshes = tmp_path / "robot", tmp_path / "data" / "arm-2.1" / "meshes"
+    meshes.mkdir(parents=True)
+    folder.mkdir()
+    (meshes / "a.stl").write_text("solid")
+    (meshes.parent / "package.xml").write_text("<package><name>arm</name></package>")
+    shape = "<visual><geometry><mesh filename='package://arm/meshes/a.stl'/></geometry></visual>"
+    (folder / "arm.urdf").write_text(
+        urdf_text.robot(
+            f"<link name='a'>{shape}</link>", urdf_text.links("b"), urdf_text.joint("j", "a", "b"), name="arm"
+        )
+    )
+    line = ["embodiments", "show", str(folder / "arm.urdf")]
+    assert cli.main(line) == 0
+    text = capsys.readouterr().out
+    assert "MISSING MESH" in text and str(folder / "meshes" / "a.stl") in text and "--mesh-roots" in text
+    assert cli.main([*line, "--mesh-roots", str(tmp_path / "data")]) == 0
+    assert "MISSING" not in capsys.readouterr().out
+    assert cli.main([*line, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["link_names"] == ["a", "b"] and "package://arm/meshes/a.stl" in data["missing_meshes"][0]
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def warn(self: object) -> int:
+        for _ in range(2):
+            warnings.warn("a mesh\nis missing", JidmWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("jidm.cli.embodiments.Embodiments.run", warn)
+    assert cli.main(["embodiments"]) == 0
+    assert capsys.readouterr().err == "jidm: warning: a mesh is missing\n"
+
+
 def test_doctor_distinguishes_ok_broken_and_crashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text(
         "import jidm.cli.probes as p, os\n"
@@ -279,6 +405,7 @@ def test_doctor_distinguishes_ok_broken_and_crashed(monkeypatch: pytest.MonkeyPa
         "def nothing(): raise LookupError('no such device')\n"
         "p.raises, p.nothing, p.crashes = raises, nothing, os.abort\n"
         "import time; p.hangs = lambda: time.sleep(60)\n"
+        "p.process = lambda: (print('a package says hello'), str(os.getpid()))[1]\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY)]))
     probes = [doctor.Probe(name, name, "numpy") for name in ("fine", "raises", "nothing", "crashes", "hangs")]
@@ -287,7 +414,12 @@ def test_doctor_distinguishes_ok_broken_and_crashed(monkeypatch: pytest.MonkeyPa
     assert [found[k].status for k in ("fine", "raises", "nothing", "crashes")] == ["ok", "broken", "none", "broken"]
     assert "absent" not in found
     assert "nms does not exist" in found["raises"].detail and "signal 6" in found["crashes"].detail
-    assert "no answer after 1 s" in doctor.run_probes((probes[4],), limit=1.0)[0].detail
+    # One process answers all (loading torch takes the time), and another one what follows a crash or a hang.
+    who = doctor.Probe("process", "process", "numpy")
+    answers = doctor.run_probes((who, who, probes[3], who, probes[4], who), limit=5.0)
+    first, second, crashed, third, hung, fourth = (answer.detail for answer in answers)
+    assert first == second and len({first, third, fourth}) == 3
+    assert "signal 6" in crashed and "no answer after 5 s" in hung
 
 
 def test_doctor_names_what_to_install():
@@ -299,7 +431,7 @@ def test_doctor_names_what_to_install():
         ("msgpack", "missing"),
         ("pytorch3d", "missing"),
     ]
-    assert "pip install 'jidm[serve]'" in found[1].detail and "build it from source" in found[2].detail
+    assert found[1].detail == install_command("serve") and "build it from source" in found[2].detail
 
 
 def test_doctor_knows_the_declared_dependencies():
@@ -373,3 +505,181 @@ def test_decode_of_the_same_file_gives_the_same_motion(demo: Path, tmp_path: Pat
     assert {p.name for p in out.iterdir()} == {"motion.npz", "motion.csv", "plot.png", "overlay.mp4", "summary.json"}
     again, first = JointMotion.load(out / "motion.npz"), JointMotion.load(demo / "motion.npz")
     np.testing.assert_allclose(again.position, first.position, atol=1e-6)
+
+
+# ---- many videos, sizes, stale results ----------------------------------------------------------------------------------
+
+
+FINGER = "--embodiment planar_finger_2 --camera front"
+
+
+@pytest.fixture(scope="module")
+def clips(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two good videos and a damaged one, between them in the order of names."""
+    folder = tmp_path_factory.mktemp("clips")
+    for name in ("a", "c"):
+        (folder / f"{name}.mp4").write_bytes((demo / "input.mp4").read_bytes())
+    (folder / "b.mp4").write_bytes((demo / "input.mp4").read_bytes()[:1000])
+    return folder
+
+
+def test_many_videos_get_a_folder_each_and_one_failure_ends_none(
+    demo: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from jidm.estimation.result import JointMotion
+
+    line = f"decode {clips} {FINGER} --q0 {demo}/truth.npy --no-overlay --out {tmp_path}/out"
+    assert cli.main(line.split()) == 1
+    said = capsys.readouterr()
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"a", "c", "videos.json"}
+    first = JointMotion.load(demo / "motion.npz")
+    for name in ("a", "c"):
+        np.testing.assert_allclose(JointMotion.load(out / name / "motion.npz").position, first.position, atol=1e-6)
+    lines = said.out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith(f"{clips}/a.mp4: 5 frames") and lines[2].startswith("2 of 3 videos")
+    (failed,) = [x for x in said.err.splitlines() if "failed" in x]
+    assert f"{clips}/b.mp4: failed: " in failed and "a bug" not in failed
+    problems = {x["folder"]: x["problem"] for x in json.loads((out / "videos.json").read_text())["videos"]}
+    assert problems["a"] is problems["c"] is None and "b.mp4" in problems["b"]
+
+    # The same again for one video, by pattern: allowed, and the others stay. Other settings are refused.
+    again = f"decode {clips}/[c].mp4 {FINGER} --q0 {demo}/truth.npy --no-overlay --out {out}"
+    assert cli.main(again.split()) == 0
+    assert len(json.loads((out / "videos.json").read_text())["videos"]) == 3
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert cli.main([*again.split(), "--smooth"]) == 1
+    assert "made with other settings (smooth)" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_each_video_has_its_initial_pose(demo: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    truth = np.load(demo / "truth.npy")
+    (tmp_path / "q0.json").write_text(json.dumps({"a.mp4": truth[0].tolist(), "b.mp4": [9.0, 9.0]}))
+    line = f"decode {clips}/a.mp4 {clips}/c.mp4 {FINGER} --q0 {tmp_path}/q0.json --no-overlay --out {tmp_path}/out"
+    assert cli.main(line.split()) == 1
+    assert "q0.json has no initial pose for c.mp4" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a", "videos.json"}
+
+
+def test_names_of_results_are_unique(tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert inputs.result_names([one / "a.mp4", one / "b.mp4"]) == ["a", "b"]
+    assert inputs.result_names([one / "a.mp4", one / "a.avi"]) == ["a.mp4", "a.avi"]
+    assert inputs.result_names([one / "a.mp4", two / "a.mp4"]) == ["one_a.mp4", "two_a.mp4"]
+    with pytest.raises(InputError, match="same names"):
+        inputs.result_names([one / "x" / "a.mp4", two / "x" / "a.mp4"])
+
+
+def test_a_folder_of_images_is_one_video(tmp_path: Path):
+    for folder, names in {
+        "images": ["0.png", "1.png"],
+        "videos": ["b.mp4", "a.mkv"],
+        "both": ["0.png", "a.mp4"],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    images, videos = tmp_path / "images", tmp_path / "videos"
+    assert inputs.expand_videos([images]) == ([images], False)
+    assert inputs.expand_videos([videos]) == ([videos / "a.mkv", videos / "b.mp4"], True)
+    assert inputs.expand_videos([videos / "a.mkv"]) == ([videos / "a.mkv"], False)
+    assert inputs.expand_videos([images, videos / "*.mp4"]) == ([images, videos / "b.mp4"], True)
+    with pytest.raises(InputError, match="holds videos and images"):
+        inputs.expand_videos([tmp_path / "both"])
+
+
+def test_large_frames_are_reduced_and_the_result_says_so(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from jidm.video.io import open_video, read_video
+    from jidm.video.preparation import MAX_SIZE
+
+    assert Decode.max_size == MAX_SIZE
+    size = open_video(demo / "input.mp4")
+    half = max(size.width, size.height) // 2
+    line = f"decode {demo}/input.mp4 {FINGER} --q0 {demo}/truth.npy --max-size {half} --out {tmp_path}/out"
+    assert cli.main(line.split()) == 0
+    smaller = f"{size.width // 2}x{size.height // 2}"
+    (said,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("jidm: ")]
+    assert f"{size.width}x{size.height} frames are decoded at {smaller}; --max-size 0" in said
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "x".join(map(str, summary["frame_size"])) == smaller and summary["camera"]["width"] == size.width // 2
+    assert summary["provenance"]["video_size"] == [size.width, size.height]
+    assert len(read_video(tmp_path / "out" / "overlay.mp4")) == 4
+
+
+def test_a_video_on_its_side_is_turned(demo: Path, tmp_path: Path):
+    from jidm.estimation.result import JointMotion
+    from jidm.video.io import read_video, write_video
+
+    frames = read_video(demo / "input.mp4").frames
+    write_video(tmp_path / "side.mkv", frames.rot90(1, (-2, -1)), 16, crf=0)
+    line = f"decode {tmp_path}/side.mkv {FINGER} --q0 {demo}/truth.npy --rotate 90 --no-overlay --out {tmp_path}/out"
+    assert cli.main(line.split()) == 0
+    motion, upright = JointMotion.load(tmp_path / "out" / "motion.npz"), JointMotion.load(demo / "motion.npz")
+    np.testing.assert_allclose(motion.position, upright.position, atol=0.01)
+    assert motion.provenance["rotated"] == 90
+    unturned = [x for x in line.split() if x not in ("--rotate", "90")]
+    assert cli.main(unturned) == 1  # the camera has another shape
+
+
+def test_lens_distortion_is_removed_with_the_camera_of_the_video(demo: Path, tmp_path: Path):
+    """Whether undistortion is right is in test_video_preparation.py; here, that the decoder gets it at the video's size."""
+    import torch
+
+    from jidm.cli.model_args import ModelArgs
+    from jidm.video.io import open_video
+    from jidm.video.preparation import undistorted
+
+    video, coefficients = demo / "input.mp4", (0.4, -0.1, 0.0, 0.01)
+    plain = open_video(video)
+    camera = load_embodiment("planar_finger_2").camera().resized(plain.width, plain.height)
+    camera.resized(2 * plain.width, 2 * plain.height).save(tmp_path / "twice.json")
+    model = ModelArgs(embodiment="planar_finger_2", camera=str(tmp_path / "twice.json"), q0=("home",))
+    decode = Decode((video,), model=model, undistort=coefficients)
+    source, idm = decode._prepare(video, model.build_idm())
+    assert (idm.field.camera.width, idm.field.camera.height) == (plain.width, plain.height)
+    assert torch.allclose(idm.field.camera.K, camera.K)
+    expected = next(undistorted(plain, camera.K, coefficients).pixels())[1]
+    found = next(source.pixels())[1]
+    assert torch.equal(found, expected) and not torch.equal(found, next(plain.pixels())[1])
+
+
+def test_a_new_result_takes_the_place_of_the_old_one_whole(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    line = f"decode {demo}/input.mp4 {FINGER} --q0 {demo}/truth.npy --out {out}".split()
+    out.mkdir()
+    for name in ("motion.npz", "overlay.mp4", "notes.txt"):
+        (out / name).write_text("old")
+    assert cli.main([*line, "--no-overlay"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "motion.npz",
+        "motion.csv",
+        "plot.png",
+        "summary.json",
+        "notes.txt",
+    }
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before["notes.txt"] == b"old" and before["motion.npz"] != b"old"
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jidm.visualization.plot_motion", fail)
+    assert cli.main(line) == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_devices_are_named_or_refused():
+    import torch
+
+    from jidm.idm.device import find_device
+
+    assert find_device("cpu") == torch.device("cpu")
+    for name, words in {"gpu": "unknown", "meta": "not supported", "cuda:99": "device 'cuda:99'"}.items():
+        with pytest.raises(InputError, match=words):
+            find_device(name)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"sees no CUDA device.*use cpu"):
+            find_device("cuda")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
+from urdf_text import joint, robot
 
 from jidm.cli.model_args import ModelArgs
-from jidm.errors import InputError
+from jidm.errors import EmbodimentError, InputError
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.free import LearnedField
 from jidm.robot.registry import load_embodiment
@@ -37,6 +40,25 @@ def test_a_reward_gets_the_same_decoder_without_velocity_limits() -> None:
     assert isinstance(idm.field, AnalyticField) and isinstance(direct.field, AnalyticField)
     assert idm.field.camera.to_dict() == direct.field.camera.to_dict()
     assert type(idm.flow) is type(direct.flow)
+
+
+def test_links_and_mesh_roots_reach_the_field_and_the_reward(tmp_path: Path) -> None:
+    (tmp_path / "meshes").mkdir()
+    (tmp_path / "robot").mkdir()
+    trimesh.creation.box(extents=(0.1, 0.1, 0.3)).export(tmp_path / "meshes" / "m.stl")
+    shape = "<visual><geometry><mesh filename='package://two/meshes/m.stl'/></geometry></visual>"
+    text = robot(*(f"<link name='{x}'>{shape}</link>" for x in "abc"), joint("j", "a", "b"), joint("k", "a", "c"))
+    (tmp_path / "robot" / "two.urdf").write_text(text)
+    args = ModelArgs(
+        embodiment=str(tmp_path / "robot" / "two.urdf"), camera="front", mesh_roots=(tmp_path,), links=("a", "c*")
+    )
+    for idm in (args.build_idm(), args.reward_config(None, size, None).build_idm()):
+        assert isinstance(idm.field, AnalyticField)
+        assert set(idm.field.surface.link.tolist()) == set(idm.field.edges.link.tolist())
+        names = {idm.field.embodiment.model.links[k].name for k in idm.field.surface.link.tolist()}
+        assert names == {"a", "c"}
+    with pytest.raises(EmbodimentError, match=r"m\.stl' was not found"):
+        replace(args, mesh_roots=()).build_idm()
 
 
 def test_a_checkpoint_alone_and_with_its_camera() -> None:
@@ -70,6 +92,10 @@ def test_initial_poses_of_a_reward_in_every_form(tmp_path: Path) -> None:
         (EXACT, "--q0 is missing"),
         ({**EXACT, "q0": ("9", "9")}, "outside"),
         ({"checkpoint": "finger-5", "camera": "front"}, "--camera needs --embodiment"),
+        ({"checkpoint": "finger-5", "links": ("link1",)}, "--links needs --camera"),
+        ({**EXACT, "links": ("lnk1",)}, "has no link 'lnk1': did you mean 'link1'"),
+        ({"checkpoint": "finger-5", "mesh_roots": (Path(),)}, "--mesh-roots needs --embodiment"),
+        ({**EXACT, "mesh_roots": (Path(),)}, "is for the meshes of a URDF file"),
     ],
 )
 def test_wrong_options_fail_before_the_video_is_opened(given: dict[str, object], words: str) -> None:

@@ -54,6 +54,13 @@ def test_scored_ranked_and_resumed(folder: Path, capsys: pytest.CaptureFixture[s
     assert run(folder, line) == 0
     out = capsys.readouterr().out
     assert "4 videos, 4 of them new" in out and "1 could not be scored" in out and "2 frames" in out
+    lines = {Path(line.split()[0]).name: line for line in out.splitlines() if line.split()[0].endswith(".mp4")}
+    assert set(lines) == {"good0.mp4", "bad0.mp4", "good1.mp4", "short.mp4"}
+    records = {Path(r["video"]).name: r for r in map(json.loads, (folder / "scores.jsonl").read_text().splitlines())}
+    for name in ("good0.mp4", "bad0.mp4"):
+        assert f"{records[name]['reward']:.2f}  EVA's {records[name]['eva']:.2f}; penalties: " in lines[name]
+        assert all(f"{term} {value:.2f}" in lines[name] for term, value in records[name]["penalties"].items())
+    assert records["bad0.mp4"]["reasons"][0] in lines["bad0.mp4"] and "not scored: " in lines["short.mp4"]
     assert run(folder, line) == 0
     assert "0 of them new" in capsys.readouterr().out
     assert run(folder, "rank {f}/scores.jsonl --best 3 --out {f}/ranking.png") == 0

@@ -46,7 +46,7 @@ def test_a_server_starts_answers_and_stops(tmp_path: Path) -> None:
     [
         (["--layout", "lingbot_va"], "name the side"),
         (["--token-file", "absent"], "cannot read the token"),
-        (["--control-rate", "0"], "control_rate"),
+        (["--control-rate", "0"], "--control-rate 0"),
         (["--chunk", "0"], "chunk"),
         (["--checkpoint", "finger-6"], "finger-6"),
         (["--host", "192.0.2.1"], "cannot listen"),

@@ -177,8 +177,13 @@ def fails(frames: np.ndarray) -> Any:
     raise RuntimeError("CUDA out of memory")
 
 
+def exits(frames: np.ndarray) -> Any:
+    raise SystemExit(3)
+
+
 WRONG = {
     "raises": (fails, "RuntimeError: CUDA out of memory"),
+    "exits": (exits, "SystemExit"),
     "of another size": (lambda x: x[:, :5], "the planner's frames"),
     "no video": (lambda x: "frames", "the planner failed"),
     "nothing": (lambda x: x[:0], "the planner failed"),
@@ -209,6 +214,43 @@ def test_a_failing_planner_leads_to_hold_and_is_called_again(mode: str, how: str
     moves = [bool(np.abs(command.velocity).max() > 0.02) for command in commands]
     assert not all(command.holding[0] for command in commands[-60:]) and any(moves[-60:])
     assert limit_usage(commanded.delta.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
+
+
+BAD_INPUTS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], tuple[Any, Any]], str]] = {
+    "robot reports NaN": (lambda frame, q: (frame, q * np.nan), "not finite"),
+    "robot reports too few": (lambda frame, q: (frame, q[:3]), "8 joint positions"),
+    "robot reports degrees": (lambda frame, q: (frame, np.rad2deg(q)), "degrees"),
+    "robot reports nothing usable": (lambda frame, q: (None, "moving"), "8 joint positions"),
+    "frame of another size": (lambda frame, q: (frame[:5], q), "first one was"),
+    "frame of another type": (lambda frame, q: ("frame", q), "camera's frame"),
+    "frame without pixels": (lambda frame, q: (frame[:0], q), "camera's frame"),
+    "frame of NaN": (lambda frame, q: (frame * np.nan, q), "not finite"),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "mode"),
+    [("robot reports NaN", mode) for mode in MODES] + [(x, "async_grounded") for x in list(BAD_INPUTS)[1:]],
+)
+def test_bad_frames_and_states_brake_the_robot_in_mid_motion(what: str, mode: str) -> None:
+    spoil, words = BAD_INPUTS[what]
+    planning, robot = DelayedExecutor(3), Robot()
+    controller = AsyncController(
+        ReferencePlanner(), make_decoder(), mode=mode, forward_model=exact_model, planning_executor=planning
+    )
+    controller.reset(picture(robot.q), robot.q)
+    commands, bad = [], range(42, 90)  # begins within a frame period
+    for k in range(200):
+        given = picture(robot.q), robot.q
+        commands.append(controller.step(*(spoil(*given) if k in bad else given)))
+        robot.send(commands[-1])
+        planning.tick()
+    braking = commands[42 + COMMANDS_PER_FRAME : 90]
+    assert all(x.holding[0] and words in x.reason for x in braking)
+    assert np.abs(commands[41].velocity).max() > 0.05 > 1e-3 > np.abs(commands[89].velocity).max()
+    assert any(not x.holding[0] and np.abs(x.velocity).max() > 0.05 for x in commands[90:])
+    deltas = concatenate(commands).delta
+    assert limit_usage(deltas.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
 def test_a_dead_planner_leads_to_rest_and_states_the_waiting_time() -> None:

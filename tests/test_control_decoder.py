@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_control_spline import limit_usage
 
 from jidm import JacobianIDM
@@ -233,8 +236,9 @@ def test_a_new_video_continues_the_current_motion() -> None:
     decoder = make_decoder()
     decoder.reset(q[0])
     first = run(decoder, q)
-    decoder.start_video(q[-1] + 0.1)
-    second = run(decoder, np.repeat(q[-1:] + 0.1, 20, 0).clip(ROBOT.lower, ROBOT.upper))
+    moved = (q[-1] + 0.1).clip(ROBOT.lower, ROBOT.upper)
+    decoder.start_video(moved)
+    second = run(decoder, np.repeat(moved[None], 20, 0))
     whole = np.concatenate([first.position, second.position])
     assert limit_usage(whole, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
     np.testing.assert_allclose(second.position[-1][:7], q[-1][:7] + 0.1, atol=5e-3)
@@ -245,9 +249,10 @@ def test_measured_positions_anchor_the_estimate() -> None:
     decoder = make_decoder()
     decoder.reset(q[0])
     run(decoder, q[:20])
-    decoder.push(picture(q[20]), q=q[20] + 0.05)
+    measured = q[20] + np.where(ROBOT.gripper_mask, 0, 0.05)
+    decoder.push(picture(q[20]), q=measured)
     assert decoder.pose_tracker._stream is not None
-    np.testing.assert_allclose(decoder.pose_tracker._stream.q, q[20] + 0.05)
+    np.testing.assert_allclose(decoder.pose_tracker._stream.q, measured)
 
 
 @pytest.mark.parametrize("space", ["joint_velocity", "joint_position"])
@@ -315,16 +320,66 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], words: str) -> Non
         make_decoder(**wrong)
 
 
-def test_wrong_positions_are_refused_and_nothing_changes() -> None:
+TOOL_POSE = np.array([-0.05, 0.03, 0.95, 3.13, -0.02, -0.08, 0.03, -0.03])  # x y z, rotation vector, two fingers
+NO_POSES = {
+    "too few": ([0.0], "8 joint positions"),
+    "text": (["a"] * 8, "8 joint positions"),
+    "NaN": (ROBOT.home * np.nan, "not finite"),
+    "infinite": (ROBOT.home + np.inf, "not finite"),
+    "a tool pose": (TOOL_POSE, "panda_joint4 is 3.13, its limits are -3.072 to -0.0698.*a tool pose is none"),
+    "degrees": (np.rad2deg(ROBOT.home), "degrees"),
+    "absurd": (np.full(8, 1e308), "panda_joint1 is 1e[+]308"),
+}
+
+
+@pytest.mark.parametrize("wrong", NO_POSES)
+def test_what_is_no_pose_of_the_robot_is_refused_and_nothing_changes(wrong: str) -> None:
+    q, words = NO_POSES[wrong]
     decoder = make_decoder()
     decoder.reset(ROBOT.home)
-    for q in ([0.0], ROBOT.home * np.nan):
-        for call in (decoder.reset, decoder.start_video, decoder.trajectory.observe):
-            with pytest.raises(InputError, match="finite joint positions"):
-                call(q)
-        with pytest.raises(InputError, match="finite joint positions"):
-            decoder.push(picture(ROBOT.home), q=q)
-    np.testing.assert_allclose(decoder.trajectory.position, ROBOT.home)
+    for call in (decoder.reset, decoder.start_video, decoder.trajectory.observe):
+        with pytest.raises(InputError, match=words):
+            call(q)
+    np.testing.assert_allclose(decoder.trajectory.position, ROBOT.home, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrong", NO_POSES)
+def test_a_robot_that_reports_no_pose_is_braked(wrong: str) -> None:
+    q = motion(3.0)
+    decoder = make_decoder(control_rate=100.0)
+    decoder.reset(q[0])
+    parts = [decoder.push(picture(x), q=NO_POSES[wrong][0] if k >= 15 else None) for k, x in enumerate(q)]
+    assert all(x.holding.all() and x.reason.startswith("the robot reports") for x in parts[15:])
+    commands = concatenate(parts)
+    assert limit_usage(commands.position, MotionLimits.from_embodiment(ROBOT), 1 / 100) <= 1
+    assert np.abs(parts[14].velocity).max() > 0.1 > 1e-3 > np.abs(parts[-1].velocity).max()
+
+
+def test_a_start_slightly_outside_the_limits_is_led_back_into_them() -> None:
+    start = ROBOT.home.copy()
+    start[3] = ROBOT.upper[3] + 0.05
+    decoder = make_decoder()
+    decoder.reset(start)
+    commands = run(decoder, np.repeat(start[None], 30, 0))
+    outside = commands.position[:, 3] - ROBOT.upper[3]
+    steps = np.diff(outside)
+    assert outside[0] > 0.04 and (steps[outside[1:] > 1e-6] < 0).all() and (outside[10:] < 1e-6).all()
+
+
+@given(q=st.lists(st.floats(-4, 4), min_size=8, max_size=8), seed=st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_no_reported_pose_shifts_the_motion_out_of_its_limits(q: list[float], seed: int) -> None:
+    true = motion(1.5, seed=seed, speed=2.0)
+    decoder = make_decoder()
+    decoder.reset(true[0])
+    for k, x in enumerate(true):
+        commands = decoder.push(picture(x))
+        if k == 9:
+            with contextlib.suppress(InputError):
+                decoder.trajectory.observe(np.clip(q, ROBOT.lower, ROBOT.upper))
+        limits = decoder.limits
+        assert (commands.position >= limits.lower - 1e-6).all() and (commands.position <= limits.upper + 1e-6).all()
+        assert (np.abs(commands.velocity) <= limits.velocity + 1e-6).all()
 
 
 def test_commands_taken_frame_by_frame_are_those_taken_at_once() -> None:

@@ -17,7 +17,7 @@ from lerobot_files import CAMERA, EpisodeArrays, encode, make_episode, make_v2, 
 
 from jidm import Embodiment, load_embodiment
 from jidm.cli import main
-from jidm.datasets import open_dataset, validate_dataset
+from jidm.datasets import Problem, open_dataset, validate_dataset
 from jidm.datasets.image_motion import sample_camera
 from jidm.datasets.summary import summarize_dataset
 from jidm.errors import DatasetError
@@ -25,11 +25,16 @@ from jidm.errors import DatasetError
 TABLE, VIDEO = "data/chunk-000/episode_000003.parquet", f"videos/chunk-000/{CAMERA}/episode_000003.mp4"
 
 
+def faults(root: Path, **options: Any) -> list[Problem]:
+    """The problems that are no notes: the data sets here have gaps in the numbers of their episodes."""
+    return [problem for problem in validate_dataset(root, **options) if not problem.is_note]
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A valid data set: episodes 0 and 3 of 6 and 8 frames."""
     made = make_v2(tmp_path / "set", {0: make_episode(0, 6), 3: make_episode(3, 8)})
-    assert validate_dataset(made) == []
+    assert faults(made) == []
     return made
 
 
@@ -112,7 +117,7 @@ FAULTS: list[tuple[Callable[[Path], Any], int | None, str]] = [
 @pytest.mark.parametrize(("damage", "episode", "what"), FAULTS, ids=[b[2][:40] for b in FAULTS])
 def test_every_fault_is_found_and_named(root: Path, damage: Any, episode: int | None, what: str) -> None:
     damage(root)
-    problems = validate_dataset(root)
+    problems = faults(root)
     assert any(what in p.message and p.episode == episode for p in problems), "\n".join(map(str, problems))
     assert {p.episode for p in problems} <= {episode, None}  # the valid episode is not reported
     for p in problems:
@@ -123,19 +128,19 @@ def test_declared_columns_that_tables_lack_are_named_once(root: Path) -> None:
     change(
         root, lambda f: f["features"].update({"observation.extra": {"dtype": "float32", "shape": [2], "names": None}})
     )
-    (problem,) = validate_dataset(root)
+    (problem,) = faults(root)
     assert (problem.episode, problem.message) == (None, "'observation.extra' is declared, but no table has it")
     table = pq.read_table(root / TABLE)
     pq.write_table(table.append_column("observation.extra", pa.array(np.zeros((8, 2)).tolist())), root / TABLE)
-    (problem,) = validate_dataset(root)
+    (problem,) = faults(root)
     assert (problem.episode, problem.message) == (0, "its table has no 'observation.extra', others have")
 
 
 def test_damage_inside_a_video_is_found_by_decoding(root: Path) -> None:
     encode(root / VIDEO, np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), np.uint8), 30)
     damaged_inside(root)
-    assert validate_dataset(root) == []
-    assert [p.episode for p in validate_dataset(root, decode=True)] == [3]
+    assert faults(root) == []
+    assert [p.episode for p in faults(root, decode=True)] == [3]
 
 
 def test_packed_videos_are_checked_per_episode(tmp_path: Path) -> None:
@@ -146,13 +151,51 @@ def test_packed_videos_are_checked_per_episode(tmp_path: Path) -> None:
         np.concatenate([e.frames for e in truth.values()])[:17],
         30,
     )
-    assert [(p.episode, p.message.split(" (")[0]) for p in validate_dataset(root)] == [
+    assert [(p.episode, p.message.split(" (")[0]) for p in faults(root)] == [
         (2, f"{CAMERA} has 3 images, the table has 5 rows")
     ]
 
 
+@pytest.mark.parametrize(("drift", "complaint"), [(-1, "they overlap"), (1, "belong to no episode")])
+def test_overlaps_and_gaps_in_a_shared_video_are_named(tmp_path: Path, drift: int, complaint: str) -> None:
+    """from_timestamp that counts an episode of T frames as (T - 1) / fps or (T + 1) / fps long."""
+    truth = {k: make_episode(k, 9) for k in range(4)}
+    root = make_v30(tmp_path, truth, per_file=4)
+    assert validate_dataset(root) == []
+    listed = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table, key = pq.read_table(listed), f"videos/{CAMERA}/from_timestamp"
+    starts = pa.array([k * (9 + drift) / 30 for k in range(4)])
+    pq.write_table(table.set_column(table.schema.names.index(key), key, starts), listed)
+    frames = np.concatenate([e.frames for e in truth.values()] + [truth[0].frames[:3]] * (drift > 0))
+    encode(root / "videos" / CAMERA / "chunk-000" / "file-000.mp4", frames, 30)
+    found = [p for p in validate_dataset(root, decode=True) if complaint in p.message and CAMERA in p.message]
+    assert {1, 2, 3} <= {p.episode for p in found}
+    assert all("from_timestamp" in p.remedy for p in found)
+
+
+def test_missing_values_in_other_columns_are_noted(tmp_path: Path) -> None:
+    episode = make_episode(0, 6)
+    root = make_v2(tmp_path, {0: episode})
+    force = np.zeros((6, 3))
+    force[2, 1] = np.nan
+    table = root / "data" / "chunk-000" / "episode_000000.parquet"
+    pq.write_table(pq.read_table(table).append_column("force", pa.array(force.tolist())), table)
+    change(root, lambda f: f["features"].update(force={"dtype": "float64", "shape": [3], "names": ["x", "y", "z"]}))
+    (note,) = validate_dataset(root)
+    assert note.is_note and note.message == "force of 'y' is nan in frame 2 (1 such frames)" and note.episode == 0
+    assert main(["dataset", "validate", str(root)]) == 0
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (0, 2), (1, 2)])
+def test_numbers_that_lerobot_cannot_read_are_noted(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    notes = validate_dataset(make_v2(tmp_path, {k: make_episode(k, 5) for k in numbers}))
+    assert [p.is_note and "LeRobot reads only sets whose episodes count from 0" in p.message for p in notes] == (
+        [] if numbers == (0, 1, 2) else [True]
+    )
+
+
 def test_a_folder_that_is_no_data_set_is_one_problem(tmp_path: Path) -> None:
-    (problem,) = validate_dataset(tmp_path)
+    (problem,) = faults(tmp_path)
     assert "no data set" in problem.message and problem.remedy == "give the folder that contains meta/"
 
 
@@ -174,14 +217,12 @@ def of_robot(tmp_path: Path, names: list[str], state: np.ndarray) -> Path:
 def test_joints_and_limits_are_compared_with_the_robot(tmp_path: Path, finger: Embodiment) -> None:
     inside = np.clip(np.linspace(-0.3, 0.3, 18).reshape(6, 3), finger.lower, finger.upper)
     names = list(finger.joint_names)
-    assert validate_dataset(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
-    (wrong,) = validate_dataset(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
+    assert faults(of_robot(tmp_path / "good", names, inside), embodiment=finger) == []
+    (wrong,) = faults(of_robot(tmp_path / "order", names[::-1], inside), embodiment=finger)
     assert f"'{names[-1]}' is in the place of '{names[0]}'" in wrong.message
-    (wrong,) = validate_dataset(
-        of_robot(tmp_path / "dof", names, inside), embodiment=load_embodiment("planar_finger_2")
-    )
+    (wrong,) = faults(of_robot(tmp_path / "dof", names, inside), embodiment=load_embodiment("planar_finger_2"))
     assert wrong.message == "has 3 joints, 'planar_finger_2' has 2"
-    degrees = validate_dataset(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)
+    degrees = faults(of_robot(tmp_path / "degrees", names, np.rad2deg(inside)), embodiment=finger)
     assert degrees and all(
         "the limits are" in p.message and "convert the recording to rad" in p.remedy for p in degrees
     )
@@ -266,7 +307,7 @@ def test_check_prints_problems_and_sets_the_exit_code(root: Path, capsys: pytest
     (root / VIDEO).unlink()
     assert main(["dataset", "validate", str(root)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("episode 3: ") and lines[1].endswith("1 problem(s)")
+    assert [line.split(" ")[0] for line in lines[:2]] == ["note:", "episode"] and lines[2].endswith("1 problem(s)")
     assert main(["dataset", "validate", str(root), "--embodiment", "planar_finger_2"]) == 1
     assert "has 3 joints, 'planar_finger_2' has 2" in capsys.readouterr().out
 
@@ -280,6 +321,6 @@ def test_check_uses_the_robot_of_the_recipe(root: Path, capsys: pytest.CaptureFi
 
 
 def test_problems_of_third_party_data_sets() -> None:
-    assert validate_dataset(material("g1_inspire_real")) == []
-    found = validate_dataset(material("gr1_sim"))
+    assert faults(material("g1_inspire_real")) == []
+    found = faults(material("gr1_sim"))
     assert {p.episode for p in found} == {3, 4, None} and len(found) == 3

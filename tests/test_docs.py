@@ -272,3 +272,60 @@ def test_shared_entries_of_docstrings_are_split():
     assert split(text) == (
         "Limits.\n\nArgs:\n    lower: limits\n        [rad].\n    upper: limits\n        [rad].\n    dt: time, of\n        a step: [s]."
     )
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if "notes" not in d.parts], ids=name_of)
+def test_inputs_of_commands_are_made_or_explained(document: Path):
+    """A file or folder that a command reads is written by an earlier command, or named in the page's text or Python."""
+    from jidm.checkpoint import bundled_names
+    from jidm.robot.registry import embodiment_names
+
+    text = document.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    known = {*bundled_names(), *embodiment_names(), "home", "show", "validate"}
+    made = set(re.findall(r'"([^"\s]+)"', "\n".join(blocks(document, "python"))))
+    for line in (line for block in blocks(document, "bash") for line in block.replace("\\\n", " ").splitlines()):
+        words = line.split("#")[0].split()
+        made |= {"jidm_demo"} if words[:2] == ["make", "demo"] else set()
+        if words[:1] != ["jidm"]:
+            continue
+        for path in inputs_of(words[1:]):
+            top = path.split("/")[0]
+            assert path in known or top in made or re.search(rf"`{re.escape(top)}/?`", prose), f"{line}: {path}"
+        defaults = {"decode": "jidm_decode", "evaluate": "jidm_evaluate", "score": "scores.jsonl", "demo": "jidm_demo"}
+        made.add(words[words.index("--out") + 1] if "--out" in words else defaults.get(words[1], ""))
+
+
+def inputs_of(words: list[str]) -> list[str]:
+    """Words of a command that name what it reads: those before the first flag, and the values of some flags."""
+    rest = words[1:]
+    flags = [k for k, word in enumerate(rest) if word.startswith("--")]
+    positional = rest[: flags[0] if flags else len(rest)]
+    reading = {"--data", "--q0", "--scales", "--camera", "--embodiment", "--checkpoint", "--token-file"}
+    values = [rest[k + 1] for k in flags if rest[k] in reading and rest[k + 1 :]]
+    return [*positional, *(value for value in values if "." in value or "/" in value or value in ("token",))]
+
+
+def test_a_missing_input_is_seen(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\njidm babble panda --out data\njidm train --data data --out mine\njidm evaluate mine --data other/x\n```\n"
+    )
+    with pytest.raises(AssertionError, match="other/x"):
+        test_inputs_of_commands_are_made_or_explained(page)
+    page.write_text(page.read_text() + "Put `other` there.\n")
+    test_inputs_of_commands_are_made_or_explained(page)
+
+
+def test_the_readme_says_how_weak_the_learned_checkpoints_are():
+    """With the figures of the benchmark, beside the examples that use them."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    for name in ("finger-5", "panda-sim", "allegro-right-sim"):
+        (figure,) = re.findall(rf"\(`{name}`\) \| NVE \| ([\d.]+) \|", table)
+        for paragraph in (p for p in text.split("\n\n") if f'"{name}"' in p and "```" not in p):
+            assert figure in paragraph, (name, figure)
+        assert f'"{name}"' in text
+    reward = text[text.index("## A reward for video models") :].split("\n## ")[0]
+    (figure,) = re.findall(r"\(`panda-sim`\) \| NVE \| ([\d.]+) \|", table)
+    assert figure in reward

@@ -24,7 +24,7 @@ from jidm.evaluation.field_metrics import FieldPrediction, predict_field
 from jidm.evaluation.ground_truth import GroundTruthView, letterbox_camera, make_surface_field
 from jidm.evaluation.held_out import HeldOut
 from jidm.evaluation.summary import compare_models, summarize
-from jidm.evaluation.tables import summary_table
+from jidm.evaluation.tables import _CORRUPTION_COLUMNS, MEANINGS, MODEL_COLUMNS, legend, summary_table
 from jidm.fields.analytic import AnalyticField
 from jidm.idm import JacobianIDM
 from jidm.model_registry import model_class
@@ -177,7 +177,7 @@ def test_joints_are_found_by_name_in_any_order(recording: InMemoryDataset):
 def test_wrong_choices_are_refused_by_name(recording: InMemoryDataset):
     with pytest.raises(DatasetError, match=r"no episodes \[7\]; it has 4 episodes"):
         HeldOut(recording, EvalConfig(episodes=(0, 7)))
-    with pytest.raises(DatasetError, match=r"no image key 'fronl'.*did you mean 'front'"):
+    with pytest.raises(DatasetError, match=r"has no camera 'fronl'.*did you mean 'front'"):
         HeldOut(recording, EvalConfig(image_key="fronl"))
     with pytest.raises(InputError, match="stride"):
         EvalConfig(stride=0)
@@ -370,6 +370,8 @@ def shelf(monkeypatch: pytest.MonkeyPatch, seen: InMemoryDataset) -> dict[str, P
     models = {"good": PixelPoseModel(seen.joint_names, scale=0.9), "poor": PixelPoseModel(seen.joint_names, scale=0.5)}
     data = {"good": {"data_hash": "another"}, "poor": {"data_hash": seen.content_hash, "train_episodes": [0, 5]}}
     read = {name: SimpleNamespace(name=name, training={"data": data[name]}) for name in models}
+    monkeypatch.setattr("jidm.cli.checks.check_checkpoint", lambda name: None)
+    monkeypatch.setattr("jidm.cli.checks.check_exists", lambda path: None)
     monkeypatch.setattr(jidm.datasets, "open_dataset", lambda path: seen)
     monkeypatch.setattr(jidm.checkpoint, "load_checkpoint", read.__getitem__)
     monkeypatch.setattr(jidm.model_registry, "load_idm", lambda checkpoint: models[checkpoint.name])
@@ -441,3 +443,14 @@ def test_the_prediction_of_vera_has_the_decoded_step():
 
 def test_a_model_without_a_field_has_no_field_prediction():
     assert predict_field(BaselineIDM(untrained("direct")), *frames(), torch.zeros(3, 2)) is None
+
+
+def test_every_column_of_a_table_is_explained():
+    headings = {heading for _, heading, _ in (*MODEL_COLUMNS, *_CORRUPTION_COLUMNS)} | {
+        "MSE RATIO",
+        "PAIRS",
+        "EPISODES",
+    }
+    assert {MEANINGS.get(heading) or MEANINGS.get(heading.split()[0]) for heading in headings} <= set(MEANINGS.values())
+    table = [("MODEL", "NVE", "WITHIN 0.05", "TIP [mm]"), ("a", "0.10", "90.0%", "-"), ("b", "-", "80.0%", "-")]
+    assert [heading for heading, _ in legend(table)] == ["NVE", "WITHIN 0.05"]  # not of a column without numbers

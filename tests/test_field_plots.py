@@ -45,7 +45,9 @@ def test_each_joint_has_the_color_of_its_direction(prediction: FieldPrediction):
 
 
 def test_a_tile_is_gray_off_the_robot(prediction: FieldPrediction):
-    tile = field_plots._field_tile(torch.rand(3, 64, 64), prediction.jacobian[0, :, 0], prediction.mask[0], 10.0)
+    tile = field_plots.draw_field(
+        torch.rand(3, 64, 64), prediction.jacobian[0, :, 0], prediction.mask[0], 10.0, (200, 200)
+    )
     corner = tile[:20, :20].astype(int)
     assert (corner.max(-1) == corner.min(-1)).all()
 

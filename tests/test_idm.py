@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from annotations import unchecked
 from rendered import FPS, HEIGHT, WIDTH, Clip, clip
 from torch import Tensor
 
-from jidm import Camera, Embodiment, JacobianIDM, JointMotion, load_embodiment
+from jidm import Camera, Embodiment, JacobianIDM, JointMotion, compose, load_embodiment
 from jidm.errors import InputError, VideoError
 from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.estimation.smoother import smooth_motion
 from jidm.flow import Flow
+from jidm.sim import Appearance, Scene, random_motion
 from jidm.video.io import write_video
 
 BY_FLOW = AnalyticOptions(refine="none")
@@ -237,6 +239,29 @@ def test_hidden_joints_are_not_observable_and_uncertain() -> None:
     assert np.median(std[observable]) < np.median(std[~observable])
 
 
+def test_joints_that_move_no_sampled_link_are_held_and_the_others_decoded() -> None:
+    one, T_base_right = load_embodiment("planar_finger_2"), np.eye(4)
+    T_base_right[1, 3] = 0.6
+    robot = compose(left=one, right=(one, T_base_right))
+    camera = robot.camera("front").resized(WIDTH, HEIGHT)
+    q = random_motion(robot, 8, 1 / FPS, 0)
+    with Scene(robot, appearance=Appearance.textured()) as scene:
+        rgb = scene.render_video(q, camera).rgb
+    error = {}
+    for name, links in (("all", None), ("left", ["left_*"])):
+        idm = JacobianIDM.from_embodiment(robot, camera=camera, links=links)
+        for motion in (motions := idm.decode_both(rgb, q0=q[0], fps=FPS)):
+            assert bool(motion.valid.all())
+            error[name] = np.abs(motion.position.numpy() - q).max(axis=0)
+            if links is not None:
+                np.testing.assert_allclose(motion.position[:, 2:], np.tile(q[0, 2:], (len(q), 1)), atol=1e-6)
+                assert not motion.observable[:, 2:].any()
+        std = motions[0].covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert (np.ptp(q[:, 2:], axis=0) > 0.1).all(), "the joints that are held moved"
+    assert (std[:, 2:] > 5 * std[:, :2]).all()
+    assert (error["left"][:2] < error["all"][:2] + 0.01).all()
+
+
 def test_a_robot_outside_the_image_is_not_observable(finger: Clip) -> None:
     away = Camera.look_at((5.0, 5.0, 0.5), (10.0, 10.0, 0.0), width=WIDTH, height=HEIGHT)
     for options in (BY_FLOW, AnalyticOptions()):
@@ -383,7 +408,11 @@ def test_streaming_keeps_few_frames_in_memory(finger: Clip, idm: JacobianIDM, mo
     most = 0
 
     class Source:
-        fps, length = FPS, None
+        path, fps, length = Path("stream"), FPS, None
+        height, width = finger.rgb.shape[1:3]
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            raise AssertionError("decoding reads pixels")
 
         def pixels(self):  # type: ignore[no-untyped-def]
             nonlocal most

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "jidm"
 FLOORS = (
     ("errors",),
-    ("atomic_io", "bundled", "ray_utils", "flow"),
+    ("atomic_io", "bundled", "git_lfs", "json_lines", "ray_utils", "flow"),
     ("camera", "checkpoint", "video"),
     ("robot",),
     ("datasets", "fields"),

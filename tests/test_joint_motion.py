@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import pickle
-from dataclasses import fields
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from jidm import JointMotion
-from jidm.errors import InputError
+from jidm.errors import InputError, MissingExtraError
 from jidm.estimation.result import stack
 
 
@@ -127,6 +128,83 @@ def test_csv_of_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"batch shape \(2,\)"):
         made(batch=(2,)).to_csv(tmp_path / "motion.csv")
     assert os.listdir(tmp_path) == []
+
+
+# ---- other forms -----------------------------------------------------------------------------------------------------
+
+
+def test_repr_says_the_measures_in_one_line() -> None:
+    base = made()
+    observable = torch.ones_like(base.observable)
+    observable[2, 1] = False  # in one of four valid steps
+    valid = torch.tensor([True, True, True, True, False])
+    explained = torch.tensor(
+        [0.5, 0.5, 1.0, 1.0, 0.0], dtype=torch.float64
+    )  # the step that is not valid does not count
+    motion = replace(base, observable=observable, valid=valid, explained_fraction=explained)
+    assert repr(motion) == (
+        "JointMotion(6 frames in 0.714 s, 3 joints, 80% of the steps valid, 75% of the motion explained, "
+        "least observable b,comma (75% of the steps))"
+    )
+    std = motion.position_std.clone()
+    std[:, 2] += 9
+    equal = replace(motion, observable=torch.ones_like(observable), position_std=std)
+    assert "least observable grip (100% of the steps)" in repr(equal)
+    assert (
+        repr(replace(motion, valid=valid & False))
+        == "JointMotion(6 frames in 0.714 s, 3 joints, 0% of the steps valid)"
+    )
+    assert repr(motion[2:3]) == "JointMotion(1 frames in 0 s, 3 joints)"
+    assert repr(made(batch=(2,))).startswith("JointMotion(batch (2,), 6 frames")
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_a_notebook_shows_a_row_per_joint(batch: tuple[int, ...]) -> None:
+    motion = replace(made(batch=batch), joint_names=("a", "<b>", "grip"))
+    page = motion._repr_html_()
+    assert page.count("<tr>") == 4 and "&lt;b&gt;" in page and "<b>" not in page
+    end = f"{float(motion.position.flatten(0, -2)[-1, 2]):.4f} m"
+    assert (f"<td>{end}</td>" in page) == (not batch)
+
+
+def test_to_changes_the_dtype_and_keeps_time_and_flags() -> None:
+    motion = made(frames=4)
+    motion = replace(motion, time=motion.time + 1e6)
+    half = motion.to(torch.float32)
+    assert half.position.dtype == half.covariance.dtype == torch.float32
+    assert torch.equal(half.time, motion.time) and torch.equal(half.valid, motion.valid)
+    assert torch.equal(half.velocity, motion.velocity.float())
+    assert_same(motion.to("cpu"), motion)
+    assert {x.device.type for x in vars(motion.to("meta")).values() if isinstance(x, torch.Tensor)} == {"meta"}
+    with pytest.raises(InputError, match="floating"):
+        motion.to(torch.int64)
+
+
+def test_pandas_holds_the_table_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pd = pytest.importorskip("pandas", reason="pandas is optional")
+    motion = made()
+    table = motion.to_pandas()
+    motion.to_csv(tmp_path / "motion.csv")
+    read = pd.read_csv(tmp_path / "motion.csv", index_col="time", dtype={"valid": "boolean"})
+    pd.testing.assert_frame_equal(table, read)
+    assert table["valid"].tolist()[:-1] == motion.valid.tolist() and table["valid"].isna().tolist() == [False] * 5 + [
+        True
+    ]
+    with pytest.raises(InputError, match=r"batch shape \(2,\)"):
+        made(batch=(2,)).to_pandas()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match="pip install pandas"):
+        motion.to_pandas()
+
+
+def test_plot_draws_the_curves() -> None:
+    motion = made()
+    figure = motion.plot(joints=["grip"], title="mine")
+    velocity, position = figure.axes
+    np.testing.assert_array_equal(velocity.get_lines()[0].get_ydata(), motion.velocity[:, 2].numpy())
+    np.testing.assert_array_equal(position.get_lines()[0].get_ydata(), motion.position[:, 2].numpy())
+    with pytest.raises(InputError, match="did you mean 'grip'"):
+        motion.plot(joints=["gripp"])
 
 
 class Bomb:

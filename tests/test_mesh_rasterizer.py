@@ -72,7 +72,7 @@ def test_the_dense_field_on_rasterized_meshes() -> None:
 def test_without_pytorch3d_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch3d", None)
     robot = load_embodiment("planar_finger_2")
-    with pytest.raises(MissingExtraError, match=r"jidm\[pytorch3d\]"):
+    with pytest.raises(MissingExtraError, match=r"\[pytorch3d\]"):
         AnalyticField(robot, robot.camera("front"), rasterizer="pytorch3d")
 
 

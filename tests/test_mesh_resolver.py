@@ -54,7 +54,8 @@ def arm(tmp_path: Path) -> Path:
         ("package://arm/meshes/../urdf/near.stl", "urdf/near.stl"),
         ("package://deep/../near.stl", None),  # leaves the package it names
         ("package://arm/meshes/gone.stl", None),
-        ("package://unknown/meshes/link.stl", None),
+        ("package://unknown/meshes/link.stl", "meshes/link.stl"),  # of a folder without a package.xml
+        ("package://unknown/meshes/gone.stl", None),
         ("gone.stl", None),
         ("../meshes", None),  # a folder is no mesh
         ("x" * 5000, None),
@@ -107,6 +108,75 @@ def test_a_ros_package_is_recognized_by_its_package_xml(arm: Path) -> None:
     (arm.parent / "other" / "package.xml").write_text("<package/>")
     found = MeshResolver().resolve("package://other/meshes/o.stl", arm / "urdf")
     assert found == arm.parent / "other" / "meshes" / "o.stl"
+
+
+def package(folder: Path, name: str) -> Path:
+    (folder / "meshes").mkdir(parents=True)
+    (folder / "meshes" / "b.stl").write_text("solid")
+    text = f"<package format='3'><!-- <name>other</name> --><maintainer email='a@b.c'>x</maintainer><name> {name} </name></package>"
+    (folder / "package.xml").write_text(text)
+    return folder / "meshes" / "b.stl"
+
+
+def test_a_package_has_the_name_in_its_package_xml(tmp_path: Path) -> None:
+    """A downloaded archive unpacks into my_arm-main/; the package is my_arm."""
+    mesh = package(tmp_path / "src" / "my_arm-main", "my_arm")
+    folder = mesh.parents[1]
+    for urdf_dir in (folder, folder / "urdf", folder / "robots" / "deep"):
+        urdf_dir.mkdir(parents=True, exist_ok=True)
+        assert MeshResolver().resolve("package://my_arm/meshes/b.stl", urdf_dir) == mesh
+    assert MeshResolver().resolve("package://my_arm-main/meshes/b.stl", folder / "urdf") == mesh
+    # From elsewhere: the package itself, the folder above, the workspace, the meshes.
+    away = tmp_path / "away"
+    away.mkdir()
+    assert MeshResolver().resolve("package://my_arm/meshes/b.stl", away) is None
+    for root in (folder, folder.parent, tmp_path, mesh.parent):
+        assert MeshResolver([root]).resolve("package://my_arm/meshes/b.stl", away) == mesh, root
+        assert MeshResolver([root]).resolve("package://my_arm/meshes/b.stl", None) == mesh, root
+    # A sibling of another name; but a package is never taken for another.
+    package(tmp_path / "src" / "hand-v2", "my_hand")
+    assert MeshResolver().resolve("package://my_hand/meshes/b.stl", folder / "urdf") == (
+        tmp_path / "src" / "hand-v2" / "meshes" / "b.stl"
+    )
+    for roots in ([], [folder]):
+        assert MeshResolver(roots).resolve("package://third/meshes/b.stl", folder / "urdf") is None
+
+
+def test_the_package_of_that_name_comes_before_any_folder_with_such_a_file(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    (plain / "meshes").mkdir(parents=True)
+    (plain / "meshes" / "b.stl").write_text("solid")
+    assert MeshResolver().resolve("package://my_arm/meshes/b.stl", plain) == plain / "meshes" / "b.stl"
+    right = package(tmp_path / "ws" / "src" / "arm-2.1", "my_arm")
+    assert MeshResolver([plain, tmp_path / "ws"]).resolve("package://my_arm/meshes/b.stl", plain) == right
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<package", "<package/>", "<!DOCTYPE p><package><name>arm2</name></package>", "\0"]
+)
+def test_a_broken_package_xml_states_no_name(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "arm"
+    package(folder, "arm")
+    (folder / "package.xml").write_text(text)
+    assert MeshResolver().resolve("package://arm/meshes/b.stl", folder) == folder / "meshes" / "b.stl"
+
+
+def test_a_missing_mesh_tells_where_it_was_searched(arm: Path) -> None:
+    found, tried = MeshResolver([arm.parent / "other"]).search("package://arm/meshes/gone.stl", arm / "urdf")
+    assert found is None
+    assert arm / "meshes" / "gone.stl" in tried and arm.parent / "other" / "meshes" / "gone.stl" in tried
+    assert all(path.name == "gone.stl" and not path.exists() for path in tried)
+    (tried[0].parent).mkdir(parents=True, exist_ok=True)
+    tried[0].write_text("solid")  # the remedy of the message
+    assert MeshResolver([arm.parent / "other"]).resolve("package://arm/meshes/gone.stl", arm / "urdf") == tried[0]
+
+
+def test_the_search_below_a_root_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(30):
+        (tmp_path / f"d{k:02}").mkdir()
+    monkeypatch.setattr(mesh_resolver, "_MAX_FOLDERS", 10)
+    assert len(list(mesh_resolver._folders_below(tmp_path, 3))) == 10
+    assert list(mesh_resolver._folders_below(tmp_path / "gone", 3)) == []
 
 
 def test_the_parent_folder_is_allowed_only_for_a_folder_of_urdfs(arm: Path) -> None:
@@ -332,10 +402,10 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(mesh_resolver, "find_spec", lambda name: None)
-    for package in ("example_robot_data", "pybullet_data"):
-        with pytest.raises(MissingExtraError, match=r"pip install 'jidm\[sim\]'"):
+    for package, extra in (("example_robot_data", "robots"), ("pybullet_data", "sim")):
+        with pytest.raises(MissingExtraError, match=rf"pip install .*\[{extra}\]'"):
             package_file(f"{package}:panda.urdf")
-        with pytest.raises(MissingExtraError, match=r"jidm\[sim\]"):
+        with pytest.raises(MissingExtraError, match=rf"\[{extra}\]"):
             package_roots(f"{package}:panda.urdf")
 
 

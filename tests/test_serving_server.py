@@ -91,9 +91,9 @@ def test_openpis_messages_are_served() -> None:
     q = motion()
     with serving() as (port, _), connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None) as raw:
         raw.recv()
-        rows = []
+        rows, where = [], q[0]
         for k, x in enumerate(q[:6]):
-            state = array(q[0].astype("<f8").tobytes(), "<f8", (ROBOT.n,))
+            state = array(where.astype("<f8").tobytes(), "<f8", (ROBOT.n,))
             image = array(float_picture(x).tobytes(), "<f4", (8, 12, 3))
             raw.send(
                 mapping(text("observation/image"), image, text("observation/state"), state, text("prompt"), text("go"))
@@ -105,6 +105,7 @@ def test_openpis_messages_are_served() -> None:
             assert answer["server_timing"]["infer_ms"] > 0 and ("prev_total_ms" in answer["server_timing"]) == (k > 0)
             assert answer["holding"].all() == (k == 0) and bool(answer["reason"]) == (k == 0)
             rows.append(answer["actions"])
+            where = answer["position"][-1]
     ours = make_decoder()
     ours.reset(q[0])
     ours.push(float_picture(q[0]))
@@ -145,8 +146,8 @@ def test_measured_positions_are_used() -> None:
     with serving() as (port, _), Client(port=port) as client:
         client.infer({"image": float_picture(q[0]), "q": q[0]})
         answer = client.infer({"image": float_picture(q[1])})
-        observed = client.infer({"endpoint": "observe", "q": answer["position"][-1] + 0.05})
-        np.testing.assert_allclose(observed["tracking_error"], [0.05])
+        observed = client.infer({"endpoint": "observe", "q": answer["position"][-1] - 0.01})
+        np.testing.assert_allclose(observed["tracking_error"], [0.01])
 
 
 def test_the_image_key_is_needed_where_there_are_several_images() -> None:
@@ -219,6 +220,87 @@ def test_server_or_request_must_name_the_layout() -> None:
     ):
         with serving(make_session) as (port, _), Client(port=port) as client, pytest.raises(ServerError, match=words):
             client.infer({"obs": obs, **more})
+
+
+# ---- what comes in ---------------------------------------------------------------------------------------------------
+
+DROID, TOOL_POSE = "observation/joint_position", np.array([-0.05, 0.03, 0.95, 3.13, -0.02, -0.08, 0.03, -0.03])
+
+
+def test_droids_joints_and_gripper_are_the_pose() -> None:
+    """openpi's DROID example: seven joints, and a gripper that is 0 where open."""
+    q = motion()[5]
+    observation = {
+        "observation/exterior_image_1_left": float_picture(q), "observation/wrist_image_left": float_picture(q) * 0,
+        DROID: q[:7], "observation/gripper_position": np.array([0.25]), "prompt": "x",
+    }  # fmt: skip
+    one = session(Handshake(image_key="observation/exterior_image_1_left"))
+    np.testing.assert_allclose(one.handle(observation)["position"][-1], [*q[:7], 0.03], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({DROID: ROBOT.home[:7]}, "7 and 1 numbers.*got 7 and none"),
+        ({DROID: ROBOT.home[:6], "observation/gripper_position": np.zeros(1)}, "got 6 and 1"),
+        ({"observation/gripper_position": np.zeros(1)}, "without joint_position"),
+        ({DROID: ROBOT.home[:7], "observation/gripper_position": np.full(1, 30.0)}, "from 0 .open. to 1"),
+        ({"observation/joint_postion": ROBOT.home[:7]}, "did you mean 'observation/joint_position'"),
+        ({"observation/state": TOOL_POSE}, "panda_joint4.*a tool pose is none"),
+        ({"observation/state": np.rad2deg(ROBOT.home)}, "degrees"),
+        ({"state": np.zeros((2, 8))}, "one vector"),
+        ({"state": ROBOT.home, "observation/state": ROBOT.home}, "several states"),
+        ({"q": np.full(8, 1e308)}, "is no pose of this robot"),
+        ({"end_point": "reset"}, "'endpiont' is not understood"),
+    ],
+)
+def test_what_is_not_understood_is_refused_and_nothing_starts(more: dict[str, object], words: str) -> None:
+    one = session()
+    with pytest.raises(InputError, match=words):
+        one.handle({"image": float_picture(ROBOT.home), **more})
+    assert one.decoder.trajectory.position is None
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (1, 1, 8)])
+@pytest.mark.parametrize("name", ["state", "observation/state", "observation.state", "q"])
+def test_states_of_a_batch_of_one_are_taken(name: str, shape: tuple[int, ...]) -> None:
+    one = session()
+    one.handle({"image": float_picture(ROBOT.home), name: ROBOT.home.reshape(shape)})
+    np.testing.assert_allclose(one.decoder.trajectory.position, ROBOT.home, atol=1e-9)
+
+
+def test_nested_images_are_found_by_their_short_names_in_either_order_of_axes() -> None:
+    """openpi's ALOHA observations hold a map of images with the channels first."""
+    q, view = motion(), Handshake(image_key="cam_high")
+    expected = session(view)
+    nested = session(view)
+    for x in q[:3]:
+        image = float_picture(x)
+        answer = expected.handle({"cam_high": image, "cam_low": image * 0, "q": x})
+        images = {"cam_high": image.transpose(2, 0, 1), "cam_low": image.transpose(2, 0, 1) * 0}
+        np.testing.assert_array_equal(nested.handle({"images": images, "q": x})["actions"], answer["actions"])
+    assert np.abs(answer["actions"]).max() > 1e-3
+
+
+def test_a_later_state_is_compared_with_the_last_command() -> None:
+    q, one = motion(), session()
+    for x in q[:4]:
+        answer = one.handle({"image": float_picture(x), **({"state": q[0]} if x is q[0] else {})})
+    off = answer["position"][-1] + np.where(np.arange(8) == 1, 0.04, 0)
+    after = one.handle({"image": float_picture(q[3]), "state": off})
+    before = after["position"][0] - after["actions"][0] / 50
+    np.testing.assert_allclose(before, off, atol=1e-9)
+    with pytest.raises(InputError, match="no pose"):
+        one.handle({"image": float_picture(q[3]), "state": TOOL_POSE})
+
+
+def test_feedback_without_frames_changes_nothing() -> None:
+    one = session(Handshake(layout="lingbot_va", side="left"))
+    one.handle({"reset": True, "prompt": "x", "save_visualization": True})
+    one.handle({"obs": {"cam": float_picture(ROBOT.home), "observation.state": ROBOT.home, "task": "x"}})
+    before = one.decoder.trajectory.position
+    assert one.handle({"obs": [], "compute_kv_cache": True, "imagine": False, "state": np.zeros((8, 1, 4))}) == {}
+    np.testing.assert_array_equal(one.decoder.trajectory.position, before)
 
 
 # ---- misbehaving clients ---------------------------------------------------------------------------------------------

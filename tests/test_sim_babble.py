@@ -196,7 +196,8 @@ def test_the_path_of_a_robot_file_does_not_leave_the_machine(tmp_path: Path, mon
     urdf = tmp_path / "private" / "finger.urdf"
     urdf.parent.mkdir()
     write_urdf(load_embodiment(SMALL.embodiment).model, urdf)
-    babble(replace(SMALL, embodiment=str(urdf), episodes=1), tmp_path / "data")
+    config = replace(SMALL, embodiment=str(urdf), mesh_roots=(str(urdf.parent),), episodes=1)
+    babble(config, tmp_path / "data")
     assert "private" not in (tmp_path / "data/meta/info.json").read_text()
     data = open_dataset(tmp_path / "data")
     with pytest.raises(DatasetError, match=r"not found here.*finger\.urdf.*--embodiment"):

@@ -297,10 +297,13 @@ def test_a_gate_rejects_positions_and_reduces_steps_that_are_implausible() -> No
 
 
 @pytest.mark.parametrize("independent", [False, True])
-def test_measured_steps_are_kept_where_their_errors_are_independent(independent: bool) -> None:
+@pytest.mark.parametrize("history", [False, True])
+def test_measured_steps_are_kept_for_smoothing_where_their_errors_are_independent(
+    independent: bool, history: bool
+) -> None:
     model = GivenMeasurements([(gaussian(vector(0.3, -0.01), 0.01), None)] * 3, independent_errors=independent)
-    for step in track(tracker_of(model, joint_limits=limits(velocity=2.0)), 3):
-        assert (step.measured is not None) == independent
+    for step in track(tracker_of(model, joint_limits=limits(velocity=2.0), keep_history=history), 3):
+        assert (step.measured is not None) == (independent and history)
         if step.measured is not None:  # within the speed limit
             assert torch.allclose(step.measured.mean, vector(2.0 * DT, -0.01))
             assert torch.equal(step.measured.covariance, model.readings[0][0].covariance)

@@ -77,7 +77,7 @@ def test_trains_a_checkpoint_from_files(files: Path, tmp_path: Path, capsys: pyt
     [
         (["--joints", "acros"], "no joint 'acros' is recorded: did you mean 'across'?"),
         (["--kind", "jacobian"], "unknown kind of model 'jacobian': did you mean 'jacobian_field'?"),
-        (["--image-key", "side"], "has no image key 'side'"),
+        (["--image-key", "side"], "has no camera 'side'"),
         (["--embodiment", "panda"], "records 2 joints, 'panda' has"),
         (["--flow", "exact"], "exact flow is not available, it holds no depth"),
         (["--test-episodes", "9"], "there is no episode 9; the data set has 6 episodes (0, 1, 2, 3, 4, 5)"),
@@ -99,7 +99,7 @@ def test_wrong_arguments_are_refused_in_one_line(
 def test_every_field_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     flags = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
-    names = {f.name for f in fields(TrainConfig)} - {"options"} | {"backbone", "pretrained", "help"}
+    names = {f.name for f in fields(TrainConfig)} - {"options"} | {"backbone", "pretrained", "mesh_roots", "help"}
     assert flags == {"--" + name.replace("_", "-") for name in names}
 
 

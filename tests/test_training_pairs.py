@@ -89,7 +89,7 @@ def test_joints_and_order_are_chosen_by_name(counted, tmp_path: Path) -> None:
     assert one.joint_names == ("joint_1",) and one.q.shape == (26, 1)
     with pytest.raises(DatasetError, match="did you mean 'joint_1'"):
         read(counted, tmp_path, joints=("joint1",))
-    with pytest.raises(DatasetError, match="no image key 'side'"):
+    with pytest.raises(DatasetError, match="has no camera 'side'"):
         read(counted, tmp_path, image_key="side")
 
 

@@ -180,6 +180,52 @@ def test_colors_by_name() -> None:
     assert link.collisions[0].rgba is None
 
 
+def visual_color(*materials: str, shared: str = "") -> object:
+    text = f"<visual><geometry><box size='1 1 1'/></geometry>{''.join(materials)}</visual>"
+    return parse_urdf(robot(shared, f"<link name='a'>{text}</link>")).links[0].visuals[0].rgba
+
+
+def test_colors_never_refuse_a_robot() -> None:
+    red, blue = (
+        f"<material name='{name}'><color rgba='{rgba}'/></material>"
+        for name, rgba in (("r", "1 0 0 1"), ("b", "0 0 1 1"))
+    )
+    assert visual_color(red, blue) == (1, 0, 0, 1)
+    assert visual_color("<material name='m'/>", blue) == (0, 0, 1, 1)
+    assert visual_color("<material name='m'><color rgba='.5 0 .25'/></material>") == (0.5, 0, 0.25, 1)
+    assert visual_color("<material name='b'/>", shared=blue) == (0, 0, 1, 1)
+    again = "<material name='b'><color rgba='0 1 0 1'/></material>"
+    assert visual_color("<material name='b'/>", shared=blue + again) == (0, 0, 1, 1)
+    assert visual_color("<material name='m'><color rgba='255 0 0 1'/></material>") == (1, 0, 0, 1)
+    for unknown in ("", "nan 0 0 1", "1 1", "red", "${red}", "1 0 0 inf"):
+        assert visual_color(f"<material name='m'><color rgba='{unknown}'/></material>") is None, unknown
+    for other in ("<material/>", "<material name='gone'/>", "<material name='m'><color/></material>"):
+        assert visual_color(other) is None, other
+    assert visual_color("<material name='m'><texture filename='gone.png'/></material>") is None
+
+
+def test_elements_that_change_nothing_are_no_second_shape() -> None:
+    """Exporters write an <origin/> of zero into links, others a <material> into <geometry>."""
+    box = "<box size='1 2 3'/>"
+    for content in (f"{box}<material name='m'/>", f"<origin xyz='0 0 0' rpy='0 -0 0'/>{box}"):
+        assert parse_urdf(one_visual(f"<geometry>{content}</geometry>")).links[0].visuals[0].geometry.size == (1, 2, 3)
+    assert parse_urdf(robot("<link name='a'><origin xyz='0 0 0'/></link>")).links[0].visuals == ()
+
+
+@pytest.mark.parametrize("unknown", ["", "velocity='-1.0' effort='-1'", "velocity='0' effort='0.0'", "velocity='-0.0'"])
+@pytest.mark.parametrize("kind", ["revolute", "continuous", "prismatic"])
+def test_zero_and_minus_one_are_no_limits(unknown: str, kind: str) -> None:
+    """Exporters write 0 for an empty field, simulators -1 for no limit; and the notes say so."""
+    model = parse_urdf(one_joint(f"<limit lower='-1' upper='1' {unknown}/>", kind))
+    assert (model.joints[0].limit.velocity, model.joints[0].limit.effort) == (None, None)
+    arm = embodiment_from_model(model, name="arm", fingerprint="")
+    assert np.isposinf(arm.velocity).all() and np.isposinf(arm.effort).all()
+    for name in ("velocity", "effort"):
+        assert arm.notes[name] == "not stated (none, 0 or -1) for j; taken as unlimited"
+    stated = embodiment_from_model(parse_urdf(one_joint(kind=kind)), name="arm", fingerprint="")
+    assert (stated.velocity[0], stated.effort[0], "velocity" in stated.notes) == (2, 3, False)
+
+
 # ---- mimics and long chains ------------------------------------------------------------------------------------------
 
 
@@ -249,6 +295,6 @@ def test_meshes_of_a_file(tmp_path: Path) -> None:
         geometry("../../secret.stl")
     assert str(refused.value) == (
         f"{path}: link 'a' <visual> <mesh> mesh '../../secret.stl' leads outside the robot's folders; "
-        "move it there, or pass mesh_roots= with the folder it lies in"
+        "move it there, or pass mesh_roots= (--mesh-roots) with the folder it lies in"
     )
     assert geometry("../../secret.stl", mesh_roots=[tmp_path]).path == tmp_path / "secret.stl"  # type: ignore[attr-defined]

@@ -104,12 +104,6 @@ STRUCTURE = {
     "two limits": (one_joint(LIMIT * 2), "joint 'j' holds 2 <limit> elements where one is meant; keep one"),
     "two axes": (one_joint("<axis xyz='0 0 1'/><axis xyz='0 1 0'/>" + LIMIT), "joint 'j' holds 2 <axis>"),
     "two origins": (one_joint("<origin/><origin/>" + LIMIT), "joint 'j' holds 2 <origin>"),
-    "different colors": (
-        robot(
-            "<material name='m'><color rgba='1 0 0 1'/></material><material name='m'><color rgba='0 0 0 1'/></material>"
-        ),
-        "material 'm' is defined twice with different colors; keep one",
-    ),
 }
 
 
@@ -140,10 +134,13 @@ VALUES = {
     ),
     "no bounds": (one_joint("<limit effort='1' velocity='1'/>"), "joint 'j' has a <limit> without lower and upper"),
     "a negative speed": (
-        one_joint("<limit upper='1' velocity='-1'/>"),
-        "negative velocity limit -1; write its magnitude",
+        one_joint("<limit upper='1' velocity='-2'/>"),
+        r"joint 'j' has a limit of -2 for its velocity, which no joint can keep; write the joint's own limit \[rad/s\], or leave",
     ),
-    "a negative force": (one_joint("<limit upper='1' effort='-1'/>"), "joint 'j' has a negative effort limit"),
+    "a negative force": (
+        one_joint("<limit upper='1' effort='-0.5'/>", "prismatic"),
+        r"joint 'j' has a limit of -0.5 for its effort.*own limit \[N\], or leave effort out where it is unknown",
+    ),
     "a mimic of none": (one_joint(LIMIT + "<mimic multiplier='2'/>"), "joint 'j' <mimic> names no joint"),
     "a missing mimic": (one_joint(mimic_joint("k")), "joint 'j' mimics 'k', which does not exist; known: j"),
     "a mimic of itself": (one_joint(mimic_joint("j")), "joint 'j' mimics itself; one joint must be free"),
@@ -192,11 +189,30 @@ VALUES = {
         one_visual("<geometry><mesh filename='m.stl' scale='1 0 1'/></geometry>"),
         "<mesh> has a scale of zero",
     ),
-    "three colors": (
-        one_visual("<geometry><sphere radius='1'/></geometry><material name='m'><color rgba='1 1 1'/></material>"),
-        "rgba='1 1 1' must hold 4 numbers",
+    "an origin outside a visual": (
+        robot("<link name='a'><origin xyz='0 0 1'/><visual><geometry><box size='1 1 1'/></geometry></visual></link>"),
+        "link 'a' holds an <origin>, which has no effect there; move it into the <visual>, <collision> or <inertial>",
     ),
-    "no colors": (robot("<material name='m'><color/></material>"), "material 'm' <color> has no rgba"),
+    "an origin in a geometry": (
+        one_visual("<geometry><box size='1 1 1'/><origin rpy='0 0 1'/></geometry>"),
+        "link 'a' <visual> <geometry> holds an <origin>, which has no effect there; move it into <visual>, beside <geom",
+    ),
+    "an origin in a geometry before the shape": (
+        one_visual("<geometry><origin xyz='1 0 0'/><sphere radius='1'/></geometry>", "collision"),
+        "<collision> <geometry> holds an <origin>.*move it into <collision>, beside",
+    ),
+    "an origin in a shape": (
+        one_visual("<geometry><box size='1 1 1'><origin xyz='0 0 1'/></box></geometry>"),
+        "<visual> <box> holds an <origin>, which has no effect there",
+    ),
+    "two origins of a visual": (
+        one_visual("<origin xyz='0 0 1'/><origin xyz='0 1 0'/><geometry><box size='1 1 1'/></geometry>"),
+        "link 'a' <visual> holds 2 <origin> elements where one is meant; keep one",
+    ),
+    "an origin without a shape": (
+        one_visual("<geometry><origin/></geometry>"),
+        "<geometry> must hold one shape, it holds 0",
+    ),
     "a mesh on a server": (
         one_visual("<geometry><mesh filename='http://x/m.stl'/></geometry>"),
         "nothing is loaded from the net",
@@ -233,7 +249,6 @@ PLACES = {
     "link 'a' <inertia>": robot("<link name='a'><inertial><inertia ixx='@'/></inertial></link>"),
     "link 'a' <box>": one_visual("<geometry><box size='1 1 @'/></geometry>"),
     "link 'a' <mesh>": one_visual("<geometry><mesh filename='m.stl' scale='1 1 @'/></geometry>"),
-    "material 'm' <color>": robot("<material name='m'><color rgba='0 0 0 @'/></material>", links("a")),
 }
 
 

@@ -207,8 +207,10 @@ def test_unexplained_is_in_pixels_of_the_video(field: AnalyticField):
     torch.testing.assert_close(overlay.unexplained_flow(flow, flow[0], field, q, delta_q), 2**0.5 * flow[0])
     big = AnalyticField(field.embodiment, field.camera.resized(8 * WIDTH, 8 * HEIGHT), points=1500)
     step = torch.tensor([0.02, 0.0])
-    jacobian, mask = big.dense(q, 320 * HEIGHT // WIDTH, 320)
-    explained = torch.einsum("cnhw,n->chw", jacobian, step) * (8 * WIDTH / 320)
+    rows, columns = overlay.residual_grid(8 * HEIGHT, 8 * WIDTH)
+    assert columns < 8 * WIDTH and rows / columns == HEIGHT / WIDTH
+    jacobian, mask = big.dense(q, rows, columns)
+    explained = torch.einsum("cnhw,n->chw", jacobian, step) * (8 * WIDTH / columns)
     explained = torch.nn.functional.interpolate(explained[None], size=flow.shape[-2:], mode="nearest")[0]
     assert mask.sum() > 100
     assert overlay.unexplained_flow(explained, flow[0], big, q, step).max() < 1e-3

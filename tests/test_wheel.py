@@ -61,7 +61,7 @@ def test_wheel_contains_the_package_data_and_nothing_else(wheel: Path):
     sources = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "jidm").rglob("*.py")}
     assert sources <= set(names)
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    for extra in ("sim", "train", "control", "raft", "serve", "ray", "pytorch3d", "docs", "dev"):
+    for extra in ("robots", "sim", "train", "control", "raft", "serve", "ray", "pytorch3d", "docs", "dev"):
         assert f"Provides-Extra: {extra}" in metadata
 
 
@@ -90,11 +90,13 @@ for name in jidm.embodiment_names():
         robots[name] = jidm.load_embodiment(name).n
     except jidm.MissingExtraError as error:
         robots[name] = str(error)
-print(json.dumps([jidm.__file__, str(jidm.bundled.bundled_folder("embodiments")), robots]))
+hint = str(jidm.MissingExtraError("rendering", "pybullet", "sim"))
+print(json.dumps([jidm.__file__, str(jidm.bundled.bundled_folder("embodiments")), robots, hint]))
 """
-    file, folder, robots = json.loads(call(python, "-c", program, cwd=tmp_path))
+    file, folder, robots, hint = json.loads(call(python, "-c", program, cwd=tmp_path))
     assert Path(file).is_relative_to(home) and Path(folder).is_relative_to(home)
     assert set(robots) == BUNDLED
     failed = {name: n for name, n in robots.items() if not isinstance(n, int)}
     assert not failed, failed
+    assert hint == "rendering needs the package 'pybullet': pip install 'jidm[sim]'"
     assert "panda" in call(home / "bin" / "jidm", "embodiments", cwd=tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jidm.datasets.feature import find_camera
 from jidm.estimation.result import JointMotion
 
 POSE_RANGE = 8.0
@@ -47,6 +48,12 @@ class InMemoryDataset:
         self.episode_indices = tuple(self.q)
         self.features = {"observation.images.front": SimpleNamespace(shape=(*self.size, 3))}
         self.features |= {key: SimpleNamespace(shape=()) for key in self.extras or {}}
+
+    def camera(self, camera: str | None = None) -> str:
+        return find_camera({"front": "observation.images.front"}, camera, self.root)
+
+    def camera_key(self, camera: str | None = None) -> str:
+        return f"observation.images.{self.camera(camera)}"
 
     def episode(self, index: int) -> Any:
         q = self.q[index]

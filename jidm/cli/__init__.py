@@ -11,11 +11,13 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from jidm.errors import JidmError
+from jidm.cli.text import one_line
+from jidm.errors import JidmWarning
 
 VERBS = {
     "demo": "jidm.cli.demo:Demo",
@@ -27,6 +29,7 @@ VERBS = {
     "fit-scales": "jidm.cli.score:FitScales",
     "rank": "jidm.cli.rank:Rank",
     "report": "jidm.cli.report:Report",
+    "view": "jidm.cli.viewer:View",
     "label": "jidm.cli.label:Label",
     "serve": "jidm.cli.serve:Serve",
     "embodiments": "jidm.cli.embodiments:Embodiments",
@@ -63,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb = _parse(arguments)
         if isinstance(verb, int):
             return verb
-        code = verb.run() or 0
+        with _one_line_warnings():
+            code = verb.run() or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if traceback:
             raise
-        return _fail(_one_line(error), 1)
+        return _fail(one_line(error), 1)
 
 
 def _parse(arguments: list[str]) -> Verb | int:
@@ -105,13 +109,24 @@ def _load(target: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, JidmError):
-        return text
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"unexpected {type(error).__name__}: {text or 'no message'} (a bug in jidm; --traceback shows where)"
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Shows each warning of jidm once, as one line without the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        shown: set[str] = set()
+
+        def show_once(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:
+            text = " ".join(str(message).split())
+            if not issubclass(category, JidmWarning):
+                show(message, category, *where, **options)
+            elif text not in shown:
+                shown.add(text)
+                print(f"jidm: warning: {text}", file=sys.stderr)
+
+        warnings.showwarning = show_once
+        warnings.filterwarnings("always", category=JidmWarning)
+        yield
 
 
 def _flatten(boxed: str) -> str:

@@ -17,6 +17,8 @@ class Babble:
 
     Args:
         embodiment: Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml.
+        mesh_roots: Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path
+            continues.
         out: Folder of the data set.
         episodes: Number of episodes.
         frames: Frames per episode.
@@ -38,6 +40,7 @@ class Babble:
 
     embodiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROBOT")]
     out: Path
+    mesh_roots: tuple[Path, ...] = ()
     episodes: int = 200
     frames: int = 64
     fps: float = 16.0
@@ -56,11 +59,17 @@ class Babble:
 
     def run(self) -> None:
         """Record the data set."""
+        from jidm.cli.checks import check_at_least, check_out_folder, check_positive
         from jidm.cli.text import parse_shard
+
+        check_at_least(0, seed=self.seed)
+        check_at_least(1, workers=self.workers)
+        check_positive(fps=self.fps)
+        check_out_folder(self.out)
         from jidm.sim.babble import BabbleConfig, babble
 
         config = BabbleConfig(
-            embodiment=self.embodiment, episodes=self.episodes, frames=self.frames, fps=self.fps, cameras=self.camera,
+            embodiment=self.embodiment, mesh_roots=tuple(map(str, self.mesh_roots)), episodes=self.episodes, frames=self.frames, fps=self.fps, cameras=self.camera,
             width=self.width, height=self.height, seed=self.seed, appearance=self.appearance, crop_fraction=self.crop_fraction,
             range_fraction=self.range_fraction, speed=self.speed, max_objects=self.max_objects,
         )  # fmt: skip

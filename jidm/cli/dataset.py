@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from jidm.atomic_io import replaced_files
 from jidm.cli.text import columns
 from jidm.errors import DatasetError, JidmError
 
@@ -33,6 +34,9 @@ class Show:
     embodiment: str | None = None
     """Robot whose joint limits define coverage; the recipe's robot if it is registered."""
 
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
+
     episodes: int = 6
     """Episodes per camera whose images are sampled; 0 = none."""
 
@@ -45,7 +49,7 @@ class Show:
         from jidm.datasets.summary import summarize_dataset
 
         dataset = open_dataset(self.folder)
-        stats = summarize_dataset(dataset, _robot(dataset, self.embodiment))
+        stats = summarize_dataset(dataset, _robot(dataset, self.embodiment, self.mesh_roots))
         camera_samples = {
             camera: sample_camera(dataset, camera, episodes=self.episodes, flow=self.flow)
             for camera in (dataset.cameras if self.episodes > 0 else ())
@@ -58,13 +62,16 @@ class Show:
 
 @dataclass(frozen=True)
 class Validate:
-    """Every problem on its own line; exit code 1 if there is one."""
+    """Every problem on its own line, and notes on what is unusual; exit code 1 if there is a problem."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of a LeRobot data set (v3.0, v2.1, v2.0)."""
 
     embodiment: str | None = None
     """Robot to compare joints and limits with; the recipe's robot if it is registered."""
+
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
 
     decode: bool = False
     """Also decode every frame; slow, finds damage inside the videos."""
@@ -73,14 +80,15 @@ class Validate:
         from jidm.datasets import open_dataset, validate_dataset
 
         try:
-            robot = _robot(open_dataset(self.folder), self.embodiment)
+            robot = _robot(open_dataset(self.folder), self.embodiment, self.mesh_roots)
         except DatasetError:
             robot = None  # the validation below reports the problem
         problems = validate_dataset(self.folder, embodiment=robot, decode=self.decode)
         for problem in problems:
             print(problem)
-        print(f"{self.folder}: {f'{len(problems)} problem(s)' if problems else 'no problem found'}")
-        return 1 if problems else 0
+        count = sum(not problem.is_note for problem in problems)
+        print(f"{self.folder}: {f'{count} problem(s)' if count else 'no problem found'}")
+        return 1 if count else 0
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,12 @@ class Dataset:
         return self.action.run()
 
 
-def _robot(dataset: RecordedDataset, name: str | None) -> Embodiment | None:
+def _robot(dataset: RecordedDataset, name: str | None, mesh_roots: tuple[Path, ...]) -> Embodiment | None:
     """The named robot, or the recipe's if it can be loaded."""
     from jidm.robot.registry import load_embodiment
 
     if name is not None:
-        return load_embodiment(name)
+        return load_embodiment(name, mesh_roots=mesh_roots)
     recorded = dataset.recipe.get("embodiment")
     try:
         return load_embodiment(recorded) if isinstance(recorded, str) else None
@@ -169,17 +177,19 @@ def _truncate(value: object) -> str:
 
 def _draw(
     dataset: RecordedDataset, stats: DatasetSummary, camera_samples: dict[str, list[CameraSample]], out: Path
-) -> Iterator[str]:
-    from jidm.cli.outputs import make_folder
+) -> list[str]:
+    """Write the figures, in place of those of an earlier call; returns the names of the files."""
     from jidm.visualization.dataset_plots import flow_sheet, frame_sheet, plot_coverage
     from jidm.visualization.image import write_image
 
-    make_folder(out)
-    for camera, samples in camera_samples.items():
-        write_image(frame_sheet(samples), out / f"frames_{camera}.png")
-        yield f"frames_{camera}.png"
-        if flows := [s.flow for s in samples if s.flow is not None]:
-            write_image(flow_sheet(flows), out / f"flow_{camera}.png")
-            yield f"flow_{camera}.png"
-    plot_coverage(stats, out / "coverage.png", title=f"{dataset.root.name}: joint space visited")
-    yield "coverage.png"
+    names = []
+    with replaced_files(out, ("frames_*.png", "flow_*.png", "coverage.png")) as folder:
+        for camera, samples in camera_samples.items():
+            names.append(f"frames_{camera}.png")
+            write_image(frame_sheet(samples), folder / names[-1])
+            if flows := [s.flow for s in samples if s.flow is not None]:
+                names.append(f"flow_{camera}.png")
+                write_image(flow_sheet(flows), folder / names[-1])
+        names.append("coverage.png")
+        plot_coverage(stats, folder / "coverage.png", title=f"{dataset.root.name}: joint space visited")
+    return names

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jidm.atomic_io import atomic_write
+from jidm.atomic_io import atomic_write, replaced_files
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ class Demo:
     """Folder for input.mp4, overlay.mp4, plot.png, errors.csv, motion.npz, motion.csv, truth.npy and summary.json."""
 
     embodiment: str = "panda"
-    """Robot, a name from `jidm embodiments`."""
+    """Robot: a name from `jidm embodiments`, a URDF file, or a folder with an embodiment.toml."""
+
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
 
     camera: str = "front"
     """Camera of the robot."""
@@ -39,25 +42,33 @@ class Demo:
     """Seed of the motion."""
 
     def run(self) -> int:
+        from jidm.cli.checks import check_at_least, check_out_folder, check_positive
+        from jidm.robot.registry import load_embodiment
+
+        if self.frames < 2:
+            raise InputError(f"--frames {self.frames}: at least 2 are needed")
+        check_positive(fps=self.fps)
+        check_at_least(0, seed=self.seed)
+        check_out_folder(self.out)
+        robot = load_embodiment(self.embodiment, mesh_roots=self.mesh_roots)
+        robot.find_camera(self.camera)
         import numpy as np
         from tqdm import tqdm
 
         from jidm.cli.decode import decode_file
-        from jidm.cli.outputs import make_folder, summary_text, write_results
+        from jidm.cli.outputs import RESULT_FILES, summary_text, write_results
         from jidm.idm import JacobianIDM
-        from jidm.robot.registry import load_embodiment
         from jidm.sim import Scene, random_motion
         from jidm.video.io import write_video
 
-        if self.frames < 2:
-            raise InputError(f"--frames {self.frames}: at least 2 are needed")
-        robot = load_embodiment(self.embodiment)
         camera = robot.camera(self.camera)
-        make_folder(self.out)
         truth = random_motion(robot, self.frames, 1.0 / self.fps, self.seed)
-        np.save(self.out / "truth.npy", truth)
-        video = self.out / "input.mp4"
-        with Scene(robot, seed=self.seed) as scene:
+        with (
+            replaced_files(self.out, (*RESULT_FILES, "input.mp4", "truth.npy", "errors.csv")) as folder,
+            Scene(robot, seed=self.seed) as scene,
+        ):
+            np.save(folder / "truth.npy", truth)
+            video = folder / "input.mp4"
             bar = tqdm(truth, desc="rendering", unit="frame", delay=2, leave=False)
             write_video(video, (scene.render(q, camera).rgb for q in bar), self.fps)
             idm = JacobianIDM.from_embodiment(robot, camera=camera, flow="dis")
@@ -70,13 +81,13 @@ class Demo:
                 return image.rgb, image.on_robot
 
             tip = tip_errors(robot, position, truth)
-            extra = {"errors": errors, "tip_error_mm": tip}
-            write_results(decoded, self.out, truth=truth, render=render, extra=extra)
-        write_errors(self.out / "errors.csv", errors)
+            extra = {"video": str(self.out / "input.mp4"), "errors": errors, "tip_error_mm": tip}
+            write_results(decoded, folder, truth=truth, render=render, extra=extra)
+            write_errors(folder / "errors.csv", errors)
         print(summary_text(decoded), error_text(errors, tip), sep="\n\n")
         print(f"\nwritten to {self.out}/: see overlay.mp4 and plot.png")
         arguments = f"--embodiment {self.embodiment} --camera {self.camera} --q0 {self.out}/truth.npy --out jidm_decode"
-        print(f"the same with jidm decode: jidm decode {video} {arguments}")
+        print(f"the same with jidm decode: jidm decode {self.out}/input.mp4 {arguments}")
         return 0
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from threading import Timer
+
+from jidm.errors import install_command
 
 CORE = (
-    "torch", "numpy", "scipy", "roma", "trimesh", "opencv-python-headless", "av", "pyarrow", "safetensors", "huggingface_hub",
+    "torch", "numpy", "scipy", "roma", "trimesh", "opencv-python-headless", "av", "pillow", "pyarrow", "safetensors", "huggingface_hub",
     "tyro", "tqdm", "matplotlib", "defusedxml", "jaxtyping",
 )  # fmt: skip
 EXTRAS = {
+    "robots": ("example-robot-data", "pycollada"),
     "sim": ("pybullet", "example-robot-data", "pycollada"),
     "raft": ("torchvision",),
     "train": ("lightning", "tensorboard", "kornia"),
     "control": ("clarabel",),
     "serve": ("clarabel", "websockets", "msgpack", "prometheus-client"),
     "ray": ("ray",),
+    "view": ("viser",),
     "pytorch3d": ("pytorch3d",),
 }
 _REMEDY = {
@@ -56,7 +64,7 @@ PROBES = (
     Probe("flow", "DIS flow", "opencv-python-headless"),
     Probe("video", "video files", "av"),
     Probe("sim", "simulator", "pybullet", "sim"),
-    Probe("meshes", "robot files", "example-robot-data", "sim"),
+    Probe("meshes", "robot files", "example-robot-data", "robots"),
     Probe("torchvision", "RAFT flow", "torchvision", "raft"),
 )
 
@@ -110,40 +118,69 @@ def missing(packages: dict[str, dict[str, str | None]]) -> list[Finding]:
             elif group == "pytorch3d":
                 found.append(Finding(name, "missing", _REMEDY[name]))
             else:
-                found.append(Finding(name, "missing", f"pip install 'jidm[{group}]'"))
+                found.append(Finding(name, "missing", install_command(group)))
     return found
 
 
-def run_probes(probes: tuple[Probe, ...] = PROBES, *, limit: float = 120.0) -> list[Finding]:
-    """Run every probe whose package is installed, each in its own process.
+def run_probes(probes: Sequence[Probe] = PROBES, *, limit: float = 60.0) -> list[Finding]:
+    """Run every probe whose package is installed.
+
+    One process runs them one after the other, because loading torch takes most of the time. A probe that kills the process
+    or hangs is broken, and another process runs the rest.
 
     Args:
         probes: to run.
         limit: timeout of each [s].
     """
-    from tqdm import tqdm
+    waiting = [probe for probe in probes if installed_version(probe.package) is not None]
+    found: list[Finding] = []
+    while waiting:
+        answers, problem = _run_process([probe.name for probe in waiting], limit)
+        found += [_finding(probe, answer) for probe, answer in zip(waiting, answers)]
+        waiting = waiting[len(answers) :]
+        if waiting and problem:
+            found.append(_finding(waiting.pop(0), {"status": "broken", "detail": problem}))
+    return found
 
-    bar = tqdm(probes, desc="checking", unit="probe", delay=2, leave=False)
-    return [_run_probe(probe, limit) for probe in bar if installed_version(probe.package) is not None]
 
-
-def _run_probe(probe: Probe, limit: float) -> Finding:
-    command = [sys.executable, "-c", f"from jidm.cli.probes import run; run({probe.name!r})"]
+def _run_process(names: list[str], limit: float) -> tuple[list[dict[str, str]], str]:
+    """The answers of the probes up to the one that ended the process, and what happened to that one."""
+    command = [sys.executable, "-c", f"from jidm.cli.probes import run; run({names!r})"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
-    except subprocess.TimeoutExpired:
-        return Finding(probe.label, "broken", f"no answer after {limit:g} s")
-    lines = process.stdout.strip().splitlines() or process.stderr.strip().splitlines()
-    message = lines[-1] if lines else "no output"
-    if process.returncode == 0:
-        return Finding(probe.label, "ok", message)
-    if process.returncode == 3:
-        return Finding(probe.label, "none", message)
-    if process.returncode < 0:
-        message = f"the process was killed by signal {-process.returncode}"
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        assert process.stdout is not None
+        answers, hung = [], False
+
+        def stop() -> None:
+            nonlocal hung
+            hung = True
+            process.kill()
+
+        while True:
+            timer = Timer(limit, stop)
+            timer.start()
+            line = process.stdout.readline()
+            timer.cancel()
+            if not line:
+                break
+            with contextlib.suppress(ValueError):  # other packages print to standard output, too
+                answers.append(json.loads(line))
+        code = process.wait()
+        errors.seek(0)
+        lines = errors.read().strip().splitlines()
+    if hung:
+        return answers, f"no answer after {limit:g} s"
+    if code < 0:
+        return answers, f"the process was killed by signal {-code}"
+    return answers, lines[-1] if lines else "no output"
+
+
+def _finding(probe: Probe, answer: dict[str, str]) -> Finding:
+    if answer["status"] != "broken":
+        return Finding(probe.label, answer["status"], answer["detail"])
     remedy = _REMEDY.get(probe.package, f"try pip install --force-reinstall '{probe.package}'")
-    return Finding(probe.label, "broken", f"{message}; {remedy}")
+    return Finding(probe.label, "broken", f"{answer['detail']}; {remedy}")
 
 
 def _text(packages: dict[str, dict[str, str | None]], findings: list[Finding]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
@@ -32,8 +33,11 @@ class ListRobots:
 class ShowRobot:
     """The full descriptor of one robot."""
 
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Name of the robot, as listed."""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROBOT")]
+    """Robot: a name as listed, a URDF file, or a folder with an embodiment.toml."""
+
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
 
     json: bool = False
     """Print JSON instead of text."""
@@ -41,7 +45,7 @@ class ShowRobot:
     def run(self) -> int:
         from jidm.robot.registry import load_embodiment
 
-        robot = load_embodiment(self.name)
+        robot = load_embodiment(self.name, mesh_roots=self.mesh_roots)
         print(json.dumps(as_dict(robot), indent=2) if self.json else describe(robot))
         return 0
 
@@ -105,6 +109,8 @@ def as_dict(robot: Embodiment) -> dict[str, object]:
         "gripper_joints": list(robot.gripper_joints),
         "mimic": mimic_lines(robot),
         "links": len(robot.model.links),
+        "link_names": [link.name for link in robot.model.links],
+        "missing_meshes": missing_meshes(robot),
         "cameras": {name: dict(camera) for name, camera in robot.cameras.items()},
         "conventions": sorted(robot.conventions),
         "license": robot.license,
@@ -125,6 +131,8 @@ def describe(robot: Embodiment) -> str:
     lines = [
         f"{robot.name}: {robot.title}",
         f"  joints        {robot.n} ({len(robot.gripper_joints)} gripper), {len(robot.model.links)} links",
+        f"  links         {', '.join(link.name for link in robot.model.links)}",
+        *(f"  MISSING MESH  {text}" for text in missing_meshes(robot)),
         f"  base, tips    {robot.base_link}; {', '.join(robot.tip_links) or 'none'}",
         f"  gripper       {', '.join(robot.gripper_joints) or 'none'}",
         f"  mimic         {'; '.join(mimic_lines(robot)) or 'none'}",
@@ -141,6 +149,15 @@ def describe(robot: Embodiment) -> str:
     if robot.notes:
         lines += ["", "sources of the numbers", *(f"  {key}: {note}" for key, note in robot.notes.items())]
     return "\n".join(lines)
+
+
+def missing_meshes(robot: Embodiment) -> list[str]:
+    """What was not found, and where it was looked for, once per mesh."""
+    from jidm.robot.shape_mesh import not_found
+
+    shapes = (shape.geometry for link in robot.model.links for shape in (*link.visuals, *link.collisions))
+    missing = (x for x in shapes if x.kind == "mesh" and x.path is None)
+    return list(dict.fromkeys(map(not_found, missing)))
 
 
 def mimic_lines(robot: Embodiment) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from jidm.atomic_io import replaced_files
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Evaluate:
 
     embodiment: str | None = None
     """Robot that was recorded: a name, a folder or a URDF; the one that the data set names if not given."""
+
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
 
     out: Path = Path("jidm_evaluate")
     """Folder for evaluation.json and plots."""
@@ -58,14 +62,25 @@ class Evaluate:
     """Episodes to plot: fields, and decoded and true curves."""
 
     def run(self) -> int:
-        from jidm.cli.outputs import make_folder, write_json
+        from jidm.cli.checks import check_at_least, check_checkpoint, check_exists, check_out_folder
+        from jidm.cli.outputs import write_json
         from jidm.cli.text import columns
+
+        if not self.checkpoints:
+            raise InputError("name at least one checkpoint: jidm evaluate CKPT --data DIR")
+        check_at_least(1, limit=self.limit, stride=self.stride)
+        check_at_least(2, frames=self.frames)
+        check_at_least(0, plots=self.plots)
+        check_out_folder(self.out)
+        for checkpoint in self.checkpoints:
+            check_checkpoint(checkpoint)
+        check_exists(self.data)
         from jidm.datasets import open_dataset
         from jidm.datasets.episode_selection import select_episodes
         from jidm.evaluation.config import EvalConfig
         from jidm.evaluation.held_out import HeldOut
         from jidm.evaluation.summary import compare_models, summarize
-        from jidm.evaluation.tables import comparison_table, corruption_table, summary_table
+        from jidm.evaluation.tables import comparison_table, corruption_table, legend, summary_table
         from jidm.robot.registry import load_embodiment
 
         dataset = open_dataset(self.data)
@@ -74,9 +89,8 @@ class Evaluate:
             episodes=episodes, image_key=self.image_key, stride=self.stride, frames=self.frames, joints=self.joints or None
         )  # fmt: skip
         models = self._models(dataset, config)
-        robot = None if self.embodiment is None else load_embodiment(self.embodiment)
+        robot = None if self.embodiment is None else load_embodiment(self.embodiment, mesh_roots=self.mesh_roots)
         held_out = HeldOut(dataset, config, embodiment=robot)
-        make_folder(self.out)
         evaluations = self._evaluate(models, held_out)
         first = next(iter(evaluations))
         document: dict[str, Any] = {"models": [summarize(e) for e in evaluations.values()]}
@@ -84,12 +98,16 @@ class Evaluate:
             document["comparison"] = {first: compare_models(evaluations, first)}
         if self.corruptions:
             document["corruptions"] = self._corruptions(models, held_out, evaluations)
-        write_json(self.out / "evaluation.json", document)
-        drawn = self._draw(held_out, evaluations)
-        print(columns(summary_table(document["models"])))
-        for name, table in (("comparison", comparison_table), ("corruptions", corruption_table)):
-            if name in document:
-                print("\n" + columns(table(document[name])))
+        with replaced_files(self.out, ("evaluation.json", "field_*.png", "curves_*.png")) as folder:
+            write_json(folder / "evaluation.json", document)
+            drawn = self._draw(held_out, evaluations, folder)
+        tables = [summary_table(document["models"])]
+        if "comparison" in document:
+            tables.append(comparison_table(document["comparison"]))
+        if "corruptions" in document:
+            tables.append(corruption_table(document["corruptions"]))
+        for table in tables:
+            print(columns(table), *(f"  {line}" for line in columns(legend(table)).splitlines()), "", sep="\n")
         print(f"written to {self.out}/: evaluation.json{', ' if drawn else ''}{', '.join(drawn)}")
         return 0 if all(e.episodes for e in evaluations.values()) else 1
 
@@ -99,8 +117,6 @@ class Evaluate:
         from jidm.datasets.episode_selection import describe_episodes
         from jidm.model_registry import load_idm
 
-        if not self.checkpoints:
-            raise InputError("name at least one checkpoint: jidm evaluate CKPT --data DIR")
         names = [Path(where).name or where for where in self.checkpoints]
         models = {}
         for name, where in zip(names, self.checkpoints, strict=True):
@@ -137,8 +153,8 @@ class Evaluate:
             out[name] = {label: compare_corrupted(clean[label], corrupted[label]) for label in models}
         return out
 
-    def _draw(self, held_out: HeldOut, evaluations: dict[str, Evaluation]) -> list[str]:
-        """Plot the first episodes; returns the names of the files."""
+    def _draw(self, held_out: HeldOut, evaluations: dict[str, Evaluation], folder: Path) -> list[str]:
+        """Plot the first episodes into a folder; returns the names of the files."""
         from jidm.visualization.field_plots import write_field_sheet
         from jidm.visualization.plot import plot_motion
 
@@ -156,11 +172,11 @@ class Evaluate:
                     exact = {"exact": sample.jacobian, "exact_mask": sample.mask, "exact_flow": sample.flow}
                     title = f"{label}, episode {index}, frame {sample.frame}"
                     write_field_sheet(
-                        self.out / written[-1], sample.image, sample.prediction, names, **exact, title=title
+                        folder / written[-1], sample.image, sample.prediction, names, **exact, title=title
                     )
             # Models with different joints cannot share axes.
             for k, same in enumerate(motions.values()):
                 written.append(f"curves_{index:06d}{f'_{k}' if k else ''}.png")
                 truth = same.pop("truth")
-                plot_motion(same, self.out / written[-1], truth=truth, title=f"episode {index}")
+                plot_motion(same, folder / written[-1], truth=truth, title=f"episode {index}")
         return written

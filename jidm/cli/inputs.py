@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,10 +65,26 @@ def read_q0(given: Sequence[str], robot: Embodiment) -> NDArray[Any]:
             raise InputError(
                 f"--q0 '{' '.join(given)}' must be {robot.n} numbers, 'home', or a .npy or .json file"
             ) from None
+    return check_pose(values, robot, source=str(path))
+
+
+def check_pose(values: Any, robot: Embodiment, *, source: str) -> NDArray[Any]:
+    """Joint positions (n,) of a robot [rad or m], or of the first row of a trajectory.
+
+    Args:
+        values: the numbers.
+        robot: whose joints they are.
+        source: where they come from, for messages.
+
+    Raises:
+        InputError: the number of values is wrong, a value is not a number, or it lies outside the joint's limits.
+    """
+    import numpy as np
+
     try:
         q0 = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"{path}: must hold {robot.n} numbers") from None
+        raise InputError(f"{source}: must hold {robot.n} numbers") from None
     q0 = q0[0] if q0.ndim == 2 and len(q0) else q0
     if q0.shape != (robot.n,):
         raise InputError(
@@ -137,15 +155,60 @@ def video_size(video: Path, fps: float | None) -> tuple[int, int]:
     return stream.width, stream.height
 
 
-def collect_videos(given: tuple[Path, ...]) -> list[Path]:
-    """The video files given, and those in the folders given.
+def expand_videos(given: Sequence[Path]) -> tuple[list[Path], bool]:
+    """The videos that paths and patterns name, and whether they may be many: not if one file or folder of images is named.
+
+    Args:
+        given: video files, folders of images (one video each), folders of videos, patterns like `clips/*.mp4`.
 
     Raises:
-        InputError: there are none.
+        InputError: a pattern or folder holds nothing, a folder holds both, a video is named twice, or none is.
     """
+    from jidm.video.image_folder import IMAGE_SUFFIXES
     from jidm.video.io import list_videos
 
-    videos = [video for path in given for video in (list_videos(path) if path.is_dir() else [path])]
+    videos, many = [], len(given) > 1
+    for path in given:
+        found = [path]
+        if not path.exists() and re.search(r"[*?\[]", str(path)):
+            found, many = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))], True
+            if not found:
+                raise InputError(f"{path}: no file fits this pattern")
+        for video in found:
+            inside = list_videos(video) if video.is_dir() else []
+            images = video.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in video.iterdir())
+            if inside and images:
+                raise InputError(f"{video} holds videos and images; name the videos: '{video}/*{inside[0].suffix}'")
+            if video.is_dir() and not inside and not images:
+                raise InputError(f"{video} holds neither videos nor images")
+            videos += inside or [video]
+            many = many or bool(inside)
     if not videos:
         raise InputError("name at least one video, or a folder of videos")
-    return videos
+    if len(set(videos)) < len(videos):
+        twice = next(video for video in videos if videos.count(video) > 1)
+        raise InputError(f"{twice} is given twice; name each video once")
+    return videos, many
+
+
+def result_names(videos: Sequence[Path]) -> list[str]:
+    """A name of its own for each video: its stem; the whole file name, or that of its folder before it, where stems repeat.
+
+    Raises:
+        InputError: names of videos and their folders repeat.
+    """
+    for names in (
+        [video.stem for video in videos],
+        [video.name for video in videos],
+        [f"{video.absolute().parent.name}_{video.name}" for video in videos],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(
+        "videos in different folders have the same names; decode the folders one by one, each to its own --out"
+    )
+
+
+def collect_videos(given: Sequence[Path]) -> list[Path]:
+    """The videos of `expand_videos`."""
+    return expand_videos(given)[0]

@@ -64,5 +64,4 @@ class Label:
     def _frame_size(self) -> tuple[int, int]:
         from jidm.control.episode_sources import open_episodes
 
-        episodes = open_episodes(self.source, image_key=self.image_key, fps=self.fps)
-        return episodes.cameras[episodes.image_key]
+        return open_episodes(self.source, image_key=self.image_key, fps=self.fps).frame_size

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jidm.atomic_io import atomic_write
-from jidm.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from jidm.camera.model import Camera
     from jidm.estimation.result import JointMotion
     from jidm.robot.embodiment import Embodiment
+    from jidm.video.preparation import FrameSource
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,27 @@ class DecodeResult:
         motion: the joint motion.
         robot: None if a trained field needed none.
         camera: of an exact field; None for a learned one.
-        video: the file.
+        video: its frames as they were decoded.
         fps: its frame rate [1/s].
         method: the checkpoint, or the flow estimator.
         seconds: decoding time, reading the file included [s].
+        links: that the exact field samples; all if None.
+        embodiment_file: the robot's URDF or descriptor, if it is not known by its name alone.
     """
 
     motion: JointMotion
     robot: Embodiment | None
     camera: Camera | None
-    video: Path
+    video: FrameSource
     fps: float
     method: str
     seconds: float
+    links: Sequence[str] | None = None
+    embodiment_file: str | None = None
 
 
-def make_folder(out: Path) -> None:
-    """Make the output folder before the computation, so that a wrong path fails at once.
-
-    Raises:
-        InputError: it is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder")
-    out.mkdir(parents=True, exist_ok=True)
+RESULT_FILES = ("motion.npz", "motion.csv", "plot.png", "summary.json", "overlay.mp4")
+"""Files of one decoded video; not all need be there."""
 
 
 def write_results(
@@ -79,7 +76,7 @@ def write_results(
     motion.save(out / "motion.npz")
     motion.to_csv(out / "motion.csv")
     robot_title = decoded.robot.title if decoded.robot else decoded.method
-    plot_motion(motion, out / "plot.png", truth=truth, title=f"{decoded.video.name}, {robot_title}")
+    plot_motion(motion, out / "plot.png", truth=truth, title=f"{decoded.video.path.name}, {robot_title}")
     write_json(out / "summary.json", {**summary(decoded), **(extra or {})})
     if overlay and decoded.camera is not None:
         _write_overlay(decoded, out / "overlay.mp4", render)
@@ -105,12 +102,14 @@ def summary(decoded: DecodeResult) -> dict[str, Any]:
     }
     return {
         "jidm": __version__,
-        "video": str(decoded.video),
+        "video": str(Path(decoded.video.path).absolute()),
         "frames": int(motion.position.shape[0]),
         "fps": decoded.fps,
         "embodiment": None if robot is None else robot.name,
         "embodiment_hash": None if robot is None else robot.content_hash,
+        "embodiment_file": decoded.embodiment_file,
         "camera": None if decoded.camera is None else decoded.camera.to_dict(),
+        "frame_size": motion.provenance.get("frame_size"),
         "method": decoded.method,
         "valid_share": _mean(valid),
         "mean_residual_px": _mean(residual),
@@ -137,14 +136,17 @@ def summary_text(decoded: DecodeResult) -> str:
                 _text(joint["observable_share"], "", ".0%"),
             )
         )
+    return f"{columns(rows)}\n{status_text(decoded)}"
+
+
+def status_text(decoded: DecodeResult) -> str:
+    """The measures of the whole video in one line."""
+    data = summary(decoded)
     rate = data["frames"] / decoded.seconds if decoded.seconds else float("nan")
-    return "\n".join(
-        [
-            columns(rows),
-            f"{data['frames']} frames in {decoded.seconds:.1f} s ({rate:.1f} frames/s), "
-            f"{_text(data['valid_share'], '', '.0%')} of the steps valid, "
-            f"motion that no joint explains {_text(data['mean_residual_px'], ' px')}",
-        ]
+    return (
+        f"{data['frames']} frames in {decoded.seconds:.1f} s ({rate:.1f} frames/s), "
+        f"{_text(data['valid_share'], '', '.0%')} of the steps valid, "
+        f"motion that no joint explains {_text(data['mean_residual_px'], ' px')}"
     )
 
 
@@ -158,12 +160,12 @@ def _write_overlay(decoded: DecodeResult, path: Path, render: Any) -> None:
     assert decoded.robot is not None and decoded.camera is not None
     from jidm.fields.analytic import AnalyticField
     from jidm.flow import DisFlow
-    from jidm.video.io import open_video
     from jidm.visualization import write_overlay
 
-    field = AnalyticField(decoded.robot, decoded.camera, points=12000)
-    stream = open_video(decoded.video, fps=decoded.fps if decoded.video.is_dir() else None)
-    write_overlay(path, stream, decoded.motion, field, DisFlow(), fps=decoded.fps, render_robot=render, progress=True)
+    field = AnalyticField(decoded.robot, decoded.camera, points=12000, links=decoded.links)
+    write_overlay(
+        path, decoded.video, decoded.motion, field, DisFlow(), fps=decoded.fps, render_robot=render, progress=True
+    )
 
 
 def _mean(x: Any) -> float | None:

@@ -1,13 +1,14 @@
 """The functional checks of `jidm doctor`: each probe runs one small real task and returns a short result.
 
-Every probe runs in its own process (through `run`), because a broken build of torch or PyBullet does not raise an error but
+Probes run in a process of their own (through `run`), because a broken build of torch or PyBullet does not raise an error but
 kills the process.
 """
 
 from __future__ import annotations
 
-import sys
+import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -90,13 +91,13 @@ def meshes() -> str:
     return f"panda: {robot.n} joints, {len(sample_surface(robot.model, 500))} surface points"
 
 
-def run(name: str) -> None:
-    """Run one probe and print its result; exits with code 3 if there is nothing to check, 1 if it fails."""
-    try:
-        print(globals()[name]())
-    except LookupError as error:
-        print(error)
-        sys.exit(3)
-    except BaseException as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        sys.exit(1)
+def run(names: Iterable[str]) -> None:
+    """Run probes and print a line of JSON for each: status (ok, none if there is nothing to check, broken) and detail."""
+    for name in names:
+        try:
+            answer = {"status": "ok", "detail": globals()[name]()}
+        except LookupError as error:
+            answer = {"status": "none", "detail": str(error)}
+        except BaseException as error:
+            answer = {"status": "broken", "detail": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        print(json.dumps(answer), flush=True)

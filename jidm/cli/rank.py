@@ -31,21 +31,27 @@ class Rank:
     """Largest number of rows of the contact sheet."""
 
     def run(self) -> int:
+        from jidm.cli.checks import check_at_least, check_out_file
         from jidm.cli.text import columns
-        from jidm.rewards.scoring import read_scores
-        from jidm.visualization.contact_sheet import write_contact_sheet
 
+        if not self.scores:
+            raise InputError("name at least one file of scores; write it with `jidm score`")
+        check_at_least(1, best=self.best, rows=self.rows)
+        check_out_file(self.out)
         for path in self.scores:
             if not path.is_file():
                 raise InputError(f"{path}: no such file; write it with `jidm score`")
+        if self.by not in ("reward", "eva"):
+            raise InputError(f"--by must be reward or eva, got '{self.by}'")
+        from jidm.rewards.scoring import read_scores
+        from jidm.visualization.contact_sheet import write_contact_sheet
+
         records = {record["video"]: record for path in self.scores for record in read_scores(path)}
         if len({record.get("config_hash") for record in records.values()}) > 1:
             raise InputError("these files hold scores of different rewards, which cannot be compared")
         scored = [record for record in records.values() if not record.get("problem")]
         if not scored:
             raise InputError("none of the videos could be scored; see `problem` in the files")
-        if self.by not in ("reward", "eva"):
-            raise InputError(f"--by must be reward or eva, got '{self.by}'")
         ordered = sorted(scored, key=lambda record: (-float(record[self.by]), record["video"]))[: self.best]
         table = [("", "video", "reward", "EVA's", "first reason")]
         table += [

@@ -31,7 +31,15 @@ class Report:
     """The page."""
 
     def run(self) -> int:
-        from jidm.cli.inputs import video_size
+        from jidm.cli.checks import check_exists, check_out_file, check_positive
+        from jidm.cli.inputs import read_poses, video_size
+
+        check_positive(fps=self.fps)
+        check_out_file(self.out)
+        if self.scales is not None:
+            check_exists(self.scales, file=True)
+        self.model.check(check_q0=read_poses(self.model.q0) is None)
+        check_exists(self.video)
         from jidm.video.io import read_video
         from jidm.visualization.report import write_report
 

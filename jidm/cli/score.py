@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
+from jidm.cli.checks import check_at_least, check_exists, check_out_file, check_positive
 from jidm.cli.model_args import ModelArgs
+from jidm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,22 @@ class Score:
     def run(self) -> int:
         from jidm.cli.inputs import collect_videos, video_size
         from jidm.cli.text import parse_shard
+
+        shard = parse_shard(self.shard)
+        _check(self.videos, self.model, self.fps, self.out, self.scales)
+        check_at_least(1, workers=self.workers)
         from jidm.rewards.scoring import read_scores, score_files
 
         videos = collect_videos(self.videos)
         config = self.model.reward_config(self.scales, lambda: video_size(videos[0], self.fps), self.fps)
-        shard = parse_shard(self.shard)
         written = score_files(videos, config, self.out, shard=shard, ray=self.ray, workers=self.workers, progress=True)
         records = read_scores(self.out)
         failed = [record for record in records if record.get("problem")]
         rewards = sorted(record["reward"] for record in records if not record.get("problem"))
+        asked = {str(video) for video in videos}
+        print("\n".join(_lines([record for record in records if record["video"] in asked])))
         median = f", median reward {rewards[len(rewards) // 2]:.2f}" if rewards else ""
         print(f"{self.out}: {len(records)} videos, {written} of them new{median}; {len(failed)} could not be scored")
-        for record in failed[:3]:
-            print(f"  {record['video']}: {record['problem']}")
         return 0
 
 
@@ -77,6 +82,8 @@ class FitScales:
     def run(self) -> int:
         from jidm.cli.inputs import collect_videos, video_size
         from jidm.cli.text import columns
+
+        _check(self.videos, self.model, self.fps, self.out, None)
         from jidm.rewards import ExecutabilityReward
 
         videos = collect_videos(self.videos)
@@ -92,3 +99,39 @@ class FitScales:
         print(columns(rows))
         print(f"written to {self.out}, from {len(videos)} videos; spread: from the median to the 90th percentile")
         return 0
+
+
+def _check(videos: tuple[Path, ...], model: ModelArgs, fps: float | None, out: Path, scales: Path | None) -> None:
+    """Refuse what can be refused without heavy packages."""
+    from jidm.cli.inputs import read_poses
+
+    if not videos:
+        raise InputError("name at least one video, or a folder of videos")
+    check_positive(fps=fps)
+    check_out_file(out)
+    if scales is not None:
+        check_exists(scales, file=True)
+    model.check(check_q0=read_poses(model.q0) is None)
+
+
+_LOW = 8.0
+"""Rewards below this are printed with their first reason."""
+
+
+def _lines(records: list[dict[str, Any]]) -> list[str]:
+    """A line for each video: its reward of 10, the terms that it is made of, and the first reason of a low one."""
+    if not records:
+        return []
+    width = max(len(record["video"]) for record in records)
+    lines = []
+    for record in records:
+        name = record["video"].ljust(width)
+        if record.get("problem"):
+            lines.append(f"{name}  not scored: {record['problem']}")
+            continue
+        penalties = ", ".join(f"{term} {value:.2f}" for term, value in record["penalties"].items())
+        line = f"{name}  {record['reward']:5.2f}  EVA's {record['eva']:.2f}; penalties: {penalties or 'none'}"
+        if record["reward"] < _LOW and record["reasons"]:
+            line += f"; {record['reasons'][0]}"
+        lines.append(line)
+    return lines

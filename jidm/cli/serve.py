@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from jidm.idm import JacobianIDM
     from jidm.serving import Session
+    from jidm.visualization.viewer import LiveFeed
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -68,14 +69,19 @@ class Serve:
     max_clients: int = 64
     """Concurrent connections."""
 
+    view_port: int | None = None
+    """Port of a page on this machine that shows what is decoded, as `jidm view` does; no page if not given."""
+
     def run(self) -> int:
+        self._check()
+        token = self._token()
         import torch
 
         from jidm.serving import PolicyServer
 
-        token = self._token()
         idm = self.model.build_idm()
         q0 = self.model.initial_pose(idm.embodiment)
+        feed = None if self.view_port is None else self._live_feed(idm)
         # Wrong settings fail now, not at the first client.
         session = self._session(idm, q0)
         metadata = session.metadata
@@ -83,7 +89,7 @@ class Serve:
             session.handshake.lingbot_format(session.decoder, None, None)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.workers))
         server = PolicyServer(
-            lambda: self._session(idm, q0), host=self.host, port=self.port, token=token, workers=self.workers,
+            lambda: self._session(idm, q0, feed), host=self.host, port=self.port, token=token, workers=self.workers,
             max_clients=self.max_clients,
         )  # fmt: skip
         if token is None and self.host not in _LOOPBACK:
@@ -94,10 +100,36 @@ class Serve:
             action = f"{metadata['action_space']} of {metadata['action_dim']} joints at {self.control_rate:g} Hz"
             print(f"serving {name} on ws://{self.host}:{port}, {action}; also /healthz and /metrics", flush=True)
 
-        server.run(on_started)
+        if feed is None:
+            server.run(on_started)
+            return 0
+        from jidm.visualization.viewer import Viewer
+
+        with Viewer(feed, port=self.view_port or 0) as viewer:
+            print(f"viewing on {viewer.url}", flush=True)
+            server.run(on_started)
         return 0
 
-    def _session(self, idm: JacobianIDM, q0: NDArray[Any] | None) -> Session:
+    def _check(self) -> None:
+        from jidm.cli.checks import check_at_least, check_positive
+
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"--port {self.port} must lie in 0 to 65535")
+        check_positive(
+            video_rate=self.video_rate, control_rate=self.control_rate, max_tracking_error=self.max_tracking_error
+        )
+        check_at_least(1, chunk=self.chunk, workers=self.workers, max_clients=self.max_clients)
+        self.model.check()
+
+    def _live_feed(self, idm: JacobianIDM) -> LiveFeed:
+        from jidm.visualization.viewer import LiveFeed
+        from jidm.visualization.viewer.server import check_port, require_viser
+
+        require_viser()
+        check_port("127.0.0.1", self.view_port or 0)
+        return LiveFeed(idm, f"live: {self.model.checkpoint or self.model.embodiment}")
+
+    def _session(self, idm: JacobianIDM, q0: NDArray[Any] | None, feed: LiveFeed | None = None) -> Session:
         from jidm.control import ActionDecoder, ControlConfig
         from jidm.serving import Handshake, Session
 
@@ -106,7 +138,10 @@ class Serve:
             max_tracking_error=self.max_tracking_error,
         )  # fmt: skip
         handshake = Handshake(image_key=self.image_key, layout=self.layout, side=self.side)
-        session = Session(ActionDecoder(idm, config), handshake)
+        decoder = ActionDecoder(idm, config)
+        if feed is not None:
+            decoder.pose_tracker.observer = feed.observe
+        session = Session(decoder, handshake)
         if q0 is not None:
             session.reset(q0)
         return session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -24,13 +25,20 @@ class Train:
     pretrained: bool = False
     """Start from torchvision's weights of that backbone, which are downloaded."""
 
+    mesh_roots: tuple[Path, ...] = ()
+    """Folders of the meshes of a URDF file, besides its own: a package, the folder above, or where a mesh's path continues."""
+
     def run(self) -> int:
+        from jidm.cli.checks import check_exists, check_out_folder
+
+        check_exists(Path(self.config.data))
+        check_out_folder(Path(self.config.out))
         from jidm.model_registry import train
         from jidm.robot.registry import load_embodiment
         from jidm.visualization.training_plots import draw_pairs
 
         config = self.with_encoder()
-        robot = None if config.embodiment is None else load_embodiment(config.embodiment)
+        robot = None if config.embodiment is None else load_embodiment(config.embodiment, mesh_roots=self.mesh_roots)
         out = train(config, robot=robot, report=partial(print, flush=True), visualizer=draw_pairs)
         print(f"checkpoint in {out}/; log and figures of the run in {config.run_folder}/")
         return 0

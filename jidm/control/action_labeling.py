@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from jidm.atomic_io import atomic_write
 from jidm.control.commands import ActionSpace, as_action_space
-from jidm.control.episode_sources import COVARIANCE, VALID, DatasetEpisodes, VideoFolder, open_episodes
+from jidm.control.episode_sources import COVARIANCE, SOURCE_INDEX, VALID, DatasetEpisodes, VideoFolder, open_episodes
 from jidm.datasets import DatasetWriter
-from jidm.datasets.feature import IMAGE_PREFIX, Feature
-from jidm.errors import InputError, JidmError
+from jidm.datasets.feature import Feature, camera_keys
+from jidm.errors import DatasetError, InputError, JidmError
 
 if TYPE_CHECKING:
     from jidm.estimation.result import JointMotion
@@ -169,7 +169,9 @@ def label_dataset(
 ) -> LabelingResult:  # fmt: skip
     """Label a data set without actions, or a folder of videos, and write the result as a LeRobot data set.
 
-    All other columns of the source are kept; a recorded `action` is replaced. The initial pose is the source's first
+    All that the source holds besides is kept (columns as they are stored, videos without encoding them anew where their
+    files can be cut, tasks of each frame); what is not kept is reported. A recorded `action` is replaced. Episodes are
+    numbered from 0 without gaps; `source_episode_index` has the number in the source. The initial pose is the source's first
     recorded joint positions, else `q0`, else estimated from the first frame by a learned field. The columns
     `action_valid` and `action_covariance` state the quality of each action.
 
@@ -185,36 +187,50 @@ def label_dataset(
         fps: frame rate of videos whose files state none [1/s].
         shard: (i, N): do every N-th episode starting at the i-th. Shards may run concurrently; the last one to finish
             writes the metadata of all.
-        progress: called with one line per episode.
+        progress: called with one line per episode, and one on what is not kept.
 
     Raises:
-        DatasetError: the source cannot be read, or `out` was labeled with other settings.
+        DatasetError: the source cannot be read, or `out` was labeled with other settings, or (v2.1 in shards) is complete.
     """
     settings, n = options or LabelOptions(), len(idm.joint_names)
     episodes = open_episodes(source, image_key=image_key, fps=fps)
-    extras = {**episodes.extras, VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n))}
+    added = {VALID: Feature("bool", (1,)), COVARIANCE: Feature("float32", (n, n)), SOURCE_INDEX: Feature("int64", (1,))}
     writer = DatasetWriter(
-        out, fps=episodes.fps, joint_names=episodes.state_names or idm.joint_names, cameras=episodes.cameras,
+        out, fps=episodes.fps, joint_names=episodes.state_names or idm.joint_names, cameras=episodes.encoded_cameras,
         action_names=idm.joint_names, robot_type=episodes.robot_type, version=version,
-        extras=extras, recipe=_recipe(idm, settings, episodes),
+        extras=added, recipe=_recipe(idm, settings, episodes), preserved=episodes.preserved,
     )  # fmt: skip
+    # In v2.1 numbers are names of files, which one process changes at the end.
+    in_shards = version == "v2.1" and shard[1] > 1
+    if in_shards and writer.is_renumbered():
+        raise DatasetError(f"{out}: is labeled and its episodes are numbered anew; continue it without shards")
+    if episodes.preserved.lost:
+        progress(f"not kept: {', '.join(episodes.preserved.lost)}")
     done, problems = writer.completed_episodes(), {}
     for index in episodes.indices[shard[0] :: shard[1]]:
         if index in done:
             continue
         try:
-            frames, state, columns, task = episodes.read(index)
-            start = _initial_pose(idm, episodes.state_names, state) if state is not None else q0
-            labels = label_video(idm, frames[episodes.image_key], episodes.fps, q0=start, options=settings)
-            columns |= {VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32)}
-            writer.write_episode(
-                index, frames, labels.position if state is None else state, labels.action, extras=columns, task=task
-            )
-            progress(f"episode {index}: {labels.valid.sum()} of {len(labels.valid) - 1} steps measured")
+            episode = episodes.read(index)
+            start = q0 if episode.state is None else _initial_pose(idm, episodes.state_names, episode.state)
+            labels = label_video(idm, episode.pixels, episodes.fps, q0=start, options=settings)
+            columns = {
+                VALID: labels.valid, COVARIANCE: labels.covariance.astype(np.float32),
+                SOURCE_INDEX: np.full(len(labels.valid), index),
+            }  # fmt: skip
+            encoded = writer.write_episode(
+                index, dict.fromkeys(episodes.encoded_cameras, episode.pixels),
+                labels.position if episode.state is None else episode.state, labels.action,
+                extras=columns, task=episode.task, preserved=episode.preserved,
+            )  # fmt: skip
+            note = f"; encoded anew: {', '.join(encoded)}" if encoded else ""
+            progress(f"episode {index}: {labels.valid.sum()} of {len(labels.valid) - 1} steps measured{note}")
         except JidmError as error:
             problems[episodes.name(index)] = str(error)
             progress(f"{episodes.name(index)}: {error}")
-    writer.finalize()
+    writer.finalize(close_gaps=not in_shards)
+    if in_shards and sorted(done := writer.completed_episodes()) != list(range(len(done))):
+        progress("the numbers of episodes have gaps, which LeRobot refuses: run once more without shards to close them")
     if modality:
         _write_modality(Path(out), writer)
     return LabelingResult(len(writer.completed_episodes()), problems)
@@ -246,11 +262,11 @@ def _initial_pose(idm: JacobianIDM, names: Sequence[str], state: NDArray[np.floa
 
 def _write_modality(root: Path, writer: DatasetWriter) -> None:
     """GR00T's description of the columns' parts."""
-    videos = [key for key, feature in writer.features.items() if feature.dtype == "video"]
+    videos = camera_keys([key for key, feature in writer.features.items() if feature.is_image])
     modality = {
         "state": {"joints": {"start": 0, "end": len(writer.joint_names)}},
         "action": {"joints": {"start": 0, "end": len(writer.action_names)}},
-        "video": {key.removeprefix(IMAGE_PREFIX): {"original_key": key} for key in videos},
+        "video": {name: {"original_key": key} for name, key in videos.items()},
         "annotation": {"human.task_description": {"original_key": "task_index"}},
     }
     with atomic_write(root / "meta" / "modality.json") as temporary:

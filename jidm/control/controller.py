@@ -64,7 +64,8 @@ class AsyncController:
     Call `reset` once, then `step` every control period with the robot's frame and measured positions. Planning and pose
     measurement run in another thread; `step` itself only plans the spline for one frame period at a time (some
     milliseconds). If the planner is late, raises, or returns something that is not a video, the robot brakes and holds,
-    and the planner is called again with the then latest real frame.
+    and the planner is called again with the then latest real frame. It also brakes where the camera gives no frame of the
+    first one's size, or the robot reports no pose of its own: at the end of the frame period, which is already planned.
 
     Args:
         planner: generates the frames that follow a frame.
@@ -99,10 +100,14 @@ class AsyncController:
             frame: the camera's current frame.
             q: (n,) joint positions [rad or m].
             layout: of all frames, as for `as_video`.
+
+        Raises:
+            InputError: q is no pose of this robot.
+            VideoError: the frame is none.
         """
-        self.decoder.reset(q)
         self._layout = layout
         self._frame = self._as_frame(frame)
+        self.decoder.reset(q)
         self._q = self._q_at_frame = self._commanded_q = np.array(q, dtype=np.float64)
         self._queue: list[Commands] = []  # one per control period
         self._pending_chunk: Future[_GeneratedChunk] | None = None
@@ -115,25 +120,25 @@ class AsyncController:
         self.timings.clear()
 
     def step(self, frame: Any = None, q: ArrayLike | None = None) -> Commands:
-        """The command of this control period.
+        """The command of this control period. Whatever it is given, it raises nothing.
 
         Args:
             frame: the camera's current frame, if there is a new one.
             q: (n,) measured joint positions [rad or m], if there are any.
         """
         start = time.perf_counter()
-        self._q = self._commanded_q if q is None else np.array(q, dtype=np.float64)
-        if frame is not None:
-            self._frame, self._q_at_frame = self._as_frame(frame), self._q
-        if not self._queue:
+        if problem := self._read_inputs(frame, q):
+            self._active_chunk = None
+            self.decoder.trajectory.drop_reference()
+        elif not self._queue:
             self._advance_frame(has_frame=frame is not None)
-        if not self._queue:
+        if not self._queue and not problem:
             self._start_next_chunk(measured=q is not None)
         if self._queue:
             command = self._queue.pop(0)
         else:
             waiting = f"waiting for the planner since {time.perf_counter() - self._request_time:.2f} s"
-            command = self.decoder.trajectory.hold(1, self._problem or waiting)
+            command = self.decoder.trajectory.hold(1, problem or self._problem or waiting)
         self._commanded_q = command.position[0]
         self.timings["step"].append(time.perf_counter() - start)
         return command
@@ -147,6 +152,25 @@ class AsyncController:
         return "\n".join(rows)
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def _read_inputs(self, frame: Any, q: ArrayLike | None) -> str:
+        """Store the camera's frame and the robot's positions; if one of them cannot be used, neither is, and this says why."""
+        try:
+            measured = self._commanded_q if q is None else self.decoder.limits.as_pose(q, self.decoder.idm.joint_names)
+        except InputError as error:
+            return f"the robot reports {error}"
+        if frame is not None:
+            try:
+                current = self._as_frame(frame)
+            except Exception as error:  # no object in place of a frame may stop the control loop
+                return f"the camera's frame: {str(error) or type(error).__name__}"
+            if current.shape != self._frame.shape:
+                return f"the camera's frame is {tuple(current.shape)}, the first one was {tuple(self._frame.shape)}"
+            if not bool(current.isfinite().all()):
+                return "the camera's frame is not finite"
+            self._frame, self._q_at_frame = current, measured
+        self._q = measured
+        return ""
 
     def _start_next_chunk(self, *, measured: bool) -> None:
         """The active chunk is done: start the next one if it is ready, and request the one after it."""
@@ -263,7 +287,7 @@ class AsyncController:
             measurements = [*initial, *tracker.measure(frames, "TCHW")]
             record_time("measure")
             return _GeneratedChunk(frames, measurements, "", timings)
-        except Exception as error:  # whatever the planner raises, the robot holds
+        except BaseException as error:  # whatever the planner raises, SystemExit too: the robot holds
             message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
             return _GeneratedChunk(frame[None][:0], [], f"the planner failed: {message}", timings)
 

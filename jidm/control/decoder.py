@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from jidm.control.commands import Commands
 from jidm.control.config import ControlConfig
@@ -36,6 +36,7 @@ class ActionDecoder:
 
     Attributes:
         pose_tracker: measures joint positions in frames. It may run in another thread while commands are executed.
+        gripper_joints: columns that open and close a gripper.
         trajectory: takes measurements and gives commands: `trajectory.append(pose_tracker.measure(frames))`, then
             `trajectory.next()`. `push` does both. It also holds, observes and shifts; `reset` replaces it.
 
@@ -54,7 +55,7 @@ class ActionDecoder:
         if limits.n != len(idm.joint_names):
             raise InputError(f"limits are of {limits.n} joints, the field has {len(idm.joint_names)}")
         self.idm, self.limits, self.config = idm, limits, config or ControlConfig()
-        self._grippers = () if robot is None else tuple(int(k) for k in np.flatnonzero(robot.gripper_mask))
+        self.gripper_joints = () if robot is None else tuple(int(k) for k in np.flatnonzero(robot.gripper_mask))
         self.pose_tracker = PoseTracker(idm, self.config.video_rate)
         self.reset()
 
@@ -66,11 +67,11 @@ class ActionDecoder:
                 frame. That is accurate enough for velocities and steps, but refused for positions.
 
         Raises:
-            InputError: q is not n finite numbers.
+            InputError: q is no pose of this robot.
         """
-        start = None if q is None else self.limits.as_positions(q)
+        start = None if q is None else self._as_pose(q)
         self.trajectory = ReferenceTrajectory(
-            self.idm.joint_names, self.limits, self.config, gripper_joints=self._grippers, q=start
+            self.idm.joint_names, self.limits, self.config, gripper_joints=self.gripper_joints, q=start
         )
         self.start_video(start)
 
@@ -81,9 +82,9 @@ class ActionDecoder:
             q: (n,) joint positions in that frame [rad or m]; estimated from the frame if not given.
 
         Raises:
-            InputError: q is not n finite numbers.
+            InputError: q is no pose of this robot.
         """
-        self.pose_tracker.start_video(None if q is None else self.limits.as_positions(q))
+        self.pose_tracker.start_video(None if q is None else self._as_pose(q))
         self._pending: list[PoseMeasurement] = []
 
     def push(self, frames: Any, *, q: ArrayLike | None = None, layout: str | None = None) -> Commands:
@@ -96,21 +97,32 @@ class ActionDecoder:
 
         Returns:
             control_rate / video_rate commands for each frame but the first of a video; none while a chunk is incomplete.
-            Frames that cannot be measured give holding commands with a reason; they raise nothing.
+            Frames that cannot be measured, and a q that is no pose of this robot, give holding commands with a reason; they
+            raise nothing.
 
         Raises:
-            InputError: q is not n finite numbers, or the action space is positions and `reset` was not given any.
+            InputError: the action space is positions and `reset` was not given any.
         """
-        measured = None if q is None else self.limits.as_positions(q)
         if self.config.action_space == "joint_position" and self.trajectory.position is None:
             raise InputError("position commands need to know where the robot is: call reset(q=...) first")
         self._pending += self.pose_tracker.measure(frames, layout)
         last = self._pending[-1]
-        if measured is not None and last.position is not None:
-            self.pose_tracker.correct(measured)
-            self._pending[-1] = replace(last, position=measured)
+        if q is not None and last.position is not None:
+            last = self._pending[-1] = self._correct(last, q)
         incomplete = sum(not m.is_first for m in self._pending) < self.config.chunk and not last.is_first
         measurements = [] if incomplete else self._pending
         self._pending = self._pending if incomplete else []
         self.trajectory.append(measurements)
         return self.trajectory.next()
+
+    def _correct(self, measurement: PoseMeasurement, q: ArrayLike) -> PoseMeasurement:
+        """The measurement of the last frame with the robot's own joint positions; the robot brakes if they are none."""
+        try:
+            measured = self._as_pose(q)
+        except InputError as error:
+            return PoseMeasurement(measurement.is_first, problem=f"the robot reports {error}")
+        self.pose_tracker.correct(measured)
+        return replace(measurement, position=measured)
+
+    def _as_pose(self, q: ArrayLike) -> NDArray[np.float64]:
+        return self.limits.as_pose(q, self.idm.joint_names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.datasets import open_dataset
-from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE, VISUAL_DTYPES, Feature
+from jidm.datasets.feature import STATE, not_finite
+from jidm.datasets.preserved import PreservedEpisode, PreservedSchema, preserved_episode, preserved_schema
 from jidm.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -18,8 +21,25 @@ if TYPE_CHECKING:
 VALID, COVARIANCE = "action_valid", "action_covariance"
 """Columns that labeling adds."""
 
-EpisodeData = tuple[dict[str, NDArray[np.uint8]], NDArray[Any] | None, dict[str, NDArray[Any]], str]
-"""Frames (T, H, W, 3) by camera, recorded joint positions (T, n) if there are any, further columns, and the task."""
+SOURCE_INDEX = "source_episode_index"
+"""Column with the number of the episode in the source: a video's place among the sorted names of a folder."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceEpisode:
+    """One episode of a source.
+
+    Attributes:
+        pixels: (T, H, W, 3) RGB of the camera to decode.
+        state: (T, n) recorded joint positions; None if there are none.
+        task: text of its task.
+        preserved: what else is kept of it.
+    """
+
+    pixels: NDArray[np.uint8]
+    state: NDArray[Any] | None
+    task: str
+    preserved: PreservedEpisode
 
 
 class DatasetEpisodes:
@@ -35,36 +55,41 @@ class DatasetEpisodes:
         robot_type: as recorded.
         indices: of the episodes.
         state_names: joint names of the recorded positions.
-        cameras: name -> (width, height).
-        extras: further columns that are kept.
+        frame_size: (width, height) of its images.
+        encoded_cameras: name -> (width, height) of cameras whose images are encoded anew.
+        preserved: what is kept of the source.
         source: where the episodes come from, as JSON values.
     """
 
+    encoded_cameras: Mapping[str, tuple[int, int]] = {}
+
     def __init__(self, dataset: RecordedDataset, image_key: str | None) -> None:
         self._dataset = dataset
-        key = dataset.camera_key(image_key)
-        self.image_key = next(name for name in dataset.cameras if dataset.camera_key(name) == key)
+        self.image_key = dataset.camera(image_key)
         self.fps, self.robot_type, self.indices = dataset.fps, dataset.robot_type, dataset.episode_indices
         self.state_names = dataset.joint_names
-        sizes = {name: dataset.features[dataset.camera_key(name)].shape for name in dataset.cameras}
-        self.cameras = {name: (shape[1], shape[0]) for name, shape in sizes.items()}
-        replaced = {STATE, ACTION, VALID, COVARIANCE, *INDEX_COLUMNS}
-        self.extras = {
-            name: feature for name, feature in dataset.features.items()
-            if name not in replaced and not feature.is_image and feature.shape and feature.dtype not in ("string", *VISUAL_DTYPES)
-        }  # fmt: skip
+        height, width = dataset.features[dataset.camera_key(image_key)].shape[:2]
+        self.frame_size = (width, height)
+        self.preserved = preserved_schema(dataset, replaced=(VALID, COVARIANCE, SOURCE_INDEX))
         self.source = {"dataset": Path(dataset.root).name, "content_hash": dataset.content_hash}
 
     def name(self, index: int) -> str:
         """What messages call this episode."""
         return f"episode {index}"
 
-    def read(self, index: int) -> EpisodeData:
-        """One episode."""
+    def read(self, index: int) -> SourceEpisode:
+        """One episode.
+
+        Raises:
+            DatasetError: something of it cannot be read, or a joint position is not finite.
+        """
         episode = self._dataset.episode(index)
-        frames = {name: episode.video(name) for name in self.cameras}
         state = episode.state if self.state_names else None
-        return frames, state, {name: episode.column(name) for name in self.extras}, episode.task
+        if state is not None and not np.isfinite(state).all():
+            problem = not_finite(STATE, self._dataset.features[STATE], state)
+            raise DatasetError(f"{problem}; correct the recorded joint positions, or leave the episode out")
+        preserved = preserved_episode(episode, self.preserved)
+        return SourceEpisode(episode.video(self.image_key), state, episode.task, preserved)
 
 
 class VideoFolder:
@@ -93,15 +118,16 @@ class VideoFolder:
             raise DatasetError(f"{self._files[0]}: states no frame rate; pass fps")
         self.fps, self.indices = float(rate), tuple(range(len(self._files)))
         self._fps_override = fps
-        self.cameras = {self.image_key: (first.width, first.height)}
-        self.extras: dict[str, Feature] = {}
+        self.frame_size = (first.width, first.height)
+        self.encoded_cameras = {self.image_key: self.frame_size}
+        self.preserved = PreservedSchema()
         self.source = {"videos": [file.name for file in self._files]}
 
     def name(self, index: int) -> str:
         """Name of the file."""
         return self._files[index].name
 
-    def read(self, index: int) -> EpisodeData:
+    def read(self, index: int) -> SourceEpisode:
         """One video.
 
         Raises:
@@ -115,7 +141,7 @@ class VideoFolder:
                 f"{video.fps:g} frames per second, the first video has {self.fps:g}; label it separately"
             )
         frames = np.stack([pixels.permute(1, 2, 0).numpy() for _, pixels in video.pixels()])
-        return {self.image_key: frames}, None, {}, ""
+        return SourceEpisode(frames, None, "", PreservedEpisode())
 
 
 def open_episodes(source: str | Path, *, image_key: str | None, fps: float | None) -> DatasetEpisodes | VideoFolder:

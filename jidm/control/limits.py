@@ -1,7 +1,8 @@
-"""Joint limits that every command obeys."""
+"""Joint limits that every command obeys, and the check that every reported pose passes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from jidm.errors import InputError
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
+
+_RANGE_TOLERANCE = 0.05  # fraction of its range by which a joint may be reported outside: encoder zeros, soft stops ...
+_LARGEST_TOLERANCE = 0.1  # ... but not more than this [rad or m]
+_LARGEST_POSITION = 1000.0  # of a joint without limits: over 150 turns [rad or m]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,3 +76,54 @@ class MotionLimits:
         if values.shape != (self.n,) or not np.isfinite(values).all():
             raise InputError(f"q must be {self.n} finite joint positions, got {values}")
         return values
+
+    def as_pose(self, q: ArrayLike, joint_names: Sequence[str], source: str = "q") -> NDArray[np.float64]:
+        """A copy of joint positions q (n,) [rad or m] that this robot can have, as float64.
+
+        Args:
+            q: n numbers, each at most slightly outside the limits of its joint: 5 % of the range, 0.1 at most.
+            joint_names: n names, for the message.
+            source: what the message calls them.
+
+        Raises:
+            InputError: q is not n finite numbers, or is no pose of this robot.
+        """
+        try:
+            values = np.array(q, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{source} must be {self.n} joint positions, got {_short(q)}") from None
+        if values.shape != (self.n,):
+            shape = f"shape {values.shape}"
+            raise InputError(f"{source} must be {self.n} joint positions ({_listed(joint_names)}), got {shape}")
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            raise InputError(f"{source} is not finite: {joint_names[bad[0]]} is {values[bad[0]]}")
+        tolerance = np.minimum(_RANGE_TOLERANCE * (self.upper - self.lower), _LARGEST_TOLERANCE)
+        low, high = (
+            np.where(np.isfinite(x), x, sign * _LARGEST_POSITION) for x, sign in ((self.lower, -1), (self.upper, 1))
+        )
+        outside = (values < low - tolerance) | (values > high + tolerance)
+        if not outside.any():
+            return values
+        k = int(outside.argmax())
+        in_radians = np.deg2rad(values)
+        is_degrees = np.abs(values).max() > 2 * np.pi and (
+            ((in_radians >= low - tolerance) & (in_radians <= high + tolerance))[outside].all()
+        )
+        hint = (
+            "these look like degrees: give rad and m"
+            if is_degrees
+            else f"give joint positions [rad or m] in the order {_listed(joint_names)}; a tool pose is none"
+        )
+        raise InputError(
+            f"{source} is no pose of this robot: {joint_names[k]} is {values[k]:.4g}, its limits are {low[k]:.4g} to "
+            f"{high[k]:.4g}; {hint}"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:4])}, ... {names[-1]}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from jidm.errors import VideoError
 from jidm.video.layouts import as_video
 
 if TYPE_CHECKING:
+    from jidm.estimation.tracker import TrackedStep
     from jidm.idm import JacobianIDM, MotionStream
 
 
@@ -33,16 +35,25 @@ class PoseMeasurement:
     problem: str = ""
 
 
+Observer = Callable[[Tensor, float, "MotionStream", "TrackedStep | None"], None]
+"""Called with a frame (3, H, W), its time [s], the stream that tracks the video, and the step to the frame; None if it is the
+first."""
+
+
 class PoseTracker:
     """Tracks the robot through one video after another.
 
     Args:
         idm: decodes the joint positions.
         video_rate: frames per second.
+
+    Attributes:
+        observer: called for every frame that is tracked, in the thread that measures it; None for nobody.
     """
 
     def __init__(self, idm: JacobianIDM, video_rate: float) -> None:
         self._idm, self._rate = idm, video_rate
+        self.observer: Observer | None = None
         self.start_video()
 
     def start_video(self, q: NDArray[np.float64] | None = None) -> None:
@@ -79,8 +90,10 @@ class PoseTracker:
             if self._stream is None:
                 self._stream = self._idm.stream(frame, time=index / self._rate, q0=self._q0)
                 position, velocity = self._stream.q, 0 * self._stream.q
+                self._observe(frame, index, None)
             else:
                 step = self._stream.push(frame, index / self._rate)
+                self._observe(frame, index, step)
                 if not step.accepted:
                     return PoseMeasurement(False, problem=f"frame {index} shows nothing that can be tracked")
                 position, velocity = step.position, step.delta_q * self._rate
@@ -90,6 +103,10 @@ class PoseTracker:
         if not (np.isfinite(q).all() and np.isfinite(speed).all()):
             return PoseMeasurement(is_first, problem=f"frame {index} gives positions that are not finite")
         return PoseMeasurement(is_first, q, speed)
+
+    def _observe(self, frame: Tensor, index: int, step: TrackedStep | None) -> None:
+        if self.observer is not None and self._stream is not None:
+            self.observer(frame, index / self._rate, self._stream, step)
 
 
 def as_frames(frames: Any, layout: str | None = None) -> Float[Tensor, "T 3 H W"]:

@@ -157,7 +157,8 @@ class ReferenceTrajectory:
     def observe(self, q: ArrayLike, *, time: float | None = None) -> float:
         """Compare the robot's measured positions with the command.
 
-        Commands of velocity or steps continue from the measured positions; position commands do not jump. A robot whose
+        Commands of velocity or steps continue from the measured positions, unless the planned motion would then leave the
+        limits; position commands do not jump. A robot whose
         largest error exceeds `config.max_tracking_error` is held until `reset`.
 
         Args:
@@ -168,17 +169,17 @@ class ReferenceTrajectory:
             Largest error of a joint [rad or m].
 
         Raises:
-            InputError: q is not n finite numbers, or no command of the last 2 s ends at that time.
+            InputError: q is no pose of this robot, or no command of the last 2 s ends at that time.
         """
         at = self.time if time is None else time
         age = self._count - round(at * self.config.control_rate) if math.isfinite(at) else -1
-        measured = self.limits.as_positions(q)
+        measured = self.limits.as_pose(q, self.joint_names)
         if self._spline is None or not 0 <= age < len(self._sent):
             raise InputError(f"no command of the last {_COMMAND_HISTORY} s ends at {time} s")
         error = measured - self._sent[-1 - age]
         if self.config.action_space != "joint_position":
-            self._spline.shift(error)
-            self._sent = deque((sent + error for sent in self._sent), maxlen=self._sent.maxlen)
+            applied = self._spline.shift(error)
+            self._sent = deque((sent + applied for sent in self._sent), maxlen=self._sent.maxlen)
         worst = int(np.abs(error).argmax())
         largest = float(abs(error[worst]))
         if self.config.max_tracking_error is not None and largest > self.config.max_tracking_error:
@@ -187,7 +188,13 @@ class ReferenceTrajectory:
 
     def stop(self, reason: str) -> None:
         """Brake, and ignore all further measurements; the reason is stated in the commands."""
-        self._stop_reason = reason
+        self._stop_reason, end = reason, self.horizon_end
+        self.drop_reference()
+        self.horizon_end = end  # of the commands that are still to come
+
+    def drop_reference(self) -> None:
+        """Forget the reference beyond the last command, so that the robot brakes until there is a new one."""
+        self.horizon_end = min(self.horizon_end, self.time)
         if self._spline is not None:
             state = self._spline.at(self.time)
             self._waypoints = [(self.time, state.position[0])]

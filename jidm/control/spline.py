@@ -24,6 +24,7 @@ from jidm.errors import InputError, MissingExtraError
 
 _PAST = 1  # control points kept so that the last knot can still be evaluated
 _FIXED = 3  # control points before the free ones that influence the future motion
+_REENTRY = 0.2  # fraction of the distance outside by which a joint aims inside
 _MARGIN = 1e-6  # fraction of each limit left free against rounding
 
 
@@ -87,8 +88,10 @@ class LimitedSpline:
             )
         if not (np.isfinite(target).all() and np.isfinite(weights).all() and (weights >= 0).all()):
             raise InputError("reference and weight must be finite, and no weight negative")
-        target = np.clip(target, self.limits.lower, self.limits.upper)
-        bounds = self._bounds()
+        # A joint on its way back into its range aims further inside, so that it does not swing out again.
+        lower = self.limits.lower + _REENTRY * np.maximum(0, self.limits.lower - plan.min(0))
+        upper = self.limits.upper - _REENTRY * np.maximum(0, plan.max(0) - self.limits.upper)
+        target, bounds = np.clip(target, lower, upper), self._bounds()
         solution = self._qp.solve(past, target, weights, bounds)
         if solution is not None:
             plan += self._feasible_fraction(solution - plan, bounds) * (solution - plan)
@@ -120,18 +123,24 @@ class LimitedSpline:
         acceleration = (1 - u) * p0 + (3 * u - 2) * p1 + (1 - 3 * u) * p2 + u * p3
         return TrajectoryState(position, velocity / self.knot, acceleration / self.knot**2)
 
-    def shift(self, offset: ArrayLike) -> None:
-        """Move the whole motion by offset (n,) [rad or m]; its velocity stays."""
-        self._control_points += np.asarray(offset, dtype=np.float64)
+    def shift(self, offset: ArrayLike) -> NDArray[np.float64]:
+        """Move the whole motion by offset (n,) [rad or m], or less where it would leave its position range; its velocity stays.
+
+        Returns:
+            (n,) by how much it was moved [rad or m].
+        """
+        (low, high), plan = self._bounds(), self._control_points[-self._m :]
+        applied = np.clip(np.asarray(offset, dtype=np.float64), (low - plan).max(0), (high - plan).min(0))
+        self._control_points += applied
+        return applied
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
     def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lower and upper position limits, widened where the current plan lies outside of them."""
-        span = self.limits.upper - self.limits.lower
+        """(m, n) lower and upper bounds of the free control points: the limits, or where the current plan is outside of them."""
+        span, plan = self.limits.upper - self.limits.lower, self._control_points[-self._m :]
         margin = _MARGIN * np.where(np.isfinite(span), span, 0)
-        low, high = self.limits.lower + margin, self.limits.upper - margin
-        return np.minimum(low, self._control_points.min(0)), np.maximum(high, self._control_points.max(0))
+        return np.minimum(self.limits.lower + margin, plan), np.maximum(self.limits.upper - margin, plan)
 
     def _feasible_fraction(
         self, change: NDArray[np.float64], bounds: tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -217,8 +226,8 @@ class _SplineQP:
         before = self._fixed_differences @ fixed  # (4 m, n): the fixed points' part of every difference
         scaled_limits = [x / self._joint_scale for x in self.difference_limits]
         low, high = ((x - last_point) / self._joint_scale for x in bounds)
-        upper = np.repeat(np.stack([high, *scaled_limits]), self._m, axis=0) - before
-        lower = np.repeat(np.stack([low, *(-x for x in scaled_limits)]), self._m, axis=0) - before
+        largest = np.repeat(np.stack(scaled_limits), self._m, axis=0)
+        upper, lower = np.concatenate([high, largest]) - before, np.concatenate([low, -largest]) - before
         ends = [end for k in range(n) for end in (upper[self._has_upper[:, k], k], -lower[self._has_lower[:, k], k])]
         hessian = self._hessian.copy()
         hessian[self._diagonal] += 2 * np.tile(weight, n) - 1

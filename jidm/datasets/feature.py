@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jidm.errors import DatasetError
+import numpy as np
+from numpy.typing import NDArray
+
+from jidm.errors import DatasetError, did_you_mean
 
 STATE = "observation.state"
 ACTION = "action"
@@ -46,6 +49,11 @@ class Feature:
             raise DatasetError(f"feature '{key}' has no shape but {shape!r}; correct features in info.json")
         shape, names = tuple(shape), data.get("names")
         if data["dtype"] in VISUAL_DTYPES:
+            if len(shape) not in (2, 3):
+                raise DatasetError(
+                    f"feature '{key}' has shape {list(shape)}, images have [height, width, channels]; "
+                    f"correct features in info.json"
+                )
             shape, names = _channels_last(shape, names)
         return cls(data["dtype"], shape, names, data.get("info") or data.get("video_info") or {})
 
@@ -73,6 +81,17 @@ def flat_names(feature: Feature) -> tuple[str, ...] | None:
     return flat if feature.shape == (len(flat),) and len(set(flat)) == len(flat) else None
 
 
+def not_finite(key: str, feature: Feature, values: NDArray[Any]) -> str:
+    """Which values (T, ...) of a feature are NaN or infinite: "observation.state of 'b' is nan in frame 5 (1 such frames)"."""
+    flat = values.reshape(len(values), -1)
+    frame, entry = np.argwhere(~np.isfinite(flat))[0]
+    names = flat_names(feature) or (generic_joint_names(flat.shape[1]) if key == STATE else ())
+    which = f" of '{names[entry]}'" if names else f" of entry {entry}" if flat.shape[1] > 1 else ""
+    return (
+        f"{key}{which} is {flat[frame, entry]} in frame {frame} ({int((~np.isfinite(flat)).any(1).sum())} such frames)"
+    )
+
+
 def generic_joint_names(count: int) -> tuple[str, ...]:
     """Names of joints that have none in the file: "joint_0", "joint_1", ..."""
     return tuple(f"joint_{k}" for k in range(count))
@@ -86,6 +105,33 @@ def geometry_keys(camera: str) -> tuple[str, str, str]:
 def camera_name(key: str) -> str:
     """ "observation.images.cam_high" -> "cam_high"."""
     return key.removeprefix(IMAGE_PREFIX).removeprefix("observation.")
+
+
+def camera_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Camera -> key: short names where they are different, else whole keys."""
+    short = [camera_name(key) for key in keys]
+    return {name if short.count(name) == 1 else key: key for key, name in zip(keys, short, strict=True)}
+
+
+def find_camera(cameras: Mapping[str, str], camera: str | None, source: Any) -> str:
+    """The name among `cameras` (name -> key) that a name or key, or None for the only camera, means.
+
+    Raises:
+        DatasetError: no such camera, a name that two cameras share, or None with several; the message begins with the source.
+    """
+    if camera is None:
+        if len(cameras) == 1:
+            return next(iter(cameras))
+        raise DatasetError(f"{source}: has {len(cameras)} cameras ({', '.join(cameras)}); name one")
+    if camera in cameras:
+        return camera
+    if named := [name for name, key in cameras.items() if key == camera]:
+        return named[0]
+    if shared := [key for key in cameras.values() if camera_name(key) == camera_name(camera)]:
+        if len(shared) == 1:
+            return next(name for name, key in cameras.items() if key == shared[0])
+        raise DatasetError(f"{source}: camera '{camera}' may be {' or '.join(shared)}; give one of these keys")
+    raise DatasetError(f"{source}: has no camera '{camera}': {did_you_mean(camera, cameras)}")
 
 
 def _leaves(names: Any) -> Iterator[str]:

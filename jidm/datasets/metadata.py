@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jidm.datasets import stats
 from jidm.datasets.feature import Feature
 from jidm.datasets.staging import StagingFolder
-from jidm.datasets.table import read_columns, to_numpy
-from jidm.datasets.video_file import VideoSegment, open_video_file
+from jidm.datasets.table import column_names, read_columns, to_numpy
+from jidm.datasets.video_file import VideoSegment, displayed_size
 from jidm.errors import DatasetError
+from jidm.git_lfs import refuse_lfs_pointer
+from jidm.json_lines import format_json_lines, parse_json_lines
 
 # Paths by the version that is written; reading takes them as defaults for v3.x and v2.x.
 _DATA_PATHS = {
@@ -26,6 +28,7 @@ _VIDEO_PATHS = {
     "v2.1": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
 }
 _V30_VIDEO_COLUMNS = ("chunk_index", "file_index", "from_timestamp")
+_V30_OWN_COLUMNS = ("stats/", "videos/", "data/", "meta/", "dataset_from_index", "dataset_to_index")
 CHUNK_SIZE = 1000
 """Files per chunk folder."""
 
@@ -41,6 +44,7 @@ class EpisodeMetadata:
         table: file with its rows.
         shared_table: whether that file may contain other episodes too.
         videos: feature key -> video file and start.
+        entries: what the list of episodes says of it besides.
     """
 
     index: int
@@ -49,6 +53,7 @@ class EpisodeMetadata:
     table: Path
     shared_table: bool
     videos: Mapping[str, VideoSegment]
+    entries: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ class DatasetMetadata:
     def version(self) -> str:
         """ "v3.0", "v2.1" or "v2.0"."""
         return str(self.info["codebase_version"])
+
+    @property
+    def meta_folder(self) -> Path:
+        """Folder of the metadata files: `meta/`, or in the flat layout the data set's own."""
+        return folder if ((folder := self.root / "meta") / "info.json").is_file() else self.root
 
     @property
     def fps(self) -> float:
@@ -108,7 +118,8 @@ def read_metadata(path: str | Path) -> DatasetMetadata:
     if len(episodes) != len(present):
         raise DatasetError(f"{root}: an episode index is listed twice in {meta.name}/; correct the list")
     missing_tables = tuple(sorted({entry.index for entry in listed} - set(episodes)))
-    return DatasetMetadata(root, info, features, episodes, missing_tables, tuple(set(info["features"]) - set(features)))
+    missing_videos = tuple(set(info["features"]) - set(features))
+    return DatasetMetadata(root, info, features, episodes, missing_tables, missing_videos)
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -127,10 +138,31 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
+    refuse_lfs_pointer(path, DatasetError)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not readable as JSON ({error}); copy it again") from None
+
+
+def read_tasks(metadata: DatasetMetadata) -> dict[int, str]:
+    """Number -> text of the tasks, from `tasks.jsonl` or `tasks.parquet`; empty if there is no such file.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    lines, table = metadata.meta_folder / "tasks.jsonl", metadata.meta_folder / "tasks.parquet"
+    if lines.is_file():
+        try:
+            return {int(line["task_index"]): str(line["task"]) for line in _read_json_lines(lines)}
+        except (KeyError, TypeError, ValueError):
+            raise DatasetError(f"{lines}: a line lacks task_index or task; correct it") from None
+    if not table.is_file():
+        return {}
+    # pandas names the index, which holds the texts, by its own rule.
+    text = next((key for key in ("task", "__index_level_0__") if key in column_names(table)), "task")
+    arrays = read_columns(table, ["task_index", text])
+    return {int(number): str(task) for number, task in zip(arrays["task_index"].to_pylist(), arrays[text].to_pylist())}
 
 
 # ---- v2.0 and v2.1: one file per episode -----------------------------------------------------------------------------
@@ -162,18 +194,19 @@ def _episodes_v2(
                 )
                 for key, x in videos.items()
             }
-        yield EpisodeMetadata(index, length, tuple(str(t) for t in line.get("tasks") or ()), table, False, videos)
+        tasks = tuple(str(t) for t in line.get("tasks") or ())
+        entries = {key: value for key, value in line.items() if key not in ("episode_index", "length", "tasks")}
+        yield EpisodeMetadata(index, length, tasks, table, False, videos, entries)
 
 
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: Path) -> list[Any]:
     if not path.is_file():
         raise DatasetError(f"{path}: this file is missing, so no episode is listed; copy the data set again")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DatasetError(f"{path}: line {number} is not JSON ({error}); copy it again") from None
+    refuse_lfs_pointer(path, DatasetError)
+    try:
+        return list(parse_json_lines(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: {error}; copy it again") from None
 
 
 def _first_existing(*candidates: Path) -> Path:
@@ -204,9 +237,8 @@ def _infer_flat_cameras(
     if (root / "modality.json").is_file():
         videos = _read_json(root / "modality.json").get("video") or {}
         named = [key for key in keys if any(key == entry.get("original_key") for entry in videos.values())]
-    with open_video_file(first.videos[keys[0]].path) as container:
-        stream = container.streams.video[0]
-        sized = [key for key in keys if features[key].shape[:2] == (stream.height, stream.width)]
+    size = displayed_size(first.videos[keys[0]].path)
+    sized = [key for key in keys if features[key].shape[:2] == size]
     chosen = named if len(named) == 1 else sized
     if len(chosen) != 1:
         raise DatasetError(
@@ -231,8 +263,13 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
     if not files:
         raise DatasetError(f"{root}: meta/episodes/ holds no table, so no episode is listed; copy the data set again")
     for file in files:
-        arrays = read_columns(file, [*keys, "tasks"])
+        further = [
+            key for key in column_names(file)
+            if key not in (*keys, "tasks") and not key.startswith(_V30_OWN_COLUMNS)
+        ]  # fmt: skip
+        arrays = read_columns(file, [*keys, "tasks", *further])
         tasks = arrays.pop("tasks").to_pylist()
+        entries = {key: arrays.pop(key).to_pylist() for key in further}
         rows = {key: to_numpy(array, f"{file}: {key}").tolist() for key, array in arrays.items()}
         for k, (index, length) in enumerate(zip(rows["episode_index"], rows["length"])):
             path_fields = {"chunk_index": rows["data/chunk_index"][k], "file_index": rows["data/file_index"][k]}
@@ -242,7 +279,8 @@ def _episodes_v30(root: Path, info: Mapping[str, Any], features: Mapping[str, Fe
                 chunk, number, start = (rows[f"videos/{key}/{name}"][k] for name in _V30_VIDEO_COLUMNS)
                 video_file = _format_path(video, info, video_key=key, chunk_index=chunk, file_index=number)
                 videos[key] = VideoSegment(root / video_file, float(start))
-            yield EpisodeMetadata(index, length, tuple(str(t) for t in tasks[k] or ()), table, True, videos)
+            words, more = tuple(str(t) for t in tasks[k] or ()), {key: values[k] for key, values in entries.items()}
+            yield EpisodeMetadata(index, length, words, table, True, videos, more)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -253,20 +291,24 @@ class EpisodeRecord:
     """One episode on disk.
 
     Attributes:
-        index: its number.
+        index: number that it was written under, by which episodes are ordered.
+        number: its number in the data set.
         length: number of frames.
-        task: description of its task.
-        task_index: number of the task.
+        tasks: texts of its tasks.
+        task_index: number of its only task; None if every frame has its own.
         from_index: index of its first row among the rows of all episodes.
         stats: statistics per feature.
+        entries: further entries in the list of episodes.
     """
 
     index: int
+    number: int
     length: int
-    task: str
-    task_index: int
+    tasks: Sequence[str]
+    task_index: int | None
     from_index: int
     stats: Mapping[str, stats.FeatureStats]
+    entries: Mapping[str, Any]
 
     @property
     def to_index(self) -> int:
@@ -291,21 +333,20 @@ def _path_fields(index: int) -> dict[str, int]:
 
 def write_metadata(
     staging: StagingFolder, version: str, fps: float, robot_type: str, features: Mapping[str, Feature],
-    recipe: Mapping[str, Any], episodes: Sequence[EpisodeRecord],
+    recipe: Mapping[str, Any], episodes: Sequence[EpisodeRecord], tasks: Mapping[int, str],
 ) -> None:  # fmt: skip
     """Write every file under `meta/`; info.json last, so that it never exists without the others."""
     meta = staging.root / "meta"
-    tasks = {e.task_index: e.task for e in episodes}
     videos = [key for key, feature in features.items() if feature.dtype == "video"]
     if version == "v3.0":
         _write_episodes_v30(staging, meta, videos, fps, episodes)
-        _write_tasks_v30(staging, meta / "tasks.parquet", [tasks[k] for k in sorted(tasks)])
+        _write_tasks_v30(staging, meta / "tasks.parquet", tasks)
         _write_json(staging, meta / "stats.json", stats.aggregate_stats([e.stats for e in episodes]))
     else:
-        lines = [{"episode_index": e.index, "tasks": [e.task], "length": e.length} for e in episodes]
+        lines = [{"episode_index": e.number, "tasks": list(e.tasks), "length": e.length, **e.entries} for e in episodes]
         _write_json_lines(staging, meta / "episodes.jsonl", lines)
         _write_json_lines(
-            staging, meta / "episodes_stats.jsonl", [{"episode_index": e.index, "stats": e.stats} for e in episodes]
+            staging, meta / "episodes_stats.jsonl", [{"episode_index": e.number, "stats": e.stats} for e in episodes]
         )
         _write_json_lines(staging, meta / "tasks.jsonl", [{"task_index": k, "task": tasks[k]} for k in sorted(tasks)])
     info: dict[str, Any] = {
@@ -324,7 +365,7 @@ def write_metadata(
     if version == "v3.0":
         info |= {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
     else:
-        chunks = len({e.index // CHUNK_SIZE for e in episodes})
+        chunks = len({e.number // CHUNK_SIZE for e in episodes})
         info |= {"total_videos": len(episodes) * len(videos), "total_chunks": chunks}
     if recipe:
         info["jidm"] = dict(recipe)
@@ -338,8 +379,7 @@ def _write_json(staging: StagingFolder, path: Path, data: Any) -> None:
 
 def _write_json_lines(staging: StagingFolder, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with staging.atomic_file(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_text(format_json_lines(rows), encoding="utf-8", newline="\n")
 
 
 def _write_episodes_v30(
@@ -354,8 +394,8 @@ def _write_episodes_v30(
     path_fields = [_path_fields(e.index) for e in episodes]
     files = {name: integers([fields[name] for fields in path_fields]) for name in ("chunk_index", "file_index")}
     columns: dict[str, Any] = {
-        "episode_index": integers([e.index for e in episodes]),
-        "tasks": pa.array([[e.task] for e in episodes], pa.list_(pa.string())),
+        "episode_index": integers([e.number for e in episodes]),
+        "tasks": pa.array([list(e.tasks) for e in episodes], pa.list_(pa.string())),
         "length": integers([e.length for e in episodes]),
         "data/chunk_index": files["chunk_index"],
         "data/file_index": files["file_index"],
@@ -367,9 +407,11 @@ def _write_episodes_v30(
         columns[f"videos/{key}/file_index"] = files["file_index"]
         columns[f"videos/{key}/from_timestamp"] = pa.array([0.0] * len(episodes), pa.float64())
         columns[f"videos/{key}/to_timestamp"] = pa.array([e.length / fps for e in episodes], pa.float64())
-    for key, feature_stats in episodes[0].stats.items() if episodes else ():
+    for key in dict.fromkeys(key for e in episodes for key in e.entries):
+        columns[key] = pa.array([e.entries.get(key) for e in episodes])
+    for key, feature_stats in {key: x for e in episodes for key, x in e.stats.items()}.items():
         for name in feature_stats:
-            columns[f"stats/{key}/{name}"] = pa.array([e.stats[key][name] for e in episodes])
+            columns[f"stats/{key}/{name}"] = pa.array([e.stats.get(key, {}).get(name) for e in episodes])
     zeros = integers([0] * len(episodes))
     columns |= {"meta/episodes/chunk_index": zeros, "meta/episodes/file_index": zeros}
     path = meta / "episodes" / "chunk-000" / "file-000.parquet"
@@ -377,7 +419,7 @@ def _write_episodes_v30(
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def _write_tasks_v30(staging: StagingFolder, path: Path, tasks: Sequence[str]) -> None:
+def _write_tasks_v30(staging: StagingFolder, path: Path, tasks: Mapping[int, str]) -> None:
     """Write the tasks with pandas metadata that makes the task the index, which LeRobot requires."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -392,6 +434,8 @@ def _write_tasks_v30(staging: StagingFolder, path: Path, tasks: Sequence[str]) -
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",
     }  # fmt: skip
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    numbers = sorted(tasks)
+    texts = pa.array([tasks[number] for number in numbers], pa.string())
+    table = pa.table({"task_index": pa.array(numbers, pa.int64()), "task": texts})
     with staging.atomic_file(path) as temporary:
         pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(pandas_metadata).encode()}), temporary)

@@ -13,11 +13,22 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-from jidm.datasets.feature import ACTION, STATE, VISUAL_DTYPES, Feature, camera_name, flat_names, generic_joint_names
+from jidm.datasets.feature import (
+    ACTION,
+    STATE,
+    VISUAL_DTYPES,
+    Feature,
+    camera_keys,
+    camera_name,
+    find_camera,
+    flat_names,
+    generic_joint_names,
+)
 from jidm.datasets.metadata import DatasetMetadata, EpisodeMetadata, read_metadata
 from jidm.datasets.table import SharedTableReader, read_columns, to_numpy
 from jidm.datasets.video_file import decode
-from jidm.errors import DatasetError, did_you_mean
+from jidm.errors import DatasetError, VideoError, did_you_mean
+from jidm.video.image_file import ImageHeader, read_image, read_image_header
 
 
 def open_dataset(path: str | Path) -> RecordedDataset:
@@ -43,7 +54,8 @@ class RecordedDataset:
         fps: frames per second.
         robot_type: as recorded, or "".
         joint_names: names of the n entries of observation.state; "joint_0".. if the file has none.
-        cameras: names of the cameras; "observation.images.cam_high" is "cam_high".
+        cameras: names of the cameras; "observation.images.cam_high" is "cam_high". Cameras whose short names are the same
+            ("observation.image" and "observation.images.image") are named by their whole keys.
         features: every feature, as in info.json.
         recipe: parameters of a recording made by jidm (embodiment, embodiment_hash, seed, ...); else empty.
         episode_indices: the listed episodes whose table exists, ascending; there may be gaps.
@@ -56,7 +68,7 @@ class RecordedDataset:
         self.robot_type = str(metadata.info.get("robot_type") or "")
         self.features: Mapping[str, Feature] = metadata.features
         self.recipe: Mapping[str, Any] = metadata.info.get("jidm") or {}
-        self._camera_keys = {camera_name(key): key for key, f in self.features.items() if f.is_image}
+        self._camera_keys = camera_keys([key for key, f in self.features.items() if f.is_image])
         self.cameras = tuple(self._camera_keys)
         self.joint_names = self._joint_names()
         self.episode_indices = tuple(metadata.episodes)
@@ -90,16 +102,13 @@ class RecordedDataset:
             camera: name or key; None for the only camera.
 
         Raises:
-            DatasetError: no such camera, or None with several cameras.
+            DatasetError: no such camera, a name that two cameras share, or None with several cameras.
         """
-        if camera is None and len(self.cameras) == 1:
-            return next(iter(self._camera_keys.values()))
-        if camera is None:
-            raise DatasetError(f"{self.root}: has {len(self.cameras)} cameras ({', '.join(self.cameras)}); name one")
-        key = self._camera_keys.get(camera_name(camera))
-        if key is None:
-            raise DatasetError(f"{self.root}: has no camera '{camera}': {did_you_mean(camera, self.cameras)}")
-        return key
+        return self._camera_keys[self.camera(camera)]
+
+    def camera(self, camera: str | None = None) -> str:
+        """The name in `cameras` of a camera. Arguments and errors as of `camera_key`."""
+        return find_camera(self._camera_keys, camera, self.root)
 
     def __len__(self) -> int:
         return len(self.episode_indices)
@@ -158,7 +167,7 @@ class Episode:
             raise DatasetError(f"{self.dataset.root}: has no feature '{key}': {did_you_mean(key, known)}")
         if feature.dtype in VISUAL_DTYPES:
             raise DatasetError(f"'{key}' holds images; read them with frames('{camera_name(key)}')")
-        values = to_numpy(self._read_column(key), f"{self._where()}: {key}")
+        values = to_numpy(self.arrow_column(key), f"{self._where()}: {key}")
         expected = () if feature.shape == (1,) else feature.shape
         if values.shape[1:] not in (expected, feature.shape):
             raise DatasetError(
@@ -196,7 +205,12 @@ class Episode:
             raise DatasetError(f"{self._where()}: {key} holds {values.dtype}, not numbers; record it again")
         return values.astype(np.float64).reshape(self.length, -1)
 
-    def _read_column(self, key: str) -> Any:
+    def arrow_column(self, key: str) -> Any:
+        """The T values of any column of the table as an Arrow array, as stored.
+
+        Raises:
+            DatasetError: there is no such column, or it is of another length.
+        """
         if self.metadata.shared_table:
             array = self.dataset.shared_tables.column(self.metadata.table, key, self.index)
         else:
@@ -208,15 +222,50 @@ class Episode:
             )
         return array
 
-    def _decode_images(self, key: str) -> Iterator[NDArray[np.uint8]]:
-        import cv2
+    def stored_images(self, key: str) -> Iterator[tuple[Path | bytes, str]]:
+        """The T images of a feature of dtype "image" as stored, each with what messages call it.
 
-        for k, cell in enumerate(self._read_column(key).to_pylist()):
-            data = cell.get("bytes") if isinstance(cell, dict) else cell
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-            if image is None:
-                raise DatasetError(f"{self._where()}: {key} of frame {k} is not a stored image; record it again")
-            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        Raises:
+            DatasetError: the column is absent or of another length, or a row has no image.
+        """
+        for k, cell in enumerate(self.arrow_column(key).to_pylist()):
+            name = f"{self._where()}: {key} of frame {k}"
+            data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+            if isinstance(data, str):
+                data, path = None, data
+            if data:
+                yield data, name
+            elif path:
+                found = next((p for p in self._image_paths(path) if p.is_file()), None)
+                if found is None:
+                    raise DatasetError(f"{name}: the image {path} is missing; copy the data set again")
+                yield found, f"{name} ({path})"
+            else:
+                raise DatasetError(f"{name} is empty; record it again or leave the episode out")
+
+    def _image_paths(self, path: str) -> Iterator[Path]:
+        """Where an image may lie: paths are relative to the data set or to the table, or absolute."""
+        for folder in (self.dataset.root, self.metadata.table.parent):
+            yield folder / path
+
+    def _decode_images(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        for source, name in self.stored_images(key):
+            try:
+                if problem := image_problem(read_image_header(source, name), self.dataset.features[key]):
+                    raise DatasetError(f"{name} is {problem}; correct the shape in info.json, or leave the episode out")
+                yield read_image(source, name)
+            except VideoError as error:
+                raise DatasetError(str(error)) from None
 
     def _where(self) -> str:
         return f"{self.dataset.root}: episode {self.index}"
+
+
+def image_problem(header: ImageHeader, feature: Feature) -> str:
+    """How a stored image differs from info.json: "32x24, info.json says 64x48"; empty if it does not."""
+    height, width, channels = (*feature.shape, 1)[:3]
+    if (header.height, header.width) != (height, width):
+        return f"{header.width}x{header.height}, info.json says {width}x{height}"
+    if header.channels != channels:
+        return f"of {header.channels} channel(s), info.json says {channels}"
+    return ""

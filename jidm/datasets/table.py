@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from jidm.datasets.feature import Feature
 from jidm.errors import DatasetError, first_line
+from jidm.git_lfs import refuse_lfs_pointer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,13 +30,14 @@ def open_table(path: Path, metadata: Any = None) -> pq.ParquetFile:
     """An open parquet file; `metadata` is its footer, if that was read before.
 
     Raises:
-        DatasetError: it is absent or damaged.
+        DatasetError: it is absent, damaged or a git-LFS pointer.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise DatasetError(f"{path}: this table is missing; copy the data set again, or remove the references to it")
+    refuse_lfs_pointer(path, DatasetError)
     try:
         return pq.ParquetFile(path, metadata=metadata)
     except (pa.ArrowInvalid, OSError) as error:
@@ -117,10 +120,7 @@ def to_numpy(array: Any, what: str) -> NDArray[Any]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    shape = [len(array)]
-    # Grids of LeRobot's writer have an extension type, which appears only if the package that registers it is loaded.
-    while isinstance(array.type, pa.BaseExtensionType):
-        array = array.storage
+    shape, array = [len(array)], plain_array(array)
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         if array.null_count:
             raise DatasetError(f"{what}: {array.null_count} frames are empty; record it again")
@@ -138,6 +138,15 @@ def to_numpy(array: Any, what: str) -> NDArray[Any]:
     return values.reshape(shape)
 
 
+def plain_array(array: Any) -> Any:
+    """An Arrow array without extension type; grids of LeRobot's writer have one if the package that registers it is loaded."""
+    import pyarrow as pa
+
+    while isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
+    return array
+
+
 def to_arrow(values: NDArray[Any], feature: Feature) -> pa.Array:
     """(T, *shape) values as a column in LeRobot's form: plain numbers, vectors of fixed size, nested grids."""
     import pyarrow as pa
@@ -153,12 +162,23 @@ def to_arrow(values: NDArray[Any], feature: Feature) -> pa.Array:
     return array
 
 
-def write_table(path: Path, columns: Mapping[str, Any], record: bytes) -> None:
-    """Write Arrow columns and the episode's record; the same arguments give the same bytes."""
+def write_table(path: Path, columns: Mapping[str, Any], record: bytes, images: Sequence[str] = ()) -> None:
+    """Write Arrow columns and the episode's record; the same arguments give the same bytes.
+
+    Args:
+        path: the file.
+        columns: key -> Arrow array.
+        record: of the episode.
+        images: columns of stored images; `datasets` of Hugging Face decodes them by this entry of the schema.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(dict(columns)).replace_schema_metadata({RECORD_KEY: record})
+    metadata = {RECORD_KEY: record}
+    if images:
+        features = {key: {"_type": "Image"} for key in images}
+        metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
+    table = pa.table(dict(columns)).replace_schema_metadata(metadata)
     pq.write_table(table, path, compression="zstd")
 
 

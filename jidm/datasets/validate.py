@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jidm.datasets.feature import ACTION, STATE, flat_names, generic_joint_names
-from jidm.datasets.reader import Episode, RecordedDataset, open_dataset
+from jidm.datasets.feature import ACTION, INDEX_COLUMNS, STATE, flat_names, generic_joint_names, not_finite
+from jidm.datasets.reader import Episode, RecordedDataset, image_problem, open_dataset
 from jidm.datasets.table import column_names
-from jidm.datasets.video_file import open_video_file
+from jidm.datasets.video_file import displayed_size, open_video_file
 from jidm.errors import DatasetError, JidmError
+from jidm.video.container import best_video_stream
+from jidm.video.image_file import read_image_header
 
 if TYPE_CHECKING:
     from jidm.robot.embodiment import Embodiment
@@ -28,6 +30,9 @@ _LIMIT_TOLERANCE = 0.05
 """Fraction of a joint's range by which positions may exceed its limits, for the errors of sensors."""
 
 
+_CORRECT_STARTS = "correct from_timestamp in meta/episodes: each episode is its length / fps long"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One problem of a data set.
@@ -36,19 +41,21 @@ class Problem:
         episode: its number; None if it concerns the whole data set.
         message: the problem, with names and numbers.
         remedy: how to correct it.
+        is_note: whether jidm trains on the data set and labels it all the same.
     """
 
     episode: int | None
     message: str
     remedy: str
+    is_note: bool = False
 
     def __str__(self) -> str:
         where = "" if self.episode is None else f"episode {self.episode}: "
-        return f"{where}{self.message}; {self.remedy}"
+        return f"{'note: ' * self.is_note}{where}{self.message}; {self.remedy}"
 
 
 def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, decode: bool = False) -> list[Problem]:
-    """All problems of a data set; none if it can be used for training as it is.
+    """All problems of a data set; none, or notes only, if it can be used for training as it is.
 
     Checks the listed files, the lengths, shapes and values of columns, timestamps, and the number, times and size of
     images. A folder that is no data set is one problem, not an error.
@@ -64,18 +71,25 @@ def validate_dataset(path: str | Path, *, embodiment: Embodiment | None = None, 
         return [_from_error(None, error)]
     _presentation_times.cache_clear()
     _table_columns.cache_clear()
-    problems = [*_check_metadata(dataset), *_check_columns(dataset)]
+    problems = [*_check_metadata(dataset), *_check_columns(dataset), *_check_numbers(dataset)]
+    problems += _check_shared_videos(dataset)
     if embodiment is not None and dataset.joint_names:
         problems += _check_joints(dataset, embodiment)
+    stored = [key for key, feature in dataset.features.items() if feature.dtype == "image"]
     for episode in dataset:
         problems += _collect(episode, _check_rows(episode))
-        if STATE in dataset.features and not any(p.episode == episode.index for p in problems):
+        if STATE in dataset.features and not any(p.episode == episode.index and not p.is_note for p in problems):
             problems += _collect(episode, _check_positions(episode, embodiment))
+        problems += _collect(episode, _check_other_columns(episode))
         for key in episode.metadata.videos:
             problems += _collect(episode, _check_videos(episode, key))
+        for key in stored:
+            problems += _collect(episode, _check_stored_images(episode, key))
         if decode:
+            known = [p.message for p in problems if p.episode == episode.index]
             for camera in dataset.cameras:
-                problems += _collect(episode, _check_decoding(episode, camera))
+                if not any(message.startswith(f"{dataset.camera_key(camera)} of frame") for message in known):
+                    problems += _collect(episode, _check_decoding(episode, camera))
     return list(dict.fromkeys(problems))
 
 
@@ -115,6 +129,59 @@ def _check_metadata(dataset: RecordedDataset) -> Iterator[Problem]:
             f"info.json says {stated} frames, the episodes have {frames}",
             "finish the recording, or correct total_frames",
         )
+
+
+def _check_numbers(dataset: RecordedDataset) -> Iterator[Problem]:
+    """LeRobot's rule: it finds an episode by its place in the list, so numbers must count from 0 without gaps."""
+    metadata = dataset.metadata
+    numbers = sorted({*metadata.episodes, *metadata.missing_tables})
+    off = next((k for k, number in enumerate(numbers) if k != number), None)
+    if off is not None:
+        yield Problem(
+            None,
+            f"episode {off} is not listed, {numbers[-1]} is: LeRobot reads only sets whose episodes count from 0 without gaps",
+            "jidm reads it as it is; for LeRobot, number the episodes anew",
+            is_note=True,
+        )
+
+
+def _check_shared_videos(dataset: RecordedDataset) -> Iterator[Problem]:
+    """Episodes that lie over each other in a file of several, and images of such a file that belong to none."""
+    half = 0.5 / dataset.fps
+    segments: dict[tuple[str, Path], list[tuple[float, float, int]]] = {}
+    for entry in dataset.metadata.episodes.values():
+        for key, segment in entry.videos.items():
+            if segment.start is not None:
+                stop = segment.start + entry.length / dataset.fps
+                segments.setdefault((key, segment.path), []).append((segment.start, stop, entry.index))
+    for (key, path), parts in segments.items():
+        end, before = 0.0, None
+        for start, stop, index in sorted(parts):
+            if start < end - half and before is not None:
+                yield Problem(
+                    index,
+                    f"{key}: begins at {start:.4f} s in {path.name}, where episode {before} lasts until {end:.4f} s: "
+                    f"they overlap",
+                    _CORRECT_STARTS,
+                )
+            elif start > end + half and not dataset.metadata.missing_tables:
+                yield Problem(
+                    index,
+                    f"{key}: begins at {start:.4f} s in {path.name}, the images from {end:.4f} s belong to no episode",
+                    _CORRECT_STARTS,
+                )
+            if stop > end:
+                end, before = stop, index
+        try:
+            last = float(_presentation_times(path)[0].max(initial=-1.0))
+        except DatasetError:
+            continue  # reported by each of its episodes
+        if last > end - half and not dataset.metadata.missing_tables:
+            yield Problem(
+                before,
+                f"{key}: ends at {end:.4f} s in {path.name}, the images until {last:.4f} s belong to no episode",
+                _CORRECT_STARTS,
+            )
 
 
 def _check_joints(dataset: RecordedDataset, robot: Embodiment) -> Iterator[Problem]:
@@ -195,12 +262,7 @@ def _check_positions(episode: Episode, robot: Embodiment | None) -> Iterator[Pro
     names = episode.dataset.joint_names
     for key, values in ((STATE, episode.state), (ACTION, episode.action)):
         if values is not None and not np.isfinite(values).all():
-            t, k = np.argwhere(~np.isfinite(values))[0]
-            which = f"'{names[k]}'" if key == STATE else f"entry {k}"
-            count = int((~np.isfinite(values)).any(1).sum())
-            yield Problem(
-                episode.index, f"{key} of {which} is {values[t, k]} in frame {t} ({count} such frames)", "leave it out"
-            )
+            yield Problem(episode.index, not_finite(key, episode.dataset.features[key], values), "leave it out")
     if robot is None or len(names) != len(robot.joint_names):
         return
     lower, upper = episode.state.min(0), episode.state.max(0)
@@ -211,6 +273,37 @@ def _check_positions(episode: Episode, robot: Embodiment | None) -> Iterator[Pro
             f"'{names[k]}' goes from {lower[k]:.3f} to {upper[k]:.3f}, the limits are {robot.lower[k]:.3f} to "
             f"{robot.upper[k]:.3f}",
             "convert the recording to rad and m, or correct its signs and offsets",
+        )
+
+
+def _check_other_columns(episode: Episode) -> Iterator[Problem]:
+    """Values of the further columns, which labeling and training do not need."""
+    for key, feature in episode.dataset.features.items():
+        if key in (STATE, ACTION, *INDEX_COLUMNS) or not feature.dtype.startswith("float"):
+            continue
+        if key not in _table_columns(episode.metadata.table):
+            continue  # reported for all tables together
+        values = episode.column(key)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            yield Problem(
+                episode.index,
+                not_finite(key, feature, values),
+                "training and labeling do not use it; leave the episode out where it matters",
+                is_note=True,
+            )
+
+
+def _check_stored_images(episode: Episode, key: str) -> Iterator[Problem]:
+    """Size and channels of images in the table or in files of their own, without decoding them."""
+    wrong: dict[str, list[int]] = {}
+    for k, (source, name) in enumerate(episode.stored_images(key)):
+        if problem := image_problem(read_image_header(source, name), episode.dataset.features[key]):
+            wrong.setdefault(problem, []).append(k)
+    for problem, frames in wrong.items():
+        yield Problem(
+            episode.index,
+            f"{key} of frame {frames[0]} is {problem} ({len(frames)} such frames)",
+            "correct the shape in info.json, or leave the episode out",
         )
 
 
@@ -252,11 +345,12 @@ def _table_columns(path: Path) -> frozenset[str]:
 
 @lru_cache(maxsize=8)
 def _presentation_times(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """Presentation times [s] of all images, ascending, and (height, width)."""
+    """Presentation times [s] of all images, ascending, and (height, width) as they are read."""
     with open_video_file(path) as container:
-        stream = container.streams.video[0]
+        stream = best_video_stream(container)
         stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
-        return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base), (stream.height, stream.width)
+        times = np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base)
+    return times, displayed_size(path)
 
 
 def _check_decoding(episode: Episode, camera: str) -> Iterator[Problem]:

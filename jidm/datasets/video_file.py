@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jidm.errors import DatasetError
+from jidm.datasets import stats
+from jidm.errors import DatasetError, VideoError
+from jidm.video.container import best_video_stream, frame_pixels, noted_size, open_container
 from jidm.video.io import encode_h264
 
 NEAR_LOSSLESS_CRF = 3
@@ -56,6 +59,79 @@ def encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None
         encode_h264(container, frames, Fraction(fps).limit_denominator(1001), _X264_OPTIONS)
 
 
+def copy_segment(
+    segment: VideoSegment, target: Path, count: int, fps: float
+) -> tuple[bool, UInt8[np.ndarray, "S H W 3"]]:
+    """Write an episode's images into a file of their own that begins at 0 s, without encoding them anew if that is possible.
+
+    A file of several episodes can be cut where no image refers to one outside; this is tested by decoding.
+
+    Args:
+        segment: where the images lie.
+        target: the mp4 file to write.
+        count: number of images.
+        fps: rate of the data set.
+
+    Returns:
+        Whether the coded images are unchanged, and the images that `image_stats` samples.
+
+    Raises:
+        DatasetError: the video is absent or damaged, or does not contain these images.
+    """
+    sampled, images = set(stats.sampled_frames(count)), []
+    copied = _copy_packets(segment, target, count, fps)
+    written = decode(VideoSegment(target, 0.0), count, fps) if copied else iter(())
+    for k, image in enumerate(decode(segment, count, fps)):
+        if k in sampled:
+            images.append(image)
+        if copied:
+            try:
+                copied = np.array_equal(image, next(written))
+            except DatasetError:
+                copied = False
+    if not copied:
+        encode(target, np.stack(list(decode(segment, count, fps))), fps)
+    return copied, np.stack(images)
+
+
+def _copy_packets(segment: VideoSegment, target: Path, count: int, fps: float) -> bool:
+    """Copy the packets of `count` images; False if the images cannot be decoded from these alone."""
+    import av
+
+    start = segment.start
+    with open_video_file(segment.path) as source:
+        stream = best_video_stream(source)
+        if start is not None and start > 0:
+            source.seek(int(start / stream.time_base), stream=stream, backward=True)
+        packets = []
+        for packet in source.demux(stream):
+            if packet.pts is None or packet.dts is None or not packet.size:
+                continue
+            time = float(packet.pts * stream.time_base)
+            if start is None or start - 0.5 / fps < time < start + (count - 0.5) / fps:
+                packets.append(packet)
+            elif len(packets) >= count:
+                break
+            elif packets:
+                return False  # another episode's image is coded between these
+        if len(packets) != count or not packets[0].is_keyframe:
+            return False
+        first = min(packet.pts for packet in packets)
+        if start is None and first == 0 and segment.path.suffix == target.suffix:
+            shutil.copyfile(segment.path, target)
+            return True
+        try:
+            with av.open(str(target), "w", format="mp4") as output:
+                output.metadata.update(source.metadata)
+                copy = output.add_stream_from_template(stream)
+                for packet in packets:
+                    packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, copy
+                    output.mux(packet)
+        except (av.error.FFmpegError, ValueError):
+            return False  # a codec that mp4 does not hold
+    return True
+
+
 def decode(segment: VideoSegment, count: int, fps: float) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Exactly `count` RGB frames of an episode, in order.
 
@@ -91,7 +167,7 @@ def decode(segment: VideoSegment, count: int, fps: float) -> Iterator[UInt8[np.n
 def _timed_frames(segment: VideoSegment, count: int, fps: float) -> Iterator[tuple[float, np.ndarray]]:
     """Times [s] and images, from the first of the episode."""
     with open_video_file(segment.path) as container:
-        stream = container.streams.video[0]
+        stream = best_video_stream(container)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", 1
         if segment.start is None and stream.frames and stream.frames != count:
             raise DatasetError(
@@ -100,27 +176,42 @@ def _timed_frames(segment: VideoSegment, count: int, fps: float) -> Iterator[tup
         earliest = -np.inf if segment.start is None else segment.start - 0.5 / fps
         if earliest > 0:
             container.seek(int(segment.start / stream.time_base), stream=stream, backward=True)
+        noted, size = noted_size(container), None
         for frame in container.decode(stream):
             time = float(frame.pts * stream.time_base) if frame.pts is not None else 0.0
             if time >= earliest:
-                yield time, frame.to_ndarray(format="rgb24")
+                image = frame_pixels(frame, noted)
+                if image.shape != (size := size or image.shape):
+                    raise DatasetError(f"{segment.path}: the image size changes at {time:.3f} s; encode it at one size")
+                yield time, image
 
 
 def open_video_file(path: Path) -> Any:
-    """An open video container with at least one video stream.
+    """An open video container that has a video, see `jidm.video.container`.
 
     Raises:
-        DatasetError: it is absent or damaged.
+        DatasetError: it is absent, damaged or a git-LFS pointer.
     """
-    import av
-
     if not path.is_file():
         raise DatasetError(f"{path}: this video is missing; copy the data set again, or remove the references to it")
     try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise DatasetError(f"{path}: not a readable video ({error}); copy it again") from None
-    if not container.streams.video:
-        container.close()
-        raise DatasetError(f"{path}: holds no images; copy it again")
-    return container
+        return open_container(path)
+    except VideoError as error:
+        raise DatasetError(str(error)) from None
+
+
+def displayed_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a video's images as they are read: turned by the display matrix. Decodes one image.
+
+    Raises:
+        DatasetError: the file is absent, damaged or a git-LFS pointer.
+    """
+    import av
+
+    with open_video_file(path) as container:
+        stream = best_video_stream(container)
+        try:
+            height, width = frame_pixels(next(container.decode(stream)), noted_size(container)).shape[:2]
+        except (av.error.FFmpegError, StopIteration):
+            return int(stream.height), int(stream.width)  # damage inside is found where all images are decoded
+        return height, width

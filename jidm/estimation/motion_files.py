@@ -1,4 +1,4 @@
-"""File formats of a joint motion: .npz, which can be read back, and .csv."""
+"""Formats of a joint motion: .npz, which can be read back, and one table for .csv and pandas."""
 
 from __future__ import annotations
 
@@ -59,21 +59,36 @@ def load_npz(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def save_csv(path: str | Path, joint_names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one row per frame: time, positions, then velocities, residual and validity of the step that follows.
+    """Write `motion_table`; what the last row lacks stays empty.
+
+    Raises:
+        InputError: the arrays are of a batch of videos.
+    """
+    columns, rows = motion_table(joint_names, arrays)
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(columns)
+        table.writerows([int(x) if isinstance(x, bool) else x for x in row] for row in rows)
+
+
+def motion_table(
+    joint_names: Sequence[str], arrays: Mapping[str, np.ndarray]
+) -> tuple[list[str], list[list[float | bool | None]]]:
+    """Column names, and one row per frame: time, positions, then velocities, residual and validity of the step that follows.
+
+    The last frame has no step; its columns are None.
 
     Raises:
         InputError: the arrays are of a batch of videos.
     """
     if arrays["position"].ndim != 2:
-        raise InputError(f"to_csv writes one video; this motion has batch shape {arrays['position'].shape[:-2]}")
+        raise InputError(f"a table holds one video; this motion has batch shape {arrays['position'].shape[:-2]}")
     position, velocity, residual, valid = (arrays[k].tolist() for k in ("position", "velocity", "residual", "valid"))
+    steps = [[*v, r, ok] for v, r, ok in zip(velocity, residual, valid, strict=True)]
+    steps.append([None] * (len(joint_names) + 2))
     columns = [*(f"position.{x}" for x in joint_names), *(f"velocity.{x}" for x in joint_names)]
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        table = csv.writer(f)
-        table.writerow(["time", *columns, "residual_px", "valid"])
-        for k, time in enumerate(arrays["time"].tolist()):
-            step = [*velocity[k], residual[k], int(valid[k])] if k < len(velocity) else [""] * (len(joint_names) + 2)
-            table.writerow([time, *position[k], *step])
+    rows = [[time, *q, *step] for time, q, step in zip(arrays["time"].tolist(), position, steps, strict=True)]
+    return ["time", *columns, "residual_px", "valid"], rows
 
 
 def _check_shapes(arrays: Mapping[str, Tensor], n: int) -> None:

@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from jidm.errors import InputError
-from jidm.estimation.motion_files import FRAME_FIELDS, STEP_FIELDS, load_npz, save_csv, save_npz
+from jidm.errors import InputError, MissingExtraError
+from jidm.estimation.motion_files import FRAME_FIELDS, STEP_FIELDS, load_npz, motion_table, save_csv, save_npz
+from jidm.estimation.motion_text import as_html, as_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+    from pandas import DataFrame
+
+    from jidm.estimation.motion_figure import PositionAndVelocityLimits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class JointMotion:
     """Decoded motion of n joints over T frames; step t lies between frames t and t + 1. Everything is finite.
 
@@ -71,6 +81,63 @@ class JointMotion:
         }
         cut |= {k: getattr(self, k).narrow(axis, start, stop - start - 1) for k, axis in STEP_FIELDS.items()}
         return replace(self, **cut)
+
+    def __repr__(self) -> str:
+        return as_line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the line of `repr`, and a row per joint."""
+        return as_html(self)
+
+    def to(self, *args: Any, **kwargs: Any) -> JointMotion:
+        """The motion on another device or in another floating dtype, arguments as for `Tensor.to`.
+
+        `time` keeps its precision, the flags stay boolean.
+
+        Raises:
+            InputError: the dtype is not a floating one.
+        """
+        like = self.position.to(*args, **kwargs)
+        if not like.is_floating_point():
+            raise InputError("a JointMotion holds floating point numbers; convert to torch.float32 or torch.float64")
+        kept = ("time", "observable", "valid")
+        values = {key: getattr(self, key) for key in (*FRAME_FIELDS, *STEP_FIELDS)}
+        return replace(self, **{k: x.to(like.device) if k in kept else x.to(like) for k, x in values.items()})
+
+    def plot(
+        self, *, truth: ArrayLike | None = None, limits: PositionAndVelocityLimits | None = None,
+        joints: Sequence[str] | None = None, title: str = "",
+    ) -> Figure:  # fmt: skip
+        """Velocity and position of every joint as a figure, with bands of two standard deviations.
+
+        `motion.plot().savefig("motion.png")` writes it. One video only.
+
+        Args:
+            truth: (T, n) true joint positions [rad or m].
+            limits: lower and upper position and velocity limits, (n,) each.
+            joints: which to draw; all if not given.
+            title: a line on top.
+
+        Raises:
+            InputError: this is a batch of videos, or the arguments do not fit.
+        """
+        from jidm.estimation.motion_figure import draw_motion
+
+        return draw_motion(self, truth=truth, limits=limits, joints=joints, title=title)
+
+    def to_pandas(self) -> DataFrame:
+        """The table of `to_csv` with `time` [s] as the index; the last frame has no step, its columns are missing values.
+
+        Raises:
+            InputError: this is a batch of videos.
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingExtraError("to_pandas", "pandas", None) from None
+        columns, rows = motion_table(self.joint_names, self.numpy())
+        return pd.DataFrame(rows, columns=columns).set_index("time").astype({"valid": "boolean"})
 
     def numpy(self) -> dict[str, np.ndarray]:
         """All numeric fields as NumPy arrays."""

@@ -55,7 +55,7 @@ class TrackedStep:
     accepted: bool = True
     """Whether the frame was measured, so that the next step starts from it."""
     measured: Gaussian | None = None
-    """The step before the filter, if its error does not depend on those of other steps."""
+    """The step before the filter, for smoothing; None if its error depends on those of other steps, or no history is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +240,7 @@ class Tracker:
             explained_fraction=measurement.explained_fraction,
             observable=measurement.observable,
             valid=valid,
-            measured=measured_step if self.model.independent_errors else None,
+            measured=measured_step if self.keep_history and self.model.independent_errors else None,
         )
 
     def correct(self, q: Float[Tensor, " n"], std: float) -> None:

@@ -183,9 +183,6 @@ def resolve_episodes(dataset: Any, requested: Sequence[int] | None) -> tuple[int
 
 
 def _resolve_image_key(dataset: Any, requested: str | None) -> str:
-    keys = tuple(dataset.cameras)
-    if not keys:
+    if not dataset.cameras:
         raise DatasetError(f"{dataset.root}: has no video; nothing can be decoded")
-    if requested is not None and requested not in keys:
-        raise DatasetError(f"{dataset.root}: no image key '{requested}': {did_you_mean(requested, keys)}")
-    return requested or keys[0]
+    return str(dataset.camera(requested or dataset.cameras[0]))

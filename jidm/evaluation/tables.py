@@ -33,6 +33,42 @@ _CORRUPTION_COLUMNS = (
     ("coverage_95", "IN 95%", ".0%"),
 )
 
+MEANINGS = {
+    "NVE": "mean |error| / mean |motion| of the steps of a video: 0 is perfect, 1 an answer of zero",
+    "NVE PAIRS": "the same of every pair of frames by itself, without a given pose",
+    "SMOOTHED": "NVE after smoothing over the whole video",
+    "ACTION MSE": "mean squared error of a step [rad² or m²]",
+    "WITHIN": "share of frames and joints whose position is off by less [rad or m]",
+    "TIP [mm]": "mean error of the tip's position",
+    "CORR": "correlation of decoded and true steps, mean over the joints that move",
+    "FLOW [px]": "mean error of the network's optical flow on the robot",
+    "FIELD": "relative error of the Jacobian field on the robot",
+    "IN 68%": "share of errors inside the claimed 68 % interval; 68 % is right",
+    "IN 95%": "share of errors inside the claimed 95 % interval; 95 % is right",
+    "VALID": "share of steps that count as measured",
+    "FRAMES/S": "speed of decoding",
+    "EPISODES": "decoded episodes of all that were tried",
+    "MSE RATIO": "action MSE of MODEL / that of OTHER: below 1, MODEL is better",
+    "PAIRS": "the same of pairs of frames",
+    "NVE CLEAN": "NVE on the images as recorded",
+    "RISE": "NVE / NVE CLEAN",
+    "RISE TRUSTED": "the same over steps that are valid and whose claimed deviation is not wider than usual",
+    "INVALID": "share of steps marked as not valid",
+    "UNOBSERVABLE": "share of joints and steps marked as not observable",
+    "WIDENED": "share of steps whose claimed deviation is above the 95th percentile of the clean ones",
+}
+"""Heading of a column -> what it says; WITHIN stands without its tolerance."""
+
+
+def legend(table: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """A row for each column of a table that holds a number: its heading and what it says."""
+    rows = []
+    for heading, *cells in zip(*table, strict=True):
+        meaning = MEANINGS.get(heading) or MEANINGS.get(heading.split()[0])
+        if meaning is not None and any(cell != "-" for cell in cells):
+            rows.append((heading, meaning))
+    return rows
+
 
 def summary_table(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows of text: a header, then one row per model; "-" where a metric does not exist.

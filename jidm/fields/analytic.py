@@ -6,6 +6,8 @@ the derivative of the projection times that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ from jidm.robot.surface import Surface, sample_surface
 from jidm.robot.visibility import unoccluded_points, visible_points
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from jidm.camera.model import Camera
     from jidm.robot.embodiment import Embodiment
 
@@ -43,6 +47,9 @@ class AnalyticField:
         contour_points: number of candidate points on edges, sampled on first use. Only few of them lie on a contour at any
             one pose, above all of round links.
         seed: of the sampling.
+        links: names of the links whose surface and edges are sampled, or patterns with `*`, `?`, `[...]`; all if None. The
+            others are not read, give no points, and hide nothing: choose also those that pass in front. A joint that moves
+            none of these links is not observable, and its position is held.
         rasterizer: what `dense` and `visible_surface` ask which link each pixel shows: "points", a z-buffer of the surface
             points, or "pytorch3d", the meshes themselves (`MeshRasterizer`).
     """
@@ -56,6 +63,7 @@ class AnalyticField:
         occluders: int = 20000,
         contour_points: int = 80000,
         seed: int = 0,
+        links: Sequence[str] | None = None,
         rasterizer: str = "points",
     ) -> None:
         if not 0 < points <= occluders:
@@ -69,8 +77,15 @@ class AnalyticField:
         self.points = points
         self.contour_points = contour_points
         self.seed = seed
-        self._meshes = MeshRasterizer(embodiment.model) if rasterizer == "pytorch3d" else None
-        self.surface = _shuffled(sample_surface(embodiment.model, occluders, seed=seed), seed)
+        self.links = links
+        self._meshes = MeshRasterizer(embodiment.model, links) if rasterizer == "pytorch3d" else None
+        self.surface = _shuffled(sample_surface(embodiment.model, occluders, seed=seed, links=links), seed)
+
+    def with_camera(self, camera: Camera) -> Self:
+        """The field of the same surface points in another camera."""
+        field = copy(self)
+        field.camera = camera
+        return field
 
     def at(self, q: Float[Tensor, "*batch n"], image: Tensor | None = None) -> AnalyticPose:
         """The field at joint positions q [rad or m]; the image is not used."""
@@ -153,7 +168,7 @@ class AnalyticField:
     @cached_property
     def edges(self) -> MeshEdges:
         """Candidate points of silhouette and creases, sampled on first use."""
-        return sample_mesh_edges(self.embodiment.model, self.contour_points, seed=self.seed)
+        return sample_mesh_edges(self.embodiment.model, self.contour_points, seed=self.seed, links=self.links)
 
     def visible_contour(self, q: Float[Tensor, " n"]) -> Int[Tensor, " K"]:
         """Identities of the edge points that are visible as a line in the image at q, subsampled to a uniform density in the

@@ -24,7 +24,7 @@ class HybridField(AnalyticField):
         learned: network trained for this robot.
         embodiment: the robot.
         camera: of the video.
-        sampling: options of `AnalyticField`: numbers of points, seed, rasterizer.
+        sampling: options of `AnalyticField`: numbers of points, seed, links, rasterizer.
 
     Raises:
         CheckpointError: the network was trained for other joints.

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.estimation.result import JointMotion
-from jidm.flow import Flow, split_flow
+from jidm.flow import Flow, FrameIndexedFlow, split_flow
 from jidm.idm.decoding import check_q0, open_streams
+from jidm.video.preparation import MAX_SIZE
 from jidm.video.timestamps import TimedFrame
 
 Q0 = Sequence[float] | np.ndarray | Tensor | None
@@ -64,20 +65,24 @@ class InverseDynamicsModel(ABC):
         flow: Flow | Tensor | None = None,
         layout: str | None = None,
         value_range: tuple[float, float] | None = None,
+        max_size: int = MAX_SIZE,
         smooth: bool = False,
         progress: bool = False,
     ) -> JointMotion:
         """Joint motion of a video.
 
         Args:
-            video: path of a video or a folder of images (streamed, so that memory does not grow with length), or frames in
-                any layout of `as_video`, with any batch shape.
+            video: path of a video or a folder of images, or a stream of `open_video` (read frame by frame, so that memory does
+                not grow with length), or frames in any layout of `as_video`, with any batch shape.
             q0: (n,) or (*batch, n) joint positions in the first frame [rad or m]. A trained model predicts them if not
                 given.
             fps: frames per second; taken from the file if not given. Needed for arrays.
             flow: (*batch, T-1, 2, H, W) external flow in place of the estimator's [px]. Across a frame that was left out,
                 the estimator is used nevertheless.
             layout, value_range: as for `as_video`, where shape and values of an array are ambiguous.
+            max_size: frames whose longer side exceeds it are reduced to it by area averaging [px]; 0 decodes every size as it
+                is. The camera, which is that of the full size, is scaled with them. Image quantities of the result are in
+                pixels of the reduced frames; `provenance` states both sizes. With external flow nothing is reduced.
             smooth: use later frames as well: a Rauch-Tung-Striebel smoother where the model has a Kalman filter (memory then
                 grows by three matrices (2n, 2n) per frame), and `smooth_motion`.
             progress: show a progress bar.
@@ -90,7 +95,7 @@ class InverseDynamicsModel(ABC):
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
             InputError: q0 or flow do not fit the video.
         """
-        given = (video, q0, fps, flow, layout, value_range, progress)
+        given = (video, q0, fps, flow, layout, value_range, max_size, progress)
         return self._decode(*given, smooth=True)[1] if smooth else self._decode(*given, smooth=False)[0]
 
     def decode_both(
@@ -102,22 +107,36 @@ class InverseDynamicsModel(ABC):
         flow: Flow | Tensor | None = None,
         layout: str | None = None,
         value_range: tuple[float, float] | None = None,
+        max_size: int = MAX_SIZE,
         progress: bool = False,
     ) -> tuple[JointMotion, JointMotion]:
         """The motions of `decode` without and with `smooth`, from one pass over the video."""
-        return self._decode(video, q0, fps, flow, layout, value_range, progress, smooth=True)
+        return self._decode(video, q0, fps, flow, layout, value_range, max_size, progress, smooth=True)
+
+    def for_frame_size(self, video_size: tuple[int, int], frame_size: tuple[int, int]) -> InverseDynamicsModel:
+        """The model for reduced frames: itself, because networks scale frames to their own size.
+
+        Args:
+            video_size: (height, width) of the video [px].
+            frame_size: (height, width) of the frames that are decoded [px].
+        """
+        return self
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
     def _decode(
         self, video: Any, q0: Q0, fps: float | None, flow: Flow | Tensor | None, layout: str | None,
-        value_range: tuple[float, float] | None, progress: bool, *, smooth: bool,
+        value_range: tuple[float, float] | None, max_size: int, progress: bool, *, smooth: bool,
     ) -> tuple[JointMotion, JointMotion]:  # fmt: skip
         start = check_q0(q0, self.joint_names)
-        batch = open_streams(video, start, fps=fps, layout=layout, value_range=value_range, progress=progress)
+        if flow is not None or isinstance(getattr(self, "flow", None), FrameIndexedFlow):
+            max_size = 0
+        options: dict[str, Any] = {"layout": layout, "value_range": value_range, "max_size": max_size}
+        batch = open_streams(video, start, fps=fps, progress=progress, **options)
+        model = self.for_frame_size(batch.video_size, batch.frame_size)
         flows = [flow] if batch.shape is None else split_flow(flow, batch.shape)
         motions = [
-            self.decode_clip(x.frames, x.q0, f, smooth=smooth) for x, f in zip(batch.streams, flows, strict=True)
+            model.decode_clip(x.frames, x.q0, f, smooth=smooth) for x, f in zip(batch.streams, flows, strict=True)
         ]
         filtered = batch.stack([x for x, _ in motions])
         return filtered, batch.stack([x for _, x in motions]) if smooth else filtered

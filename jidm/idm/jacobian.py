@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from jidm.fields.hybrid import HybridField
 from jidm.flow import Flow, FlowEstimator, as_flow_estimator
 from jidm.idm.base import Q0, InverseDynamicsModel
 from jidm.idm.decoding import check_q0
+from jidm.idm.device import find_device
 from jidm.idm.stream import MotionStream
 from jidm.video.timestamps import TimedFrame
 
@@ -84,6 +86,7 @@ class JacobianIDM(InverseDynamicsModel):
         flow: str | FlowEstimator = "dis",
         points: int = 4000,
         seed: int = 0,
+        links: Sequence[str] | None = None,
         **options: Any,
     ) -> JacobianIDM:
         """The analytic IDM, without training; needs a calibrated camera and the joint positions in the first frame.
@@ -94,12 +97,16 @@ class JacobianIDM(InverseDynamicsModel):
             flow: any argument of `as_flow_estimator`: "dis", "raft", an estimator, a function, an array.
             points: number of surface points.
             seed: of the surface sampling.
+            links: names or patterns of the links to sample, as for `AnalyticField`, for instance the arms of a humanoid. A
+                joint that moves none of them is not observable, and its position is held.
             options: `options`, `limits` and `flow_resolution` of the constructor.
         """
         from jidm.robot.registry import load_embodiment
 
         robot = load_embodiment(embodiment)
-        field = AnalyticField(robot, robot.camera(camera), points=points, occluders=max(20000, points), seed=seed)
+        field = AnalyticField(
+            robot, robot.camera(camera), points=points, occluders=max(20000, points), seed=seed, links=links
+        )
         return cls(robot, field, as_flow_estimator(flow), **options)
 
     @classmethod
@@ -109,6 +116,7 @@ class JacobianIDM(InverseDynamicsModel):
         *,
         embodiment: str | Embodiment | None = None,
         camera: str | Path | Camera | None = None,
+        links: Sequence[str] | None = None,
         flow: str | FlowEstimator | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
@@ -122,17 +130,20 @@ class JacobianIDM(InverseDynamicsModel):
             camera: a `Camera`, a JSON file, or the name of one of the embodiment's cameras. With it, the exact field of URDF
                 and camera replaces the learned one, and the network only predicts the first pose (`HybridField`). Its size
                 must be that of the video. "trained" is the camera of the babbling data of the checkpoint.
+            links: of the exact field, as for `from_embodiment`.
             flow: any argument of `as_flow_estimator`; replaces the network's matching, which helps fields that were trained
                 on such flow and are not accurate enough for direct alignment. With a camera, "dis" if not given.
-            device: where the network computes.
+            device: where the network computes: cpu, cuda, cuda:1, ... or mps.
             options: `options` and `limits` of the constructor.
 
         Raises:
             CheckpointError: the checkpoint does not exist, is damaged, of another kind, or of another robot.
+            InputError: this machine does not have the device.
         """
         from jidm.camera.model import Camera
         from jidm.checkpoint import Checkpoint, load_checkpoint
 
+        place = find_device(device)
         checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
         if checkpoint.kind != LearnedField.kind:
             raise CheckpointError(
@@ -141,15 +152,17 @@ class JacobianIDM(InverseDynamicsModel):
             )
         learned = LearnedField.from_config(checkpoint.config)
         checkpoint.load_into(learned)
-        learned = learned.eval().requires_grad_(False).to(device)
+        learned = learned.eval().requires_grad_(False).to(place)
         robot = _checkpoint_embodiment(checkpoint, embodiment)
         field: LearnedField | HybridField = learned
+        if links is not None and camera is None:
+            raise InputError("links chooses what an exact field samples; a learned one has none: pass camera= as well")
         if camera is not None:
             if robot is None:
                 raise InputError("an exact field needs the robot; pass embodiment= as well as camera=")
             trained = camera == "trained"
             camera_model = Camera.from_dict(checkpoint.training_camera()) if trained else robot.camera(camera)
-            field = HybridField(learned, robot, camera_model)
+            field = HybridField(learned, robot, camera_model, links=links)
             flow = flow or "dis"
         idm = cls(robot, field, None if flow is None else as_flow_estimator(flow), **options)
         idm.checkpoint = {"source": checkpoint.source, "content_hash": checkpoint.content_hash}
@@ -217,14 +230,26 @@ class JacobianIDM(InverseDynamicsModel):
             steps.append(stream.push(frame, time))
         if not steps:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        filtered = self._assemble(q, covariance, timestamps, steps)
+        filtered = self.assemble(q, covariance, timestamps, steps)
         if not smooth:
             return filtered, filtered
-        smoothed = self._assemble(q, covariance, timestamps, stream.smooth(steps))
+        smoothed = self.assemble(q, covariance, timestamps, stream.smooth(steps))
         measured = _measured_steps(steps)
         return filtered, smooth_motion(
-            smoothed, None if measured is None else self._assemble(q, covariance, timestamps, measured)
+            smoothed, None if measured is None else self.assemble(q, covariance, timestamps, measured)
         )
+
+    def for_frame_size(self, video_size: tuple[int, int], frame_size: tuple[int, int]) -> JacobianIDM:
+        """The model for reduced frames: the camera of an exact field is scaled, if it is that of the video."""
+        field = self.field
+        if video_size == frame_size or not isinstance(field, AnalyticField):
+            return self
+        if (field.camera.height, field.camera.width) != video_size:
+            return self  # the tracker refuses the frames, and names both sizes
+        height, width = frame_size
+        scaled = copy(self)
+        scaled.field = field.with_camera(field.camera.resized(width, height))
+        return scaled
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -243,7 +268,7 @@ class JacobianIDM(InverseDynamicsModel):
         )
         return JointLimits(*(torch.from_numpy(np.array(v)).to(like) for v in values))
 
-    def _assemble(
+    def assemble(
         self, q0: Tensor, covariance: Tensor, timestamps: list[float], steps: list[TrackedStep]
     ) -> JointMotion:
         """Tracked steps as one motion that starts at q0, with that covariance."""

@@ -16,6 +16,7 @@ from jidm.flow import FlowEstimator, RaftFlow
 from jidm.idm import JacobianIDM
 from jidm.rewards.executability import ExecutabilityReward
 from jidm.rewards.term_scales import TermScales
+from jidm.robot.registry import load_embodiment
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class RewardConfig:
         scales: JSON file, see `TermScales`; the one in the checkpoint's folder if None.
         checkpoint: folder, bundled name or hub id; None for an analytic field.
         embodiment: a registered name or a path, as for `load_embodiment`; the checkpoint's own if None.
+        mesh_roots: folders of the meshes of a URDF file, as for `load_embodiment`.
+        links: of the exact field, as for `JacobianIDM.from_embodiment`.
         camera: `Camera.to_dict`; None for the learned field itself.
         flow: name of a flow estimator; the IDM's default if None.
         raft_weights: file of RAFT's weights, in place of `flow`.
@@ -40,6 +43,8 @@ class RewardConfig:
     scales: str | None = None
     checkpoint: str | None = None
     embodiment: str | None = None
+    mesh_roots: Sequence[str] = ()
+    links: Sequence[str] | None = None
     camera: Mapping[str, Any] | None = None
     flow: str | None = None
     raft_weights: str | None = None
@@ -59,14 +64,17 @@ class RewardConfig:
         flow: str | FlowEstimator | None = (
             self.flow if self.raft_weights is None else RaftFlow(weights=self.raft_weights)
         )
+        robot = None if self.embodiment is None else load_embodiment(self.embodiment, mesh_roots=self.mesh_roots)
         if self.checkpoint is not None:
             return JacobianIDM.from_pretrained(
-                self.checkpoint, embodiment=self.embodiment, camera=camera, flow=flow, device=self.device,
-                limits=self.limits,
+                self.checkpoint, embodiment=robot, camera=camera, flow=flow, device=self.device,
+                limits=self.limits, links=self.links,
             )  # fmt: skip
-        if self.embodiment is None or camera is None:
+        if robot is None or camera is None:
             raise InputError("a reward needs a checkpoint, or an embodiment and its camera")
-        return JacobianIDM.from_embodiment(self.embodiment, camera=camera, flow=flow or "dis", limits=self.limits)
+        return JacobianIDM.from_embodiment(
+            robot, camera=camera, flow=flow or "dis", limits=self.limits, links=self.links
+        )
 
     def build(self) -> ExecutabilityReward:
         """The reward."""
@@ -99,7 +107,7 @@ class RewardConfig:
 
     @cached_property
     def content_hash(self) -> str:
-        """Hash of everything that defines the reward: the scales' values instead of their path, and not the device."""
+        """Hash of everything that defines the reward: the scales' values instead of their path, not the device and folders."""
         record = asdict(self) | {"scales": asdict(self.load_scales())}
-        del record["device"]
+        del record["device"], record["mesh_roots"]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

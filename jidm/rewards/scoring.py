@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jidm.errors import InputError, JidmError, MissingExtraError
+from jidm.git_lfs import refuse_lfs_pointer
+from jidm.json_lines import parse_json_lines
 from jidm.ray_utils import ray_cluster
 from jidm.rewards.config import RewardConfig
 from jidm.rewards.executability import VideoScore
@@ -123,10 +125,11 @@ def read_scores(out: Path, config_hash: str | None = None) -> list[dict[str, Any
     """
     if not out.exists():
         return []
+    refuse_lfs_pointer(out, InputError)
     raw = out.read_bytes()
     complete = raw[: raw.rfind(b"\n") + 1]
     try:
-        records = [json.loads(line) for line in complete.splitlines()]
+        records = list(parse_json_lines(complete.decode()))
         if not all(isinstance(record, dict) and "video" in record and "reward" in record for record in records):
             raise ValueError("a line is not a score")
     except ValueError as error:

@@ -114,10 +114,21 @@ class Embodiment:
 
         if isinstance(source, Camera):
             return source.validated()
+        found = self.find_camera(source)
+        return Camera.load(found) if isinstance(found, Path) else Camera.from_dict(found)
+
+    def find_camera(self, source: str | Path) -> Mapping[str, Any] | Path:
+        """The values of a camera of the robot by name, or the path of an existing file; nothing heavy is imported.
+
+        Raises:
+            CameraError: it is neither.
+        """
         if source in self.cameras:
-            return Camera.from_dict(self.cameras[str(source)])
-        if str(source).lower().endswith(".json") or Path(source).exists():
-            return Camera.load(source)
+            return self.cameras[str(source)]
+        if Path(source).exists():
+            return Path(source)
+        if str(source).lower().endswith(".json"):
+            raise CameraError(f"cannot read camera file {source}: No such file or directory")
         raise CameraError(
             f"'{source}' is neither a file nor a camera of '{self.name}': {did_you_mean(str(source), self.cameras)}"
         )

@@ -44,7 +44,7 @@ def embodiment_from_urdf(
 
     - joints: every movable joint that is not a mimic, in the file's depth-first order;
     - position limits: infinite for continuous joints;
-    - velocity and effort: as in the file, infinite where it states none or zero;
+    - velocity and effort: as in the file, infinite where it states none, 0 or -1;
     - acceleration and jerk: infinite (a URDF does not contain them);
     - control period: 0.02 s;
     - tip links: the leaves of the tree; gripper joints: none, they are never guessed;
@@ -153,7 +153,8 @@ def _vectors(joints: Sequence[Joint], given: Mapping[str, Any], where: str) -> t
         elif name in ("lower", "upper", "velocity", "effort"):
             out[name], unlimited = _from_limits(joints, name)
             if unlimited:
-                notes[name] = f"not stated for {', '.join(unlimited)}; taken as unlimited"
+                unstated = "not stated" if name in ("lower", "upper") else "not stated (none, 0 or -1)"
+                notes[name] = f"{unstated} for {', '.join(unlimited)}; taken as unlimited"
         elif name in ("acceleration", "jerk"):
             out[name], notes[name] = np.full(len(joints), math.inf), "not stated; taken as unlimited"
     # Both follow from the limits.
@@ -172,8 +173,7 @@ def _from_limits(joints: Sequence[Joint], field: str) -> tuple[NDArray[np.float6
     for joint in joints:
         value = getattr(joint.limit, field)
         unstated = value is None or (field in ("lower", "upper") and joint.type == "continuous")
-        # Many exporters write velocity="0" or effort="0" for an unknown limit.
-        if unstated or (value == 0 and field in ("velocity", "effort")):
+        if unstated:
             value = infinite
             unlimited.append(joint.name)
         values.append(value)

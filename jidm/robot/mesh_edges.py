@@ -6,6 +6,7 @@ faces differ visibly in shading. Both follow from geometry alone, so they exist 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jidm.robot.shape_mesh import shape_mesh
+from jidm.robot.shape_mesh import visual_meshes
 
 if TYPE_CHECKING:
     import trimesh
@@ -59,21 +60,23 @@ class MeshEdges:
         return MeshEdges(*(v.to(like) if v.is_floating_point() else v.to(like.device) for v in values))
 
 
-def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0) -> MeshEdges:
+def sample_mesh_edges(model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None) -> MeshEdges:
     """Points on the edges of the links' visual shapes, distributed by the square root of each link's edge length.
 
     Args:
         count: number of points; none are returned if no shape has an edge.
         seed: of the sampling.
+        links: names of the links to sample, or patterns, as for `visual_meshes`; all if None.
+
+    Raises:
+        EmbodimentError: as for `visual_meshes`.
     """
     rng = np.random.default_rng(seed)
     parts: list[tuple[np.ndarray, ...]] = []
-    for index, link in enumerate(model.links):
-        for shape in link.visuals:
-            mesh = shape_mesh(shape, model.name)
-            mesh.merge_vertices(merge_tex=True, merge_norm=True)  # else no face has neighbors
-            if len(mesh.face_adjacency):
-                parts.append(_mesh_edges(mesh, index))
+    for index, mesh in visual_meshes(model, links):
+        mesh.merge_vertices(merge_tex=True, merge_norm=True)  # else no face has neighbors
+        if len(mesh.face_adjacency):
+            parts.append(_mesh_edges(mesh, index))
     if not parts:
         empty = torch.zeros(0, 3, dtype=torch.float64)
         flag = torch.zeros(0, dtype=torch.bool)

@@ -5,6 +5,7 @@ The exact counterpart of a z-buffer of sampled points: no gaps, no dilated borde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from jidm.errors import EmbodimentError, MissingExtraError
-from jidm.robot.shape_mesh import shape_mesh
+from jidm.robot.shape_mesh import visual_meshes
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
@@ -27,30 +28,29 @@ class MeshRasterizer:
 
     Args:
         model: the robot.
+        links: names of the links to draw, or patterns, as for `visual_meshes`; all if None.
 
     Raises:
         MissingExtraError: PyTorch3D is not installed.
-        EmbodimentError: no link has a visual shape, or a mesh cannot be read.
+        EmbodimentError: no link has a visual shape, or as for `visual_meshes`.
     """
 
-    def __init__(self, model: RobotModel) -> None:
+    def __init__(self, model: RobotModel, links: Sequence[str] | None = None) -> None:
         try:
             import pytorch3d  # noqa: F401
         except ImportError:
             raise MissingExtraError("rasterizing meshes", "pytorch3d", "pytorch3d") from None
-        vertices, faces, links, count = [], [], [], 0
-        for index, link in enumerate(model.links):
-            for shape in link.visuals:
-                mesh = shape_mesh(shape, model.name)
-                vertices.append(np.asarray(mesh.vertices))
-                faces.append(np.asarray(mesh.faces) + count)
-                links.append(np.full(len(mesh.vertices), index))
-                count += len(mesh.vertices)
+        vertices, faces, link_ids, count = [], [], [], 0
+        for index, mesh in visual_meshes(model, links):
+            vertices.append(np.asarray(mesh.vertices))
+            faces.append(np.asarray(mesh.faces) + count)
+            link_ids.append(np.full(len(mesh.vertices), index))
+            count += len(mesh.vertices)
         if not count:
             raise EmbodimentError(f"robot '{model.name}' has no visual shapes to rasterize; add them to its URDF")
         self.vertices = torch.from_numpy(np.concatenate(vertices))
         self.faces = torch.from_numpy(np.concatenate(faces)).long()
-        self.link = torch.from_numpy(np.concatenate(links)).long()
+        self.link = torch.from_numpy(np.concatenate(link_ids)).long()
 
     @torch.no_grad()
     def __call__(

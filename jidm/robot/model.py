@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jidm.errors import UrdfError, did_you_mean
+from jidm.errors import EmbodimentError, UrdfError, did_you_mean
 
 JointType = Literal["revolute", "continuous", "prismatic", "fixed", "floating", "planar"]
 MOVABLE: tuple[JointType, ...] = ("revolute", "continuous", "prismatic")
@@ -31,6 +32,8 @@ class Geometry:
     """Mesh reference as written in the file."""
     path: Path | None = None
     """Mesh file on disk, inside the allowed roots; None if the reference was not found."""
+    searched: tuple[Path, ...] = ()
+    """Where a mesh that was not found was looked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +131,24 @@ class RobotModel:
             if link.name == name:
                 return k
         raise UrdfError(f"robot '{self.name}' has no link '{name}': {did_you_mean(name, (x.name for x in self.links))}")
+
+    def match_links(self, patterns: Sequence[str]) -> tuple[int, ...]:
+        """Indices of the links whose names match, in ascending order.
+
+        Args:
+            patterns: names, or patterns with `*`, `?` and `[...]`.
+
+        Raises:
+            EmbodimentError: a pattern matches no link (the message suggests the nearest name), or there is no pattern.
+        """
+        names = [link.name for link in self.links]
+        patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        if not patterns:
+            raise EmbodimentError(f"robot '{self.name}': links= names no link; leave it out to take all of them")
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise EmbodimentError(f"robot '{self.name}' has no link '{pattern}': {did_you_mean(pattern, names)}")
+        return tuple(k for k, name in enumerate(names) if any(fnmatchcase(name, x) for x in patterns))
 
     def coupling(
         self, actuated: tuple[str, ...], locked: Mapping[str, float] | None = None

@@ -6,7 +6,7 @@ A registry is data: a descriptor is read only when its robot is loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -29,29 +29,41 @@ def embodiment_names() -> tuple[str, ...]:
     return tuple(sorted({*_bundled(), *_registered, *_entry_points()}))
 
 
-def load_embodiment(source: str | Path | Embodiment) -> Embodiment:
+def load_embodiment(source: str | Path | Embodiment, *, mesh_roots: Sequence[str | Path] = ()) -> Embodiment:
     """An embodiment by its registered name or from a file.
 
     Args:
         source: a registered name, a URDF file (`.urdf` or `.xml`), or a folder with an `embodiment.toml` or that
             file. A text that is both a registered name and a path counts as the name. An Embodiment is returned
             unchanged.
+        mesh_roots: further folders in which the meshes of a URDF file may lie, see `MeshResolver`.
 
     Raises:
-        EmbodimentError: no such name (the message suggests the nearest), or the descriptor is wrong.
+        EmbodimentError: mesh_roots for another source than a URDF file, no such name (the message suggests the nearest), or the descriptor is wrong.
         UrdfError: the URDF is malformed.
         MissingExtraError: the URDF is in a package that is not installed.
     """
+    if isinstance(source, (str, Path)) and _is_urdf(source):
+        return embodiment_from_urdf(source, mesh_roots=mesh_roots)
+    if mesh_roots:
+        raise EmbodimentError(
+            f"mesh_roots (--mesh-roots) is for the meshes of a URDF file, '{source}' is none; leave it out"
+        )
     if isinstance(source, Embodiment):
         return source
     if isinstance(source, str) and (provider := _provider(source)) is not None:
         return _resolve(provider, source)
     path = Path(source)
-    if path.suffix.lower() in (".urdf", ".xml"):
-        return embodiment_from_urdf(path)
     if isinstance(source, Path) or path.name == DESCRIPTOR_FILE or (path / DESCRIPTOR_FILE).is_file():
         return read_descriptor(path, _load_named)
     return _load_named(source)
+
+
+def _is_urdf(source: str | Path) -> bool:
+    """Whether a source is a URDF file, by the ending of its name; a registered name may end like one."""
+    if Path(source).suffix.lower() not in (".urdf", ".xml"):
+        return False
+    return not isinstance(source, str) or source not in embodiment_names()
 
 
 def register_embodiment(name: str, source: str | Path | Embodiment | Callable[[], Any]) -> None:

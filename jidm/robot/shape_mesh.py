@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from jidm.errors import EmbodimentError, MissingExtraError
-from jidm.robot.model import Geometry, Shape
+import numpy as np
+
+from jidm.errors import EmbodimentError, JidmWarning
+from jidm.robot.mesh_file import read_mesh_file
+from jidm.robot.model import Geometry, RobotModel, Shape
 
 if TYPE_CHECKING:
     import trimesh
 
-Loaded = TypeVar("Loaded")
+_MAX_SEARCHED = 6
+"""Paths that a message about a missing mesh names."""
 
 
 def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:
@@ -24,17 +29,58 @@ def shape_mesh(shape: Shape, robot: str) -> trimesh.Trimesh:
         robot: name of the robot, for messages.
 
     Raises:
-        EmbodimentError: the mesh file is missing or cannot be read.
+        EmbodimentError: the mesh file is missing or cannot be read whole.
         MissingExtraError: its format needs a package that is not installed.
     """
     if shape.geometry.kind == "mesh":
         path = mesh_path(shape.geometry, robot)
-        mesh = _load_mesh(path, path.stat().st_mtime).copy()
+        mesh = _merged_mesh(path, path.stat().st_mtime).copy()
         mesh.apply_scale(shape.geometry.size)
     else:
         mesh = primitive_mesh(shape.geometry)
     mesh.apply_transform(shape.T_link_shape)
     return mesh
+
+
+def visual_meshes(model: RobotModel, links: Sequence[str] | None = None) -> list[tuple[int, trimesh.Trimesh]]:
+    """Link index and triangle mesh, in the frame of its link [m], of every visual shape; empty if there is none.
+
+    A shape whose mesh file is missing, or that has no area, is left out with a `JidmWarning` that names link and file, as
+    long as another one remains. A damaged file is an error, because its robot is probably not the one in the video.
+
+    Args:
+        model: links and joints.
+        links: names of links or patterns with `*`, `?`, `[...]`; only their shapes are read. All if None.
+
+    Raises:
+        EmbodimentError: no link matches, a mesh file is damaged, or none of the shapes can be used.
+        MissingExtraError: a format needs a package that is not installed.
+    """
+    chosen = range(len(model.links)) if links is None else model.match_links(links)
+    meshes, unusable = [], []
+    for index in chosen:
+        link = model.links[index]
+        for shape in link.visuals:
+            file = f" ({shape.geometry.filename})" if shape.geometry.filename else ""
+            if shape.geometry.kind == "mesh" and shape.geometry.path is None:
+                unusable.append(f"{not_found(shape.geometry)}; it is a shape of link '{link.name}'")
+                continue
+            if shape.geometry.kind not in ("box", "mesh") and shape.geometry.size[0] == 0:
+                unusable.append(f"a {shape.geometry.kind} of radius 0 of link '{link.name}' has no area")
+                continue
+            try:
+                mesh = shape_mesh(shape, model.name)
+            except EmbodimentError as error:
+                raise EmbodimentError(f"robot '{model.name}', link '{link.name}': {error}") from None
+            if np.isfinite(mesh.area) and mesh.area > 0:
+                meshes.append((index, mesh))
+            else:
+                unusable.append(f"a shape of link '{link.name}'{file} has no area")
+    if not meshes and unusable:
+        raise EmbodimentError(f"robot '{model.name}': no shape can be used: {unusable[0]}")
+    for problem in unusable:
+        warnings.warn(f"robot '{model.name}': left out: {problem}", JidmWarning, stacklevel=2)
+    return meshes
 
 
 def primitive_mesh(geometry: Geometry) -> trimesh.Trimesh:
@@ -58,29 +104,24 @@ def mesh_path(geometry: Geometry, robot: str) -> Path:
         EmbodimentError: it was not found.
     """
     if geometry.path is None:
-        raise EmbodimentError(
-            f"robot '{robot}': mesh '{geometry.filename}' was not found; pass mesh_roots= where its package lies"
-        )
+        raise EmbodimentError(f"robot '{robot}': {not_found(geometry)}")
     return geometry.path
 
 
-def read_mesh_file(path: Path, load: Callable[[Path], Loaded]) -> Loaded:
-    """What a function of trimesh loads from a mesh file.
-
-    Raises:
-        EmbodimentError: the file cannot be read.
-        MissingExtraError: its format needs a package that is not installed.
-    """
-    try:
-        return load(path)
-    except ImportError as missing:
-        raise MissingExtraError(f"reading the mesh {path.name}", str(missing.name or "pycollada"), "sim") from None
-    except Exception as error:  # trimesh has no common base class of errors
-        raise EmbodimentError(f"cannot read mesh {path}: {error}") from None
+def not_found(geometry: Geometry) -> str:
+    """Where a mesh that was not found was searched, and the remedy."""
+    shown = [str(path) for path in geometry.searched[:_MAX_SEARCHED]]
+    more = len(geometry.searched) - len(shown)
+    looked = f" (looked for {', '.join(shown)}{f' and {more} more' if more else ''})" if shown else ""
+    return (
+        f"mesh '{geometry.filename}' was not found{looked}; put it there, or pass mesh_roots= (--mesh-roots) with the "
+        "folder of its package, the folder above, or the folder below which its path continues"
+    )
 
 
 @lru_cache(maxsize=512)
-def _load_mesh(path: Path, mtime: float) -> Any:
-    import trimesh
-
-    return read_mesh_file(path, partial(trimesh.load, force="mesh"))
+def _merged_mesh(path: Path, mtime: float) -> Any:
+    scene, unit = read_mesh_file(path)
+    mesh = scene.to_mesh()
+    mesh.apply_scale(unit)
+    return mesh

@@ -6,7 +6,9 @@ because no camera can see them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jidm.errors import EmbodimentError, InputError
-from jidm.robot.model import Link, RobotModel
-from jidm.robot.shape_mesh import shape_mesh
+from jidm.robot.model import RobotModel
+from jidm.robot.shape_mesh import visual_meshes
+
+if TYPE_CHECKING:
+    import trimesh
 
 _CANDIDATES = 12_000
 """Points per link, of which those on the outer surface are kept."""
@@ -51,7 +56,7 @@ class Surface:
         return Surface(self.link.to(like.device), self.p_link.to(like), self.normal_link.to(like))
 
 
-def sample_surface(model: RobotModel, count: int, *, seed: int = 0) -> Surface:
+def sample_surface(model: RobotModel, count: int, *, seed: int = 0, links: Sequence[str] | None = None) -> Surface:
     """Points on the outer surface of the links' visual shapes.
 
     Points are distributed over links by the square root of their area, so that a small wrist gets enough of them.
@@ -59,20 +64,21 @@ def sample_surface(model: RobotModel, count: int, *, seed: int = 0) -> Surface:
     Args:
         count: number of points in all (kept exactly).
         seed: of the sampling.
+        links: names of the links to sample, or patterns, as for `visual_meshes`; all if None.
 
     Raises:
-        EmbodimentError: a mesh is missing on disk, or no link has a visual shape.
+        EmbodimentError: a mesh is damaged, a name of `links` is unknown, or no link has a shape that can be used.
         InputError: count is not positive.
     """
     if count < 1:
         raise InputError(f"count must be at least 1 point, got {count}")
-    surfaces: list[tuple[int, NDArray[np.float64], NDArray[np.float64], float]] = []
-    for index, link in enumerate(model.links):
-        if link.visuals:
-            p, normal, area = _outer_surface(link, model.name, seed + index)
-            surfaces.append((index, p, normal, area))
-    if not surfaces:
-        raise EmbodimentError(f"robot '{model.name}' has no visual shapes to sample; add them to its URDF")
+    meshes: dict[int, list[trimesh.Trimesh]] = {}
+    for index, mesh in visual_meshes(model, links):
+        meshes.setdefault(index, []).append(mesh)
+    if not meshes:
+        where = "" if links is None else f" in the links chosen ({', '.join(links)})"
+        raise EmbodimentError(f"robot '{model.name}' has no visual shapes to sample{where}; add them to its URDF")
+    surfaces = [(index, *_outer_surface(parts, seed + index)) for index, parts in meshes.items()]
     weight = np.sqrt([area for *_, area in surfaces])
     counts = np.floor(count * weight / weight.sum()).astype(int)
     counts[np.argsort(-weight)[: count - counts.sum()]] += 1
@@ -90,12 +96,11 @@ def sample_surface(model: RobotModel, count: int, *, seed: int = 0) -> Surface:
     )
 
 
-def _outer_surface(link: Link, robot: str, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+def _outer_surface(
+    meshes: Sequence[trimesh.Trimesh], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Points, outward normals and area of the part of a link that is visible from outside."""
-    meshes = [shape_mesh(shape, robot) for shape in link.visuals]
     areas = np.array([mesh.area for mesh in meshes])
-    if not np.isfinite(areas).all() or areas.sum() <= 0:
-        raise EmbodimentError(f"robot '{robot}': the shapes of link '{link.name}' have no area")
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(_CANDIDATES, areas / areas.sum())
     points, normals = [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,16 @@ from numpy.typing import NDArray
 from jidm.control import ActionDecoder, Commands
 from jidm.errors import InputError, did_you_mean
 from jidm.serving.handshake import Handshake
+from jidm.serving.observation import Observation, read_observation
 
-_STATE_KEYS = ("q", "observation/state", "observation.state", "state")
 _MAX_FRAMES = 64  # frames in one request
 _ENDPOINTS = ("infer", "observe", "reset")
+_REQUEST_KEYS = ("endpoint", "reset")
+# LingBot-VA's client sends these around its observations; `state` holds the actions that were executed.
+_LINGBOT_KEYS = (
+    *_REQUEST_KEYS, "obs", "compute_kv_cache", "layout", "side", "imagine", "save_visualization", "video_guidance_scale",
+    "action_guidance_scale",
+)  # fmt: skip
 
 
 class Session:
@@ -56,7 +63,7 @@ class Session:
         Raises:
             InputError: the message is not one of these.
         """
-        if not isinstance(message, Mapping):
+        if not isinstance(message, Mapping) or not all(isinstance(key, str) for key in message):
             raise InputError("a request must be a map of names to values")
         start = time.perf_counter()
         answer = self._handle(message)
@@ -69,30 +76,34 @@ class Session:
 
     def _handle(self, message: Mapping[str, Any]) -> dict[str, Any]:
         endpoint = message.get("endpoint", "reset" if message.get("reset") is True else "infer")
-        if endpoint not in _ENDPOINTS:
+        if not isinstance(endpoint, str) or endpoint not in _ENDPOINTS:
             raise InputError(f"no endpoint '{str(endpoint)[:40]}': {did_you_mean(str(endpoint)[:40], _ENDPOINTS)}")
         if endpoint == "reset":
-            self.reset(_state(message))
+            start = self._read(message, _LINGBOT_KEYS)
+            self.reset(start.state if start.q is None else start.q)
             return {}
         if endpoint == "observe":
-            q, at = _state(message), message.get("time")
-            if q is None:
-                raise InputError("observe needs q, the measured joint positions")
-            if at is not None and not isinstance(at, (int, float, np.number)):
-                raise InputError("time must be a number of seconds")
-            error = self.decoder.trajectory.observe(q, time=None if at is None else float(at))
-            return {"tracking_error": np.array([error])}
+            return self._observe(message)
         if "obs" not in message:
             return self._handle_openpi(message)
         if message.get("compute_kv_cache") is True:
             return self._handle_real_frames(message)
         return self._handle_lingbot(message)
 
+    def _observe(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        observation = self._read(message, (*_REQUEST_KEYS, "time"))
+        q, at = observation.state if observation.q is None else observation.q, message.get("time")
+        if q is None:
+            raise InputError("observe needs q, the measured joint positions")
+        if at is not None and (isinstance(at, bool) or not isinstance(at, (int, float, np.number))):
+            raise InputError("time must be a number of seconds")
+        error = self.decoder.trajectory.observe(q, time=None if at is None else float(at))
+        return {"tracking_error": np.array([error])}
+
     # ---- openpi -----------------------------------------------------------------------------------------------------
 
     def _handle_openpi(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        frames = self._frames([message])
-        commands, _ = self._commands(frames, _state(message), message.get("q"))
+        commands, _ = self._commands([self._read(message, _REQUEST_KEYS)])
         if not len(commands):  # openpi's chunk broker needs at least one action
             reason = commands.reason or "the first frame only shows the initial pose"
             per_frame = math.ceil(self.decoder.config.control_rate / self.decoder.config.video_rate)
@@ -116,8 +127,10 @@ class Session:
                 f"{ratio:g} actions per frame and chunks of {chunk}: LingBot's answers have equally many actions per "
                 "frame; serve with a control rate that is a multiple of the video's, and a chunk of 1"
             )
-        frames = self._frames(_observations(message["obs"]))
-        commands, num_initial = self._commands(frames, _state(message), message.get("q"))
+        observations = self._lingbot_observations(message)
+        if not observations:
+            raise InputError("obs holds no frame")
+        commands, num_initial = self._commands(observations)
         assert self._q0 is not None
         initial = np.repeat(self._q0[None], num_initial * commands_per_frame, 0)
         numbers = lingbot.pack(np.concatenate([initial, commands.position]), q0=self._q0)[:, channels]
@@ -125,31 +138,62 @@ class Session:
         return {"action": np.ascontiguousarray(action), "holding": commands.holding, "reason": commands.reason}
 
     def _handle_real_frames(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        frames = self._frames(_observations(message["obs"]))
-        q = message.get("q")
-        self.decoder.start_video(None if q is None else _float_array(q, "q"))
+        observations = self._lingbot_observations(message)
+        if not observations:
+            return {}
+        last = observations[-1]
+        frames = self._frames(observations)
+        self.decoder.start_video(last.q)
         self.decoder.push(frames[-1], layout="HWC")
         return {}
 
+    def _lingbot_observations(self, message: Mapping[str, Any]) -> list[Observation]:
+        """The observations of a request. A state inside one is the pose in its frames; one beside them is the robot's now."""
+        obs = message["obs"]
+        items = [obs] if isinstance(obs, Mapping) else obs
+        if not isinstance(items, list) or not all(isinstance(x, Mapping) for x in items):
+            raise InputError("obs must be an observation or a list of them, each a map of names to images")
+        actions = ("state",) if message.get("compute_kv_cache") is True else ()  # what was executed, in this message
+        around = self._read(message, (*_LINGBOT_KEYS, *actions))
+        observations = [
+            replace(x, q=x.state if x.q is None else x.q, state=None) for x in (self._read(item, ()) for item in items)
+        ]
+        if observations:
+            last = observations[-1]
+            observations[-1] = replace(last, q=last.q if around.q is None else around.q, state=around.state)
+        return observations
+
     # ---- both -------------------------------------------------------------------------------------------------------
 
-    def _commands(
-        self, frames: Sequence[NDArray[Any]], state: NDArray[np.float64] | None, q: Any
-    ) -> tuple[Commands, int]:
-        """Commands that lead to these frames, and how many of the frames only show the initial pose (0 or 1)."""
-        if self._awaiting_first_frame and state is not None:
-            self.decoder.reset(state)
-        measured = None if q is None or self._awaiting_first_frame else _float_array(q, "q")
-        commands = self.decoder.push(np.stack(frames), q=measured, layout="THWC")
+    def _read(self, message: Mapping[str, Any], known: Sequence[str]) -> Observation:
+        limits, columns = self.decoder.limits, self.decoder.gripper_joints
+        ranges = np.stack([limits.lower, limits.upper], axis=1)[list(columns)]
+        return read_observation(message, self.decoder.idm.joint_names, columns, ranges, known=known)
+
+    def _commands(self, observations: Sequence[Observation]) -> tuple[Commands, int]:
+        """Commands that lead to these frames, and how many of the frames only show the initial pose (0 or 1).
+
+        The first frame shows the robot's pose. Later, a state is where the robot is now, compared with its last command; `q`
+        is the pose in the last frame.
+        """
+        frames, first, last = self._frames(observations), observations[0], observations[-1]
+        start = next((x for x in (first.q, first.state, last.state) if x is not None), None)
+        if not self._awaiting_first_frame:
+            if last.state is not None and self.decoder.trajectory.time > 0:
+                self.decoder.trajectory.observe(last.state)
+        elif start is not None:
+            self.decoder.reset(start)
+        q = None if self._awaiting_first_frame else last.q
+        commands = self.decoder.push(np.stack(frames), q=q, layout="THWC")
         if self.decoder.trajectory.position is None:
             raise InputError(commands.reason or "the first frame does not show the robot's pose")
         if not self._awaiting_first_frame:
             return commands, 0
         self._awaiting_first_frame = False
-        self._q0 = state if state is not None else self.decoder.trajectory.position - commands.delta.sum(0)
+        self._q0 = start if start is not None else self.decoder.trajectory.position - commands.delta.sum(0)
         return commands, 1
 
-    def _frames(self, observations: Sequence[Mapping[str, Any]]) -> list[NDArray[Any]]:
+    def _frames(self, observations: Sequence[Observation]) -> list[NDArray[Any]]:
         """The frames (H, W, 3) of all observations; each observation may hold several.
 
         Raises:
@@ -157,50 +201,13 @@ class Session:
         """
         frames: list[NDArray[Any]] = []
         for observation in observations:
-            image = self._image(observation)
+            image = observation.image(self.handshake.image_key)
             frames += [image] if image.ndim == 3 else list(image)
         if not 0 < len(frames) <= _MAX_FRAMES:
             raise InputError(f"a request must hold 1 to {_MAX_FRAMES} frames, this one holds {len(frames)}")
         if len({frame.shape for frame in frames}) != 1:
             raise InputError("the frames of a request differ in size")
         return frames
-
-    def _image(self, observation: Mapping[str, Any]) -> NDArray[Any]:
-        images = {
-            str(name): value
-            for name, value in observation.items()
-            if isinstance(value, np.ndarray) and value.ndim in (3, 4) and value.shape[-1] == 3 and value.size
-        }
-        key = self.handshake.image_key
-        if key is None and len(images) == 1:
-            return next(iter(images.values()))
-        if key is None or key not in images:
-            problem = "serve with an image key" if key is None else f"no image '{key}'"
-            problem = problem if images else "no image of shape (H, W, 3) or (T, H, W, 3)"
-            raise InputError(f"{problem}; images in the request: {', '.join(sorted(images)) or 'none'}")
-        return images[key]
-
-
-def _observations(obs: Any) -> list[Mapping[str, Any]]:
-    observations = [obs] if isinstance(obs, Mapping) else obs
-    if not isinstance(observations, list) or not observations or not all(isinstance(x, Mapping) for x in observations):
-        raise InputError("obs must be an observation or a list of them, each a map of names to images")
-    return observations
-
-
-def _state(message: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    """Joint positions of the robot, under any of the known keys."""
-    for name in _STATE_KEYS:
-        if message.get(name) is not None:
-            return _float_array(message[name], name)
-    return None
-
-
-def _float_array(value: Any, name: str) -> NDArray[np.float64]:
-    try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be numbers") from None
 
 
 def _optional_string(message: Mapping[str, Any], name: str) -> str | None:

@@ -48,7 +48,8 @@ class BabbleConfig:
     """What is recorded.
 
     Attributes:
-        embodiment: name of the robot.
+        embodiment: name of the robot, or a file or folder, as for `load_embodiment`.
+        mesh_roots: folders of the meshes of a URDF file, as for `load_embodiment`.
         episodes, frames, fps: number of episodes, frames of each, frames per second.
         cameras: names of the robot's cameras whose pose is used, with some jitter per episode; focal length and
             principal point are fitted to the robot's workspace.
@@ -68,6 +69,7 @@ class BabbleConfig:
     """
 
     embodiment: str
+    mesh_roots: tuple[str, ...] = ()
     episodes: int = 200
     frames: int = 64
     fps: float = 16.0
@@ -105,7 +107,7 @@ class Recorder:
 
     def __init__(self, config: BabbleConfig) -> None:
         self.config = config
-        self.embodiment = load_embodiment(config.embodiment)
+        self.embodiment = load_embodiment(config.embodiment, mesh_roots=config.mesh_roots)
         robot, size, crop = self.embodiment, (config.width, config.height), config.crop_fraction
         self.cameras = {
             name: fit_camera_to_robot(robot, robot.camera(name), *size, crop_fraction=crop) for name in config.cameras
@@ -168,10 +170,11 @@ class Recorder:
             features = Feature("float32", (h, w)), Feature("int16", (h, w)), Feature("float64", (16,))
             extras |= zip(geometry_keys(name), features, strict=True)
         source = Path(config.embodiment)
-        recipe = asdict(config) | {
+        values = {key: value for key, value in asdict(config).items() if key != "mesh_roots"}
+        recipe = values | {
             "made_by": "jidm babble",
             "jidm": __version__,
-            # Data sets are published: the name of a robot's file and its hash, not its folder on this machine.
+            # Data sets are published: the name of a robot's file and its hash, not its folders on this machine.
             "embodiment": source.name if source.is_absolute() else config.embodiment,
             "embodiment_hash": robot.content_hash,
             "action": "delta_q",

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jidm.errors import EmbodimentError
+from jidm.robot.mesh_file import read_mesh_file
 from jidm.robot.model import Geometry, Link, RobotModel, Shape
-from jidm.robot.shape_mesh import mesh_path, primitive_mesh, read_mesh_file
+from jidm.robot.shape_mesh import mesh_path, primitive_mesh
 
 if TYPE_CHECKING:
     import trimesh
@@ -51,7 +52,7 @@ def export_visuals(model: RobotModel, folder: Path, *, mesh_tolerance: float = 0
     links = []
     for index, link in enumerate(model.links):
         visuals = []
-        for k, (rgba, mesh) in enumerate(_parts_by_color(link, model.name, mesh_tolerance).items()):
+        for k, (rgba, mesh) in enumerate(parts_by_color(link, model.name, mesh_tolerance).items()):
             path = folder / f"link{index}_{k}.obj"
             path.write_text(_obj(mesh), encoding="ascii")
             visuals.append(Shape(Geometry("mesh", (1.0, 1.0, 1.0), str(path), path), np.eye(4), rgba))
@@ -59,8 +60,17 @@ def export_visuals(model: RobotModel, folder: Path, *, mesh_tolerance: float = 0
     return replace(model, links=tuple(links))
 
 
-def _parts_by_color(link: Link, robot: str, mesh_tolerance: float) -> dict[RGBA, Any]:
-    """The visuals of a link, one `trimesh.Trimesh` per color."""
+def parts_by_color(link: Link, robot: str, mesh_tolerance: float) -> dict[RGBA, Any]:
+    """The visuals of a link in its frame [m], one `trimesh.Trimesh` per color with smooth normals.
+
+    Args:
+        link: of the model.
+        robot: name of the robot, for messages.
+        mesh_tolerance: size of features that need not be drawn [m], see `cluster_vertices`.
+
+    Raises:
+        EmbodimentError: a mesh is missing or unreadable.
+    """
     import trimesh
 
     parts: dict[RGBA, list[trimesh.Trimesh]] = {}
@@ -77,12 +87,12 @@ def shape_meshes(geometry: Geometry, robot: str) -> list[tuple[trimesh.Trimesh, 
 
     if geometry.kind != "mesh":
         return [(primitive_mesh(geometry), None)]
-    scene: Any = read_mesh_file(mesh_path(geometry, robot), trimesh.load_scene)
+    scene, unit = read_mesh_file(mesh_path(geometry, robot))
     parts = []
     for part in scene.dump():
         if isinstance(part, trimesh.Trimesh) and len(part.faces):
             file_color = _file_color(part)
-            part.apply_scale(geometry.size)
+            part.apply_scale(unit * np.array(geometry.size))
             parts.append((part, file_color))
     return parts
 

@@ -58,7 +58,7 @@ class RunLogger:
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The lines of earlier sessions; an incomplete line is ignored."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -1,13 +1,12 @@
 """Video files and folders of images: read completely, read as a stream of bounded memory, write.
 
-Decoding and encoding use PyAV. Frames are returned as `(T, 3, H, W)` RGB, with the presentation times [s] of the
+Videos are decoded and encoded by PyAV, images by Pillow. Frames are returned as `(T, 3, H, W)` RGB, with the presentation times [s] of the
 container. Missing frames and frames that the codec marks as corrupt are refused. Damage that decodes without a mark
 cannot be detected here; it appears as motion that no joint explains.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,12 +20,13 @@ from torch import Tensor
 
 from jidm.atomic_io import atomic_write
 from jidm.errors import VideoError
+from jidm.video.container import best_video_stream, frame_pixels, noted_size, open_container, reason, size_note
+from jidm.video.image_file import read_image
+from jidm.video.image_folder import image_files
 from jidm.video.layouts import as_video
 
 _BT601 = 5  # AVCOL_SPC_BT470BG
-_SIZE_NOTE = re.compile(r"jidm size (?P<width>\d+)x(?P<height>\d+)")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def list_videos(folder: Path) -> list[Path]:
@@ -101,7 +101,7 @@ class VideoStream:
         length: number of frames the container declares (edit lists may hide a few); None if it declares none or the
             stream is resampled.
         fps: nominal rate [1/s]; None if unknown.
-        height, width: image size [px], rotation applied.
+        height, width: image size [px] as shown, turned by the file's display matrix.
     """
 
     def __init__(self, path: str | Path, *, fps: float | None = None) -> None:
@@ -111,14 +111,14 @@ class VideoStream:
         self._requested_fps = fps
         if not self.path.exists():
             raise VideoError(f"{self.path}: no such file or folder")
-        self._images = _image_files(self.path) if self.path.is_dir() else None
+        self._images = image_files(self.path) if self.path.is_dir() else None
         self.length: int | None = None
         self.fps: float | None = fps
         if self._images is not None:
             self.length = len(self._images)
         elif fps is None:
-            with _open_container(self.path) as container:
-                stream = container.streams.video[0]
+            with open_container(self.path) as container:
+                stream = best_video_stream(container)
                 self.length = stream.frames or None
                 rate = stream.average_rate or stream.guessed_rate
                 self.fps = float(rate) if rate else None
@@ -151,7 +151,7 @@ def open_video(path: str | Path, *, fps: float | None = None) -> VideoStream:
             (in natural order of names), the rate at which they were taken.
 
     Raises:
-        VideoError: the file is missing, corrupt, truncated or holds no images.
+        VideoError: the file is missing, corrupt, truncated or holds no images, or the order of images is ambiguous.
     """
     return VideoStream(path, fps=fps)
 
@@ -181,35 +181,17 @@ def read_video(path: str | Path, *, fps: float | None = None, max_bytes: int = 4
     return Video(torch.stack(frames), time_axis)
 
 
-def _open_container(path: Path) -> Any:
-    import av
-
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: not a readable video ({_reason(error)}); copy or encode it again") from None
-    if not container.streams.video:
-        found = ", ".join(stream.type for stream in container.streams) or "no stream at all"
-        container.close()
-        raise VideoError(f"{path}: holds no images ({found}); copy it again or pass another file")
-    return container
-
-
-def _reason(error: Exception) -> str:
-    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)).split(":")[0].lower()
-
-
 def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[float, Tensor]]:
     import av
 
     count, last, size = 0, -np.inf, None
-    with _open_container(path) as container:
-        stream = container.streams.video[0]
+    with open_container(path) as container:
+        stream = best_video_stream(container)
         stream.thread_type = "AUTO"
         declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 30)
         origin = float((stream.start_time or 0) * stream.time_base)
         end = origin + float(stream.duration * stream.time_base) if stream.duration else None
-        original_size = _original_size(container)
+        noted = noted_size(container)
         try:
             if start is not None:
                 container.seek(max(0, int(start / stream.time_base)), stream=stream, backward=True)
@@ -224,15 +206,13 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
                 count, last = count + 1, time
                 if start is not None and time < start - 1e-6:
                     continue
-                pixels = _crop_padding(_frame_pixels(frame), original_size)
+                pixels = _channels_first(frame_pixels(frame, noted))
                 size = size or pixels.shape
                 if pixels.shape != size:
                     raise VideoError(f"{path}: the image size changes at {time:.3f} s; encode it again at one size")
                 yield time, pixels
         except av.error.FFmpegError as error:
-            raise VideoError(
-                f"{path}: broken after frame {count} ({_reason(error)}); copy or encode it again"
-            ) from None
+            raise VideoError(f"{path}: broken after frame {count} ({reason(error)}); copy or encode it again") from None
     if count == 0:
         raise VideoError(f"{path}: no frame could be decoded; copy or encode it again")
     # Both must fall short: an edit list hides frames that the container counts, and a last frame may last long.
@@ -240,54 +220,10 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
         raise VideoError(f"{path}: truncated, {count} of {declared} frames are there; copy it again")
 
 
-def _original_size(container: Any) -> tuple[int, int] | None:
-    """(height, width) before `write_video` padded odd sizes; None for other files."""
-    comment = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "")
-    match = _SIZE_NOTE.fullmatch(comment)
-    return (int(match["height"]), int(match["width"])) if match else None
-
-
-def _crop_padding(pixels: Tensor, original_size: tuple[int, int] | None) -> Tensor:
-    if original_size is None or any(
-        not 0 <= have - want <= 1 for have, want in zip(pixels.shape[-2:], original_size, strict=True)
-    ):
-        return pixels  # no note, or one that another tool copied to a video of another size
-    return pixels[:, : original_size[0], : original_size[1]]
-
-
-def _frame_pixels(frame: Any) -> Tensor:
-    """(3, H, W) uint8 RGB, upright, composited over black."""
-    if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        array = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-    else:
-        array = frame.to_ndarray(format="rgb24")
-    if frame.rotation:  # degrees counterclockwise, as in FFmpeg's display matrix
-        array = np.rot90(array, round(frame.rotation / 90))
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
-    if not files:
-        raise VideoError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-
-    def natural_key(path: Path) -> list[tuple[int, int, str]]:
-        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
-
-    return sorted(files, key=natural_key)
-
-
 def _decode_images(files: list[Path], fps: float | None) -> Iterator[tuple[float | None, Tensor]]:
-    import av
-
     size = None
     for index, file in enumerate(files):
-        with _open_container(file) as container:
-            try:
-                pixels = _frame_pixels(next(container.decode(video=0)))
-            except (av.error.FFmpegError, StopIteration):
-                raise VideoError(f"{file}: not a readable image; save it again or take it out of the folder") from None
+        pixels = _channels_first(read_image(file, str(file)))
         size = size or pixels.shape
         if pixels.shape != size:
             raise VideoError(
@@ -295,6 +231,11 @@ def _decode_images(files: list[Path], fps: float | None) -> Iterator[tuple[float
                 "all images of a folder must be of one size"
             )
         yield None if fps is None else index / fps, pixels
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    """(3, H, W) of (H, W, 3)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -327,7 +268,7 @@ def write_video(path: str | Path, frames: Any, fps: float, *, crf: int = 18, lay
             encode_h264(container, _frames_to_write(frames, layout), rate, {"crf": str(crf)})
     except av.error.FFmpegError as error:
         raise VideoError(
-            f"{path}: writing failed ({_reason(error)}); check the space on the disk and the suffix"
+            f"{path}: writing failed ({reason(error)}); check the space on the disk and the suffix"
         ) from None
 
 
@@ -338,7 +279,7 @@ def _create_container(temporary: Path, path: Path) -> Any:
         return av.open(str(temporary), "w")
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise VideoError(
-            f"{path}: cannot be written ({_reason(error)}); use a suffix like .mp4 and a folder that can be written"
+            f"{path}: cannot be written ({reason(error)}); use a suffix like .mp4 and a folder that can be written"
         ) from None
 
 
@@ -369,7 +310,7 @@ def encode_h264(container: Any, frames: Iterable[np.ndarray], rate: Fraction, op
             # The matrix of swscale's conversion; without this tag players assume BT.709 for HD.
             stream.codec_context.colorspace = _BT601
             if size != (stream.height, stream.width):
-                container.metadata["comment"] = f"jidm size {size[1]}x{size[0]}"
+                container.metadata["comment"] = size_note(*size)
         if image.shape[:2] != size:
             raise VideoError(f"frames differ in size: {image.shape[1]}x{image.shape[0]} after {size[1]}x{size[0]}")
         padded = np.pad(image, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")

@@ -80,7 +80,7 @@ def _flow_tiles(image: Tensor, prediction: FieldPrediction, exact_flow: Tensor |
     if prediction.flow is not None:
         # Flow off the robot is background and must not set the color scale.
         where = mask if exact_flow is None else exact_flow.norm(dim=0) > 0
-        max_speed = max(_MIN_FULL_SCALE, _robust_max(prediction.flow[0].norm(dim=0), where))
+        max_speed = max(_MIN_FULL_SCALE, robust_max(prediction.flow[0].norm(dim=0), where))
         tiles.append((flow_to_color(prediction.flow[0], max_speed), f"flow, full {max_speed:.1f} px"))
         if exact_flow is not None:
             tiles.append((flow_to_color(exact_flow, max_speed), "exact flow"))
@@ -105,22 +105,40 @@ def _joint_tiles(
         predicted, mask = prediction.jacobian[0, :, k], _mask(prediction)
         length = predicted.norm(dim=0) if exact is None else exact[:, k].norm(dim=0)
         # A small part such as a finger moves few pixels of the robot; only those set the scale of the exact field.
-        max_length = _robust_max(length, mask if exact_mask is None else exact_mask * (length > 1e-6))
-        tiles = [(_field_tile(image, predicted, mask, max_length), f"{name}  {max_length:.0f} px/unit")]
+        max_length = robust_max(length, mask if exact_mask is None else exact_mask * (length > 1e-6))
+        tiles = [
+            (draw_field(image, predicted, mask, max_length, _tile_size(image)), f"{name}  {max_length:.0f} px/unit")
+        ]
         if exact is not None and exact_mask is not None:
             difference = ((predicted.double() - exact[:, k]).norm(dim=0) * exact_mask).sum()
             size = (length * exact_mask).sum()
             error = f"{float(difference / size):.0%} off" if float(size) > 0 else "no motion"
-            tiles.append((_field_tile(image, exact[:, k], exact_mask, max_length), f"exact ({error})"))
+            tiles.append(
+                (draw_field(image, exact[:, k], exact_mask, max_length, _tile_size(image)), f"exact ({error})")
+            )
         rows.append(tiles)
     return rows
 
 
-def _field_tile(image: Tensor, field: Tensor, mask: Tensor, max_length: float) -> RgbImage:
-    """One joint's field over the dimmed image: colors on the robot, arrows on top."""
+def draw_field(
+    image: Float[Tensor, "3 H W"],
+    field: Float[Tensor, "2 h w"],
+    mask: Float[Tensor, "h w"],
+    max_length: float,
+    size: tuple[int, int],
+) -> RgbImage:
+    """One joint's field over the dimmed image: colors on the robot, arrows on top.
+
+    Args:
+        image: the frame, RGB in [0, 1].
+        field: motion per unit of the joint, on any grid over the image.
+        mask: where the robot is, in [0, 1].
+        max_length: of the field in full color.
+        size: width and height of the drawing [px].
+    """
     import cv2
 
-    width, height = _tile_size(image)
+    width, height = size
     gray = np.repeat(resize(to_image(image), width, height).mean(axis=-1, keepdims=True), 3, axis=-1) * 0.4 + 150
     colors = resize(flow_to_color(field, max_length), width, height, nearest=True).astype(np.float64)
     levels = (mask.double().clamp(0, 1) * 255).cpu().numpy().astype(np.uint8)
@@ -156,7 +174,7 @@ def _tile_size(image: Tensor) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _robust_max(length: Tensor, where: Tensor) -> float:
-    """95th percentile over the robot's pixels."""
+def robust_max(length: Tensor, where: Tensor) -> float:
+    """95th percentile of a length (h, w) over the robot's pixels, `where` (h, w) being its mask; the maximum without robot."""
     values = length.double()[where > _MASK_LEVEL]
     return max(float(values.quantile(0.95)), 1e-3) if len(values) else max(float(length.max()), 1e-3)

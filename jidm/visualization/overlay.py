@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jidm.fields.analytic import AnalyticField
 
 _PANEL_WIDTHS = (320, 640)
-_RESIDUAL_GRID = 320  # largest number of cells per side of the dense field; enough for a heat map
+_RESIDUAL_GRID = 160  # largest number of cells per side of the dense field; finer ones fall between the surface points
 # One color per link, bright enough on dimmed video.
 _LINK_COLORS = np.array(
     [
@@ -129,15 +129,38 @@ def unexplained_flow(
         q: joint positions in the first frame [rad or m].
         delta_q: joint step [rad or m].
     """
-    height, width = flow.shape[-2:]
-    shrink = min(1.0, _RESIDUAL_GRID / max(height, width))
-    rows, columns = max(1, round(height * shrink)), max(1, round(width * shrink))
+    rows, columns = residual_grid(*flow.shape[-2:])
     with torch.no_grad():
         jacobian, _ = field.dense(q, rows, columns)
-        explained = torch.einsum("cnhw,n->chw", jacobian, delta_q.nan_to_num(0.0).to(jacobian))
-        explained = torch.nn.functional.interpolate(explained[None], size=(height, width), mode="nearest")[0]
-        explained = explained * explained.new_tensor([width / columns, height / rows])[:, None, None]
-        return weight * (flow - explained.to(flow)).norm(dim=0)
+        return residual_flow(flow, weight, jacobian, delta_q)
+
+
+def residual_grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a field that is fine enough for the residual of an image of this size."""
+    shrink = min(1.0, _RESIDUAL_GRID / max(height, width))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def residual_flow(
+    flow: Float[Tensor, "2 H W"],
+    weight: Float[Tensor, "H W"],
+    jacobian: Float[Tensor, "2 n h w"],
+    delta_q: Float[Tensor, " n"],
+) -> Float[Tensor, "H W"]:
+    """`weight * |flow - J delta_q|` [px], see `unexplained_flow`.
+
+    Args:
+        flow: measured flow [px].
+        weight: its confidence.
+        jacobian: the field on any grid over the image [px of that grid per rad or m].
+        delta_q: joint step [rad or m].
+    """
+    height, width = flow.shape[-2:]
+    rows, columns = jacobian.shape[-2:]
+    explained = torch.einsum("cnhw,n->chw", jacobian, delta_q.nan_to_num(0.0).to(jacobian))
+    explained = torch.nn.functional.interpolate(explained[None], size=(height, width), mode="nearest")[0]
+    explained = explained * explained.new_tensor([width / columns, height / rows])[:, None, None]
+    return weight * (flow - explained.to(flow)).norm(dim=0)
 
 
 def draw_points(image: RgbImage, field: AnalyticField, q: Float[Tensor, " n"]) -> RgbImage:

@@ -37,8 +37,8 @@ def read_urdf(path: str | Path, *, mesh_roots: Sequence[str | Path] = ()) -> Rob
 
     Values: lengths in meters, angles in radians. Axes are normalized. One bound of a revolute or prismatic joint may be
     left out and is then 0, as the format defines; a joint without both is refused. Bounds of other joint types have no
-    meaning and are dropped. A velocity or effort limit of 0 counts as not stated, because exporters write 0 for an
-    empty field. Inertias, transmissions, sensors and other elements without a place in the model are not read, but a
+    meaning and are dropped. A velocity or effort limit of 0 or -1 counts as not stated: exporters write 0 for an empty
+    field, simulators -1 for no limit. Inertias, transmissions, sensors and other elements without a place in the model are not read, but a
     NaN or infinity anywhere in a link or joint is refused.
 
     Args:
@@ -109,6 +109,7 @@ class _Reader:
         name = self._name(e, index)
         place = f"link '{name}'"
         self._refuse_non_finite(e, place)
+        self._refuse_misplaced_origin(e, place, "the <visual>, <collision> or <inertial> that it belongs to")
         visuals = (self._shape(x, f"{place} <visual>", colors) for x in e.findall("visual"))
         collisions = (self._shape(x, f"{place} <collision>", None) for x in e.findall("collision"))
         return Link(name, tuple(s for s in visuals if s), tuple(s for s in collisions if s))
@@ -117,14 +118,19 @@ class _Reader:
         geometry_element = self._optional_child(e, "geometry", place)
         if geometry_element is None:
             raise self._error(place, "has no <geometry>; add one or remove the element")
-        if (count := len(geometry_element)) != 1:
+        self._refuse_misplaced_origin(geometry_element, f"{place} <geometry>", f"<{e.tag}>, beside <geometry>")
+        shapes = [x for x in geometry_element if x.tag not in ("origin", "material")]
+        if (count := len(shapes)) != 1:
             raise self._error(place, f"<geometry> must hold one shape, it holds {count}; use one element for each")
-        geometry = self._geometry(geometry_element[0], place)
+        self._refuse_misplaced_origin(shapes[0], f"{place} <{shapes[0].tag}>", f"<{e.tag}>, beside <geometry>")
+        geometry = self._geometry(shapes[0], place)
         if geometry is None:
             return None
         rgba = None
-        if colors is not None and (material := self._optional_child(e, "material", place)) is not None:
-            rgba = self._color(material, place) or colors.get(material.get("name") or "")
+        if colors is not None:
+            materials = e.findall("material")
+            stated = (_color(m) or colors.get(m.get("name") or "") for m in materials)
+            rgba = next((color for color in stated if color), None)
         return Shape(geometry, self._origin(e, place), rgba)
 
     def _geometry(self, e: Element, place: str) -> Geometry | None:
@@ -149,10 +155,10 @@ class _Reader:
         if 0.0 in scale:
             raise self._error(place, "has a scale of zero; a mesh needs three non-zero factors")
         try:
-            path = self.mesh_resolver.resolve(filename, self.directory)
+            path, searched = self.mesh_resolver.search(filename, self.directory)
         except UrdfError as error:
             raise self._error(place, str(error)) from None
-        return Geometry("mesh", scale, filename, path)
+        return Geometry("mesh", scale, filename, path, searched)
 
     def _joint(self, e: Element, index: int) -> Joint:
         name = self._name(e, index)
@@ -203,12 +209,19 @@ class _Reader:
             lower, upper = lower or 0.0, upper or 0.0
             if lower > upper:
                 raise self._error(place, f"has lower {lower:g} > upper {upper:g}; swap them")
-        for k in ("velocity", "effort"):
-            value = values[k]
-            if value is not None and value < 0:
-                raise self._error(place, f"has a negative {k} limit {value:g}; write its magnitude")
-        # Exporters write 0 for an empty field; a joint that may not move would be a fixed one.
-        return Limit(lower, upper, values["velocity"] or None, values["effort"] or None)
+        return Limit(lower, upper, *(self._rate_limit(values[k], k, place, kind) for k in ("velocity", "effort")))
+
+    def _rate_limit(self, value: float | None, key: str, place: str, kind: str) -> float | None:
+        # Exporters write 0 for an empty field; a joint that may not move would be a fixed one. Simulators write -1 for
+        # "no limit". Both leave it open how fast or strong the joint is.
+        if value in (None, 0.0, -1.0):
+            return None
+        assert value is not None
+        if value < 0:
+            unit = {"velocity": "m/s", "effort": "N"} if kind == "prismatic" else {"velocity": "rad/s", "effort": "N m"}
+            what = f"has a limit of {value:g} for its {key}, which no joint can keep; write the joint's own limit [{unit[key]}]"
+            raise self._error(place, f"{what}, or leave {key} out where it is unknown")
+        return value
 
     def _mimic(self, e: Element | None, place: str) -> Mimic | None:
         if e is None:
@@ -226,6 +239,13 @@ class _Reader:
         xyz, rpy = (self._numbers(origin, k, 3, f"{place} <origin>", default="0 0 0") for k in ("xyz", "rpy"))
         return rigid_transform(xyz, rpy)
 
+    def _refuse_misplaced_origin(self, e: Element, place: str, right_place: str) -> None:
+        """An <origin> where the format has none would be ignored, and the shape drawn in another pose."""
+        for origin in e.findall("origin"):
+            xyz, rpy = (self._numbers(origin, k, 3, f"{place} <origin>", default="0 0 0") for k in ("xyz", "rpy"))
+            if any(xyz) or any(rpy):
+                raise self._error(place, f"holds an <origin>, which has no effect there; move it into {right_place}")
+
     # ---- the tree ----------------------------------------------------------------------------------------------------
 
     def _refuse_xacro(self, root: Element) -> None:
@@ -238,18 +258,11 @@ class _Reader:
                 )
 
     def _colors(self, root: Element) -> dict[str, Color]:
-        """Colors by material name: definitions below <robot> first, then those inside visuals in file order."""
+        """Colors by material name, the first that is stated: those below <robot>, then those inside visuals."""
         colors: dict[str, Color] = {}
-        for material in root.findall("material"):
-            place = f"material '{material.get('name', '')}'"
-            self._refuse_non_finite(material, place)
-            rgba = self._color(material, place)
-            if rgba and colors.setdefault(material.get("name", ""), rgba) != rgba:
-                raise self._error(place, "is defined twice with different colors; keep one")
-        for material in root.iterfind("link/visual/material"):
-            rgba = self._color(material, "<visual>") if material.get("name") not in colors else None
-            if rgba:
-                colors[material.get("name", "")] = rgba
+        for material in (*root.iterfind("material"), *root.iterfind("link/visual/material")):
+            if rgba := _color(material):
+                colors.setdefault(material.get("name") or "", rgba)
         return colors
 
     def _check_mimics(self, joints: dict[str, Joint]) -> None:
@@ -335,13 +348,6 @@ class _Reader:
             raise self._error(place, f"holds {len(elements)} <{tag}> elements where one is meant; keep one")
         return elements[0] if elements else None
 
-    def _color(self, material: Element, place: str) -> Color | None:
-        color = self._optional_child(material, "color", place)
-        if color is None:
-            return None
-        r, g, b, a = self._numbers(color, "rgba", 4, f"{place} <color>")
-        return r, g, b, a
-
     def _numbers(self, e: Element, key: str, count: int, place: str, *, default: str | None = None) -> list[float]:
         text = e.get(key, default)
         if text is None:
@@ -374,7 +380,7 @@ class _Reader:
     def _refuse_non_finite(self, e: Element, place: str) -> None:
         for x in e.iter():
             for key, text in x.attrib.items():
-                if key in _NAME_ATTRIBUTES:
+                if key in _NAME_ATTRIBUTES or x.tag == "color":
                     continue
                 for token in text.split():
                     if not _is_finite_or_text(token):
@@ -383,6 +389,22 @@ class _Reader:
 
     def _error(self, place: str, what: str) -> UrdfError:
         return UrdfError(f"{self.where}: {one_line(f'{place} {what}')}")
+
+
+def _color(material: Element) -> Color | None:
+    """The first color that can be read, in [0, 1]; opaque if only red, green and blue are given. None if there is none.
+
+    A robot is never refused for its colors: only pictures of it depend on them.
+    """
+    for color in material.findall("color"):
+        try:
+            values = [float(text) for text in (color.get("rgba") or "").split()]
+        except ValueError:
+            continue
+        if len(values) in (3, 4) and all(math.isfinite(value) for value in values):
+            r, g, b, a = (min(max(value, 0.0), 1.0) for value in [*values, 1.0][:4])
+            return r, g, b, a
+    return None
 
 
 def _is_finite_or_text(token: str) -> bool:

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from jidm.datasets.feature import IMAGE_PREFIX
 from jidm.errors import DatasetError, did_you_mean
 from jidm.training.data.batch import JointStats
 from jidm.training.data.cache import cached_folder, default_cache
@@ -181,7 +180,7 @@ def load_frame_store(
 
 def image_size(dataset: Any, image_key: str) -> tuple[int, int]:
     """(height, width) of the recorded images."""
-    height, width = dataset.features[f"{IMAGE_PREFIX}{image_key}"].shape[:2]
+    height, width = dataset.features[dataset.camera_key(image_key)].shape[:2]
     return int(height), int(width)
 
 
@@ -189,14 +188,9 @@ def select_image_key(dataset: Any, image_key: str | None) -> str:
     """The named video of a data set, or the only one.
 
     Raises:
-        DatasetError: there is none of that name, or several and no name.
+        DatasetError: there is none of that name, several share it, or there are several and no name.
     """
-    if image_key is None and len(dataset.cameras) == 1:
-        return str(dataset.cameras[0])
-    if image_key not in dataset.cameras:
-        problem = f"has no image key '{image_key}'" if image_key else "has several image keys, name one"
-        raise DatasetError(f"{dataset.root}: {problem}: {did_you_mean(image_key or '', dataset.cameras)}")
-    return str(image_key)
+    return str(dataset.camera(image_key))
 
 
 def joint_columns(names: Sequence[str], recorded: Sequence[str], source: Any) -> list[int]:
