@@ -98,7 +98,7 @@ def test_position_std_covers_the_error(finger: Clip, decoded: JointMotion) -> No
 
 def test_smoothing_works_on_the_measured_steps(finger: Clip, by_alignment: JacobianIDM) -> None:
     filtered, smoothed = by_alignment.decode_both(finger.frames, q0=finger.q[0], fps=FPS)
-    stream = by_alignment.stream(finger.frames[0], q0=torch.from_numpy(finger.q[0]))
+    stream = by_alignment.stream(finger.frames[0], q0=torch.from_numpy(finger.q[0]), keep_history=True)
     steps = [stream.push(frame, t / FPS) for t, frame in enumerate(finger.frames[1:], 1)]
     measured = replace(
         filtered,

@@ -251,7 +251,7 @@ def test_droids_joints_and_gripper_are_the_pose() -> None:
         ({"state": np.zeros((2, 8))}, "one vector"),
         ({"state": ROBOT.home, "observation/state": ROBOT.home}, "several states"),
         ({"q": np.full(8, 1e308)}, "is no pose of this robot"),
-        ({"end_point": "reset"}, "'endpiont' is not understood"),
+        ({"end_point": "reset"}, "'end_point' is not understood"),
     ],
 )
 def test_what_is_not_understood_is_refused_and_nothing_starts(more: dict[str, object], words: str) -> None:
