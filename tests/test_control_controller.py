@@ -108,7 +108,7 @@ NEVER = 10**9  # control periods until a comparison is available
 
 
 def run(
-    mode: str, chunks: int = 40, *, forward_model: Any = exact_model, compare: int = 3
+    mode: str, chunks: int = 24, *, forward_model: Any = exact_model, compare: int = 3
 ) -> tuple[float, int, np.ndarray]:
     """Mean error at the end of each chunk [rad], control periods needed, and all commanded steps."""
     planning, comparison, robot = DelayedExecutor(CHUNK * COMMANDS_PER_FRAME), DelayedExecutor(compare), Robot()
