@@ -193,6 +193,22 @@ def packets(path: Path) -> list[bytes]:
         return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
+def test_only_images_are_copied_in_the_place_of_images(tmp_path: Path) -> None:
+    """A path in a downloaded table may name any file of this machine."""
+    source, secret = rich_dataset(tmp_path / "source", "v2.1"), tmp_path / "secret.txt"
+    secret.write_text("password")
+    path = source / "data" / "chunk-000" / "episode_000001.parquet"
+    table = pq.read_table(path)
+    column = table.schema.names.index("observation.images.wrist")
+    cells = pa.array(
+        [{"bytes": None, "path": str(secret)}] * len(table), pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    pq.write_table(table.set_column(column, "observation.images.wrist", cells), path)
+    result = label_dataset(source, idm(), tmp_path / "out", image_key="top", version="v2.1")
+    assert result.written == 2 and "secret.txt" in result.problems["episode 1"]
+    assert all(b"password" not in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+
+
 @pytest.mark.parametrize("to", ["v3.0", "v2.1"])
 @pytest.mark.parametrize("version", ["v3.0", "v2.1"])
 def test_all_that_the_source_holds_is_kept(tmp_path: Path, version: str, to: str) -> None:

@@ -181,6 +181,21 @@ def test_frames_without_a_pose_brake_the_robot_and_state_a_reason(wrong: str) ->
     assert len(commands) == (len(q) - 1) * 8
 
 
+def test_an_observer_that_fails_does_not_brake_the_robot() -> None:
+    def observer(*_: object) -> None:
+        raise RuntimeError("no page")
+
+    q = motion(1.0)
+    commands = []
+    for watched in (None, observer):
+        decoder = make_decoder()
+        decoder.pose_tracker.observer = watched
+        decoder.reset(q[0])
+        commands.append(run(decoder, q))
+    np.testing.assert_array_equal(commands[0].action, commands[1].action)
+    assert not commands[1].holding.any() and decoder.pose_tracker.observer is None
+
+
 def test_frames_come_in_any_layout() -> None:
     q = motion(1.0)
     frames = np.stack([picture(x) for x in q])

@@ -1,4 +1,4 @@
-"""The path of a new user: the wheel from an index into a fresh environment, then README's first snippet, decode and report
+"""The path of a new user: the wheel from an index into a fresh environment, then README's first snippet, decode, view and report
 of a video of their own. No simulator is installed there, and nothing of this repository is on the path.
 
 It takes some minutes, most of them for installing torch.
@@ -7,13 +7,15 @@ It takes some minutes, most of them for installing torch.
 from __future__ import annotations
 
 import json
-import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
+from commands import call, clean_environment, run
 
 pytestmark = pytest.mark.slow
 
@@ -21,40 +23,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _UNREACHABLE = "No matching distribution|Could not find a version|ConnectionError|NewConnectionError|Name or service"
 
 
-def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A command without this repository on its path."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd, env=environment)
-
-
-def call(*command: str | Path, cwd: Path) -> str:
-    """What the command prints; it must succeed."""
-    done = run(*command, cwd=cwd)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of an environment with the wheel and the extra `robots`."""
+    """The folder of programs of an environment with the wheel and the extras `robots` and `view`."""
     pytest.importorskip("hatchling", reason="builds the package: extra dev")
     out = tmp_path_factory.mktemp("wheel")
     call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", out, cwd=REPOSITORY)
     home = out / "fresh"
     call(sys.executable, "-m", "venv", home, cwd=out)
     (wheel,) = out.glob("*.whl")
-    install = [
-        home / "bin" / "python",
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "-c",
-        REPOSITORY / "constraints.txt",
-        f"{wheel}[robots]",
-    ]
+    pins = REPOSITORY / "constraints.txt"
     try:
-        call(*install, cwd=out)
+        call(home / "bin" / "python", "-m", "pip", "install", "-q", "-c", pins, f"{wheel}[robots,view]", cwd=out)
     except AssertionError as error:
         if re.search(_UNREACHABLE, str(error)):
             pytest.skip("no package index with the dependencies is reachable")
@@ -103,7 +83,19 @@ def test_from_install_to_report(programs: Path, theirs: Path) -> None:
     results = {path.name for path in (theirs / "jidm_decode").iterdir()}
     assert results == {"motion.npz", "motion.csv", "plot.png", "summary.json", "overlay.mp4"}
 
-    # A step of `jidm view` belongs here once that command exists: look at jidm_decode/ in the viewer.
+    with subprocess.Popen(
+        [programs / "jidm", "view", "jidm_decode", "--port", "0"], stdout=subprocess.PIPE, text=True, cwd=theirs,
+        env=clean_environment(),
+    ) as viewer:  # fmt: skip
+        try:
+            assert viewer.stdout is not None
+            address = re.search(r"http://\S+", viewer.stdout.readline())
+            assert address is not None
+            with urllib.request.urlopen(address[0], timeout=30) as page:
+                assert page.status == 200 and b"<html" in page.read().lower()
+        finally:
+            viewer.send_signal(signal.SIGINT)
+        viewer.communicate(timeout=60)
 
     said = call(programs / "jidm", "report", "robot.mp4", "--checkpoint", "panda-sim", cwd=theirs)
     assert "of 10; written to report.html" in said

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from jidm import Camera, JacobianIDM, load_embodiment, write_video
+from jidm.cli.decode import Decode
 from jidm.errors import VideoError
 from jidm.flow import Flow
 from jidm.video.io import open_video
-from jidm.video.preparation import area_average, reduced, reduced_size, rotated, undistorted
+from jidm.video.preparation import MAX_SIZE, area_average, reduced, reduced_size, rotated, undistorted
 
 
 @pytest.fixture
@@ -66,6 +67,7 @@ def test_reduced_size_keeps_the_shape_and_never_enlarges(clip: Path) -> None:
     assert reduced_size(480, 640, 1280) == (480, 640)
     assert reduced_size(2160, 3840, 0) == (2160, 3840)
     assert reduced_size(1, 4000, 1000) == (1, 1000)
+    assert Decode.max_size == MAX_SIZE  # stated twice: the command line loads no torch
     with pytest.raises(VideoError, match="max_size"):
         reduced_size(10, 10, -1)
     small = reduced(open_video(clip, fps=10), 4)

@@ -7,7 +7,6 @@ test makes sure that jidm itself comes from the wheel.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -15,16 +14,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from commands import call
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLED = {path.parent.name for path in (REPOSITORY / "embodiments").glob("*/embodiment.toml")}
 TRAINED = {path.parent.name for path in (REPOSITORY / "checkpoints").glob("*/config.json")}
-
-
-def call(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jidm.atomic_io import atomic_write, replaced_files
-from jidm.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,8 +44,7 @@ class Demo:
         from jidm.cli.checks import check_at_least, check_out_folder, check_positive
         from jidm.robot.registry import load_embodiment
 
-        if self.frames < 2:
-            raise InputError(f"--frames {self.frames}: at least 2 are needed")
+        check_at_least(2, frames=self.frames)
         check_positive(fps=self.fps)
         check_at_least(0, seed=self.seed)
         check_out_folder(self.out)

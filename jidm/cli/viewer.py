@@ -85,11 +85,12 @@ class View:
         """Decode a video now."""
         from jidm.cli.decode import decode_file
         from jidm.cli.inputs import video_size
+        from jidm.video.preparation import MAX_SIZE
         from jidm.visualization.viewer.load import decode_run, read_frames
 
         idm = self.model.build_idm(lambda: video_size(video, self.fps), q0_required=True)
         q0 = self.model.initial_pose(idm.embodiment)
-        decoded = decode_file(video, idm, q0=q0, fps=self.fps, smooth=self.smooth)
+        decoded = decode_file(video, idm, q0=q0, fps=self.fps, smooth=self.smooth, max_size=MAX_SIZE)
         return decode_run(*read_frames(video, self.fps), decoded.motion, idm, f"{video.name}, {decoded.method}")
 
     def _load_episode(self, folder: Path) -> ViewedRun:

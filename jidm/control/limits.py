@@ -77,13 +77,12 @@ class MotionLimits:
             raise InputError(f"q must be {self.n} finite joint positions, got {values}")
         return values
 
-    def as_pose(self, q: ArrayLike, joint_names: Sequence[str], source: str = "q") -> NDArray[np.float64]:
+    def as_pose(self, q: ArrayLike, joint_names: Sequence[str]) -> NDArray[np.float64]:
         """A copy of joint positions q (n,) [rad or m] that this robot can have, as float64.
 
         Args:
             q: n numbers, each at most slightly outside the limits of its joint: 5 % of the range, 0.1 at most.
             joint_names: n names, for the message.
-            source: what the message calls them.
 
         Raises:
             InputError: q is not n finite numbers, or is no pose of this robot.
@@ -91,12 +90,12 @@ class MotionLimits:
         try:
             values = np.array(q, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{source} must be {self.n} joint positions, got {_short(q)}") from None
+            raise InputError(f"q must be {self.n} joint positions, got {_short(q)}") from None
         if values.shape != (self.n,):
             shape = f"shape {values.shape}"
-            raise InputError(f"{source} must be {self.n} joint positions ({_listed(joint_names)}), got {shape}")
+            raise InputError(f"q must be {self.n} joint positions ({_listed(joint_names)}), got {shape}")
         if len(bad := np.flatnonzero(~np.isfinite(values))):
-            raise InputError(f"{source} is not finite: {joint_names[bad[0]]} is {values[bad[0]]}")
+            raise InputError(f"q is not finite: {joint_names[bad[0]]} is {values[bad[0]]}")
         tolerance = np.minimum(_RANGE_TOLERANCE * (self.upper - self.lower), _LARGEST_TOLERANCE)
         low, high = (
             np.where(np.isfinite(x), x, sign * _LARGEST_POSITION) for x, sign in ((self.lower, -1), (self.upper, 1))
@@ -115,7 +114,7 @@ class MotionLimits:
             else f"give joint positions [rad or m] in the order {_listed(joint_names)}; a tool pose is none"
         )
         raise InputError(
-            f"{source} is no pose of this robot: {joint_names[k]} is {values[k]:.4g}, its limits are {low[k]:.4g} to "
+            f"q is no pose of this robot: {joint_names[k]} is {values[k]:.4g}, its limits are {low[k]:.4g} to "
             f"{high[k]:.4g}; {hint}"
         )
 

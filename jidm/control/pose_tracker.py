@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from jidm.video.layouts import as_video
 if TYPE_CHECKING:
     from jidm.estimation.tracker import TrackedStep
     from jidm.idm import JacobianIDM, MotionStream
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +109,14 @@ class PoseTracker:
         return PoseMeasurement(is_first, q, speed)
 
     def _observe(self, frame: Tensor, index: int, step: TrackedStep | None) -> None:
-        if self.observer is not None and self._stream is not None:
+        """Tell the observer; what it raises ends its observing, not the robot's motion."""
+        if self.observer is None or self._stream is None:
+            return
+        try:
             self.observer(frame, index / self._rate, self._stream, step)
+        except Exception:
+            _LOG.exception("the observer of the pose tracker failed and is not called again")
+            self.observer = None
 
 
 def as_frames(frames: Any, layout: str | None = None) -> Float[Tensor, "T 3 H W"]:

@@ -158,8 +158,8 @@ class ReferenceTrajectory:
         """Compare the robot's measured positions with the command.
 
         Commands of velocity or steps continue from the measured positions, unless the planned motion would then leave the
-        limits; position commands do not jump. A robot whose
-        largest error exceeds `config.max_tracking_error` is held until `reset`.
+        limits; position commands do not jump. A robot whose largest error exceeds `config.max_tracking_error` is held until
+        `reset`.
 
         Args:
             q: (n,) measured joint positions [rad or m].
@@ -188,19 +188,22 @@ class ReferenceTrajectory:
 
     def stop(self, reason: str) -> None:
         """Brake, and ignore all further measurements; the reason is stated in the commands."""
-        self._stop_reason, end = reason, self.horizon_end
-        self.drop_reference()
-        self.horizon_end = end  # of the commands that are still to come
+        self._stop_reason = reason
+        self._end_at_last_command()
 
     def drop_reference(self) -> None:
         """Forget the reference beyond the last command, so that the robot brakes until there is a new one."""
         self.horizon_end = min(self.horizon_end, self.time)
+        self._end_at_last_command()
+
+    # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def _end_at_last_command(self) -> None:
+        """Leave only the present state as a waypoint."""
         if self._spline is not None:
             state = self._spline.at(self.time)
             self._waypoints = [(self.time, state.position[0])]
             self._end_velocity = state.velocity[0]
-
-    # ---- pieces -----------------------------------------------------------------------------------------------------
 
     def _initialize(self, q: NDArray[np.float64]) -> None:
         """Start the spline at q. Its knots and the control periods are multiples of one another."""

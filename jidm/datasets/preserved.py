@@ -20,6 +20,7 @@ from jidm.datasets.reader import Episode, RecordedDataset
 from jidm.datasets.table import column_names, plain_array
 from jidm.datasets.video_file import VideoSegment
 from jidm.errors import DatasetError
+from jidm.video.image_file import read_image_header
 
 _WRITTEN_ANEW = {
     "info.json", "episodes", "episodes.jsonl", "episodes_stats.jsonl", "stats.json", "tasks.jsonl", "tasks.parquet",
@@ -94,6 +95,7 @@ def preserved_episode(episode: Episode, schema: PreservedSchema) -> PreservedEpi
 
     Raises:
         DatasetError: a column is absent or of another length, an image is missing, or a task has no text.
+        VideoError: a file in the place of an image is none.
     """
     columns, videos = {}, {}
     for key, feature in schema.features.items():
@@ -140,9 +142,10 @@ def _stored_images(episode: Episode, key: str) -> Any:
     import pyarrow as pa
 
     cells: list[dict[str, Any]] = []
-    for source, _ in episode.stored_images(key):
+    for source, name in episode.stored_images(key):
         if isinstance(source, bytes):
             cells.append({"bytes": source, "path": None})
         else:
+            read_image_header(source, name)  # else a path to any other file would publish it
             cells.append({"bytes": source.read_bytes(), "path": source.name})
     return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))

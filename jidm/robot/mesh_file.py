@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
 from jidm.errors import EmbodimentError, JidmWarning, MissingExtraError, first_line
+from jidm.git_lfs import is_lfs_pointer
 
 if TYPE_CHECKING:
     import trimesh
@@ -76,7 +77,7 @@ def _refuse_other_content(data: bytes) -> None:
     start = data[:200].lstrip().lower()
     if not start:
         raise _Damaged("is empty; get the file again")
-    if start.startswith(b"version https://git-lfs"):
+    if is_lfs_pointer(data):
         raise _Damaged("is a git-LFS pointer, not the mesh; run git lfs pull in its repository")
     if start.startswith((b"<!doctype html", b"<html")):
         raise _Damaged("is a web page, not a mesh; download the file itself")

@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from jidm.errors import VideoError
+from jidm.video.letterbox import scaled_size
 
 MAX_SIZE = 1280
 """Longer side [px] above which decoding reduces frames, if nothing else is said."""
@@ -159,10 +160,7 @@ def reduced_size(height: int, width: int, max_size: int) -> tuple[int, int]:
     """
     if max_size < 0:
         raise VideoError(f"max_size must be a number of pixels, or 0 for full size; got {max_size}")
-    scale = max_size / max(height, width)
-    if max_size == 0 or scale >= 1:
-        return height, width
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    return scaled_size(height, width, max_side=max_size, multiple=1) if max_size else (height, width)
 
 
 def area_average(frame: Shaped[Tensor, "3 H W"], height: int, width: int) -> Shaped[Tensor, "3 {height} {width}"]:

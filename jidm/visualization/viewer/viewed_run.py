@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jidm.errors import InputError
 from jidm.estimation.result import JointMotion
-from jidm.video.letterbox import scaled_size
+from jidm.video.preparation import area_average, reduced_size
 
 if TYPE_CHECKING:
     from jidm.camera.model import Camera
@@ -95,12 +95,9 @@ class ViewedRun:
 
 def reduced(frame: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "3 h w"]:
     """A frame with a longer side of at most `MAX_SIDE`."""
-    from jidm.visualization.image import resize
-
-    height, width = scaled_size(*frame.shape[-2:], max_side=MAX_SIDE, multiple=1)
-    if (height, width) == tuple(frame.shape[-2:]):
-        return frame
-    return torch.from_numpy(resize(frame.permute(1, 2, 0).numpy(), width, height)).permute(2, 0, 1).contiguous()
+    height, width = frame.shape[-2:]
+    size = reduced_size(height, width, MAX_SIDE)
+    return frame if size == (height, width) else area_average(frame, *size)
 
 
 def recorded_motion(
