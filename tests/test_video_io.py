@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import subprocess
 import sys
@@ -354,6 +355,19 @@ def test_third_party_video() -> None:
     for time, _ in stream.pixels(start=9.0):
         times.append(time)
     np.testing.assert_allclose(times, states["timestamp"][states["timestamp"] > 8.999], atol=1e-3)
+
+
+def test_frames_are_freed_while_a_video_is_read(tmp_path: Path) -> None:
+    """Not by the garbage collector, which counts objects and not their memory."""
+    path = tmp_path / "v.mp4"
+    write_video(path, (np.full((32, 48, 3), k, np.uint8) for k in range(60)), 30)
+    gc.collect()
+    gc.disable()
+    try:
+        alive = [sum(type(x) is av.VideoFrame for x in gc.get_objects()) for _ in open_video(path).pixels()]
+    finally:
+        gc.enable()
+    assert len(alive) == 60 and max(alive) <= 16  # what decoding threads hold
 
 
 @pytest.mark.slow

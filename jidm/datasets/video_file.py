@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from jidm.datasets import stats
 from jidm.errors import DatasetError, VideoError
-from jidm.video.container import best_video_stream, frame_pixels, noted_size, open_container
+from jidm.video.container import FramePixels, best_video_stream, open_container
 from jidm.video.io import encode_h264
 
 NEAR_LOSSLESS_CRF = 3
@@ -176,11 +176,11 @@ def _timed_frames(segment: VideoSegment, count: int, fps: float) -> Iterator[tup
         earliest = -np.inf if segment.start is None else segment.start - 0.5 / fps
         if earliest > 0:
             container.seek(int(segment.start / stream.time_base), stream=stream, backward=True)
-        noted, size = noted_size(container), None
+        pixels_of, size = FramePixels(container), None
         for frame in container.decode(stream):
             time = float(frame.pts * stream.time_base) if frame.pts is not None else 0.0
             if time >= earliest:
-                image = frame_pixels(frame, noted)
+                image = pixels_of(frame)
                 if image.shape != (size := size or image.shape):
                     raise DatasetError(f"{segment.path}: the image size changes at {time:.3f} s; encode it at one size")
                 yield time, image
@@ -211,7 +211,7 @@ def displayed_size(path: Path) -> tuple[int, int]:
     with open_video_file(path) as container:
         stream = best_video_stream(container)
         try:
-            height, width = frame_pixels(next(container.decode(stream)), noted_size(container)).shape[:2]
+            height, width = FramePixels(container)(next(container.decode(stream))).shape[:2]
         except (av.error.FFmpegError, StopIteration):
             return int(stream.height), int(stream.width)  # damage inside is found where all images are decoded
         return height, width

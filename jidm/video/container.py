@@ -53,22 +53,33 @@ def _video_streams(container: Any) -> list[Any]:
     return [stream for stream in container.streams.video if not stream.disposition & pictures]
 
 
-def frame_pixels(frame: Any, noted: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels of a decoded frame as a player shows them: turned and mirrored by the display matrix, over black.
+class FramePixels:
+    """RGB pixels of a file's decoded frames as a player shows them: turned and mirrored by the display matrix, over black.
 
     Args:
-        frame: of PyAV.
-        noted: (height, width) from `noted_size`; a repeated last row or column beyond it is cut off.
+        container: of PyAV. Where it notes that the video was padded to even sizes, the repeated last row or column is cut
+            off.
     """
-    if any(component.is_alpha for component in frame.format.components):
-        array = over_black(frame.to_ndarray(format="rgba"))
-    else:
-        array = frame.to_ndarray(format="rgb24")
-    array = _as_displayed(array, _display_matrix(frame))
-    # A note may have been copied by another tool to a video of another size.
-    if noted is not None and all(0 <= have - want <= 1 for have, want in zip(array.shape[:2], noted, strict=True)):
-        array = array[: noted[0], : noted[1]]
-    return np.ascontiguousarray(array)
+
+    def __init__(self, container: Any) -> None:
+        self._noted = noted_size(container)
+        # Reading the matrix makes PyAV's frame refer to itself, so that its memory waits for the garbage collector. A file
+        # has one matrix, or one for each angle.
+        self._matrices: dict[int, np.ndarray | None] = {}
+
+    def __call__(self, frame: Any) -> UInt8[np.ndarray, "H W 3"]:
+        if any(component.is_alpha for component in frame.format.components):
+            array = over_black(frame.to_ndarray(format="rgba"))
+        else:
+            array = frame.to_ndarray(format="rgb24")
+        if frame.rotation not in self._matrices:
+            self._matrices[frame.rotation] = _display_matrix(frame)
+        array = _as_displayed(array, self._matrices[frame.rotation])
+        noted = self._noted
+        # A note may have been copied by another tool to a video of another size.
+        if noted is not None and all(0 <= have - want <= 1 for have, want in zip(array.shape[:2], noted, strict=True)):
+            array = array[: noted[0], : noted[1]]
+        return np.ascontiguousarray(array)
 
 
 def size_note(height: int, width: int) -> str:

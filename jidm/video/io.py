@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jidm.atomic_io import atomic_write
 from jidm.errors import VideoError
-from jidm.video.container import best_video_stream, frame_pixels, noted_size, open_container, reason, size_note
+from jidm.video.container import FramePixels, best_video_stream, open_container, reason, size_note
 from jidm.video.image_file import read_image
 from jidm.video.image_folder import image_files
 from jidm.video.layouts import as_video
@@ -191,7 +191,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
         declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or 30)
         origin = float((stream.start_time or 0) * stream.time_base)
         end = origin + float(stream.duration * stream.time_base) if stream.duration else None
-        noted = noted_size(container)
+        pixels_of = FramePixels(container)
         try:
             if start is not None:
                 container.seek(max(0, int(start / stream.time_base)), stream=stream, backward=True)
@@ -206,7 +206,7 @@ def _decode_container(path: Path, start: float | None = None) -> Iterator[tuple[
                 count, last = count + 1, time
                 if start is not None and time < start - 1e-6:
                     continue
-                pixels = _channels_first(frame_pixels(frame, noted))
+                pixels = _channels_first(pixels_of(frame))
                 size = size or pixels.shape
                 if pixels.shape != size:
                     raise VideoError(f"{path}: the image size changes at {time:.3f} s; encode it again at one size")
