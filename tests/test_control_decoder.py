@@ -16,6 +16,7 @@ from test_control_spline import limit_usage
 from jidm import JacobianIDM
 from jidm.control import ActionDecoder, Commands, ControlConfig, MotionLimits
 from jidm.errors import InputError, VideoError
+from jidm.estimation.agreement import NOT_MEASURED
 from jidm.robot.registry import load_embodiment
 
 RATE = 12.5
@@ -27,6 +28,7 @@ class PixelPoseStream:
     """A stream that decodes the poses that `picture` encodes."""
 
     def __init__(self, frame: torch.Tensor, q0: object) -> None:
+        self.agreement = NOT_MEASURED
         self.q, self._shape = self._decode(frame) if q0 is None else torch.as_tensor(q0), frame.shape
 
     @staticmethod
@@ -40,7 +42,7 @@ class PixelPoseStream:
             raise RuntimeError("out of memory")
         accepted = bool(frame.isfinite().all())
         before, self.q = self.q, self._decode(frame) if accepted else self.q
-        return SimpleNamespace(accepted=accepted, position=self.q, delta_q=self.q - before)
+        return SimpleNamespace(accepted=accepted, position=self.q, delta_q=self.q - before, agreement=self.agreement)
 
     def correct(self, q: np.ndarray) -> None:
         self.q = torch.as_tensor(q)

@@ -38,6 +38,7 @@ def made(
         covariance=draw(s, n, n),
         residual=draw(s),
         explained_fraction=draw(s),
+        agreement=draw(s),
         observable=draw(s, n) > 0.5,
         valid=draw(s) > 0.5,
         provenance={"seed": 3, "nested": {"K": [1.5, 2.5]}, "none": None},

@@ -23,6 +23,7 @@ def motion_of(delta_q: torch.Tensor, std: float, valid: torch.Tensor | None = No
         joint_names=tuple("abcdefgh"[:n]), joint_types=("revolute",) * n, time=time, delta_q=delta_q,
         velocity=delta_q * FPS, position=position, position_std=torch.ones_like(position),
         covariance=(torch.eye(n) * std**2).expand(*batch, steps, n, n).to(delta_q), residual=zeros, explained_fraction=zeros,
+        agreement=zeros,
         observable=valid[..., None].expand(*batch, steps, n), valid=valid, provenance={"seed": 3},
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jidm.estimation.agreement import NOT_MEASURED, Agreement
 from jidm.estimation.kalman import FilterOptions, Gaussian
 from jidm.estimation.tracker import JointLimits, Measurement, MeasurementModel, PredictedState, TrackedStep, Tracker
 from jidm.flow import Flow
@@ -48,6 +49,7 @@ class GivenMeasurements:
     first: Gaussian | None = None
     maneuvers: frozenset[int] = frozenset()
     independent_errors: bool = False
+    agreement: Agreement = NOT_MEASURED
     predictions: list[PredictedState] = field(default_factory=list)
     accepted: list[Tensor] = field(default_factory=list)
     corrected: list[Tensor] = field(default_factory=list)

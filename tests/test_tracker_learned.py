@@ -16,7 +16,7 @@ from jidm.estimation.tracker import JointLimits, TrackedStep, Tracker
 from jidm.flow import Flow
 
 DT = 1 / 16
-MATCHING = LearnedOptions(refinement_stages=())
+MATCHING = LearnedOptions(refinement_stages=(), min_agreement=None)
 """Images of an `ExactStepField` have no texture to align."""
 STEPS_ONLY = replace(MATCHING, use_pose_readings=False)
 

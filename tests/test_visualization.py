@@ -52,6 +52,7 @@ def motion(field: AnalyticField) -> JointMotion:
         covariance=torch.diag(std**2).expand(steps, n, n),
         residual=torch.zeros(steps, dtype=torch.float64),
         explained_fraction=torch.ones(steps, dtype=torch.float64),
+        agreement=torch.zeros(steps, dtype=torch.float64),
         observable=observable,
         valid=valid,
     )

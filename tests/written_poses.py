@@ -98,6 +98,7 @@ class PixelPoseModel:
             covariance=torch.eye(n, dtype=torch.float64).expand(frames - 1, n, n) * self.std**2,
             residual=torch.zeros(frames - 1),
             explained_fraction=torch.ones(frames - 1),
+            agreement=torch.zeros(frames - 1),
             observable=torch.ones(frames - 1, n, dtype=torch.bool),
             valid=valid,
         )

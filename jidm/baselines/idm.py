@@ -172,6 +172,7 @@ class BaselineIDM(InverseDynamicsModel):
             covariance=torch.diag(step_variance).expand(frames - 1, -1, -1).to(like).clone(),
             residual=residual.to(like),
             explained_fraction=explained_fraction.to(like),
+            agreement=torch.zeros_like(explained_fraction.to(like)),
             observable=valid[:, None].expand(-1, config.n).clone(),
             valid=valid,
             provenance=self._provenance(q0 is not None),
@@ -181,7 +182,7 @@ class BaselineIDM(InverseDynamicsModel):
         from jidm import __version__
 
         start = "absolute, by the model" if self.model.predicts_positions else "zero, no q0 was given"
-        fields = ("position_std", "covariance", "residual", "explained_fraction", "observable")
+        fields = ("position_std", "covariance", "residual", "explained_fraction", "agreement", "observable")
         return {
             "jidm": __version__,
             "model": self.model.kind,

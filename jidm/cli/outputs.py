@@ -113,6 +113,8 @@ def summary(decoded: DecodeResult) -> dict[str, Any]:
         "method": decoded.method,
         "valid_share": _mean(valid),
         "mean_residual_px": _mean(residual),
+        "agreement": _number(motion.agreement[-1]),
+        "verdict": motion.verdict,
         "seconds": round(decoded.seconds, 3),
         "joints": joints,
         "provenance": dict(motion.provenance),
@@ -146,7 +148,8 @@ def status_text(decoded: DecodeResult) -> str:
     return (
         f"{data['frames']} frames in {decoded.seconds:.1f} s ({rate:.1f} frames/s), "
         f"{_text(data['valid_share'], '', '.0%')} of the steps valid, "
-        f"motion that no joint explains {_text(data['mean_residual_px'], ' px')}"
+        f"motion that no joint explains {_text(data['mean_residual_px'], ' px')}, "
+        f"agreement with the setting {_text(data['agreement'], '', '.1f')}"
     )
 
 

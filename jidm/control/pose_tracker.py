@@ -92,7 +92,10 @@ class PoseTracker:
         is_first = self._stream is None
         try:
             if self._stream is None:
-                self._stream = self._idm.stream(frame, time=index / self._rate, q0=self._q0)
+                stream = self._idm.stream(frame, time=index / self._rate, q0=self._q0)
+                if stream.agreement.unrelated:
+                    return PoseMeasurement(True, problem=f"frame {index}: {stream.agreement.verdict}")
+                self._stream = stream
                 position, velocity = self._stream.q, 0 * self._stream.q
                 self._observe(frame, index, None)
             else:
@@ -100,6 +103,8 @@ class PoseTracker:
                 self._observe(frame, index, step)
                 if not step.accepted:
                     return PoseMeasurement(False, problem=f"frame {index} shows nothing that can be tracked")
+                if step.agreement.unrelated:
+                    return PoseMeasurement(False, problem=f"frame {index}: {step.agreement.verdict}")
                 position, velocity = step.position, step.delta_q * self._rate
         except Exception as error:  # no frame may stop the control loop: the robot brakes instead
             return PoseMeasurement(is_first, problem=f"frame {index}: {str(error) or type(error).__name__}")

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from jidm.errors import InputError, VideoError
+from jidm.estimation.agreement import NOT_MEASURED, Agreement
 from jidm.estimation.alignment import AlignOptions, align
+from jidm.estimation.contour_agreement import ContourAgreement
 from jidm.estimation.factors.contour import ContourMemory
 from jidm.estimation.factors.photometric import SurfaceAppearance
 from jidm.estimation.factors.silhouette import SilhouetteFactor
@@ -28,6 +30,7 @@ from jidm.video.pyramid import BrightnessPyramid
 _MIN_REFERENCE_POINTS = 50  # a reference appearance with fewer visible points is not used
 _INITIAL_SPEED = 0.4  # root mean square speed before the first measurement, as a fraction of the largest
 _NO_PRIOR = 1e3  # standard deviation of a step before it is measured, in largest steps
+_MIN_CONTRAST = 0.02  # between the brightest and the darkest value of a frame that shows anything
 _FLOW_VARIANCE_LIMIT = 1e6  # [rad^2 or m^2] in place of infinite variances
 
 
@@ -77,6 +80,7 @@ class AnalyticMeasurement:
         # Flow alone is not filtered: nothing is expected of a step before it is measured.
         self.filter = options.filter if self._photometric else replace(options.filter, process_noise_floor=_NO_PRIOR)
         self._contours: ContourMemory | None = None
+        self._agreement: ContourAgreement | None = None
 
     requires_embodiment = True
     requires_flow = True
@@ -147,18 +151,23 @@ class AnalyticMeasurement:
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
         """Start at a frame: with the exact pose q0 [rad or m], or with the pose that the field predicts."""
-        self._contours = None
+        self._contours = self._agreement = None
         if self._photometric and self.options.use_contours and isinstance(self.field, ContourField):
             self._contours = ContourMemory(self.field)
+            self._agreement = ContourAgreement(self.field, frame.shape[-1])
         initial = self._predict_pose(frame, limits) if q0 is None else Gaussian(q0, torch.diag(torch.zeros_like(q0)))
         self._frame, self._pose = frame, self.field.at(initial.mean, frame)
         if self._photometric:
             self._pyramid = BrightnessPyramid.from_frame(frame)
             self._previous = SurfaceAppearance.of(self._pose, self._pyramid)
             self._reference = ReferenceAppearance(self._previous, self._pose.visible.shape[-1])
-            if self._contours is not None:
-                self._contours.update(self._pose, self._pyramid, known_pose=q0 is not None)
+            self._update_contours(known_pose=q0 is not None)
         return initial
+
+    @property
+    def agreement(self) -> Agreement:
+        """Agreement of the robot's contours with the edges of the accepted frames; not measured without contours."""
+        return NOT_MEASURED if self._agreement is None else self._agreement.value
 
     def initial_velocity(self, dt: float, limits: JointLimits) -> tuple[Float[Tensor, " n"], None]:
         """Standard deviation of the velocities before the first measurement [rad/s or m/s]; independent joints."""
@@ -167,7 +176,7 @@ class AnalyticMeasurement:
     def measure(
         self, frame: Float[Tensor, "3 H W"], prediction: PredictedState, limits: JointLimits, *flows: Flow
     ) -> Measurement | None:
-        """Measure a frame; None if it has nothing in common with the last accepted one.
+        """Measure a frame; None if it is uniform, or has nothing in common with the last accepted one.
 
         Args:
             frame: finite, same size as the first.
@@ -179,6 +188,8 @@ class AnalyticMeasurement:
         """
         if not flows:
             raise InputError("an exact field starts from optical flow; give a flow estimator or flow=")
+        if float(frame.amax() - frame.amin()) < _MIN_CONTRAST:
+            return None
         q, (low, high) = self._pose.q, prediction.bounds
         point_flow, weight = self._flow_at_points(flows[0])
         solution = gauss_newton_step(
@@ -205,8 +216,7 @@ class AnalyticMeasurement:
         self._pyramid = self._next_pyramid
         self._previous = SurfaceAppearance.of(self._pose, self._pyramid)
         self._reference.add(self._previous)
-        if self._contours is not None:
-            self._contours.update(self._pose, self._pyramid)
+        self._update_contours()
 
     def correct(self, q: Float[Tensor, " n"]) -> None:
         """Replace the joint positions in the last accepted frame; the reference appearance keeps the poses of its frames."""
@@ -219,6 +229,13 @@ class AnalyticMeasurement:
         return covariance
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
+
+    def _update_contours(self, *, known_pose: bool = False) -> None:
+        """Update the memory of contours and their agreement with the frame that was accepted."""
+        if self._contours is None or self._agreement is None:
+            return
+        visible = self._contours.update(self._pose, self._pyramid, known_pose=known_pose)
+        self._agreement.update(self._pose.q, visible, self._pyramid)
 
     def _predict_pose(self, frame: Tensor, limits: JointLimits) -> Gaussian:
         assert isinstance(self.field, PosePredictor), "without q0 the field must predict the pose"

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jidm.estimation.agreement import Agreement
 from jidm.estimation.kalman import FilterOptions, Gaussian
+from jidm.estimation.mask_agreement import MIN_SCORE, MaskAgreement
 from jidm.estimation.refinement import REFINEMENT_STAGES, FieldEvaluation, JacobianPredictor, RefinementStage
 from jidm.estimation.step_estimation import StepEstimate, estimate_step, finite_covariance, predict_steps
 from jidm.estimation.tracker import JointLimits, Measurement, PredictedState
@@ -34,6 +36,8 @@ class LearnedOptions:
             by it.
         max_unexplained: a step is not valid if it leaves more than this fraction of the image motion unexplained ...
         min_image_motion: ... and there is at least this much motion [px rms].
+        min_agreement: a frame in which the border of the predicted mask lies less clearly on edges does not show the robot, and
+            is not measured (see `MaskAgreement`); None measures every frame.
         refinement_stages: of the alignment after matching, for fields that it improves; fewer are faster and less precise.
             Steps between frames of a video are smaller than those of unrelated pairs, so that one coarse stage is enough.
         filter: of the tracker.
@@ -43,6 +47,7 @@ class LearnedOptions:
     correlation_length: float = 16.0
     max_unexplained: float = 0.9
     min_image_motion: float = 0.5
+    min_agreement: float | None = MIN_SCORE
     refinement_stages: tuple[RefinementStage, ...] = REFINEMENT_STAGES[2:]
     filter: FilterOptions = field(default_factory=FilterOptions)
 
@@ -57,6 +62,7 @@ class LearnedMeasurement:
 
     def __init__(self, field: JacobianPredictor, options: LearnedOptions) -> None:
         self.field, self.options, self.filter = field, options, options.filter
+        self._agreement = MaskAgreement()
 
     requires_embodiment = False
     requires_flow = False
@@ -109,7 +115,14 @@ class LearnedMeasurement:
         else:
             initial = Gaussian(q0, torch.diag(torch.zeros_like(q0)))
         self._previous = FieldEvaluation.of(self.field, features, initial.mean[None])
+        self._agreement = MaskAgreement()
+        self._shows_robot(self._previous)
         return initial
+
+    @property
+    def agreement(self) -> Agreement:
+        """Agreement of the predicted mask of the robot with the edges of the frames."""
+        return self._agreement.value
 
     def initial_velocity(self, dt: float, limits: JointLimits) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
         """Standard deviation [rad/s or m/s] and correlation of the velocities in training."""
@@ -118,7 +131,7 @@ class LearnedMeasurement:
     def measure(
         self, frame: Float[Tensor, "3 H W"], prediction: PredictedState, limits: JointLimits, *flows: Flow
     ) -> Measurement | None:
-        """Measure a frame; None if it cannot be solved.
+        """Measure a frame; None if it does not show the robot or cannot be solved.
 
         Args:
             frame: finite, same size as the first.
@@ -128,6 +141,8 @@ class LearnedMeasurement:
         """
         features = self.field.encode(frame[None])
         current = FieldEvaluation.of(self.field, features, prediction.q[None])
+        if not self._shows_robot(current):
+            return None
         prior = Gaussian(prediction.step.mean[None], prediction.step.covariance[None])
         estimate = estimate_step(
             self.field, self._previous, current, *flows, prior=prior, refinement_stages=self.options.refinement_stages
@@ -161,6 +176,13 @@ class LearnedMeasurement:
         """Covariance of a step with the factors calibrated on videos, where errors are correlated over frames."""
         std_scale = self.field.video_std_scale.to(covariance)
         return covariance * std_scale[:, None] * std_scale
+
+    def _shows_robot(self, frame: FieldEvaluation) -> bool:
+        """Whether a frame may show the robot; updates the agreement with it."""
+        if self.options.min_agreement is None:
+            return True
+        score = self._agreement.update(frame.features.gray_downsampled, frame.mask)
+        return score is None or score >= self.options.min_agreement
 
     def _is_lost(self, estimate: StepEstimate) -> bool:
         """Whether there is image motion that the step mostly does not explain."""

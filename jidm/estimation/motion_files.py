@@ -26,6 +26,7 @@ STEP_FIELDS = {
     "covariance": -3,
     "residual": -1,
     "explained_fraction": -1,
+    "agreement": -1,
     "observable": -2,
     "valid": -1,
 }

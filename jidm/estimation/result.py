@@ -41,6 +41,8 @@ class JointMotion:
         covariance: (*batch, T-1, n, n) of delta_q.
         residual: (*batch, T-1) image motion of the robot that no joint step explains [px rms].
         explained_fraction: (*batch, T-1) fraction of the energy of the robot's image motion that the step explains.
+        agreement: (*batch, T-1) how well the last frames agree with robot, camera and pose: a standard score, see
+            `jidm.estimation.agreement`; 0 where the model does not measure it.
         observable: (*batch, T-1, n) joints whose motion can be distinguished from that of the others.
         valid: (*batch, T-1) whether the step was measured.
         provenance: how it was decoded: versions, hashes, seeds, options.
@@ -56,9 +58,16 @@ class JointMotion:
     covariance: Float[Tensor, "*batch S n n"]
     residual: Float[Tensor, "*batch S"]
     explained_fraction: Float[Tensor, "*batch S"]
+    agreement: Float[Tensor, "*batch S"]
     observable: Bool[Tensor, "*batch S n"]
     valid: Bool[Tensor, "*batch S"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str | list[str]:
+        """What contradicts robot, camera or start pose, in words; empty if nothing does. Of a batch, one text per video."""
+        verdict: str | list[str] = self.provenance.get("verdict", "")
+        return verdict
 
     @property
     def frames(self) -> int:
@@ -178,4 +187,5 @@ def stack(motions: list[JointMotion], batch: torch.Size) -> JointMotion:
         if key != "time":
             stacked = torch.stack([getattr(motion, key) for motion in motions])
             arrays[key] = stacked.reshape(*batch, *stacked.shape[1:])
-    return replace(motions[0], **arrays)
+    provenance = {**motions[0].provenance, "verdict": [x.verdict for x in motions]}
+    return replace(motions[0], **arrays, provenance=provenance)

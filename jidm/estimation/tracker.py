@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from jidm.estimation.agreement import NOT_MEASURED, Agreement
 from jidm.estimation.kalman import FilterOptions, Gaussian, KalmanState, rts_smooth
 from jidm.flow.base import Flow
 
@@ -56,6 +57,8 @@ class TrackedStep:
     """Whether the frame was measured, so that the next step starts from it."""
     measured: Gaussian | None = None
     """The step before the filter, for smoothing; None if its error depends on those of other steps, or no history is kept."""
+    agreement: Agreement = NOT_MEASURED
+    """Of the last frames with robot, camera and pose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,11 @@ class MeasurementModel(Protocol):
     @property
     def independent_errors(self) -> bool:
         """Whether the errors of its steps are independent of each other."""
+        ...
+
+    @property
+    def agreement(self) -> Agreement:
+        """Agreement of the frames that were accepted with robot, camera and pose."""
         ...
 
     def start(self, frame: Float[Tensor, "3 H W"], q0: Float[Tensor, " n"] | None, limits: JointLimits) -> Gaussian:
@@ -190,6 +198,7 @@ class Tracker:
             observable=torch.zeros_like(zero, dtype=torch.bool),
             valid=False,
             accepted=False,
+            agreement=self.model.agreement,
         )
 
     def step(self, frame: Float[Tensor, "3 H W"], dt: float, *flows: Flow) -> TrackedStep:
@@ -230,7 +239,8 @@ class Tracker:
         self._widen_limits()
         self._elapsed = 0.0
         self.model.accept(self.q)
-        valid = gap == 0.0 and measurement.valid
+        agreement = self.model.agreement
+        valid = gap == 0.0 and measurement.valid and not agreement.unrelated
         return TrackedStep(
             delta_q=step if valid else torch.zeros_like(step),
             position=self.q,
@@ -241,6 +251,7 @@ class Tracker:
             observable=measurement.observable,
             valid=valid,
             measured=measured_step if self.keep_history and self.model.independent_errors else None,
+            agreement=agreement,
         )
 
     def correct(self, q: Float[Tensor, " n"], std: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from jidm.errors import JidmWarning
 from jidm.estimation.result import JointMotion
 from jidm.flow import Flow, FrameIndexedFlow, split_flow
 from jidm.idm.decoding import check_q0, open_streams
@@ -89,7 +91,8 @@ class InverseDynamicsModel(ABC):
 
         Returns:
             `JointMotion` with the batch shape of the video. The steps to and from a frame that is not finite or cannot be
-            measured are `valid=False`; the others are not affected.
+            measured are `valid=False`; the others are not affected. A video that contradicts robot, camera or start pose is
+            reported by a `JidmWarning` and in `verdict`; its steps are not valid where it shows nothing like the robot.
 
         Raises:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
@@ -138,5 +141,9 @@ class InverseDynamicsModel(ABC):
         motions = [
             model.decode_clip(x.frames, x.q0, f, smooth=smooth) for x, f in zip(batch.streams, flows, strict=True)
         ]
+        for k, (motion, _) in enumerate(motions):
+            if motion.verdict:
+                name = f"video {k}: " if batch.batch else ""
+                warnings.warn(f"{name}{motion.verdict}", JidmWarning, stacklevel=4)
         filtered = batch.stack([x for x, _ in motions])
         return filtered, batch.stack([x for _, x in motions]) if smooth else filtered

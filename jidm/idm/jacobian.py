@@ -17,6 +17,7 @@ from jidm.errors import CheckpointError, InputError, VideoError
 from jidm.estimation.measurement_models import Options, measurement_model
 from jidm.estimation.result import JointMotion
 from jidm.estimation.smoother import smooth_motion
+from jidm.estimation.step_columns import StepColumns
 from jidm.estimation.tracker import JointLimits, TrackedStep, Tracker
 from jidm.fields.analytic import AnalyticField
 from jidm.fields.free import LearnedField
@@ -224,19 +225,23 @@ class JacobianIDM(InverseDynamicsModel):
             raise VideoError("the video has no frames")
         stream = self.stream(first, time=start, q0=q0, flow=flow, keep_history=smooth)
         q, covariance = stream.q, stream.position_covariance
-        timestamps, steps = [start], []
+        timestamps, columns, history = [start], StepColumns(), []
         for time, frame in frames:
             timestamps.append(time)
-            steps.append(stream.push(frame, time))
-        if not steps:
+            step = stream.push(frame, time)
+            columns.append(step)
+            if smooth:
+                history.append(step)
+        if columns.last is None:
             raise VideoError("the video has one frame; motion lies between frames, give at least two")
-        filtered = self.assemble(q, covariance, timestamps, steps)
+        filtered = self.assemble(q, covariance, timestamps, columns)
         if not smooth:
             return filtered, filtered
-        smoothed = self.assemble(q, covariance, timestamps, stream.smooth(steps))
-        measured = _measured_steps(steps)
+        smoothed = self.assemble(q, covariance, timestamps, StepColumns(stream.smooth(history)))
+        measured = _measured_steps(history)
         return filtered, smooth_motion(
-            smoothed, None if measured is None else self.assemble(q, covariance, timestamps, measured)
+            smoothed,
+            None if measured is None else self.assemble(q, covariance, timestamps, StepColumns(measured)),
         )
 
     def for_frame_size(self, video_size: tuple[int, int], frame_size: tuple[int, int]) -> JacobianIDM:
@@ -268,27 +273,20 @@ class JacobianIDM(InverseDynamicsModel):
         )
         return JointLimits(*(torch.from_numpy(np.array(v)).to(like) for v in values))
 
-    def assemble(
-        self, q0: Tensor, covariance: Tensor, timestamps: list[float], steps: list[TrackedStep]
-    ) -> JointMotion:
-        """Tracked steps as one motion that starts at q0, with that covariance."""
-        time = torch.tensor(timestamps, dtype=torch.float64)
-        delta_q = torch.stack([s.delta_q for s in steps])
-        covariances = torch.stack([covariance, *(s.position_covariance for s in steps)])
+    def assemble(self, q0: Tensor, covariance: Tensor, timestamps: list[float], steps: StepColumns) -> JointMotion:
+        """Tracked steps, at least one, as one motion that starts at q0, with that covariance."""
+        assert steps.last is not None
+        time, columns = torch.tensor(timestamps, dtype=torch.float64), steps.columns()
+        delta_q, variance = columns["delta_q"], columns.pop("position_variance")
         return JointMotion(
             joint_names=self.joint_names,
             joint_types=self._joint_types,
             time=time,
-            delta_q=delta_q,
             velocity=delta_q / time.diff().to(delta_q)[:, None],
-            position=torch.stack([q0, *(s.position for s in steps)]),
-            position_std=covariances.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt(),
-            covariance=torch.stack([s.covariance for s in steps]),
-            residual=torch.stack([s.residual for s in steps]),
-            explained_fraction=torch.stack([s.explained_fraction for s in steps]),
-            observable=torch.stack([s.observable for s in steps]),
-            valid=torch.tensor([s.valid for s in steps]),
-            provenance=self._provenance(),
+            position=torch.cat([q0[None], columns.pop("position")]),
+            position_std=torch.cat([covariance.diagonal()[None], variance]).clamp(min=0).sqrt(),
+            provenance={**self._provenance(), "verdict": steps.last.agreement.verdict},
+            **columns,
         )
 
     @property

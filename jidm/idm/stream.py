@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jidm.errors import InputError, VideoError
+from jidm.estimation.agreement import Agreement
 from jidm.estimation.analytic_measurement import AnalyticMeasurement
 from jidm.estimation.learned_measurement import LearnedMeasurement
 from jidm.estimation.tracker import TrackedStep, Tracker
@@ -41,6 +42,11 @@ class MotionStream:
     def position_covariance(self) -> Float[Tensor, "n n"]:
         """Covariance of `q`."""
         return self._tracker.position_covariance
+
+    @property
+    def agreement(self) -> Agreement:
+        """Agreement of the frames so far with robot, camera and pose."""
+        return self._model.agreement
 
     def push(self, frame: Float[Tensor, "3 H W"], time: float) -> TrackedStep:
         """The step from the last frame to this one.

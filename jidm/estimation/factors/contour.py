@@ -100,8 +100,8 @@ class ContourMemory:
         # Contrast of each point's edge; 0 if it was never matched at a known pose.
         self._strength = torch.zeros(field.contour_points, dtype=torch.float64)
 
-    def update(self, pose: FieldAtPose, pyramid: BrightnessPyramid, *, known_pose: bool = False) -> None:
-        """Update background, offsets and contrasts with a frame.
+    def update(self, pose: FieldAtPose, pyramid: BrightnessPyramid, *, known_pose: bool = False) -> Int[Tensor, " K"]:
+        """Update background, offsets and contrasts with a frame; the identities of the contour points that are visible.
 
         Args:
             pose: of the frame.
@@ -110,16 +110,18 @@ class ContourMemory:
                 were never matched at a known pose start with offset 0.
         """
         self.background.update(pose.surface().points, pyramid)
-        contour = self.field.contour(pose.q, self.field.visible_contour(pose.q))
+        visible = self.field.visible_contour(pose.q)
+        contour = self.field.contour(pose.q, visible)
         match = match_edges(contour, pyramid, _UPDATE_RADIUS, self.background)
         index = contour.index[match.found].cpu()
         offset, strength = (x[match.found].double().cpu() for x in (match.offset, match.strength))
         if known_pose:
             self._offset[index], self._strength[index] = offset, strength
-            return
+            return visible
         self._offset[index] += _LEARNING_RATE * (offset - self._offset[index])
         rate = torch.where(self._strength[index] > 0, _LEARNING_RATE, 0.0)
         self._strength[index] += rate * (strength - self._strength[index])
+        return visible
 
     def factor(
         self, q: Float[Tensor, " n"], pyramid: BrightnessPyramid, search_radius: float, part_scale: float = 1.0

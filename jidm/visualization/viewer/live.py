@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jidm.estimation.step_columns import StepColumns
 from jidm.fields.free import LearnedField
 from jidm.flow import DisFlow
 from jidm.visualization.viewer.viewed_run import ViewedRun, recorded_motion, reduced
@@ -81,7 +82,7 @@ class LiveFeed:
                 return None
             start, times, steps = self._start, list(self._times), list(self._steps)
             frames, (width, height) = list(self._frames), self._size
-        motion = self._idm.assemble(*start, times, steps)
+        motion = self._idm.assemble(*start, times, StepColumns(steps))
         return now, self._view(frames, width, height, motion)
 
     def waiting(self) -> ViewedRun:

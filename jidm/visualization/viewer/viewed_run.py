@@ -118,6 +118,6 @@ def recorded_motion(
     return JointMotion(
         joint_names=joint_names, joint_types=joint_types, time=timestamps, delta_q=step,
         velocity=step / timestamps.diff()[:, None], position=position, position_std=torch.zeros_like(position),
-        covariance=position.new_zeros(S, n, n), residual=position.new_zeros(S), explained_fraction=position.new_ones(S),
+        covariance=position.new_zeros(S, n, n), residual=position.new_zeros(S), explained_fraction=position.new_ones(S), agreement=position.new_zeros(S),
         observable=torch.ones(S, n, dtype=torch.bool), valid=torch.ones(S, dtype=torch.bool),
     )  # fmt: skip
