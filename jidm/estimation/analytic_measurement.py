@@ -188,7 +188,7 @@ class AnalyticMeasurement:
         """
         if not flows:
             raise InputError("an exact field starts from optical flow; give a flow estimator or flow=")
-        if float(frame.amax() - frame.amin()) < _MIN_CONTRAST:
+        if self._photometric and float(frame.amax() - frame.amin()) < _MIN_CONTRAST:
             return None
         q, (low, high) = self._pose.q, prediction.bounds
         point_flow, weight = self._flow_at_points(flows[0])
