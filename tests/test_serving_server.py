@@ -309,7 +309,7 @@ def test_feedback_without_frames_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        b"", b"\xc1", b"\x91" * 3000, pack([1, 2]), pack({"endpoint": "reload"}), pack({"obs": 3}), pack({"obs": []}),
+        b"", b"\xc1", b"\x91" * 3000, pack([1, 2]), pack({"endpoint": "reload", "embodiment": "droid"}), pack({"obs": 3}), pack({"obs": []}),
         pack({"image": np.zeros((0, 0, 3))}), pack({"image": np.zeros((2, 2, 3)), "q": "x"}), pack({"endpoint": "observe"}),
         pack({"image": np.zeros((65, 2, 2, 3))}), pack({"endpoint": "reset", "q": np.full(8, np.nan)}),
         pack({"obs": [{"a": np.zeros((2, 2, 3))}, {"a": np.zeros((3, 3, 3))}], "layout": "lingbot_va", "side": "left"}),
