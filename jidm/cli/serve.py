@@ -132,7 +132,9 @@ class Serve:
         check_positive(
             video_rate=self.video_rate, control_rate=self.control_rate, max_tracking_error=self.max_tracking_error
         )
-        check_at_least(1, chunk=self.chunk, action_horizon=self.action_horizon, workers=self.workers, max_clients=self.max_clients)
+        check_at_least(
+            1, chunk=self.chunk, action_horizon=self.action_horizon, workers=self.workers, max_clients=self.max_clients
+        )
         self.model.check()
 
     def _live_feed(self, idm: JacobianIDM) -> LiveFeed:

@@ -38,9 +38,7 @@ class Session:
         q0: (n,) initial pose of an episode whose client sends none [rad or m].
     """
 
-    def __init__(
-        self, decoder: ActionDecoder, handshake: Handshake, *, q0: NDArray[np.float64] | None = None
-    ) -> None:
+    def __init__(self, decoder: ActionDecoder, handshake: Handshake, *, q0: NDArray[np.float64] | None = None) -> None:
         self.decoder, self.handshake, self._default_q0 = decoder, handshake, q0
         self._horizon: int | None = None  # as the client has set it
         self._session_id: str | None = None
@@ -94,7 +92,9 @@ class Session:
     def _handle(self, message: Mapping[str, Any]) -> dict[str, Any]:
         endpoint = message.get("endpoint", "reset" if _flag(message, "reset") else "infer")
         if not isinstance(endpoint, str):
-            raise InputError(f"endpoint must be one of the names {', '.join(_ENDPOINTS)}, not {type(endpoint).__name__}")
+            raise InputError(
+                f"endpoint must be one of the names {', '.join(_ENDPOINTS)}, not {type(endpoint).__name__}"
+            )
         if endpoint not in _ENDPOINTS:
             raise InputError(f"no endpoint '{endpoint[:40]}': {did_you_mean(endpoint[:40], _ENDPOINTS)}")
         if endpoint == "configure":
@@ -165,7 +165,9 @@ class Session:
         # A window without a picture of the previous one is a video of its own; its first picture shows the robot now.
         another_video = bool(window) and len(new) == len(frames) > 1 and not self._awaiting_first_frame
         config = self.decoder.config
-        num_actions = (len(new) - (another_video or self._awaiting_first_frame)) * config.control_rate / config.video_rate
+        num_actions = (
+            (len(new) - (another_video or self._awaiting_first_frame)) * config.control_rate / config.video_rate
+        )
         if horizon is not None and num_actions > horizon + 1e-9:
             raise InputError(
                 f"{len(new)} new frames give {math.ceil(num_actions)} actions, answers hold {horizon}: send fewer frames, or "
@@ -174,20 +176,15 @@ class Session:
         if another_video:
             start = observation.state if observation.state is not None else self.decoder.trajectory.position
             self.decoder.start_video(start)
-        if new:
-            commands, _ = self._commands([observation], new)
-            reason = "the first frame only shows the initial pose"
-        else:
-            commands = self.decoder.trajectory.hold(0)
-            reason = "the window holds no new picture"
+        commands = (
+            self._commands([observation], new)[0] if new else self.decoder.trajectory.hold(0, "no new picture came")
+        )
         self._window = window or self._window
-        if not len(commands) and commands.reason:
-            reason = commands.reason
-        elif len(commands):
-            reason = "the answer holds more actions than its frames give"
+        filler = commands.reason or "the first frame only shows the initial pose"
+        filler = "the frames give fewer actions than an answer holds" if len(commands) else filler
         # openpi's chunk broker needs at least one action, and as many as it was told
         count = horizon or len(commands) or math.ceil(config.control_rate / config.video_rate)
-        held = self.decoder.trajectory.hold(count - len(commands), reason)
+        held = self.decoder.trajectory.hold(count - len(commands), filler)
         parts = [part for part in (commands, held) if len(part)]
         answer: dict[str, Any] = {
             name: np.concatenate([getattr(part, attribute) for part in parts])

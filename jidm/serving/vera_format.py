@@ -39,6 +39,8 @@ def separate_views(message: Mapping[str, Any]) -> dict[str, Any]:
         return {**rest, found[0]: message[found[0]]}
     if not isinstance(views, list) or not views or not all(isinstance(view, str) for view in views):
         raise InputError("view_keys must be a list of names")
+    if len({*views, *rest}) != len(views) + len(rest):
+        raise InputError("view_keys must differ from one another and from the request's other names")
     widths = _widths(message.get("view_widths"), len(views), picture.shape[-2])
     return {**rest, **dict(zip(views, np.split(picture, np.cumsum(widths)[:-1], axis=-2), strict=True))}
 
@@ -46,10 +48,14 @@ def separate_views(message: Mapping[str, Any]) -> dict[str, Any]:
 def _widths(widths: Any, count: int, width: int) -> list[int]:
     if widths is None or (isinstance(widths, list) and not widths):
         widths = [width // count] * count
-    if not isinstance(widths, (list, np.ndarray)) or not all(isinstance(x, (int, np.integer)) and x > 0 for x in widths):
+    if not isinstance(widths, (list, np.ndarray)) or not all(
+        isinstance(x, (int, np.integer)) and x > 0 for x in widths
+    ):
         raise InputError("view_widths must be a list of widths [px]")
     if len(widths) != count or sum(widths) != width:
-        raise InputError(f"{len(widths)} view_widths of {sum(widths)} px for {count} view_keys in a picture of {width} px")
+        raise InputError(
+            f"{len(widths)} view_widths of {sum(widths)} px for {count} view_keys in a picture of {width} px"
+        )
     return [int(x) for x in widths]
 
 
