@@ -412,7 +412,7 @@ def tool_poses(q: np.ndarray) -> list[np.ndarray]:
 
 def lingbot_channels(channels: str, count: int) -> None:
     """The poses that the client composes are those of the frame."""
-    handshake = Handshake(image_key="cam_high", layout="lingbot_va", channels=channels)
+    handshake = Handshake(image_key="cam_high", layout="lingbot_va", lingbot_channels=channels)
     with client_of(handshake, robot="cobot_magic") as client:
         client.infer(LINGBOT_RESET)
         client.infer({"obs": format_obs(Q2[0]), **LINGBOT_ASK})

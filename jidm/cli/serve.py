@@ -57,7 +57,7 @@ class Serve:
     side: Literal["left", "right"] | None = None
     """Side of a one-armed robot in LingBot's 30 numbers."""
 
-    channels: Literal["quaternion", "euler", "all"] = "quaternion"
+    lingbot_channels: Literal["quaternion", "euler", "all"] = "quaternion"
     """Which of LingBot's numbers an answer holds: relative pose and gripper of each arm (16 for two arms), absolute pose with
     Euler angles and gripper (14), or all 30."""
 
@@ -154,7 +154,7 @@ class Serve:
             max_tracking_error=self.max_tracking_error,
         )  # fmt: skip
         handshake = Handshake(
-            image_key=self.image_key, layout=self.layout, side=self.side, channels=self.channels,
+            image_key=self.image_key, layout=self.layout, side=self.side, lingbot_channels=self.lingbot_channels,
             action_horizon=self.action_horizon, normalized_grippers=self.normalized_grippers, vera=self.handshake == "vera",
         )  # fmt: skip
         decoder = ActionDecoder(idm, config)

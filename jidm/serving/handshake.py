@@ -26,7 +26,7 @@ class Handshake:
         image_key: name of the image to decode in an observation; may be omitted if there is only one.
         layout: channel order of LingBot's 30 numbers, for its clients; they must state it themselves if not given.
         side: the side that a robot's only arm takes in them.
-        channels: which of them an answer holds, one of `lingbot_format.CHANNEL_SETS`.
+        lingbot_channels: which of them an answer holds, one of `lingbot_format.CHANNEL_SETS`.
         action_horizon: how many actions each answer holds. If there are more than the frames give, the last of them brake;
             if not given, there are as many as the frames give.
         normalized_grippers: whether the grippers of a client's state are from 0 (closed) to 1 (open), as those of RoboTwin
@@ -40,14 +40,16 @@ class Handshake:
     image_key: str | None = None
     layout: str | None = None
     side: str | None = None
-    channels: str = "quaternion"
+    lingbot_channels: str = "quaternion"
     action_horizon: int | None = None
     normalized_grippers: bool = False
     vera: bool = False
 
     def __post_init__(self) -> None:
-        if self.channels not in CHANNEL_SETS:
-            raise InputError(f"no channels '{self.channels}': {did_you_mean(self.channels, CHANNEL_SETS)}")
+        if self.lingbot_channels not in CHANNEL_SETS:
+            raise InputError(
+                f"no channels '{self.lingbot_channels}': {did_you_mean(self.lingbot_channels, CHANNEL_SETS)}"
+            )
         if self.action_horizon is not None and self.action_horizon < 1:
             raise InputError(f"action_horizon must be at least 1, got {self.action_horizon}")
         if self.vera and self.image_key is None:
@@ -137,7 +139,7 @@ class Handshake:
             "image_key": self.image_key,
             "layout": self.layout,
             "side": self.side,
-            "channels": self.channels,
+            "lingbot_channels": self.lingbot_channels,
             "normalized_grippers": self.normalized_grippers,
         }
 

@@ -135,9 +135,7 @@ class Session:
         wanted = {key: value for key, value in message.items() if key not in ("endpoint", "session_id")}
         for key, value in wanted.items():
             if key not in _HORIZON_SETTINGS:
-                raise InputError(
-                    f"configure: '{key[:60]}' is set when this server starts; clients set {' or '.join(_HORIZON_SETTINGS)}"
-                )
+                raise InputError(f"configure: clients set {' or '.join(_HORIZON_SETTINGS)}, not '{key[:60]}'")
             wanted[key] = self.handshake.horizon(self.decoder, _count(value, key))
         self._horizon = next(iter(wanted.values()), self._horizon)
         return {"applied": wanted}
@@ -224,7 +222,7 @@ class Session:
         assert self._q0 is not None
         initial = np.repeat(self._q0[None], num_initial * commands_per_frame, 0)
         positions = np.concatenate([initial, commands.position])
-        numbers = lingbot.select(positions, self.handshake.channels, q0=self._q0)
+        numbers = lingbot.select(positions, self.handshake.lingbot_channels, q0=self._q0)
         action = numbers.reshape(-1, commands_per_frame, numbers.shape[-1]).transpose(2, 0, 1)
         return {"action": np.ascontiguousarray(action), "holding": commands.holding, "reason": commands.reason}
 
