@@ -141,6 +141,16 @@ def test_positions_are_refused_until_the_robot_is_known() -> None:
         assert len(client.infer({"image": float_picture(ROBOT.home), "state": ROBOT.home})["actions"]) == 4
 
 
+def test_the_servers_initial_pose_holds_for_every_episode() -> None:
+    one = Session(make_decoder(action_space="joint_position"), Handshake(), q0=ROBOT.home)
+    for _ in range(2):
+        answer = one.handle({"image": float_picture(motion()[5])})
+        np.testing.assert_allclose(answer["actions"][-1], ROBOT.home, atol=1e-9)
+        one.handle({"endpoint": "reset", "q": motion()[5]})
+        np.testing.assert_allclose(one.decoder.trajectory.position, motion()[5])
+        one.handle({"endpoint": "reset"})
+
+
 def test_measured_positions_are_used() -> None:
     q = motion()
     with serving() as (port, _), Client(port=port) as client:

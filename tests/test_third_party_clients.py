@@ -72,7 +72,7 @@ class PixelPoseStream:
 def idm(name: str) -> JacobianIDM:
     idm = JacobianIDM.from_embodiment(name, points=10)
     n = len(idm.joint_names)
-    idm.stream = lambda frame, *, time, q0=None: PixelPoseStream(n, frame, q0)  # type: ignore[method-assign, assignment]
+    idm.stream = lambda frame, *, time, q0=None: PixelPoseStream(n, frame, q0)  # type: ignore[method-assign, assignment, misc]
     return idm
 
 
@@ -117,7 +117,7 @@ class WireClient:
         if isinstance(answer, str):
             assert 0 < len(answer) <= 400 and answer.isprintable() and "internal error" not in answer, answer
             raise Refused(answer)
-        return self._decode(answer)  # type: ignore[no-any-return]
+        return self._decode(answer)
 
     def close(self) -> None:
         self._socket.close()
@@ -397,12 +397,12 @@ def turn(x: float, y: float, z: float) -> np.ndarray:
     (cx, cy, cz), (sx, sy, sz) = np.cos([x, y, z]), np.sin([x, y, z])
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    return np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]) @ about_y @ about_x  # type: ignore[no-any-return]
+    return np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]) @ about_y @ about_x
 
 
 def quaternion_matrix(x: float, y: float, z: float, w: float) -> np.ndarray:
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + 2 * w * cross + 2 * cross @ cross  # type: ignore[no-any-return]
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
 
 
 def tool_poses(q: np.ndarray) -> list[np.ndarray]:
@@ -437,7 +437,7 @@ def lingbot_whole_evaluation_loop() -> None:
     state = Q2[0].copy()
     state[GRIPPERS] = openings(Q2[0])
     handshake = Handshake(image_key="cam_high", layout="lingbot_va", normalized_grippers=True)
-    executed = []
+    executed: list[np.ndarray] = []
     with client_of(handshake, robot="cobot_magic") as client:
         client.infer(LINGBOT_RESET)
         observation = {**format_obs(Q2[0]), "observation.state": state}
@@ -484,7 +484,7 @@ def vera_infer(rows: np.ndarray, q: np.ndarray | None = None, **more: Any) -> di
     """ObsBuilder.build and VeraController._infer; the client adds the endpoint."""
     robot = {} if q is None else {
         "joint_position": q[:7].astype(np.float32), "q_robot": q[:7].astype(np.float32),
-        "gripper_position": (1 - q[7:] / PANDA.upper[7]).astype(np.float32), "eef_pos": np.float32([0.4, 0, 0.3]),
+        "gripper_position": (1 - q[7:] / PANDA.upper[7]).astype(np.float32), "eef_pos": np.array([0.4, 0, 0.3], np.float32),
     }  # fmt: skip
     views = {"context_rgb": window(rows), "view_keys": VERA_VIEWS, "view_widths": [32, 20], "session_id": "a"}
     notes = {"rails_bound": False, "executed_trans": np.float64(0.01), "prompt": "pick up the cup"}
