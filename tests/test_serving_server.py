@@ -141,6 +141,16 @@ def test_positions_are_refused_until_the_robot_is_known() -> None:
         assert len(client.infer({"image": float_picture(ROBOT.home), "state": ROBOT.home})["actions"]) == 4
 
 
+def test_the_servers_initial_pose_holds_for_every_episode() -> None:
+    one = Session(make_decoder(action_space="joint_position"), Handshake(), q0=ROBOT.home)
+    for _ in range(2):
+        answer = one.handle({"image": float_picture(motion()[5])})
+        np.testing.assert_allclose(answer["actions"][-1], ROBOT.home, atol=1e-9)
+        one.handle({"endpoint": "reset", "q": motion()[5]})
+        np.testing.assert_allclose(one.decoder.trajectory.position, motion()[5])
+        one.handle({"endpoint": "reset"})
+
+
 def test_measured_positions_are_used() -> None:
     q = motion()
     with serving() as (port, _), Client(port=port) as client:
@@ -309,7 +319,7 @@ def test_feedback_without_frames_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        b"", b"\xc1", b"\x91" * 3000, pack([1, 2]), pack({"endpoint": "reload"}), pack({"obs": 3}), pack({"obs": []}),
+        b"", b"\xc1", b"\x91" * 3000, pack([1, 2]), pack({"endpoint": "reload", "embodiment": "droid"}), pack({"obs": 3}), pack({"obs": []}),
         pack({"image": np.zeros((0, 0, 3))}), pack({"image": np.zeros((2, 2, 3)), "q": "x"}), pack({"endpoint": "observe"}),
         pack({"image": np.zeros((65, 2, 2, 3))}), pack({"endpoint": "reset", "q": np.full(8, np.nan)}),
         pack({"obs": [{"a": np.zeros((2, 2, 3))}, {"a": np.zeros((3, 3, 3))}], "layout": "lingbot_va", "side": "left"}),

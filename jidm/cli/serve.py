@@ -25,7 +25,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a decoder to planners and robots that speak openpi's protocol or LingBot-VA's."""
+    """Serve a decoder to planners and robots that speak the protocol of openpi, LingBot-VA or VERA."""
 
     model: tyro.conf.OmitArgPrefixes[ModelArgs] = field(default_factory=ModelArgs)
     """The decoder. --q0 is the initial pose of a client that sends none."""
@@ -56,6 +56,20 @@ class Serve:
 
     side: Literal["left", "right"] | None = None
     """Side of a one-armed robot in LingBot's 30 numbers."""
+
+    lingbot_channels: Literal["quaternion", "euler", "all"] = "quaternion"
+    """Which of LingBot's numbers an answer holds: relative pose and gripper of each arm (16 for two arms), absolute pose with
+    Euler angles and gripper (14), or all 30."""
+
+    action_horizon: int | None = None
+    """Actions in every answer, such as the action_horizon of openpi's chunk broker; the last ones brake if the frames give
+    fewer. As many as the frames give if not given."""
+
+    normalized_grippers: bool = False
+    """The grippers of clients' states are from 0 (closed) to 1 (open), as those of RoboTwin and ALOHA."""
+
+    handshake: Literal["jidm", "vera"] = "jidm"
+    """Fields of the first message to a client; VERA's controller accepts only its own."""
 
     max_tracking_error: float | None = 0.5
     """A robot that reports a larger distance from its command is held [rad or m]."""
@@ -118,7 +132,9 @@ class Serve:
         check_positive(
             video_rate=self.video_rate, control_rate=self.control_rate, max_tracking_error=self.max_tracking_error
         )
-        check_at_least(1, chunk=self.chunk, workers=self.workers, max_clients=self.max_clients)
+        check_at_least(
+            1, chunk=self.chunk, action_horizon=self.action_horizon, workers=self.workers, max_clients=self.max_clients
+        )
         self.model.check()
 
     def _live_feed(self, idm: JacobianIDM) -> LiveFeed:
@@ -137,14 +153,14 @@ class Serve:
             video_rate=self.video_rate, control_rate=self.control_rate, chunk=self.chunk, action_space=self.action,
             max_tracking_error=self.max_tracking_error,
         )  # fmt: skip
-        handshake = Handshake(image_key=self.image_key, layout=self.layout, side=self.side)
+        handshake = Handshake(
+            image_key=self.image_key, layout=self.layout, side=self.side, lingbot_channels=self.lingbot_channels,
+            action_horizon=self.action_horizon, normalized_grippers=self.normalized_grippers, vera=self.handshake == "vera",
+        )  # fmt: skip
         decoder = ActionDecoder(idm, config)
         if feed is not None:
             decoder.pose_tracker.observer = feed.observe
-        session = Session(decoder, handshake)
-        if q0 is not None:
-            session.reset(q0)
-        return session
+        return Session(decoder, handshake, q0=q0)
 
     def _token(self) -> str | None:
         if self.token_file is None:

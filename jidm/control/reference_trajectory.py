@@ -172,7 +172,8 @@ class ReferenceTrajectory:
             InputError: q is no pose of this robot, or no command of the last 2 s ends at that time.
         """
         at = self.time if time is None else time
-        age = self._count - round(at * self.config.control_rate) if math.isfinite(at) else -1
+        command = at * self.config.control_rate
+        age = self._count - round(command) if math.isfinite(command) else -1
         measured = self.limits.as_pose(q, self.joint_names)
         if self._spline is None or not 0 <= age < len(self._sent):
             raise InputError(f"no command of the last {_COMMAND_HISTORY} s ends at {time} s")

@@ -11,6 +11,9 @@ orders are in use, so the order must always be stated:
 A relative pose is the position minus the initial position, in the base frame [m], and the quaternion (x, y, z, w) of the
 rotation from the initial orientation, `R_initial.T @ R`, as LingBot-VA's client composes them. Joints are in rad, grippers
 from 0 (closed) to 1 (open). Channels that a robot lacks are 0.
+
+LingBot-VA's client takes fewer numbers (`CHANNEL_SETS`): pose and gripper of each arm, 16 for two arms, or the absolute pose
+with Euler angles in place of the quaternion, 14 for two arms.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ LingBotLayout = Literal["lingbot_va", "paper_per_arm", "lingbot_vla"]
 Side = Literal["left", "right"]
 LINGBOT_LAYOUTS: tuple[str, ...] = get_args(LingBotLayout)
 SIDES: tuple[str, ...] = get_args(Side)
+ChannelSet = Literal["quaternion", "euler", "all"]
+CHANNEL_SETS: tuple[str, ...] = get_args(ChannelSet)
 NUM_CHANNELS = 30
 _POSE_SIZE, _MAX_JOINTS = 7, 7
 _MIN_QUATERNION_NORM, _MAX_QUATERNION_NORM = 0.5, 2.0  # of a network's unit quaternions
@@ -132,6 +137,35 @@ class LingBotFormat:
         return tuple(
             channel for x in self._slots.values() for channel in (*range(x.pose.start, x.pose.stop), x.gripper)
         )
+
+    def select(self, q: ArrayLike, channels: str, *, q0: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Convert joint positions to the numbers that a client takes.
+
+        Args:
+            q: (*batch, T, n) [rad or m].
+            channels: "all" for the 30 numbers; "quaternion" for `end_effector_channels` of them; "euler" for the absolute
+                position in the base frame [m], angles about the fixed axes x, y and z in this order [rad], and gripper, arm
+                by arm.
+            q0: as for `pack`.
+
+        Returns:
+            (*batch, T, C), C = 30, or 8 or 7 per arm.
+
+        Raises:
+            InputError: q has another shape or is not finite.
+        """
+        numbers = self.pack(q, q0=q0)
+        if channels == "all":
+            return numbers
+        if channels == "quaternion":
+            return numbers[..., list(self.end_effector_channels)]
+        poses = self._kinematics.link_poses(torch.tensor(np.asarray(q, dtype=np.float64)))
+        parts = []
+        for key, slots in self._slots.items():
+            pose = poses[..., self._links[key], :, :]
+            angles = roma.rotmat_to_euler("xyz", pose[..., :3, :3])
+            parts += [pose[..., :3, 3].numpy(), angles.numpy(), numbers[..., [slots.gripper]]]
+        return np.concatenate(parts, axis=-1)
 
     def pack(self, q: ArrayLike, *, q0: ArrayLike | None = None) -> NDArray[np.float64]:
         """Convert joint positions to the 30 numbers.

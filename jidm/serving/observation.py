@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from jidm.errors import InputError, did_you_mean
 
 _STATE_KEYS = ("state", "qpos", "joints")
-_JOINT_KEYS, _GRIPPER_KEYS = ("joint_position", "joint_positions"), ("gripper_position",)
+_JOINT_KEYS, _GRIPPER_KEYS = ("joint_position", "joint_positions", "q_robot"), ("gripper_position",)
+_NUMBER_KEYS = (*_STATE_KEYS, *_JOINT_KEYS, *_GRIPPER_KEYS)
+_TOOL_POSE_KEYS = ("cartesian_position", "eef_pos", "eef_quat")
 _PREFIXES = ("", "observation/", "observation.", "observations/", "obs/")
 _UNNEEDED = ("prompt", "task", "instruction", "language_instruction", "session_id", "timestamp", "frame_index")
+_OPENING_TOLERANCE = 0.1  # by which a gripper may be reported beyond closed or open, of its range
+
+
+_IMAGE = "image of shape (H, W, 3) or (T, H, W, 3)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +56,13 @@ class Observation:
             return self.images[same[0]]
         problem = "serve with an image key" if key is None else f"no image '{key}'"
         problem = f"several images '{key}'" if same else problem
-        problem = problem if self.images else "no image of shape (H, W, 3) or (T, H, W, 3)"
+        problem = problem if self.images else f"no {_IMAGE}"
         raise InputError(f"{problem}; images in the request: {', '.join(sorted(self.images)) or 'none'}")
 
 
 def read_observation(
     message: Mapping[str, Any], joint_names: Sequence[str], grippers: Sequence[int], gripper_range: NDArray[np.float64], *,
-    known: Sequence[str] = (),
+    known: Sequence[str] = (), normalized_grippers: bool = False,
 ) -> Observation:  # fmt: skip
     """Read an observation.
 
@@ -65,40 +71,78 @@ def read_observation(
         joint_names: n names, the order of a state. grippers: columns of the gripper joints.
         gripper_range: (g, 2) positions of the grippers, closed and open [rad or m].
         known: keys that others read.
+        normalized_grippers: whether the grippers of a state are from 0 (closed) to 1 (open), not joint positions.
 
     Raises:
-        InputError: a value is not what its name says, or a key is unknown.
+        InputError: a value is not what its name says, a key is unknown, or the robot's pose is given as a tool pose only.
     """
     images: dict[str, NDArray[Any]] = {}
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, NDArray[np.float64]] = {}
+    tool_pose = ""
     for name, value in _flattened({key: value for key, value in message.items() if key not in known}):
-        if _plain(name) in _UNNEEDED:
-            continue
-        image = _as_image(value)
-        if image is not None:
-            images[name] = image
-        elif name == "q" or _plain(name) in (*_STATE_KEYS, *_JOINT_KEYS, *_GRIPPER_KEYS):
+        plain = _plain(name)
+        if name == "q" or plain in _NUMBER_KEYS:
             if value is not None:
-                numbers[name] = value
-        else:
-            candidates = [
-                "q",
-                "observation/state",
-                "observation/joint_position",
-                "observation/gripper_position",
-                *known,
-            ]
-            raise InputError(f"the request's '{name[:60]}' is not understood: {did_you_mean(name[:60], candidates)}")
-    states = [_vector(value, name) for name, value in numbers.items() if _plain(name) in _STATE_KEYS]
-    parts = {_plain(name): _vector(value, name) for name, value in numbers.items()}
-    joints = next((parts[x] for x in _JOINT_KEYS if x in parts), None)
-    gripper = next((parts[x] for x in _GRIPPER_KEYS if x in parts), None)
-    if joints is not None or gripper is not None:
-        states.append(_join(joints, gripper, joint_names, grippers, gripper_range))
-    if len(states) > 1:
+                numbers[name] = _vector(value, name)
+        elif plain in _TOOL_POSE_KEYS:
+            tool_pose = name
+        elif plain not in _UNNEEDED:
+            images[name] = _checked_image(value, name, known)
+    states, joints, gripper = (
+        {name: value for name, value in numbers.items() if _plain(name) in keys}
+        for keys in (_STATE_KEYS, _JOINT_KEYS, _GRIPPER_KEYS)
+    )
+    # VERA's client sends the same joint positions under two names.
+    differ = any(not np.array_equal(value, next(iter(joints.values()))) for value in joints.values())
+    if len(states) + bool(joints or gripper) > 1 or len(gripper) > 1 or differ:
         raise InputError(f"the request holds several states: {', '.join(numbers)}; send one of them")
-    q = None if "q" not in numbers else _vector(numbers["q"], "q")
-    return Observation(images, q, states[0] if states else None)
+    q, state = numbers.get("q"), _first(states)
+    if normalized_grippers:
+        q, state = (None if x is None else _denormalized(x, grippers, gripper_range) for x in (q, state))
+    if joints or gripper:
+        state = _join(_first(joints), _first(gripper), joint_names, grippers, gripper_range)
+    if tool_pose and q is None and state is None:
+        raise InputError(
+            f"the request's '{tool_pose[:60]}' is a tool pose, from which the joints do not follow: send joint positions"
+        )
+    return Observation(images, q, state)
+
+
+def _first(values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64] | None:
+    return next(iter(values.values()), None)
+
+
+def _checked_image(value: Any, name: str, known: Sequence[str]) -> NDArray[Any]:
+    """An image (H, W, 3) or (T, H, W, 3).
+
+    Raises:
+        InputError: it is none, or something else under a name that is not understood.
+    """
+    image = as_image(value)
+    if image is not None:
+        return image
+    if isinstance(value, np.ndarray) and value.ndim >= 3:
+        raise InputError(f"the request's '{name[:60]}' is no {_IMAGE}, it has shape {value.shape}")
+    candidates = ["q", "observation/state", "observation/joint_position", "observation/gripper_position", *known]
+    raise InputError(f"the request's '{name[:60]}' is not understood: {did_you_mean(name[:60], candidates)}")
+
+
+def _denormalized(
+    q: NDArray[np.float64], columns: Sequence[int], gripper_range: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n,) joint positions, from those whose grippers are from 0 (closed) to 1 (open)."""
+    columns = [k for k in columns if k < len(q)]  # a state of another length is refused where it is used
+    closed, opened = gripper_range[: len(columns)].T
+    q = q.copy()
+    opening = _checked_opening(q[columns], "a state's gripper is from 0 (closed) to 1 (open)")
+    q[columns] = closed + opening * (opened - closed)
+    return q
+
+
+def _checked_opening(value: NDArray[np.float64], meaning: str) -> NDArray[np.float64]:
+    if not ((value >= -_OPENING_TOLERANCE) & (value <= 1 + _OPENING_TOLERANCE)).all():
+        raise InputError(f"{meaning}, got {', '.join(f'{x:.4g}' for x in value)}; or send joint positions [rad or m]")
+    return value.clip(0, 1)
 
 
 def _join(
@@ -116,14 +160,11 @@ def _join(
         raise InputError(
             f"joint_position and gripper_position must hold {n - g} and {g} numbers for this robot, got {len(joints)} and {given}"
         )
-    if not ((gripper >= -0.1) & (gripper <= 1.1)).all():
-        raise InputError(
-            f"gripper_position is from 0 (open) to 1 (closed), got {gripper.tolist()}; or send a whole state"
-        )
     closed, opened = gripper_range.T
     q = np.zeros(n)
     q[np.setdiff1d(np.arange(n), columns)] = joints
-    q[list(columns)] = opened + gripper.clip(0, 1) * (closed - opened)
+    closing = _checked_opening(gripper, "gripper_position is from 0 (open) to 1 (closed)")
+    q[list(columns)] = opened + closing * (closed - opened)
     return q
 
 
@@ -146,8 +187,10 @@ def _last_part(name: str) -> str:
     return name.replace("/", ".").rpartition(".")[2]
 
 
-def _as_image(value: Any) -> NDArray[Any] | None:
-    """(H, W, 3) or (T, H, W, 3) from either order of axes; None if it is no image."""
+def as_image(value: Any) -> NDArray[Any] | None:
+    """(H, W, 3) or (T, H, W, 3) from either order of axes, and from a batch of one; None if it is no image."""
+    if isinstance(value, np.ndarray) and value.ndim == 5 and len(value) == 1:
+        value = value[0]
     if not isinstance(value, np.ndarray) or value.ndim not in (3, 4) or not value.size:
         return None
     if value.shape[-1] == 3:
