@@ -163,7 +163,8 @@ class ExecutabilityReward:
         """Score videos one after another. A video that cannot be scored gets a score with the problem; others are unaffected.
 
         Args:
-            videos: a path, a batch of frames in any layout `as_video` takes, or a sequence of paths, videos or arrays.
+            videos: a path, a batch of frames in any layout `as_video` takes, the output of a diffusers pipeline, or a
+                sequence of paths, videos, arrays or outputs.
             q0: (n,) or one per video: joint positions in the first frame, as for `JacobianIDM.decode`.
             fps: frames per second; as the files state if not given.
             layout, value_range: as for `as_video`.
@@ -172,7 +173,7 @@ class ExecutabilityReward:
             InputError: there are no scales yet, or q0 is for another number of videos.
             VideoError: a batch of frames as a whole cannot be read.
         """
-        scales = self._fitted_scales()
+        scales = self.require_scales()
         singles, layout, value_range = split_videos(videos, fps, layout, value_range)
         options: dict[str, Any] = {"fps": fps, "layout": layout, "value_range": value_range}
         starts = split_initial_poses(q0, len(singles))
@@ -196,11 +197,16 @@ class ExecutabilityReward:
             InputError: there are no scales yet.
             JidmError: the video cannot be scored.
         """
-        scales = self._fitted_scales()
+        scales = self.require_scales()
         analysis = self.analyze(video, q0=q0, fps=fps, layout=layout, value_range=value_range)
         return self._score(analysis, scales), analysis
 
-    def _fitted_scales(self) -> TermScales:
+    def require_scales(self) -> TermScales:
+        """The scales of the terms.
+
+        Raises:
+            InputError: there are none yet.
+        """
         if self.scales is None:
             raise InputError(
                 "the reward has no scales yet: reward = reward.fit_scales(good_videos), or load TermScales"
