@@ -36,7 +36,8 @@ from jidm.model_registry import load_idm
 from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.robot.kinematics import Kinematics
 from jidm.sim.appearance import Appearance
-from jidm.sim.babble import BabbleConfig, Recorder
+from jidm.sim.babble import CAMERA_JITTER, BabbleConfig, Recorder
+from jidm.sim.camera_placement import jitter_camera
 from jidm.sim.collision import FreeSpace
 from jidm.sim.failures import FAILURE_KINDS, RenderedEpisode, corrupt
 from jidm.sim.replay import replay
@@ -56,14 +57,15 @@ class EpisodeGenerator:
     """Takes of one robot, each a function of seed and number alone."""
 
     def __init__(
-        self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES, range_fraction: float = _RANGE_FRACTION
-    ) -> None:
+        self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES, range_fraction: float = _RANGE_FRACTION,
+        jitter_cameras: bool = False,
+    ) -> None:  # fmt: skip
         config = BabbleConfig(
             embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, range_fraction=range_fraction, width=side,
             height=side, crop_fraction=_CROP_FRACTION.get(robot, 0.15),
         )  # fmt: skip
         self.robot, self.seed, self._recorder = load_embodiment(robot), seed, Recorder(config)
-        self.camera = self._recorder.cameras["front"]
+        self.camera, self._jitter_cameras = self._recorder.cameras["front"], jitter_cameras
         self._scene = Scene(self.robot, supersample=2, exact=False, mesh_tolerance=0.003)
 
     def episode(self, k: int) -> RenderedEpisode:
@@ -75,7 +77,10 @@ class EpisodeGenerator:
             contrast=max(_MIN_CONTRAST, appearance.background.contrast),
         )  # fmt: skip
         self._scene.seed, self._scene.appearance = seed, replace(appearance, background=background)
-        return RenderedEpisode.render(self._scene, self.camera, self._motion(k), FPS)
+        camera = self.camera
+        if self._jitter_cameras:  # as in training
+            camera = jitter_camera(camera, CAMERA_JITTER, np.random.default_rng([seed, 2]))
+        return RenderedEpisode.render(self._scene, camera, self._motion(k), FPS)
 
     def _motion(self, k: int) -> NDArray[np.float64]:
         for i in range(_MAX_ATTEMPTS):
