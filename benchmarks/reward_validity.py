@@ -91,7 +91,9 @@ class EpisodeGenerator:
 
 
 Scorer = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, dict[str, float]]]
-"""From a video (T, H, W, 3) and its first pose to decoded positions (T, n) and the terms' raw values, if it has any."""
+"""From a video (T, H, W, 3) and its first pose to decoded positions (T, n) and the terms' raw values, if it has any.
+
+"recognition" is the distance of the keypoints from those of good videos."""
 
 
 def reward_scorer(reward: ExecutabilityReward) -> Scorer:
@@ -99,7 +101,11 @@ def reward_scorer(reward: ExecutabilityReward) -> Scorer:
 
     def score(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
         analysis = reward.analyze(video, q0=q0, fps=FPS)
-        return analysis.q, {name: float(TERMS[name].compute(analysis).tail_mean) for name in reward.weights}
+        raw = {name: float(TERMS[name].compute(analysis).tail_mean) for name in reward.weights}
+        recognition = None if reward.scales is None else reward.scales.recognition
+        if recognition is not None and analysis.keypoints is not None:
+            raw["recognition"] = float(recognition.distance(analysis.keypoints))
+        return analysis.q, raw
 
     return score
 
@@ -113,7 +119,7 @@ def exact_scorer(robot: Embodiment, camera: Any) -> Scorer:
 
 def learned_scorer(checkpoint: str) -> Scorer:
     """With a learned field."""
-    return reward_scorer(ExecutabilityReward(JacobianIDM.from_pretrained(checkpoint, limits="none")))
+    return reward_scorer(ExecutabilityReward.from_pretrained(checkpoint))
 
 
 def eva_scorer(checkpoint: str) -> Scorer:

@@ -76,7 +76,7 @@ def test_a_failing_planner_holds_only_its_own_environment() -> None:
         assert bool(action.isfinite().all())
         q = q + action.double().numpy() / 50
     np.testing.assert_allclose((q - start)[0, :7], CHUNK * 0.02, atol=0.01)
-    np.testing.assert_array_equal(q[1], start[1])
+    np.testing.assert_allclose(q[1], start[1], atol=1e-9)
     assert policy.problems == (None, "out of memory")
 
 

@@ -97,7 +97,7 @@ def test_scales_of_another_mode_or_decoder_are_refused(tracked, differentiable):
     with pytest.raises(InputError, match="fit them again"):
         ExecutabilityReward(tracked.idm, tracked.scales, differentiable=True)
     one = tracked.scales
-    partial = TermScales({"residual": one.terms["residual"]}, one.num_videos, one.mode, one.provenance)
+    partial = replace(one, terms={"residual": one.terms["residual"]})
     with pytest.raises(InputError, match="lack appearance, shape"):
         ExecutabilityReward(tracked.idm, partial)
     elsewhere = replace(one, provenance={**one.provenance, "checkpoint": "another"})

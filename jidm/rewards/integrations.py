@@ -166,6 +166,7 @@ def _initial_poses(metadata: Any, count: int) -> Any:
 
 def _by_name(reward: ExecutabilityReward, scored: Sequence[VideoScore]) -> dict[str, list[float]]:
     by_name = {"executability": [float(s.reward) for s in scored]}
+    by_name["doubt"] = [s.doubt if s.problem is None else 1.0 for s in scored]
     by_name["eva"] = [s.eva if s.problem is None else 0.0 for s in scored]
     for name in reward.weights:
         by_name[name] = [1.0 if s.penalties is None else s.penalties[name] for s in scored]

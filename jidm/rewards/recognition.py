@@ -51,10 +51,11 @@ class Recognition:
             for k, video in enumerate(videos)
             if len(videos) > 1
         ]
-        scale = TermScale.from_tail_means(distances, _MIN_SPREAD)
         mean, whitening = _fit(torch.cat(videos))
         rows, columns = torch.tril_indices(*whitening.shape)
-        return cls(tuple(mean.tolist()), tuple(round(x, 4) for x in whitening[rows, columns].tolist()), scale)
+        return cls(
+            tuple(mean.tolist()), tuple(round(x, 4) for x in whitening[rows, columns].tolist()), distance_scale(distances)
+        )
 
     def distance(self, keypoints: Float[Tensor, "T m"]) -> Float[Tensor, ""]:
         """Mean over the frames of the Mahalanobis distance, divided by sqrt(m): about 1 in good videos."""
@@ -66,7 +67,21 @@ class Recognition:
 
     def doubt(self, keypoints: Float[Tensor, "T m"]) -> Float[Tensor, ""]:
         """In [0, 1): 0 for pictures like those of good videos, 1 where nothing supports that this is the robot."""
-        return self.scale.penalty(self.distance(keypoints), sharpness=_SHARPNESS)
+        return doubt_of(self.distance(keypoints), self.scale)
+
+
+def distance_scale(distances: Sequence[float]) -> TermScale:
+    """Scale of the distance from those of good videos.
+
+    Raises:
+        InputError: there are too few.
+    """
+    return TermScale.from_tail_means(distances, _MIN_SPREAD)
+
+
+def doubt_of(distance: Float[Tensor, "*any"], scale: TermScale) -> Float[Tensor, "*any"]:
+    """Doubt in [0, 1) at a distance."""
+    return scale.penalty(distance, sharpness=_SHARPNESS)
 
 
 def _distance(x: Tensor, mean: Tensor, whitening: Tensor) -> Float[Tensor, ""]:
