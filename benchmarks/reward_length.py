@@ -37,7 +37,11 @@ WRONG: dict[str, Callable[[Frames], Frames]] = {
 def videos(own: EpisodeGenerator, other: EpisodeGenerator, k: int) -> dict[str, Frames]:
     """Kind -> video of one episode."""
     clean = own.episode(k).rendering.rgb
-    found = {"clean": clean, **{kind: make(clean) for kind, make in WRONG.items()}, "other": other.episode(k).rendering.rgb}
+    found = {
+        "clean": clean,
+        **{kind: make(clean) for kind, make in WRONG.items()},
+        "other": other.episode(k).rendering.rgb,
+    }
     if k < NOISE_EPISODES:
         found["noise"] = np.random.default_rng([own.seed, k]).integers(0, 256, clean.shape, dtype=np.uint8)
     return found
@@ -65,7 +69,13 @@ def run(checkpoint: str, robot: str, other: str, seed: int, episodes: int, out: 
                     if (k, kind, frames) in done:
                         continue
                     score = next(reward.score([np.ascontiguousarray(video[:frames])], fps=FPS, layout="THWC"))
-                    line = {"episode": k, "kind": kind, "frames": frames, "reward": float(score.reward), "doubt": score.doubt}
+                    line = {
+                        "episode": k,
+                        "kind": kind,
+                        "frames": frames,
+                        "reward": float(score.reward),
+                        "doubt": score.doubt,
+                    }
                     lines.append(line)
                     file.write(json.dumps(line) + "\n")
                     file.flush()
@@ -79,7 +89,11 @@ def figures(robot: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for frames in LENGTHS:
             found = [line["reward"] for line in lines if (line["kind"], line["frames"]) == (kind, frames)]
             if found:
-                measured = {"reward_median": float(np.median(found)), "reward_lowest": min(found), "reward_highest": max(found)}
+                measured = {
+                    "reward_median": float(np.median(found)),
+                    "reward_lowest": min(found),
+                    "reward_highest": max(found),
+                }
                 made += rows(robot, "ours", measured, case=f"{kind}, {frames} frames")
     return made
 

@@ -68,7 +68,9 @@ def rewards(lines: Sequence[dict[str, Any]], scorer: str, *, terms: bool) -> np.
         penalty = np.maximum(penalty - np.median(penalty[good]), 0)
         for name, values in raw.items():
             scale = TermScale.from_tail_means(values[good].tolist(), TERMS[name].min_spread)
-            penalty = penalty + TERMS[name].weight * (1 - (1 - scale.penalty(torch.from_numpy(values)).numpy()) * (1 - doubt))
+            penalty = penalty + TERMS[name].weight * (
+                1 - (1 - scale.penalty(torch.from_numpy(values)).numpy()) * (1 - doubt)
+            )
     return np.asarray(10 * (1 + penalty) ** -DECAY)
 
 

@@ -91,7 +91,9 @@ class PolicyProcessorPipeline:
         pass
 
     def save_pretrained(self, folder: Path) -> None:
-        (folder / f"{self.name}.json").write_text(json.dumps({"name": self.name, "steps": [x.values for x in self.steps]}))
+        (folder / f"{self.name}.json").write_text(
+            json.dumps({"name": self.name, "steps": [x.values for x in self.steps]})
+        )
 
 
 MODULES: dict[str, dict[str, Any]] = {

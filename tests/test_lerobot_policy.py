@@ -116,7 +116,7 @@ def test_saved_and_loaded_by_its_configuration(config: Any, tmp_path: Path, monk
 
 
 def test_a_configuration_without_planner_or_checkpoint_is_refused(config: Any) -> None:
-    with pytest.raises(InputError, match="package.module:function"):
+    with pytest.raises(InputError, match=r"package\.module:function"):
         lerobot_stand_in.make_policy(config)
     config.planner = "no_such_module:f"
     with pytest.raises(InputError, match="no_such_module"):

@@ -34,7 +34,9 @@ def multi_score(device: str, table: dict[str, tuple[Any, float]]) -> Callable[..
     """flow_grpo's reward: a weighted sum over its table, where a factory takes a device if it names one."""
     fns = {}
     for name, (factory, _) in table.items():
-        takes_device = "device" in inspect.unwrap(factory).__code__.co_varnames  # wrapped by the type checks of the tests
+        takes_device = (
+            "device" in inspect.unwrap(factory).__code__.co_varnames
+        )  # wrapped by the type checks of the tests
         fns[name] = factory(device) if takes_device else factory()
 
     def fn(images: Any, prompts: Any, metadata: Any, only_strict: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -218,9 +220,13 @@ def test_outputs_of_diffusers_pipelines(scene, reward, kind: str):  # noqa: F811
     assert float(score.reward) == pytest.approx(float(expected[0]), abs=1e-5)
     metadata = [{"q0": x} for x in starts]
     layout = "BTCHW" if kind == "pt" else "BTHWC"
-    scores, _ = flow_grpo(reward, fps=FPS, layout=layout)("cpu")(output, ["a", "b"], metadata) if kind != "pil" else (
-        trl(reward, fps=FPS)(["a", "b"], output, q0=list(starts)),
-        {},
+    scores, _ = (
+        flow_grpo(reward, fps=FPS, layout=layout)("cpu")(output, ["a", "b"], metadata)
+        if kind != "pil"
+        else (
+            trl(reward, fps=FPS)(["a", "b"], output, q0=list(starts)),
+            {},
+        )
     )
     assert scores == pytest.approx(expected.tolist(), abs=1e-5)
     decoded = unscaled.idm.decode(output, q0=starts, fps=FPS)
@@ -238,5 +244,5 @@ def test_latents_are_refused(scene, reward):  # noqa: F811
         lambda: eva_trainer(reward, fps=FPS)("cpu")(latents, None, None),
     ]
     for call in calls:
-        with pytest.raises(VideoError, match="VAE|outside value_range"):
+        with pytest.raises(VideoError, match=r"VAE|outside value_range"):
             call()

@@ -22,7 +22,9 @@ def clips(count: int, frames: int, seed: int, shift: float = 0.0) -> list[torch.
     """Keypoints of videos: correlated, and each coordinate at another place and of another size."""
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(7).normal(size=(M, M)) * np.linspace(0.01, 0.3, M)[:, None]
-    return [torch.from_numpy(np.linspace(-0.5, 0.5, M) + rng.normal(shift, 1, (frames, M)) @ mixing.T) for _ in range(count)]
+    return [
+        torch.from_numpy(np.linspace(-0.5, 0.5, M) + rng.normal(shift, 1, (frames, M)) @ mixing.T) for _ in range(count)
+    ]
 
 
 def test_the_distance_is_that_of_mahalanobis() -> None:
@@ -46,7 +48,9 @@ def test_units_and_origin_of_the_coordinates_do_not_matter(factor: float, offset
     good, video = clips(8, 50, seed=3), clips(1, 5, seed=4, shift=1)[0]
     scale = torch.linspace(1, factor, M, dtype=torch.float64)
     moved = Recognition.fit([x * scale + offset for x in good])
-    assert float(moved.distance(video * scale + offset)) == pytest.approx(float(Recognition.fit(good).distance(video)), rel=0.1)
+    assert float(moved.distance(video * scale + offset)) == pytest.approx(
+        float(Recognition.fit(good).distance(video)), rel=0.1
+    )
 
 
 def test_fewer_frames_than_coordinates_still_give_a_finite_distance() -> None:

@@ -54,7 +54,9 @@ class Recognition:
         mean, whitening = _fit(torch.cat(videos))
         rows, columns = torch.tril_indices(*whitening.shape)
         return cls(
-            tuple(mean.tolist()), tuple(round(x, 4) for x in whitening[rows, columns].tolist()), distance_scale(distances)
+            tuple(mean.tolist()),
+            tuple(round(x, 4) for x in whitening[rows, columns].tolist()),
+            distance_scale(distances),
         )
 
     def distance(self, keypoints: Float[Tensor, "T m"]) -> Float[Tensor, ""]:
