@@ -19,7 +19,7 @@ from jidm.serving.lerobot.processor_jidm import make_jidm_pre_post_processors
 from jidm.serving.planner_policy import PlannerPolicy
 
 
-class JidmPolicy(PreTrainedPolicy):  # type: ignore[misc]  # LeRobot is not installed where types are checked
+class JidmPolicy(PreTrainedPolicy):
     """A `PlannerPolicy` as a policy of LeRobot.
 
     Args:
