@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lerobot_stand_in
 import numpy as np
@@ -129,3 +129,45 @@ def test_a_configuration_without_planner_or_checkpoint_is_refused(config: Any) -
 def test_without_lerobot_the_package_to_install_is_named() -> None:
     with pytest.raises(MissingExtraError, match="pip install lerobot"):
         importlib.import_module("jidm.serving.lerobot")
+
+
+@pytest.mark.slow
+def test_the_real_package_evaluates_the_policy() -> None:
+    pytest.importorskip("lerobot", reason="LeRobot is not installed; it needs Python 3.12")
+    import gymnasium as gym
+    from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+    from lerobot.scripts.lerobot_eval import eval_policy
+
+    importlib.import_module("jidm.serving.lerobot")
+
+    class Robot(gym.Env):  # type: ignore[misc]
+        metadata: ClassVar[dict[str, Any]] = {"render_fps": 50, "render_modes": []}
+        _max_episode_steps, task_description, task = STEPS, "turn", "turn"
+        observation_space = gym.spaces.Dict(
+            {
+                "pixels": gym.spaces.Dict({"top": gym.spaces.Box(0, 255, (8, 12, 3), np.uint8)}),
+                "agent_pos": gym.spaces.Box(-10, 10, (ROBOT.n,), np.float64),
+            }
+        )
+        action_space = gym.spaces.Box(-10, 10, (ROBOT.n,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            super().reset(seed=seed)
+            self.q, self._steps = ROBOT.home.copy(), 0
+            return self._observe(), {}
+
+        def step(self, action: np.ndarray) -> Any:
+            self.q, self._steps = self.q + action.astype(np.float64) / 50, self._steps + 1
+            return self._observe(), float(self.q[0] - ROBOT.home[0]), self._steps >= STEPS, False, {}
+
+        def _observe(self) -> dict[str, Any]:
+            return {"pixels": {"top": (picture(self.q) * 255).round().astype(np.uint8)}, "agent_pos": self.q.copy()}
+
+    config = make_policy_config("jidm", device="cpu")
+    policy = get_policy_class("jidm")(config, planner=turn_joints, make_decoder=make_decoder)
+    before, after = make_pre_post_processors(config)
+    env = gym.vector.SyncVectorEnv([Robot, Robot])
+    info = eval_policy(env, policy, lambda x: x, lambda x: x, before, after, n_episodes=2)
+    highest = [episode["max_reward"] for episode in info["per_episode"]]
+    # The reward is how far the first joint has turned; pictures of 8 bits show poses to 0.03 rad.
+    np.testing.assert_allclose(highest, CHUNK * 0.02, atol=0.04)
