@@ -12,7 +12,7 @@ from scipy.spatial.distance import mahalanobis
 from jidm.errors import InputError
 from jidm.rewards import TermScales
 from jidm.rewards.recognition import Recognition
-from jidm.rewards.term_scales import fitted_lengths
+from jidm.rewards.term_scales import fitted_lengths, not_tighter_when_shorter
 from jidm.rewards.terms import TermScale
 
 M = 6
@@ -79,3 +79,8 @@ def test_scales_between_lengths_are_interpolated() -> None:
     middle = scales.term_scale("jump", 12)  # half way in the logarithm
     assert (middle.median, middle.spread) == (pytest.approx(2.0), pytest.approx(0.3))
     assert scales.median_eva_penalty(12) == pytest.approx(15.0)
+
+
+def test_a_short_video_is_held_to_no_tighter_a_spread_than_a_longer_one() -> None:
+    fitted = [TermScale(0.0, 0.1), TermScale(1.0, 0.5), TermScale(2.0, 0.3)]
+    assert not_tighter_when_shorter(fitted) == (TermScale(0.0, 0.5), TermScale(1.0, 0.5), TermScale(2.0, 0.3))

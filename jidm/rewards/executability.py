@@ -21,7 +21,7 @@ from jidm.idm import JacobianIDM
 from jidm.rewards.analysis import VideoAnalysis, VideoAnalyzer
 from jidm.rewards.eva import DECAY, P0, EvaLimits, eva_reward
 from jidm.rewards.recognition import Recognition
-from jidm.rewards.term_scales import TermScales, fitted_lengths
+from jidm.rewards.term_scales import TermScales, fitted_lengths, not_tighter_when_shorter
 from jidm.rewards.terms import MIN_VIDEOS, TERMS, TermScale, TermValues
 from jidm.rewards.videos import load_frames, split_initial_poses, split_videos
 from jidm.robot.embodiment import Embodiment
@@ -337,7 +337,9 @@ class ExecutabilityReward:
         scales = TermScales(
             frames=lengths,
             terms={
-                name: tuple(TermScale.from_tail_means(tail_means[x][name], TERMS[name].min_spread) for x in lengths)
+                name: not_tighter_when_shorter(
+                    [TermScale.from_tail_means(tail_means[x][name], TERMS[name].min_spread) for x in lengths]
+                )
                 for name in self.weights
             },
             eva_penalty=tuple(float(np.median(eva_penalties[x])) for x in lengths),

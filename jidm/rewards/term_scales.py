@@ -144,5 +144,18 @@ def fitted_lengths(frames: int) -> tuple[int, ...]:
     return (*lengths, frames)
 
 
+def not_tighter_when_shorter(scales: Sequence[TermScale]) -> tuple[TermScale, ...]:
+    """Scales of ascending lengths whose spread is at least that of every longer length.
+
+    In short videos most values are 0 and a few are not, as the background is known only where the robot moved away, so their 90th
+    percentile says little about the rest.
+    """
+    widest, spreads = 0.0, []
+    for scale in reversed(scales):
+        widest = max(widest, scale.spread)
+        spreads.append(widest)
+    return tuple(TermScale(scale.median, spread) for scale, spread in zip(scales, reversed(spreads), strict=True))
+
+
 def _scale(record: Mapping[str, Any]) -> TermScale:
     return TermScale(float(record["median"]), float(record["spread"]))
