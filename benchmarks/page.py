@@ -212,6 +212,11 @@ SECTIONS = (
                 "lower the reward, so the two orders cannot agree fully.",
             ),
             Table(
+                ("reward-length-*",),
+                text="Length and recognition: rewards of simulated videos cut to several lengths, as they are, mirrored, lying on "
+                "their side, replaced by noise, and of another robot. The first pose is not given.",
+            ),
+            Table(
                 ("reward-attack-*",),
                 layout="tall",
                 text="Adversarial robustness: mean gain of the reward, which lies in 0 to 10, by changes of at most 4/255 per "

@@ -1,5 +1,7 @@
 """Scales of the reward for a bundled checkpoint, fitted on simulated good videos in front of static, structured backgrounds.
 
+Each video has its own still camera, as far from the nominal one as cameras were in training.
+
 python benchmarks/reward_scales.py panda-sim --out checkpoints/panda-sim/reward.json
 """
 
@@ -14,14 +16,14 @@ from reward_validity import FPS, EpisodeGenerator
 from jidm import JacobianIDM
 from jidm.rewards import ExecutabilityReward, TermScales
 
-SEED, EPISODES = 3900, 60
+SEED, EPISODES = 3900, 40
 
 
 def measure_scales(checkpoint: str) -> TermScales:
     """Fitted on episodes that are used for nothing else."""
     idm = JacobianIDM.from_pretrained(checkpoint, limits="none")
     assert idm.embodiment is not None
-    generator = EpisodeGenerator(idm.embodiment.name, SEED)
+    generator = EpisodeGenerator(idm.embodiment.name, SEED, jitter_cameras=True)
     episodes = [generator.episode(k) for k in range(EPISODES)]
     with torch.no_grad():
         # Without the first pose: users do not know it either.

@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from jidm.json_lines import parse_json_lines
 from jidm.rewards import TERMS
 from jidm.rewards.eva import DECAY, P0
+from jidm.rewards.recognition import distance_scale, doubt_of
 from jidm.rewards.terms import TermScale
 
 METHODS = {
@@ -58,11 +59,18 @@ def rewards(lines: Sequence[dict[str, Any]], scorer: str, *, terms: bool) -> np.
     """With terms or EVA's formula alone."""
     penalty = np.array([line[scorer]["penalty"] for line in lines]) / P0
     if terms:
-        for name in lines[0][scorer]["raw"]:
-            raw = np.array([line[scorer]["raw"][name] for line in lines])
-            clean = [line[scorer]["raw"][name] for line in lines if line["calibration"]]
-            scale = TermScale.from_tail_means(clean, TERMS[name].min_spread)
-            penalty = penalty + TERMS[name].weight * scale.penalty(torch.from_numpy(raw)).numpy()
+        good = np.array([line["calibration"] for line in lines])
+        raw = {name: np.array([line[scorer]["raw"][name] for line in lines]) for name in lines[0][scorer]["raw"]}
+        distance = raw.pop("recognition", None)
+        doubt: float | np.ndarray = 0.0
+        if distance is not None:
+            doubt = doubt_of(torch.from_numpy(distance), distance_scale(distance[good].tolist())).numpy()
+        penalty = np.maximum(penalty - np.median(penalty[good]), 0)
+        for name, values in raw.items():
+            scale = TermScale.from_tail_means(values[good].tolist(), TERMS[name].min_spread)
+            penalty = penalty + TERMS[name].weight * (
+                1 - (1 - scale.penalty(torch.from_numpy(values)).numpy()) * (1 - doubt)
+            )
     return np.asarray(10 * (1 + penalty) ** -DECAY)
 
 

@@ -36,7 +36,8 @@ from jidm.model_registry import load_idm
 from jidm.rewards import TERMS, EvaLimits, ExecutabilityReward, eva_reward
 from jidm.robot.kinematics import Kinematics
 from jidm.sim.appearance import Appearance
-from jidm.sim.babble import BabbleConfig, Recorder
+from jidm.sim.babble import CAMERA_JITTER, BabbleConfig, Recorder
+from jidm.sim.camera_placement import jitter_camera
 from jidm.sim.collision import FreeSpace
 from jidm.sim.failures import FAILURE_KINDS, RenderedEpisode, corrupt
 from jidm.sim.replay import replay
@@ -56,14 +57,15 @@ class EpisodeGenerator:
     """Takes of one robot, each a function of seed and number alone."""
 
     def __init__(
-        self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES, range_fraction: float = _RANGE_FRACTION
-    ) -> None:
+        self, robot: str, seed: int, *, side: int = SIDE, frames: int = FRAMES, range_fraction: float = _RANGE_FRACTION,
+        jitter_cameras: bool = False,
+    ) -> None:  # fmt: skip
         config = BabbleConfig(
             embodiment=robot, episodes=1, frames=frames, fps=FPS, seed=seed, range_fraction=range_fraction, width=side,
             height=side, crop_fraction=_CROP_FRACTION.get(robot, 0.15),
         )  # fmt: skip
         self.robot, self.seed, self._recorder = load_embodiment(robot), seed, Recorder(config)
-        self.camera = self._recorder.cameras["front"]
+        self.camera, self._jitter_cameras = self._recorder.cameras["front"], jitter_cameras
         self._scene = Scene(self.robot, supersample=2, exact=False, mesh_tolerance=0.003)
 
     def episode(self, k: int) -> RenderedEpisode:
@@ -75,7 +77,10 @@ class EpisodeGenerator:
             contrast=max(_MIN_CONTRAST, appearance.background.contrast),
         )  # fmt: skip
         self._scene.seed, self._scene.appearance = seed, replace(appearance, background=background)
-        return RenderedEpisode.render(self._scene, self.camera, self._motion(k), FPS)
+        camera = self.camera
+        if self._jitter_cameras:  # as in training
+            camera = jitter_camera(camera, CAMERA_JITTER, np.random.default_rng([seed, 2]))
+        return RenderedEpisode.render(self._scene, camera, self._motion(k), FPS)
 
     def _motion(self, k: int) -> NDArray[np.float64]:
         for i in range(_MAX_ATTEMPTS):
@@ -86,7 +91,9 @@ class EpisodeGenerator:
 
 
 Scorer = Callable[[NDArray[np.uint8], NDArray[np.float64]], tuple[torch.Tensor, dict[str, float]]]
-"""From a video (T, H, W, 3) and its first pose to decoded positions (T, n) and the terms' raw values, if it has any."""
+"""From a video (T, H, W, 3) and its first pose to decoded positions (T, n) and the terms' raw values, if it has any.
+
+"recognition" is the distance of the keypoints from those of good videos."""
 
 
 def reward_scorer(reward: ExecutabilityReward) -> Scorer:
@@ -94,7 +101,11 @@ def reward_scorer(reward: ExecutabilityReward) -> Scorer:
 
     def score(video: NDArray[np.uint8], q0: NDArray[np.float64]) -> tuple[torch.Tensor, dict[str, float]]:
         analysis = reward.analyze(video, q0=q0, fps=FPS)
-        return analysis.q, {name: float(TERMS[name].compute(analysis).tail_mean) for name in reward.weights}
+        raw = {name: float(TERMS[name].compute(analysis).tail_mean) for name in reward.weights}
+        recognition = None if reward.scales is None else reward.scales.recognition
+        if recognition is not None and analysis.keypoints is not None:
+            raw["recognition"] = float(recognition.distance(analysis.keypoints))
+        return analysis.q, raw
 
     return score
 
@@ -108,7 +119,7 @@ def exact_scorer(robot: Embodiment, camera: Any) -> Scorer:
 
 def learned_scorer(checkpoint: str) -> Scorer:
     """With a learned field."""
-    return reward_scorer(ExecutabilityReward(JacobianIDM.from_pretrained(checkpoint, limits="none")))
+    return reward_scorer(ExecutabilityReward.from_pretrained(checkpoint))
 
 
 def eva_scorer(checkpoint: str) -> Scorer:

@@ -277,6 +277,38 @@ def test_a_joint_position_that_is_not_a_number_is_named(tmp_path: Path) -> None:
     assert result.problems["episode 0"].startswith("observation.state of 'b' is nan in frame 3 (1 such frames)")
 
 
+def read_by_place(root: Path) -> list[int]:
+    """Number in the source of each episode, found as LeRobot 0.6 finds it: by its place in the list of episodes."""
+    info = json.loads((root / "meta/info.json").read_text())
+    rows = [
+        row for file in sorted((root / "meta/episodes").rglob("*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
+    table = pa.concat_tables(
+        [pq.read_table(file, columns=["episode_index", "index", "timestamp", SOURCE_INDEX]) for file in sorted((root / "data").rglob("*.parquet"))]
+    ).to_pylist()  # fmt: skip
+    assert {row["episode_index"] for row in table} == set(range(info["total_episodes"])) and len(rows) == info[
+        "total_episodes"
+    ]
+    found = []
+    for place in range(info["total_episodes"]):
+        episode = rows[place]
+        frames = table[episode["dataset_from_index"] : episode["dataset_to_index"]]
+        assert [row["index"] for row in frames] == list(
+            range(episode["dataset_from_index"], episode["dataset_to_index"])
+        )
+        assert {row["episode_index"] for row in frames} == {place} and len(frames) == episode["length"]
+        video = root / info["video_path"].format(
+            video_key=CAMERA,
+            chunk_index=episode[f"videos/{CAMERA}/chunk_index"],
+            file_index=episode[f"videos/{CAMERA}/file_index"],
+        )
+        last = episode[f"videos/{CAMERA}/from_timestamp"] + frames[-1]["timestamp"]
+        with av.open(str(video)) as container:
+            assert min(abs(frame.time - last) for frame in container.decode(video=0)) < 0.5 / info["fps"]
+        found.append(frames[0][SOURCE_INDEX])
+    return found
+
+
 @pytest.mark.parametrize("version", ["v3.0", "v2.1"])
 def test_episodes_are_numbered_without_gaps_whatever_could_not_be_read(tmp_path: Path, version: str) -> None:
     source, out = unlabeled_dataset(tmp_path / "source", episodes=5), tmp_path / "out"
@@ -295,6 +327,8 @@ def test_episodes_are_numbered_without_gaps_whatever_could_not_be_read(tmp_path:
 
     assert sorted(label_dataset(source, idm(), out, version=version).problems) == ["episode 1"]
     assert numbers() == [(0, 0), (1, 2), (2, 3), (3, 4)]
+    if version == "v3.0":
+        assert [int(np.ravel(x)[0]) for x in read_by_place(out)] == [0, 2, 3, 4]
     if version == "v2.1":
         with pytest.raises(DatasetError, match="continue it without shards"):
             label_dataset(source, idm(), out, version=version, shard=(0, 2))

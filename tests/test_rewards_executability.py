@@ -1,9 +1,8 @@
-"""The executability reward: good and bad videos, bad input, and the integrations in other software."""
+"""The executability reward: good and bad videos, and bad input."""
 
 from __future__ import annotations
 
 import gc
-import inspect
 import math
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,9 @@ from jidm import JacobianIDM, load_embodiment
 from jidm.errors import InputError, VideoError
 from jidm.estimation.analytic_measurement import AnalyticOptions
 from jidm.rewards import TERMS, ExecutabilityReward, TermScales, eva_reward
-from jidm.rewards.integrations import VideoAlignReward, flow_grpo, trl
 from jidm.rewards.terms import TermScale
 from jidm.sim import Appearance, Scene
 from jidm.sim.motion import random_motion
-from jidm.video.io import write_video
 
 pytest.importorskip("pybullet", reason="renders the robot: extra sim")
 
@@ -151,79 +148,3 @@ def test_a_scale_gives_good_videos_no_penalty():
     penalty = scale.penalty(torch.tensor([0.0, 3.0, 3.0 + 1.6, 3.0 + 3 * 1.6, 1e9]))
     assert penalty.tolist() == pytest.approx([0, 0, 1 - math.exp(-1 / 9), 1 - math.exp(-1), 1])
     assert TermScale.from_tail_means([0.0] * 5, min_spread=0.1).spread == 0.1
-
-
-# ---- integrations ---------------------------------------------------------------------------------------------------
-
-
-def call_as_flow_grpo(factory, images, prompts, metadata):
-    """Make a reward function, call it and weight its scores, as flow_grpo's `multi_score` does."""
-    code = inspect.unwrap(factory).__code__  # wrapped by the type checks of the tests
-    fn = factory("cpu") if "device" in code.co_varnames else factory()
-    scores, _ = fn(images, prompts, metadata)
-    return [0.5 * score for score in scores]
-
-
-def test_flow_grpo(scene, reward):
-    frames, q, _ = scene
-    expected = reward(frames, q0=q[:, 0], fps=FPS)
-    prompts, metadata = ["reach"] * GOOD, [{"q0": x.tolist()} for x in q[:, 0]]
-    got = call_as_flow_grpo(flow_grpo(reward, fps=FPS), frames, prompts, metadata)
-    assert got == pytest.approx((0.5 * expected).tolist())
-    details, _ = flow_grpo(reward, fps=FPS, detailed=True)("cpu")(frames, prompts, metadata)
-    assert details["avg"] == pytest.approx(expected.tolist()) and set(TERMS) < set(details)
-    assert all(len(values) == GOOD and np.isfinite(values).all() for values in details.values())
-
-
-def test_evas_fork(scene, reward):
-    frames, q, _ = scene
-    fn = flow_grpo(reward, fps=FPS, layout="BCTHW", value_range=(-1, 1))("cpu")
-    scores, more = fn(frames.transpose(1, 2) * 2 - 1, ["reach"] * GOOD, [{"q0": x} for x in q[:, 0]])
-    assert scores == pytest.approx(reward(frames, q0=q[:, 0], fps=FPS).tolist(), abs=1e-3) and more == {}
-
-
-def test_group_with_a_bad_video_stays_finite(scene, reward):
-    frames, q, _ = scene
-    bad = frames.clone()
-    bad[2] = math.nan
-    scores, _ = flow_grpo(reward, fps=FPS)("cpu")(bad, ["reach"] * GOOD, [{"q0": x} for x in q[:, 0]])
-    assert scores[2] == 0.0 and min(scores[:2] + scores[3:]) > 0
-
-
-def test_flow_grpo_with_nothing_or_with_other_lengths(scene, reward):
-    frames, *_ = scene
-    fn = flow_grpo(reward, fps=FPS)("cpu")
-    assert fn(frames[:0], [], []) == ([], {})
-    with pytest.raises(InputError, match="5 videos came with 2 prompts"):
-        fn(frames, ["a", "b"], [])
-    with pytest.raises(InputError, match="1 entries of metadata"):
-        fn(frames, ["reach"] * GOOD, [{}])
-
-
-def test_dance_grpo(scene, tmp_path: Path):
-    frames, q, unscaled = scene
-    paths = []
-    for k in range(GOOD):
-        paths.append(str(tmp_path / f"{k}.mp4"))
-        write_video(paths[-1], frames[k], fps=FPS)
-
-    class KnowsInitialPose(JacobianIDM):  # the integration passes no poses; learned fields estimate them
-        def decode(self, video, *, q0=None, **how):
-            return super().decode(video, q0=q[0, 0] if q0 is None else q0, **how)
-
-    idm = KnowsInitialPose(
-        unscaled.idm.embodiment, unscaled.idm.field, unscaled.idm.flow, limits="none", options=unscaled.idm.options
-    )
-    integration = VideoAlignReward(ExecutabilityReward(idm).fit_scales(paths))
-    out = integration.reward([*paths[:1], str(tmp_path / "none.mp4")], ["a", "b"], use_norm=True)
-    assert [set(x) >= {"VQ", "MQ", "TA", "Overall", "reasons", "problem"} for x in out] == [True, True]
-    assert 0 < out[0]["MQ"] <= 10 and out[0]["problem"] is None
-    assert out[1]["MQ"] == 0 and "none.mp4" in out[1]["problem"]
-
-
-def test_trl(scene, reward):
-    frames, q, _ = scene
-    completions = [*frames[:2].numpy(), np.full_like(frames[0].numpy(), np.nan)]
-    fn = trl(reward, fps=FPS)
-    got = fn(prompts=["a"] * 3, completions=completions, q0=[q[0, 0], q[1, 0], q[2, 0]], trainer_state=None)
-    assert got[:2] == pytest.approx(reward(frames[:2], q0=q[:2, 0], fps=FPS).tolist()) and got[2] is None

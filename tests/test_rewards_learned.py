@@ -16,7 +16,7 @@ from jidm import Camera, Embodiment, JacobianIDM, load_embodiment
 from jidm.bundled import bundled_folder
 from jidm.checkpoint import REWARD_SCALES, load_checkpoint
 from jidm.errors import InputError
-from jidm.rewards import ExecutabilityReward, TermScales
+from jidm.rewards import ExecutabilityReward
 from jidm.sim import Appearance, Scene
 from jidm.sim.motion import random_motion
 
@@ -97,7 +97,7 @@ def test_scales_of_another_mode_or_decoder_are_refused(tracked, differentiable):
     with pytest.raises(InputError, match="fit them again"):
         ExecutabilityReward(tracked.idm, tracked.scales, differentiable=True)
     one = tracked.scales
-    partial = TermScales({"residual": one.terms["residual"]}, one.num_videos, one.mode, one.provenance)
+    partial = replace(one, terms={"residual": one.terms["residual"]})
     with pytest.raises(InputError, match="lack appearance, shape"):
         ExecutabilityReward(tracked.idm, partial)
     elsewhere = replace(one, provenance={**one.provenance, "checkpoint": "another"})
@@ -114,11 +114,25 @@ def test_scales_are_found_in_the_checkpoints_folder(tracked, tmp_path: Path):
     assert ExecutabilityReward.from_pretrained(folder).scales == tracked.scales
 
 
-def test_no_robot_or_another_one_scores_low_and_finite(videos, tracked):
+def test_what_is_not_this_robot_scores_below_every_good_video(videos, tracked):
     other = load_embodiment("planar_finger_2")
     camera = other.camera().resized(videos.shape[-1], videos.shape[-2])
     noise = torch.rand(videos[0].shape, generator=torch.Generator().manual_seed(0))
-    wrong = torch.stack([noise.double(), torch.full_like(videos[0], 0.5), render_videos(other, camera, 1)[0]])
-    rewards = tracked(wrong, fps=FPS)
-    assert bool(rewards.isfinite().all())
-    assert float(rewards.max()) < float(tracked(videos, fps=FPS).median())
+    wrong = {
+        "noise": noise.double(),
+        "gray": torch.full_like(videos[0], 0.5),
+        "another robot": render_videos(other, camera, 1)[0],
+        "mirrored": videos[0].flip(-1),
+        "upside down": videos[0].flip(-2),
+    }
+    good = tracked(videos, fps=FPS)
+    for name, video in wrong.items():
+        score = next(tracked.score(video[None], fps=FPS))
+        assert 0 < float(score.reward) < float(good.min()), name
+        assert score.doubt > 0.9 and score.reasons[0] == "the pictures do not look like this robot", name
+        assert all(penalty >= score.doubt - 1e-6 for penalty in score.penalties.values()), name
+
+
+def test_the_doubt_does_not_come_from_the_length(videos, tracked):
+    for frames in (4, FRAMES):
+        assert all(score.doubt < 0.3 for score in tracked.score(videos[:, :frames], fps=FPS))

@@ -95,8 +95,10 @@ class FitScales:
         assert reward.scales is not None
         reward.scales.save(self.out)
         rows = [("term", "median", "spread")]
-        rows += [(name, f"{s.median:.4f}", f"{s.spread:.4f}") for name, s in reward.scales.terms.items()]
+        rows += [(name, f"{s[-1].median:.4f}", f"{s[-1].spread:.4f}") for name, s in reward.scales.terms.items()]
         print(columns(rows))
+        lengths = ", ".join(map(str, reward.scales.frames))
+        print(f"of {reward.scales.frames[-1]} frames; the file holds scales for {lengths} frames")
         print(f"written to {self.out}, from {len(videos)} videos; spread: from the median to the 90th percentile")
         return 0
 

@@ -119,7 +119,7 @@ def open_streams(
         size = reduced_size(*full, max_size)
         frames = show(reduce(timed_frames(source, fps)), source.length)
         return StreamBatch([FrameStream(frames, q0)], torch.Size(), None, full, size)
-    tensor = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range, min_frames=2)
+    tensor = as_video(video, layout=layout, value_range=value_range, min_frames=2)
     full = (tensor.shape[-2], tensor.shape[-1])
     size = reduced_size(*full, max_size)
     timestamps = frame_timestamps(video, fps, tensor.shape[-4])

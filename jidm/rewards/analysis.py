@@ -21,7 +21,7 @@ from jidm.rewards.video_residuals import VideoResiduals, video_residuals
 
 BACKWARD_STRIDE = 2
 """Stride of the backward decoding [frames]. It halves the time, and larger steps also test that steps add up."""
-_PAIR_BATCH_SIZE = 8  # frame pairs solved at once
+_BATCH_SIZE = 8  # frames, or pairs of them, processed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class VideoAnalysis:
         lower, upper: (n,) position limits, infinite where there is none [rad or m].
         velocity: (n,) velocity limits [rad/s or m/s].
         residuals: difference between the video and the decoded motion.
+        keypoints: (T, m) image coordinates that the network reads the pose from; None if the field is not learned.
         motion: the decoded motion; None if frame pairs were solved separately.
     """
 
@@ -48,6 +49,7 @@ class VideoAnalysis:
     upper: Float[Tensor, " n"]
     velocity: Float[Tensor, " n"]
     residuals: VideoResiduals
+    keypoints: Float[Tensor, "T m"] | None
     motion: JointMotion | None
 
 
@@ -115,7 +117,7 @@ class VideoAnalyzer:
         assert isinstance(field, LearnedField)
         images = field.letterbox(frames)
         steps, valid = [], []
-        for first, second in zip(images[:-1].split(_PAIR_BATCH_SIZE), images[1:].split(_PAIR_BATCH_SIZE), strict=True):
+        for first, second in zip(images[:-1].split(_BATCH_SIZE), images[1:].split(_BATCH_SIZE), strict=True):
             features = field.encode(torch.cat([first, second]))
             result = estimate_pair_steps(
                 field, FieldEvaluation.of(field, features, field.predict_pose(features)[0]), unrolled=True
@@ -140,5 +142,11 @@ class VideoAnalyzer:
             )
         return VideoAnalysis(
             q=q, q_backward=q_backward, valid=valid, dt=dt, lower=lower, upper=upper, velocity=velocity,
-            residuals=video_residuals(self._idm.field, images, q), motion=motion,
+            residuals=video_residuals(self._idm.field, images, q), keypoints=self._keypoints(images), motion=motion,
         )  # fmt: skip
+
+    def _keypoints(self, images: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T m"] | None:
+        field = self._idm.field
+        if not isinstance(field, LearnedField):
+            return None
+        return torch.cat([field.pose_keypoints(field.encode(part)) for part in images.split(_BATCH_SIZE)])

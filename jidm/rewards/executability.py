@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,8 +20,9 @@ from jidm.fields.free import LearnedField
 from jidm.idm import JacobianIDM
 from jidm.rewards.analysis import VideoAnalysis, VideoAnalyzer
 from jidm.rewards.eva import DECAY, P0, EvaLimits, eva_reward
-from jidm.rewards.term_scales import TermScales
-from jidm.rewards.terms import TERMS, TermScale, TermValues
+from jidm.rewards.recognition import Recognition
+from jidm.rewards.term_scales import TermScales, fitted_lengths, not_tighter_when_shorter
+from jidm.rewards.terms import MIN_VIDEOS, TERMS, TermScale, TermValues
 from jidm.rewards.videos import load_frames, split_initial_poses, split_videos
 from jidm.robot.embodiment import Embodiment
 
@@ -36,7 +38,8 @@ class VideoScore:
     Attributes:
         reward: in [0, 10], higher is better; 0 if and only if there is a problem.
         eva: EVA's reward of the decoded positions, in (0, 10].
-        penalties: term -> penalty in [0, 1).
+        doubt: whether this is the robot at all, from the pictures: 0 in good videos, up to 1; see `Recognition`.
+        penalties: term -> penalty in [0, 1], doubt included.
         by_step: term -> (S,) penalty of each step, in [0, 1).
         by_joint: (n,) fraction of the weighted penalties attributed to each joint; the sum is at most 1.
         reasons: descriptions of the worst frames.
@@ -46,6 +49,7 @@ class VideoScore:
 
     reward: Float[Tensor, ""]
     eva: float = math.nan
+    doubt: float = 0.0
     penalties: Mapping[str, float] | None = None
     by_step: Mapping[str, Float[Tensor, " S"]] | None = None
     by_joint: Float[Tensor, " n"] | None = None
@@ -62,10 +66,11 @@ class VideoScore:
 class ExecutabilityReward:
     """Reward for the executability of videos.
 
-        reward = 10 (1 + P / P0 + sum_k w_k t_k)^(-1/2)
+        reward = 10 (1 + (P - P_good)_+ / P0 + sum_k w_k (1 - (1 - t_k) (1 - doubt)))^(-1/2)
 
-    with EVA's penalty P of the decoded positions, terms t_k in [0, 1) (`TERMS`) and their weights w_k. Without the terms it
-    is EVA's reward.
+    with EVA's penalty P of the decoded positions and its median P_good in good videos of the same length, terms t_k in [0, 1)
+    (`TERMS`) and their weights w_k. A video that does not show the robot gets no credit for any term: `doubt` comes from
+    `Recognition`. Without terms P_good is 0, and it is EVA's reward.
 
     Args:
         idm: decodes the motion. Its `limits` must be "none" or "position": a decoder that enforces velocity limits hides
@@ -163,7 +168,8 @@ class ExecutabilityReward:
         """Score videos one after another. A video that cannot be scored gets a score with the problem; others are unaffected.
 
         Args:
-            videos: a path, a batch of frames in any layout `as_video` takes, or a sequence of paths, videos or arrays.
+            videos: a path, a batch of frames in any layout `as_video` takes, the output of a diffusers pipeline, or a
+                sequence of paths, videos, arrays or outputs.
             q0: (n,) or one per video: joint positions in the first frame, as for `JacobianIDM.decode`.
             fps: frames per second; as the files state if not given.
             layout, value_range: as for `as_video`.
@@ -172,7 +178,7 @@ class ExecutabilityReward:
             InputError: there are no scales yet, or q0 is for another number of videos.
             VideoError: a batch of frames as a whole cannot be read.
         """
-        scales = self._fitted_scales()
+        scales = self.require_scales()
         singles, layout, value_range = split_videos(videos, fps, layout, value_range)
         options: dict[str, Any] = {"fps": fps, "layout": layout, "value_range": value_range}
         starts = split_initial_poses(q0, len(singles))
@@ -196,11 +202,16 @@ class ExecutabilityReward:
             InputError: there are no scales yet.
             JidmError: the video cannot be scored.
         """
-        scales = self._fitted_scales()
+        scales = self.require_scales()
         analysis = self.analyze(video, q0=q0, fps=fps, layout=layout, value_range=value_range)
         return self._score(analysis, scales), analysis
 
-    def _fitted_scales(self) -> TermScales:
+    def require_scales(self) -> TermScales:
+        """The scales of the terms.
+
+        Raises:
+            InputError: there are none yet.
+        """
         if self.scales is None:
             raise InputError(
                 "the reward has no scales yet: reward = reward.fit_scales(good_videos), or load TermScales"
@@ -209,18 +220,28 @@ class ExecutabilityReward:
 
     def _score(self, analysis: VideoAnalysis, scales: TermScales) -> VideoScore:
         eva = eva_reward(analysis.q, self.limits, analysis.dt, p0=self.p0)
+        frames = len(analysis.q)
         term_values = {name: TERMS[name].compute(analysis) for name in self.weights}
-        penalties = {name: scales.terms[name].penalty(raw.tail_mean) for name, raw in term_values.items()}
-        by_step = {name: scales.terms[name].penalty(raw.per_step) for name, raw in term_values.items()}
+        term_scales = {name: scales.term_scale(name, frames) for name in self.weights}
+        by_step = {name: term_scales[name].penalty(raw.per_step) for name, raw in term_values.items()}
+        doubt = torch.zeros_like(eva.penalty)
+        if scales.recognition is not None and analysis.keypoints is not None and self.weights:
+            doubt = scales.recognition.doubt(analysis.keypoints).to(doubt)
+        penalties = {
+            name: 1 - (1 - term_scales[name].penalty(raw.tail_mean)) * (1 - doubt) for name, raw in term_values.items()
+        }
+        jitter = scales.median_eva_penalty(frames) if self.weights else 0.0
         weighted = sum((self.weights[name] * x for name, x in penalties.items()), torch.zeros_like(eva.penalty))
-        reward = (MAX_REWARD * (1 + eva.penalty / self.p0 + weighted) ** -DECAY).double()
+        excess = (eva.penalty - jitter).clamp(min=0)
+        reward = (MAX_REWARD * (1 + excess / self.p0 + weighted) ** -DECAY).double()
         return VideoScore(
             reward=reward,
             eva=float(eva.reward.detach()),
+            doubt=float(doubt.detach()),
             penalties={name: float(x.detach()) for name, x in penalties.items()},
             by_step={name: x.detach() for name, x in by_step.items()},
             by_joint=self._attribution(term_values, by_step),
-            reasons=self._reasons(term_values, by_step),
+            reasons=self._reasons(term_values, by_step, float(doubt.detach())),
             motion=analysis.motion,
         )
 
@@ -236,13 +257,15 @@ class ExecutabilityReward:
                 attribution += (weighted[:, None] * fractions).sum(0)
         return attribution / total
 
-    def _reasons(self, term_values: Mapping[str, TermValues], by_step: Mapping[str, Tensor]) -> tuple[str, ...]:
+    def _reasons(
+        self, term_values: Mapping[str, TermValues], by_step: Mapping[str, Tensor], doubt: float
+    ) -> tuple[str, ...]:
         names = list(term_values)
         if not names:
             return ()
         weighted = torch.stack([self.weights[name] * by_step[name].detach().double() for name in names])
         worst = weighted.sum(0).argsort(descending=True, stable=True).tolist()
-        reasons: list[str] = []
+        reasons = ["the pictures do not look like this robot"] if doubt >= _MIN_REASON_PENALTY else []
         used: set[str] = set()
         for step in worst:
             name = names[int(weighted[:, step].argmax())]
@@ -281,23 +304,50 @@ class ExecutabilityReward:
     ) -> ExecutabilityReward:
         """This reward, with scales fitted to good videos. Arguments as of `score`.
 
-        The videos are real or simulated, with length and resolution of those to score.
+        The videos are real or simulated, with camera and resolution of those to score, and at least as long. Their first frames
+        also give the scales of shorter videos.
 
         Raises:
             InputError: fewer than 5 videos.
             JidmError: one of them cannot be analyzed.
         """
         singles, layout, value_range = split_videos(videos, fps, layout, value_range)
-        tail_means: dict[str, list[float]] = {name: [] for name in self.weights}
+        if len(singles) < MIN_VIDEOS:
+            raise InputError(f"a scale needs at least {MIN_VIDEOS} good videos, got {len(singles)}")
+        tail_means: dict[int, dict[str, list[float]]] = {}
+        eva_penalties: dict[int, list[float]] = {}
+        keypoints: list[Tensor] = []
         decoded: dict[str, Any] = {}
+        lengths: tuple[int, ...] = ()
         for video, start in zip(singles, split_initial_poses(q0, len(singles)), strict=True):
-            analysis = self.analyze(video, q0=start, fps=fps, layout=layout, value_range=value_range)
+            clip, dt = load_frames(video, fps, layout, value_range)
+            lengths = lengths or fitted_lengths(len(clip))
+            for frames in (*(x for x in lengths[:-1] if x < len(clip)), len(clip)):
+                analysis = self._analyzer.analyze(clip[:frames], dt, start)
+                nearest = min(lengths, key=lambda x: abs(math.log(x / frames)))
+                values = tail_means.setdefault(nearest, {name: [] for name in self.weights})
+                for name, found in values.items():
+                    found.append(float(TERMS[name].compute(analysis).tail_mean))
+                penalty = eva_reward(analysis.q, self.limits, dt, p0=self.p0).penalty
+                eva_penalties.setdefault(nearest, []).append(float(penalty))
             decoded = {} if analysis.motion is None else dict(analysis.motion.provenance)
-            for name, values in tail_means.items():
-                values.append(float(TERMS[name].compute(analysis).tail_mean))
-        terms = {name: TermScale.from_tail_means(values, TERMS[name].min_spread) for name, values in tail_means.items()}
-        provenance = {**self._analyzer.provenance, "decoded": decoded}
-        scales = TermScales(terms, len(singles), self._analyzer.mode, json.loads(json.dumps(provenance)))
+            if analysis.keypoints is not None:
+                keypoints.append(analysis.keypoints)
+        lengths = tuple(x for x in lengths if len(eva_penalties.get(x, ())) >= MIN_VIDEOS)
+        scales = TermScales(
+            frames=lengths,
+            terms={
+                name: not_tighter_when_shorter(
+                    [TermScale.from_tail_means(tail_means[x][name], TERMS[name].min_spread) for x in lengths]
+                )
+                for name in self.weights
+            },
+            eva_penalty=tuple(float(np.median(eva_penalties[x])) for x in lengths),
+            recognition=Recognition.fit(keypoints) if keypoints else None,
+            num_videos=len(singles),
+            mode=self._analyzer.mode,
+            provenance=json.loads(json.dumps({**self._analyzer.provenance, "decoded": decoded})),
+        )
         weights = {name: self.weights.get(name, 0.0) for name in TERMS}
         return ExecutabilityReward(
             self.idm, scales, weights=weights, limits=self.limits, p0=self.p0, differentiable=self.differentiable

@@ -52,6 +52,7 @@ def as_record(score: VideoScore, joint_names: Sequence[str]) -> dict[str, Any]:
     return {
         "reward": float(score.reward),
         "eva": score.eva,
+        "doubt": score.doubt,
         "penalties": dict(score.penalties or {}),
         "by_joint": dict(zip(joint_names, (round(x, 4) for x in score.by_joint.tolist()), strict=True)),
         "by_frame": {name: [round(x, 4) for x in values.tolist()] for name, values in score.by_step.items()},

@@ -97,9 +97,14 @@ class TermScale:
         median = float(values.median())
         return cls(median, max(float(values.quantile(0.9)) - median, min_spread))
 
-    def penalty(self, value: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """In [0, 1): 0 up to the median of good videos, .1 at their 90th percentile, .63 three times as far from the median."""
-        return 1 - torch.exp(-((value - self.median).clamp(min=0) / (_SPREAD_FACTOR * self.spread)).square())
+    def penalty(self, value: Float[Tensor, "*any"], sharpness: int = 2) -> Float[Tensor, "*any"]:
+        """In [0, 1): 0 up to the median of good videos, .1 at their 90th percentile, .63 three times as far from the median.
+
+        Args:
+            value: in the term's unit.
+            sharpness: even exponent; a higher one forgives more below three times that distance, and less above it.
+        """
+        return 1 - torch.exp(-(((value - self.median).clamp(min=0) / (_SPREAD_FACTOR * self.spread)) ** sharpness))
 
 
 def residual(analysis: VideoAnalysis) -> TermValues:

@@ -13,7 +13,7 @@ from torch import Tensor
 from jidm.errors import InputError, VideoError
 from jidm.rewards.eva import MIN_FRAMES
 from jidm.video.io import read_video
-from jidm.video.layouts import as_video
+from jidm.video.layouts import as_video, is_pipeline_output
 from jidm.video.timestamps import frame_timestamps
 
 
@@ -23,24 +23,38 @@ def split_videos(
     """The single videos, not loaded yet, and the layout and value range to load them with.
 
     Args:
-        videos: a path, a batch of frames in any layout `as_video` takes, or a sequence of paths, videos or arrays.
+        videos: a path, a batch of frames in any layout `as_video` takes, the output of a diffusers pipeline, or a sequence
+            of paths, videos, arrays or outputs.
         fps: frames per second, if given.
         layout, value_range: as for `as_video`.
 
     Raises:
-        VideoError: frames without a frame rate, or a batch that cannot be read.
+        VideoError: frames without a frame rate, pictures in place of videos, or a batch that cannot be read.
     """
     if isinstance(videos, (str, Path)) or isinstance(getattr(videos, "pixels", None), Tensor):
         singles: Sequence[Any] = [videos]
     elif isinstance(videos, (list, tuple)) and not (videos and hasattr(videos[0], "getbands")):
-        singles = videos
+        singles, layout = videos, None if layout is None else layout.upper().replace("B", "")
+        if any(is_pipeline_output(video) for video in videos):
+            clips = [_as_batch(video, layout, value_range) for video in videos]
+            singles, layout, value_range = [clip for batch in clips for clip in batch], "TCHW", (0.0, 1.0)
     else:
-        batch = as_video(videos, layout=layout, value_range=value_range)
-        singles, layout, value_range = list(batch.reshape(-1, *batch.shape[-4:])), "TCHW", (0.0, 1.0)
+        singles, layout, value_range = list(_as_batch(videos, layout, value_range)), "TCHW", (0.0, 1.0)
     for video in singles:
         if fps is None and not isinstance(video, (str, Path)) and getattr(video, "time", None) is None:
             raise VideoError("frames without a frame rate: pass fps= (frames per second)")
     return singles, layout, value_range
+
+
+def _as_batch(videos: Any, layout: str | None, value_range: tuple[float, float] | None) -> Float[Tensor, "N T 3 H W"]:
+    shape = getattr(videos, "shape", None)
+    if layout is not None and "B" in layout.upper() and shape is not None and len(shape) < len(layout):
+        raise VideoError(
+            f"shape {tuple(shape)} has fewer axes than layout '{layout}': these are pictures, or one video; a batch of videos "
+            "has an axis for the batch and one for time"
+        )
+    batch = as_video(videos, layout=layout, value_range=value_range)
+    return batch.reshape(-1, *batch.shape[-4:])
 
 
 def load_frames(video: Any, fps: float | None, layout: Any, value_range: Any) -> tuple[Float[Tensor, "T 3 H W"], float]:
@@ -51,7 +65,9 @@ def load_frames(video: Any, fps: float | None, layout: Any, value_range: Any) ->
     """
     if isinstance(video, (str, Path)):
         video = read_video(video)
-    frames = as_video(getattr(video, "frames", video), layout=layout, value_range=value_range)
+    frames = as_video(video, layout=layout, value_range=value_range)
+    if is_pipeline_output(video) and frames.dim() == 5 and len(frames) == 1:
+        frames = frames[0]  # a pipeline gives a batch, also of one video
     if frames.dim() != 4:
         raise VideoError(f"one video must have shape (T, 3, H, W), got {tuple(frames.shape)}")
     if len(frames) < MIN_FRAMES:

@@ -40,7 +40,7 @@ _MESH_TOLERANCE = 0.5  # of a pixel's width at the robot: smaller features of me
 _GRAIN_RANGE = (2.0, 9.0)  # size of textures' features [px]: finer ones alias, coarser ones are hardly visible on links
 # Per episode, standard deviation of the camera's position [fraction of its distance], of its direction [degrees] and of
 # its focal length [relative].
-_CAMERA_JITTER = (0.01, 0.5, 0.02)
+CAMERA_JITTER = (0.01, 0.5, 0.02)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class Recorder:
         frames: dict[str, NDArray[np.uint8]] = {}
         extras: dict[str, NDArray[Any]] = {}
         for k, (name, nominal) in enumerate(self.cameras.items()):
-            camera = jitter_camera(nominal, _CAMERA_JITTER, np.random.default_rng([seed, k, 0xCA]))
+            camera = jitter_camera(nominal, CAMERA_JITTER, np.random.default_rng([seed, k, 0xCA]))
             rendering = self._render(q, camera, seed)
             frames[name] = rendering.rgb
             extras |= _ground_truth_features(name, camera, rendering)

@@ -31,8 +31,8 @@ def as_video(
     """Frames in any common layout as `(*batch, T, 3, H, W)` float RGB in [0, 1].
 
     Inferred without `layout`: `(*batch, T, H, W, C)` and `(*batch, T, C, H, W)` with 1, 3 or 4 channels,
-    `(*batch, 3, T, H, W)`, gray `(T, H, W)`; tensors, arrays, PIL images, `Video` objects, and (nested) lists of these,
-    one level per axis. Inferred without `value_range`: uint8 is 0..255; float with negative values is [-1, 1]; float
+    `(*batch, 3, T, H, W)`, gray `(T, H, W)`; tensors, arrays, PIL images, `Video` objects, outputs of diffusers' video
+    pipelines, and (nested) lists of these, one level per axis. Inferred without `value_range`: uint8 is 0..255; float with negative values is [-1, 1]; float
     within [0, 1] is [0, 1], except in the layout `(*batch, 3, T, H, W)`, which is used with [-1, 1]: a bright [-1, 1]
     video cannot be distinguished from a [0, 1] one.
 
@@ -80,6 +80,8 @@ def _to_tensor(frames: Any) -> tuple[Tensor, str | None]:
         raise VideoError("one image is not a video: pass a list of images")
     elif isinstance(getattr(frames, "pixels", None), Tensor):
         x, known = frames.pixels, "TCHW"  # a Video
+    elif is_pipeline_output(frames):
+        x, known = _to_tensor(frames.frames)
     elif isinstance(frames, Sequence) and not isinstance(frames, (str, bytes)):
         x, known = _stack(frames)
     else:
@@ -98,6 +100,11 @@ def _from_numpy(array: np.ndarray) -> Tensor:
     # torch supports neither negative strides nor foreign byte order, and warns about read-only memory.
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def is_pipeline_output(x: Any) -> bool:
+    """Whether x is what a video pipeline of diffusers returns: an object with its videos under `frames`."""
+    return hasattr(x, "frames") and not isinstance(getattr(x, "pixels", None), Tensor)
 
 
 def _is_pil(x: Any) -> bool:

@@ -157,11 +157,14 @@ class LearnedField(nn.Module):
         coarse = _rms_normalize(self.coarse_in(eighth.detach() if self.training else eighth))
         return Features(luma(image), luma(downsampled), half, quarter, eighth, sixteenth, coarse)
 
+    def pose_keypoints(self, features: Features) -> Float[Tensor, "b m"]:
+        """Image coordinates of the learned keypoints that the pose is regressed from, in [-1, 1]."""
+        maps = self.keypoints(torch.cat([features.eighth, upsample2x(self._coarse(features))], 1))
+        return spatial_softmax(maps * self.keypoint_logit_scale.exp(), self.grid8).flatten(1)
+
     def predict_pose(self, features: Features) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Joint positions regressed from the image alone, and their standard deviation [rad or m]."""
-        maps = self.keypoints(torch.cat([features.eighth, upsample2x(self._coarse(features))], 1))
-        keypoints = spatial_softmax(maps * self.keypoint_logit_scale.exp(), self.grid8)
-        out = self.pose_out(_KEYPOINT_GAIN * keypoints.flatten(1))
+        out = self.pose_out(_KEYPOINT_GAIN * self.pose_keypoints(features))
         value, log_std = out.chunk(2, -1)
         std = (
             self.q_std
