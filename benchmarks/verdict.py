@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,7 +29,6 @@ from results import add_save, requirements, row, save
 from torch import Tensor
 
 from jidm import Camera, Embodiment, JacobianIDM, load_embodiment
-from jidm.errors import JidmWarning
 from jidm.estimation.agreement import MIN_SCORE
 from jidm.fields.analytic import AnalyticField
 from jidm.flow import as_flow_estimator
@@ -129,9 +127,8 @@ WRONG: dict[str, Callable[[Setting, np.random.Generator], Setting]] = {
 
 def decode(setting: Setting) -> Any:
     idm = JacobianIDM(setting.field.embodiment, setting.field, as_flow_estimator("dis"))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", JidmWarning)
-        return idm.decode(setting.video, q0=setting.q0, fps=FPS, layout="TCHW", value_range=(0, 1))
+    with torch.no_grad():
+        return idm.decode(setting.video, q0=setting.q0, fps=FPS, layout="TCHW", value_range=(0, 1), warn=False)
 
 
 def line_of(kind: str, setting: Setting, q: NDArray[np.float64]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class InverseDynamicsModel(ABC):
         max_size: int = MAX_SIZE,
         smooth: bool = False,
         progress: bool = False,
+        warn: bool = True,
     ) -> JointMotion:
         """Joint motion of a video.
 
@@ -88,18 +89,22 @@ class InverseDynamicsModel(ABC):
             smooth: use later frames as well: a Rauch-Tung-Striebel smoother where the model has a Kalman filter (memory then
                 grows by three matrices (2n, 2n) per frame), and `smooth_motion`.
             progress: show a progress bar.
+            warn: give a `JidmWarning` where the video contradicts robot, camera or start pose; `verdict` says it either way.
 
         Returns:
             `JointMotion` with the batch shape of the video. The steps to and from a frame that is not finite or cannot be
-            measured are `valid=False`; the others are not affected. A video that contradicts robot, camera or start pose is
-            reported by a `JidmWarning` and in `verdict`; its steps are not valid where it shows nothing like the robot.
+            measured are `valid=False`; the others are not affected. Nor are they valid where the video shows nothing like the
+            robot.
 
         Raises:
             VideoError: the video cannot be read, has one frame, or no frame rate is known.
             InputError: q0 or flow do not fit the video.
         """
         given = (video, q0, fps, flow, layout, value_range, max_size, progress)
-        return self._decode(*given, smooth=True)[1] if smooth else self._decode(*given, smooth=False)[0]
+        motion = self._decode(*given, smooth=smooth)[1 if smooth else 0]
+        if warn:
+            _warn_of_contradictions(motion)
+        return motion
 
     def decode_both(
         self,
@@ -114,7 +119,9 @@ class InverseDynamicsModel(ABC):
         progress: bool = False,
     ) -> tuple[JointMotion, JointMotion]:
         """The motions of `decode` without and with `smooth`, from one pass over the video."""
-        return self._decode(video, q0, fps, flow, layout, value_range, max_size, progress, smooth=True)
+        motions = self._decode(video, q0, fps, flow, layout, value_range, max_size, progress, smooth=True)
+        _warn_of_contradictions(motions[0])
+        return motions
 
     def for_frame_size(self, video_size: tuple[int, int], frame_size: tuple[int, int]) -> InverseDynamicsModel:
         """The model for reduced frames: itself, because networks scale frames to their own size.
@@ -141,9 +148,12 @@ class InverseDynamicsModel(ABC):
         motions = [
             model.decode_clip(x.frames, x.q0, f, smooth=smooth) for x, f in zip(batch.streams, flows, strict=True)
         ]
-        for k, (motion, _) in enumerate(motions):
-            if motion.verdict:
-                name = f"video {k}: " if batch.batch else ""
-                warnings.warn(f"{name}{motion.verdict}", JidmWarning, stacklevel=4)
         filtered = batch.stack([x for x, _ in motions])
         return filtered, batch.stack([x for _, x in motions]) if smooth else filtered
+
+
+def _warn_of_contradictions(motion: JointMotion) -> None:
+    single = isinstance(motion.verdict, str)
+    for k, verdict in enumerate([motion.verdict] if single else motion.verdict):
+        if verdict:
+            warnings.warn(str(verdict) if single else f"video {k}: {verdict}", JidmWarning, stacklevel=3)

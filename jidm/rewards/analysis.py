@@ -99,13 +99,17 @@ class VideoAnalyzer:
         if self._pairwise:
             return self._analyze_pairs(frames, dt, q0)
         with torch.no_grad():
-            motion = self._idm.decode(frames, q0=q0, fps=1 / dt, layout="TCHW")
+            motion = self._idm.decode(frames, q0=q0, fps=1 / dt, layout="TCHW", warn=False)
             q_backward = None
             if self._decode_backward:
                 every_other = slice(None, None, BACKWARD_STRIDE)
                 last = motion.position[every_other][-1]
                 backward = self._idm.decode(
-                    frames[every_other].flip(0), q0=last, fps=1 / (BACKWARD_STRIDE * dt), layout="TCHW"
+                    frames[every_other].flip(0),
+                    q0=last,
+                    fps=1 / (BACKWARD_STRIDE * dt),
+                    layout="TCHW",
+                    warn=False,
                 )
                 q_backward = backward.position.flip(0)
             field = self._idm.field
