@@ -36,7 +36,9 @@ class JointMotion:
         time: (T,) time of each frame [s].
         delta_q: (*batch, T-1, n) joint step [rad or m]; 0 where not valid.
         velocity: (*batch, T-1, n) [rad/s or m/s].
-        position: (*batch, T, n) [rad or m]; held where a frame was not measured.
+        position: (*batch, T, n) [rad or m]; held where a frame was not measured. The sum of the steps, corrected by whatever
+            measures positions themselves: contours, or the pose that a network predicts from each frame. So its differences
+            are not `delta_q` exactly, and with a weak network not nearly.
         position_std: (*batch, T, n) standard deviation of position [rad or m].
         covariance: (*batch, T-1, n, n) of delta_q.
         residual: (*batch, T-1) image motion of the robot that no joint step explains [px rms].
