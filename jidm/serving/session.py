@@ -50,6 +50,10 @@ class Session:
         self.decoder.reset(q)
         self._q0, self._awaiting_first_frame = q, True
 
+    def cancel(self) -> None:
+        """Stop the request under way in another thread before its next frame: `handle` raises `Cancelled`."""
+        self.decoder.cancel()
+
     def handle(self, message: Any) -> dict[str, Any]:
         """Answer one message.
 
