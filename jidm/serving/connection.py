@@ -1,24 +1,25 @@
 """Connections that limit what a client sends before any message of it is complete.
 
 websockets limits the bytes of a message. A client may still send it in endless small frames, or send pings without end, and
-parsing them would stop the event loop for everybody else. Such a connection is closed with a reason.
+parsing them would stop the event loop for everybody else. Frames are therefore counted one by one, as the Sans-I/O protocol
+of websockets parses them, and a connection with too many is closed with a reason.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
-from websockets.exceptions import InvalidHandshake, InvalidMessage
+from websockets.exceptions import InvalidHandshake, InvalidMessage, ProtocolError
 from websockets.frames import DATA_OPCODES, CloseCode, Frame
 from websockets.protocol import State
 
 from jidm.serving.message_check import MessageLimits
 
-_SLICE = 4096  # bytes parsed at once: at most some hundred frames before their number is checked
 _FRAME_RATE = 250.0  # [1/s] frames in the long run
 _MAX_HANDSHAKES = 64  # connections whose client has not yet said what it wants
 
@@ -70,6 +71,8 @@ class LimitedConnection(ServerConnection):
         super().__init__(*arguments, **settings)
         self._limits, self._pool, self._on_rejected = limits, pool, on_rejected
         self.leaving = asyncio.Event()
+        self._recv_frame = self.protocol.recv_frame
+        self.protocol.recv_frame = self._count_frame  # type: ignore[method-assign]
         self._frames_allowed, self._frames_counted_at = float(limits.frames), self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None  # of a message whose first frame is there
 
@@ -86,30 +89,25 @@ class LimitedConnection(ServerConnection):
         self._set_deadline(False)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop. The data is parsed in slices, so that limits are checked between them."""
-        for start in range(0, len(data), _SLICE):
-            super().data_received(data[start : start + _SLICE])
-            if self.protocol.eof_sent:  # the rest is ignored
-                sent = self.protocol.close_sent
-                if sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG:
-                    self._leave("size")
-                return self._leave()
+        """Called by the event loop."""
+        super().data_received(data)
+        if self.protocol.eof_sent:  # whatever follows is ignored
+            sent = self.protocol.close_sent
+            self._leave("size" if sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG else None)
 
-    def process_event(self, event: Any) -> None:
-        """Called by websockets with the handshake's request, then with each frame."""
-        if isinstance(event, Frame):
-            if self.leaving.is_set():
-                return
-            now = self.loop.time()
-            refilled = self._frames_allowed + _FRAME_RATE * (now - self._frames_counted_at)
-            self._frames_allowed = min(float(self._limits.frames), refilled) - 1
-            self._frames_counted_at = now
-            if self._frames_allowed < 0:
-                self._fail(f"more than {self._limits.frames} frames at once; send each message in one frame", "frames")
-                return
-            if event.opcode in DATA_OPCODES:
-                self._set_deadline(not event.fin)
-        super().process_event(event)
+    def _count_frame(self, frame: Frame) -> None:
+        """Called by the protocol with each frame that it has parsed."""
+        now = self.loop.time()
+        refilled = self._frames_allowed + _FRAME_RATE * (now - self._frames_counted_at)
+        self._frames_allowed, self._frames_counted_at = min(float(self._limits.frames), refilled) - 1, now
+        if self._frames_allowed < 0:
+            reason = f"more than {self._limits.frames} frames at once; send each message in one frame"
+            self._fail(reason, "frames")
+            raise ProtocolError(reason)  # ends parsing
+        if frame.opcode in DATA_OPCODES:
+            self._set_deadline(not frame.fin)
+        self._recv_frame(dataclasses.replace(frame))
+        frame.data = b""  # the parser keeps this one until the next frame comes, which may take days
 
     def _set_deadline(self, is_incomplete: bool) -> None:
         """Limit the time in which the frames of a message may come."""

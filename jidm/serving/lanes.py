@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from jidm.errors import Cancelled
+
 _NICE_INCREMENT = 10  # niceness of the low-priority threads, relative to the others
 
 _T = TypeVar("_T")
@@ -29,30 +31,39 @@ class Lane:
     def __init__(self, name: str, workers: int, *, low_priority: bool, on_queued: Callable[[int], None]) -> None:
         initializer = _lower_priority if low_priority else None
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=initializer)
-        self._on_queued, self._jobs = on_queued, set[Future[Any]]()
+        self._on_queued, self._jobs, self._is_closed = on_queued, set[Future[Any]](), False
 
     async def compute(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """The function's value. If this is cancelled before a thread begins, it is not called; else its value is dropped."""
-        given = list(arguments)
+        """The function's value. If this is cancelled before a thread begins, it is not called; else its value is dropped.
+
+        Raises:
+            Cancelled: no thread began before the lane was closed.
+        """
 
         def call() -> _T:
             self._on_queued(-1)
-            return function(*given)
+            return function(*arguments)
 
+        if self._is_closed:
+            raise Cancelled("closed")
         self._on_queued(1)
         job = self._executor.submit(call)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
         try:
-            return await asyncio.wrap_future(job)
-        except asyncio.CancelledError:
+            done = asyncio.wrap_future(job)
+            await asyncio.wait({done})
+        finally:  # also if cancelled
             if job.cancel():
-                given.clear()  # the executor keeps a cancelled job in its queue; a request may be large
                 self._on_queued(-1)
-            raise
+            del job  # tracebacks hold this frame, and the job all that the traceback holds
+        if done.cancelled():
+            raise Cancelled("closed")
+        return done.result()
 
     def close(self) -> None:
         """Start nothing more."""
+        self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def finish(self, timeout: float) -> int:

@@ -19,6 +19,7 @@ import math
 import signal
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 from jidm.errors import Cancelled, InputError, JidmError, MissingExtraError
 from jidm.serving.codec import pack, unpack
 from jidm.serving.lanes import Lane
+from jidm.serving.memory import release_free_memory
 from jidm.serving.message_check import MessageLimits
 from jidm.serving.metrics import Metrics
 from jidm.serving.session import Session
@@ -41,22 +43,51 @@ _PING_INTERVAL = 20.0  # [s] between pings, and timeout of their answers
 _SEND_TIMEOUT = 20.0  # [s] for a client to read an answer
 _CLOSE_TIMEOUT = 1.0  # [s] for a client to disconnect after it was asked to
 _PENALTY_TIME = 10.0  # [s] for which a client that misbehaved has low priority
-_FINISH_TIME = 2.0  # [s] for requests under way when the server stops
+_FINISH_TIME = 1.5  # [s] for requests under way when the server stops
 _ABORT_TIME = 0.5  # [s] for each later step of stopping
+_RELEASE_DELAY = 1.0  # [s] from a client's leaving until memory is released
 _MAX_WAITING = 64  # requests of one client that wait for their answers
 _MAX_TEXT = 300  # characters
 _INTERNAL_ERROR, _GOING_AWAY, _POLICY_VIOLATION = 1011, 1001, 1008  # close codes of RFC 6455
-_STOPPING = "the server is stopping; the request was not computed"
+_STOPPING = "the server is stopping; the request is not computed"
 
 
 @dataclass(eq=False)
 class _Client:
-    """A connection with its session and the messages that came and were not yet answered; None after them ends it."""
+    """A connection with its session.
+
+    Attributes:
+        waiting: messages that came and are not yet computed. Messages are held nowhere else: tracebacks of cancelled tasks
+            would keep them for long.
+        is_last: whether no message is expected after those.
+        changed: set when one of these changes.
+    """
 
     connection: LimitedConnection
-    inbox: asyncio.Queue[bytes | str | None] = field(default_factory=asyncio.Queue)
-    waiting_size: int = 0  # bytes in the inbox
     session: Session | None = None
+    waiting: deque[bytes | str] = field(default_factory=deque)
+    is_last: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def has_message(self) -> bool:
+        """Wait until there is a message to answer, or there will be none."""
+        while not self.waiting and not self.is_last:
+            self.changed.clear()
+            await self.changed.wait()
+        return bool(self.waiting)
+
+    def add(self, message: bytes | str, max_size: int) -> bool:
+        """Add a message, unless too many wait, or all together are larger than max_size bytes."""
+        if len(self.waiting) >= _MAX_WAITING or len(message) + sum(len(x) for x in self.waiting) > max_size:
+            return False
+        self.waiting.append(message)
+        self.changed.set()
+        return True
+
+    def end(self) -> None:
+        """Expect no more messages."""
+        self.is_last = True
+        self.changed.set()
 
 
 class PolicyServer:
@@ -109,8 +140,8 @@ class PolicyServer:
         asyncio.run(until_signaled())
 
     async def serve(self, stop: asyncio.Event, on_started: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until `stop` is set. Then requests under way are finished, for two seconds at most, and all others refused;
-        clients are disconnected. Takes less than four seconds.
+        """Serve until `stop` is set. Then requests that are computed are finished, in 1.5 s at most, and all others refused;
+        clients are disconnected. Takes 3 s at most.
 
         Args:
             stop: ends serving.
@@ -127,6 +158,7 @@ class PolicyServer:
         from jidm.serving.connection import ConnectionPool, LimitedConnection, quiet_logger
 
         self._stopping, self._clients, self._pool = False, set[_Client](), ConnectionPool()
+        self._releasing: asyncio.Task[None] | None = None
         connection = functools.partial(
             LimitedConnection, limits=self._limits, pool=self._pool,
             on_rejected=lambda limit: self.metrics.rejected.labels(limit).inc(),
@@ -155,8 +187,11 @@ class PolicyServer:
         self._stopping = True
         server.close(close_connections=False)
         closed = asyncio.ensure_future(server.wait_closed())
+        lanes = (self._lane, self._low_priority_lane, self._session_lane)
+        for lane in lanes:
+            lane.close()
         for client in self._clients:
-            client.inbox.put_nowait(None)
+            client.end()
         await asyncio.wait({closed}, timeout=_FINISH_TIME)
         for client in self._clients:
             if client.session is not None:
@@ -165,9 +200,6 @@ class PolicyServer:
         self._pool.abort()
         await asyncio.wait({closed}, timeout=_ABORT_TIME)
         closed.cancel()
-        lanes = (self._lane, self._low_priority_lane, self._session_lane)
-        for lane in lanes:
-            lane.close()
         self.num_abandoned = sum(await asyncio.gather(*(lane.finish(_ABORT_TIME) for lane in lanes)))
 
     # ---- one connection ---------------------------------------------------------------------------------------------
@@ -200,7 +232,7 @@ class PolicyServer:
         self._clients.add(client)
         self.metrics.clients.inc()
         if self._stopping:
-            client.inbox.put_nowait(None)
+            client.end()
         tasks = [
             asyncio.ensure_future(each)
             for each in (self._answer_messages(client), self._read_messages(client), client.connection.leaving.wait())
@@ -213,8 +245,10 @@ class PolicyServer:
             self.metrics.clients.dec()
             if client.session is not None:
                 client.session.cancel()
+            client.waiting.clear()
             for task in tasks:
                 task.cancel()
+            self._release_memory_soon()
         await asyncio.wait(tasks)
         if not answering.cancelled():
             answering.result()
@@ -225,13 +259,10 @@ class PolicyServer:
 
         with contextlib.suppress(ConnectionClosed):
             while True:
-                message = await client.connection.recv()
-                client.waiting_size += len(message)
-                if client.inbox.qsize() >= _MAX_WAITING or client.waiting_size > self._limits.size:
+                if not client.add(await client.connection.recv(), self._limits.size):
                     self.metrics.rejected.labels("waiting").inc()
                     await client.connection.close(_POLICY_VIOLATION, "too many requests at once; wait for each answer")
                     return
-                client.inbox.put_nowait(message)
 
     async def _answer_messages(self, client: _Client) -> None:
         """Answer message after message.
@@ -244,27 +275,43 @@ class PolicyServer:
         try:
             failure = await self._session_lane.compute(self._open_session, client)
             if client.session is None:
-                await client.connection.close(_GOING_AWAY if self._stopping else _INTERNAL_ERROR, failure)
+                await client.connection.close(_INTERNAL_ERROR, failure)
                 return
             await self._send(client, pack(client.session.metadata))
             trusted_since = math.inf
-            while (message := await client.inbox.get()) is not None:
-                client.waiting_size -= len(message)
+            while await client.has_message():
                 lane = self._lane if time.monotonic() >= trusted_since else self._low_priority_lane
                 start = time.perf_counter()
-                kind, answer = await lane.compute(self._answer, client.session, message)
+                try:
+                    kind, answer = await lane.compute(self._answer, client.session, client.waiting)
+                except Cancelled:
+                    client.waiting.popleft()
+                    kind, answer = "stopped", _STOPPING
                 self.metrics.latency.labels(kind).observe(time.perf_counter() - start)
-                if isinstance(answer, str) or not client.inbox.empty():
+                if isinstance(answer, str) or client.waiting:
                     trusted_since = time.monotonic() + _PENALTY_TIME
                 elif trusted_since == math.inf:
                     trusted_since = time.monotonic()
                 await self._send(client, answer)
+            await client.connection.close(_GOING_AWAY, "the server stops")
+        except Cancelled:  # before there was a session
             await client.connection.close(_GOING_AWAY, "the server stops")
         except ConnectionClosed:
             pass
         except asyncio.TimeoutError:
             self.metrics.rejected.labels("slow").inc()
             client.connection.transport.abort()
+
+    def _release_memory_soon(self) -> None:
+        """Release what clients that left have freed, soon after the first of them and once for all of them."""
+        if self._releasing is None and not self._stopping:
+            self._releasing = asyncio.ensure_future(self._release_memory())
+
+    async def _release_memory(self) -> None:
+        await asyncio.sleep(_RELEASE_DELAY)
+        with contextlib.suppress(Cancelled):
+            await self._session_lane.compute(release_free_memory)
+        self._releasing = None
 
     @staticmethod
     async def _send(client: _Client, message: bytes | str) -> None:
@@ -274,22 +321,21 @@ class PolicyServer:
 
     def _open_session(self, client: _Client) -> str:
         """Give the client a session, or return the reason why not."""
-        if self._stopping:
-            return "the server stops"
         try:
             client.session = self._make_session()
         except BaseException:
             return self._internal_error()
         return ""
 
-    def _answer(self, session: Session, message: bytes | str) -> tuple[str, bytes | str]:
-        """The kind of the answer, and itself: or one line of text with the reason why there is none."""
+    def _answer(self, session: Session, waiting: deque[bytes | str]) -> tuple[str, bytes | str]:
+        """Answer the first of these messages: the kind of the answer, and itself, or a line of text why there is none."""
         try:
-            if self._stopping:
-                raise Cancelled(_STOPPING)
+            message = waiting.popleft()
+        except IndexError:  # the client has just left and takes no answer
+            return "stopped", ""
+        try:
             return "answered", pack(session.handle(unpack(message, self._limits)))
         except Cancelled:
-            self.metrics.rejected.labels("stopping").inc()
             return "stopped", _STOPPING
         except JidmError as error:
             self.metrics.rejected.labels("message").inc()
