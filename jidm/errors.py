@@ -39,6 +39,10 @@ class CheckpointError(InputError):
     """A checkpoint is missing, damaged, of another kind, or was made for another robot."""
 
 
+class Cancelled(JidmError):
+    """Work was stopped before its end because its result is no longer wanted."""
+
+
 class MissingExtraError(JidmError, ImportError):
     """An optional dependency is absent; the message says how to install it.
 

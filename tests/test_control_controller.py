@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from copy import copy
 from types import SimpleNamespace
 from typing import Any
@@ -307,3 +307,43 @@ def test_without_measurements_the_commanded_positions_are_used() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(InputError, match="async_grounded"):
         AsyncController(ReferencePlanner(), make_decoder(), mode="async")
+
+
+@pytest.mark.parametrize("dropped", [False, True], ids=["refused", "dropped"])
+def test_executors_that_are_shut_down_lead_to_hold(dropped: bool) -> None:
+    """As at the end of a program: whatever the executors do, the control step gives commands."""
+    planning, robot, go_on = ThreadPoolExecutor(1), Robot(), threading.Event()
+    controller = AsyncController(
+        ReferencePlanner(), make_decoder(), forward_model=exact_model, planning_executor=planning
+    )
+    controller.reset(picture(robot.q), robot.q)
+    if dropped:
+        planning.submit(go_on.wait, 20)
+        controller.step(picture(robot.q), robot.q)
+    planning.shutdown(wait=False, cancel_futures=True)
+    go_on.set()
+    commands = [controller.step(picture(robot.q), robot.q) for _ in range(8)]
+    assert all(command.holding[0] and "the planner" in command.reason for command in commands)
+    assert "cannot schedule" in commands[-1].reason
+
+
+def test_a_comparison_that_fails_leaves_the_motion_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    planning, robot = DelayedExecutor(0), Robot()
+    controller = AsyncController(
+        ReferencePlanner(), make_decoder(), forward_model=exact_model, planning_executor=planning
+    )
+    controller.reset(picture(robot.q), robot.q)
+    calls = []
+
+    class BrokenTracker:
+        def __init__(self, *given: object) -> None:
+            calls.append(given)
+            raise SystemExit(3)
+
+    monkeypatch.setattr("jidm.control.controller.PoseTracker", BrokenTracker)
+    commands = []
+    for _ in range(60):
+        commands.append(controller.step(picture(robot.q), robot.q))
+        robot.send(commands[-1])
+        planning.tick()
+    assert calls and any(not command.holding[0] for command in commands)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from test_control_spline import limit_usage
 
 from jidm import JacobianIDM
 from jidm.control import ActionDecoder, Commands, ControlConfig, MotionLimits
-from jidm.errors import InputError, VideoError
+from jidm.errors import Cancelled, InputError, VideoError
 from jidm.estimation.agreement import NOT_MEASURED
 from jidm.robot.registry import load_embodiment
 
@@ -183,9 +184,10 @@ def test_frames_without_a_pose_brake_the_robot_and_state_a_reason(wrong: str) ->
     assert len(commands) == (len(q) - 1) * 8
 
 
-def test_an_observer_that_fails_does_not_brake_the_robot() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_an_observer_that_fails_does_not_brake_the_robot(error: type[BaseException]) -> None:
     def observer(*_: object) -> None:
-        raise RuntimeError("no page")
+        raise error("no page")
 
     q = motion(1.0)
     commands = []
@@ -196,6 +198,52 @@ def test_an_observer_that_fails_does_not_brake_the_robot() -> None:
         commands.append(run(decoder, q))
     np.testing.assert_array_equal(commands[0].action, commands[1].action)
     assert not commands[1].holding.any() and decoder.pose_tracker.observer is None
+
+
+def test_cancelled_work_stops_before_its_next_frame() -> None:
+    q, decoder, seen = motion(1.0), make_decoder(), []
+
+    def observer(*given: object) -> None:
+        seen.append(given)
+        if len(seen) == 4:
+            decoder.cancel()
+
+    decoder.reset(q[0])
+    decoder.pose_tracker.observer = observer
+    with pytest.raises(Cancelled, match="before frame 4"):
+        decoder.push(np.stack([picture(x) for x in q[:12]]), layout="THWC")
+    assert len(seen) == 4
+    with pytest.raises(Cancelled):
+        decoder.push(picture(q[0]), layout="HWC")
+
+
+def test_cancelled_planning_stops_before_its_next_frame_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, decoder, planned = motion(1.0), make_decoder(), []
+    decoder.reset(q[0])
+    plan = decoder.trajectory._plan
+
+    def plan_and_cancel(*given: Any, **options: Any) -> Any:
+        planned.append(given)
+        decoder.cancel()
+        return plan(*given, **options)
+
+    monkeypatch.setattr(decoder.trajectory, "_plan", plan_and_cancel)
+    with pytest.raises(Cancelled, match="before command 4"):
+        decoder.push(np.stack([picture(x) for x in q[:12]]), layout="THWC")
+    assert len(planned) == 1
+
+
+def test_a_model_that_exits_brakes_the_robot(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, decoder = motion(1.0), make_decoder()
+    decoder.reset(q[0])
+    run(decoder, q[:4])
+
+    def exits(*_: object) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(PixelPoseStream, "push", exits)
+    commands = decoder.push(picture(q[4]), layout="HWC")
+    assert commands.holding.all() and "frame 4: SystemExit: 3" in commands.reason
 
 
 def test_frames_come_in_any_layout() -> None:

@@ -419,15 +419,18 @@ def test_half_open_sockets_and_garbage_do_not_stop_it() -> None:
         noisy.close()
 
 
-class ScriptedSession:
+class ScriptedSession(Session):
     """A session that refuses, takes a while, or blocks until it is released, as the message says."""
 
-    metadata: dict[str, object] = {}  # noqa: RUF012
+    metadata: dict[str, object] = {}  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(self, release: threading.Event, computing: list[int]) -> None:
         self._release, self._computing = release, computing
 
-    def handle(self, message: dict[str, str]) -> dict[str, int]:
+    def cancel(self) -> None:
+        pass
+
+    def handle(self, message: dict[str, str]) -> dict[str, int]:  # type: ignore[override]
         if message["say"] == "refuse":
             raise InputError("refused")
         if message["say"] == "soon":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from jidm.cli.model_args import ModelArgs
+from jidm.cli.text import one_line
 from jidm.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jidm.idm import JacobianIDM
-    from jidm.serving import Session
+    from jidm.serving import PolicyServer, Session
     from jidm.visualization.viewer import LiveFeed
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -115,14 +118,12 @@ class Serve:
             print(f"serving {name} on ws://{self.host}:{port}, {action}; also /healthz and /metrics", flush=True)
 
         if feed is None:
-            server.run(on_started)
-            return 0
+            return _run(server, on_started)
         from jidm.visualization.viewer import Viewer
 
         with Viewer(feed, port=self.view_port or 0) as viewer:
             print(f"viewing on {viewer.url}", flush=True)
-            server.run(on_started)
-        return 0
+            return _run(server, on_started)
 
     def _check(self) -> None:
         from jidm.cli.checks import check_at_least, check_positive
@@ -172,3 +173,26 @@ class Serve:
         if not token:
             raise InputError(f"{self.token_file}: is empty; write a token into it")
         return token
+
+
+def _run(server: PolicyServer, on_started: Callable[[int], None]) -> int:
+    """Serve until a signal comes; returns the exit code.
+
+    The interpreter would wait for threads that cannot be interrupted, so it is left at once if there are any.
+    """
+    gc.collect()
+    gc.freeze()  # the model and all modules: later collections take milliseconds and delay no answer
+    try:
+        server.run(on_started)
+    finally:
+        gc.unfreeze()
+        if server.num_abandoned:
+            error = sys.exc_info()[1]
+            if isinstance(error, Exception):
+                print(f"jidm: {one_line(error)}", file=sys.stderr)
+            print(
+                f"{server.num_abandoned} requests could not be stopped and were abandoned", file=sys.stderr, flush=True
+            )
+            sys.stdout.flush()
+            os._exit(0 if error is None else 1)
+    return 0

@@ -12,10 +12,11 @@ chunk is shifted by the difference of their poses.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -177,7 +178,7 @@ class AsyncController:
         if measured and self.decoder.trajectory.time > 0:
             self.decoder.trajectory.observe(self._q)
         if self._pending_chunk is not None and self._pending_chunk.done():
-            chunk, self._pending_chunk = self._pending_chunk.result(), None
+            chunk, self._pending_chunk = self._finished_chunk(self._pending_chunk), None
             for part, seconds in chunk.timings.items():
                 self.timings[part].append(seconds)
             self._problem, self._active_chunk = chunk.problem, chunk if chunk.measurements else None
@@ -194,9 +195,20 @@ class AsyncController:
         chunk, last_frame = self._active_chunk, None
         if self.mode == "async_naive" and chunk is not None and chunk.measurements[-1].position is not None:
             last_frame = chunk.frames[-1]
-        self._pending_chunk = self._planning_executor.submit(
-            self._plan_chunk, self._frame, self._q_at_frame, self._remaining_steps(), last_frame
-        )
+        try:
+            self._pending_chunk = self._planning_executor.submit(
+                self._plan_chunk, self._frame, self._q_at_frame, self._remaining_steps(), last_frame
+            )
+        except Exception as error:  # the executor was shut down
+            self._problem = f"the planner cannot be called: {error}"
+
+    def _finished_chunk(self, future: Future[_GeneratedChunk]) -> _GeneratedChunk:
+        """The generated chunk, or one without frames if the executor dropped it."""
+        try:
+            return future.result()
+        except (Exception, CancelledError) as error:
+            problem = f"the planner was not called: {str(error) or type(error).__name__}"
+            return _GeneratedChunk(self._frame[None][:0], [], problem, {})
 
     def _advance_frame(self, *, has_frame: bool) -> None:
         """A frame's commands are done: apply the latest comparison and queue the next frame's commands."""
@@ -205,7 +217,9 @@ class AsyncController:
             return
         self._frames_done += 1
         if self._pending_comparison is not None and self._pending_comparison.done():
-            correction, self._pending_comparison = self._pending_comparison.result(), None
+            finished, self._pending_comparison = self._pending_comparison, None
+            failed = finished.cancelled() or finished.exception() is not None
+            correction = None if failed else finished.result()
             if correction is not None:
                 self.decoder.trajectory.shift_reference(correction - self._applied_correction)
                 self._applied_correction = correction
@@ -242,7 +256,8 @@ class AsyncController:
             self.timings["compare"].append(time.perf_counter() - start)
             return None if position is None or generated_position is None else position - generated_position
 
-        self._pending_comparison = self._comparison_executor.submit(compare)
+        with contextlib.suppress(Exception):  # the executor was shut down: the chunk goes on uncorrected
+            self._pending_comparison = self._comparison_executor.submit(compare)
 
     def _remaining_steps(self) -> NDArray[np.float64]:
         """(k, n) joint steps of the active chunk from the last real frame on, one per frame [rad or m]."""

@@ -87,6 +87,10 @@ class ActionDecoder:
         self.pose_tracker.start_video(None if q is None else self._as_pose(q))
         self._pending: list[PoseMeasurement] = []
 
+    def cancel(self) -> None:
+        """Stop work under way in another thread before its next frame; it raises `Cancelled`, as all later work does."""
+        self.trajectory.cancelled = self.pose_tracker.cancelled = True
+
     def push(self, frames: Any, *, q: ArrayLike | None = None, layout: str | None = None) -> Commands:
         """Commands that lead to these frames.
 
@@ -102,6 +106,7 @@ class ActionDecoder:
 
         Raises:
             InputError: the action space is positions and `reset` was not given any.
+            Cancelled: `cancel` was called.
         """
         if self.config.action_space == "joint_position" and self.trajectory.position is None:
             raise InputError("position commands need to know where the robot is: call reset(q=...) first")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jidm.errors import VideoError
+from jidm.errors import Cancelled, JidmError, VideoError
 from jidm.video.layouts import as_video
 
 if TYPE_CHECKING:
@@ -53,11 +53,13 @@ class PoseTracker:
 
     Attributes:
         observer: called for every frame that is tracked, in the thread that measures it; None for nobody.
+        cancelled: set by any thread to end `measure` before its next frame, now and later.
     """
 
     def __init__(self, idm: JacobianIDM, video_rate: float) -> None:
         self._idm, self._rate = idm, video_rate
         self.observer: Observer | None = None
+        self.cancelled = False
         self.start_video()
 
     def start_video(self, q: NDArray[np.float64] | None = None) -> None:
@@ -75,6 +77,9 @@ class PoseTracker:
         Args:
             frames: one or several, in any layout `as_video` takes.
             layout: as for `as_video`.
+
+        Raises:
+            Cancelled: `cancelled` was set.
         """
         try:
             video = as_frames(frames, layout)
@@ -88,6 +93,8 @@ class PoseTracker:
             self._stream.correct(q)
 
     def _measure(self, frame: Float[Tensor, "3 H W"]) -> PoseMeasurement:
+        if self.cancelled:
+            raise Cancelled(f"stopped before frame {self._frame_index}")
         index, self._frame_index = self._frame_index, self._frame_index + 1
         is_first = self._stream is None
         try:
@@ -106,8 +113,9 @@ class PoseTracker:
                 if step.agreement.unrelated:
                     return PoseMeasurement(False, problem=f"frame {index}: {step.agreement.verdict}")
                 position, velocity = step.position, step.delta_q * self._rate
-        except Exception as error:  # no frame may stop the control loop: the robot brakes instead
-            return PoseMeasurement(is_first, problem=f"frame {index}: {str(error) or type(error).__name__}")
+        except (Exception, SystemExit) as error:  # no frame may stop the control loop: the robot brakes instead
+            reason = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}".rstrip(": ")
+            return PoseMeasurement(is_first, problem=f"frame {index}: {reason}")
         q, speed = position.double().cpu().numpy(), velocity.double().cpu().numpy()
         if not (np.isfinite(q).all() and np.isfinite(speed).all()):
             return PoseMeasurement(is_first, problem=f"frame {index} gives positions that are not finite")
@@ -119,7 +127,7 @@ class PoseTracker:
             return
         try:
             self.observer(frame, index / self._rate, self._stream, step)
-        except Exception:
+        except (Exception, SystemExit):
             _LOG.exception("the observer of the pose tracker failed and is not called again")
             self.observer = None
 

@@ -20,7 +20,7 @@ from jidm.control.config import ControlConfig
 from jidm.control.limits import MotionLimits
 from jidm.control.pose_tracker import PoseMeasurement
 from jidm.control.spline import LimitedSpline
-from jidm.errors import InputError
+from jidm.errors import Cancelled, InputError
 
 _KNOT_SPACING = 0.02  # [s] time resolution of the spline, finer than any video's
 _VELOCITY_DECAY_TIME = 0.15  # [s] time constant of the extrapolated velocity beyond the last frame
@@ -44,6 +44,7 @@ class ReferenceTrajectory:
 
     Attributes:
         horizon_end: the time up to which measurements define the motion [s].
+        cancelled: set by any thread to end planning before its next frame period, now and later.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class ReferenceTrajectory:
     ) -> None:  # fmt: skip
         self.joint_names, self.limits, self.config, self.gripper_joints = joint_names, limits, config, gripper_joints
         self.horizon_end = 0.0
+        self.cancelled = False
         self._spline: LimitedSpline | None = None
         self._count = 0  # commands given so far
         self._waypoints: list[tuple[float, NDArray[np.float64]]] = []
@@ -102,6 +104,9 @@ class ReferenceTrajectory:
 
         Args:
             until: stop at this trajectory time [s].
+
+        Raises:
+            Cancelled: `cancelled` was set.
         """
         end = self.horizon_end if until is None else min(self.horizon_end, until)
         return self._commands_until(end, self._hold_reason)
@@ -243,6 +248,8 @@ class ReferenceTrajectory:
         position = np.zeros((len(times), self.limits.n))
         step = max(1, math.ceil(self.config.control_rate / self.config.video_rate))
         for k in range(0, len(times), step):
+            if self.cancelled:
+                raise Cancelled(f"stopped before command {self._count + k}")
             position[k : k + step] = self._plan(times[k : k + step], holding=bool(holding.any()))
         tracking_error[~holding] -= position[~holding]
         self._count = last

@@ -26,12 +26,16 @@ class MessageLimits:
         objects: number of values, keys included.
         depth: nesting of maps and lists.
         ndim: axes of an array.
+        frames: websocket frames that a client sends at once, those of a message in parts, pings and pongs included.
+        duration: from the first part of a message to its last [s].
     """
 
     size: int = 32 * 2**20
     objects: int = 10_000
     depth: int = 16
     ndim: int = 6
+    frames: int = 512
+    duration: float = 20.0
 
 
 def check_structure(data: bytes, limits: MessageLimits) -> None:

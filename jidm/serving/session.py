@@ -58,6 +58,10 @@ class Session:
         self._first_picture: bytes | None = None  # of LingBot-VA's client, which sends it again and again
         self._window: list[bytes] = []  # the last window of pictures from VERA's client
 
+    def cancel(self) -> None:
+        """Stop the request under way in another thread before its next frame: `handle` raises `Cancelled`."""
+        self.decoder.cancel()
+
     def handle(self, message: Any) -> dict[str, Any]:
         """Answer one message.
 
