@@ -15,7 +15,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -177,7 +178,7 @@ class AsyncController:
         if measured and self.decoder.trajectory.time > 0:
             self.decoder.trajectory.observe(self._q)
         if self._pending_chunk is not None and self._pending_chunk.done():
-            chunk, self._pending_chunk = self._pending_chunk.result(), None
+            chunk, self._pending_chunk = self._planned(self._pending_chunk), None
             for part, seconds in chunk.timings.items():
                 self.timings[part].append(seconds)
             self._problem, self._active_chunk = chunk.problem, chunk if chunk.measurements else None
@@ -194,9 +195,19 @@ class AsyncController:
         chunk, last_frame = self._active_chunk, None
         if self.mode == "async_naive" and chunk is not None and chunk.measurements[-1].position is not None:
             last_frame = chunk.frames[-1]
-        self._pending_chunk = self._planning_executor.submit(
-            self._plan_chunk, self._frame, self._q_at_frame, self._remaining_steps(), last_frame
-        )
+        try:
+            self._pending_chunk = self._planning_executor.submit(
+                self._plan_chunk, self._frame.clone(), self._q_at_frame, self._remaining_steps(), last_frame
+            )
+        except RuntimeError as error:  # the executor is shut down, or its processes died
+            self._problem = f"the planner failed: {error}"
+
+    def _planned(self, future: Future[_GeneratedChunk]) -> _GeneratedChunk:
+        """The result; an executor that lost or canceled the call is a planner that failed."""
+        try:
+            return future.result()
+        except (Exception, CancelledError) as error:
+            return _GeneratedChunk(self._frame[None][:0], [], f"the planner failed: {type(error).__name__}: {error}", {})
 
     def _advance_frame(self, *, has_frame: bool) -> None:
         """A frame's commands are done: apply the latest comparison and queue the next frame's commands."""
@@ -204,8 +215,11 @@ class AsyncController:
         if chunk is None:
             return
         self._frames_done += 1
-        if self._pending_comparison is not None and self._pending_comparison.done():
-            correction, self._pending_comparison = self._pending_comparison.result(), None
+        comparison = self._pending_comparison
+        if comparison is not None and comparison.done():
+            correction, self._pending_comparison = None, None
+            with suppress(Exception, CancelledError):  # without a comparison the chunk goes on as planned
+                correction = comparison.result()
             if correction is not None:
                 self.decoder.trajectory.shift_reference(correction - self._applied_correction)
                 self._applied_correction = correction
@@ -242,7 +256,8 @@ class AsyncController:
             self.timings["compare"].append(time.perf_counter() - start)
             return None if position is None or generated_position is None else position - generated_position
 
-        self._pending_comparison = self._comparison_executor.submit(compare)
+        with suppress(RuntimeError):  # likewise
+            self._pending_comparison = self._comparison_executor.submit(compare)
 
     def _remaining_steps(self) -> NDArray[np.float64]:
         """(k, n) joint steps of the active chunk from the last real frame on, one per frame [rad or m]."""
@@ -261,7 +276,7 @@ class AsyncController:
             steps: (k, n) joint steps of the active chunk after that frame.
             last_frame: the generated frame to continue from; None to continue from the predicted real frame.
         """
-        times, timings = [time.perf_counter()], {}
+        times, timings, no_frames = [time.perf_counter()], {}, frame[None][:0]
 
         def record_time(part: str) -> None:
             times.append(time.perf_counter())
@@ -289,7 +304,7 @@ class AsyncController:
             return _GeneratedChunk(frames, measurements, "", timings)
         except BaseException as error:  # whatever the planner raises, SystemExit too: the robot holds
             message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
-            return _GeneratedChunk(frame[None][:0], [], f"the planner failed: {message}", timings)
+            return _GeneratedChunk(no_frames, [], f"the planner failed: {message}", timings)
 
     def _warp_by_field(
         self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jidm.control.limits import LARGEST_POSITION
 from jidm.errors import VideoError
 from jidm.video.layouts import as_video
 
@@ -103,10 +104,21 @@ class PoseTracker:
                 position, velocity = step.position, step.delta_q * self._rate
         except Exception as error:  # no frame may stop the control loop: the robot brakes instead
             return PoseMeasurement(is_first, problem=f"frame {index}: {str(error) or type(error).__name__}")
-        q, speed = position.double().cpu().numpy(), velocity.double().cpu().numpy()
-        if not (np.isfinite(q).all() and np.isfinite(speed).all()):
-            return PoseMeasurement(is_first, problem=f"frame {index} gives positions that are not finite")
+        q, speed = (x.detach().double().cpu().numpy() for x in (position, velocity))
+        if problem := self._find_problem(q, speed):
+            return PoseMeasurement(is_first, problem=f"frame {index} gives {problem}")
         return PoseMeasurement(is_first, q, speed)
+
+    def _find_problem(self, q: NDArray[np.float64], speed: NDArray[np.float64]) -> str:
+        """Why this measurement cannot be used; empty if it can."""
+        n = len(self._idm.joint_names)
+        if q.shape != (n,) or speed.shape != (n,):
+            return f"positions and velocities of shapes {q.shape} and {speed.shape}, not of {n} joints"
+        if not (np.isfinite(q).all() and np.isfinite(speed).all()):
+            return "positions that are not finite"
+        if (largest := float(np.abs(q).max())) > LARGEST_POSITION:
+            return f"a position of {largest:.3g}"
+        return ""
 
     def _observe(self, frame: Tensor, index: int, step: TrackedStep | None) -> None:
         """Tell the observer; what it raises ends its observing, not the robot's motion."""

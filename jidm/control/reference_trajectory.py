@@ -83,7 +83,7 @@ class ReferenceTrajectory:
         reasons = []
         for measurement in measurements:
             self.horizon_end = max(self.horizon_end, self.time)  # the robot may have been held since the last frame
-            if not measurement.is_first or self._stop_reason:
+            if not measurement.is_first:
                 self.horizon_end += 1 / self.config.video_rate
             if self._stop_reason:
                 reasons.append(self._stop_reason)
@@ -218,8 +218,9 @@ class ReferenceTrajectory:
         self._waypoints.append((0.0, q))
 
     def _append_waypoint(self, position: NDArray[np.float64], velocity: NDArray[np.float64]) -> None:
-        """Add a waypoint at `horizon_end`."""
+        """Add a waypoint at `horizon_end`; the first one is the start, which lies inside the limits as the robot does."""
         if self._spline is None:
+            position = np.clip(position, self.limits.lower, self.limits.upper)
             self._initialize(position)
         assert self._spline is not None
         if self.time > self._waypoints[-1][0] + _TIME_TOLERANCE:  # the robot was held since the last waypoint
@@ -227,7 +228,7 @@ class ReferenceTrajectory:
         if self.horizon_end < self._waypoints[-1][0] + _TIME_TOLERANCE:
             self._waypoints.pop()
         self._waypoints.append((self.horizon_end, position))
-        self._end_velocity = velocity
+        self._end_velocity = np.clip(velocity, -self.limits.velocity, self.limits.velocity)
 
     def _commands_until(self, until: float, reason: str) -> Commands:
         """The commands up to a time. The spline is replanned for each frame period, with the reference known now."""
