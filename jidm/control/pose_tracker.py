@@ -80,7 +80,8 @@ class PoseTracker:
         try:
             video = as_frames(frames, layout)
         except VideoError as error:
-            return [PoseMeasurement(self._stream is None, problem=str(error))]
+            index, self._frame_index = self._frame_index, self._frame_index + 1  # it takes the time of a frame
+            return [PoseMeasurement(index == 0, problem=str(error))]
         return [self._measure(frame) for frame in video]
 
     def correct(self, q: NDArray[np.float64]) -> None:
@@ -90,9 +91,9 @@ class PoseTracker:
 
     def _measure(self, frame: Float[Tensor, "3 H W"]) -> PoseMeasurement:
         index, self._frame_index = self._frame_index, self._frame_index + 1
-        is_first = self._stream is None
+        is_first = index == 0
         try:
-            if self._stream is None:
+            if self._stream is None:  # so far no frame could be measured
                 self._stream = self._idm.stream(frame, time=index / self._rate, q0=self._q0)
                 position, velocity = self._stream.q, 0 * self._stream.q
                 self._observe(frame, index, None)
@@ -100,7 +101,7 @@ class PoseTracker:
                 step = self._stream.push(frame, index / self._rate)
                 self._observe(frame, index, step)
                 if not step.accepted:
-                    return PoseMeasurement(False, problem=f"frame {index} shows nothing that can be tracked")
+                    return PoseMeasurement(is_first, problem=f"frame {index} shows nothing that can be tracked")
                 position, velocity = step.position, step.delta_q * self._rate
         except Exception as error:  # no frame may stop the control loop: the robot brakes instead
             return PoseMeasurement(is_first, problem=f"frame {index}: {str(error) or type(error).__name__}")

@@ -75,7 +75,7 @@ class ReferenceTrajectory:
         """Extend the reference by these measurements, one frame period each; `next` gives the commands.
 
         Args:
-            measurements: of consecutive frames.
+            measurements: of consecutive frames; none changes nothing.
             blend: if they begin a new video at another pose than the reference, the offset is removed linearly over
                 this many frames.
         """
@@ -83,7 +83,7 @@ class ReferenceTrajectory:
         reasons = []
         for measurement in measurements:
             self.horizon_end = max(self.horizon_end, self.time)  # the robot may have been held since the last frame
-            if not measurement.is_first:
+            if not measurement.is_first and self._spline is not None:
                 self.horizon_end += 1 / self.config.video_rate
             if self._stop_reason:
                 reasons.append(self._stop_reason)
@@ -95,7 +95,8 @@ class ReferenceTrajectory:
                 blend_weight = max(0.0, 1 - blended / (blend + 1))
                 self._append_waypoint(measurement.position + blend_weight * offset, measurement.velocity)
                 blended += 1
-        self._hold_reason = "; ".join(dict.fromkeys(reasons))
+        if measurements:
+            self._hold_reason = "; ".join(dict.fromkeys(reasons))
 
     def next(self, until: float | None = None) -> Commands:
         """The commands not yet given, up to the end of the reference.
