@@ -410,7 +410,7 @@ class _DecoderMotion:
         """One frame or several, good ones and others."""
         e, rng = self.e, self.e.rng
         count = int(pick(rng, (1, 1, 1, 1, 2, 5, 17)))
-        if e.config.chunk == 1000 and not e.counts["pushes of 1,000 frames"] and rng.random() < 0.012:
+        if e.config.chunk == 1000 and not e.counts["pushes of 1,000 frames"] and rng.random() < 0.002:
             count = 1000
             e.counts["pushes of 1,000 frames"] += 1
         count = min(count, e.scene.max_frames)
@@ -759,8 +759,9 @@ class _Client:
         self.session.last = None
         known_before = self.session.decoder.trajectory.position
         answer = self.send(message)
-        observations = message["obs"] if isinstance(message.get("obs"), list) else [message]
-        states = [v for x in observations if isinstance(x, dict) for k, v in x.items() if k not in ("image", "cam")]
+        obs = message.get("obs", message)
+        observations = [x for x in (obs if isinstance(obs, list) else [obs]) if isinstance(x, dict)]
+        states = [v for x in observations for k, v in x.items() if k not in ("image", "cam")]
         if known_before is not None:
             for state in states:
                 with suppress(Exception):

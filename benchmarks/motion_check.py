@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RELATIVE_TOLERANCE = 1e-6  # of each limit
-ROUNDING = 16 * np.finfo(float).eps  # of a position; a difference of order k is as uncertain as this times rate**k
+ROUNDING = 16 * np.finfo(float).eps  # of a position and of the time; differences of order k are uncertain by this times rate**k
 CONTINUITY_TOLERANCE = 1e-9  # [rad or m] between the end of a message and the begin of the next
 START_TOLERANCE = 0.1  # [rad or m] by which a start may be outside its range; the way back is not a violation
 _ROWS = ("action", "position", "delta", "velocity", "tracking_error", "gripper", "time", "holding")
@@ -107,7 +107,8 @@ class CommandRecord:
         action, time = (np.concatenate([x[name] for x in sent]) for name in ("action", "time"))
         first = position[0] - delta[0]
         start = first if self._start is None else self._start
-        slack = ROUNDING * max(1.0, float(np.abs(position).max()), float(np.abs(start).max()))
+        path = float(np.abs(delta).max()) * self.rate * float(time[-1])  # what times that are rounded displace
+        slack = ROUNDING * (max(1.0, float(np.abs(position).max()), float(np.abs(start).max())) + path)
         self._check_consistency(sent, shifts, start, slack)
         if np.abs(np.diff(time) - 1 / self.rate).max(initial=0.0) > 1e-6 / self.rate:
             self.broken("time", f"the times of commands are not {1 / self.rate:g} s apart")
