@@ -770,8 +770,9 @@ class _Client:
                         e.record.reported(q)
         if answer is None:
             return None
-        if self.fresh and states:
-            e.record.restart(None if "obs" in message else np.asarray(states[0], dtype=np.float64).reshape(-1))
+        if self.fresh and (stated := [v for k, v in observations[0].items() if k not in ("image", "cam")]):
+            # The first answered observation states where the robot is.
+            e.record.restart(np.asarray(stated[0], dtype=np.float64).reshape(-1))
         self.fresh = False
         if "actions" in answer:
             self.e.sent({**answer, "action": answer["actions"], "delta": None, "velocity": None})
