@@ -55,6 +55,11 @@ class RenderedScene(Scene):
         shown = pick(rng, self.others) if rng.random() < 0.1 else video[self._time % len(video)]
         return np.asarray(shown, dtype=np.float64) / 255
 
+    @staticmethod
+    def robot_of(field: str) -> str:
+        """The name of its robot."""
+        return _ROBOTS[field]
+
     def restart(self, clip: int) -> None:
         """Show a clip from its beginning."""
         self._clip, self._time = clip, -1
