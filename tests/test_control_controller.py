@@ -216,6 +216,81 @@ def test_a_failing_planner_leads_to_hold_and_is_called_again(mode: str, how: str
     assert limit_usage(commanded.delta.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
 
 
+class BrokenExecutor(DelayedExecutor):
+    """Refuses, cancels or loses some of the calls."""
+
+    def __init__(self, how: str, when: range) -> None:
+        super().__init__(3)
+        self.how, self.when, self.calls = how, when, 0
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.calls += 1
+        if self.calls not in self.when:
+            return super().submit(call, *args, **kwargs)
+        if self.how == "shut down":
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future: Future[Any] = Future()
+        if self.how == "canceled":
+            future.cancel()
+        else:
+            future.set_exception(RuntimeError("a process died"))
+        return future
+
+
+@pytest.mark.parametrize("which", ["planning", "comparison"])
+@pytest.mark.parametrize(
+    ("how", "words"), [("shut down", "after shutdown"), ("canceled", "CancelledError"), ("lost", "a process died")]
+)
+def test_an_executor_that_fails_leads_to_hold_or_to_no_comparison(how: str, words: str, which: str) -> None:
+    broken, works, robot = BrokenExecutor(how, range(2, 9)), DelayedExecutor(3), Robot()
+    planning, comparison = (broken, works) if which == "planning" else (works, broken)
+    controller = AsyncController(
+        ReferencePlanner(),
+        make_decoder(),
+        forward_model=exact_model,
+        planning_executor=planning,
+        comparison_executor=comparison,
+    )
+    controller.reset(picture(robot.q), robot.q)
+    commands = []
+    for _ in range(150):
+        commands.append(controller.step(picture(robot.q), robot.q))
+        robot.send(commands[-1])
+        planning.tick()
+        comparison.tick()
+    assert broken.calls > 8 and not commands[-1].holding[0]
+    assert any(x.holding[0] and words in x.reason for x in commands) == (which == "planning")
+    deltas = concatenate(commands).delta
+    assert limit_usage(deltas.cumsum(0) + ROBOT.home, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
+
+
+def test_a_forward_model_that_gives_nothing_is_a_planner_that_fails() -> None:
+    planning, robot = DelayedExecutor(3), Robot()
+    controller = AsyncController(
+        ReferencePlanner(), make_decoder(), forward_model=lambda *_: None, planning_executor=planning  # type: ignore[arg-type, return-value]
+    )  # fmt: skip
+    controller.reset(picture(robot.q), robot.q)
+    commands = []
+    for _ in range(60):
+        commands.append(controller.step(picture(robot.q), robot.q))
+        planning.tick()
+    assert any("the planner failed" in x.reason for x in commands)
+
+
+def test_a_planner_may_write_into_its_frame() -> None:
+    class Scribbler(ReferencePlanner):
+        def __call__(self, frame: torch.Tensor) -> np.ndarray:
+            frames = super().__call__(frame)
+            frame.fill_(float("nan"))
+            return frames
+
+    planning = DelayedExecutor(1)
+    controller = AsyncController(Scribbler(), make_decoder(), mode="sync", planning_executor=planning)
+    controller.reset(picture(ROBOT.home), ROBOT.home)
+    controller.step()
+    assert bool(controller._frame.isfinite().all())
+
+
 BAD_INPUTS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], tuple[Any, Any]], str]] = {
     "robot reports NaN": (lambda frame, q: (frame, q * np.nan), "not finite"),
     "robot reports too few": (lambda frame, q: (frame, q[:3]), "8 joint positions"),

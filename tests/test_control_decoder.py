@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -84,8 +86,6 @@ def run(decoder: ActionDecoder, q: np.ndarray, *, chunk: int = 1) -> Commands:
 
 
 def concatenate(parts: list[Commands]) -> Commands:
-    from dataclasses import replace
-
     rows = ("time", "position", "delta", "velocity", "tracking_error", "holding")
     return replace(parts[0], **{name: np.concatenate([getattr(x, name) for x in parts]) for name in rows})
 
@@ -182,6 +182,103 @@ def test_frames_without_a_pose_brake_the_robot_and_state_a_reason(wrong: str) ->
     assert np.abs(parts[29].velocity).max() > 0.1 > 5e-3 > np.abs(parts[44].velocity).max()
     np.testing.assert_allclose(commands.position[-1], q[-1], atol=0.05)
     assert len(commands) == (len(q) - 1) * 8
+
+
+MEASUREMENTS = {
+    "of another robot": (lambda q: np.append(q, 0.0), "not of 8 joints"),
+    "of nothing": (lambda q: q[:0], "not of 8 joints"),
+    "in two rows": (lambda q: np.stack([q, q]), "not of 8 joints"),
+    "of 1e300": (lambda q: q + 1e300, "a position of 1e[+]300"),
+    "of 10,000 turns": (lambda q: q - 1e5, "a position of 1e[+]05"),
+    "of NaN": (lambda q: q * np.nan, "not finite"),
+}
+
+
+@pytest.mark.parametrize("wrong", MEASUREMENTS)
+def test_measurements_that_are_no_positions_brake_the_robot(wrong: str) -> None:
+    change, words = MEASUREMENTS[wrong]
+    q, decoder = motion(2.0), make_decoder()
+    decoder.reset(q[0])
+    parts = [decoder.push(picture(x)) for x in q[:15]]
+    stream = decoder.pose_tracker._stream
+    assert stream is not None
+    good = stream.push
+    stream.push = lambda frame, time: vary(good(frame, time), change)  # type: ignore[method-assign]
+    parts += [decoder.push(picture(x)) for x in q[15:25]]
+    assert all(re.search(words, x.reason) and x.holding.all() for x in parts[15:])
+    assert limit_usage(concatenate(parts).position, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
+
+
+def vary(step: SimpleNamespace, change: object) -> SimpleNamespace:
+    step.position = torch.as_tensor(change(step.position.numpy()))  # type: ignore[operator]
+    step.delta_q = 0 * step.position
+    return step
+
+
+def test_a_start_that_was_measured_outside_its_range_is_taken_for_one_at_its_end() -> None:
+    """The robot is not there, so that a way back into the range would lead it away from where it is."""
+    decoder = make_decoder()
+    outside = np.where(ROBOT.gripper_mask, 0.02, np.minimum(ROBOT.upper + 0.9, 3.9))
+    commands = run(decoder, np.repeat(outside[None], 8, 0))
+    assert len(commands) == 28 and np.abs(commands.velocity).max() < 1e-3
+    assert (commands.position <= ROBOT.upper + 1e-6).all()
+
+
+def test_a_measured_velocity_leads_no_further_than_the_robot_moves() -> None:
+    inf = np.full(ROBOT.n, np.inf)
+    decoder = ActionDecoder(
+        idm(), ControlConfig(video_rate=RATE), limits=MotionLimits(-inf, inf, np.ones(ROBOT.n), inf, inf)
+    )
+    decoder.reset(ROBOT.home)
+    decoder.push(picture(ROBOT.home))
+    stream = decoder.pose_tracker._stream
+    assert stream is not None
+    stream.push = lambda frame, time: SimpleNamespace(  # type: ignore[method-assign, assignment, return-value]
+        accepted=True, position=torch.tensor(ROBOT.home), delta_q=torch.full((ROBOT.n,), 1e8), agreement=NOT_MEASURED
+    )
+    decoder.push(picture(ROBOT.home))
+    ahead = decoder.trajectory.reference([decoder.trajectory.horizon_end + 10.0])[0]
+    np.testing.assert_allclose(ahead - ROBOT.home, 0.15, atol=1e-6)  # 1 rad/s that decays within .15 s
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_a_new_video_that_begins_with_bad_frames_brakes_a_moving_robot(wrong: str) -> None:
+    """Only the first frame takes no time, whether it was measured or not."""
+    q, decoder = motion(3.0), make_decoder()
+    decoder.reset(q[0])
+    parts = [decoder.push(picture(x)) for x in q[:15]]
+    decoder.start_video(q[14])
+    video = [BAD[wrong](picture(q[14])) if k < 9 or wrong == "another size" else picture(q[14]) for k in range(12)]
+    if wrong == "another size":
+        video = [picture(q[14]) * np.nan] * 9 + video[9:]
+    parts += [decoder.push(frame) for frame in video]
+    assert [len(x) for x in parts[15:]] == [0] + 11 * [4]
+    assert all(x.holding.all() and x.reason for x in parts[16:24])
+    assert np.abs(parts[14].velocity).max() > 0.1 > 0.03 > np.abs(parts[23].velocity[-1]).max()
+    assert limit_usage(concatenate(parts).position, MotionLimits.from_embodiment(ROBOT), 1 / 50) <= 1
+
+
+def test_bad_frames_before_the_robot_is_known_take_no_time() -> None:
+    decoder = make_decoder()
+    given = [len(decoder.push(picture(ROBOT.home) if k >= 50 else np.zeros((8, 12, 7)))) for k in range(53)]
+    assert given == 51 * [0] + [4, 4]
+
+
+def test_a_reason_stays_until_its_commands_are_given() -> None:
+    decoder = make_decoder(chunk=4)
+    decoder.reset(ROBOT.home)
+    frames = [picture(ROBOT.home)] * 3 + [np.full((8, 12, 3), np.nan)] * 2
+    decoder.trajectory.append([m for x in frames for m in decoder.pose_tracker.measure(x)])
+    held = decoder.push(picture(ROBOT.home))  # an incomplete chunk adds nothing to the reference
+    assert held.holding.tolist() == 8 * [False] + 8 * [True] and "nothing that can be tracked" in held.reason
+
+
+def test_a_gripper_without_a_range_has_no_opening() -> None:
+    given = MotionLimits.from_embodiment(ROBOT)
+    unlimited = replace(given, upper=np.where(ROBOT.gripper_mask, np.inf, given.upper))
+    decoder = ActionDecoder(idm(), ControlConfig(video_rate=RATE), limits=unlimited)
+    decoder.reset(ROBOT.home)
+    assert run(decoder, np.repeat(ROBOT.home[None], 3, 0)).gripper.shape == (8, 0)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
@@ -378,6 +475,8 @@ def test_grippers_have_an_opening() -> None:
         ({"control_rate": float("nan")}, "control_rate"),
         ({"action_space": "torque"}, "known: joint_delta"),
         ({"chunk": 0}, "chunk"),
+        ({"max_tracking_error": float("nan")}, "max_tracking_error"),
+        ({"max_tracking_error": -0.1}, "max_tracking_error"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], words: str) -> None:
@@ -394,6 +493,7 @@ NO_POSES = {
     "a tool pose": (TOOL_POSE, "panda_joint4 is 3.13, its limits are -3.072 to -0.0698.*a tool pose is none"),
     "degrees": (np.rad2deg(ROBOT.home), "degrees"),
     "absurd": (np.full(8, 1e308), "panda_joint1 is 1e[+]308"),
+    "a tensor that needs a gradient": (torch.tensor(ROBOT.home, requires_grad=True), "8 joint positions"),
 }
 
 

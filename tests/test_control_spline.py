@@ -134,6 +134,17 @@ def test_it_comes_to_rest_without_a_new_reference() -> None:
     assert np.array_equal(spline.at(spline.time + 3.0).position, rest.position)
 
 
+def test_the_motion_beyond_a_plan_is_the_one_that_is_fixed_there() -> None:
+    """A frame period may be longer than the horizon; at 1 kHz a step of 1e-12 rad is a jerk of .001 rad/s^3."""
+    spline, rng = limited_spline(limits_of(), [0.0, 0.0], horizon=0.16), np.random.default_rng(0)
+    for _ in range(200):
+        spline.replan(np.tile(rng.uniform(-1, 1, 2), (8, 1)), np.full(8, rng.choice([1, 0.02])))
+        at = spline.time + 0.2 - KNOT + np.arange(0.0, KNOT, 0.001)
+        before = spline.at(at).position
+        spline.advance(10)
+        np.testing.assert_allclose(spline.at(at).position, before, rtol=0, atol=1e-15)
+
+
 def test_a_joint_that_starts_outside_its_range_returns_into_it() -> None:
     limits = limits_of()
     q = follow(limited_spline(limits, [1.4, -1.2]), np.array([[2.0, -2.0]] * 20))
@@ -151,6 +162,16 @@ def test_a_shift_changes_positions_and_no_velocities() -> None:
     after = spline.at(spline.time + 0.1)
     np.testing.assert_allclose(after.position - before.position, [[0.05, -0.02]])
     np.testing.assert_allclose(after.velocity, before.velocity, atol=1e-12)
+
+
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+def test_no_shift_leads_a_moving_joint_out_of_its_range(direction: float) -> None:
+    """The motion on its way from one end must not be moved to where it comes from."""
+    spline = limited_spline(limits_of(), [-0.9 * direction, 0.0])
+    follow(spline, np.array([[0.9 * direction, 0.0]] * 2))
+    assert spline.shift([-3.0 * direction, 0.0])[0] * direction < -0.1
+    at = np.linspace(spline.time - KNOT, spline.time + 0.8, 200)
+    assert np.abs(spline.at(at).position[:, 0]).max() <= 1 + 1e-9
 
 
 def test_replanning_keeps_the_fixed_part() -> None:

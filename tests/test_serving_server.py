@@ -313,6 +313,19 @@ def test_feedback_without_frames_changes_nothing() -> None:
     np.testing.assert_array_equal(one.decoder.trajectory.position, before)
 
 
+def test_real_frames_take_no_commands_from_a_robot_that_is_stopped() -> None:
+    """Their answer holds none, so that the motion of the next answer would begin elsewhere."""
+    q, one = motion(speed=2.0), session(max_tracking_error=0.3)
+    one.handle({"image": float_picture(q[0]), "state": q[0]})
+    before = [one.handle({"image": float_picture(x)}) for x in q[1:9]][-1]
+    far = before["position"][-1] - np.where(np.arange(8) == 3, 0.5, 0.0)
+    one.handle({"endpoint": "observe", "q": np.clip(far, ROBOT.lower, ROBOT.upper)})
+    assert one.handle({"obs": [{"cam": float_picture(q[9])}], "compute_kv_cache": True}) == {}
+    after = one.handle({"image": float_picture(q[9])})
+    assert after["holding"].all() and after["time"][0] == pytest.approx(before["time"][-1] + 0.02)
+    assert np.abs(after["actions"][0] - before["actions"][-1]).max() < 0.2 < np.abs(before["actions"][-1]).max()
+
+
 # ---- misbehaving clients ---------------------------------------------------------------------------------------------
 
 

@@ -38,4 +38,6 @@ class ControlConfig:
             )
         if self.chunk < 1:
             raise InputError(f"chunk must be at least one frame, got {self.chunk}")
+        if self.max_tracking_error is not None and not self.max_tracking_error > 0:
+            raise InputError(f"max_tracking_error must be positive or None, got {self.max_tracking_error}")
         as_action_space(self.action_space)

@@ -12,11 +12,11 @@ chunk is shifted by the difference of their poses.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -178,7 +178,7 @@ class AsyncController:
         if measured and self.decoder.trajectory.time > 0:
             self.decoder.trajectory.observe(self._q)
         if self._pending_chunk is not None and self._pending_chunk.done():
-            chunk, self._pending_chunk = self._finished_chunk(self._pending_chunk), None
+            chunk, self._pending_chunk = self._planned(self._pending_chunk), None
             for part, seconds in chunk.timings.items():
                 self.timings[part].append(seconds)
             self._problem, self._active_chunk = chunk.problem, chunk if chunk.measurements else None
@@ -197,18 +197,19 @@ class AsyncController:
             last_frame = chunk.frames[-1]
         try:
             self._pending_chunk = self._planning_executor.submit(
-                self._plan_chunk, self._frame, self._q_at_frame, self._remaining_steps(), last_frame
+                self._plan_chunk, self._frame.clone(), self._q_at_frame, self._remaining_steps(), last_frame
             )
-        except Exception as error:  # the executor was shut down
-            self._problem = f"the planner cannot be called: {error}"
+        except Exception as error:  # the executor is shut down, or its processes died
+            self._problem = f"the planner failed: {error}"
 
-    def _finished_chunk(self, future: Future[_GeneratedChunk]) -> _GeneratedChunk:
-        """The generated chunk, or one without frames if the executor dropped it."""
+    def _planned(self, future: Future[_GeneratedChunk]) -> _GeneratedChunk:
+        """The result; an executor that lost or canceled the call is a planner that failed."""
         try:
             return future.result()
         except (Exception, CancelledError) as error:
-            problem = f"the planner was not called: {str(error) or type(error).__name__}"
-            return _GeneratedChunk(self._frame[None][:0], [], problem, {})
+            return _GeneratedChunk(
+                self._frame[None][:0], [], f"the planner failed: {type(error).__name__}: {error}", {}
+            )
 
     def _advance_frame(self, *, has_frame: bool) -> None:
         """A frame's commands are done: apply the latest comparison and queue the next frame's commands."""
@@ -216,10 +217,11 @@ class AsyncController:
         if chunk is None:
             return
         self._frames_done += 1
-        if self._pending_comparison is not None and self._pending_comparison.done():
-            finished, self._pending_comparison = self._pending_comparison, None
-            failed = finished.cancelled() or finished.exception() is not None
-            correction = None if failed else finished.result()
+        comparison = self._pending_comparison
+        if comparison is not None and comparison.done():
+            correction, self._pending_comparison = None, None
+            with suppress(Exception, CancelledError):  # without a comparison the chunk goes on as planned
+                correction = comparison.result()
             if correction is not None:
                 self.decoder.trajectory.shift_reference(correction - self._applied_correction)
                 self._applied_correction = correction
@@ -256,7 +258,7 @@ class AsyncController:
             self.timings["compare"].append(time.perf_counter() - start)
             return None if position is None or generated_position is None else position - generated_position
 
-        with contextlib.suppress(Exception):  # the executor was shut down: the chunk goes on uncorrected
+        with suppress(Exception):  # the executor was shut down: the chunk goes on uncorrected
             self._pending_comparison = self._comparison_executor.submit(compare)
 
     def _remaining_steps(self) -> NDArray[np.float64]:
@@ -276,7 +278,7 @@ class AsyncController:
             steps: (k, n) joint steps of the active chunk after that frame.
             last_frame: the generated frame to continue from; None to continue from the predicted real frame.
         """
-        times, timings = [time.perf_counter()], {}
+        times, timings, no_frames = [time.perf_counter()], {}, frame[None][:0]
 
         def record_time(part: str) -> None:
             times.append(time.perf_counter())
@@ -304,7 +306,7 @@ class AsyncController:
             return _GeneratedChunk(frames, measurements, "", timings)
         except BaseException as error:  # whatever the planner raises, SystemExit too: the robot holds
             message = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}"
-            return _GeneratedChunk(frame[None][:0], [], f"the planner failed: {message}", timings)
+            return _GeneratedChunk(no_frames, [], f"the planner failed: {message}", timings)
 
     def _warp_by_field(
         self, frame: Tensor, q: NDArray[np.float64], steps: NDArray[np.float64]

@@ -36,7 +36,7 @@ class ActionDecoder:
 
     Attributes:
         pose_tracker: measures joint positions in frames. It may run in another thread while commands are executed.
-        gripper_joints: columns that open and close a gripper.
+        gripper_joints: columns that open and close a gripper, between limits.
         trajectory: takes measurements and gives commands: `trajectory.append(pose_tracker.measure(frames))`, then
             `trajectory.next()`. `push` does both. It also holds, observes and shifts; `reset` replaces it.
 
@@ -55,7 +55,9 @@ class ActionDecoder:
         if limits.n != len(idm.joint_names):
             raise InputError(f"limits are of {limits.n} joints, the field has {len(idm.joint_names)}")
         self.idm, self.limits, self.config = idm, limits, config or ControlConfig()
-        self.gripper_joints = () if robot is None else tuple(int(k) for k in np.flatnonzero(robot.gripper_mask))
+        span = limits.upper - limits.lower
+        has_opening = np.isfinite(span) & (span > 0) & (False if robot is None else robot.gripper_mask)
+        self.gripper_joints = tuple(int(k) for k in np.flatnonzero(has_opening))
         self.pose_tracker = PoseTracker(idm, self.config.video_rate)
         self.reset()
 

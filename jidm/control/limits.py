@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _RANGE_TOLERANCE = 0.05  # fraction of its range by which a joint may be reported outside: encoder zeros, soft stops ...
 _LARGEST_TOLERANCE = 0.1  # ... but not more than this [rad or m]
-_LARGEST_POSITION = 1000.0  # of a joint without limits: over 150 turns [rad or m]
+LARGEST_POSITION = 1000.0  # of a joint without limits: over 150 turns [rad or m]
+"""Positions beyond it are taken for errors, whoever states them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ class MotionLimits:
         """
         try:
             values = np.array(q, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
+        except Exception:  # a robot may report any object, such as a tensor that needs a gradient
             raise InputError(f"q must be {self.n} joint positions, got {_short(q)}") from None
         if values.shape != (self.n,):
             shape = f"shape {values.shape}"
@@ -98,7 +99,7 @@ class MotionLimits:
             raise InputError(f"q is not finite: {joint_names[bad[0]]} is {values[bad[0]]}")
         tolerance = np.minimum(_RANGE_TOLERANCE * (self.upper - self.lower), _LARGEST_TOLERANCE)
         low, high = (
-            np.where(np.isfinite(x), x, sign * _LARGEST_POSITION) for x, sign in ((self.lower, -1), (self.upper, 1))
+            np.where(np.isfinite(x), x, sign * LARGEST_POSITION) for x, sign in ((self.lower, -1), (self.upper, 1))
         )
         outside = (values < low - tolerance) | (values > high + tolerance)
         if not outside.any():

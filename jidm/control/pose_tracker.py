@@ -12,6 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jidm.control.limits import LARGEST_POSITION
 from jidm.errors import Cancelled, JidmError, VideoError
 from jidm.video.layouts import as_video
 
@@ -84,7 +85,8 @@ class PoseTracker:
         try:
             video = as_frames(frames, layout)
         except VideoError as error:
-            return [PoseMeasurement(self._stream is None, problem=str(error))]
+            index, self._frame_index = self._frame_index, self._frame_index + 1  # it takes the time of a frame
+            return [PoseMeasurement(index == 0, problem=str(error))]
         return [self._measure(frame) for frame in video]
 
     def correct(self, q: NDArray[np.float64]) -> None:
@@ -96,12 +98,12 @@ class PoseTracker:
         if self.cancelled:
             raise Cancelled(f"stopped before frame {self._frame_index}")
         index, self._frame_index = self._frame_index, self._frame_index + 1
-        is_first = self._stream is None
+        is_first = index == 0
         try:
-            if self._stream is None:
+            if self._stream is None:  # so far no frame could be measured
                 stream = self._idm.stream(frame, time=index / self._rate, q0=self._q0)
                 if stream.agreement.unrelated:
-                    return PoseMeasurement(True, problem=f"frame {index}: {stream.agreement.verdict}")
+                    return PoseMeasurement(is_first, problem=f"frame {index}: {stream.agreement.verdict}")
                 self._stream = stream
                 position, velocity = self._stream.q, 0 * self._stream.q
                 self._observe(frame, index, None)
@@ -109,17 +111,28 @@ class PoseTracker:
                 step = self._stream.push(frame, index / self._rate)
                 self._observe(frame, index, step)
                 if not step.accepted:
-                    return PoseMeasurement(False, problem=f"frame {index} shows nothing that can be tracked")
+                    return PoseMeasurement(is_first, problem=f"frame {index} shows nothing that can be tracked")
                 if step.agreement.unrelated:
-                    return PoseMeasurement(False, problem=f"frame {index}: {step.agreement.verdict}")
+                    return PoseMeasurement(is_first, problem=f"frame {index}: {step.agreement.verdict}")
                 position, velocity = step.position, step.delta_q * self._rate
         except (Exception, SystemExit) as error:  # no frame may stop the control loop: the robot brakes instead
             reason = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}".rstrip(": ")
             return PoseMeasurement(is_first, problem=f"frame {index}: {reason}")
-        q, speed = position.double().cpu().numpy(), velocity.double().cpu().numpy()
-        if not (np.isfinite(q).all() and np.isfinite(speed).all()):
-            return PoseMeasurement(is_first, problem=f"frame {index} gives positions that are not finite")
+        q, speed = (x.detach().double().cpu().numpy() for x in (position, velocity))
+        if problem := self._find_problem(q, speed):
+            return PoseMeasurement(is_first, problem=f"frame {index} gives {problem}")
         return PoseMeasurement(is_first, q, speed)
+
+    def _find_problem(self, q: NDArray[np.float64], speed: NDArray[np.float64]) -> str:
+        """Why this measurement cannot be used; empty if it can."""
+        n = len(self._idm.joint_names)
+        if q.shape != (n,) or speed.shape != (n,):
+            return f"positions and velocities of shapes {q.shape} and {speed.shape}, not of {n} joints"
+        if not (np.isfinite(q).all() and np.isfinite(speed).all()):
+            return "positions that are not finite"
+        if (largest := float(np.abs(q).max())) > LARGEST_POSITION:
+            return f"a position of {largest:.3g}"
+        return ""
 
     def _observe(self, frame: Tensor, index: int, step: TrackedStep | None) -> None:
         """Tell the observer; what it raises ends its observing, not the robot's motion."""

@@ -77,7 +77,7 @@ class ReferenceTrajectory:
         """Extend the reference by these measurements, one frame period each; `next` gives the commands.
 
         Args:
-            measurements: of consecutive frames.
+            measurements: of consecutive frames; none changes nothing.
             blend: if they begin a new video at another pose than the reference, the offset is removed linearly over
                 this many frames.
         """
@@ -85,7 +85,7 @@ class ReferenceTrajectory:
         reasons = []
         for measurement in measurements:
             self.horizon_end = max(self.horizon_end, self.time)  # the robot may have been held since the last frame
-            if not measurement.is_first or self._stop_reason:
+            if not measurement.is_first and self._spline is not None:
                 self.horizon_end += 1 / self.config.video_rate
             if self._stop_reason:
                 reasons.append(self._stop_reason)
@@ -97,7 +97,8 @@ class ReferenceTrajectory:
                 blend_weight = max(0.0, 1 - blended / (blend + 1))
                 self._append_waypoint(measurement.position + blend_weight * offset, measurement.velocity)
                 blended += 1
-        self._hold_reason = "; ".join(dict.fromkeys(reasons))
+        if measurements:
+            self._hold_reason = "; ".join(dict.fromkeys(reasons))
 
     def next(self, until: float | None = None) -> Commands:
         """The commands not yet given, up to the end of the reference.
@@ -224,8 +225,9 @@ class ReferenceTrajectory:
         self._waypoints.append((0.0, q))
 
     def _append_waypoint(self, position: NDArray[np.float64], velocity: NDArray[np.float64]) -> None:
-        """Add a waypoint at `horizon_end`."""
+        """Add a waypoint at `horizon_end`; the first one is the start, which lies inside the limits as the robot does."""
         if self._spline is None:
+            position = np.clip(position, self.limits.lower, self.limits.upper)
             self._initialize(position)
         assert self._spline is not None
         if self.time > self._waypoints[-1][0] + _TIME_TOLERANCE:  # the robot was held since the last waypoint
@@ -233,7 +235,7 @@ class ReferenceTrajectory:
         if self.horizon_end < self._waypoints[-1][0] + _TIME_TOLERANCE:
             self._waypoints.pop()
         self._waypoints.append((self.horizon_end, position))
-        self._end_velocity = velocity
+        self._end_velocity = np.clip(velocity, -self.limits.velocity, self.limits.velocity)
 
     def _commands_until(self, until: float, reason: str) -> Commands:
         """The commands up to a time. The spline is replanned for each frame period, with the reference known now."""

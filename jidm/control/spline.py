@@ -91,7 +91,7 @@ class LimitedSpline:
         # A joint on its way back into its range aims further inside, so that it does not swing out again.
         lower = self.limits.lower + _REENTRY * np.maximum(0, self.limits.lower - plan.min(0))
         upper = self.limits.upper - _REENTRY * np.maximum(0, plan.max(0) - self.limits.upper)
-        target, bounds = np.clip(target, lower, upper), self._bounds()
+        target, bounds = np.clip(target, lower, upper), self._bounds(plan)
         solution = self._qp.solve(past, target, weights, bounds)
         if solution is not None:
             plan += self._feasible_fraction(solution - plan, bounds) * (solution - plan)
@@ -113,11 +113,13 @@ class LimitedSpline:
         knot_index = (np.atleast_1d(np.asarray(times, dtype=np.float64)) - self.time) / self.knot + _PAST
         if not (knot_index > -1e-6).all():
             raise InputError(f"the motion is known from {self.time - self.knot} s on, not at {np.min(times)} s")
-        last = len(self._control_points) - _FIXED
+        # Beyond the plan the motion is that of `advance`: the end of a plan is at rest to the solver's accuracy only.
+        points = np.pad(self._control_points, ((0, _FIXED), (0, 0)), mode="edge")
+        last = len(points) - _FIXED
         knot_index = np.clip(knot_index, 0, last)
         span = np.minimum(knot_index.astype(int), last - 1)
         u = (knot_index - span)[:, None]
-        p0, p1, p2, p3 = (self._control_points[span + k] for k in range(4))
+        p0, p1, p2, p3 = (points[span + k] for k in range(4))
         position = ((1 - u) ** 3 * p0 + (3 * u**3 - 6 * u**2 + 4) * p1 + (-3 * u**3 + 3 * u**2 + 3 * u + 1) * p2 + u**3 * p3) / 6  # fmt: skip
         velocity = (-((1 - u) ** 2) * p0 + (3 * u**2 - 4 * u) * p1 + (-3 * u**2 + 2 * u + 1) * p2 + u**2 * p3) / 2
         acceleration = (1 - u) * p0 + (3 * u - 2) * p1 + (1 - 3 * u) * p2 + u * p3
@@ -129,18 +131,19 @@ class LimitedSpline:
         Returns:
             (n,) by how much it was moved [rad or m].
         """
-        (low, high), plan = self._bounds(), self._control_points[-self._m :]
-        applied = np.clip(np.asarray(offset, dtype=np.float64), (low - plan).max(0), (high - plan).min(0))
+        points = self._control_points  # the fixed ones as well: the motion up to the free ones depends on them
+        low, high = self._bounds(points)
+        applied = np.clip(np.asarray(offset, dtype=np.float64), (low - points).max(0), (high - points).min(0))
         self._control_points += applied
         return applied
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(m, n) lower and upper bounds of the free control points: the limits, or where the current plan is outside of them."""
-        span, plan = self.limits.upper - self.limits.lower, self._control_points[-self._m :]
+    def _bounds(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(k, n) lower and upper bounds of control points (k, n): the limits, or where the points are outside of them."""
+        span = self.limits.upper - self.limits.lower
         margin = _MARGIN * np.where(np.isfinite(span), span, 0)
-        return np.minimum(self.limits.lower + margin, plan), np.maximum(self.limits.upper - margin, plan)
+        return np.minimum(self.limits.lower + margin, points), np.maximum(self.limits.upper - margin, points)
 
     def _feasible_fraction(
         self, change: NDArray[np.float64], bounds: tuple[NDArray[np.float64], NDArray[np.float64]]
