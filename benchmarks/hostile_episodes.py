@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from jidm import Embodiment, load_embodiment
 from jidm.control import MODES, ActionDecoder, AsyncController, Commands, ControlConfig, MotionLimits
 from jidm.errors import InputError, JidmError
+from jidm.estimation.agreement import NOT_MEASURED
 from jidm.serving import Handshake, Session, pack, unpack
 
 Array = NDArray[Any]
@@ -123,6 +124,8 @@ def encode(one: Robot, q: Array, fault: int = 0) -> Array:
 class StandInStream:
     """Measures what frames encode."""
 
+    agreement = NOT_MEASURED
+
     def __init__(self, one: Robot, frame: torch.Tensor, q0: Any) -> None:
         self._robot, self._shape = one, frame.shape
         position, _ = self._measured(frame, np.zeros(one.n))
@@ -148,9 +151,10 @@ class StandInStream:
         q = self.decode(frame)
         position, step = self._measured(frame, q - self._last)
         if position is None:
-            return SimpleNamespace(accepted=False, position=self.q, delta_q=0 * self.q)
+            return SimpleNamespace(accepted=False, position=self.q, delta_q=0 * self.q, agreement=NOT_MEASURED)
         self._last = q if np.isfinite(q).all() else self._last
-        return SimpleNamespace(accepted=True, position=torch.tensor(position), delta_q=torch.tensor(step))
+        position, step = torch.tensor(position), torch.tensor(step)
+        return SimpleNamespace(accepted=True, position=position, delta_q=step, agreement=NOT_MEASURED)
 
     def correct(self, q: Any) -> None:
         """As `MotionStream.correct`."""

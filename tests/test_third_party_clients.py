@@ -29,6 +29,7 @@ from test_serving_server import serving
 from jidm import JacobianIDM
 from jidm.control import ActionDecoder, ControlConfig
 from jidm.errors import InputError
+from jidm.estimation.agreement import NOT_MEASURED
 from jidm.robot.kinematics import Kinematics
 from jidm.robot.registry import load_embodiment
 from jidm.serving import Handshake, Session
@@ -53,6 +54,8 @@ def picture(q: np.ndarray, size: tuple[int, int] = (24, 32)) -> np.ndarray:
 
 
 class PixelPoseStream:
+    agreement = NOT_MEASURED
+
     def __init__(self, n: int, frame: torch.Tensor, q0: Any) -> None:
         self.n = n
         self.q = self._decode(frame) if q0 is None else torch.as_tensor(q0)
@@ -63,7 +66,9 @@ class PixelPoseStream:
 
     def push(self, frame: torch.Tensor, time: float) -> SimpleNamespace:
         before, self.q = self.q, self._decode(frame)
-        return SimpleNamespace(accepted=bool(frame.isfinite().all()), position=self.q, delta_q=self.q - before)
+        return SimpleNamespace(
+            accepted=bool(frame.isfinite().all()), position=self.q, delta_q=self.q - before, agreement=NOT_MEASURED
+        )
 
     def correct(self, q: np.ndarray) -> None:
         self.q = torch.as_tensor(q)

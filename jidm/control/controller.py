@@ -219,9 +219,10 @@ class AsyncController:
         self._frames_done += 1
         comparison = self._pending_comparison
         if comparison is not None and comparison.done():
-            correction, self._pending_comparison = None, None
-            with suppress(Exception, CancelledError):  # without a comparison the chunk goes on as planned
-                correction = comparison.result()
+            self._pending_comparison = None
+            # Without a comparison the chunk goes on as planned.
+            failed = comparison.cancelled() or comparison.exception() is not None
+            correction = None if failed else comparison.result()
             if correction is not None:
                 self.decoder.trajectory.shift_reference(correction - self._applied_correction)
                 self._applied_correction = correction
