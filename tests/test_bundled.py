@@ -34,7 +34,9 @@ def test_is_small_and_states_how_it_was_made(name: str) -> None:
     assert len(log) > 10 and all(json.loads(line) for line in log)
 
 
-@pytest.mark.parametrize("name", bundled_names())
+@pytest.mark.parametrize(
+    "name", [x if x == "finger-5" else pytest.param(x, marks=pytest.mark.slow) for x in bundled_names()]
+)
 def test_decodes_unseen_video(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pybullet", reason="renders the robot: extra sim")
     from jidm.datasets import open_dataset

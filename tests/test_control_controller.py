@@ -135,6 +135,7 @@ def run(
     return float(np.mean(errors[3:])), periods, np.stack(sent)
 
 
+@pytest.mark.slow
 def test_grounded_tracks_as_sync_does_at_twice_its_pace() -> None:
     found = {mode: run(mode) for mode in MODES}
     error = {mode: value[0] for mode, value in found.items()}
@@ -147,6 +148,7 @@ def test_grounded_tracks_as_sync_does_at_twice_its_pace() -> None:
     assert pace["async_grounded"] > 1.8 * pace["sync"]
 
 
+@pytest.mark.slow
 def test_comparison_corrects_tracking_drift_and_forward_model_error() -> None:
     for mode, model in (("sync", exact_model), ("async_grounded", short_model)):
         compared, blind = (run(mode, forward_model=model, compare=periods)[0] for periods in (3, NEVER))

@@ -175,6 +175,7 @@ def actors_of(driver: int) -> list[int]:
     return [pid for pid, _, what in rows if "MapWorker" in what and is_below(pid)]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes(scene, tmp_path: Path):
     paths, config = scene
     out = tmp_path / "scores.jsonl"
