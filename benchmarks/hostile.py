@@ -47,7 +47,12 @@ def outcome(seed: int, number: int, field: str, cost: float) -> dict[str, Any]:
     try:
         kind, e = run_episode(seed, number, field=field, cost=cost)
     except Exception as error:
-        return {"number": number, "kind": "harness", "field": field, "violations": [f"raises: {type(error).__name__}: {error}"]}
+        return {
+            "number": number,
+            "kind": "harness",
+            "field": field,
+            "violations": [f"raises: {type(error).__name__}: {error}"],
+        }
     counts = {**e.counts, "commands": e.record.count, "holding": e.record.holding, "segments": e.record.segments}
     rate, chunk = e.config.control_rate, e.config.chunk
     return {
@@ -72,7 +77,8 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     for x in ran:
         counts.update(x["counts"])
     share = {
-        name: max((x["share"].get(name, 0.0) for x in ran), default=0.0) for name in ("velocity", "acceleration", "jerk")
+        name: max((x["share"].get(name, 0.0) for x in ran), default=0.0)
+        for name in ("velocity", "acceleration", "jerk")
     }
     failed = [x for x in found if x["violations"]]
     return {
@@ -104,9 +110,15 @@ def figures(found: list[dict[str, Any]], report: dict[str, Any]) -> list[dict[st
                 commands = sum(x["counts"]["commands"] for x in some)
                 failed = sum(bool(x["violations"]) for x in some)
                 case = f"{kind}, {field or 'stand-in'}"
-                made += rows("any", "ours", {"episodes": len(some), "commands": commands, "failed_episodes": failed}, case=case)
+                made += rows(
+                    "any", "ours", {"episodes": len(some), "commands": commands, "failed_episodes": failed}, case=case
+                )
     share = {f"{name}_share": value for name, value in report["largest share of a limit"].items()}
-    total = {"episodes": report["episodes"], "commands": report["counts"]["commands"], "failed_episodes": report["failed episodes"]}
+    total = {
+        "episodes": report["episodes"],
+        "commands": report["counts"]["commands"],
+        "failed_episodes": report["failed episodes"],
+    }
     return made + rows("any", "ours", {**total, **share}, case="all")
 
 

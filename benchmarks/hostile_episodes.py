@@ -487,7 +487,9 @@ class _DecoderMotion:
         e, rng = self.e, self.e.rng
         offset = rng.normal(0, pick(rng, (0.01, 1.0, 1e6)), e.robot.n)
         wrong = e.faulty()
-        e.refusing("shift", lambda: self.decoder.trajectory.shift_reference(offset * np.nan if wrong else offset), must=wrong)
+        e.refusing(
+            "shift", lambda: self.decoder.trajectory.shift_reference(offset * np.nan if wrong else offset), must=wrong
+        )
 
     def drop(self) -> None:
         """The rest of the reference is forgotten."""
@@ -661,7 +663,12 @@ def run_session(e: Episode) -> None:
     lingbot = one.name in ("panda", "piper") and rng.random() < 0.4
     if lingbot:
         ratio = int(pick(rng, (1, 2, 4)))
-        settings = {**vars(e.config), "chunk": 1, "control_rate": e.config.control_rate, "video_rate": e.config.control_rate / ratio}
+        settings = {
+            **vars(e.config),
+            "chunk": 1,
+            "control_rate": e.config.control_rate,
+            "video_rate": e.config.control_rate / ratio,
+        }
         e.config = ControlConfig(**settings)
     handshake = Handshake(layout="lingbot_va", side="left") if lingbot else Handshake()
     session = RecordingSession(ActionDecoder(e.scene.idm, e.config, limits=one.limits), handshake)
@@ -805,7 +812,9 @@ class _Client:
         message: dict[str, Any] = {"endpoint": "observe", "q": q}
         if rng.random() < 0.6:
             now = self.session.decoder.trajectory.time
-            message["time"] = pick(rng, (now, now - rng.uniform(0, 2), -1.0, 1e300, float("nan"), True, "now", None, [0.0]))
+            message["time"] = pick(
+                rng, (now, now - rng.uniform(0, 2), -1.0, 1e300, float("nan"), True, "now", None, [0.0])
+            )
         answer = self.send(message)
         if answer is not None:
             if wrong:

@@ -18,7 +18,12 @@ _ROBOTS = {
     "finger-5": "planar_finger_5", "panda-sim": "panda", "allegro-right-sim": "allegro_right", "analytic": "planar_finger_2",
     "analytic panda": "panda",
 }  # fmt: skip
-_OTHERS = {"planar_finger_5": "planar_finger_2", "planar_finger_2": "panda", "panda": "planar_finger_2", "allegro_right": "panda"}
+_OTHERS = {
+    "planar_finger_5": "planar_finger_2",
+    "planar_finger_2": "panda",
+    "panda": "planar_finger_2",
+    "allegro_right": "panda",
+}
 
 
 class RenderedScene(Scene):
@@ -29,7 +34,9 @@ class RenderedScene(Scene):
         others: frames (H, W, 3) uint8 that another camera sees, and of another robot.
     """
 
-    def __init__(self, field: str, *, side: int = SIDE, frames: int = FRAMES, clips: int = CLIPS, points: int = 300) -> None:
+    def __init__(
+        self, field: str, *, side: int = SIDE, frames: int = FRAMES, clips: int = CLIPS, points: int = 300
+    ) -> None:
         name = _ROBOTS[field]
         generator = EpisodeGenerator(name, SEED, side=side, frames=frames)
         if field.startswith("analytic"):

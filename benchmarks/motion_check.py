@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 RELATIVE_TOLERANCE = 1e-6  # of each limit
-ROUNDING = 16 * np.finfo(float).eps  # of a position and of the time; differences of order k are uncertain by this times rate**k
+ROUNDING = (
+    16 * np.finfo(float).eps
+)  # of a position and of the time; differences of order k are uncertain by this times rate**k
 CONTINUITY_TOLERANCE = 1e-9  # [rad or m] between the end of a message and the begin of the next
 START_TOLERANCE = 0.1  # [rad or m] by which a start may be outside its range; the way back is not a violation
 _ROWS = ("action", "position", "delta", "velocity", "tracking_error", "gripper", "time", "holding")
@@ -138,7 +140,11 @@ class CommandRecord:
             self.broken("position", f"command {row}, joint {joint}: {position[row, joint]:.9g}, range {low[joint]:.9g} to {high[joint]:.9g}")  # fmt: skip
 
     def _check_consistency(
-        self, sent: list[dict[str, Any]], shifts: dict[int, NDArray[np.float64]], start: NDArray[np.float64], slack: float
+        self,
+        sent: list[dict[str, Any]],
+        shifts: dict[int, NDArray[np.float64]],
+        start: NDArray[np.float64],
+        slack: float,
     ) -> None:
         """Positions, steps, velocities and actions are of one motion, which goes on from message to message."""
         before = start

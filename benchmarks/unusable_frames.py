@@ -41,7 +41,9 @@ def travel(scene: RenderedScene, clip: int, bad: list[Array] | None, moving: boo
         bad: the frames; None for a camera that gives no pictures.
     """
     video, q = scene.clips[clip]
-    decoder = ActionDecoder(scene.idm, ControlConfig(video_rate=FPS, control_rate=CONTROL_RATE), limits=scene.robot.limits)
+    decoder = ActionDecoder(
+        scene.idm, ControlConfig(video_rate=FPS, control_rate=CONTROL_RATE), limits=scene.robot.limits
+    )
     decoder.reset(q[0])
     for frame in video[: MOVING_FRAMES if moving else 1]:
         decoder.push(frame)
@@ -96,4 +98,11 @@ if __name__ == "__main__":
                 "unusable_excess": x["in motion, largest excess"], "holding_share": x["holding"],
             }  # fmt: skip
             made += rows(name, method, measured, case=case)
-    save(args.save, "unusable_frames", made, raw=report, seeds=(args.seed,), note=f"{args.episodes} episodes per kind of frame.")
+    save(
+        args.save,
+        "unusable_frames",
+        made,
+        raw=report,
+        seeds=(args.seed,),
+        note=f"{args.episodes} episodes per kind of frame.",
+    )

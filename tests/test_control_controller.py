@@ -245,7 +245,11 @@ def test_an_executor_that_fails_leads_to_hold_or_to_no_comparison(how: str, word
     broken, works, robot = BrokenExecutor(how, range(2, 9)), DelayedExecutor(3), Robot()
     planning, comparison = (broken, works) if which == "planning" else (works, broken)
     controller = AsyncController(
-        ReferencePlanner(), make_decoder(), forward_model=exact_model, planning_executor=planning, comparison_executor=comparison
+        ReferencePlanner(),
+        make_decoder(),
+        forward_model=exact_model,
+        planning_executor=planning,
+        comparison_executor=comparison,
     )
     controller.reset(picture(robot.q), robot.q)
     commands = []

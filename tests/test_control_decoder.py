@@ -223,7 +223,9 @@ def test_a_start_that_was_measured_outside_its_range_is_taken_for_one_at_its_end
 
 def test_a_measured_velocity_leads_no_further_than_the_robot_moves() -> None:
     inf = np.full(ROBOT.n, np.inf)
-    decoder = ActionDecoder(idm(), ControlConfig(video_rate=RATE), limits=MotionLimits(-inf, inf, np.ones(ROBOT.n), inf, inf))
+    decoder = ActionDecoder(
+        idm(), ControlConfig(video_rate=RATE), limits=MotionLimits(-inf, inf, np.ones(ROBOT.n), inf, inf)
+    )
     decoder.reset(ROBOT.home)
     decoder.push(picture(ROBOT.home))
     stream = decoder.pose_tracker._stream

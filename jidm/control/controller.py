@@ -207,7 +207,9 @@ class AsyncController:
         try:
             return future.result()
         except (Exception, CancelledError) as error:
-            return _GeneratedChunk(self._frame[None][:0], [], f"the planner failed: {type(error).__name__}: {error}", {})
+            return _GeneratedChunk(
+                self._frame[None][:0], [], f"the planner failed: {type(error).__name__}: {error}", {}
+            )
 
     def _advance_frame(self, *, has_frame: bool) -> None:
         """A frame's commands are done: apply the latest comparison and queue the next frame's commands."""
