@@ -239,6 +239,15 @@ SECTIONS = (
         (
             Table(("decoder-*",), layout="tall"),
             Table(("async-*",)),
+            Table(
+                ("hostile",),
+                text="Episodes with planners that are late, dead or wrong, robots that report NaN, poses outside or old ones, and "
+                "frames that are none, at 10 to 1,000 commands per second and chunks of 1 to 1,000 frames. Every command is checked "
+                "by finite differences. Where no field is named, a stand-in for the IDM measures hostile poses.",
+            ),
+            Table(
+                ("unusable-frames",), text="A robot at rest, or in motion, whose frames all become unusable for 1.5 s."
+            ),
         ),
     ),
     Section(

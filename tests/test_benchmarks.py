@@ -24,7 +24,8 @@ import run_all  # noqa: E402
 from results import Bound, Metric  # noqa: E402
 
 FOUND = results.load()
-SCRIPTS = [x for x in sorted((REPOSITORY / "benchmarks").glob("*.py")) if x.stem not in ("results", "idm_figures")]
+MODULES = "results", "idm_figures", "hostile_episodes", "hostile_scenes", "motion_check"
+SCRIPTS = [x for x in sorted((REPOSITORY / "benchmarks").glob("*.py")) if x.stem not in MODULES]
 
 
 # ---- what is in the repository --------------------------------------------------------------------------------------
