@@ -254,7 +254,16 @@ SECTIONS = (
         "Server",
         "`jidm serve` beside clients that send mutated messages, leave sockets half open or do not read. Memory must stay "
         "flat, and the server must stay up and stop with status 0.",
-        (Table(("server-*",), layout="tall"),),
+        (
+            Table(("server-panda-*",), layout="tall"),
+            Table(
+                ("server-load-*",),
+                layout="tall",
+                text="A client that sends 12.5 frames per second, and a newcomer, beside or after each attack, in turns with "
+                "times without it. Each attack begins again as soon as the server cuts it off. Medians; of the time to "
+                "exit, the longest.",
+            ),
+        ),
     ),
     Section(
         "Geometry",

@@ -18,7 +18,7 @@ from jidm.serving.observation import Observation, read_observation
 from jidm.serving.vera_format import VERA_UNNEEDED, WINDOW_KEYS, num_repeated, picture_digest, separate_views
 
 _MAX_FRAMES = 64  # frames in one request
-_MAX_MESSAGE = 400  # characters of a refusal
+_MAX_MESSAGE = 300  # characters of a refusal
 _ENDPOINTS = ("infer", "observe", "reset", "configure", "reload")
 _REQUEST_KEYS = ("endpoint", "reset", "session_id", "execute_horizon", *VERA_UNNEEDED)
 # LingBot-VA's client sends these around its observations; `state` holds the actions that were executed.
