@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,7 +92,7 @@ def robot(name: str) -> Robot:
 
 _MEASUREMENTS: tuple[Callable[[Array, Array], tuple[Any, Any]], ...] = (
     lambda q, step: (q, step),
-    lambda q, step: (_ for _ in ()).throw(RuntimeError("out of memory")),  # type: ignore[return-value]
+    lambda q, step: (_ for _ in ()).throw(RuntimeError("out of memory")),
     lambda q, step: (None, None),  # not accepted
     lambda q, step: (q * np.nan, step),
     lambda q, step: (q, step * np.nan),
@@ -106,7 +106,7 @@ _MEASUREMENTS: tuple[Callable[[Array, Array], tuple[Any, Any]], ...] = (
     lambda q, step: (np.append(q, 0.0), np.append(step, 0.0)),
     lambda q, step: (q[:0], step[:0]),
     lambda q, step: (q[None], step[None]),
-    lambda q, step: (_ for _ in ()).throw(RuntimeError()),  # type: ignore[return-value]
+    lambda q, step: (_ for _ in ()).throw(RuntimeError()),
 )
 NUM_MEASUREMENTS = len(_MEASUREMENTS)
 
@@ -177,7 +177,8 @@ class Scene:
     """Source of frames, and of the IDM that measures them; the stand-in's frames encode poses."""
 
     def __init__(self, one: Robot, idm: Any = None) -> None:
-        self.robot, self.idm = one, idm or StandInIDM(one)
+        self.robot = one
+        self.idm: Any = idm or StandInIDM(one)
         self.max_frames = 1000  # at once
 
     def frame(self, rng: Rng, q: Array) -> Array:
@@ -624,7 +625,7 @@ def run_controller(e: Episode) -> None:
                 report = pose(rng, one)  # plausible and wrong
             else:
                 frame, report = spoiled(rng, e.scene.frame(rng, q), e.counts), bad_pose(rng, one, q)
-        command = e.refusing("step", lambda f=frame, r=report: controller.step(f, r), must=False)
+        command = e.refusing("step", partial(controller.step, frame, report), must=False)
         if command is None:
             e.cost -= 0.2
             continue
