@@ -92,7 +92,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         "largest share of a limit": share,
         "tolerance": {
             "of each limit": RELATIVE_TOLERANCE, "from message to message [rad or m]": CONTINUITY_TOLERANCE,
-            "start outside the range [rad or m]": START_TOLERANCE, "rounding": "16 eps of the largest position and of the longest way, times rate^order",
+            "start outside the range [rad or m]": START_TOLERANCE, "rounding": "16 eps of the largest position, times rate^order",
         },
         "processor time [min]": sum(x["seconds"] for x in ran) / 60,
         "failed": [{"episode": x["number"], "kind": x["kind"], "field": x["field"], "violations": x["violations"][:3]} for x in failed[:50]],

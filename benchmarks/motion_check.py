@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RELATIVE_TOLERANCE = 1e-6  # of each limit
-ROUNDING = (
-    16 * np.finfo(float).eps
-)  # of a position and of the time; differences of order k are uncertain by this times rate**k
-CONTINUITY_TOLERANCE = 1e-9  # [rad or m] between the end of a message and the begin of the next
+ROUNDING = 16 * np.finfo(float).eps  # of a position; a difference of order k is as uncertain as this times rate**k
+CONTINUITY_TOLERANCE = 1e-12  # [rad or m] between the end of a message and the begin of the next
 START_TOLERANCE = 0.1  # [rad or m] by which a start may be outside its range; the way back is not a violation
 _ROWS = ("action", "position", "delta", "velocity", "tracking_error", "gripper", "time", "holding")
 
@@ -109,8 +107,7 @@ class CommandRecord:
         action, time = (np.concatenate([x[name] for x in sent]) for name in ("action", "time"))
         first = position[0] - delta[0]
         start = first if self._start is None else self._start
-        path = float(np.abs(delta).max()) * self.rate * float(time[-1])  # what times that are rounded displace
-        slack = ROUNDING * (max(1.0, float(np.abs(position).max()), float(np.abs(start).max())) + path)
+        slack = ROUNDING * max(1.0, float(np.abs(position).max()), float(np.abs(start).max()))
         self._check_consistency(sent, shifts, start, slack)
         if np.abs(np.diff(time) - 1 / self.rate).max(initial=0.0) > 1e-6 / self.rate:
             self.broken("time", f"the times of commands are not {1 / self.rate:g} s apart")
@@ -162,7 +159,7 @@ class CommandRecord:
             step = one["delta"][0] if one["delta"] is not None else _steps(one, self)[0]
             jump = np.abs(one["position"][0] - step - before)
             known = self.action_space != "joint_position" or one["delta"] is not None
-            if known and (jump > shifts.get(k, 0.0) + CONTINUITY_TOLERANCE).any():
+            if known and (jump > shifts.get(k, 0.0) + CONTINUITY_TOLERANCE + 4 * slack).any():
                 self.broken("continuity", f"message {k} begins {jump.max():.3g} away from the end of the one before")
             before = one["position"][-1]
 
