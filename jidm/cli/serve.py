@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -180,12 +179,9 @@ def _run(server: PolicyServer, on_started: Callable[[int], None]) -> int:
 
     The interpreter would wait for threads that cannot be interrupted, so it is left at once if there are any.
     """
-    gc.collect()
-    gc.freeze()  # the model and all modules: later collections take milliseconds and delay no answer
     try:
         server.run(on_started)
     finally:
-        gc.unfreeze()
         if server.num_abandoned:
             error = sys.exc_info()[1]
             if isinstance(error, Exception):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import hmac
 import http
 import logging
@@ -138,7 +139,12 @@ class PolicyServer:
                     asyncio.get_running_loop().add_signal_handler(number, stop.set)
             await self.serve(stop, on_started)
 
-        asyncio.run(until_signaled())
+        gc.collect()
+        gc.freeze()  # models and modules: later collections take milliseconds and delay no answer
+        try:
+            asyncio.run(until_signaled())
+        finally:
+            gc.unfreeze()
 
     async def serve(self, stop: asyncio.Event, on_started: Callable[[int], None] = lambda port: None) -> None:
         """Serve until `stop` is set. Then requests that are computed are finished, in 1 s at most, and all others refused;
