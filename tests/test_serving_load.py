@@ -106,11 +106,14 @@ def test_what_clients_asked_for_ends_when_they_hang_up(requests: int, waiting_se
         for client in clients:
             for _ in range(requests):
                 client.send(pack({"seconds": 60}))
-        wait_for(lambda: waiting_session.computed == 1)
+            wait_for(lambda: waiting_session.computed == 1)  # the first one's
+        wait_for(lambda: "jidm_queue 5.0" in metrics(port))
         with pytest.raises(ServerError, match="503"):
             Client(port=port)
-        for client in clients:
+        for client in clients[1:]:
             hang_up(client)
+        wait_for(lambda: "jidm_clients 1.0" in metrics(port))
+        hang_up(clients[0])
         wait_for(lambda: "jidm_clients 0.0" in metrics(port))
         began = time.monotonic()
         with Client(port=port, timeout=50) as newcomer:
