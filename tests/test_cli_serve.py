@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("websockets")
 pytest.importorskip("prometheus_client")
 
+from rendered import clip
+
 from jidm.cli import main
 from jidm.serving import Client, ServerError
 
@@ -32,8 +34,10 @@ def test_a_server_starts_answers_and_stops(tmp_path: Path) -> None:
             Client(port=port)
         with Client(port=port, token="s3cret") as client:
             assert client.metadata["checkpoint"] == "bundled 'finger-5'"
-            frames = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
-            answer = client.infer({"image": frames})
+            noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+            with pytest.raises(ServerError, match="does not look like this robot"):
+                client.infer({"image": noise})
+            answer = client.infer({"image": clip("planar_finger_5", 3).rgb})
         assert answer["actions"].shape == (8, 5) and np.isfinite(answer["actions"]).all()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

@@ -60,12 +60,10 @@ class Serve:
     """Side of a one-armed robot in LingBot's 30 numbers."""
 
     lingbot_channels: Literal["quaternion", "euler", "all"] = "quaternion"
-    """Which of LingBot's numbers an answer holds: relative pose and gripper of each arm (16 for two arms), absolute pose with
-    Euler angles and gripper (14), or all 30."""
+    """LingBot's numbers in an answer: relative poses (16 for two arms), absolute poses with Euler angles (14), or all 30."""
 
     action_horizon: int | None = None
-    """Actions in every answer, such as the action_horizon of openpi's chunk broker; the last ones brake if the frames give
-    fewer. As many as the frames give if not given."""
+    """Actions in every answer, as for openpi's chunk broker; the last ones brake if the frames give fewer."""
 
     normalized_grippers: bool = False
     """The grippers of clients' states are from 0 (closed) to 1 (open), as those of RoboTwin and ALOHA."""
