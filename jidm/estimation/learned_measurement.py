@@ -182,7 +182,8 @@ class LearnedMeasurement:
         if self.options.min_agreement is None:
             return True
         score = self._agreement.update(frame.features.gray_downsampled, frame.mask)
-        return score is None or score >= self.options.min_agreement
+        # A single frame of noise may look like the robot; one amid many of noise is not believed.
+        return score is None or (score >= self.options.min_agreement and not self._agreement.value.unrelated)
 
     def _is_lost(self, estimate: StepEstimate) -> bool:
         """Whether there is image motion that the step mostly does not explain."""
