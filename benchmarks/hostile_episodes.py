@@ -151,10 +151,12 @@ class StandInStream:
         q = self.decode(frame)
         position, step = self._measured(frame, q - self._last)
         if position is None:
-            return SimpleNamespace(accepted=False, position=self.q, delta_q=0 * self.q, agreement=NOT_MEASURED)
+            return SimpleNamespace(
+                accepted=False, valid=False, position=self.q, delta_q=0 * self.q, agreement=NOT_MEASURED
+            )
         self._last = q if np.isfinite(q).all() else self._last
         position, step = torch.tensor(position), torch.tensor(step)
-        return SimpleNamespace(accepted=True, position=position, delta_q=step, agreement=NOT_MEASURED)
+        return SimpleNamespace(accepted=True, valid=True, position=position, delta_q=step, agreement=NOT_MEASURED)
 
     def correct(self, q: Any) -> None:
         """As `MotionStream.correct`."""

@@ -45,7 +45,9 @@ class PixelPoseStream:
             raise RuntimeError("out of memory")
         accepted = bool(frame.isfinite().all())
         before, self.q = self.q, self._decode(frame) if accepted else self.q
-        return SimpleNamespace(accepted=accepted, position=self.q, delta_q=self.q - before, agreement=self.agreement)
+        return SimpleNamespace(
+            accepted=accepted, valid=accepted, position=self.q, delta_q=self.q - before, agreement=self.agreement
+        )
 
     def correct(self, q: np.ndarray) -> None:
         self.q = torch.as_tensor(q)
@@ -234,7 +236,11 @@ def test_a_measured_velocity_leads_no_further_than_the_robot_moves() -> None:
     stream = decoder.pose_tracker._stream
     assert stream is not None
     stream.push = lambda frame, time: SimpleNamespace(  # type: ignore[method-assign, assignment, return-value]
-        accepted=True, position=torch.tensor(ROBOT.home), delta_q=torch.full((ROBOT.n,), 1e8), agreement=NOT_MEASURED
+        accepted=True,
+        valid=True,
+        position=torch.tensor(ROBOT.home),
+        delta_q=torch.full((ROBOT.n,), 1e8),
+        agreement=NOT_MEASURED,
     )
     decoder.push(picture(ROBOT.home))
     ahead = decoder.trajectory.reference([decoder.trajectory.horizon_end + 10.0])[0]

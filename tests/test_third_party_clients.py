@@ -67,7 +67,11 @@ class PixelPoseStream:
     def push(self, frame: torch.Tensor, time: float) -> SimpleNamespace:
         before, self.q = self.q, self._decode(frame)
         return SimpleNamespace(
-            accepted=bool(frame.isfinite().all()), position=self.q, delta_q=self.q - before, agreement=NOT_MEASURED
+            accepted=bool(frame.isfinite().all()),
+            valid=True,
+            position=self.q,
+            delta_q=self.q - before,
+            agreement=NOT_MEASURED,
         )
 
     def correct(self, q: np.ndarray) -> None:

@@ -114,6 +114,8 @@ class PoseTracker:
                     return PoseMeasurement(is_first, problem=f"frame {index} shows nothing that can be tracked")
                 if step.agreement.unrelated:
                     return PoseMeasurement(is_first, problem=f"frame {index}: {step.agreement.verdict}")
+                if not step.valid:
+                    return PoseMeasurement(is_first, problem=f"frame {index} does not follow from the one before")
                 position, velocity = step.position, step.delta_q * self._rate
         except (Exception, SystemExit) as error:  # no frame may stop the control loop: the robot brakes instead
             reason = str(error) if isinstance(error, JidmError) else f"{type(error).__name__}: {error}".rstrip(": ")
